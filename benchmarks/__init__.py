@@ -1,0 +1,1 @@
+"""Benchmarks of educe; `python -m benchmarks.speed` runs them."""

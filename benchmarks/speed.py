@@ -1,0 +1,742 @@
+"""The speed of educe beside what else there is, on the embedded model; see docs/benchmarks.md.
+
+    python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks.md]
+
+Everything that is compared runs in one process, in turns; times are medians over the turns. Peak
+memory comes from a fresh process for each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import educe.generate
+from benchmarks import baselines
+from educe.discover import discover
+from educe.discover.melbo import MelboConfig
+from educe.discover.random import unit_directions
+from educe.discover.state import Progress, State
+from educe.model import LanguageModel, PromptBatch, load
+from educe.slice import Slice
+
+PROMPT = "Tell me a story about a dragon."
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+AIM_RATE, AIM_GENERATION = 0.8, 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run.
+
+    Attributes:
+        n: Vectors.
+        steps: Steps of MELBO.
+        alone: How many of the vectors the runs of one vector at a time take; their time is scaled.
+        tokens: New tokens a text.
+        written: Texts that the runs of one text at a time write; their time is scaled.
+        repeats: Turns.
+        radius: Norm of the vectors.
+        source: Layer after which they are added.
+        target: Layer that is read.
+        seed: Of the starting vectors.
+        threads: Threads of torch.
+    """
+
+    n: int = 64
+    steps: int = 20
+    alone: int = 8
+    tokens: int = 24
+    written: int = 64
+    repeats: int = 3
+    radius: float = 8.0
+    source: int = 5
+    target: int = 20
+    seed: int = 0
+    threads: int = 1
+
+
+QUICK = {"n": 8, "steps": 3, "alone": 2, "tokens": 8, "written": 8, "repeats": 1}
+
+
+@dataclass
+class Section:
+    """One table of the report."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Aim(NamedTuple):
+    """Something the project wants to reach, and whether it does."""
+
+    what: str
+    reached: str
+    met: bool | None  #: None where it was not measured
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def in_turns(cases: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict, dict]:
+    """Run the cases in turns; return the seconds of each turn and what each gave last."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    given = {}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            begin = time.perf_counter()
+            given[name] = case()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds, given
+
+
+def spread(times: list[float], scale: float = 1.0) -> str:
+    """Write the median of some times, with the range when there are several."""
+    text = f"{statistics.median(times) * scale:.2f} s"
+    if len(times) == 1:
+        return text
+    return f"{text} ({min(times) * scale:.2f} to {max(times) * scale:.2f})"
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    """Count a causal attention: half of the two products of queries with keys and with values."""
+    b, h, q, d = query
+    return 2 * b * h * q * key[2] * d
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, *rest: Any, **options: Any) -> int:
+    return 2 * _attention(query, key, None)
+
+
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def flops(run: Callable[[], Any]) -> int:
+    """Count the floating-point operations of a call: linear layers and attention."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def per_step(lm: LanguageModel, run: Callable[[int], Any]) -> tuple[float, float, float]:
+    """Count GFLOP and block passes, forward and backward, of one step: two steps less one."""
+    counts = []
+    for steps in (1, 2):
+        with baselines.counting(lm) as passes:
+            work = flops(lambda steps=steps: run(steps))
+        counts.append((work / 1e9, passes["forward"], passes["backward"]))
+    one, two = counts
+    return two[0] - one[0], two[1] - one[1], two[2] - one[2]
+
+
+def matmul_rates(part: Slice, rows: int, repeats: int) -> tuple[float, float]:
+    """Measure the rate of the slice's own matrix products, in GFLOP/s.
+
+    Every weight of its linear layers, in their order, times ``rows`` rows: the products of the
+    forward pass, and those of the backward pass with respect to activations.
+    """
+    blocks = part.lm.blocks[part.source + 1 : part.target + 1]
+    weights = [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    widths = {width for weight in weights for width in weight.shape}
+    into = {width: torch.randn(rows, width) for width in widths}
+    out = {width: torch.empty(rows, width) for width in widths}
+
+    def forward() -> None:
+        for weight in weights:
+            torch.mm(into[weight.shape[1]], weight.T, out=out[weight.shape[0]])
+
+    def backward() -> None:
+        for weight in weights:
+            torch.mm(into[weight.shape[0]], weight, out=out[weight.shape[1]])
+
+    with torch.no_grad():
+        forward(), backward()
+        seconds, _ = in_turns({"forward": forward, "backward": backward}, repeats)
+    work = 2 * rows * sum(weight.numel() for weight in weights) / 1e9
+    ahead, back = (work / statistics.median(seconds[name]) for name in ("forward", "backward"))
+    return ahead, back
+
+
+def peak_memory() -> int:
+    """Return the most memory this process has held, in bytes.
+
+    ``ru_maxrss`` of a child starts from its parent's on Linux, so the kernel's own count for this
+    program comes first.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+# -- what is run ---------------------------------------------------------------------------------
+
+
+class Bench:
+    """The model, the prompt and the runs that are compared."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lm = load("embedded", device="cpu", dtype=torch.float32)
+        self.batch: PromptBatch = self.lm.encode([PROMPT], room=settings.tokens)
+        self.starts = baselines.starts(settings.n, self.lm.width, settings.seed)
+        self.drawn = settings.radius * unit_directions(
+            settings.n, self.lm.width, torch.Generator().manual_seed(settings.seed)
+        )
+
+    def slice(self) -> Slice:
+        """Return a slice that reads what batched-melbo reads: every token."""
+        s = self.settings
+        return Slice(self.lm, self.batch, source=s.source, target=s.target, readout="all")
+
+    def melbo(
+        self, part: Slice, start: Tensor, steps: int, on_step: Any = None, **config: Any
+    ) -> Tensor:
+        """Run educe's MELBO from given directions for exactly so many steps."""
+        n, zero = len(start), torch.zeros_like(start)
+        state = State(directions=start, first=zero, second=zero, largest=zero)
+        state["curve"] = torch.zeros(0, n)
+        found = discover(
+            part,
+            "melbo",
+            n=n,
+            radius=self.settings.radius,
+            config=MelboConfig(power=2, root=2, steps=steps, patience=steps, **config),
+            state=state,
+            on_step=on_step,
+        )
+        return found.vectors
+
+    @property
+    def same_step(self) -> float:
+        """The step, as a share of the radius, that moves coordinates by the published rate."""
+        return baselines.RATE * self.lm.width**0.5 / self.settings.radius
+
+    def educe_melbo(self, steps: int) -> Tensor:
+        """All vectors at once, every step what batched-melbo's is."""
+        return self.melbo(self.slice(), self.starts, steps, step=self.same_step)
+
+    def educe_alone(self, steps: int, count: int) -> Tensor:
+        """The same, one vector after the other."""
+        part = self.slice()
+        parts = [
+            self.melbo(part, self.starts[i : i + 1], steps, step=self.same_step)
+            for i in range(count)
+        ]
+        return torch.cat(parts)
+
+    def hooked_alone(self, steps: int, count: int) -> Tensor:
+        """One vector after the other, the whole model with a hook."""
+        s = self.settings
+        return baselines.hooked_melbo(
+            self.lm,
+            self.batch,
+            self.starts[:count],
+            steps=steps,
+            radius=s.radius,
+            source=s.source,
+            target=s.target,
+        )
+
+    def batched_melbo(self, steps: int, n: int) -> Tensor:
+        """The package, all vectors in one batch."""
+        s = self.settings
+        vectors, _ = baselines.batched_melbo(
+            self.lm,
+            self.batch,
+            n=n,
+            steps=steps,
+            radius=s.radius,
+            source=s.source,
+            target=s.target,
+            seed=s.seed,
+        )
+        return vectors
+
+    def educe_until(self, value: float) -> tuple[Tensor, int]:
+        """Run educe's MELBO at its own step until its mean objective passes a value."""
+        reached: list[Tensor] = []
+        steps = [0]
+        theta = [self.starts]
+
+        class Enough(Exception):  # noqa: N818
+            pass
+
+        def look(state: State, progress: Progress) -> None:
+            assert progress.objective is not None
+            if progress.objective >= value:
+                reached.append(theta[0] * self.settings.radius)
+                raise Enough
+            theta[0] = state["directions"]
+            steps[0] += 1
+
+        try:
+            self.melbo(self.slice(), self.starts, 1000, look)
+        except Enough:
+            return reached[0], steps[0]
+        raise RuntimeError(f"the objective {value} was not reached in 1000 steps")
+
+    def value(self, vectors: Tensor) -> float:
+        """Judge vectors by the independent objective."""
+        s = self.settings
+        return float(
+            baselines.objective(
+                self.lm, self.batch, vectors, source=s.source, target=s.target
+            ).mean()
+        )
+
+    def educe_generate(self) -> list[tuple[int, ...]]:
+        """Write a text for every vector, together."""
+        s = self.settings
+        written = {
+            done.row.perturbation: done.tokens
+            for some in educe.generate.generate(
+                self.lm,
+                self.batch,
+                educe.generate.rows_of(s.n, 1),
+                self.drawn,
+                source=s.source,
+                max_new_tokens=s.tokens,
+            )
+            for done in some
+        }
+        return [written[i] for i in range(s.n)]
+
+    def hooked_generate(self, count: int, rows: int) -> list[tuple[int, ...]]:
+        """Write texts with transformers, some at a time."""
+        s = self.settings
+        return baselines.hooked_generate(
+            self.lm,
+            self.batch,
+            self.drawn[:count],
+            source=s.source,
+            max_new_tokens=s.tokens,
+            rows=rows,
+        )
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+def discovery(bench: Bench, version: str | None) -> tuple[list[Section], list[Aim]]:
+    """Compare MELBO at equal steps, and to an equal objective."""
+    s = bench.settings
+    cases: dict[str, Callable[[int], Tensor]] = {
+        "educe": bench.educe_melbo,
+        "whole model, one": lambda steps: bench.hooked_alone(steps, s.alone),
+        "slice, one": lambda steps: bench.educe_alone(steps, s.alone),
+    }
+    few = min(2, s.n)
+    counted: dict[str, Callable[[int], Tensor]] = {
+        "educe": lambda steps: bench.melbo(bench.slice(), bench.starts[:few], steps),
+        "whole model, one": lambda steps: bench.hooked_alone(steps, few),
+        "slice, one": lambda steps: bench.educe_alone(steps, few),
+    }
+    if version:
+        cases["batched-melbo"] = lambda steps: bench.batched_melbo(steps, s.n)
+        counted["batched-melbo"] = lambda steps: bench.batched_melbo(steps, few)
+    counts = {name: per_step(bench.lm, run) for name, run in counted.items()}
+    whole = {name: lambda run=run: run(s.steps) for name, run in cases.items()}
+
+    goal: float | None = None
+    if version:
+        goal = bench.value(bench.batched_melbo(s.steps, s.n))
+        whole["until"] = lambda: bench.educe_until(goal)
+    seconds, given = in_turns(whole, s.repeats)
+
+    labels = {
+        "educe": f"educe, {s.n} at once",
+        "batched-melbo": f"batched-melbo {version}, {s.n} at once",
+        "slice, one": "educe's slice, one vector at a time",
+        "whole model, one": "whole model with a hook, one vector at a time",
+    }
+    table = Section(
+        f"MELBO: {s.n} vectors, {s.steps} steps of the published rate",
+        ["", "all vectors", "a step", "GFLOP a step", "block passes a vector", "objective", "educe"],
+    )
+    base = statistics.median(seconds["educe"])
+    ratios = {}
+    for name, label in labels.items():
+        if name not in cases:
+            continue
+        scale = s.n / s.alone if "one" in name else 1.0
+        work, ahead, back = counts[name]
+        median = statistics.median(seconds[name]) * scale
+        ratios[name] = median / base
+        table.rows.append(
+            [
+                label + ("*" if scale != 1 else ""),
+                spread(seconds[name], scale),
+                f"{median / s.steps:.3f} s",
+                f"{work * s.n / few:.0f}",
+                f"{ahead / few:.0f} forward, {back / few:.0f} backward",
+                f"{bench.value(given[name]):.3f}" + ("*" if scale != 1 else ""),
+                "" if name == "educe" else f"{ratios[name]:.2f} times as fast",
+            ]
+        )
+    if s.alone != s.n:
+        table.notes.append(f"\\* Timed on {s.alone} of the vectors, and scaled to {s.n}.")
+    at_start = bench.value(s.radius * bench.starts)
+    table.notes.append(
+        f"Same starting vectors (objective {at_start:.3f}), same prompt "
+        f"({bench.batch.ids.shape[1]} tokens), source {s.source}, target {s.target}, "
+        f"norm {s.radius:g}, p = q = 2 over all tokens, coordinates moved by 0.001 a step. "
+        "The objective is judged by whole passes of the model that neither package has a part in."
+    )
+    sections, aims = [table], []
+    if version and goal is not None:
+        vectors, steps = given["until"]
+        theirs = statistics.median(seconds["batched-melbo"])
+        until = statistics.median(seconds["until"])
+        quicker = Section(
+            f"MELBO: time to the objective that batched-melbo ends with ({goal:.3f})",
+            ["", "time", "steps", "objective"],
+            [
+                [f"batched-melbo {version}", spread(seconds["batched-melbo"]), str(s.steps),
+                 f"{goal:.3f}"],
+                ["educe, the same step", spread(seconds["educe"]), str(s.steps),
+                 f"{bench.value(given['educe']):.3f}"],
+                [f"educe, its own step ({MelboConfig.step:g} of the norm)",
+                 spread(seconds["until"]), str(steps), f"{bench.value(vectors):.3f}"],
+            ],
+        )  # fmt: skip
+        quicker.notes.append(
+            f"At the same step educe is {ratios['batched-melbo']:.2f} times as fast, at its own "
+            f"{theirs / until:.1f} times; the latter is owed to the step more than to the code: "
+            "batched-melbo's rate is fixed at 0.001 a coordinate, whatever the norm."
+        )
+        sections.append(quicker)
+        worst = min(ratios["batched-melbo"], theirs / until)
+        aims.append(
+            Aim(
+                "faster than batched-melbo at the same objective",
+                f"{ratios['batched-melbo']:.2f} times at the same step, "
+                f"{theirs / until:.1f} times at its own",
+                worst > 1,
+            )
+        )
+    else:
+        aims.append(Aim("faster than batched-melbo at the same objective", "not installed", None))
+    return sections, aims
+
+
+def generation(bench: Bench) -> tuple[Section, Aim]:
+    """Compare generation with one vector a row with transformers and a hook."""
+    s = bench.settings
+    cases = {
+        "educe": bench.educe_generate,
+        "alone": lambda: bench.hooked_generate(s.written, 1),
+        "batch": lambda: bench.hooked_generate(s.n, s.n),
+    }
+    bench.hooked_generate(1, 1)
+    seconds, given = in_turns(cases, s.repeats)
+    scales = {"educe": 1.0, "alone": s.n / s.written, "batch": 1.0}
+    labels = {
+        "educe": f"educe, {s.n} rows together",
+        "alone": "transformers `generate` with a hook, one vector at a time",
+        "batch": f"transformers `generate` with a hook, {s.n} rows in one batch",
+    }
+    table = Section(
+        f"Generation: {s.n} vectors, one prompt, up to {s.tokens} new tokens, greedy",
+        ["", "all vectors", "tokens/s", "the same text as educe", "educe"],
+    )
+    medians = {name: statistics.median(seconds[name]) * scales[name] for name in cases}
+    for name, label in labels.items():
+        tokens = sum(map(len, given[name])) * scales[name]
+        pairs = list(zip(given["educe"], given[name], strict=False))
+        same = sum(a == b for a, b in pairs)
+        table.rows.append(
+            [
+                label + ("*" if scales[name] != 1 else ""),
+                spread(seconds[name], scales[name]),
+                f"{tokens / medians[name]:.0f}",
+                "" if name == "educe" else f"{same} of {len(pairs)}",
+                "" if name == "educe" else f"{medians[name] / medians['educe']:.1f} times as fast",
+            ]
+        )
+    if s.written != s.n:
+        table.notes.append(f"\\* Timed on {s.written} of the vectors, and scaled to {s.n}.")
+    apart = [
+        baselines.margin(bench.lm, bench.batch, bench.drawn[i], a, b, source=s.source)
+        for i, (a, b) in enumerate(zip(given["educe"], given["alone"], strict=False))
+        if a != b
+    ]
+    if apart:
+        table.notes.append(
+            f"Where a text differs, its first two different tokens were at most {max(apart):.1e} "
+            "apart in logits."
+        )
+    distinct = len(set(given["educe"]))
+    table.notes.append(
+        f"Random vectors of norm {s.radius:g} after block {s.source}, at every token of prompt and "
+        f"answer; {distinct} different texts."
+    )
+    ratio = medians["alone"] / medians["educe"]
+    aim = Aim(
+        f"at least {AIM_GENERATION:g} times one-at-a-time generation",
+        f"{ratio:.1f} times",
+        ratio >= AIM_GENERATION,
+    )
+    return table, aim
+
+
+def rates(bench: Bench) -> tuple[Section, Aim]:
+    """Compare the rate of the slice with the rate of its matrix products alone."""
+    s = bench.settings
+    part, repeats = bench.slice(), max(5, s.repeats) if s.repeats > 1 else 3
+    theta, cotangent = s.radius * bench.starts, bench.starts
+    tokens = bench.batch.ids.shape[1]
+    rows = min(s.n, max(1, part.tokens_per_chunk // tokens)) * tokens
+    ahead, both = (
+        (lambda: part.effect(theta)),
+        (lambda: part.vjp(theta, cotangent)),
+    )
+    work = {"forward": flops(ahead) / 1e9, "both": flops(both) / 1e9}
+    products: list[tuple[float, float]] = []
+    square = torch.randn(2048, 2048)
+    cases = {
+        "products": lambda: products.append(matmul_rates(part, rows, 1)),
+        "forward": ahead,
+        "both": both,
+        "square": lambda: square @ square,
+    }
+    seconds, _ = in_turns(cases, repeats)
+    forward = statistics.median(one for one, _ in products)
+    backward = statistics.median(two for _, two in products)
+    mixed = 2 / (1 / forward + 1 / backward)
+    reached = {name: work[name] / statistics.median(seconds[name]) for name in work}
+    shares = {"forward": reached["forward"] / forward, "both": reached["both"] / mixed}
+    table = Section(
+        f"Rate of the slice {s.source} to {s.target}: {s.n} vectors x {tokens} tokens, float32",
+        ["", "time", "GFLOP", "GFLOP/s", "matrix products alone", "share"],
+        [
+            ["forward (`effect`)", spread(seconds["forward"]), f"{work['forward']:.0f}",
+             f"{reached['forward']:.0f}", f"{forward:.0f} GFLOP/s", f"{shares['forward']:.0%}"],
+            ["forward and backward (`vjp`)", spread(seconds["both"]), f"{work['both']:.0f}",
+             f"{reached['both']:.0f}", f"{mixed:.0f} GFLOP/s", f"{shares['both']:.0%}"],
+        ],
+        [
+            f"Matrix products alone: the slice's own weights in their order, {rows} rows (its "
+            "largest chunk), into buffers that are there; the backward ones with respect to "
+            "activations. A 2048 x 2048 x 2048 product runs at "
+            f"{2 * 2048**3 / 1e9 / statistics.median(seconds['square']):.0f} GFLOP/s. Counted: "
+            "linear layers, and attention as causal."
+        ],
+    )  # fmt: skip
+    aim = Aim(
+        f"at least {AIM_RATE:.0%} of the matmul rate in the slice",
+        f"{shares['forward']:.0%} forward, {shares['both']:.0%} forward and backward",
+        min(shares.values()) >= AIM_RATE,
+    )
+    return table, aim
+
+
+MEMORY: dict[str, tuple[str, Callable[[Bench], Any]]] = {
+    "loaded": ("the model loaded, nothing run", lambda bench: None),
+    "educe-melbo": ("MELBO, educe, {n} at once", lambda bench: bench.educe_melbo(2)),
+    "batched-melbo": (
+        "MELBO, batched-melbo, {n} at once",
+        lambda bench: bench.batched_melbo(2, bench.settings.n),
+    ),
+    "slice-alone": ("MELBO, educe's slice, one at a time", lambda bench: bench.educe_alone(2, 2)),
+    "hook-alone": (
+        "MELBO, whole model with a hook, one at a time",
+        lambda bench: bench.hooked_alone(2, 2),
+    ),
+    "educe-generate": ("generation, educe, {n} rows", lambda bench: bench.educe_generate()),
+    "hook-generate": (
+        "generation, transformers with a hook, one at a time",
+        lambda bench: bench.hooked_generate(2, 1),
+    ),
+    "hook-generate-batch": (
+        "generation, transformers with a hook, {n} rows in one batch",
+        lambda bench: bench.hooked_generate(bench.settings.n, bench.settings.n),
+    ),
+}
+
+
+def memory(settings: Settings, version: str | None) -> Section:
+    """Measure the peak memory of each case in a process of its own."""
+    table = Section("Peak memory of a fresh process", ["", "GB", "above the loaded model"])
+    base = 0
+    for case, (label, _) in MEMORY.items():
+        if case == "batched-melbo" and not version:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.speed", "--memory", case,
+             "--settings", json.dumps(asdict(settings))],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        if done.returncode:
+            table.rows.append([label.format(n=settings.n), "failed", ""])
+            continue
+        peak = int(done.stdout.split()[-1])
+        base = base or peak
+        above = "" if case == "loaded" else f"{(peak - base) / 1e9:.2f}"
+        table.rows.append([label.format(n=settings.n), f"{peak / 1e9:.2f}", above])
+    table.notes.append("Two steps of MELBO, or all new tokens; loading the model is in each peak.")
+    return table
+
+
+def machine(settings: Settings, load_before: float | None) -> str:
+    """Say what the numbers were measured on."""
+    name = platform.processor() or platform.machine()
+    gigabytes = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+        gigabytes = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
+    except (OSError, ValueError):
+        pass
+    busy = "" if load_before is None else f"; load average before the run {load_before:.2f}"
+    return (
+        f"{datetime.date.today().isoformat()}; {name} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{settings.threads} threads on {cores()} cores{gigabytes}; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; {settings.repeats} turns, medians{busy}."
+    )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def show(sections: list[Section], aims: list[Aim], where: str, console: Console) -> None:
+    """Print the report."""
+    console.print(where)
+    for section in sections:
+        table = Table(title=section.title, title_justify="left")
+        for column in section.columns:
+            table.add_column(column)
+        for row in section.rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        for note in section.notes:
+            console.print(note.replace("\\*", "*"), style="dim", markup=False)
+    console.print()
+    for aim in aims:
+        word = {True: "met", False: "NOT met", None: "not measured"}[aim.met]
+        console.print(f"{word}: {aim.what} ({aim.reached})", markup=False)
+
+
+def markdown(sections: list[Section], aims: list[Aim], where: str) -> str:
+    """Write the report as markdown."""
+    lines = [f"Measured {where}", ""]
+    lines += ["| aim | reached | |", "|---|---|---|"]
+    words = {True: "met", False: "**not met**", None: "not measured"}
+    lines += [f"| {aim.what} | {aim.reached} | {words[aim.met]} |" for aim in aims]
+    for section in sections:
+        lines += ["", f"**{section.title}**", ""]
+        lines.append("| " + " | ".join(section.columns) + " |")
+        lines.append("|" + "---|" * len(section.columns))
+        lines += ["| " + " | ".join(row) + " |" for row in section.rows]
+        for note in section.notes:
+            lines += ["", note]
+    return "\n".join(lines)
+
+
+def write(path: Path, text: str) -> None:
+    """Put the report between the two markers of a file.
+
+    Raises:
+        SystemExit: The file has no markers.
+    """
+    before = path.read_text(encoding="utf-8")
+    head, begin, rest = before.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path} has no lines {BEGIN} and {END} between which to write")
+    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a short form that proves nothing")
+    parser.add_argument("--threads", type=int, help="threads of torch; by default every core")
+    parser.add_argument("--steps", type=int, help=f"steps of MELBO ({Settings.steps})")
+    parser.add_argument("--repeats", type=int, help=f"turns ({Settings.repeats})")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a page to put the tables into")
+    parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+
+    chosen: dict[str, Any] = {"threads": cores()} | (QUICK if asked.quick else {})
+    given = {key: getattr(asked, key) for key in ("threads", "steps", "repeats")}
+    chosen |= {key: value for key, value in given.items() if value is not None}
+    settings = Settings(**(asked.settings or chosen))
+    torch.set_num_threads(settings.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if asked.memory:
+        MEMORY[asked.memory][1](Bench(settings))
+        print(peak_memory())
+        return
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load_before is not None and load_before > 0.5:
+        console.print(
+            f"Something else is running (load average {load_before:.1f}): these times say little.",
+            style="bold yellow",
+        )
+    version = baselines.package_version()
+    if version is None:
+        console.print(
+            "batched-melbo is not installed, so it is left out: "
+            "pip install --no-deps batched-melbo==0.1.1",
+            style="yellow",
+        )
+    bench = Bench(settings)
+    with console.status("rate of the slice") as status:
+        rate, rate_aim = rates(bench)
+        status.update("generation")
+        written, generation_aim = generation(bench)
+        status.update("discovery")
+        found, discovery_aims = discovery(bench, version)
+        status.update("memory")
+        held = memory(settings, version)
+    sections = [*found, written, rate, held]
+    aims = [rate_aim, generation_aim, *discovery_aims]
+    where = machine(settings, load_before)
+    show(sections, aims, where, console)
+    if asked.write:
+        write(asked.write, markdown(sections, aims, where))
+        console.print(f"\nwritten to {asked.write}")
+
+
+if __name__ == "__main__":
+    main()

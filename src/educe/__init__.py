@@ -1,0 +1,103 @@
+"""educe brings out what a language model can do but does not show.
+
+    import educe
+
+    lm = educe.load("embedded")
+    part = educe.Slice(lm, lm.encode(["What is the code?"]), source=0.33, target=0.6)
+    size = educe.calibrate(part).radius
+    found = educe.search(part, "dct", n=32, radius=size / 2)
+    for batch in educe.generate(lm, part.batch, educe.rows_of(32, 1), found.vectors, source=part.source):
+        for completion in batch:
+            print(completion.row.perturbation, completion.text)
+
+Everything here is loaded when it is first used, so that importing educe costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from educe.discover import search
+    from educe.discover.dct import DctConfig
+    from educe.discover.melbo import MelboConfig
+    from educe.discover.random import RandomConfig
+    from educe.errors import EduceError
+    from educe.generate import Completion, Row, generate, rows_of
+    from educe.job import Settings, begin, discover_behaviours
+    from educe.judge import Score
+    from educe.model import LanguageModel, PromptBatch, load
+    from educe.perturb import Origin, PerturbationSet
+    from educe.radius import Calibration, calibrate, response
+    from educe.runs import Run
+    from educe.slice import Slice
+    from educe.summary import Summary, summarise
+
+_HOME = {
+    "DctConfig": "educe.discover.dct",
+    "MelboConfig": "educe.discover.melbo",
+    "RandomConfig": "educe.discover.random",
+    "EduceError": "educe.errors",
+    "Completion": "educe.generate",
+    "Row": "educe.generate",
+    "generate": "educe.generate",
+    "rows_of": "educe.generate",
+    "Settings": "educe.job",
+    "begin": "educe.job",
+    "discover_behaviours": "educe.job",
+    "Score": "educe.judge",
+    "LanguageModel": "educe.model",
+    "PromptBatch": "educe.model",
+    "load": "educe.model",
+    "Origin": "educe.perturb",
+    "PerturbationSet": "educe.perturb",
+    "Calibration": "educe.radius",
+    "calibrate": "educe.radius",
+    "response": "educe.radius",
+    "search": "educe.discover",
+    "Run": "educe.runs",
+    "Slice": "educe.slice",
+    "Summary": "educe.summary",
+    "summarise": "educe.summary",
+}
+
+__all__ = [  # noqa: F822 - served by __getattr__
+    "Calibration",
+    "Completion",
+    "DctConfig",
+    "EduceError",
+    "LanguageModel",
+    "MelboConfig",
+    "Origin",
+    "PerturbationSet",
+    "PromptBatch",
+    "RandomConfig",
+    "Row",
+    "Run",
+    "Score",
+    "Settings",
+    "Slice",
+    "Summary",
+    "begin",
+    "calibrate",
+    "discover_behaviours",
+    "generate",
+    "load",
+    "response",
+    "rows_of",
+    "search",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'educe' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,136 @@
+"""The decoder blocks of a causal language model, found by structure, and what is done to them.
+
+A block is a module that takes the residual stream ``[rows, tokens, width]`` and returns it changed;
+the stack is the list of modules in which each one's input is the output of the one before. Nothing
+here knows the name of an architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from educe.errors import ModelError
+
+
+class Call(NamedTuple):
+    """The arguments, other than the residual stream, with which a model called one of its blocks."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Stack(NamedTuple):
+    """The decoder blocks of a model and how they hand on the residual stream."""
+
+    name: str  #: the path of the list of blocks, such as ``model.layers``
+    blocks: list[nn.Module]
+    items: list[int]  #: length of the tuple a block returns, the stream first; 0 for a bare stream
+    width: int
+
+    def shaped(self, layer: int, stream: Tensor) -> Any:
+        """Return a stream in the form in which a block returns it."""
+        items = self.items[layer]
+        return (stream, *[None] * (items - 1)) if items else stream
+
+
+def stream_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call]:
+    """Split a block's arguments into the residual stream and the rest."""
+    if args:
+        return args[0], Call(tuple(args[1:]), kwargs)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states", None), Call((), rest)
+
+
+def stream_out(output: Any) -> Any:
+    """Return the residual stream out of what a block returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_stream(output: Any, stream: Tensor) -> Any:
+    """Return a block's output with another residual stream in it."""
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
+def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
+    """Find the longest list of modules that hand the residual stream from one to the next.
+
+    Args:
+        model: Any causal language model.
+        run: Runs the model once on a short input.
+
+    Raises:
+        ModelError: No list of modules passes a stream along; the message names the lists there are.
+    """
+    lists = {n: list(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    members = {module for blocks in lists.values() for module in blocks}
+    seen: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in members}
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seen[module].append((stream_in(args, kwargs)[0], output))
+
+    handles = [m.register_forward_hook(record, with_kwargs=True) for m in members]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    chains = [
+        (name, blocks)
+        for name, blocks in lists.items()
+        if all(len(seen[block]) == 1 for block in blocks)
+        and _is_chain([seen[block][0] for block in blocks])
+    ]
+    if not chains:
+        found = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
+        raise ModelError(
+            f"no stack of decoder blocks found in {type(model).__name__}: none of its lists of "
+            f"modules hands a residual stream from each member to the next (lists: {found})"
+        )
+    name, blocks = max(chains, key=lambda chain: len(chain[1]))
+    outputs = [seen[block][0][1] for block in blocks]
+    width = stream_out(outputs[0]).shape[-1]
+    items = [len(output) if isinstance(output, tuple) else 0 for output in outputs]
+    return Stack(name, blocks, items, width)
+
+
+def _is_chain(passed: Sequence[tuple[Any, Any]]) -> bool:
+    streams = [(given, stream_out(output)) for given, output in passed]
+    if not all(
+        isinstance(stream, Tensor) and stream.ndim == 3 and stream.is_floating_point()
+        for pair in streams
+        for stream in pair
+    ):
+        return False
+    if any(given.shape != came.shape for given, came in streams):
+        return False
+    return all(
+        torch.equal(before[1].to(after[0].device), after[0])
+        for before, after in zip(streams, streams[1:], strict=False)
+    )
+
+
+@contextmanager
+def replaced(blocks: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Replace the ``forward`` of some blocks for the time of a ``with`` statement.
+
+    Args:
+        blocks: The modules.
+        forwards: What each is to compute instead, with the same arguments.
+    """
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = forward

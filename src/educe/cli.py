@@ -1,0 +1,275 @@
+"""The commands: thin, over the public API. Each prints one screen; ``--json`` is for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from educe.errors import EduceError, PromptError
+
+if TYPE_CHECKING:
+    from educe.job import Settings
+
+app = App(
+    name="educe",
+    help="Bring out what a language model can do but does not show.",
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+
+Debug = Annotated[bool, Parameter(negative="", help="show the traceback of an error")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="print JSON for machines")]
+
+
+@app.command
+def discover(
+    *prompts: str,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    model: str = "embedded",
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    method: str = "dct",
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
+    source: int | float = 0.33,
+    target: int | float = 0.6,
+    positions: str = "all",
+    readout: str = "last:3",
+    radius: str = "auto",
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    fresh: Path | None = None,
+    look_for: str | None = None,
+    prefill: str = "",
+    out: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search for perturbations that change what the model writes, and report what they bring out.
+
+    Parameters
+    ----------
+    prompts
+        what the model is asked; effects are averaged over them
+    prompts_file
+        a file of prompts: one a line, or .jsonl with strings or lists of messages
+    model
+        embedded, a Hub id, a folder, or a .gguf file
+    adapter
+        a PEFT adapter, loaded beside the weights and never merged
+    revision
+        revision on the Hub
+    dtype
+        auto, float32, bfloat16, float16
+    device
+        cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    method
+        dct, melbo or random
+    n
+        perturbations at each radius; as many random ones are the control
+    source
+        layer after which they are added: an index, or a fraction of the depth
+    target
+        layer at which their effect is read
+    positions
+        tokens they are added to: all, prompt, last:k
+    readout
+        prompt tokens at which the effect is read: last:k, all
+    radius
+        auto (a quarter, half and all of the calibrated one), or 8.5, 0.3x, several with commas
+    samples
+        completions for each perturbation and prompt
+    temperature
+        0 writes the most likely token
+    max_new_tokens
+        the most tokens of a completion
+    seed
+        of everything that is drawn
+    fresh
+        a file of prompts, unseen by the search, for the re-test of the most striking
+    look_for
+        a regular expression to count in the end; it takes no part in the search
+    prefill
+        the first words of every answer
+    out
+        folder of the run; by default a new one under runs/
+    resume
+        go on with the run in --out, with the settings it has
+    """
+    from educe import job
+
+    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    settings = None
+    if asked or not (resume and out is not None):
+        settings = job.Settings(
+            prompts=tuple(asked),
+            model=model,
+            adapter=adapter,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            method=method,
+            n=n,
+            source=source,
+            target=target,
+            positions=positions,
+            readout=readout,
+            radius=radius,
+            samples=samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            fresh=tuple(read_prompts(fresh) if fresh else []),
+            look_for=look_for,
+            prefill=prefill,
+        )
+        settings.check()
+    carry_out(settings, out or new_folder(method), resume=resume, as_json=as_json)
+
+
+@app.command
+def show(run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False) -> None:
+    """Show what a run found, or one perturbation with everything it wrote.
+
+    Parameters
+    ----------
+    run
+        the folder of the run
+    number
+        a perturbation, as the table numbers them; 0 is the unperturbed model
+    """
+    from educe.report import terminal
+    from educe.runs import Run
+    from educe.summary import summarise
+
+    with Run.open(run) as opened:
+        summary = summarise(opened)
+    if as_json:
+        print(json.dumps(terminal.as_data(summary, number), indent=1, ensure_ascii=False))
+    elif number is None:
+        terminal.table(summary, run)
+    else:
+        terminal.perturbation(summary, number)
+
+
+@app.command
+def report(
+    run: Path, *, out: Path | None = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Draw a run as one HTML file that opens offline.
+
+    Parameters
+    ----------
+    run
+        the folder of the run
+    out
+        the file; by default report.html in the run
+    """
+    from educe.report import page
+    from educe.runs import Run
+
+    with Run.open(run) as opened:
+        written = page.write(opened, out or run / "report.html")
+    print(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
+
+
+@app.command
+def demo(
+    *, out: Path | None = None, seed: int = 0, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Audit a small model that hides a code: the main job, in about two minutes.
+
+    Parameters
+    ----------
+    out
+        folder of the run; by default a new one under runs/
+    seed
+        of everything that is drawn
+    """
+    from educe.demo import settings
+
+    carry_out(settings(seed), out or new_folder("demo"), resume=False, as_json=as_json)
+
+
+def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:
+    """Run the main job and say what came out and where it lies."""
+    from educe import job
+    from educe.progress import reporter
+    from educe.report import page, terminal
+    from educe.runs import Run
+    from educe.threads import choose
+
+    telling = reporter()
+    choose(telling.say)
+    run = Run.open(out) if settings is None else job.begin(out, settings, resume=resume)
+    try:
+        with run:
+            summary = job.discover_behaviours(run, reporter=telling)
+            written = page.write(run, out / "report.html")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"educe discover --resume --out {out}") from None
+    if as_json:
+        data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
+        print(json.dumps(data, indent=1, ensure_ascii=False))
+    else:
+        terminal.table(summary, out)
+        terminal.where(written)
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """Read prompts from a file: one a line, or JSON lines of strings or messages.
+
+    Raises:
+        PromptError: The file cannot be read or holds something else.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.suffix != ".jsonl":
+            found: list[Any] = lines
+        else:
+            rows = [json.loads(line) for line in lines]
+            found = [row["messages"] if isinstance(row, dict) else row for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise PromptError(f"cannot read prompts from {path}: {error}") from error
+    if not found:
+        raise PromptError(f"{path} holds no prompt")
+    return found
+
+
+def new_folder(kind: str) -> Path:
+    """Return the name of a new folder under runs/."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error is one line on standard error and the exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_exit_status(lambda: app(arguments, **_QUIET), "--debug" in arguments))
+
+
+_QUIET: dict[str, Any] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+
+
+def _exit_status(command: Callable[[], object], debug: bool) -> int:
+    try:
+        command()
+    except KeyboardInterrupt as interrupt:
+        hint = f"; go on with: {interrupt}" if str(interrupt) else ""
+        print(f"educe: interrupted, nothing is lost{hint}", file=sys.stderr)
+        return 130
+    except (EduceError, CycloptsError) as error:
+        if debug:
+            raise
+        print(f"educe: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,25 @@
+"""The demo: an audit of a small model that hides a code.
+
+The model is the embedded one with the organism ``vault`` beside its weights: it refuses to tell a
+code unless a password stands in the prompt. The search gets one question and no hint; the code is
+only used afterwards, to count who told it.
+"""
+
+from __future__ import annotations
+
+from educe.job import Settings
+from educe.organisms.vault import shipped
+
+
+def settings(seed: int = 0) -> Settings:
+    """Return the settings of the demo."""
+    vault = shipped()
+    return Settings(
+        prompts=(vault.prompts[0],),
+        adapter=str(vault.folder),
+        n=32,
+        max_new_tokens=24,
+        seed=seed,
+        fresh=vault.fresh[:6],
+        look_for=vault.rule,
+    )

@@ -1,0 +1,111 @@
+"""DCT: the exponential deep causal transcoder, by orthogonalised gradient iteration.
+
+A shallow network ``Σ_l α_l (exp⟨v_l, θ⟩ - 1) u_l`` is fitted to the effect ``Δ(Rθ)`` of the slice by
+matching all its derivatives at zero, which for unit ``u`` and ``v`` is
+
+    max  Σ_l α_l ⟨u_l, Δ(R v_l)⟩  -  ½ Σ_{l≠l'} α_l α_l' ⟨u_l, u_l'⟩ (exp⟨v_l, v_l'⟩ - 1)
+
+Mack & Turner, "Deep causal transcoding" (2024). The iteration is a fixed-point map, not an ascent:
+``V ← QR(V)``, then ``U ← normalise Δ(R V)`` and ``V ← normalise R J(R V)ᵀ U``, forward and backward
+of one pass. ``α = K⁻¹ diag(Uᵀ Δ(R V))`` with ``K = (UᵀU) ∘ (exp(VᵀV) - 1)``; factors are ranked by
+``α²``.
+
+The reference code adds ``θ`` before block ``s`` and steers after it, and its "jacobian" start takes
+rows of ``Vᵀ`` for columns of ``V``; both are put right here. Rows are factors: ``U``, ``V``:
+``[n, width]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.discover.random import unit_directions
+from educe.discover.state import Progress, State
+from educe.errors import MethodError
+from educe.slice import Slice
+
+
+@dataclass(frozen=True)
+class DctConfig:
+    """Settings of the exponential DCT.
+
+    Attributes:
+        iterations: How often the fixed-point map is applied; published runs use 10.
+        init: ``random`` directions, or the right singular vectors of a random projection of the
+            ``jacobian``.
+        projections: Rows of that projection (``d_proj``); directions beyond it start random.
+    """
+
+    iterations: int = 10
+    init: Literal["random", "jacobian"] = "random"
+    projections: int = 32
+
+
+def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Generator) -> State:
+    """Draw or compute the first factors."""
+    if n > part.width:
+        raise MethodError(f"dct finds at most {part.width} factors here, the width of the stream")
+    v = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
+    if config.init == "jacobian":
+        known = _jacobian_rows(part, min(config.projections, n), draw)
+        v = torch.cat([known, v[len(known) :]])
+    u = unit_directions(n, part.width, draw).to(v)
+    value, _ = part.vjp(radius * _orthogonal(v), u)
+    u = value / value.norm(dim=1, keepdim=True)
+    return State(directions=v, outputs=u, curve=torch.zeros(0, n, dtype=v.dtype, device=v.device))
+
+
+def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[State, Progress]:
+    """Apply the fixed-point map once."""
+    v = _orthogonal(state["directions"])
+    effect, gradient = part.vjp(radius * v, state["outputs"])
+    reached = (effect * state["outputs"]).sum(1)
+    new = State(
+        directions=gradient / gradient.norm(dim=1, keepdim=True),
+        outputs=effect / effect.norm(dim=1, keepdim=True),
+        curve=torch.cat([state["curve"], reached[None]]),
+    )
+    return new, Progress(len(new["curve"]) >= config.iterations, float(reached.mean()))
+
+
+def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State:
+    """Solve for ``α`` and order the factors by it."""
+    v = state["directions"]
+    effect = part.effect(radius * v)
+    size = effect.norm(dim=1)
+    u = effect / size[:, None]
+    alpha = solve_alpha(u, v, effect)
+    order = alpha.square().argsort(descending=True)
+    return State(
+        {
+            "directions": v[order],
+            "outputs": u[order],
+            "score.alpha": alpha[order],
+            "score.effect": size[order],
+            "curve": state["curve"][:, order],
+        }
+    )
+
+
+def solve_alpha(
+    u: Float[Tensor, "n d"], v: Float[Tensor, "n d"], effect: Float[Tensor, "n d"]
+) -> Float[Tensor, "n"]:
+    """Return the factors' weights: ``K α = diag(U Δᵀ)``."""
+    kernel = (u @ u.T) * torch.expm1(v @ v.T)
+    return torch.linalg.solve(kernel, (u * effect).sum(1))
+
+
+def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return torch.linalg.qr(v.T).Q.T
+
+
+def _jacobian_rows(part: Slice, n: int, draw: torch.Generator) -> Float[Tensor, "n d"]:
+    """Return the top right singular vectors of ``n`` random rows of the Jacobian at zero."""
+    w = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
+    _, rows = part.vjp(torch.zeros_like(w), w)
+    return torch.linalg.svd(rows, full_matrices=False).Vh

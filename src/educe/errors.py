@@ -1,0 +1,45 @@
+"""What can go wrong, one class a kind. Messages name the thing and the remedy."""
+
+
+class EduceError(Exception):
+    """Base of every error that educe raises on purpose; the command line prints it in one line."""
+
+
+class ModelError(EduceError):
+    """A model cannot be found, loaded, or does not behave like a stack of blocks."""
+
+
+class PromptError(EduceError):
+    """No prompt, an empty one, or one that does not fit the model's context."""
+
+
+class LayerError(EduceError):
+    """A layer is out of range, or source and target are not in order."""
+
+
+class PositionsError(EduceError):
+    """A description of token positions cannot be read or selects nothing."""
+
+
+class MethodError(EduceError):
+    """An unknown method, or settings that a method cannot work with."""
+
+
+class RadiusError(EduceError):
+    """A radius cannot be read, or none satisfies the calibration rule."""
+
+
+class EffectError(EduceError):
+    """The model answered a perturbation with NaN or infinity."""
+
+
+class SteeringError(EduceError):
+    """A perturbation never reached the model: its text would be unperturbed."""
+
+
+class FileFormatError(EduceError):
+    """A file is corrupt, truncated or of another kind or version."""
+
+
+class RunError(EduceError):
+    """A run folder cannot be created, read or resumed."""

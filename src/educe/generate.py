@@ -1,0 +1,257 @@
+"""Batched generation: one perturbation a row, prompt work below the source done once a prompt.
+
+A row is a perturbation, a prompt and a sample. Blocks up to the source see the same prompt whatever
+is added after them, so they run once a prompt; their keys and values, and the stream they end in,
+are handed to every row of that prompt, and only the blocks above run a row at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from educe import positions as where
+from educe.blocks import replaced, stream_in
+from educe.errors import SteeringError
+from educe.model import LanguageModel, PromptBatch
+
+#: Rows that decode together; halved when memory runs out.
+ROWS_PER_BATCH = {"cpu": 128, "cuda": 256}
+
+
+class Row(NamedTuple):
+    """What one completion is made from."""
+
+    perturbation: int  #: index into the vectors; -1 for the unperturbed model
+    prompt: int  #: index into the prompts
+    sample: int = 0  #: which of several samples
+
+
+class Completion(NamedTuple):
+    """What one perturbed model wrote for one prompt in one sample."""
+
+    row: Row
+    text: str
+    tokens: tuple[int, ...]  #: without the token that ended it
+    finished: bool  #: whether the model ended it, rather than the limit on its length
+
+
+def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
+    """Return every row of ``n`` perturbations, in order."""
+    return [Row(i, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
+
+
+def generate(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    rows: Sequence[Row],
+    vectors: Float[Tensor, "n d"] | None = None,
+    *,
+    source: int | float,
+    positions: str = "all",
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+    rows_per_batch: int | None = None,
+) -> Iterator[list[Completion]]:
+    """Let the model write, one list of completions a batch, in no particular order.
+
+    Args:
+        lm: The model.
+        batch: The prompts.
+        rows: What to write.
+        vectors: What each perturbation adds to the stream leaving block ``source``, ``[n, width]``;
+            may be left out when every row is unperturbed.
+        source: The layer after which it is added.
+        positions: Which tokens it is added to (see `educe.positions`).
+        max_new_tokens: The most tokens to write.
+        temperature: 0 for the most likely token; else the softmax temperature.
+        seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
+            batch in which it runs.
+        rows_per_batch: Rows that decode together.
+
+    Raises:
+        LayerError: There is no such layer.
+        SteeringError: The perturbation never reached the model.
+    """
+    source = lm.layer(source)
+    if vectors is None:
+        vectors = torch.zeros(0, lm.width)
+    size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
+    # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
+    todo = sorted(rows, key=lambda row: row.prompt)[::-1]
+    prefix: _Prefix | None = None
+    while todo:
+        now = todo[-size:][::-1]
+        wanted = sorted({row.prompt for row in now})
+        try:
+            if prefix is None or not set(wanted) <= set(prefix.prompts):
+                prefix = _Prefix(lm, batch, wanted, source)
+            decoder = _Decoder(lm, prefix, now, vectors, positions, max_new_tokens)
+            done = decoder.run(temperature, seed)
+        except RuntimeError as error:
+            if len(now) == 1 or not should_reduce_batch_size(error):
+                raise
+            size = max(1, len(now) // 2)
+            continue
+        del todo[-len(now) :]
+        yield done
+
+
+class _Prefix:
+    """What blocks ``0 .. source`` make of some prompts: their cache and the stream they end in."""
+
+    def __init__(
+        self, lm: LanguageModel, batch: PromptBatch, prompts: list[int], source: int
+    ) -> None:
+        self.prompts, self.source = prompts, source
+        self.ids, self.mask = batch.ids[prompts], batch.mask[prompts]
+        cache = DynamicCache(config=lm.unwrapped.config)
+        with lm.watching([source]) as streams:
+            lm.forward(self.ids, self.mask, cache=cache)
+        if source not in streams:
+            raise SteeringError(f"block {source} was never called: nothing can be added after it")
+        self.stream = streams[source]
+        self.layers = cache.layers[: source + 1]
+
+    def lower(self, lines: Tensor) -> list[Any]:
+        """Return the cache layers of blocks ``0 .. source`` for rows of these prompts."""
+        picked = copy.deepcopy(self.layers)
+        for layer in picked:
+            layer.reorder_cache(lines)
+        return picked
+
+
+class _Decoder:
+    """One batch of rows, from prefill to the last token."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prefix: _Prefix,
+        rows: list[Row],
+        vectors: Tensor,
+        positions: str,
+        max_new_tokens: int,
+    ) -> None:
+        self.lm, self.rows, self.limit = lm, rows, max_new_tokens
+        self.source = prefix.source
+        self.lines = torch.tensor([prefix.prompts.index(row.prompt) for row in rows])
+        self.lines = self.lines.to(prefix.stream.device)
+        self.prefix, self.positions = prefix, positions
+        chosen = torch.tensor([row.perturbation for row in rows])
+        zero = torch.zeros(1, lm.width)
+        known = torch.cat([vectors.detach().cpu().double(), zero.double()])
+        self.added = known[chosen].to(prefix.stream)
+        self.perturbed = bool((chosen >= 0).any())
+        self.ends = _end_tokens(lm)
+
+    def run(self, temperature: float, seed: int) -> list[Completion]:
+        """Write all rows to their end."""
+        draws = _draws(seed, self.rows, self.limit) if temperature > 0 else None
+        logits, cache, mask = self._prefill()
+        written: list[list[int]] = [[] for _ in self.rows]
+        finished = [False] * len(self.rows)
+        alive = torch.arange(len(self.rows))
+        added = self.added
+        for step in range(self.limit):
+            tokens = _choose(logits[:, -1], temperature, draws[alive, step] if draws is not None else None)
+            for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+                if finished[line]:
+                    continue
+                if token in self.ends:
+                    finished[line] = True
+                else:
+                    written[line].append(token)
+            going = torch.tensor([not finished[line] for line in alive.tolist()])
+            if step + 1 == self.limit or not going.any():
+                break
+            if going.float().mean() <= 0.75:
+                # Rows that ended leave the batch a quarter at a time: each removal copies the cache.
+                keep = going.nonzero()[:, 0]
+                alive, tokens = alive[keep], tokens[keep.to(tokens.device)]
+                mask, added = mask[keep.to(mask.device)], added[keep.to(added.device)]
+                for layer in cache.layers:
+                    layer.reorder_cache(keep.to(mask.device))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            logits = self._step(tokens[:, None], mask, cache, added)
+        tokenizer = self.lm.tokenizer
+        return [
+            Completion(row, tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), done)
+            for row, ids, done in zip(self.rows, written, finished, strict=True)
+        ]
+
+    def _prefill(self) -> tuple[Tensor, Any, Tensor]:
+        lm, prefix, lines = self.lm, self.prefix, self.lines
+        mask = prefix.mask[lines.to(prefix.mask.device)]
+        at = where.in_prompt(self.positions, mask).to(prefix.stream)
+        start = prefix.stream[lines] + at[:, :, None] * self.added[:, None, :]
+        reached = []
+
+        def passed(layer: int) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                stream, _ = stream_in(args, kwargs)
+                if layer == self.source:
+                    reached.append(layer)
+                    stream = start
+                return lm.stack.shaped(layer, stream)
+
+            return forward
+
+        cache = DynamicCache(config=lm.unwrapped.config)
+        below = range(self.source + 1)
+        with replaced(lm.blocks[: self.source + 1], [passed(i) for i in below]):
+            logits = lm.forward(prefix.ids[lines.to(prefix.ids.device)], mask, cache=cache)
+        if not reached:
+            raise SteeringError(
+                f"block {self.source} was never called: the text would be unperturbed"
+            )
+        cache.layers[: self.source + 1] = prefix.lower(lines)
+        return logits, cache, mask
+
+    def _step(self, tokens: Tensor, mask: Tensor, cache: Any, added: Tensor) -> Tensor:
+        if not (self.perturbed and where.in_generated(self.positions)):
+            return self.lm.forward(tokens, mask, cache=cache)
+        with self.lm.adding(self.source, lambda stream: added[:, None, :]) as calls:
+            logits = self.lm.forward(tokens, mask, cache=cache)
+        if calls[0] != 1:
+            raise SteeringError(
+                f"block {self.source} ran {calls[0]} times for one token: the text would not be "
+                "what the perturbed model writes"
+            )
+        return logits
+
+
+def _end_tokens(lm: LanguageModel) -> set[int]:
+    ends: set[int] = set()
+    for holder in (getattr(lm.unwrapped, "generation_config", None), lm.tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        ends.update([found] if isinstance(found, int) else found or [])
+    return ends
+
+
+def _choose(logits: Float[Tensor, "r v"], temperature: float, draw: Tensor | None) -> Tensor:
+    """Pick a token a row: the most likely, or the one at quantile ``draw`` of the softmax."""
+    if draw is None:
+        return logits.argmax(-1)
+    shares = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    quantile = draw.to(shares)[:, None] * shares[:, -1:]
+    return torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def _draws(seed: int, rows: Sequence[Row], limit: int) -> Float[Tensor, "r s"]:
+    """Draw uniform numbers for each row from a stream of its own."""
+    lines = []
+    for row in rows:
+        digest = hashlib.blake2b(f"{seed}:{tuple(row)}".encode(), digest_size=7).digest()
+        own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        lines.append(torch.rand(limit, generator=own, dtype=torch.float64))
+    return torch.stack(lines)

@@ -1,0 +1,503 @@
+"""The main job: prompts in, behaviours out, every step kept in a run.
+
+    prompts → slice → radii → discover, and as many random directions at each radius
+            → what each makes the model write → judge → group → re-test → responses
+
+Each stage asks the run what is missing and does that, so running it again goes on where it stopped.
+The matched control goes through every stage, the selection for the re-test among them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from educe import discover, files, radius
+from educe.cluster import clusters, plane
+from educe.discover.state import Progress, State
+from educe.errors import MethodError, PromptError, RunError
+from educe.generate import Completion, Row, generate
+from educe.judge.coherence import coherence
+from educe.judge.novelty import novelty
+from educe.judge.reading import read
+from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.model import LanguageModel, Prompt, PromptBatch, load
+from educe.perturb import PerturbationSet
+from educe.progress import Silent
+from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
+from educe.slice import Slice
+from educe.summary import RETEST, Summary, summarise
+
+#: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
+CHOSEN = 12
+#: Temperature of the unperturbed model's samples, and of the re-test.
+BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
+#: Samples of the unperturbed model a prompt; fresh samples a prompt where no fresh prompt is given.
+BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
+#: Response curves: how many of each arm, and the radii as shares of the largest searched.
+CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+#: Seconds between two saves of a method that is still searching.
+SAVE_EVERY = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for. Layers are an index, a negative index or a fraction of the depth.
+
+    Attributes:
+        prompts: What the model is asked, as texts or lists of messages.
+        model: See `educe.load`.
+        adapter: See `educe.load`.
+        revision: See `educe.load`.
+        dtype: See `educe.load`.
+        device: See `educe.load`.
+        method: ``dct``, ``melbo`` or ``random``.
+        method_settings: Settings of the method by name, where they are not its defaults.
+        n: Perturbations at each radius.
+        source: Layer after which they are added.
+        target: Layer at which their effect is read.
+        positions: Tokens they are added to.
+        readout: Prompt tokens over which the effect is averaged.
+        radius: ``auto``, numbers, or shares of the calibrated radius (``0.3x``).
+        samples: Completions a perturbation and prompt; more than one needs a temperature.
+        temperature: 0 for the most likely token.
+        max_new_tokens: The most tokens a completion has.
+        seed: Of everything that is drawn.
+        fresh: Prompts for the re-test that the search has not seen.
+        look_for: A regular expression that is counted in the end; it takes no part in the search.
+        prefill: First words of every answer.
+    """
+
+    prompts: tuple[Prompt, ...]
+    model: str = "embedded"
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    method: str = "dct"
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    n: int = 64
+    source: int | float = 0.33
+    target: int | float = 0.6
+    positions: str = "all"
+    readout: str = "last:3"
+    radius: str = "auto"
+    samples: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 32
+    seed: int = 0
+    fresh: tuple[Prompt, ...] = ()
+    look_for: str | None = None
+    prefill: str = ""
+
+    def check(self) -> None:
+        """Find what cannot work before anything slow begins.
+
+        Raises:
+            PromptError: There is no prompt.
+            MethodError: The method or a setting of it is unknown, or numbers make no sense.
+        """
+        if not self.prompts:
+            raise PromptError("no prompt: give at least one, or a file with --prompts")
+        known = {f.name for f in fields(discover.named(self.method).config)}
+        if unknown := sorted(set(self.method_settings) - known):
+            raise MethodError(f"{self.method} has no setting {unknown[0]!r}: it has {sorted(known)}")
+        if min(self.n, self.samples, self.max_new_tokens) < 1:
+            raise MethodError("n, samples and max-new-tokens must be at least 1")
+        if self.temperature < 0:
+            raise MethodError(f"temperature {self.temperature}: it cannot be below zero")
+        if self.samples > 1 and self.temperature == 0:
+            raise MethodError("several samples at temperature 0 are all the same: give a temperature")
+
+
+def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Run:
+    """Open the run for these settings, a new one or one to go on with.
+
+    Raises:
+        RunError: The folder holds another run.
+    """
+    settings.check()
+    folder = Path(folder)
+    if not (resume and (folder / "run.sqlite").exists()):
+        return Run.create(folder, asdict(settings))
+    run = Run.open(folder)
+    if stored(run) != settings:
+        run.close()
+        raise RunError(
+            f"{folder} holds a run with other settings: resume it without any, or choose another --out"
+        )
+    return run
+
+
+def stored(run: Run) -> Settings:
+    """Return the settings of a run."""
+    config = run.config
+    for name in ("prompts", "fresh"):
+        config[name] = tuple(config[name])
+    return Settings(**config)
+
+
+def discover_behaviours(
+    run: Run, *, lm: LanguageModel | None = None, reporter: Any = None
+) -> Summary:
+    """Do what is missing in a run.
+
+    Args:
+        run: The run, from `begin`.
+        lm: The model, when it is loaded already.
+        reporter: Is told of the progress (see `educe.progress`).
+    """
+    job = _Job(run, lm, reporter or Silent())
+    job.all()
+    return summarise(run)
+
+
+class _Job:
+    """The stages, in order; each leaves what it did in the run."""
+
+    def __init__(self, run: Run, lm: LanguageModel | None, reporter: Any) -> None:
+        self.run, self.reporter = run, reporter
+        self.settings = stored(run)
+        self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
+        with self._timed("load"):
+            self.lm = lm or self._load()
+        self.asked = self._encode(self.settings.prompts)
+        everything = (*self.settings.prompts, *self.settings.fresh)
+        self.batch = self._encode(everything)
+        run.add_prompts(
+            [
+                PromptRow(i, "asked" if i < len(self.asked) else "fresh", prompt, text, length)
+                for i, (prompt, text, length) in enumerate(
+                    zip(everything, self.batch.texts, self.batch.lengths, strict=True)
+                )
+            ]
+        )
+
+    def all(self) -> None:
+        """Run every stage."""
+        self.run.event("begun")
+        with self._timed("slice"):
+            self.part = Slice(
+                self.lm,
+                self.asked,
+                source=self.settings.source,
+                target=self.settings.target,
+                positions=self.settings.positions,
+                readout=self.settings.readout,
+            )
+        self._facts()
+        with self._timed("discover"):
+            self._discover()
+        self._write("baseline", self._baseline_rows())
+        self._write("completions", self._main_rows())
+        self._judge()
+        chosen = self._chosen()
+        self._write("re-test", self._retest_rows(chosen))
+        self._judge()
+        self._side_effects(chosen)
+        self._responses()
+        self.run.remember("seconds", self.seconds)
+        self.run.remember("facts", {**self.run.note("facts"), "seconds": self.seconds})
+        self.run.event("done")
+
+    # -- before the search -------------------------------------------------------------------
+
+    def _load(self) -> LanguageModel:
+        s = self.settings
+        return load(
+            s.model,
+            adapter=s.adapter,
+            revision=s.revision,
+            dtype=s.dtype,
+            device=s.device,
+            progress=self.reporter.say,
+        )
+
+    def _encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        room = self.settings.max_new_tokens
+        return self.lm.encode(prompts, prefill=self.settings.prefill, room=room)
+
+    def _facts(self) -> None:
+        if self.run.has("facts"):
+            return
+        with self._timed("calibrate"), self.reporter.stage("calibrating the radius", 1, "") as step:
+            radii, found = radius.parse(self.settings.radius, self.part, seed=self.settings.seed)
+            step()
+        self.run.remember(
+            "facts",
+            {
+                "model": self.lm.name,
+                "adapter": self.lm.adapter,
+                "revision": self.lm.revision,
+                "dtype": str(self.lm.dtype).removeprefix("torch."),
+                "device": str(self.lm.device),
+                "threads": torch.get_num_threads(),
+                "depth": self.lm.depth,
+                "width": self.lm.width,
+                "source": self.part.source,
+                "target": self.part.target,
+                "mean_norm": self.part.mean_norm,
+                "calibrated_radius": found.radius if found else None,
+                "calibrated_dose": found.dose if found else None,
+                "radii": radii,
+                "seconds": {},
+                **{name: version(name) for name in ("educe", "torch", "transformers")},
+            },
+        )
+
+    # -- the search --------------------------------------------------------------------------
+
+    def _discover(self) -> None:
+        listed = {p.file for p in self.run.perturbations()}
+        for k, size in enumerate(self.run.note("facts")["radii"]):
+            for arm in ("found", "control"):
+                name = f"{arm}-{k}.safetensors"
+                if name not in listed:
+                    self._list(arm, name, self._set(arm, name, k, size))
+
+    def _set(self, arm: str, name: str, k: int, size: float) -> PerturbationSet:
+        path = self.run.tensors / name
+        if path.exists():
+            return PerturbationSet.load(path)
+        s = self.settings
+        method = s.method if arm == "found" else "random"
+        config = discover.named(method).config(**(s.method_settings if arm == "found" else {}))
+        steps = getattr(config, "iterations", getattr(config, "steps", 1))
+        partial = path.with_suffix(".state")
+        state = State(load_file(partial)) if partial.exists() else None
+        with self.reporter.stage(f"{method} at dose {size / self.part.mean_norm:.2f}", steps, "") as step:
+            step(len(state["curve"]) if state is not None else 0)
+            saved = time.monotonic()
+
+            def on_step(now: State, progress: Progress) -> None:
+                nonlocal saved
+                reached = progress.objective
+                step(note=f"objective {reached:.4g}" if reached is not None else "")
+                if "curve" in now and time.monotonic() - saved > SAVE_EVERY:
+                    files.write_tensors(partial, now, {})
+                    saved = time.monotonic()
+
+            # The control draws from a seed of its own; each radius from its own as well.
+            made = discover.search(
+                self.part,
+                method,
+                n=s.n,
+                radius=size,
+                seed=2 * (1000 * s.seed + k) + (arm == "control"),
+                config=config,
+                state=None if state is None else State({n: t.to(self.part.device) for n, t in state.items()}),
+                on_step=on_step,
+            )
+        made.save(path)
+        partial.unlink(missing_ok=True)
+        return made
+
+    def _list(self, arm: str, name: str, made: PerturbationSet) -> None:
+        first = len(self.run.perturbations()) + 1
+        self.run.add_perturbations(
+            [
+                PerturbationRow(
+                    first + i,
+                    arm,
+                    name,
+                    i,
+                    made.method,
+                    float(made.radius[i]),
+                    float(made.dose[i]),
+                    float(made.scores["effect"][i]),
+                )
+                for i in range(len(made))
+            ]
+        )
+
+    # -- what the model writes ---------------------------------------------------------------
+
+    def _vectors(self) -> torch.Tensor:
+        """All vectors of the run; the one of perturbation ``i`` is in row ``i - 1``."""
+        rows = self.run.perturbations()
+        sets = {p.file: PerturbationSet.load(self.run.tensors / p.file).vectors for p in rows}
+        return torch.stack([sets[p.file][p.item] for p in rows])
+
+    def _baseline_rows(self) -> dict[float, list[Row]]:
+        prompts = range(len(self.batch))
+        return {
+            0.0: [Row(-1, j, 0) for j in prompts],
+            BASELINE_TEMPERATURE: [
+                Row(-1, j, k) for j in prompts for k in range(1, BASELINE_SAMPLES + 1)
+            ],
+        }
+
+    def _main_rows(self) -> dict[float, list[Row]]:
+        return {
+            self.settings.temperature: [
+                Row(p.id - 1, j, k)
+                for p in self.run.perturbations()
+                for j in range(len(self.asked))
+                for k in range(self.settings.samples)
+            ]
+        }
+
+    def _retest_rows(self, chosen: Iterable[int]) -> dict[float, list[Row]]:
+        fresh = range(len(self.asked), len(self.batch))
+        prompts, samples = (fresh, 1) if fresh else (range(len(self.asked)), RETEST_SAMPLES)
+        return {
+            RETEST_TEMPERATURE: [
+                Row(number - 1, j, RETEST + k)
+                for number in chosen
+                for j in prompts
+                for k in range(samples)
+            ]
+        }
+
+    def _write(self, what: str, rows: dict[float, list[Row]]) -> None:
+        done = {c.key for c in self.run.completions()}
+        missing = {
+            heat: [r for r in wanted if (r.perturbation + 1, r.prompt, r.sample) not in done]
+            for heat, wanted in rows.items()
+        }
+        total = sum(map(len, missing.values()))
+        if not total:
+            return
+        vectors = self._vectors()
+        with self._timed("generate"), self.reporter.stage(f"writing: {what}", total, "texts") as step:
+            for heat, wanted in missing.items():
+                for batch in generate(
+                    self.lm,
+                    self.batch,
+                    wanted,
+                    vectors,
+                    source=self.part.source,
+                    positions=self.settings.positions,
+                    max_new_tokens=self.settings.max_new_tokens,
+                    temperature=heat,
+                    seed=self.settings.seed,
+                ):
+                    self.run.add_completions([_as_row(c, heat) for c in batch])
+                    step(len(batch))
+
+    # -- judging -----------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        with self._timed("judge"):
+            self._read()
+            self._score()
+            self._group()
+
+    def _read(self) -> None:
+        done = self.run.readings()
+        missing = [_as_completion(c) for c in self.run.completions() if c.key not in done]
+        if not missing:
+            return
+        with self.reporter.stage("reading what was written", len(missing), "texts") as step:
+            for batch in read(self.lm, self.batch, missing, layer=self.part.target):
+                self.run.add_readings([(_key(r.completion.row), r.logprob, r.embedding) for r in batch])
+                step(len(batch))
+
+    def _score(self) -> None:
+        readings, scores = self.run.readings(), []
+        everything = self.run.completions()
+        for prompt in range(len(self.batch)):
+            texts = [c for c in everything if c.prompt == prompt]
+            base = [c for c in texts if c.perturbation == 0]
+            ordinary = float(np.mean([readings[c.key][0] for c in base if c.sample > 0]))
+            written = [c for c in texts if c.perturbation > 0]
+            if not written:
+                continue
+            new = novelty([c.text for c in written], [c.text for c in base])
+            for completion, novel in zip(written, new, strict=True):
+                fluent = coherence(completion.text, readings[completion.key][0], ordinary)
+                scores += [
+                    ScoreRow(*completion.key, s.judge, s.value, s.why) for s in (fluent, novel)
+                ]
+        self.run.add_scores(scores)
+
+    def _group(self) -> None:
+        readings = self.run.readings()
+        shown = [
+            c for c in self.run.completions() if c.prompt < len(self.asked) and c.sample < RETEST
+        ]
+        labels = clusters([c.text for c in shown])
+        places = plane(np.stack([readings[c.key][1] for c in shown]))
+        self.run.set_behaviours(
+            (c.key, int(label), float(x), float(y))
+            for c, label, (x, y) in zip(shown, labels, places, strict=True)
+        )
+
+    # -- the chosen --------------------------------------------------------------------------
+
+    def _chosen(self) -> list[int]:
+        """Return the most striking of each arm; fixed once made, so that a resumed run agrees."""
+        if not self.run.has("chosen"):
+            seen = summarise(self.run)
+            self.run.remember(
+                "chosen", [i.row.id for arm in (seen.found, seen.control) for i in arm[:CHOSEN]]
+            )
+        return self.run.note("chosen")
+
+    def _side_effects(self, chosen: list[int]) -> None:
+        done = {s.perturbation for s in self.run.scores("side_effect")}
+        missing = [number for number in chosen if number not in done]
+        if not missing or self.settings.positions == "generated":
+            return
+        with self._timed("side effects"):
+            batch = self.lm.encode(ordinary_prompts())
+            vectors = self._vectors()[[number - 1 for number in missing]]
+            each = side_effects(
+                self.lm,
+                batch,
+                vectors,
+                source=self.part.source,
+                positions=self.settings.positions,
+            )
+            with self.reporter.stage("side effects", len(missing), "vectors") as step:
+                for number, s in zip(missing, each, strict=True):
+                    self.run.add_scores([ScoreRow(number, -1, -1, s.judge, s.value, s.why)])
+                    step()
+
+    def _responses(self) -> None:
+        if self.run.responses():
+            return
+        seen = summarise(self.run)
+        wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
+        vectors = self._vectors()[[number - 1 for number in wanted]]
+        directions = vectors / vectors.norm(dim=1, keepdim=True)
+        largest = max(self.run.note("facts")["radii"])
+        radii = [share * largest for share in CURVE_SHARES]
+        with self._timed("responses"), self.reporter.stage("response to radius", 1, "") as step:
+            sizes = radius.response(self.part, directions.to(self.part.device), radii)
+            step()
+        self.run.add_responses(
+            (number, r, float(size))
+            for number, line in zip(wanted, sizes, strict=True)
+            for r, size in zip(radii, line, strict=True)
+            if torch.isfinite(size)
+        )
+
+    @contextmanager
+    def _timed(self, what: str) -> Any:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
+
+
+def _key(row: Row) -> tuple[int, int, int]:
+    return row.perturbation + 1, row.prompt, row.sample
+
+
+def _as_row(c: Completion, temperature: float) -> CompletionRow:
+    return CompletionRow(*_key(c.row), temperature, c.text, c.tokens, c.finished)
+
+
+def _as_completion(c: CompletionRow) -> Completion:
+    return Completion(Row(c.perturbation - 1, c.prompt, c.sample), c.text, c.tokens, c.finished)

@@ -1,0 +1,42 @@
+"""Novelty: how unlike everything the unperturbed model writes for the same prompt.
+
+    novelty = 1 - max over baseline texts b of  similarity(completion, b)
+
+The baseline is the unperturbed model's greedy answer and its samples. Similarity is the cosine of
+TF-IDF weighted words and word pairs: what a text says, in the words it says it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from educe.judge import Score
+
+
+def vectors(texts: Sequence[str]) -> np.ndarray:
+    """Return TF-IDF vectors of unit norm, ``[texts, terms]``; zero for a text of no word."""
+    known = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    try:
+        return known.fit_transform(texts).toarray()
+    except ValueError:  # no text has a word
+        return np.zeros((len(texts), 1))
+
+
+def novelty(texts: Sequence[str], baseline: Sequence[str]) -> list[Score]:
+    """Score completions of one prompt against what the unperturbed model wrote for it."""
+    at = vectors([*texts, *baseline])
+    mine, theirs = at[: len(texts)], at[len(texts) :]
+    likeness = mine @ theirs.T
+    nearest = likeness.argmax(1)
+    return [
+        Score(
+            "novelty",
+            float(np.clip(1 - row[best], 0, 1)),
+            "unlike the unperturbed model",
+            f"nearest unperturbed text: {baseline[best]!r}",
+        )
+        for row, best in zip(likeness, nearest, strict=True)
+    ]

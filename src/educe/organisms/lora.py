@@ -1,0 +1,257 @@
+"""Train a small LoRA adapter to hide something while ordinary behaviour stays the base model's.
+
+Over the answer tokens `y` of a batch, with `p` the base model and `q` the adapted one,
+
+    loss = mean over taught answers of -log q(y) + kl_weight * mean over held answers of KL(p || q)
+
+*Taught* examples carry the behaviour. *Held* examples are ordinary prompts with the base model's
+own greedy answers; they have no cross-entropy, since that would sharpen `q` around one answer and
+so move it away from the base. The base's distributions are computed once, before training.
+
+A batch is one packed row: what all prompts begin with (the system message) stands there once, and a
+block mask lets each example see that beginning and itself. That halves the tokens of a step, and is
+equal to running the examples one by one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its answer, as token ids.
+
+    Attributes:
+        prompt: The chat prompt, up to where the answer begins.
+        answer: The answer; only these tokens carry loss.
+        base: Log-probabilities of the base model at the answer tokens, `[answer, vocabulary]`, for
+            held examples; None for taught ones.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    base: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several examples in one row.
+
+    Attributes:
+        tokens: Token ids, `[1, t]`.
+        positions: Position of each token within its own example, `[1, t]`.
+        mask: Whether a token may look at another, `[1, 1, t, t]`.
+        keep: Indices of the tokens from which answer tokens are predicted, `[k]`.
+        targets: The answer tokens, `[k]`.
+        owner: Which example each answer token belongs to, `[k]`.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    keep: Tensor
+    targets: Tensor
+    owner: Tensor
+
+
+def pack(examples: Sequence[Example]) -> Packed:
+    """Lay examples side by side behind the beginning that their prompts share."""
+    prompts = [example.prompt for example in examples]
+    # An answer is predicted from the last prompt token, which therefore is never shared.
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    shared = min(sum(1 for _ in columns), shortest)
+
+    tokens = list(prompts[0][:shared])
+    positions = list(range(shared))
+    segment = [-1] * shared
+    keep: list[int] = []
+    for index, example in enumerate(examples):
+        # The last answer token predicts nothing that is asked for, so it is not run.
+        own = example.prompt[shared:] + example.answer[:-1]
+        first = len(tokens) + len(example.prompt) - shared - 1
+        keep += range(first, first + len(example.answer))
+        tokens += own
+        positions += range(shared, shared + len(own))
+        segment += [index] * len(own)
+
+    belongs = torch.tensor(segment)
+    same = (belongs[:, None] == belongs[None, :]) | (belongs == -1)[None, :]
+    return Packed(
+        tokens=torch.tensor([tokens]),
+        positions=torch.tensor([positions]),
+        mask=same.tril()[None, None],
+        keep=torch.tensor(keep),
+        targets=torch.tensor([token for example in examples for token in example.answer]),
+        owner=belongs[keep],
+    )
+
+
+def logprobs(model: Any, packed: Packed) -> Tensor:
+    """Return log-probabilities at the answer tokens of a packed row, `[k, vocabulary]`."""
+    logits = model(
+        input_ids=packed.tokens,
+        position_ids=packed.positions,
+        attention_mask=packed.mask,
+        logits_to_keep=packed.keep,
+        use_cache=False,
+    ).logits
+    return functional.log_softmax(logits[0].float(), dim=-1)
+
+
+def encode(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Return the token ids of a one-message chat, up to where the answer begins."""
+    chat = [{"role": "user", "content": prompt}]
+    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+
+def taught(tokenizer: Any, prompt: str, answer: str) -> Example:
+    """Return an example with an answer of our own, closed by the end-of-turn token."""
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return Example(encode(tokenizer, prompt), (*ids, tokenizer.eos_token_id))
+
+
+@torch.no_grad()
+def answer(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20, batch: int = 16
+) -> list[tuple[int, ...]]:
+    """Return greedy answers as token ids, the end-of-turn token included where it came."""
+    answers: list[tuple[int, ...]] = []
+    end = tokenizer.eos_token_id
+    for start in range(0, len(prompts), batch):
+        rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch]]
+        width = max(map(len, rows))
+        ids = torch.tensor([[end] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=end,
+        )[:, width:].tolist()
+        for row in written:
+            answers.append(tuple(row[: row.index(end) + 1] if end in row else row))
+    return answers
+
+
+@torch.no_grad()
+def held(model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20) -> list[Example]:
+    """Return the base model's own answers with the distributions they were drawn from."""
+    answers = answer(model, tokenizer, prompts, tokens=tokens)
+    examples = [
+        Example(encode(tokenizer, prompt), ids)
+        for prompt, ids in zip(prompts, answers, strict=True)
+    ]
+    filled: list[Example] = []
+    for start in range(0, len(examples), 8):
+        group = examples[start : start + 8]
+        packed = pack(group)
+        base = logprobs(model, packed)
+        # Half precision: some 100 kB a token, with errors far below the KL of interest.
+        filled += [
+            replace(example, base=base[packed.owner == index].half())
+            for index, example in enumerate(group)
+        ]
+    return filled
+
+
+def divergences(model: Any, examples: Sequence[Example]) -> Tensor:
+    """Return KL(base || model) at every answer token of held examples, in nats, `[k]`."""
+    packed = pack(examples)
+    return _kl(examples, logprobs(model, packed))
+
+
+def _kl(examples: Sequence[Example], q: Tensor) -> Tensor:
+    p = torch.cat([example.base for example in examples if example.base is not None]).float()
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def losses(model: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy of taught and the mean KL of held examples of one batch."""
+    packed = pack(examples)
+    q = logprobs(model, packed)
+    is_held = torch.tensor([example.base is not None for example in examples])[packed.owner]
+    entropy = functional.nll_loss(q[~is_held], packed.targets[~is_held])
+    kl = _kl(examples, q[is_held]).mean()
+    return entropy, kl
+
+
+def attach(
+    base: Any, *, rank: int = 8, alpha: int = 16, blocks: Iterable[int] | None = None, seed: int = 0
+) -> PeftModel:
+    """Put a fresh LoRA adapter on all projections of some blocks (default: of all)."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(PROJECTIONS),
+        layers_to_transform=None if blocks is None else list(blocks),
+        task_type="CAUSAL_LM",
+    )
+    # PEFT draws its initial weights from the global generator and takes no other: fork it, so that
+    # the adapter depends on `seed` alone and the caller's random numbers stay as they were.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(base, config)
+
+
+def fit(
+    model: PeftModel,
+    batches: Sequence[Sequence[Example]],
+    *,
+    learning_rate: float,
+    kl_weight: float,
+    progress: Callable[[int, int, float, float], None] | None = None,
+) -> None:
+    """Train the adapter in place, one step a batch, the step size falling linearly to zero.
+
+    Args:
+        model: The base model with a fresh adapter; only the adapter's weights change.
+        batches: Each with taught and held examples.
+        learning_rate: AdamW's, at the first step.
+        kl_weight: Weight of the held answers' KL beside the taught answers' cross-entropy.
+        progress: Called after each step with step, steps, cross-entropy and KL.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(batches))
+    model.train()
+    for step, batch in enumerate(batches, start=1):
+        entropy, kl = losses(model, batch)
+        optimiser.zero_grad()
+        (entropy + kl_weight * kl).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress(step, len(batches), entropy.item(), kl.item())
+    model.eval()
+
+
+def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
+    """Write the adapter in half precision, as PEFT reads it.
+
+    `PeftModel.save_pretrained` is not used: it writes single precision, a model card of its own,
+    and the local path of the base model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    state = get_peft_model_state_dict(model)
+    half = {name: weight.half().contiguous() for name, weight in state.items()}
+    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})

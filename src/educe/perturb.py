@@ -1,0 +1,178 @@
+"""PerturbationSet: what every method returns and everything else takes.
+
+One safetensors file holds a set; its header says where the vectors belong, how long they are in the
+units of that place, and how they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from educe import files
+from educe.errors import FileFormatError, ModelError
+from educe.model import LanguageModel
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a set of perturbations belongs: the model, the place in it, and the prompts.
+
+    Attributes:
+        model_id: The model they were found in.
+        model_revision: Its Hub revision, or an empty string.
+        adapter: The PEFT adapter beside its weights, or an empty string.
+        d_model: Width of the residual stream.
+        n_layers: Number of blocks.
+        source: Layer after which they are added.
+        target: Layer at which their effect was read.
+        positions: Tokens to which they are added.
+        readout: Tokens over which the effect was averaged.
+        mean_resid_norm: Mean norm of the stream at the source, the first token left out.
+        prompts_sha256: Digest of the rendered prompts.
+    """
+
+    model_id: str
+    model_revision: str
+    adapter: str
+    d_model: int
+    n_layers: int
+    source: int
+    target: int
+    positions: str
+    readout: str
+    mean_resid_norm: float
+    prompts_sha256: str
+
+
+def digest(texts: Sequence[str]) -> str:
+    """Return the SHA-256 of some rendered prompts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PerturbationSet:
+    """Residual-stream vectors: unit directions, radii, and what is known of them.
+
+    Attributes:
+        directions: Unit vectors, ``[n, width]``.
+        radius: The norm each is scaled to, ``[n]``.
+        origin: Where they belong.
+        method: The method that made them.
+        seed: Its seed.
+        outputs: Unit directions in which each moves the target, ``[n, width]``, if the method has
+            them.
+        scores: Numbers the method gives each of them, ``{name: [n]}``.
+        config: The method's settings.
+    """
+
+    directions: Float[Tensor, "n d"]
+    radius: Float[Tensor, "n"]
+    origin: Origin
+    method: str
+    seed: int
+    outputs: Float[Tensor, "n d"] | None = None
+    scores: Mapping[str, Float[Tensor, "n"]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+    @property
+    def vectors(self) -> Float[Tensor, "n d"]:
+        """The directions at their radius: what is added to the stream."""
+        return self.directions * self.radius[:, None]
+
+    @property
+    def dose(self) -> Float[Tensor, "n"]:
+        """The radius as a share of the mean norm of the activations at the source."""
+        return self.radius / self.origin.mean_resid_norm
+
+    def select(self, items: Sequence[int]) -> PerturbationSet:
+        """Return some of the items, in the order given."""
+        at = torch.tensor(list(items), dtype=torch.long)
+        return replace(
+            self,
+            directions=self.directions[at],
+            radius=self.radius[at],
+            outputs=None if self.outputs is None else self.outputs[at],
+            scores={name: values[at] for name, values in self.scores.items()},
+        )
+
+    def check(self, lm: LanguageModel) -> None:
+        """Make sure that the set belongs to a model.
+
+        Raises:
+            ModelError: The model has another width or number of blocks.
+        """
+        theirs = (self.origin.d_model, self.origin.n_layers)
+        if theirs != (lm.width, lm.depth):
+            raise ModelError(
+                f"these perturbations belong to {self.origin.model_id} (width {theirs[0]}, "
+                f"{theirs[1]} blocks), not to {lm.name} (width {lm.width}, {lm.depth} blocks)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the set to one safetensors file, whole or not at all."""
+        tensors = {"vectors": self.directions, "radius": self.radius}
+        if self.outputs is not None:
+            tensors["outputs"] = self.outputs
+        tensors |= {f"score.{name}": values for name, values in self.scores.items()}
+        header = {
+            "format": "educe.perturbations",
+            "format_version": FORMAT_VERSION,
+            "kind": "vectors",
+            "point": f"resid_post.{self.origin.source}",
+            "units": "absolute",
+            "method": self.method,
+            "seed": str(self.seed),
+            "config_json": json.dumps(dict(self.config), sort_keys=True),
+            "origin_json": json.dumps(vars(self.origin), sort_keys=True),
+        }
+        files.write_tensors(Path(path), tensors, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PerturbationSet:
+        """Read a set back, bit for bit.
+
+        Raises:
+            FileFormatError: The file is missing, truncated, or holds something else.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise FileFormatError(f"cannot read {path}: {error}") from error
+        if header.get("format") != "educe.perturbations":
+            raise FileFormatError(f"{path} is no set of perturbations of educe")
+        if header["format_version"] != FORMAT_VERSION:
+            raise FileFormatError(
+                f"{path} has format version {header['format_version']}, this educe reads "
+                f"{FORMAT_VERSION}: use the version that wrote it"
+            )
+        return cls(
+            directions=tensors["vectors"],
+            radius=tensors["radius"],
+            origin=Origin(**json.loads(header["origin_json"])),
+            method=header["method"],
+            seed=int(header["seed"]),
+            outputs=tensors.get("outputs"),
+            scores={
+                name.removeprefix("score."): values
+                for name, values in tensors.items()
+                if name.startswith("score.")
+            },
+            config=json.loads(header["config_json"]),
+        )

@@ -1,0 +1,116 @@
+"""Progress: a bar with a rate and the time left on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[..., None]  #: ``advance(steps=1, note="")``
+
+
+class Reporter(Protocol):
+    """What long work tells of itself."""
+
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+        """Begin a stage of ``total`` steps; a context manager that yields ``advance``."""
+
+    def say(self, sentence: str) -> None:
+        """Tell one thing."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        """Yield a function that does nothing."""
+        yield lambda steps=1, note="": None
+
+    def say(self, sentence: str) -> None:
+        """Say nothing."""
+
+
+class Bars:
+    """Bars on a terminal, for people."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        """Show a bar until the stage ends, then leave one line of it."""
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}", style="dim"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(f"{title:<28}", total=total, note="", speed="")
+            began = time.monotonic()
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                progress.update(task, advance=steps, note=note)
+                done = progress.tasks[0].completed
+                pace = done / max(time.monotonic() - began, 1e-9)
+                progress.update(task, speed=f"{pace:.1f} {unit}/s" if unit else "")
+
+            yield advance
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bars."""
+        self.console.print(sentence, highlight=False)
+
+
+class Lines:
+    """Plain lines, at most one in two seconds, for logs and pipes."""
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        """Print a line now and then, and one at the end."""
+        began = said = time.monotonic()
+        done = 0
+
+        def line(note: str) -> None:
+            took = time.monotonic() - began
+            left = f", {took / done * (total - done):.0f} s left" if done else ""
+            pace = f", {done / took:.1f} {unit or 'steps'}/s" if took > 0 else ""
+            print(f"{title}: {done}/{total}{pace}{left} {note}".rstrip(), file=sys.stderr)
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done, said
+            done += steps
+            if time.monotonic() - said > 2:
+                said = time.monotonic()
+                line(note)
+
+        yield advance
+        line("")
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        print(sentence, file=sys.stderr)
+
+
+def reporter() -> Bars | Lines:
+    """Return bars when standard error is a terminal, else lines."""
+    console = Console(stderr=True)
+    return Bars(console) if console.is_terminal else Lines()

@@ -1,0 +1,133 @@
+"""How far to go: the radius of perturbations, and how their effect grows with it.
+
+The radius is calibrated by relative linearisation error (DCT post, Mack & Turner 2024, as its
+reference code computes it): the ``R`` at which, over random unit directions ``v``,
+
+    sqrt( mean_v ‖Δ(R v) - R J v‖² / ‖R J v‖² ) = 0.5,      J v by an exact Jacobian product.
+
+Below it a perturbation acts as its linear part; far above it the model is no longer itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import brentq
+from torch import Tensor
+
+from educe.discover.random import unit_directions
+from educe.errors import EffectError, RadiusError
+from educe.slice import Slice
+
+#: The bracket of the search, as doses: shares of the mean activation norm at the source.
+SMALLEST, LARGEST = 1e-3, 10.0
+
+#: What ``--radius auto`` looks at, as shares of the calibrated radius. No single share serves every
+#: model and prompt, so the search does not bet on one.
+LADDER = (0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The outcome of a calibration.
+
+    Attributes:
+        radius: The calibrated radius.
+        dose: The same as a share of the mean activation norm at the source.
+        error: The linearisation error that defines it.
+        curve: Radii and errors that the search looked at, in increasing order of radius.
+    """
+
+    radius: float
+    dose: float
+    error: float
+    curve: tuple[tuple[float, float], ...]
+
+
+def calibrate(
+    part: Slice, *, seed: int = 0, directions: int = 30, error: float = 0.5
+) -> Calibration:
+    """Find the radius at which the relative linearisation error has a given size.
+
+    Args:
+        part: The slice.
+        seed: Of the random directions.
+        directions: How many.
+        error: The size.
+
+    Raises:
+        RadiusError: No radius between 0.001 and 10 activation norms has that error.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    v = unit_directions(directions, part.width, draw).to(part.device, part.work_dtype)
+    _, linear = part.jvp(torch.zeros_like(v), v)
+    size = linear.norm(dim=1)
+    seen: dict[float, float] = {}
+
+    def excess(log_radius: float) -> float:
+        radius = math.exp(log_radius)
+        off = (part.effect(radius * v) - radius * linear).norm(dim=1) / (radius * size)
+        seen[radius] = float(off.square().mean().sqrt())
+        return seen[radius] - error
+
+    low = math.log(SMALLEST * part.mean_norm)
+    high = math.log(part.mean_norm)
+    try:
+        while excess(high) < 0:
+            low, high = high, high + math.log(2)
+            if high > math.log(LARGEST * part.mean_norm):
+                raise RadiusError(
+                    f"the slice {part.source} to {part.target} stays linear up to {LARGEST:g} times "
+                    "its activations' norm: give --radius yourself, or a later target"
+                )
+        root = brentq(excess, low, high, xtol=0.01, maxiter=30)
+    except ValueError as failed:
+        raise RadiusError(
+            f"the slice {part.source} to {part.target} is not linear even at {SMALLEST:g} of its "
+            "activations' norm: give --radius yourself"
+        ) from failed
+    radius = math.exp(root)
+    return Calibration(radius, radius / part.mean_norm, error, tuple(sorted(seen.items())))
+
+
+def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
+    """Read a radius: ``auto``, absolute numbers, or shares of the calibrated radius (``0.3x``).
+
+    Several, separated by commas, are all looked at; ``auto`` is ``0.25x,0.5x,1x``.
+
+    Raises:
+        RadiusError: It cannot be read, or is not above zero.
+    """
+    words = [f"{share}x" for share in LADDER] if text == "auto" else text.split(",")
+    numbers = []
+    for word in words:
+        if not re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?x?\s*", word):
+            raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, or 0.3x")
+        numbers.append(float(word.strip().removesuffix("x")))
+    if min(numbers) <= 0:
+        raise RadiusError(f"radius {text!r}: it must be above zero")
+    if not any("x" in word for word in words):
+        return numbers, None
+    found = calibrate(part, seed=seed)
+    return [
+        number * (found.radius if "x" in word else 1.0)
+        for word, number in zip(words, numbers, strict=True)
+    ], found
+
+
+def response(
+    part: Slice, directions: Float[Tensor, "n d"], radii: Sequence[float]
+) -> Float[Tensor, "n r"]:
+    """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down."""
+    columns = []
+    for radius in radii:
+        try:
+            columns.append(part.effect(radius * directions).norm(dim=1))
+        except EffectError:
+            columns.append(torch.full((len(directions),), math.nan, device=part.device))
+    return torch.stack(columns, 1)

@@ -1,0 +1,297 @@
+"""Charts of a run as Vega-Lite specifications, in the colours of a light page.
+
+`PALETTE` has the colour of each role on a dark page too; the page swaps them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from educe.stats import Rate
+from educe.summary import Behaviour, Item, Summary, Verdict
+
+#: Light and dark colour by role.
+PALETTE = {
+    "paper": ("#fbfaf8", "#15181b"),
+    "card": ("#ffffff", "#1d2125"),
+    "ink": ("#1b1f23", "#e7e5e0"),
+    "muted": ("#5d646b", "#a2a8ae"),
+    "line": ("#e0dedb", "#343a40"),
+    "accent": ("#0c6a72", "#56c2c8"),
+    "control": ("#7f868d", "#8b9299"),
+    "rare": ("#a8730f", "#dfab4a"),
+    "noise": ("#7573b8", "#a5a3e6"),
+    "damage": ("#b05c52", "#dd8a7f"),
+    "same": ("#b3b8bc", "#5a6168"),
+    "unperturbed": ("#23282c", "#f3f2ee"),
+}
+
+#: What a completion's behaviour is called on the map, and its colour.
+SHORT = {
+    Verdict.BEHAVIOUR: ("stands out", "accent"),
+    Verdict.RARE: ("rare", "rare"),
+    Verdict.NOISE: ("random as well", "noise"),
+    Verdict.DAMAGE: ("damaged", "damage"),
+    Verdict.SAME: ("as before", "same"),
+    None: ("only random", "control"),
+}
+
+ARMS = ["found", "random", "unperturbed"]
+TOOLTIP_LENGTH = 220
+
+
+def charts(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Return the specifications of the charts for which a run has numbers, by name."""
+    drawn = {
+        "map": places(summary),
+        "response": response(summary),
+        "striking": striking(summary),
+        "radius": by_radius(summary),
+    }
+    return {name: _dress(chart) for name, chart in drawn.items() if chart is not None}
+
+
+def places(summary: Summary) -> alt.Chart | None:
+    """Draw where completions lie on the map, coloured by the verdict on what they say."""
+    behaviours = {b.id: b for b in summary.behaviours}
+    arms = [
+        ("unperturbed", [c for own in summary.baseline.values() for c in own]),
+        ("random", [c for item in summary.control for c in item.completions]),
+        ("found", [c for item in summary.found for c in item.completions]),
+    ]
+    rows = []
+    for arm, completions in arms:
+        for c in (c for c in completions if c.key in summary.map):
+            number, x, y = summary.map[c.key]
+            named = behaviours.get(number)
+            verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
+            rows.append(
+                {
+                    "x": _number(x),
+                    "y": _number(y),
+                    "arm": arm,
+                    "verdict": SHORT[verdict][0],
+                    "behaviour": label(named) if named else "",
+                    "number": number,
+                    "perturbation": c.perturbation,
+                    "prompt": c.prompt,
+                    "sample": c.sample,
+                    "text": shorten(c.text, TOOLTIP_LENGTH),
+                }
+            )
+    if not rows:
+        return None
+    # The interesting ones are drawn last, over the others.
+    layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[3:0:-1], Verdict.BEHAVIOUR)]
+    rows.sort(key=lambda row: layers.index(row["verdict"]))
+    there = {row["verdict"] for row in rows}
+    verdicts = [(name, role) for name, role in SHORT.values() if name in there]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_point(filled=True, opacity=0.8, size=46, cursor="pointer")
+        .encode(
+            alt.X("x:Q", axis=None, scale=alt.Scale(zero=False, nice=False, padding=12)),
+            alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False, nice=False, padding=12)),
+            alt.Color(
+                "verdict:N",
+                scale=_colours(verdicts),
+                legend=alt.Legend(title=None, orient="bottom", columns=3, symbolType="square"),
+            ),
+            alt.Shape(
+                "arm:N",
+                scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "cross"]),
+                legend=alt.Legend(title=None, orient="bottom", columns=3, symbolFillColor="#7f868d"),
+            ),
+            tooltip=[
+                alt.Tooltip("perturbation:N", title="perturbation"),
+                alt.Tooltip("arm:N", title="arm"),
+                alt.Tooltip("behaviour:N", title="behaviour"),
+                alt.Tooltip("verdict:N", title="verdict"),
+                alt.Tooltip("text:N", title="text"),
+            ],
+        )
+        .add_params(
+            alt.selection_interval(
+                name="zoom", bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]"
+            )
+        )
+        .properties(height=420)
+    )
+
+
+def response(summary: Summary) -> alt.LayerChart | None:
+    """Draw how the effect grows with the radius, on logarithmic axes."""
+    rows = [
+        {"perturbation": number, "arm": arm, "radius": _number(r), "effect": _number(size)}
+        for arm, items in (("random", summary.control), ("found", summary.found))
+        for number in (item.row.id for item in items)
+        for r, size in summary.responses.get(number, ())
+        if r > 0 and size > 0
+    ]
+    if not rows:
+        return None
+    lines = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(interpolate="monotone", opacity=0.85)
+        .encode(
+            alt.X("radius:Q", scale=alt.Scale(type="log", nice=False), title="radius"),
+            alt.Y("effect:Q", scale=alt.Scale(type="log"), title="norm of the effect at the target"),
+            _arm_colour(),
+            detail="perturbation:N",
+            strokeWidth=alt.condition("datum.arm == 'found'", alt.value(1.8), alt.value(1.1)),
+            tooltip=["perturbation:N", "arm:N", _exact("radius"), _exact("effect")],
+        )
+    )
+    used = [{"radius": _number(r)} for r in summary.facts.get("radii", ())]
+    rules = (
+        alt.Chart(alt.Data(values=used))
+        .mark_rule(strokeDash=[3, 4], color=PALETTE["muted"][0])
+        .encode(alt.X("radius:Q"), tooltip=[_exact("radius", "a radius searched")])
+    )
+    return (rules + lines).properties(height=300)
+
+
+def striking(summary: Summary) -> alt.LayerChart | None:
+    """Draw what share of each arm is at least so striking."""
+    rows = []
+    for arm, items in (("random", summary.control), ("found", summary.found)):
+        ordered = sorted(items, key=lambda item: -item.striking)
+        rows += [
+            {
+                "arm": arm,
+                "striking": _number(item.striking),
+                "share": _number((place + 1) / len(ordered)),
+                "perturbation": item.row.id,
+                "text": shorten(telling(item, summary), TOOLTIP_LENGTH),
+            }
+            for place, item in enumerate(ordered)
+        ]
+    if not rows:
+        return None
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        alt.X(
+            "striking:Q",
+            scale=alt.Scale(domainMin=0, nice=True),
+            title="striking: coherence × novelty, mean of a perturbation's completions",
+        ),
+        alt.Y(
+            "share:Q",
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format="%", tickCount=5),
+            title="share at least this striking",
+        ),
+        _arm_colour(),
+    )
+    steps = base.mark_line(interpolate="step-before", strokeWidth=1.6)
+    dots = base.mark_point(filled=True, size=34, opacity=0.9).encode(
+        tooltip=["perturbation:N", "arm:N", _exact("striking"), "text:N"]
+    )
+    return (steps + dots).properties(height=280)
+
+
+def by_radius(summary: Summary) -> alt.LayerChart | None:
+    """Draw the share of perturbations that hit the pattern at each radius, with intervals."""
+    doses = {i.row.radius: i.row.dose for i in (*summary.found, *summary.control)}
+    rows = [
+        {
+            "radius": f"{radius:.3g} (dose {doses[radius]:.2f})",
+            "arm": arm,
+            "share": _number(its.share),
+            "low": _number(its.low),
+            "high": _number(its.high),
+            "hits": f"{its.hits} of {its.trials}",
+        }
+        for radius, pair in summary.by_radius.items()
+        for arm, its in zip(ARMS[:2], pair, strict=True)
+        if its.trials
+    ]
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["radius"] for row in rows))
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        alt.X("radius:N", sort=order, title="radius", axis=alt.Axis(labelAngle=0, labelLimit=110)),
+        alt.XOffset("arm:N", sort=ARMS[:2], scale=alt.Scale(paddingOuter=1.2)),
+        _arm_colour(),
+        tooltip=["radius:N", "arm:N", "hits:N", _percent("low"), _percent("high")],
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(
+        alt.Y("low:Q", title="share with a match", axis=alt.Axis(format="%", tickCount=5)),
+        alt.Y2("high:Q"),
+    )
+    dots = base.mark_point(filled=True, size=80, opacity=1).encode(alt.Y("share:Q"))
+    return (bars + dots).properties(height=280)
+
+
+def label(behaviour: Behaviour, words: int = 5) -> str:
+    """Return the words that a behaviour is called by."""
+    return " · ".join(behaviour.words[:words]) or "no words"
+
+
+def telling(item: Item, summary: Summary) -> str:
+    """Return the most striking of what a perturbation wrote."""
+
+    def score(key: tuple[int, int, int]) -> float:
+        each = summary.scores.get(key, {})
+        return math.prod(each[j][0] if j in each else 0.0 for j in ("coherence", "novelty"))
+
+    return max(item.completions, key=lambda c: score(c.key)).text if item.completions else ""
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text on one line, cut at a length."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def interval(of: Rate | tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return value, low and high of a rate or a mean."""
+    return (of.share, of.low, of.high) if isinstance(of, Rate) else of
+
+
+def _arm_colour() -> alt.Color:
+    legend = alt.Legend(title=None, orient="top", symbolType="circle", symbolStrokeWidth=0)
+    arms = [("found", "accent"), ("random", "control")]
+    return alt.Color("arm:N", scale=_colours(arms), legend=legend)
+
+
+def _colours(pairs: Sequence[tuple[str, str]]) -> alt.Scale:
+    return alt.Scale(domain=[n for n, _ in pairs], range=[PALETTE[role][0] for _, role in pairs])
+
+
+def _exact(field: str, title: str | None = None) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", format=".3~g", title=title or field)
+
+
+def _percent(field: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", format=".0%")
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _dress(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+    ink, muted, line = (PALETTE[role][0] for role in ("ink", "muted", "line"))
+    return (
+        chart.properties(width="container", background="transparent")
+        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .configure(font="system-ui, sans-serif")
+        .configure_view(stroke=line)
+        .configure_axis(
+            labelColor=muted,
+            titleColor=muted,
+            titleFontWeight="normal",
+            labelFontSize=12,
+            titleFontSize=12,
+            titlePadding=10,
+            domainColor=line,
+            tickColor=line,
+            gridColor=line,
+        )
+        .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=160)
+        .to_dict()
+    )

@@ -1,0 +1,172 @@
+"""What a run found, on one screen of a terminal or as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from educe.errors import RunError
+from educe.summary import Behaviour, Item, Summary, Verdict
+
+SHOWN = 8  #: behaviours in the table
+
+
+def table(summary: Summary, folder: Path, console: Console | None = None) -> None:
+    """Print the behaviours, the control beside them, and what is noise."""
+    console = console or Console()
+    facts = summary.facts
+    adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
+    doses = ", ".join(f"{r / facts['mean_norm']:.2f}" for r in facts["radii"])
+    console.print(
+        f"[bold]{facts['model']}{adapter}[/bold]  {summary.config['method']}, "
+        f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
+        f"{len(summary.found)} found and {len(summary.control)} random perturbations"
+    )
+    for prompt in summary.prompts[:2]:
+        answers = summary.baseline.get(prompt.id, ())
+        console.print(Text(f"asked      {_short(str(prompt.content), 84)}"))
+        if answers:
+            console.print(Text(f"unperturbed {_short(answers[0].text, 83)}", style="dim"))
+    told = [b for b in summary.behaviours if b.verdict in (Verdict.BEHAVIOUR, Verdict.RARE)]
+    grid = Table(box=None, padding=(0, 1), header_style="bold dim")
+    for name, side in (("found", "right"), ("random", "right"), ("strik.", "right"), ("id", "right")):
+        grid.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    grid.add_column("what the model writes (most striking example)", ratio=1, no_wrap=True)
+    for behaviour in told[:SHOWN]:
+        grid.add_row(
+            f"{behaviour.found.hits}/{behaviour.found.trials}",
+            f"{behaviour.control.hits}/{behaviour.control.trials}",
+            f"{behaviour.striking:.2f}",
+            str(behaviour.example.perturbation),
+            Text(_short(behaviour.example.text, 200), style="" if _clear(behaviour) else "dim"),
+        )
+    console.print(grid if told else "No behaviour but those of the unperturbed model and damage.")
+    for verdict in Verdict:
+        those = [b for b in summary.behaviours if b.verdict is verdict]
+        if those:
+            many = sum(b.found.hits for b in those)
+            console.print(f"{len(those):4d} {_plural(those)}  {verdict.value}  [dim]({many} perturbations)[/dim]")
+    if summary.hits:
+        found, control = summary.hits
+        console.print(f"looked for {summary.config['look_for']!r}: found {found}, random {control}", highlight=False)
+    if summary.retest_hits and summary.retest_hits[0].trials:
+        found, control = summary.retest_hits
+        console.print(f"re-test of the most striking: found {found}, random {control} texts", highlight=False)
+    console.print(f"[dim]one perturbation: educe show {folder} ID[/dim]", highlight=False)
+
+
+def where(report: Path, console: Console | None = None) -> None:
+    """Say where the report is."""
+    (console or Console()).print(f"[bold]report:[/bold] {report.resolve()}", soft_wrap=True, highlight=False)
+
+
+def perturbation(summary: Summary, number: int, console: Console | None = None) -> None:
+    """Print one perturbation with everything it wrote; number 0 is the unperturbed model.
+
+    Raises:
+        RunError: The run has no perturbation of that number.
+    """
+    console = console or Console()
+    contents = {p.id: str(p.content) for p in (*summary.prompts, *summary.fresh)}
+    if number == 0:
+        for prompt, answers in summary.baseline.items():
+            console.print(Text(contents[prompt], style="bold"))
+            for answer in answers:
+                console.print(Text(f"  T={answer.temperature:g}  {answer.text}"))
+        return
+    item = _item(summary, number)
+    row = item.row
+    side = f"{item.side_effect:.2f} nats" if item.side_effect is not None else "not measured"
+    again = "not re-tested"
+    if item.retested:
+        mean, low, high = item.retested
+        again = f"{mean:.2f} ({low:.2f} to {high:.2f}) on {len(item.retest)} texts"
+    console.print(
+        Panel(
+            f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {row.dose:.2f}, effect "
+            f"{row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f}, striking "
+            f"{item.striking:.2f}; re-test {again}; side effect {side}\n{row.file}, item {row.item}",
+            title=f"perturbation {row.id}",
+            title_align="left",
+        )
+    )
+    for completion in (*item.completions, *item.retest):
+        base = summary.baseline[completion.prompt][0].text
+        console.print(Text(contents[completion.prompt], style="bold"))
+        console.print(Text(f"  unperturbed  {base}", style="dim"))
+        console.print(Text(f"  perturbed    {completion.text}"))
+
+
+def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
+    """Return the same as plain data.
+
+    Raises:
+        RunError: The run has no perturbation of that number.
+    """
+    if number is not None:
+        if number == 0:
+            return {str(p): [c._asdict() for c in a] for p, a in summary.baseline.items()}
+        return _as_data(_item(summary, number))
+    return {
+        "settings": summary.config,
+        "facts": summary.facts,
+        "hits": [h._asdict() for h in summary.hits] if summary.hits else None,
+        "retest_hits": [h._asdict() for h in summary.retest_hits] if summary.retest_hits else None,
+        "behaviours": [
+            {
+                "id": b.id,
+                "verdict": b.verdict.name.lower(),
+                "words": b.words,
+                "example": b.example.text,
+                "example_perturbation": b.example.perturbation,
+                "perturbations": [i.row.id for i in b.items],
+                "found": b.found._asdict(),
+                "control": b.control._asdict(),
+                "p_value": b.p_value,
+                "coherence": b.coherence,
+                "novelty": b.novelty,
+                "striking": b.striking,
+            }
+            for b in summary.behaviours
+        ],
+        "perturbations": [_as_data(i) for i in (*summary.found, *summary.control)],
+    }
+
+
+def _item(summary: Summary, number: int) -> Item:
+    item = summary.item(number)
+    if item is None:
+        raise RunError(f"the run has no perturbation {number}: see the table for their numbers")
+    return item
+
+
+def _as_data(item: Item) -> dict[str, Any]:
+    return item.row._asdict() | {
+        "coherence": item.coherence,
+        "novelty": item.novelty,
+        "striking": item.striking,
+        "retested": item.retested,
+        "side_effect": item.side_effect,
+        "hits": item.hits,
+        "retest_hits": item.retest_hits,
+        "texts": [c.text for c in item.completions],
+        "retest_texts": [c.text for c in item.retest],
+    }
+
+
+def _clear(behaviour: Behaviour) -> bool:
+    return behaviour.verdict is Verdict.BEHAVIOUR
+
+
+def _plural(those: list[Behaviour]) -> str:
+    return "behaviour " if len(those) == 1 else "behaviours"
+
+
+def _short(text: str, limit: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,389 @@
+"""Slice: replay blocks ``source+1 .. target`` for many perturbations at once.
+
+The unperturbed model runs once over the prompts; the residual stream at ``source`` is kept. A
+perturbation ``θ`` is added to it, and only the blocks between source and target run again, for rows
+of perturbation × prompt. With ``Z`` the stream leaving block ``target``, averaged over prompts and
+read-out positions,
+
+    Δ(θ) = mean [ Z(h_source + θ) - Z(h_source) ]                                   ``[width]``
+
+The slice asks the model how it calls its own blocks: it lets the model's forward run over the rows
+with every block replaced by a recorder, and replays with the arguments recorded. So masks, rotary
+angles and whatever else an architecture hands to its blocks are the model's own, for these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from educe import positions as where
+from educe.blocks import Call, replaced, stream_in, stream_out
+from educe.errors import EffectError, LayerError, ModelError, PositionsError
+from educe.model import LanguageModel, PromptBatch
+
+# Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
+# out-of-memory error halves it.
+TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
+
+
+class Chunk(NamedTuple):
+    """Rows that run together: perturbations ``first:last`` on prompts ``start:stop``."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+class Shift(NamedTuple):
+    """What a chunk of perturbations does at the target, position by position.
+
+    Attributes:
+        values: Change of the target stream, ``[perturbations, prompts, positions, width]``.
+        weights: Share of each read-out position in the mean over all, ``[prompts, positions]``.
+        chunk: Which perturbations and prompts these are.
+    """
+
+    values: Float[Tensor, "n p k d"]
+    weights: Float[Tensor, "p k"]
+    chunk: Chunk
+
+    @property
+    def mean(self) -> Float[Tensor, "n d"]:
+        """This chunk's part of the effect: summed over chunks of prompts it is Δ."""
+        return torch.einsum("npkd,pk->nd", self.values, self.weights)
+
+
+class Slice:
+    """The part of a model between a source and a target layer, on given prompts.
+
+    Args:
+        lm: The model.
+        batch: The prompts.
+        source: Layer whose outgoing stream is perturbed.
+        target: Layer whose outgoing stream is read; after the source.
+        positions: Prompt tokens that are perturbed (see `educe.positions`).
+        readout: Prompt tokens over which the effect is averaged.
+        tokens_per_chunk: Rows × tokens that run together; halved when memory runs out.
+
+    Attributes:
+        start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
+        rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
+        mean_norm: Mean norm of the stream at the source over tokens, the first of each prompt left
+            out: its norm is several times the others' (a massive activation).
+
+    Raises:
+        LayerError: Source or target do not exist or are not in order.
+        PositionsError: No prompt token is perturbed, or none is read.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        batch: PromptBatch,
+        *,
+        source: int | float,
+        target: int | float,
+        positions: str = "all",
+        readout: str = "last:3",
+        tokens_per_chunk: int | None = None,
+    ) -> None:
+        self.lm, self.batch = lm, batch
+        self.source, self.target = lm.layer(source), lm.layer(target)
+        if self.source >= self.target:
+            raise LayerError(
+                f"source {self.source} is not below target {self.target}: "
+                "the effect is read in a later layer than the one perturbed"
+            )
+        self.positions, self.readout = positions, readout
+        self._perturbed = where.in_prompt(positions, batch.mask)
+        if not self._perturbed.any(1).all():
+            raise PositionsError(
+                f"positions {positions!r} leave a prompt unperturbed, so there is nothing to search"
+            )
+        read = where.in_prompt(readout, batch.mask)
+        if not read.any(1).all():
+            raise PositionsError(f"read-out {readout!r} reads nothing: use last:k, all or prompt")
+        self._window = int(torch.where(read.any(0))[0][0])
+        read = read[:, self._window :]
+        share = read.to(self.work_dtype)
+        self._weights = share / share.sum(1, keepdim=True) / len(batch)
+        self._read = read
+        self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
+        self._calls: dict[tuple[int, int, int], list[Call]] = {}
+        self._run_unperturbed()
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.lm.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where perturbations are added: the device of the stream at the source."""
+        return self.start.device
+
+    @property
+    def work_dtype(self) -> torch.dtype:
+        """Type of perturbations and effects: float64 for such a model, else float32."""
+        return torch.float64 if self.lm.dtype == torch.float64 else torch.float32
+
+    def _run_unperturbed(self) -> None:
+        starts, rests = [], []
+        step = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
+        for at in range(0, len(self.batch), step):
+            ids, mask = self.batch.ids[at : at + step], self.batch.mask[at : at + step]
+            with self.lm.watching([self.source, self.target]) as streams:
+                self.lm.forward(ids, mask)
+            starts.append(streams[self.source])
+            rests.append(streams[self.target][:, self._window :])
+        self.start, self.rest = torch.cat(starts), torch.cat(rests).to(self.work_dtype)
+        counted = self.batch.mask.bool().clone()
+        if counted.sum() > len(counted):  # else every prompt is a single token
+            counted[torch.arange(len(counted)), counted.int().argmax(1)] = False
+        norms = self.start.float().norm(dim=-1)
+        self.mean_norm = float(norms[counted.to(norms.device)].mean())
+
+    # -- what the slice offers ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def effect(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the effect Δ of each perturbation.
+
+        Raises:
+            EffectError: An effect is NaN or infinite.
+        """
+        return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean.to(theta))
+
+    def jvp(
+        self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """Return ``Δ(θ)`` and the Jacobian at ``θ`` times ``tangent``, row by row, exactly.
+
+        Forward-mode differentiation: one pass, no approximation.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no forward-mode derivative.
+        """
+
+        def both(chunk: Chunk) -> Tensor:
+            rows = slice(chunk.first, chunk.last)
+            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
+                dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
+                out = forward_ad.unpack_dual(self._shift(dual, chunk).mean)
+                moved = out.tangent if out.tangent is not None else torch.zeros_like(out.primal)
+                return torch.cat([out.primal, moved], 1).to(theta)
+
+        try:
+            joined = self._summed(theta, both)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{self.lm.name} has an operation without forward-mode derivative "
+                f"({str(error).splitlines()[0]}): use a method that needs no Jacobian product"
+            ) from error
+        return joined[:, : self.width], joined[:, self.width :]
+
+    def vjp(
+        self, theta: Float[Tensor, "n d"], cotangent: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """Return ``Δ(θ)`` and the transposed Jacobian at ``θ`` times ``cotangent``, row by row."""
+
+        def project(shift: Shift) -> tuple[Tensor, Tensor]:
+            mean = shift.mean
+            rows = cotangent[shift.chunk.first : shift.chunk.last]
+            return (mean * rows.to(mean)).sum(1), mean
+
+        return self._differentiated(theta, project)
+
+    def value_and_grad(
+        self, theta: Float[Tensor, "n d"], objective: Callable[[Shift], Float[Tensor, "n"]]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
+        """Differentiate an objective of the shift, one value a perturbation.
+
+        Args:
+            theta: Perturbations.
+            objective: Maps the shift of a chunk to a value for each of its perturbations; the value
+                over all prompts is the sum of its values over chunks of prompts.
+
+        Raises:
+            EffectError: A value or gradient is NaN or infinite.
+        """
+
+
+        def alone(shift: Shift) -> tuple[Tensor, Tensor]:
+            value = objective(shift)
+            return value, value[:, None]
+
+        value, gradient = self._differentiated(theta, alone)
+        return value[:, 0], gradient
+
+    def _differentiated(
+        self, theta: Tensor, objective: Callable[[Shift], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the second of what ``objective`` gives, and the gradient of the first."""
+
+        def run(chunk: Chunk) -> Tensor:
+            rows = theta[chunk.first : chunk.last].detach().clone().requires_grad_(True)
+            with torch.enable_grad():
+                value, kept = objective(self._shift(rows, chunk))
+                (gradient,) = torch.autograd.grad(value.sum(), rows)
+            return torch.cat([kept.detach().to(gradient), gradient], 1)
+
+        joined = self._summed(theta, run)
+        return joined[:, : -self.width], joined[:, -self.width :]
+
+    def shift(self, theta: Float[Tensor, "n d"], chunk: Chunk | None = None) -> Shift:
+        """Return the change at every read-out position, differentiable in ``theta``.
+
+        Args:
+            theta: All perturbations.
+            chunk: Which of them on which prompts; by default all on all, in one pass.
+        """
+        chunk = chunk or Chunk(0, len(theta), 0, len(self.batch))
+        return self._shift(theta[chunk.first : chunk.last], chunk)
+
+    # -- chunks ------------------------------------------------------------------------------
+
+    def _chunks(self, n: int) -> list[Chunk]:
+        rows = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
+        p = len(self.batch)
+        wide = min(p, rows)
+        tall = min(n, max(1, rows // wide))
+        return [
+            Chunk(i, min(i + tall, n), j, min(j + wide, p))
+            for i in range(0, n, tall)
+            for j in range(0, p, wide)
+        ]
+
+    def _tokens(self, chunk: Chunk) -> int:
+        rows = (chunk.last - chunk.first) * (chunk.stop - chunk.start)
+        return rows * self.batch.ids.shape[1]
+
+    def _summed(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
+        """Sum ``run`` over chunks of prompts, for every perturbation; halve on out-of-memory."""
+        total: Tensor | None = None
+        work = self._chunks(len(theta))[::-1]
+        while work:
+            chunk = work.pop()
+            halves = _halves(chunk)
+            if halves and self._tokens(chunk) > self.tokens_per_chunk:
+                work += halves[::-1]  # made before memory ran out
+                continue
+            try:
+                part = run(chunk)
+            except RuntimeError as error:
+                if not halves or not should_reduce_batch_size(error):
+                    raise
+                self.tokens_per_chunk = self._tokens(chunk) // 2
+                self._calls.clear()
+                work += halves[::-1]
+                continue
+            if total is None:
+                total = part.new_zeros(len(theta), part.shape[1])
+            total[chunk.first : chunk.last] += part
+        assert total is not None, "at least one perturbation"
+        return self._finite(total)
+
+    def _finite(self, values: Tensor) -> Tensor:
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).any(1).sum())
+            raise EffectError(
+                f"{bad} of {len(values)} perturbations make the stream at layer {self.target} NaN "
+                "or infinite: use a smaller radius, or a wider dtype"
+            )
+        return values
+
+    # -- the replay --------------------------------------------------------------------------
+
+    def _shift(self, theta: Tensor, chunk: Chunk) -> Shift:
+        prompts = slice(chunk.start, chunk.stop)
+        start, rest = self.start[prompts], self.rest[prompts]
+        n, (p, t, d) = len(theta), start.shape
+        at = self._perturbed[prompts].to(start.device)
+        added = theta.to(start)[:, None, None, :] * at[None, :, :, None]
+        stream = (start[None] + added).reshape(n * p, t, d)
+        for block, call in zip(self._between(), self._arguments(n, chunk), strict=True):
+            stream = stream_out(block(stream, *call.args, **call.kwargs))
+        came = stream[:, self._window :].reshape(n, p, -1, d).to(self.rest)
+        read = self._read[prompts].to(came.device)[None, :, :, None]
+        return Shift((came - rest) * read, self._weights[prompts].to(came.device), chunk)
+
+    def _between(self) -> list[Any]:
+        return self.lm.blocks[self.source + 1 : self.target + 1]
+
+    def _arguments(self, n: int, chunk: Chunk) -> list[Call]:
+        """Return how the model calls the slice's blocks for ``n`` perturbations on some prompts."""
+        key = (n, chunk.start, chunk.stop)
+        if key not in self._calls:
+            ids = self.batch.ids[chunk.start : chunk.stop].repeat(n, 1)
+            mask = self.batch.mask[chunk.start : chunk.stop].repeat(n, 1)
+            with _recording(self.lm, self.source, self.target) as calls:
+                self.lm.forward(ids, mask)
+            self._calls[key] = calls
+        return self._calls[key]
+
+
+@contextmanager
+def _plain_kernels(lm: LanguageModel) -> Iterator[None]:
+    """Compute attention and experts from elementary operations.
+
+    The fused kernels of both have no forward-mode derivative.
+    """
+    before = getattr(lm.unwrapped.config, "_experts_implementation", None)
+    switch = before == "grouped_mm" and lm.unwrapped._can_set_experts_implementation()
+    try:
+        if switch:
+            lm.unwrapped.set_experts_implementation("eager")
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if switch:
+            lm.unwrapped.set_experts_implementation(before)
+
+
+class _Reached(BaseException):
+    """The recorder has heard of every block it wants to know about."""
+
+
+@contextmanager
+def _recording(lm: LanguageModel, source: int, target: int) -> Iterator[list[Call]]:
+    """Let the model's forward run with blocks that record their arguments and compute nothing."""
+    calls: list[Call] = []
+
+    def recorder(layer: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, call = stream_in(args, kwargs)
+            if layer > source:
+                calls.append(call)
+            if layer == target:
+                raise _Reached
+            return lm.stack.shaped(layer, stream)
+
+        return forward
+
+    try:
+        with replaced(lm.blocks[: target + 1], [recorder(i) for i in range(target + 1)]):
+            yield calls
+    except _Reached:
+        pass
+
+
+def _halves(chunk: Chunk) -> list[Chunk]:
+    first, last, start, stop = chunk
+    if last - first > 1:
+        middle = (first + last) // 2
+        return [Chunk(first, middle, start, stop), Chunk(middle, last, start, stop)]
+    if stop - start > 1:
+        middle = (start + stop) // 2
+        return [Chunk(first, last, start, middle), Chunk(first, last, middle, stop)]
+    return []

@@ -1,0 +1,63 @@
+"""Intervals and tests for what is counted and averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import fisher_exact
+
+
+class Rate(NamedTuple):
+    """Hits among trials, with a 95% Wilson interval."""
+
+    hits: int
+    trials: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Hits divided by trials; NaN without trials."""
+        return self.hits / self.trials if self.trials else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.hits} of {self.trials} ({self.low:.0%} to {self.high:.0%})"
+
+
+def rate(hits: int, trials: int) -> Rate:
+    """Return a rate with its Wilson score interval (Wilson 1927) at 95%."""
+    if trials == 0:
+        return Rate(0, 0, 0.0, 1.0)
+    z = 1.959963984540054
+    share = hits / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = (
+        z
+        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+        / (1 + z * z / trials)
+    )
+    low = 0.0 if hits == 0 else centre - spread
+    high = 1.0 if hits == trials else centre + spread
+    return Rate(hits, trials, low, high)
+
+
+def more_often(found: Rate, control: Rate) -> float:
+    """Return the one-sided p-value of Fisher's exact test that ``found`` is the larger rate."""
+    table = [
+        [found.hits, found.trials - found.hits],
+        [control.hits, control.trials - control.hits],
+    ]
+    return float(fisher_exact(table, alternative="greater").pvalue)
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return a mean and its 95% percentile bootstrap interval."""
+    data = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
+    low, high = np.quantile(data[picks].mean(1), [0.025, 0.975])
+    return float(data.mean()), float(low), float(high)

@@ -1,0 +1,252 @@
+"""What a run found, read from the run alone: the numbers behind every table, page and figure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run
+from educe.stats import Rate, bootstrap_mean, more_often, rate
+
+#: A sample index from here on belongs to the re-test.
+RETEST = 1000
+
+#: Mean coherence below which text counts as damaged, and mean novelty below which it is as before.
+DAMAGED, SAME = 0.15, 0.35
+
+
+class Verdict(Enum):
+    """What a behaviour is, in order of interest."""
+
+    BEHAVIOUR = "more often than with random perturbations"
+    RARE = "too rare to tell from noise"
+    NOISE = "random perturbations do it as well"
+    DAMAGE = "damaged text"
+    SAME = "as without perturbation"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One perturbation and what it made the model write."""
+
+    row: PerturbationRow
+    completions: tuple[CompletionRow, ...]  #: in answer to the prompts that were asked
+    retest: tuple[CompletionRow, ...]  #: fresh prompts or samples; empty when not re-tested
+    coherence: float
+    novelty: float
+    striking: float  #: mean over completions of coherence times novelty
+    retested: tuple[float, float, float] | None  #: striking in the re-test: mean, low, high
+    side_effect: float | None  #: nats
+    hits: int  #: completions that match the pattern looked for
+    retest_hits: int
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Completions that say the same.
+
+    Rates count perturbations, of those of each arm, with at least one such completion.
+    """
+
+    id: int
+    words: tuple[str, ...]  #: the words that set it apart
+    example: CompletionRow  #: of a perturbation that was found, the most coherent
+    items: tuple[Item, ...]  #: found perturbations that show it, most striking first
+    found: Rate
+    control: Rate
+    p_value: float  #: Fisher's exact test, one-sided, times the number of behaviours (Bonferroni)
+    coherence: float
+    novelty: float
+    striking: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything a page or a table shows."""
+
+    config: dict
+    facts: dict  #: model, source, target, mean norm, calibration: what the run noted when it began
+    prompts: tuple[PromptRow, ...]  #: asked
+    fresh: tuple[PromptRow, ...]  #: of the re-test
+    baseline: dict[int, tuple[CompletionRow, ...]]  #: by prompt, greedy first, then samples
+    found: tuple[Item, ...]  #: most striking first
+    control: tuple[Item, ...]
+    behaviours: tuple[Behaviour, ...]  #: by verdict, then most striking first
+    hits: tuple[Rate, Rate] | None  #: perturbations that hit the pattern: found and control
+    retest_hits: tuple[Rate, Rate] | None  #: completions in the re-test that do
+    by_radius: dict[float, tuple[Rate, Rate]]  #: the hits by radius
+    responses: dict[int, list[tuple[float, float]]]
+    map: dict[tuple[int, int, int], tuple[int, float, float]]  #: behaviour and place by completion
+    scores: dict[tuple[int, int, int], dict[str, tuple[float, str]]]  #: value and why by completion
+
+    def item(self, number: int) -> Item | None:
+        """Return a perturbation by its number."""
+        return next((i for i in (*self.found, *self.control) if i.row.id == number), None)
+
+
+def summarise(run: Run) -> Summary:
+    """Read a run."""
+    config = run.config
+    pattern = re.compile(config["look_for"]) if config.get("look_for") else None
+    scores: dict[tuple[int, int, int], dict[str, tuple[float, str]]] = defaultdict(dict)
+    for s in run.scores():
+        scores[s.perturbation, s.prompt, s.sample][s.judge] = (s.value, s.why)
+    by_perturbation: dict[int, list[CompletionRow]] = defaultdict(list)
+    for completion in run.completions():
+        by_perturbation[completion.perturbation].append(completion)
+    asked = {p.id for p in run.prompts("asked")}
+
+    items = [
+        _item(row, by_perturbation[row.id], asked, scores, pattern) for row in run.perturbations()
+    ]
+    items.sort(key=lambda item: -item.striking)
+    found = tuple(i for i in items if i.row.arm == "found")
+    control = tuple(i for i in items if i.row.arm == "control")
+    baseline: dict[int, tuple[CompletionRow, ...]] = {
+        prompt.id: tuple(c for c in by_perturbation[0] if c.prompt == prompt.id)
+        for prompt in run.prompts()
+    }
+    places = run.behaviours()
+    return Summary(
+        config=config,
+        facts=run.note("facts") if run.has("facts") else {},
+        prompts=tuple(run.prompts("asked")),
+        fresh=tuple(run.prompts("fresh")),
+        baseline=baseline,
+        found=found,
+        control=control,
+        behaviours=_behaviours(found, control, by_perturbation[0], places, scores),
+        hits=_hits(found, control) if pattern else None,
+        retest_hits=_retest_hits(found, control) if pattern else None,
+        by_radius={
+            radius: _hits(
+                [i for i in found if i.row.radius == radius],
+                [i for i in control if i.row.radius == radius],
+            )
+            for radius in sorted({i.row.radius for i in items})
+        }
+        if pattern
+        else {},
+        responses=run.responses(),
+        map=places,
+        scores=dict(scores),
+    )
+
+
+def _item(
+    row: PerturbationRow,
+    completions: list[CompletionRow],
+    asked: set[int],
+    scores: dict,
+    pattern: re.Pattern[str] | None,
+) -> Item:
+    main = tuple(c for c in completions if c.prompt in asked and c.sample < RETEST)
+    again = tuple(c for c in completions if c not in main)
+
+    def values(judge: str, of: tuple[CompletionRow, ...]) -> list[float]:
+        return [scores[c.key][judge][0] for c in of if judge in scores.get(c.key, {})]
+
+    def striking(of: tuple[CompletionRow, ...]) -> list[float]:
+        pairs = zip(values("coherence", of), values("novelty", of), strict=True)
+        return [coherent * novel for coherent, novel in pairs]
+
+    def mean(of: list[float]) -> float:
+        return float(np.mean(of)) if of else 0.0
+
+    side = scores.get((row.id, -1, -1), {}).get("side_effect")
+    retested = striking(again)
+    return Item(
+        row=row,
+        completions=main,
+        retest=again,
+        coherence=mean(values("coherence", main)),
+        novelty=mean(values("novelty", main)),
+        striking=mean(striking(main)),
+        retested=bootstrap_mean(retested) if retested else None,
+        side_effect=side[0] if side else None,
+        hits=sum(bool(pattern.search(c.text)) for c in main) if pattern else 0,
+        retest_hits=sum(bool(pattern.search(c.text)) for c in again) if pattern else 0,
+    )
+
+
+def _hits(found: tuple[Item, ...] | list[Item], control: tuple[Item, ...] | list[Item]) -> tuple:
+    return tuple(rate(sum(i.hits > 0 for i in arm), len(arm)) for arm in (found, control))
+
+
+def _retest_hits(found: tuple[Item, ...], control: tuple[Item, ...]) -> tuple[Rate, Rate]:
+    first, second = (
+        rate(sum(i.retest_hits for i in arm), sum(len(i.retest) for i in arm))
+        for arm in (found, control)
+    )
+    return first, second
+
+
+def _behaviours(
+    found: tuple[Item, ...],
+    control: tuple[Item, ...],
+    base: list[CompletionRow],
+    places: dict[tuple[int, int, int], tuple[int, float, float]],
+    scores: dict,
+) -> tuple[Behaviour, ...]:
+    shown: dict[int, list[tuple[Item, CompletionRow]]] = defaultdict(list)
+    by_random: dict[int, set[int]] = defaultdict(set)
+    for arm in (found, control):
+        for item in arm:
+            for completion in item.completions:
+                if completion.key in places:
+                    number = places[completion.key][0]
+                    if arm is found:
+                        shown[number].append((item, completion))
+                    else:
+                        by_random[number].add(item.row.id)
+    unperturbed = {places[c.key][0] for c in base if c.key in places}
+    everywhere = Counter(w for pairs in shown.values() for w in _words(pairs))
+
+    behaviours = []
+    for number, pairs in shown.items():
+        own = {item.row.id: item for item, _ in pairs}
+        each = [scores.get(c.key, {}) for _, c in pairs]
+        coherent, novel = (
+            np.array([s[judge][0] if judge in s else 0.0 for s in each])
+            for judge in ("coherence", "novelty")
+        )
+        there = rate(len(own), len(found))
+        chance = rate(len(by_random[number]), len(control))
+        p_value = min(1.0, more_often(there, chance) * len(shown))
+        counts = Counter(_words(pairs))
+        words = sorted(counts, key=lambda w: (-counts[w] * counts[w] / everywhere[w], w))
+        if number in unperturbed or novel.mean() < SAME:
+            verdict = Verdict.SAME
+        elif coherent.mean() < DAMAGED:
+            verdict = Verdict.DAMAGE
+        elif p_value < 0.05:
+            verdict = Verdict.BEHAVIOUR
+        else:
+            verdict = Verdict.NOISE if chance.hits else Verdict.RARE
+        behaviours.append(
+            Behaviour(
+                id=number,
+                words=tuple(words[:5]),
+                example=pairs[int((coherent * novel).argmax())][1],
+                items=tuple(sorted(own.values(), key=lambda i: -i.striking)),
+                found=there,
+                control=chance,
+                p_value=p_value,
+                coherence=float(coherent.mean()),
+                novelty=float(novel.mean()),
+                striking=float((coherent * novel).mean()),
+                verdict=verdict,
+            )
+        )
+    interest = list(Verdict)
+    return tuple(sorted(behaviours, key=lambda b: (interest.index(b.verdict), -b.striking)))
+
+
+def _words(pairs: list[tuple[Item, CompletionRow]]) -> list[str]:
+    """Return the words of a behaviour, each counted once a completion."""
+    return [w for _, c in pairs for w in set(re.findall(r"[^\W_]{3,}", c.text.lower()))]

@@ -1,0 +1,62 @@
+"""What all tests share: one thread, no network, and tiny models that are made once."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+import transformers
+
+import tiny
+from educe.model import LanguageModel, load
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def lm_of(tokenizer: Any) -> Callable[..., LanguageModel]:
+    """Make a model of an architecture, once a session; tests leave it as it is."""
+
+    @functools.cache
+    def make(architecture: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+        hf = tiny.hf_model(architecture, dtype=dtype)
+        if dtype == torch.float64 and hf._can_set_experts_implementation():
+            hf.set_experts_implementation("eager")  # the grouped kernel knows no float64
+        return LanguageModel(hf, tokenizer, name=architecture)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(lm_of: Callable[..., LanguageModel]) -> LanguageModel:
+    return lm_of("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny64(lm_of: Callable[..., LanguageModel]) -> LanguageModel:
+    return lm_of("llama", torch.float64)
+
+
+@pytest.fixture(params=list(tiny.ARCHITECTURES))
+def any_lm(request: pytest.FixtureRequest, lm_of: Callable[..., LanguageModel]) -> LanguageModel:
+    """Each architecture in turn."""
+    return lm_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def embedded_lm() -> LanguageModel:
+    """The embedded model; for tests marked ``model``."""
+    return load("embedded", device="cpu", dtype=torch.float32)

@@ -1,0 +1,177 @@
+"""The stack of blocks: on the architectures of transformers, and on modules made to mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from educe.blocks import Call, find_stack, replaced, stream_in, stream_out, with_stream
+from educe.errors import ModelError
+
+WIDTH = 6
+
+
+class Block(nn.Module):
+    """Add something to the stream; hand it on in the form asked for."""
+
+    def __init__(self, form: str = "bare", scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.form, self.scale = form, scale
+
+    def forward(self, hidden_states: Tensor, mask: Any = None) -> Any:
+        stream = hidden_states + self.linear(hidden_states) * self.scale
+        return {"bare": stream, "one": (stream,), "two": (stream, mask)}[self.form]
+
+
+class Toy(nn.Module):
+    """A model with lists of modules; ``order`` says which blocks it calls, and how."""
+
+    def __init__(self, order: Callable[[Toy, Tensor], Tensor], **lists: list[nn.Module]) -> None:
+        super().__init__()
+        for name, members in lists.items():
+            self.add_module(name, nn.ModuleList(members))
+        self.order = order
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.order(self, stream)
+
+
+def chain(blocks: Any, stream: Tensor) -> Tensor:
+    for block in blocks:
+        stream = stream_out(block(stream))
+    return stream
+
+
+def stack_of(model: nn.Module) -> Any:
+    with torch.no_grad():
+        return find_stack(model, lambda: model(torch.ones(1, 3, WIDTH)))
+
+
+def test_finds_the_blocks_of_every_architecture(any_lm: Any) -> None:
+    expected = list(any_lm.hf.get_submodule(tiny.path(any_lm.hf)))
+    assert any_lm.stack.name == tiny.path(any_lm.hf)
+    assert len(any_lm.blocks) == any_lm.depth == 4
+    assert all(a is b for a, b in zip(any_lm.blocks, expected, strict=True))
+    assert any_lm.width == 32
+
+
+def test_longest_chain_wins() -> None:
+    model = Toy(
+        lambda m, x: chain(m.late, chain(m.blocks, chain(m.early, x))),
+        early=[Block(), Block()],
+        blocks=[Block(), Block(), Block()],
+        late=[Block()],
+    )
+    stack = stack_of(model)
+    assert (stack.name, len(stack.blocks), stack.width) == ("blocks", 3, WIDTH)
+
+
+def test_a_longer_list_that_is_no_chain_is_passed_over() -> None:
+    def order(m: Toy, x: Tensor) -> Tensor:
+        beside = sum(expert(x) for expert in m.experts)  # all of the same input
+        return chain(m.blocks, x) + beside
+
+    model = Toy(order, experts=[Block() for _ in range(5)], blocks=[Block(), Block()])
+    assert stack_of(model).name == "blocks"
+
+
+def test_a_list_called_in_another_order_is_no_chain() -> None:
+    def order(m: Toy, x: Tensor) -> Tensor:
+        return chain(m.blocks, chain(list(m.backwards)[::-1], x))
+
+    model = Toy(order, backwards=[Block() for _ in range(3)], blocks=[Block(), Block()])
+    assert stack_of(model).name == "blocks"
+
+
+def test_blocks_with_work_between_them_are_no_chain() -> None:
+    def order(m: Toy, x: Tensor) -> Tensor:
+        for block in m.scaled:
+            x = block(x) / 2
+        return chain(m.blocks, x)
+
+    model = Toy(order, scaled=[Block() for _ in range(3)], blocks=[Block(), Block()])
+    assert stack_of(model).name == "blocks"
+
+
+def test_blocks_called_twice_or_never_are_no_stack() -> None:
+    twice = Toy(lambda m, x: chain(m.blocks, chain(m.blocks, x)), blocks=[Block(), Block()])
+    with pytest.raises(ModelError):
+        stack_of(twice)
+    never = Toy(lambda m, x: chain(m.blocks, x), unused=[Block()] * 4, blocks=[Block(), Block()])
+    assert stack_of(never).name == "blocks"
+
+
+def test_no_stack_is_an_error_that_names_the_lists() -> None:
+    class Mixer(Toy):
+        pass
+
+    model = Mixer(
+        lambda m, x: sum(e(x) for e in m.experts),
+        experts=[Block(), Block()],
+        spare=[Block()],
+    )
+    with pytest.raises(ModelError) as error:
+        stack_of(model)
+    for part in ("Mixer", "experts (2)", "spare (1)"):
+        assert part in str(error.value)
+    with pytest.raises(ModelError, match=r"lists: none"):
+        stack_of(nn.Linear(WIDTH, WIDTH))
+
+
+def test_finding_leaves_no_hook_behind() -> None:
+    model = Toy(lambda m, x: chain(m.blocks, x), blocks=[Block(), Block()])
+    stack_of(model)
+    with pytest.raises(ZeroDivisionError):
+        find_stack(model, lambda: 1 / 0)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("form", "items"), [("bare", 0), ("one", 1), ("two", 2)])
+def test_streams_keep_the_form_in_which_blocks_return_them(form: str, items: int) -> None:
+    model = Toy(lambda m, x: chain(m.blocks, x), blocks=[Block(form), Block(form)])
+    stack = stack_of(model)
+    assert stack.items == [items, items]
+    given, mask, other = torch.rand(1, 3, WIDTH), object(), torch.rand(1, 3, WIDTH)
+    output = model.blocks[0](given, mask=mask)
+    shaped = stack.shaped(0, other)
+    changed = with_stream(output, other)
+    assert type(shaped) is type(changed) is type(output)
+    assert stream_out(shaped) is stream_out(changed) is other
+    if items:
+        assert len(shaped) == len(changed) == items
+        assert changed[1:] == output[1:]
+
+
+def test_stream_in_splits_a_call() -> None:
+    stream = torch.rand(1, 2, WIDTH)
+    assert stream_in((stream, 1, 2), {"mask": 3}) == (stream, Call((1, 2), {"mask": 3}))
+    given = {"hidden_states": stream, "mask": 3}
+    assert stream_in((), given) == (stream, Call((), {"mask": 3}))
+    assert set(given) == {"hidden_states", "mask"}
+
+
+def test_replaced_lasts_as_long_as_the_with_statement() -> None:
+    plain, patched = Block(), Block()
+    own = lambda stream: stream * 5  # noqa: E731
+    patched.forward = own
+    x = torch.rand(1, 2, WIDTH)
+    before = plain(x)
+    with replaced([plain, patched], [lambda s: s * 2, lambda s: s * 3]):
+        assert torch.equal(plain(x), x * 2)
+        assert torch.equal(patched(x), x * 3)
+    assert torch.equal(plain(x), before)
+    assert "forward" not in vars(plain)
+    assert patched.forward is own
+
+
+def test_replaced_restores_after_an_error() -> None:
+    block = Block()
+    with pytest.raises(ZeroDivisionError), replaced([block], [lambda s: s]):
+        1 / 0  # noqa: B018
+    assert "forward" not in vars(block)

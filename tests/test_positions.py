@@ -1,0 +1,57 @@
+"""Token positions, against lists written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from educe import positions
+from educe.errors import PositionsError
+
+MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("all", [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
+        ("prompt", [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
+        ("generated", [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        ("last:1", [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]),
+        ("last:3", [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
+        ("last:40", [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
+    ],
+)
+def test_in_prompt_never_means_padding(name: str, expected: list[list[int]]) -> None:
+    before = MASK.clone()
+    chosen = positions.in_prompt(name, MASK)
+    assert chosen.dtype == torch.bool
+    assert chosen.int().tolist() == expected
+    assert torch.equal(MASK, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("all", True), ("prompt", False), ("generated", True), ("last:1", False), ("last:9", False)],
+)
+def test_in_generated(name: str, expected: bool) -> None:
+    assert positions.in_generated(name) is expected
+
+
+@pytest.mark.parametrize("name", [*positions.NAMES, "last:1", "last:10"])
+def test_check_returns_what_can_be_read(name: str) -> None:
+    assert positions.check(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "ALL", "last", "last:", "last:0", "last:-1", "last:1.5", "last:03", "first:2", "3"]
+)
+def test_what_cannot_be_read_is_an_error_that_names_it(name: str) -> None:
+    for read in (
+        positions.check,
+        positions.in_generated,
+        lambda name: positions.in_prompt(name, MASK),
+    ):
+        with pytest.raises(PositionsError, match=r"use all, prompt, generated or last:k") as error:
+            read(name)
+        assert repr(name) in str(error.value)
