@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -30,12 +29,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import educe.generate
 from benchmarks import baselines
-from educe.discover import discover
+from educe.discover import search
 from educe.discover.melbo import MelboConfig
 from educe.discover.random import unit_directions
 from educe.discover.state import Progress, State
+from educe.generate import generate, rows_of
 from educe.model import LanguageModel, PromptBatch, load
 from educe.slice import Slice
 
@@ -224,7 +223,7 @@ class Bench:
         n, zero = len(start), torch.zeros_like(start)
         state = State(directions=start, first=zero, second=zero, largest=zero)
         state["curve"] = torch.zeros(0, n)
-        found = discover(
+        found = search(
             part,
             "melbo",
             n=n,
@@ -318,10 +317,10 @@ class Bench:
         s = self.settings
         written = {
             done.row.perturbation: done.tokens
-            for some in educe.generate.generate(
+            for some in generate(
                 self.lm,
                 self.batch,
-                educe.generate.rows_of(s.n, 1),
+                rows_of(s.n, 1),
                 self.drawn,
                 source=s.source,
                 max_new_tokens=s.tokens,
@@ -380,7 +379,7 @@ def discovery(bench: Bench, version: str | None) -> tuple[list[Section], list[Ai
     }
     table = Section(
         f"MELBO: {s.n} vectors, {s.steps} steps of the published rate",
-        ["", "all vectors", "a step", "GFLOP a step", "block passes a vector", "objective", "educe"],
+        ["", "all vectors", "a step", "GFLOP a step", "passes a vector", "objective", "educe"],
     )
     base = statistics.median(seconds["educe"])
     ratios = {}

@@ -152,7 +152,9 @@ def build(
         _judge(run, made)
     if side_effects and judged:
         run.add_scores(
-            ScoreRow(number, -1, -1, "side_effect", made.side_effect(rows[number - 1]), "20 prompts")
+            ScoreRow(
+                number, -1, -1, "side_effect", made.side_effect(rows[number - 1]), "20 prompts"
+            )
             for number in _chosen(run, 12)
         )
     if responses:
@@ -189,7 +191,7 @@ class _Made:
         if self.extra and row.id == 3:
             return self.extra
         if row.arm == "found" and self.finds:
-            if row.item in (4, 10, 18, 25) and level == 1 and luck < (0.7 if again else 0.9):
+            if row.item in (1, 4, 6, 10, 12, 15, 18, 20, 25, 30) and level == 1 and luck < (0.7 if again else 0.9):
                 return self._one(TOLD)
             if row.item in (6, 7, 22, 27, 29) and level == 2 and luck < 0.8:
                 return self._one(FRENCH)

@@ -6,7 +6,8 @@
     part = educe.Slice(lm, lm.encode(["What is the code?"]), source=0.33, target=0.6)
     size = educe.calibrate(part).radius
     found = educe.search(part, "dct", n=32, radius=size / 2)
-    for batch in educe.generate(lm, part.batch, educe.rows_of(32, 1), found.vectors, source=part.source):
+    rows = educe.rows_of(32, 1)
+    for batch in educe.generate(lm, part.batch, rows, found.vectors, source=part.source):
         for completion in batch:
             print(completion.row.perturbation, completion.text)
 
@@ -62,7 +63,7 @@ _HOME = {
     "summarise": "educe.summary",
 }
 
-__all__ = [  # noqa: F822 - served by __getattr__
+__all__ = [
     "Calibration",
     "Completion",
     "DctConfig",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from educe.errors import ModelError
 
 
 class Call(NamedTuple):
-    """The arguments, other than the residual stream, with which a model called one of its blocks."""
+    """The arguments, other than the stream, with which a model called one of its blocks."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -66,7 +67,9 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
     Raises:
         ModelError: No list of modules passes a stream along; the message names the lists there are.
     """
-    lists = {n: list(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    lists = {
+        n: list(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)
+    }
     members = {module for blocks in lists.values() for module in blocks}
     seen: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in members}
 
@@ -111,7 +114,7 @@ def _is_chain(passed: Sequence[tuple[Any, Any]]) -> bool:
         return False
     return all(
         torch.equal(before[1].to(after[0].device), after[0])
-        for before, after in zip(streams, streams[1:], strict=False)
+        for before, after in pairwise(streams)
     )
 
 
@@ -129,8 +132,8 @@ def replaced(blocks: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]
             block.forward = forward
         yield
     finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
+        for block, own in zip(blocks, before, strict=True):
+            if own is None:
                 block.__dict__.pop("forward", None)
             else:
-                block.forward = forward
+                block.forward = own

@@ -138,7 +138,9 @@ def discover(
 
 
 @app.command
-def show(run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False) -> None:
+def show(
+    run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False
+) -> None:
     """Show what a run found, or one perturbation with everything it wrote.
 
     Parameters
@@ -257,7 +259,11 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_exit_status(lambda: app(arguments, **_QUIET), "--debug" in arguments))
 
 
-_QUIET: dict[str, Any] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+_QUIET: dict[str, Any] = {
+    "exit_on_error": False,
+    "print_error": False,
+    "result_action": "return_value",
+}
 
 
 def _exit_status(command: Callable[[], object], debug: bool) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -22,6 +22,8 @@ from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
 from educe.model import LanguageModel, PromptBatch
+
+T = TypeVar("T")
 
 #: Rows that decode together; halved when memory runs out.
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 256}
@@ -83,6 +85,45 @@ def generate(
         SteeringError: The perturbation never reached the model.
     """
     source = lm.layer(source)
+
+    def write(decoder: _Decoder) -> list[Completion]:
+        return decoder.write(max_new_tokens, temperature, seed)
+
+    yield from _in_batches(lm, batch, rows, vectors, source, positions, rows_per_batch, write)
+
+
+def next_logits(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    rows: Sequence[Row],
+    vectors: Float[Tensor, "n d"],
+    *,
+    source: int,
+    positions: str = "all",
+    rows_per_batch: int | None = None,
+) -> Iterator[tuple[list[Row], Float[Tensor, "r v"]]]:
+    """Return the logits of the first token of each answer, a batch of rows at a time.
+
+    The arguments are those of `generate`.
+    """
+
+    def first(decoder: _Decoder) -> tuple[list[Row], Tensor]:
+        return decoder.rows, decoder.prefill()[0][:, -1]
+
+    yield from _in_batches(lm, batch, rows, vectors, source, positions, rows_per_batch, first)
+
+
+def _in_batches(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    rows: Sequence[Row],
+    vectors: Tensor | None,
+    source: int,
+    positions: str,
+    rows_per_batch: int | None,
+    work: Callable[[_Decoder], T],
+) -> Iterator[T]:
+    """Do some work for all rows, as many at a time as fit into memory."""
     if vectors is None:
         vectors = torch.zeros(0, lm.width)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
@@ -95,8 +136,7 @@ def generate(
         try:
             if prefix is None or not set(wanted) <= set(prefix.prompts):
                 prefix = _Prefix(lm, batch, wanted, source)
-            decoder = _Decoder(lm, prefix, now, vectors, positions, max_new_tokens)
-            done = decoder.run(temperature, seed)
+            done = work(_Decoder(lm, prefix, now, vectors, positions))
         except RuntimeError as error:
             if len(now) == 1 or not should_reduce_batch_size(error):
                 raise
@@ -140,9 +180,8 @@ class _Decoder:
         rows: list[Row],
         vectors: Tensor,
         positions: str,
-        max_new_tokens: int,
     ) -> None:
-        self.lm, self.rows, self.limit = lm, rows, max_new_tokens
+        self.lm, self.rows = lm, rows
         self.source = prefix.source
         self.lines = torch.tensor([prefix.prompts.index(row.prompt) for row in rows])
         self.lines = self.lines.to(prefix.stream.device)
@@ -154,16 +193,17 @@ class _Decoder:
         self.perturbed = bool((chosen >= 0).any())
         self.ends = _end_tokens(lm)
 
-    def run(self, temperature: float, seed: int) -> list[Completion]:
-        """Write all rows to their end."""
-        draws = _draws(seed, self.rows, self.limit) if temperature > 0 else None
-        logits, cache, mask = self._prefill()
+    def write(self, limit: int, temperature: float, seed: int) -> list[Completion]:
+        """Write all rows to their end, or to ``limit`` tokens."""
+        draws = _draws(seed, self.rows, limit) if temperature > 0 else None
+        logits, cache, mask = self.prefill()
         written: list[list[int]] = [[] for _ in self.rows]
         finished = [False] * len(self.rows)
         alive = torch.arange(len(self.rows))
         added = self.added
-        for step in range(self.limit):
-            tokens = _choose(logits[:, -1], temperature, draws[alive, step] if draws is not None else None)
+        for step in range(limit):
+            draw = None if draws is None else draws[alive, step]
+            tokens = _choose(logits[:, -1], temperature, draw)
             for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
                 if finished[line]:
                     continue
@@ -172,10 +212,10 @@ class _Decoder:
                 else:
                     written[line].append(token)
             going = torch.tensor([not finished[line] for line in alive.tolist()])
-            if step + 1 == self.limit or not going.any():
+            if step + 1 == limit or not going.any():
                 break
             if going.float().mean() <= 0.75:
-                # Rows that ended leave the batch a quarter at a time: each removal copies the cache.
+                # Rows that ended leave a quarter at a time: each removal copies the cache.
                 keep = going.nonzero()[:, 0]
                 alive, tokens = alive[keep], tokens[keep.to(tokens.device)]
                 mask, added = mask[keep.to(mask.device)], added[keep.to(added.device)]
@@ -189,7 +229,8 @@ class _Decoder:
             for row, ids, done in zip(self.rows, written, finished, strict=True)
         ]
 
-    def _prefill(self) -> tuple[Tensor, Any, Tensor]:
+    def prefill(self) -> tuple[Tensor, Any, Tensor]:
+        """Run the prompts; return the last logits, the cache of all blocks, and the mask."""
         lm, prefix, lines = self.lm, self.prefix, self.lines
         mask = prefix.mask[lines.to(prefix.mask.device)]
         at = where.in_prompt(self.positions, mask).to(prefix.stream)

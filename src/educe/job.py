@@ -10,9 +10,9 @@ The matched control goes through every stage, the selection for the re-test amon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from educe.slice import Slice
 from educe.summary import RETEST, Summary, summarise
 
 #: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
-CHOSEN = 12
+CHOSEN = 8
 #: Temperature of the unperturbed model's samples, and of the re-test.
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
 #: Samples of the unperturbed model a prompt; fresh samples a prompt where no fresh prompt is given.
@@ -110,13 +110,17 @@ class Settings:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
         known = {f.name for f in fields(discover.named(self.method).config)}
         if unknown := sorted(set(self.method_settings) - known):
-            raise MethodError(f"{self.method} has no setting {unknown[0]!r}: it has {sorted(known)}")
+            raise MethodError(
+                f"{self.method} has no setting {unknown[0]!r}: it has {sorted(known)}"
+            )
         if min(self.n, self.samples, self.max_new_tokens) < 1:
             raise MethodError("n, samples and max-new-tokens must be at least 1")
         if self.temperature < 0:
             raise MethodError(f"temperature {self.temperature}: it cannot be below zero")
         if self.samples > 1 and self.temperature == 0:
-            raise MethodError("several samples at temperature 0 are all the same: give a temperature")
+            raise MethodError(
+                "several samples at temperature 0 are all the same: give a temperature"
+            )
 
 
 def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Run:
@@ -133,7 +137,8 @@ def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Ru
     if stored(run) != settings:
         run.close()
         raise RunError(
-            f"{folder} holds a run with other settings: resume it without any, or choose another --out"
+            f"{folder} holds a run with other settings: resume it without any, or choose another "
+            "--out"
         )
     return run
 
@@ -274,7 +279,9 @@ class _Job:
         steps = getattr(config, "iterations", getattr(config, "steps", 1))
         partial = path.with_suffix(".state")
         state = State(load_file(partial)) if partial.exists() else None
-        with self.reporter.stage(f"{method} at dose {size / self.part.mean_norm:.2f}", steps, "") as step:
+        with self.reporter.stage(
+            f"{method} at dose {size / self.part.mean_norm:.2f}", steps, ""
+        ) as step:
             step(len(state["curve"]) if state is not None else 0)
             saved = time.monotonic()
 
@@ -294,7 +301,9 @@ class _Job:
                 radius=size,
                 seed=2 * (1000 * s.seed + k) + (arm == "control"),
                 config=config,
-                state=None if state is None else State({n: t.to(self.part.device) for n, t in state.items()}),
+                state=None
+                if state is None
+                else State({n: t.to(self.part.device) for n, t in state.items()}),
                 on_step=on_step,
             )
         made.save(path)
@@ -368,7 +377,10 @@ class _Job:
         if not total:
             return
         vectors = self._vectors()
-        with self._timed("generate"), self.reporter.stage(f"writing: {what}", total, "texts") as step:
+        with (
+            self._timed("generate"),
+            self.reporter.stage(f"writing: {what}", total, "texts") as step,
+        ):
             for heat, wanted in missing.items():
                 for batch in generate(
                     self.lm,
@@ -399,7 +411,9 @@ class _Job:
             return
         with self.reporter.stage("reading what was written", len(missing), "texts") as step:
             for batch in read(self.lm, self.batch, missing, layer=self.part.target):
-                self.run.add_readings([(_key(r.completion.row), r.logprob, r.embedding) for r in batch])
+                self.run.add_readings(
+                    [(_key(r.completion.row), r.logprob, r.embedding) for r in batch]
+                )
                 step(len(batch))
 
     def _score(self) -> None:

@@ -342,7 +342,7 @@ class LanguageModel:
                 with self.adding(layer, torch.zeros_like):
                     zero = self.forward(ids, mask)
                 step = torch.randn(self.width, generator=draw).to(moved[0]) * moved[0].std()
-                with self.adding(layer, lambda stream, step=step: step.expand_as(stream)):
+                with self.adding(layer, step.expand_as):
                     self.forward(ids, mask)
             finally:
                 handle.remove()

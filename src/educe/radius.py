@@ -82,8 +82,8 @@ def calibrate(
             low, high = high, high + math.log(2)
             if high > math.log(LARGEST * part.mean_norm):
                 raise RadiusError(
-                    f"the slice {part.source} to {part.target} stays linear up to {LARGEST:g} times "
-                    "its activations' norm: give --radius yourself, or a later target"
+                    f"the slice {part.source} to {part.target} stays linear up to {LARGEST:g} "
+                    "times its activations' norm: give --radius yourself, or a later target"
                 )
         root = brentq(excess, low, high, xtol=0.01, maxiter=30)
     except ValueError as failed:

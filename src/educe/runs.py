@@ -309,7 +309,10 @@ class Run:
         rows = self.database.execute(
             "SELECT * FROM completions ORDER BY perturbation, prompt, sample"
         )
-        return [CompletionRow(*row[:5], tuple(json.loads(row[5])), bool(row[6])) for row in rows]
+        return [
+            CompletionRow(p, q, s, heat, text, tuple(json.loads(tokens)), bool(done))
+            for p, q, s, heat, text, tokens, done in rows
+        ]
 
     def add_readings(self, rows: Iterable[tuple[tuple[int, int, int], float, np.ndarray]]) -> None:
         """Keep what the unperturbed model makes of completions: key, log-probability, embedding."""

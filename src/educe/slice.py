@@ -219,7 +219,6 @@ class Slice:
             EffectError: A value or gradient is NaN or infinite.
         """
 
-
         def alone(shift: Shift) -> tuple[Tensor, Tensor]:
             value = objective(shift)
             return value, value[:, None]

@@ -17,7 +17,11 @@ def choose(say: Callable[[str], None]) -> int:
     """Use the cores that are idle now, at least one, unless ``OMP_NUM_THREADS`` says otherwise."""
     if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return torch.get_num_threads()
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    cores = (
+        len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else os.cpu_count() or 1
+    )
     busy = round(sum(psutil.cpu_percent(interval=0.5, percpu=True)) / 100)
     threads = max(1, min(torch.get_num_threads(), cores - busy))
     if threads < torch.get_num_threads():

@@ -1,7 +1,7 @@
 """DCT: the exponential deep causal transcoder, by orthogonalised gradient iteration.
 
-A shallow network ``Σ_l α_l (exp⟨v_l, θ⟩ - 1) u_l`` is fitted to the effect ``Δ(Rθ)`` of the slice by
-matching all its derivatives at zero, which for unit ``u`` and ``v`` is
+A shallow network ``Σ_l α_l (exp⟨v_l, θ⟩ - 1) u_l`` is fitted to the effect ``Δ(Rθ)`` of the slice
+by matching all its derivatives at zero, which for unit ``u`` and ``v`` is
 
     max  Σ_l α_l ⟨u_l, Δ(R v_l)⟩  -  ½ Σ_{l≠l'} α_l α_l' ⟨u_l, u_l'⟩ (exp⟨v_l, v_l'⟩ - 1)
 

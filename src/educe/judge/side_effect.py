@@ -2,13 +2,12 @@
 
     KL( p_unperturbed(· | x) ‖ p_perturbed(· | x) )   in nats, of the first token of the answer,
 
-averaged over ordinary prompts ``x``. The bundled ones are plain requests of many kinds; any list can
-be given instead.
+averaged over ordinary prompts ``x``. The bundled ones are plain requests of many kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 
 import torch
@@ -17,8 +16,12 @@ from torch import Tensor
 
 from educe import positions as where
 from educe.errors import PositionsError
+from educe.generate import next_logits, rows_of
 from educe.judge import Score
 from educe.model import LanguageModel, PromptBatch
+
+#: Perturbations whose ordinary prompts run together.
+PERTURBATIONS_PER_BATCH = 4
 
 
 def ordinary_prompts() -> list[str]:
@@ -27,7 +30,6 @@ def ordinary_prompts() -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-@torch.no_grad()
 def side_effects(
     lm: LanguageModel,
     batch: PromptBatch,
@@ -36,35 +38,38 @@ def side_effects(
     source: int,
     positions: str = "all",
 ) -> Iterator[Score]:
-    """Score perturbations one after the other.
+    """Score perturbations, in order.
 
     Args:
         lm: The model.
         batch: Ordinary prompts.
-        vectors: What each perturbation adds.
+        vectors: What each perturbation adds, ``[n, width]``.
         source: The layer after which it is added.
         positions: Tokens to which it is added.
 
     Raises:
         PositionsError: The positions spare the prompt, so the first token cannot change.
     """
-    at = where.in_prompt(positions, batch.mask)
-    if not at.any():
+    if not where.in_prompt(positions, batch.mask).any():
         raise PositionsError(f"positions {positions!r} leave the first token as it is")
     plain = lm.forward(batch.ids, batch.mask)[:, -1].float().log_softmax(-1)
-    for vector in vectors:
-        with lm.adding(source, lambda h, v=vector: at[:, :, None].to(h) * v.to(h)):
-            moved = lm.forward(batch.ids, batch.mask)[:, -1].float().log_softmax(-1)
-        each = (plain.exp() * (plain - moved)).sum(-1)
-        worst = int(each.argmax())
-        yield Score(
-            "side_effect",
-            float(each.mean()),
-            "changed on ordinary prompts",
-            f"{len(each)} ordinary prompts, most on number {worst + 1} ({each[worst]:.2f} nats)",
-        )
-
-
-def bundled(lm: LanguageModel, prompts: Sequence[str] | None = None) -> PromptBatch:
-    """Return ordinary prompts as the model reads them."""
-    return lm.encode(list(prompts) if prompts is not None else ordinary_prompts())
+    each = PERTURBATIONS_PER_BATCH
+    for first in range(0, len(vectors), each):
+        some = vectors[first : first + each]
+        rows = rows_of(len(some), len(batch))
+        divergence = torch.zeros(len(some), len(batch))
+        for done, logits in next_logits(
+            lm, batch, rows, some, source=source, positions=positions, rows_per_batch=len(rows)
+        ):
+            prompts = [row.prompt for row in done]
+            known, moved = plain[prompts], logits.float().log_softmax(-1)
+            kl = (known.exp() * (known - moved)).sum(-1).cpu()
+            divergence[[row.perturbation for row in done], prompts] = kl
+        for line in divergence:
+            worst = int(line.argmax())
+            yield Score(
+                "side_effect",
+                float(line.mean()),
+                "changed on ordinary prompts",
+                f"{len(line)} prompts, most on number {worst + 1} ({line[worst]:.2f} nats)",
+            )

@@ -104,7 +104,9 @@ def places(summary: Summary) -> alt.Chart | None:
             alt.Shape(
                 "arm:N",
                 scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "cross"]),
-                legend=alt.Legend(title=None, orient="bottom", columns=3, symbolFillColor="#7f868d"),
+                legend=alt.Legend(
+                    title=None, orient="bottom", columns=3, symbolFillColor="#7f868d"
+                ),
             ),
             tooltip=[
                 alt.Tooltip("perturbation:N", title="perturbation"),
@@ -139,7 +141,9 @@ def response(summary: Summary) -> alt.LayerChart | None:
         .mark_line(interpolate="monotone", opacity=0.85)
         .encode(
             alt.X("radius:Q", scale=alt.Scale(type="log", nice=False), title="radius"),
-            alt.Y("effect:Q", scale=alt.Scale(type="log"), title="norm of the effect at the target"),
+            alt.Y(
+                "effect:Q", scale=alt.Scale(type="log"), title="norm of the effect at the target"
+            ),
             _arm_colour(),
             detail="perturbation:N",
             strokeWidth=alt.condition("datum.arm == 'found'", alt.value(1.8), alt.value(1.1)),

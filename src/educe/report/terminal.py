@@ -34,7 +34,12 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
             console.print(Text(f"unperturbed {_short(answers[0].text, 83)}", style="dim"))
     told = [b for b in summary.behaviours if b.verdict in (Verdict.BEHAVIOUR, Verdict.RARE)]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    for name, side in (("found", "right"), ("random", "right"), ("strik.", "right"), ("id", "right")):
+    for name, side in (
+        ("found", "right"),
+        ("random", "right"),
+        ("strik.", "right"),
+        ("id", "right"),
+    ):
         grid.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     grid.add_column("what the model writes (most striking example)", ratio=1, no_wrap=True)
     for behaviour in told[:SHOWN]:
@@ -50,19 +55,29 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         those = [b for b in summary.behaviours if b.verdict is verdict]
         if those:
             many = sum(b.found.hits for b in those)
-            console.print(f"{len(those):4d} {_plural(those)}  {verdict.value}  [dim]({many} perturbations)[/dim]")
+            console.print(
+                f"{len(those):4d} {_plural(those)}  {verdict.value}  "
+                f"[dim]({many} perturbations)[/dim]"
+            )
     if summary.hits:
         found, control = summary.hits
-        console.print(f"looked for {summary.config['look_for']!r}: found {found}, random {control}", highlight=False)
+        console.print(
+            f"looked for {summary.config['look_for']!r}: found {found}, random {control}",
+            highlight=False,
+        )
     if summary.retest_hits and summary.retest_hits[0].trials:
         found, control = summary.retest_hits
-        console.print(f"re-test of the most striking: found {found}, random {control} texts", highlight=False)
+        console.print(
+            f"re-test of the most striking: found {found}, random {control} texts", highlight=False
+        )
     console.print(f"[dim]one perturbation: educe show {folder} ID[/dim]", highlight=False)
 
 
 def where(report: Path, console: Console | None = None) -> None:
     """Say where the report is."""
-    (console or Console()).print(f"[bold]report:[/bold] {report.resolve()}", soft_wrap=True, highlight=False)
+    (console or Console()).print(
+        f"[bold]report:[/bold] {report.resolve()}", soft_wrap=True, highlight=False
+    )
 
 
 def perturbation(summary: Summary, number: int, console: Console | None = None) -> None:
@@ -89,8 +104,9 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     console.print(
         Panel(
             f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {row.dose:.2f}, effect "
-            f"{row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f}, striking "
-            f"{item.striking:.2f}; re-test {again}; side effect {side}\n{row.file}, item {row.item}",
+            f"{row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f}, "
+            f"striking {item.striking:.2f}; re-test {again}; side effect {side}\n"
+            f"{row.file}, item {row.item}",
             title=f"perturbation {row.id}",
             title_align="left",
         )

@@ -1,0 +1,288 @@
+"""The page: one HTML file that shows a run, opens offline and loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import re
+import shlex
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import altair
+import jinja2
+import vl_convert
+from markupsafe import Markup, escape
+
+from educe import files
+from educe.judge.novelty import vectors
+from educe.report import figures
+from educe.runs import CompletionRow, PromptRow, Run
+from educe.stats import Rate, bootstrap_mean, more_often, rate
+from educe.summary import Behaviour, Item, Summary, Verdict, summarise
+
+#: What each verdict is headed by, and said of it.
+VERDICTS = {
+    Verdict.BEHAVIOUR: (
+        "Stand out from the random control",
+        "More of the perturbations found write this than random ones do, by Fisher's exact test at "
+        "5% after correction for the number of behaviours.",
+    ),
+    Verdict.RARE: (
+        "Too rare to tell",
+        "No random perturbation wrote this, and too few of those found did for the count alone to "
+        "rule out chance. What matters here is whether a re-test repeats it.",
+    ),
+    Verdict.NOISE: (
+        "Random perturbations do it as well",
+        "Written about as often under random perturbations: an effect of being perturbed, not of "
+        "the direction.",
+    ),
+    Verdict.DAMAGE: (
+        "Damaged text",
+        "The unperturbed model finds this text very unlikely, or it repeats itself.",
+    ),
+    Verdict.SAME: (
+        "As without perturbation",
+        "The unperturbed model writes the same, or nearly.",
+    ),
+}
+#: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
+OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.RARE), 12
+#: Relatives a behaviour is shown with, and the least likeness that makes one.
+RELATIVES, LIKENESS = 3, 0.05
+
+
+@dataclass(frozen=True)
+class Card:
+    """A behaviour and what the page shows around it."""
+
+    behaviour: Behaviour
+    prompt: PromptRow
+    base: str  #: what the unperturbed model answers
+    example: Item  #: the perturbation that wrote the example
+    relatives: tuple[tuple[float, Behaviour], ...]  #: those that say something near, and how near
+    random: tuple[Item, ...]  #: random perturbations that show it too
+
+
+@dataclass(frozen=True)
+class Again:
+    """The re-test of one arm."""
+
+    perturbations: int
+    completions: int
+    striking: tuple[float, float, float]  #: mean over perturbations, low, high
+    hits: Rate | None  #: perturbations with a match
+
+
+def write(run: Run, path: Path) -> Path:
+    """Write the page of a run.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    files.write_bytes(path, render(run).encode("utf-8", "replace"))
+    return path
+
+
+def render(run: Run) -> str:
+    """Return the page of a run."""
+    s = summarise(run)
+    pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
+    unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
+    grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
+    ends = [x for b in s.behaviours for x in (b.found.high, b.control.high)]
+    began = run.database.execute("SELECT min(at) FROM events").fetchone()[0]
+    return _template(pattern).render(
+        s=s,
+        V=Verdict,
+        verdicts=VERDICTS,
+        opened=OPENED,
+        shown=CARDS,
+        groups=grouped,
+        count={v.name: len(own) for v, own in grouped},
+        again=tuple(retested(arm, pattern) for arm in (s.found, s.control)),
+        base_hits=rate(sum(bool(pattern.search(c.text)) for c in unperturbed), len(unperturbed))
+        if pattern
+        else None,
+        p_hits=more_often(*s.hits) if s.hits else None,
+        widest=max([0.05, *ends]),
+        samples=len(s.found[0].completions) if s.found else 0,
+        date=time.strftime("%Y-%m-%d", time.gmtime(began)) if began else None,
+        name=run.folder.name,
+        command=command(s.config),
+        palette=figures.PALETTE,
+        charts=figures.charts(s),
+        data=data(s, pattern),
+        bundle=bundle(),
+        telling=lambda item: figures.telling(item, s),
+        label=figures.label,
+    )
+
+
+def cards(s: Summary) -> list[Card]:
+    """Return the behaviours with their surroundings."""
+    at = vectors([b.example.text for b in s.behaviours]) if s.behaviours else None
+    prompts = {p.id: p for p in (*s.prompts, *s.fresh)}
+    made = []
+    for i, b in enumerate(s.behaviours):
+        near = sorted(
+            ((float(at[i] @ at[j]), other) for j, other in enumerate(s.behaviours) if j != i),
+            key=lambda pair: -pair[0],
+        )
+        base = s.baseline.get(b.example.prompt, ())
+        example = s.item(b.example.perturbation)
+        assert example is not None
+        made.append(
+            Card(
+                behaviour=b,
+                prompt=prompts[b.example.prompt],
+                base=base[0].text if base else "",
+                example=example,
+                relatives=tuple(pair for pair in near[:RELATIVES] if pair[0] > LIKENESS),
+                random=tuple(
+                    item
+                    for item in s.control
+                    if any(c.key in s.map and s.map[c.key][0] == b.id for c in item.completions)
+                ),
+            )
+        )
+    return made
+
+
+def retested(arm: Iterable[Item], pattern: re.Pattern[str] | None) -> Again | None:
+    """Return the outcome of an arm's re-test, perturbation by perturbation."""
+    own = [item for item in arm if item.retest]
+    means = [item.retested[0] for item in own if item.retested]
+    if not means:
+        return None
+    return Again(
+        perturbations=len(own),
+        completions=sum(len(item.retest) for item in own),
+        striking=bootstrap_mean(means),
+        hits=rate(sum(item.retest_hits > 0 for item in own), len(own)) if pattern else None,
+    )
+
+
+def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
+    """Return every text once, for the parts of the page that are filled when they are opened."""
+
+    def written(of: Iterable[CompletionRow]) -> list[list[Any]]:
+        return [
+            [
+                c.prompt,
+                c.sample,
+                s.map[c.key][0] if c.key in s.map else None,
+                *(round(v[j][0], 3) if j in v else None for j in ("coherence", "novelty")),
+                c.finished,
+                pieces(c.text, pattern),
+            ]
+            for c in of
+            for v in [s.scores.get(c.key, {})]
+        ]
+
+    unperturbed = [c for own in s.baseline.values() for c in own]
+    return {
+        "prompts": {p.id: plain(p.content) for p in (*s.prompts, *s.fresh)},
+        "behaviours": {b.id: figures.label(b, 3) for b in s.behaviours},
+        "unperturbed": written(unperturbed),
+        "items": {
+            i.row.id: [written(i.completions), written(i.retest)] for i in (*s.found, *s.control)
+        },
+    }
+
+
+def pieces(text: str, pattern: re.Pattern[str] | None) -> list[str]:
+    """Cut a text at the matches of a pattern; every second piece is a match."""
+    cut, at = [], 0
+    for match in pattern.finditer(text) if pattern else ():
+        if match.end() > match.start():
+            cut += [text[at : match.start()], match.group()]
+            at = match.end()
+    return [*cut, text[at:]]
+
+
+def plain(content: Any) -> str:
+    """Return what a prompt asks, as text."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in content)
+
+
+def command(config: dict[str, Any]) -> str:
+    """Return shell lines that repeat a run."""
+    lines, words = [], ["educe discover"]
+    for name, prompts in (("prompts", config["prompts"]), ("fresh", config.get("fresh") or ())):
+        simple = all(isinstance(p, str) and "\n" not in p for p in prompts)
+        if name == "prompts" and simple and len(prompts) <= 3:
+            words += [shlex.quote(p) for p in prompts]
+        elif prompts:
+            file = f"{name}.txt" if simple else f"{name}.jsonl"
+            said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
+            lines += [f"cat > {file} <<'END'", *said, "END"]
+            words.append(f"--{name} {file}")
+    flags = "model adapter revision dtype device method n source target positions readout radius"
+    flags += " samples temperature max_new_tokens seed look_for prefill"
+    words += [
+        f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
+        for flag in flags.split()
+        if config.get(flag) not in (None, "")
+    ]
+    return "\n".join([*lines, " \\\n  ".join(words)])
+
+
+@functools.cache
+def bundle() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
+    version = ".".join(altair.SCHEMA_VERSION.split(".")[:2])
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    return script.replace("</script", "<\\/script").replace("\r", "")
+
+
+def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "marked": lambda text: _marked(text, pattern),
+        "plain": plain,
+        "island": _island,
+        "sha256": _sha256,
+        "percent": lambda x: f"{x:.0%}",
+        "rate": lambda r: (
+            f"{r.hits} of {r.trials}, {r.share:.0%} ({r.low:.0%} to {r.high:.0%})"
+            if r.trials
+            else "none"
+        ),
+        "mean": lambda m: f"{m[0]:.2f} ({m[1]:.2f} to {m[2]:.2f})",
+        "p": lambda p: "below 0.0001" if p < 1e-4 else f"{p:.2g}",
+        "interval": figures.interval,
+        "shorten": figures.shorten,
+    }
+    source = resources("educe.report").joinpath("template.html").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _marked(text: str, pattern: re.Pattern[str] | None) -> Markup:
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(piece) if i % 2 else escape(piece)
+        for i, piece in enumerate(pieces(text, pattern))
+    )
+
+
+def _island(value: Any) -> Markup:
+    """Return JSON that can stand inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _sha256(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

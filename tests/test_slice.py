@@ -1,0 +1,385 @@
+"""Slice: effects and their derivatives, against the whole model run on one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+import tiny
+from educe.errors import EffectError, LayerError, ModelError, PositionsError
+from educe.model import LanguageModel
+from educe.slice import Chunk, Shift, Slice
+
+ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
+TOKENS = 15
+
+# In double precision throughout; the others compute norms, experts or states in float32 inside.
+DOUBLE = ["gpt2", "gpt_neox", "opt", "falcon", "falcon_alibi"]
+
+
+def slice_of(lm: LanguageModel, *, source: float = 1, target: float = 3, **options: Any) -> Slice:
+    return Slice(lm, lm.pad(ROWS), source=source, target=target, **options)
+
+
+def vectors(part: Slice, n: int = 3, *, seed: int = 1, dose: float = 0.5) -> Tensor:
+    """Return random vectors whose norm is a share of the activations'."""
+    draw = torch.Generator().manual_seed(seed)
+    unit = torch.nn.functional.normalize(torch.randn(n, part.width, generator=draw), dim=1)
+    return (unit * dose * part.mean_norm).to(part.work_dtype)
+
+
+def effect(
+    hf: Any,
+    theta: Tensor,
+    *,
+    source: int = 1,
+    target: int = 3,
+    positions: str = "all",
+    readout: str = "last:3",
+) -> Tensor:
+    """Return the effect of one vector by definition; differentiable."""
+    total = torch.zeros_like(theta)
+    for ids in ROWS:
+        at, read = tiny.chosen(positions, len(ids)), tiny.chosen(readout, len(ids))
+        moved = tiny.run(hf, ids, source=source, vector=theta, at=at)[1][target]
+        rest = tiny.run(hf, ids)[1][target]
+        total = total + (moved - rest)[read].mean(0) / len(ROWS)
+    return total
+
+
+def assert_near(came: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Compare row by row, relative to the norm of what is expected."""
+    assert came.shape == expected.shape
+    off = (came - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert float(off.max()) < tolerance
+
+
+# -- the effect ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_effect_is_that_of_the_whole_model_on_each_prompt_alone(any_lm: LanguageModel) -> None:
+    part = slice_of(any_lm)
+    theta = vectors(part)
+    expected = torch.stack([effect(any_lm.hf, row) for row in theta])
+    assert float((expected - theta).norm() / theta.norm()) > 0.1  # blocks do not just pass it on
+    came = part.effect(theta)
+    assert_near(came, expected)
+    assert torch.equal(part.effect(theta), came)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "bamba"])
+@pytest.mark.parametrize(
+    ("positions", "readout"),
+    [
+        ("last:2", "last:3"),
+        ("last:1", "last:1"),
+        ("prompt", "all"),
+        ("last:9", "all"),
+        ("all", "prompt"),
+        ("all", "last:9"),
+    ],
+)
+@torch.no_grad()
+def test_effect_at_other_positions_and_read_outs(
+    lm_of: Any, architecture: str, positions: str, readout: str
+) -> None:
+    lm = lm_of(architecture)
+    part = slice_of(lm, positions=positions, readout=readout)
+    theta = vectors(part)
+    expected = [effect(lm.hf, row, positions=positions, readout=readout) for row in theta]
+    assert_near(part.effect(theta), torch.stack(expected))
+
+
+@pytest.mark.parametrize("source", [0, 1, 2])
+@pytest.mark.parametrize("target", [1, 2, 3])
+@torch.no_grad()
+def test_effect_between_any_two_layers(tiny_lm: LanguageModel, source: int, target: int) -> None:
+    if source >= target:
+        with pytest.raises(LayerError, match=f"source {source} is not below target {target}"):
+            slice_of(tiny_lm, source=source, target=target)
+        return
+    part = slice_of(tiny_lm, source=source, target=target)
+    theta = vectors(part)
+    expected = [effect(tiny_lm.hf, row, source=source, target=target) for row in theta]
+    assert_near(part.effect(theta), torch.stack(expected))
+
+
+def test_layers_may_be_fractions_or_negative(tiny_lm: LanguageModel) -> None:
+    part = slice_of(tiny_lm, source=0.3, target=-1)
+    assert (part.source, part.target) == (1, 3)
+    with pytest.raises(LayerError, match="layer 4 does not exist"):
+        slice_of(tiny_lm, target=4)
+
+
+def test_no_perturbation_has_no_effect(any_lm: LanguageModel) -> None:
+    part = slice_of(any_lm)
+    zero = part.effect(torch.zeros(2, part.width))
+    assert float(zero.norm()) < 1e-5 * float(part.rest.norm())
+
+
+@torch.no_grad()
+def test_effect_of_a_model_with_an_adapter(tokenizer: Any, tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = LanguageModel(get_peft_model(tiny.hf_model(), config), tokenizer, name="tuned")
+    part = slice_of(lm)
+    theta = vectors(part)
+    assert_near(part.effect(theta), torch.stack([effect(lm.unwrapped, row) for row in theta]))
+
+
+@torch.no_grad()
+def test_effect_in_half_precision_is_summed_in_single(lm_of: Any) -> None:
+    half, single = slice_of(lm_of("llama", torch.bfloat16)), slice_of(lm_of("llama"))
+    theta = vectors(single)
+    assert half.work_dtype == half.effect(theta).dtype == torch.float32
+    assert_near(half.effect(theta), single.effect(theta), 0.1)
+
+
+@torch.no_grad()
+def test_slice_keeps_the_streams_at_source_and_target(tiny_lm: LanguageModel) -> None:
+    part = slice_of(tiny_lm, readout="last:3")
+    for row, ids in enumerate(ROWS):
+        _, streams = tiny.run(tiny_lm.hf, ids)
+        torch.testing.assert_close(part.start[row, -len(ids) :], streams[1])
+        read = min(3, len(ids))
+        torch.testing.assert_close(part.rest[row, -read:], streams[3][-read:])
+    assert part.rest.shape == (3, 3, 32)
+
+
+@torch.no_grad()
+def test_mean_norm_leaves_out_the_first_token_of_each_prompt(tiny_lm: LanguageModel) -> None:
+    norms = [tiny.run(tiny_lm.hf, ids)[1][1][1:].norm(dim=1) for ids in ROWS]
+    assert slice_of(tiny_lm).mean_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-5)
+
+
+@torch.no_grad()
+def test_mean_norm_of_single_tokens_is_theirs(tiny_lm: LanguageModel) -> None:
+    part = Slice(tiny_lm, tiny_lm.pad([[7], [9]]), source=1, target=3)
+    norms = [float(tiny.run(tiny_lm.hf, [token])[1][1].norm()) for token in (7, 9)]
+    assert part.mean_norm == pytest.approx(sum(norms) / 2, rel=1e-5)
+
+
+# -- derivatives ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name != "bloom"])
+def test_jvp_and_vjp_are_products_with_the_dense_jacobian(lm_of: Any, architecture: str) -> None:
+    # Attention of Gemma 2 on padding is NaN in double precision: its mask overflows to -inf.
+    lm = lm_of(architecture, torch.float32 if architecture == "gemma2" else torch.float64)
+    tolerance = 1e-9 if architecture in DOUBLE else 1e-4
+    part = slice_of(lm)
+    theta = vectors(part, 2)
+    tangent, cotangent = vectors(part, 2, seed=2), vectors(part, 2, seed=3)
+    jacobian = torch.stack(
+        [torch.autograd.functional.jacobian(lambda row: effect(lm.hf, row), row) for row in theta]
+    )
+    with torch.no_grad():
+        expected = torch.stack([effect(lm.hf, row) for row in theta])
+    value, forward = part.jvp(theta, tangent)
+    assert value.dtype == forward.dtype == lm.dtype
+    assert_near(value, expected, tolerance)
+    assert_near(forward, torch.einsum("nij,nj->ni", jacobian, tangent), tolerance)
+    value, backward = part.vjp(theta, cotangent)
+    assert_near(value, expected, tolerance)
+    assert_near(backward, torch.einsum("nij,ni->nj", jacobian, cotangent), tolerance)
+
+
+def test_jvp_and_vjp_are_adjoint_in_single_precision(any_lm: LanguageModel) -> None:
+    part = slice_of(any_lm)
+    theta = vectors(part)
+    tangent, cotangent = vectors(part, seed=2), vectors(part, seed=3)
+    if any_lm.name == "bloom":
+        with pytest.raises(ModelError, match="bloom has an operation without forward-mode"):
+            part.jvp(theta, tangent)
+        return
+    plain = any_lm.forward(part.batch.ids, part.batch.mask)
+    _, forward = part.jvp(theta, tangent)
+    _, backward = part.vjp(theta, cotangent)
+    scale = forward.norm(dim=1) * cotangent.norm(dim=1)
+    off = ((forward * cotangent).sum(1) - (backward * tangent).sum(1)) / scale
+    assert float(off.abs().max()) < 1e-4
+    # What a jvp switches off is on again: the model computes as before, bit by bit.
+    assert torch.equal(any_lm.forward(part.batch.ids, part.batch.mask), plain)
+
+
+def squared(shift: Shift) -> Tensor:
+    """Mean over prompts and positions of the squared norm of the shift: additive over prompts."""
+    return torch.einsum("npkd,pk->n", shift.values.square(), shift.weights)
+
+
+def test_value_and_grad_of_an_objective(lm_of: Any) -> None:
+    lm = lm_of("gpt2", torch.float64)
+    part = slice_of(lm)
+    theta = vectors(part)
+    value, gradient = part.value_and_grad(theta, squared)
+
+    def expected(row: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for ids in ROWS:
+            at = tiny.chosen("all", len(ids))
+            moved = tiny.run(lm.hf, ids, source=1, vector=row, at=at)[1][3]
+            change = (moved - tiny.run(lm.hf, ids)[1][3])[-3:]
+            total = total + change.square().sum(1).mean() / len(ROWS)
+        return total
+
+    torch.testing.assert_close(value, torch.stack([expected(row) for row in theta]).detach())
+    for row, came in zip(theta, gradient, strict=True):
+        torch.testing.assert_close(came, torch.autograd.functional.jacobian(expected, row))
+
+
+def test_shift_is_the_effect_position_by_position(tiny_lm: LanguageModel) -> None:
+    part = slice_of(tiny_lm)
+    theta = vectors(part).requires_grad_(True)
+    shift = part.shift(theta)
+    assert shift.chunk == Chunk(0, 3, 0, 3)
+    assert shift.values.shape == (3, 3, 3, 32)
+    torch.testing.assert_close(
+        shift.weights, torch.tensor([[1 / 9] * 3, [1 / 9] * 3, [0, 0, 1 / 3]])
+    )
+    assert not shift.values[:, 2, :2].any()  # before the only token of the third prompt
+    torch.testing.assert_close(shift.mean.detach(), part.effect(theta.detach()))
+    assert shift.mean.requires_grad
+    some = part.shift(theta, Chunk(1, 3, 1, 2))
+    torch.testing.assert_close(some.values, shift.values[1:3, 1:2])
+
+
+# -- chunks --------------------------------------------------------------------------------------
+
+METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
+    "effect": lambda part, theta: (part.effect(theta),),
+    "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
+    "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
+    "value_and_grad": lambda part, theta: part.value_and_grad(theta, squared),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+class Rows:
+    """Note with how many rows a block runs; fail above ``most``."""
+
+    def __init__(self, most: int = 10**6, *, reason: str | None = None) -> None:
+        self.most, self.seen, self.failed = most, [], 0  # type: ignore[var-annotated]
+        self.reason = reason or "DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
+        rows = len(args[0] if args else kwargs["hidden_states"])
+        if rows > self.most:
+            self.failed += 1
+            raise RuntimeError(self.reason)
+        self.seen.append(rows)
+
+    def watch(self, block: Any, request: pytest.FixtureRequest) -> Rows:
+        handle = block.register_forward_pre_hook(self, with_kwargs=True)
+        request.addfinalizer(handle.remove)
+        return self
+
+
+@every_method
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_chunks_change_nothing(
+    tiny64: LanguageModel, request: pytest.FixtureRequest, method: Any, rows: int
+) -> None:
+    whole = slice_of(tiny64)
+    theta = vectors(whole, 5)
+    expected = method(whole, theta)
+    chunked = slice_of(tiny64, tokens_per_chunk=rows * TOKENS + 1)
+    watch = Rows().watch(tiny64.blocks[2], request)
+    for came, wanted in zip(method(chunked, theta), expected, strict=True):
+        torch.testing.assert_close(came, wanted, rtol=1e-5, atol=1e-6)
+    assert max(watch.seen) <= rows
+
+
+@every_method
+def test_running_out_of_memory_halves_the_chunk_and_goes_on(
+    tiny64: LanguageModel, request: pytest.FixtureRequest, method: Any
+) -> None:
+    part = slice_of(tiny64, tokens_per_chunk=24 * TOKENS)
+    theta = vectors(part, 16)
+    expected = method(part, theta)
+    watch = Rows(5).watch(tiny64.blocks[2], request)
+    for came, wanted in zip(method(part, theta), expected, strict=True):
+        torch.testing.assert_close(came, wanted, rtol=1e-5, atol=1e-6)
+    assert watch.failed == 3  # with 24, 12 and 6 rows, and never again
+    assert part.tokens_per_chunk == 3 * TOKENS
+    method(part, theta)
+    assert watch.failed == 3
+
+
+@every_method
+def test_other_failures_are_not_hidden(
+    tiny_lm: LanguageModel, request: pytest.FixtureRequest, method: Any
+) -> None:
+    part = slice_of(tiny_lm)
+    theta = vectors(part)
+    watch = Rows(0, reason="mat1 and mat2 shapes cannot be multiplied")
+    watch.watch(tiny_lm.blocks[2], request)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        method(part, theta)
+    assert watch.failed == 1
+
+
+def test_a_single_row_that_does_not_fit_is_an_error(
+    tiny_lm: LanguageModel, request: pytest.FixtureRequest
+) -> None:
+    part = slice_of(tiny_lm)
+    Rows(0).watch(tiny_lm.blocks[2], request)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        part.effect(vectors(part))
+
+
+# -- what must not happen ------------------------------------------------------------------------
+
+
+@every_method
+def test_weights_get_no_gradient(tiny_lm: LanguageModel, method: Any) -> None:
+    part = slice_of(tiny_lm)
+    theta = vectors(part).requires_grad_(True)
+    came = method(part, theta)
+    assert not any(values.requires_grad for values in came)
+    assert theta.grad is None
+    for weight in tiny_lm.hf.parameters():
+        assert not weight.requires_grad
+        assert weight.grad is None
+
+
+@every_method
+def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel, method: Any) -> None:
+    ids = torch.tensor([ROWS[0]])
+    before = tiny_lm.forward(ids, torch.ones_like(ids))
+    hooks = [len(block._forward_hooks) for block in tiny_lm.blocks]
+    part = slice_of(tiny_lm)
+    method(part, vectors(part))
+    assert torch.equal(tiny_lm.forward(ids, torch.ones_like(ids)), before)
+    assert [len(block._forward_hooks) for block in tiny_lm.blocks] == hooks
+    assert not any("forward" in vars(block) for block in tiny_lm.blocks)
+
+
+@every_method
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_an_effect_that_is_no_number_is_an_error(
+    tiny_lm: LanguageModel, method: Any, broken: float
+) -> None:
+    part = slice_of(tiny_lm)
+    theta = vectors(part)
+    theta[1] *= broken
+    with pytest.raises(EffectError, match="1 of 3 perturbations make the stream at layer 3 NaN"):
+        method(part, theta)
+
+
+def test_positions_that_select_nothing_are_an_error(tiny_lm: LanguageModel) -> None:
+    with pytest.raises(PositionsError, match="nothing to search"):
+        slice_of(tiny_lm, positions="generated")
+    with pytest.raises(PositionsError, match="reads nothing"):
+        slice_of(tiny_lm, readout="generated")
+    with pytest.raises(PositionsError, match="use all, prompt, generated or last:k"):
+        slice_of(tiny_lm, readout="first")
