@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -155,15 +156,24 @@ def test_rows_that_end_do_not_disturb_the_others(
     any_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theta = vectors(any_lm)
-    endless = [expected(any_lm, row, theta, ends=()) for row in ROWS]
-    # Let the first rows end at once, after two and after four tokens, others where it happens.
-    ends = {257, endless[0][0], endless[1][2], endless[2][4], endless[3][4], endless[4][6]}
-    loop = {row: expected(any_lm, row, theta, ends=ends) for row in ROWS}
-    lengths = {len(ids) for ids in loop.values()}
-    assert 0 in lengths
-    assert len(lengths) > 2
+    endless = {row: expected(any_lm, row, theta, ends=()) for row in ROWS}
 
-    monkeypatch.setattr(any_lm.hf.generation_config, "eos_token_id", sorted(ends))
+    def cut(ends: Collection[int]) -> dict[Row, list[int]]:
+        return {
+            row: list(itertools.takewhile(lambda token: token not in ends, ids))
+            for row, ids in endless.items()
+        }
+
+    def spread(ends: Collection[int]) -> int:
+        return len({len(ids) for ids in cut(ends).values()})
+
+    # The two tokens at which the texts end at the most different steps.
+    ends = max(itertools.combinations(sorted({*sum(endless.values(), [])}), 2), key=spread)
+    ends = (*ends, 257)
+    loop = cut(ends)
+    assert spread(ends) > 3
+
+    monkeypatch.setattr(any_lm.hf.generation_config, "eos_token_id", list(ends))
     sizes: list[int] = []
     forward = LanguageModel.forward
 
@@ -331,10 +341,11 @@ def test_prompt_work_below_the_source_is_done_once_a_prompt(
 
         return hook
 
+    theta = vectors(tiny_lm)
     for layer in counts:
         handle = tiny_lm.blocks[layer].mlp.register_forward_pre_hook(count(layer))
         request.addfinalizer(handle.remove)
-    write(tiny_lm, rows_of(2, 3, samples=4), vectors(tiny_lm))
+    write(tiny_lm, rows_of(2, 3, samples=4), theta)
     assert counts[1] == 3
     assert counts[2] == 3 + 24
 

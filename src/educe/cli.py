@@ -36,6 +36,7 @@ def discover(
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    device_map: str | None = None,
     method: str = "dct",
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
     source: int | float = 0.33,
@@ -50,6 +51,8 @@ def discover(
     fresh: Path | None = None,
     look_for: str | None = None,
     prefill: str = "",
+    chat: bool | None = None,
+    enable_thinking: bool | None = None,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
@@ -73,6 +76,8 @@ def discover(
         auto, float32, bfloat16, float16
     device
         cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    device_map
+        auto spreads a large model over all GPUs
     method
         dct, melbo or random
     n
@@ -101,6 +106,10 @@ def discover(
         a regular expression to count in the end; it takes no part in the search
     prefill
         the first words of every answer
+    chat
+        put texts through the chat template; by default, when there is one
+    enable_thinking
+        for chat templates that know it
     out
         folder of the run; by default a new one under runs/
     resume
@@ -118,6 +127,7 @@ def discover(
             revision=revision,
             dtype=dtype,
             device=device,
+            device_map=device_map,
             method=method,
             n=n,
             source=source,
@@ -132,6 +142,8 @@ def discover(
             fresh=tuple(read_prompts(fresh) if fresh else []),
             look_for=look_for,
             prefill=prefill,
+            chat=chat,
+            enable_thinking=enable_thinking,
         )
         settings.check()
     carry_out(settings, out or new_folder(method), resume=resume, as_json=as_json)

@@ -60,6 +60,7 @@ class Settings:
         revision: See `educe.load`.
         dtype: See `educe.load`.
         device: See `educe.load`.
+        device_map: See `educe.load`.
         method: ``dct``, ``melbo`` or ``random``.
         method_settings: Settings of the method by name, where they are not its defaults.
         n: Perturbations at each radius.
@@ -75,6 +76,8 @@ class Settings:
         fresh: Prompts for the re-test that the search has not seen.
         look_for: A regular expression that is counted in the end; it takes no part in the search.
         prefill: First words of every answer.
+        chat: Whether texts go through the chat template; by default, when there is one.
+        enable_thinking: For chat templates that know it.
     """
 
     prompts: tuple[Prompt, ...]
@@ -83,6 +86,7 @@ class Settings:
     revision: str | None = None
     dtype: str = "auto"
     device: str | None = None
+    device_map: str | None = None
     method: str = "dct"
     method_settings: dict[str, Any] = field(default_factory=dict)
     n: int = 64
@@ -98,6 +102,8 @@ class Settings:
     fresh: tuple[Prompt, ...] = ()
     look_for: str | None = None
     prefill: str = ""
+    chat: bool | None = None
+    enable_thinking: bool | None = None
 
     def check(self) -> None:
         """Find what cannot work before anything slow begins.
@@ -224,12 +230,19 @@ class _Job:
             revision=s.revision,
             dtype=s.dtype,
             device=s.device,
+            device_map=s.device_map,
             progress=self.reporter.say,
         )
 
     def _encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        room = self.settings.max_new_tokens
-        return self.lm.encode(prompts, prefill=self.settings.prefill, room=room)
+        s = self.settings
+        return self.lm.encode(
+            prompts,
+            prefill=s.prefill,
+            chat=s.chat,
+            enable_thinking=s.enable_thinking,
+            room=s.max_new_tokens,
+        )
 
     def _facts(self) -> None:
         if self.run.has("facts"):

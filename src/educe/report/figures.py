@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from educe.runs import CompletionRow
 from educe.stats import Rate
 from educe.summary import Behaviour, Item, Summary, Verdict
 
@@ -170,9 +171,10 @@ def striking(summary: Summary) -> alt.LayerChart | None:
                 "striking": _number(item.striking),
                 "share": _number((place + 1) / len(ordered)),
                 "perturbation": item.row.id,
-                "text": shorten(telling(item, summary), TOOLTIP_LENGTH),
+                "text": shorten(best.text if best else "", TOOLTIP_LENGTH),
             }
             for place, item in enumerate(ordered)
+            for best in [telling(item, summary)]
         ]
     if not rows:
         return None
@@ -218,7 +220,7 @@ def by_radius(summary: Summary) -> alt.LayerChart | None:
     order = list(dict.fromkeys(row["radius"] for row in rows))
     base = alt.Chart(alt.Data(values=rows)).encode(
         alt.X("radius:N", sort=order, title="radius", axis=alt.Axis(labelAngle=0, labelLimit=110)),
-        alt.XOffset("arm:N", sort=ARMS[:2], scale=alt.Scale(paddingOuter=1.2)),
+        alt.XOffset("arm:N", sort=ARMS[:2], scale=alt.Scale(paddingOuter=1)),
         _arm_colour(),
         tooltip=["radius:N", "arm:N", "hits:N", _percent("low"), _percent("high")],
     )
@@ -235,14 +237,14 @@ def label(behaviour: Behaviour, words: int = 5) -> str:
     return " · ".join(behaviour.words[:words]) or "no words"
 
 
-def telling(item: Item, summary: Summary) -> str:
+def telling(item: Item, summary: Summary) -> CompletionRow | None:
     """Return the most striking of what a perturbation wrote."""
 
     def score(key: tuple[int, int, int]) -> float:
         each = summary.scores.get(key, {})
         return math.prod(each[j][0] if j in each else 0.0 for j in ("coherence", "novelty"))
 
-    return max(item.completions, key=lambda c: score(c.key)).text if item.completions else ""
+    return max(item.completions, key=lambda c: score(c.key), default=None)
 
 
 def shorten(text: str, length: int) -> str:

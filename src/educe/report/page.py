@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files as resources
@@ -97,7 +98,6 @@ def render(run: Run) -> str:
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
-    ends = [x for b in s.behaviours for x in (b.found.high, b.control.high)]
     began = run.database.execute("SELECT min(at) FROM events").fetchone()[0]
     return _template(pattern).render(
         s=s,
@@ -112,11 +112,10 @@ def render(run: Run) -> str:
         if pattern
         else None,
         p_hits=more_often(*s.hits) if s.hits else None,
-        widest=max([0.05, *ends]),
-        samples=len(s.found[0].completions) if s.found else 0,
         date=time.strftime("%Y-%m-%d", time.gmtime(began)) if began else None,
         name=run.folder.name,
         command=command(s.config),
+        settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
         charts=figures.charts(s),
         data=data(s, pattern),
@@ -252,6 +251,7 @@ def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
     environment.filters |= {
         "marked": lambda text: _marked(text, pattern),
         "plain": plain,
+        "distinct": lambda texts: Counter(texts).most_common(),
         "island": _island,
         "sha256": _sha256,
         "percent": lambda x: f"{x:.0%}",
