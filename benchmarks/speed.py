@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,9 @@ class Aim(NamedTuple):
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def in_turns(cases: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict, dict]:
+def in_turns(
+    cases: dict[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Run the cases in turns; return the seconds of each turn and what each gave last."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     given = {}
@@ -146,7 +149,7 @@ def per_step(lm: LanguageModel, run: Callable[[int], Any]) -> tuple[float, float
     counts = []
     for steps in (1, 2):
         with baselines.counting(lm) as passes:
-            work = flops(lambda steps=steps: run(steps))
+            work = flops(partial(run, steps))
         counts.append((work / 1e9, passes["forward"], passes["backward"]))
     one, two = counts
     return two[0] - one[0], two[1] - one[1], two[2] - one[2]
@@ -173,7 +176,8 @@ def matmul_rates(part: Slice, rows: int, repeats: int) -> tuple[float, float]:
             torch.mm(into[weight.shape[0]], weight, out=out[weight.shape[1]])
 
     with torch.no_grad():
-        forward(), backward()
+        forward()
+        backward()
         seconds, _ = in_turns({"forward": forward, "backward": backward}, repeats)
     work = 2 * rows * sum(weight.numel() for weight in weights) / 1e9
     ahead, back = (work / statistics.median(seconds[name]) for name in ("forward", "backward"))
@@ -363,12 +367,14 @@ def discovery(bench: Bench, version: str | None) -> tuple[list[Section], list[Ai
         cases["batched-melbo"] = lambda steps: bench.batched_melbo(steps, s.n)
         counted["batched-melbo"] = lambda steps: bench.batched_melbo(steps, few)
     counts = {name: per_step(bench.lm, run) for name, run in counted.items()}
-    whole = {name: lambda run=run: run(s.steps) for name, run in cases.items()}
+    whole: dict[str, Callable[[], Any]] = {
+        name: partial(run, s.steps) for name, run in cases.items()
+    }
 
     goal: float | None = None
     if version:
         goal = bench.value(bench.batched_melbo(s.steps, s.n))
-        whole["until"] = lambda: bench.educe_until(goal)
+        whole["until"] = partial(bench.educe_until, goal)
     seconds, given = in_turns(whole, s.repeats)
 
     labels = {
@@ -379,7 +385,7 @@ def discovery(bench: Bench, version: str | None) -> tuple[list[Section], list[Ai
     }
     table = Section(
         f"MELBO: {s.n} vectors, {s.steps} steps of the published rate",
-        ["", "all vectors", "a step", "GFLOP a step", "passes a vector", "objective", "educe"],
+        ["", "all vectors", "a step", "GFLOP a step", "passes a vector", "objective", "educe is"],
     )
     base = statistics.median(seconds["educe"])
     ratios = {}
@@ -465,7 +471,7 @@ def generation(bench: Bench) -> tuple[Section, Aim]:
     }
     table = Section(
         f"Generation: {s.n} vectors, one prompt, up to {s.tokens} new tokens, greedy",
-        ["", "all vectors", "tokens/s", "the same text as educe", "educe"],
+        ["", "all vectors", "tokens/s", "the same text as educe", "educe is"],
     )
     medians = {name: statistics.median(seconds[name]) * scales[name] for name in cases}
     for name, label in labels.items():
@@ -514,10 +520,13 @@ def rates(bench: Bench) -> tuple[Section, Aim]:
     theta, cotangent = s.radius * bench.starts, bench.starts
     tokens = bench.batch.ids.shape[1]
     rows = min(s.n, max(1, part.tokens_per_chunk // tokens)) * tokens
-    ahead, both = (
-        (lambda: part.effect(theta)),
-        (lambda: part.vjp(theta, cotangent)),
-    )
+
+    def ahead() -> Tensor:
+        return part.effect(theta)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return part.vjp(theta, cotangent)
+
     work = {"forward": flops(ahead) / 1e9, "both": flops(both) / 1e9}
     products: list[tuple[float, float]] = []
     square = torch.randn(2048, 2048)
@@ -620,9 +629,11 @@ def machine(settings: Settings, load_before: float | None) -> str:
     busy = "" if load_before is None else f"; load average before the run {load_before:.2f}"
     return (
         f"{datetime.date.today().isoformat()}; {name} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{settings.threads} threads on {cores()} cores{gigabytes}; Python "
+        f"{settings.threads} thread{'s' if settings.threads > 1 else ''} on {cores()} "
+        f"core{'s' if cores() > 1 else ''}{gigabytes}; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {settings.repeats} turns, medians{busy}."
+        f"{transformers.__version__}; {settings.repeats} "
+        f"turn{'s, medians' if settings.repeats > 1 else ''}{busy}."
     )
 
 

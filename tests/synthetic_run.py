@@ -159,7 +159,7 @@ def build(
         )
     if responses:
         run.add_responses(
-            (number, share * RADII[-1], made.effect("found", row.item, share * RADII[-1]))
+            (number, share * RADII[-1], made.effect(row.arm, row.item, share * RADII[-1]))
             for number in _chosen(run, 6)
             for row in [rows[number - 1]]
             for share in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
@@ -191,7 +191,11 @@ class _Made:
         if self.extra and row.id == 3:
             return self.extra
         if row.arm == "found" and self.finds:
-            if row.item in (1, 4, 6, 10, 12, 15, 18, 20, 25, 30) and level == 1 and luck < (0.7 if again else 0.9):
+            if (
+                row.item in (1, 4, 6, 10, 12, 15, 18, 20, 25, 30)
+                and level == 1
+                and luck < (0.7 if again else 0.9)
+            ):
                 return self._one(TOLD)
             if row.item in (6, 7, 22, 27, 29) and level == 2 and luck < 0.8:
                 return self._one(FRENCH)

@@ -434,7 +434,13 @@ def test_an_adapter_is_loaded_beside_the_weights(
     tmp_path: Path, tokenizer: Any, architecture: str
 ) -> None:
     target = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[architecture]
-    config = LoraConfig(r=2, target_modules=target, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=2,
+        target_modules=target,
+        fan_in_fan_out=architecture == "gpt2",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         get_peft_model(tiny.hf_model(architecture), config).save_pretrained(tmp_path)

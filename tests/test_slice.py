@@ -203,12 +203,14 @@ def test_jvp_and_vjp_are_adjoint_in_single_precision(any_lm: LanguageModel) -> N
             part.jvp(theta, tangent)
         return
     plain = any_lm.forward(part.batch.ids, part.batch.mask)
+    experts = getattr(any_lm.config, "_experts_implementation", None)
     _, forward = part.jvp(theta, tangent)
     _, backward = part.vjp(theta, cotangent)
     scale = forward.norm(dim=1) * cotangent.norm(dim=1)
     off = ((forward * cotangent).sum(1) - (backward * tangent).sum(1)) / scale
     assert float(off.abs().max()) < 1e-4
-    # What a jvp switches off is on again: the model computes as before, bit by bit.
+    # What a jvp switches off is on again: the model computes as before.
+    assert getattr(any_lm.config, "_experts_implementation", None) == experts
     assert torch.equal(any_lm.forward(part.batch.ids, part.batch.mask), plain)
 
 
@@ -237,8 +239,9 @@ def test_value_and_grad_of_an_objective(lm_of: Any) -> None:
         torch.testing.assert_close(came, torch.autograd.functional.jacobian(expected, row))
 
 
-def test_shift_is_the_effect_position_by_position(tiny_lm: LanguageModel) -> None:
-    part = slice_of(tiny_lm)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # in the second, padding attends
+def test_shift_is_the_effect_position_by_position(lm_of: Any, architecture: str) -> None:
+    part = slice_of(lm_of(architecture))
     theta = vectors(part).requires_grad_(True)
     shift = part.shift(theta)
     assert shift.chunk == Chunk(0, 3, 0, 3)

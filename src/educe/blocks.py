@@ -113,8 +113,7 @@ def _is_chain(passed: Sequence[tuple[Any, Any]]) -> bool:
     if any(given.shape != came.shape for given, came in streams):
         return False
     return all(
-        torch.equal(before[1].to(after[0].device), after[0])
-        for before, after in pairwise(streams)
+        torch.equal(before[1].to(after[0].device), after[0]) for before, after in pairwise(streams)
     )
 
 

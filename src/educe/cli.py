@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe.errors import EduceError, PromptError
+from educe.errors import EduceError, PromptError, RunError
 
 if TYPE_CHECKING:
     from educe.job import Settings
+    from educe.runs import Run
 
 app = App(
     name="educe",
@@ -23,8 +26,9 @@ app = App(
     version_flags=["--version"],
 )
 
-Debug = Annotated[bool, Parameter(negative="", help="show the traceback of an error")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="print JSON for machines")]
+FLAG = Parameter(negative="", show_default=False)
+Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
+Json = Annotated[bool, FLAG, Parameter(name="--json", help="print JSON for machines")]
 
 
 @app.command
@@ -39,8 +43,8 @@ def discover(
     device_map: str | None = None,
     method: str = "dct",
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
-    source: int | float = 0.33,
-    target: int | float = 0.6,
+    source: float = 0.33,
+    target: float = 0.6,
     positions: str = "all",
     readout: str = "last:3",
     radius: str = "auto",
@@ -54,7 +58,7 @@ def discover(
     chat: bool | None = None,
     enable_thinking: bool | None = None,
     out: Path | None = None,
-    resume: Annotated[bool, Parameter(negative="")] = False,
+    resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -118,35 +122,41 @@ def discover(
     from educe import job
 
     asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
-    settings = None
-    if asked or not (resume and out is not None):
-        settings = job.Settings(
-            prompts=tuple(asked),
-            model=model,
-            adapter=adapter,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            method=method,
-            n=n,
-            source=source,
-            target=target,
-            positions=positions,
-            readout=readout,
-            radius=radius,
-            samples=samples,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            fresh=tuple(read_prompts(fresh) if fresh else []),
-            look_for=look_for,
-            prefill=prefill,
-            chat=chat,
-            enable_thinking=enable_thinking,
+    settings = job.Settings(
+        prompts=tuple(asked),
+        model=model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        method=method,
+        n=n,
+        source=source,
+        target=target,
+        positions=positions,
+        readout=readout,
+        radius=radius,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        fresh=tuple(read_prompts(fresh) if fresh else []),
+        look_for=look_for,
+        prefill=prefill,
+        chat=chat,
+        enable_thinking=enable_thinking,
+    )
+    as_it_was = resume and out is not None and not asked
+    if as_it_was and settings != job.Settings(prompts=()):
+        raise RunError(
+            "--resume goes on with the settings that the run has: leave others out, or repeat the "
+            "prompts and all of the settings"
         )
+    if not as_it_was:
         settings.check()
-    carry_out(settings, out or new_folder(method), resume=resume, as_json=as_json)
+    where = out or new_folder(method)
+    carry_out(None if as_it_was else settings, where, resume=resume, as_json=as_json)
 
 
 @app.command
@@ -167,6 +177,7 @@ def show(
     from educe.summary import summarise
 
     with Run.open(run) as opened:
+        _begun(opened)
         summary = summarise(opened)
     if as_json:
         print(json.dumps(terminal.as_data(summary, number), indent=1, ensure_ascii=False))
@@ -178,7 +189,7 @@ def show(
 
 @app.command
 def report(
-    run: Path, *, out: Path | None = None, as_json: Json = False, debug: Debug = False
+    run: Path, /, *, out: Path | None = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Draw a run as one HTML file that opens offline.
 
@@ -193,6 +204,7 @@ def report(
     from educe.runs import Run
 
     with Run.open(run) as opened:
+        _begun(opened)
         written = page.write(opened, out or run / "report.html")
     print(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
 
@@ -215,6 +227,14 @@ def demo(
     carry_out(settings(seed), out or new_folder("demo"), resume=False, as_json=as_json)
 
 
+def _begun(run: Run) -> None:
+    if not run.has("facts"):
+        raise RunError(
+            f"the run in {run.folder} was cut off before it found anything: go on with educe "
+            f"discover --resume --out {shlex.quote(str(run.folder))}"
+        )
+
+
 def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:
     """Run the main job and say what came out and where it lies."""
     from educe import job
@@ -231,7 +251,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
             summary = job.discover_behaviours(run, reporter=telling)
             written = page.write(run, out / "report.html")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"educe discover --resume --out {out}") from None
+        raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None
     if as_json:
         data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
         print(json.dumps(data, indent=1, ensure_ascii=False))
@@ -247,17 +267,29 @@ def read_prompts(path: Path) -> list[Any]:
         PromptError: The file cannot be read or holds something else.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if path.suffix != ".jsonl":
-            found: list[Any] = lines
-        else:
-            rows = [json.loads(line) for line in lines]
-            found = [row["messages"] if isinstance(row, dict) else row for row in rows]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = [(i, line.rstrip("\n")) for i, line in enumerate(file, 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read prompts from {path}: {error}") from error
-    if not found:
+    if not lines:
         raise PromptError(f"{path} holds no prompt")
-    return found
+    if path.suffix != ".jsonl":
+        return [line for _, line in lines]
+    return [_prompt(line, f"{path}, line {i}") for i, line in lines]
+
+
+def _prompt(line: str, where: str) -> Any:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{where} is no JSON: {error}") from error
+    messages = found.get("messages") if isinstance(found, dict) else found
+    if not isinstance(found, str) and not (
+        isinstance(messages, list)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+    ):
+        raise PromptError(f"{where}: give a string, or messages with a role and a content each")
+    return messages
 
 
 def new_folder(kind: str) -> Path:
@@ -287,7 +319,8 @@ def _exit_status(command: Callable[[], object], debug: bool) -> int:
         return 130
     except (EduceError, CycloptsError) as error:
         if debug:
-            raise
-        print(f"educe: {' '.join(str(error).split())}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"educe: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

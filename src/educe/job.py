@@ -9,6 +9,8 @@ The matched control goes through every stage, the selection for the re-test amon
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -41,8 +43,9 @@ from educe.summary import RETEST, Summary, summarise
 CHOSEN = 8
 #: Temperature of the unperturbed model's samples, and of the re-test.
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
-#: Samples of the unperturbed model a prompt; fresh samples a prompt where no fresh prompt is given.
-BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
+#: Samples a prompt: of the unperturbed model; of it for ordinary prompts; of the re-test where no
+#: fresh prompt is given.
+BASELINE_SAMPLES, ORDINARY_SAMPLES, RETEST_SAMPLES = 8, 2, 4
 #: Response curves: how many of each arm, and the radii as shares of the largest searched.
 CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 #: Seconds between two saves of a method that is still searching.
@@ -121,12 +124,18 @@ class Settings:
             )
         if min(self.n, self.samples, self.max_new_tokens) < 1:
             raise MethodError("n, samples and max-new-tokens must be at least 1")
-        if self.temperature < 0:
-            raise MethodError(f"temperature {self.temperature}: it cannot be below zero")
+        if not 0 <= self.temperature < math.inf:
+            raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:
             raise MethodError(
                 "several samples at temperature 0 are all the same: give a temperature"
             )
+        try:
+            re.compile(self.look_for or "")
+        except re.error as error:
+            raise MethodError(
+                f"look-for {self.look_for!r} is no regular expression: {error}"
+            ) from error
 
 
 def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Run:
@@ -284,13 +293,14 @@ class _Job:
 
     def _set(self, arm: str, name: str, k: int, size: float) -> PerturbationSet:
         path = self.run.tensors / name
+        partial = path.with_suffix(".state")
         if path.exists():
+            partial.unlink(missing_ok=True)
             return PerturbationSet.load(path)
         s = self.settings
         method = s.method if arm == "found" else "random"
         config = discover.named(method).config(**(s.method_settings if arm == "found" else {}))
         steps = getattr(config, "iterations", getattr(config, "steps", 1))
-        partial = path.with_suffix(".state")
         state = State(load_file(partial)) if partial.exists() else None
         with self.reporter.stage(
             f"{method} at dose {size / self.part.mean_norm:.2f}", steps, ""
@@ -302,7 +312,9 @@ class _Job:
                 nonlocal saved
                 reached = progress.objective
                 step(note=f"objective {reached:.4g}" if reached is not None else "")
-                if "curve" in now and time.monotonic() - saved > SAVE_EVERY:
+                # Not the last one: going on from it would be a step too many.
+                due = not progress.done and time.monotonic() - saved > SAVE_EVERY
+                if "curve" in now and due:
                     files.write_tensors(partial, now, {})
                     saved = time.monotonic()
 
@@ -429,13 +441,37 @@ class _Job:
                 )
                 step(len(batch))
 
+    def _ordinary(self) -> float:
+        """Return the mean log-likelihood a token of the unperturbed model's ordinary text."""
+        if not self.run.has("ordinary_logprob"):
+            batch = self.lm.encode(ordinary_prompts())
+            rows = [Row(-1, j, k) for j in range(len(batch)) for k in range(ORDINARY_SAMPLES)]
+            written = generate(
+                self.lm,
+                batch,
+                rows,
+                source=self.part.source,
+                max_new_tokens=self.settings.max_new_tokens,
+                temperature=1.0,
+                seed=self.settings.seed,
+            )
+            answers = [completion for some in written for completion in some]
+            readings = [
+                r.logprob
+                for some in read(self.lm, batch, answers, layer=self.part.target)
+                for r in some
+                if r.completion.tokens
+            ]
+            self.run.remember("ordinary_logprob", float(np.mean(readings)))
+        return self.run.note("ordinary_logprob")
+
     def _score(self) -> None:
+        ordinary = self._ordinary()
         readings, scores = self.run.readings(), []
         everything = self.run.completions()
         for prompt in range(len(self.batch)):
             texts = [c for c in everything if c.prompt == prompt]
             base = [c for c in texts if c.perturbation == 0]
-            ordinary = float(np.mean([readings[c.key][0] for c in base if c.sample > 0]))
             written = [c for c in texts if c.perturbation > 0]
             if not written:
                 continue

@@ -426,7 +426,8 @@ def load(
             if "gguf_file" in options:
                 embedded.forget_quantisation(hf)
     if device is not None and device_map is None and quantization_config is None:
-        hf = hf.to(device)
+        with _as_model_error(f"{name} on {device}"):
+            hf = hf.to(device)
     if adapter is not None:
         from peft import PeftModel
 

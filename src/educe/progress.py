@@ -77,7 +77,7 @@ class Bars:
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bars."""
-        self.console.print(sentence, highlight=False)
+        self.console.print(sentence, highlight=False, markup=False)
 
 
 class Lines:

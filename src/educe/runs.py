@@ -7,20 +7,32 @@ what is missing can be asked for and done.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sqlite3
+import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from educe.errors import FileFormatError, RunError
 
 SCHEMA_VERSION = 1
+
+#: Errors that say nothing of the file itself; their extended codes have more bits.
+OUTSIDE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -85,6 +97,29 @@ CREATE TABLE responses (
 ) WITHOUT ROWID;
 CREATE TABLE events (at REAL NOT NULL, what TEXT NOT NULL);
 """
+
+
+Read = TypeVar("Read", bound=Callable[..., Any])
+
+
+def _reading(method: Read) -> Read:
+    """Make a method of `Run` say in one sentence that the file cannot be read."""
+
+    @functools.wraps(method)
+    def checked(run: Run, *arguments: Any) -> Any:
+        try:
+            return method(run, *arguments)
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise _unreadable(run.folder / "run.sqlite", error) from error
+
+    return checked  # type: ignore[return-value]
+
+
+def _unreadable(file: Path, why: object) -> FileFormatError | RunError:
+    reason = textwrap.shorten(str(why), 120)
+    if getattr(why, "sqlite_errorcode", 0) & 0xFF in OUTSIDE:
+        return RunError(f"cannot open {file}: {reason}; is the disk full, or the folder read-only?")
+    return FileFormatError(f"{file} is corrupt or truncated: {reason}")
 
 
 class PerturbationRow(NamedTuple):
@@ -160,24 +195,26 @@ class Run:
         folder = Path(folder)
         if (folder / "run.sqlite").exists():
             raise RunError(f"{folder} holds another run: use --resume to go on with it, or --out")
-        try:
-            if folder.exists() and any(folder.iterdir()):
-                raise RunError(f"{folder} is not empty and holds no run: choose another --out")
-            (folder / "tensors").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
         # Written under another name: a run file is either absent or has its tables and settings.
         scratch = folder / ".run.sqlite.new"
-        scratch.unlink(missing_ok=True)
-        with _reporting(folder):
-            database = sqlite3.connect(scratch)
-            with database:
-                database.executescript(SCHEMA)
-                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                database.execute(
-                    "INSERT INTO meta VALUES ('config', ?)", (json.dumps(config, sort_keys=True),)
-                )
-            database.close()
+        journal = folder / f"{scratch.name}-journal"
+        ours = {scratch, journal, folder / "tensors"}  # left by a process that was killed in here
+        try:
+            if folder.exists() and (
+                set(folder.iterdir()) - ours or any((folder / "tensors").glob("*"))
+            ):
+                raise RunError(f"{folder} is not empty and holds no run: choose another --out")
+            (folder / "tensors").mkdir(parents=True, exist_ok=True)
+            scratch.unlink(missing_ok=True)
+            journal.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
+        with _reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
+            database.executescript(f"BEGIN; {SCHEMA}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            database.execute(
+                "INSERT INTO meta VALUES ('config', ?)", (json.dumps(config, sort_keys=True),)
+            )
         scratch.rename(folder / "run.sqlite")
         return cls.open(folder)
 
@@ -202,14 +239,14 @@ class Run:
                     f"{file} has version {version}, this educe reads {SCHEMA_VERSION}"
                 )
             if health != "ok":
-                raise FileFormatError(f"{file} is damaged: {health}")
+                raise _unreadable(file, health)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             run = cls(folder, database)
             run.config  # noqa: B018 - a run without settings is none
-        except (sqlite3.DatabaseError, TypeError, KeyError) as error:
+        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
             database.close()
-            raise FileFormatError(f"{file} is corrupt or truncated: {error}") from error
+            raise _unreadable(file, error) from error
         except BaseException:
             database.close()
             raise
@@ -232,6 +269,7 @@ class Run:
         """What was asked for."""
         return self.note("config")
 
+    @_reading
     def note(self, key: str) -> Any:
         """Return something remembered by name.
 
@@ -243,6 +281,7 @@ class Run:
             raise KeyError(key)
         return json.loads(found[0])
 
+    @_reading
     def has(self, key: str) -> bool:
         """Return whether something is remembered by that name."""
         query = "SELECT 1 FROM meta WHERE key = ?"
@@ -278,6 +317,7 @@ class Run:
                 [(p.id, p.role, _json(p.content), p.rendered, p.tokens) for p in prompts],
             )
 
+    @_reading
     def prompts(self, role: str | None = None) -> list[PromptRow]:
         """Return the prompts, or those of one role, in order."""
         rows = self.database.execute("SELECT * FROM prompts ORDER BY id")
@@ -291,6 +331,7 @@ class Run:
                 "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
+    @_reading
     def perturbations(self, arm: str | None = None) -> list[PerturbationRow]:
         """Return the perturbations, or those of one arm, in order."""
         rows = self.database.execute("SELECT * FROM perturbations ORDER BY id")
@@ -304,6 +345,7 @@ class Run:
                 [(*c[:5], _json(list(c.tokens)), int(c.finished)) for c in rows],
             )
 
+    @_reading
     def completions(self) -> list[CompletionRow]:
         """Return every completion, by perturbation, prompt and sample."""
         rows = self.database.execute(
@@ -322,6 +364,7 @@ class Run:
                 [(*key, lp, e.astype(np.float16).tobytes()) for key, lp, e in rows],
             )
 
+    @_reading
     def readings(self) -> dict[tuple[int, int, int], tuple[float, np.ndarray]]:
         """Return log-probability and embedding by completion."""
         rows = self.database.execute("SELECT * FROM readings")
@@ -337,6 +380,7 @@ class Run:
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?)", list(rows)
             )
 
+    @_reading
     def scores(self, judge: str | None = None) -> list[ScoreRow]:
         """Return the scores, or those of one judge."""
         query = "SELECT * FROM scores ORDER BY perturbation, prompt, sample, judge"
@@ -354,6 +398,7 @@ class Run:
                 [(*key, behaviour, x, y) for key, behaviour, x, y in rows],
             )
 
+    @_reading
     def behaviours(self) -> dict[tuple[int, int, int], tuple[int, float, float]]:
         """Return the cluster and the place on the map by completion."""
         rows = self.database.execute("SELECT * FROM behaviours")
@@ -364,6 +409,7 @@ class Run:
         with self.writing():
             self.database.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?)", rows)
 
+    @_reading
     def responses(self) -> dict[int, list[tuple[float, float]]]:
         """Return radius and norm of the effect by perturbation."""
         curves: dict[int, list[tuple[float, float]]] = {}

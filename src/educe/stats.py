@@ -53,6 +53,28 @@ def more_often(found: Rate, control: Rate) -> float:
     return float(fisher_exact(table, alternative="greater").pvalue)
 
 
+def comparisons(totals: Sequence[int], found: int, control: int, *, level: float = 0.05) -> int:
+    """Return by how many comparisons a p-value is to be multiplied (Tarone 1990).
+
+    Bonferroni's correction, less the comparisons that cannot become significant whatever the split:
+    a behaviour seen twice has no chance of it, and should not cost the others theirs.
+
+    Args:
+        totals: Hits of both arms together, for each behaviour.
+        found: Trials of the one arm.
+        control: Trials of the other.
+        level: The level of significance.
+    """
+    smallest = []
+    for total in totals:
+        inside = min(total, found)
+        best = more_often(rate(inside, found), rate(total - inside, control))
+        smallest.append(best)
+    return next(
+        k for k in range(1, len(smallest) + 2) if sum(p <= level / k for p in smallest) <= k
+    )
+
+
 def bootstrap_mean(
     values: Sequence[float], *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float, float]:

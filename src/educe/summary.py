@@ -10,7 +10,7 @@ from enum import Enum
 import numpy as np
 
 from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run
-from educe.stats import Rate, bootstrap_mean, more_often, rate
+from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
 
 #: A sample index from here on belongs to the re-test.
 RETEST = 1000
@@ -58,7 +58,7 @@ class Behaviour:
     items: tuple[Item, ...]  #: found perturbations that show it, most striking first
     found: Rate
     control: Rate
-    p_value: float  #: Fisher's exact test, one-sided, times the number of behaviours (Bonferroni)
+    p_value: float  #: Fisher's exact test, one-sided, corrected for the number of behaviours
     coherence: float
     novelty: float
     striking: float
@@ -205,6 +205,9 @@ def _behaviours(
                     else:
                         by_random[number].add(item.row.id)
     unperturbed = {places[c.key][0] for c in base if c.key in places}
+    seen = {n: len({item.row.id for item, _ in pairs}) for n, pairs in shown.items()}
+    totals = [many + len(by_random[number]) for number, many in seen.items()]
+    tests = comparisons(totals, len(found), len(control)) if shown else 1
     everywhere = Counter(w for pairs in shown.values() for w in _words(pairs))
 
     behaviours = []
@@ -217,7 +220,7 @@ def _behaviours(
         )
         there = rate(len(own), len(found))
         chance = rate(len(by_random[number]), len(control))
-        p_value = min(1.0, more_often(there, chance) * len(shown))
+        p_value = min(1.0, more_often(there, chance) * tests)
         counts = Counter(_words(pairs))
         words = sorted(counts, key=lambda w: (-counts[w] * counts[w] / everywhere[w], w))
         if number in unperturbed or novel.mean() < SAME:

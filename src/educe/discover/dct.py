@@ -6,13 +6,14 @@ by matching all its derivatives at zero, which for unit ``u`` and ``v`` is
     max  Σ_l α_l ⟨u_l, Δ(R v_l)⟩  -  ½ Σ_{l≠l'} α_l α_l' ⟨u_l, u_l'⟩ (exp⟨v_l, v_l'⟩ - 1)
 
 Mack & Turner, "Deep causal transcoding" (2024). The iteration is a fixed-point map, not an ascent:
-``V ← QR(V)``, then ``U ← normalise Δ(R V)`` and ``V ← normalise R J(R V)ᵀ U``, forward and backward
-of one pass. ``α = K⁻¹ diag(Uᵀ Δ(R V))`` with ``K = (UᵀU) ∘ (exp(VᵀV) - 1)``; factors are ranked by
-``α²``.
+``V ← QR(V)``, then ``V ← normalise R J(R V)ᵀ U`` and ``U ← normalise Δ(R V)``, backward and forward
+of one pass, the ``U`` of the pass before in it; the first ``U`` is ``normalise Δ(R V)`` as well.
+``α = K⁻¹ diag(Uᵀ Δ(R V))`` with ``K = (UᵀU) ∘ (exp(VᵀV) - 1)``; factors are ranked by ``α²``.
 
-The reference code adds ``θ`` before block ``s`` and steers after it, and its "jacobian" start takes
-rows of ``Vᵀ`` for columns of ``V``; both are put right here. Rows are factors: ``U``, ``V``:
-``[n, width]``.
+The reference code adds ``θ`` before block ``s`` and steers after it; its "jacobian" start takes
+rows of ``Vᵀ`` for columns of ``V``; and its QR, LAPACK's, turns up to half of the vectors to their
+negatives, which are then what is evaluated. All three are put right here. Rows are factors: ``U``,
+``V``: ``[n, width]``.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class DctConfig:
 
     Attributes:
         iterations: How often the fixed-point map is applied; published runs use 10.
-        init: ``random`` directions, or the right singular vectors of a random projection of the
+        init: ``random`` directions, or the top right singular vectors of a random projection of the
             ``jacobian``.
-        projections: Rows of that projection (``d_proj``); directions beyond it start random.
+        projections: Rows of that projection (``d_proj``), orthonormal ones, so that as many as the
+            width lose nothing; directions beyond them start random.
     """
 
     iterations: int = 10
@@ -52,16 +54,17 @@ def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Gen
         raise MethodError(f"dct finds at most {part.width} factors here, the width of the stream")
     v = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
     if config.init == "jacobian":
-        known = _jacobian_rows(part, min(config.projections, n), draw)
+        known = _jacobian_rows(part, min(config.projections, part.width), draw)[:n]
         v = torch.cat([known, v[len(known) :]])
-    u = unit_directions(n, part.width, draw).to(v)
-    value, _ = part.vjp(radius * _orthogonal(v), u)
-    u = value / value.norm(dim=1, keepdim=True)
+    effect = part.effect(radius * _orthogonal(v))
+    u = effect / effect.norm(dim=1, keepdim=True)
     return State(directions=v, outputs=u, curve=torch.zeros(0, n, dtype=v.dtype, device=v.device))
 
 
 def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[State, Progress]:
-    """Apply the fixed-point map once."""
+    """Apply the fixed-point map once; not beyond the last iteration."""
+    if len(state["curve"]) >= config.iterations:  # a state that was saved after it
+        return state, Progress(done=True)
     v = _orthogonal(state["directions"])
     effect, gradient = part.vjp(radius * v, state["outputs"])
     reached = (effect * state["outputs"]).sum(1)
@@ -95,17 +98,19 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
 def solve_alpha(
     u: Float[Tensor, "n d"], v: Float[Tensor, "n d"], effect: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n"]:
-    """Return the factors' weights: ``K α = diag(U Δᵀ)``."""
+    """Return the factors' weights: ``K α = diag(U Δᵀ)``; factors that coincide share theirs."""
     kernel = (u @ u.T) * torch.expm1(v @ v.T)
-    return torch.linalg.solve(kernel, (u * effect).sum(1))
+    return torch.linalg.pinv(kernel, hermitian=True) @ (u * effect).sum(1)
 
 
 def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    return torch.linalg.qr(v.T).Q.T
+    """Orthonormalise row after row, each on its own side: an effect differs from its mirror's."""
+    q, r = torch.linalg.qr(v.T)
+    return torch.where(r.diagonal() < 0, -q, q).T
 
 
 def _jacobian_rows(part: Slice, n: int, draw: torch.Generator) -> Float[Tensor, "n d"]:
-    """Return the top right singular vectors of ``n`` random rows of the Jacobian at zero."""
-    w = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
+    """Return the right singular vectors of ``n`` random rows of the Jacobian at zero, top first."""
+    w = _orthogonal(unit_directions(n, part.width, draw).to(part.device, part.work_dtype))
     _, rows = part.vjp(torch.zeros_like(w), w)
     return torch.linalg.svd(rows, full_matrices=False).Vh

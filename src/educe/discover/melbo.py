@@ -78,7 +78,9 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
 
 
 def step(part: Slice, radius: float, config: MelboConfig, state: State) -> tuple[State, Progress]:
-    """Take one projected step of all vectors at once."""
+    """Take one projected step of all vectors at once; none when they have converged."""
+    if _converged(state["curve"].mean(1), config):  # a state that was saved after the last step
+        return state, Progress(done=True)
     v, curve = state["directions"], state["curve"]
     value, gradient = part.value_and_grad(
         radius * v, lambda shift: objective(shift, config.power, config.root)

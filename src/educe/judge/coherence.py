@@ -3,10 +3,11 @@
     coherence = min(1, exp(ℓ - ℓ₀)) · variety
 
 ``ℓ`` is the mean log-likelihood of the completion's tokens under the unperturbed model, ``ℓ₀`` that
-of its own samples at temperature 1 on the same prompts, so that the model's ordinary text scores 1
-and text that is a factor of e less likely a token scores 0.37. Variety is the share of distinct
-word pairs (of letter triples in a completion of one long word), which falls when text repeats
-itself. A completion of no word scores 0.
+of its own answers to ordinary prompts, sampled at temperature 1, so that ordinary text scores 1 and
+text that is a factor of e less likely a token scores 0.37. (Its answers to the prompt itself would
+be no measure: a model that always says the same makes anything else look damaged.) Variety is the
+share of distinct word pairs (of letter triples in a completion of one or two words), which falls
+when text repeats itself. A completion of no word scores 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def coherence(text: str, logprob: float, ordinary: float) -> Score:
     Args:
         text: The completion.
         logprob: Its mean log-likelihood a token under the unperturbed model.
-        ordinary: The same of the unperturbed model's own samples at temperature 1.
+        ordinary: The same of the unperturbed model's own answers to ordinary prompts.
     """
     fluent = math.exp(min(0.0, logprob - ordinary))
     varied = variety(text)

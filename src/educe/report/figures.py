@@ -28,7 +28,6 @@ PALETTE = {
     "noise": ("#7573b8", "#a5a3e6"),
     "damage": ("#b05c52", "#dd8a7f"),
     "same": ("#b3b8bc", "#5a6168"),
-    "unperturbed": ("#23282c", "#f3f2ee"),
 }
 
 #: What a completion's behaviour is called on the map, and its colour.
@@ -41,6 +40,7 @@ SHORT = {
     None: ("only random", "control"),
 }
 
+FONT = "Segoe UI, Roboto, Helvetica Neue, Noto Sans, Liberation Sans, Arial, sans-serif"
 ARMS = ["found", "random", "unperturbed"]
 TOOLTIP_LENGTH = 220
 
@@ -64,7 +64,7 @@ def places(summary: Summary) -> alt.Chart | None:
         ("random", [c for item in summary.control for c in item.completions]),
         ("found", [c for item in summary.found for c in item.completions]),
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm, completions in arms:
         for c in (c for c in completions if c.key in summary.map):
             number, x, y = summary.map[c.key]
@@ -88,7 +88,7 @@ def places(summary: Summary) -> alt.Chart | None:
         return None
     # The interesting ones are drawn last, over the others.
     layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[3:0:-1], Verdict.BEHAVIOUR)]
-    rows.sort(key=lambda row: layers.index(row["verdict"]))
+    rows.sort(key=lambda row: (row["arm"] == "unperturbed", layers.index(row["verdict"])))
     there = {row["verdict"] for row in rows}
     verdicts = [(name, role) for name, role in SHORT.values() if name in there]
     return (
@@ -105,17 +105,14 @@ def places(summary: Summary) -> alt.Chart | None:
             alt.Shape(
                 "arm:N",
                 scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "cross"]),
-                legend=alt.Legend(
-                    title=None, orient="bottom", columns=3, symbolFillColor="#7f868d"
-                ),
+                legend=alt.Legend(title=None, orient="top", symbolFillColor=PALETTE["control"][0]),
             ),
-            tooltip=[
-                alt.Tooltip("perturbation:N", title="perturbation"),
-                alt.Tooltip("arm:N", title="arm"),
-                alt.Tooltip("behaviour:N", title="behaviour"),
-                alt.Tooltip("verdict:N", title="verdict"),
-                alt.Tooltip("text:N", title="text"),
-            ],
+            stroke=alt.condition(
+                "datum.arm == 'unperturbed'",
+                alt.value(PALETTE["ink"][0]),
+                alt.value("transparent"),
+            ),
+            tooltip=["perturbation:N", "arm:N", "behaviour:N", "verdict:N", "text:N"],
         )
         .add_params(
             alt.selection_interval(
@@ -137,15 +134,16 @@ def response(summary: Summary) -> alt.LayerChart | None:
     ]
     if not rows:
         return None
+    log = alt.Scale(type="log", nice=False, padding=4)
+    axis = alt.Axis(values=[d * 10.0**e for e in range(-4, 7) for d in (1, 2, 5)], grid=False)
+    along = alt.X("radius:Q", scale=log, title="radius", axis=axis)
     lines = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="monotone", opacity=0.85)
         .encode(
-            alt.X("radius:Q", scale=alt.Scale(type="log", nice=False), title="radius"),
-            alt.Y(
-                "effect:Q", scale=alt.Scale(type="log"), title="norm of the effect at the target"
-            ),
-            _arm_colour(),
+            along,
+            alt.Y("effect:Q", scale=log, title="norm of the effect", axis=axis),
+            _arm_colour("stroke"),
             detail="perturbation:N",
             strokeWidth=alt.condition("datum.arm == 'found'", alt.value(1.8), alt.value(1.1)),
             tooltip=["perturbation:N", "arm:N", _exact("radius"), _exact("effect")],
@@ -155,7 +153,7 @@ def response(summary: Summary) -> alt.LayerChart | None:
     rules = (
         alt.Chart(alt.Data(values=used))
         .mark_rule(strokeDash=[3, 4], color=PALETTE["muted"][0])
-        .encode(alt.X("radius:Q"), tooltip=[_exact("radius", "a radius searched")])
+        .encode(along, tooltip=[_exact("radius", "a radius searched")])
     )
     return (rules + lines).properties(height=300)
 
@@ -182,7 +180,8 @@ def striking(summary: Summary) -> alt.LayerChart | None:
         alt.X(
             "striking:Q",
             scale=alt.Scale(domainMin=0, nice=True),
-            title="striking: coherence × novelty, mean of a perturbation's completions",
+            axis=alt.Axis(tickCount=6, grid=False),
+            title="striking",
         ),
         alt.Y(
             "share:Q",
@@ -234,7 +233,7 @@ def by_radius(summary: Summary) -> alt.LayerChart | None:
 
 def label(behaviour: Behaviour, words: int = 5) -> str:
     """Return the words that a behaviour is called by."""
-    return " · ".join(behaviour.words[:words]) or "no words"
+    return "\u00a0· ".join(behaviour.words[:words]) or "no words"
 
 
 def telling(item: Item, summary: Summary) -> CompletionRow | None:
@@ -258,8 +257,8 @@ def interval(of: Rate | tuple[float, float, float]) -> tuple[float, float, float
     return (of.share, of.low, of.high) if isinstance(of, Rate) else of
 
 
-def _arm_colour() -> alt.Color:
-    legend = alt.Legend(title=None, orient="top", symbolType="circle", symbolStrokeWidth=0)
+def _arm_colour(symbol: str = "circle") -> alt.Color:
+    legend = alt.Legend(title=None, orient="top", symbolType=symbol, symbolStrokeWidth=2)
     arms = [("found", "accent"), ("random", "control")]
     return alt.Color("arm:N", scale=_colours(arms), legend=legend)
 
@@ -285,7 +284,7 @@ def _dress(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
     return (
         chart.properties(width="container", background="transparent")
         .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-        .configure(font="system-ui, sans-serif")
+        .configure(font=FONT)
         .configure_view(stroke=line)
         .configure_axis(
             labelColor=muted,

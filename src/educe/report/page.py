@@ -31,7 +31,7 @@ from educe.summary import Behaviour, Item, Summary, Verdict, summarise
 #: What each verdict is headed by, and said of it.
 VERDICTS = {
     Verdict.BEHAVIOUR: (
-        "Stand out from the random control",
+        "Standing out from the random control",
         "More of the perturbations found write this than random ones do, by Fisher's exact test at "
         "5% after correction for the number of behaviours.",
     ),
@@ -98,6 +98,7 @@ def render(run: Run) -> str:
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
+    first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.database.execute("SELECT min(at) FROM events").fetchone()[0]
     return _template(pattern).render(
         s=s,
@@ -107,11 +108,14 @@ def render(run: Run) -> str:
         shown=CARDS,
         groups=grouped,
         count={v.name: len(own) for v, own in grouped},
-        again=tuple(retested(arm, pattern) for arm in (s.found, s.control)),
+        again=(first, second),
         base_hits=rate(sum(bool(pattern.search(c.text)) for c in unperturbed), len(unperturbed))
         if pattern
         else None,
         p_hits=more_often(*s.hits) if s.hits else None,
+        p_again=more_often(first.hits, second.hits)
+        if first and second and first.hits and second.hits
+        else None,
         date=time.strftime("%Y-%m-%d", time.gmtime(began)) if began else None,
         name=run.folder.name,
         command=command(s.config),
@@ -127,7 +131,7 @@ def render(run: Run) -> str:
 
 def cards(s: Summary) -> list[Card]:
     """Return the behaviours with their surroundings."""
-    at = vectors([b.example.text for b in s.behaviours]) if s.behaviours else None
+    at = vectors([b.example.text for b in s.behaviours])
     prompts = {p.id: p for p in (*s.prompts, *s.fresh)}
     made = []
     for i, b in enumerate(s.behaviours):
@@ -255,11 +259,7 @@ def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
         "island": _island,
         "sha256": _sha256,
         "percent": lambda x: f"{x:.0%}",
-        "rate": lambda r: (
-            f"{r.hits} of {r.trials}, {r.share:.0%} ({r.low:.0%} to {r.high:.0%})"
-            if r.trials
-            else "none"
-        ),
+        "rate": lambda r: f"{r.share:.0%} ({r.low:.0%} to {r.high:.0%})" if r.trials else "",
         "mean": lambda m: f"{m[0]:.2f} ({m[1]:.2f} to {m[2]:.2f})",
         "p": lambda p: "below 0.0001" if p < 1e-4 else f"{p:.2g}",
         "interval": figures.interval,

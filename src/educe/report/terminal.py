@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -23,15 +25,15 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
     doses = ", ".join(f"{r / facts['mean_norm']:.2f}" for r in facts["radii"])
     console.print(
-        f"[bold]{facts['model']}{adapter}[/bold]  {summary.config['method']}, "
+        f"[bold]{escape(facts['model'] + adapter)}[/bold]  {summary.config['method']}, "
         f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
         f"{len(summary.found)} found and {len(summary.control)} random perturbations"
     )
     for prompt in summary.prompts[:2]:
         answers = summary.baseline.get(prompt.id, ())
-        console.print(Text(f"asked      {_short(str(prompt.content), 84)}"))
+        console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))
         if answers:
-            console.print(Text(f"unperturbed {_short(answers[0].text, 83)}", style="dim"))
+            console.print(Text(f"unperturbed {_short(answers[0].text, 68)}", style="dim"))
     told = [b for b in summary.behaviours if b.verdict in (Verdict.BEHAVIOUR, Verdict.RARE)]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
     for name, side in (
@@ -54,7 +56,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     for verdict in Verdict:
         those = [b for b in summary.behaviours if b.verdict is verdict]
         if those:
-            many = sum(b.found.hits for b in those)
+            many = len({item.row.id for b in those for item in b.items})
             console.print(
                 f"{len(those):4d} {_plural(those)}  {verdict.value}  "
                 f"[dim]({many} perturbations)[/dim]"
@@ -62,7 +64,8 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     if summary.hits:
         found, control = summary.hits
         console.print(
-            f"looked for {summary.config['look_for']!r}: found {found}, random {control}",
+            f"looked for {escape(repr(summary.config['look_for']))}: "
+            f"found {found}, random {control}",
             highlight=False,
         )
     if summary.retest_hits and summary.retest_hits[0].trials:
@@ -70,13 +73,15 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         console.print(
             f"re-test of the most striking: found {found}, random {control} texts", highlight=False
         )
-    console.print(f"[dim]one perturbation: educe show {folder} ID[/dim]", highlight=False)
+    console.print(
+        f"[dim]one perturbation: educe show {escape(str(folder))} ID[/dim]", highlight=False
+    )
 
 
 def where(report: Path, console: Console | None = None) -> None:
     """Say where the report is."""
     (console or Console()).print(
-        f"[bold]report:[/bold] {report.resolve()}", soft_wrap=True, highlight=False
+        f"[bold]report:[/bold] {escape(str(report.resolve()))}", soft_wrap=True, highlight=False
     )
 
 
@@ -92,7 +97,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
         for prompt, answers in summary.baseline.items():
             console.print(Text(contents[prompt], style="bold"))
             for answer in answers:
-                console.print(Text(f"  T={answer.temperature:g}  {answer.text}"))
+                console.print(Text(f"  T={answer.temperature:g}  {_visible(answer.text)}"))
         return
     item = _item(summary, number)
     row = item.row
@@ -114,8 +119,8 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     for completion in (*item.completions, *item.retest):
         base = summary.baseline[completion.prompt][0].text
         console.print(Text(contents[completion.prompt], style="bold"))
-        console.print(Text(f"  unperturbed  {base}", style="dim"))
-        console.print(Text(f"  perturbed    {completion.text}"))
+        console.print(Text(f"  unperturbed  {_visible(base)}", style="dim"))
+        console.print(Text(f"  perturbed    {_visible(completion.text)}"))
 
 
 def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
@@ -184,5 +189,10 @@ def _plural(those: list[Behaviour]) -> str:
 
 
 def _short(text: str, limit: int) -> str:
-    line = " ".join(text.split())
+    line = " ".join(_visible(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _visible(text: str) -> str:
+    """Replace what a terminal would obey rather than show: a model can write escape sequences."""
+    return "".join("�" if category(c) == "Cc" and c not in "\n\t" else c for c in text)

@@ -1,0 +1,438 @@
+"""The run: what goes in comes out, whole batches or nothing, and one sentence when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from educe import runs
+from educe.errors import EduceError, FileFormatError, RunError
+from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
+
+CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
+PROMPTS = [
+    PromptRow(0, "asked", "Größe?", "<|user|>Größe?", 9),
+    PromptRow(1, "asked", [{"role": "user", "content": "a\nb"}], "<|user|>a\nb", 4),
+    PromptRow(2, "fresh", "新しい", "<|user|>新しい", 10),
+]
+PERTURBATIONS = [
+    PerturbationRow(1, "found", "found-0.safetensors", 0, "dct", 0.1, 1 / 3, 7e-12),
+    PerturbationRow(2, "control", "control-0.safetensors", 0, "random", 0.1, 1 / 3, 1e30),
+]
+COMPLETIONS = [
+    CompletionRow(0, 0, 0, 0.0, "", (), True),
+    CompletionRow(1, 0, 0, 0.7, 'line\n"quoted" \x00 \x1b[1m 🙂 �', (1, 262, 0), False),
+    CompletionRow(2, 2, 1000, 0.7, "x" * 10_000, tuple(range(3000)), True),
+]
+SCORES = [
+    ScoreRow(1, -1, -1, "side_effect", 0.25, "20 prompts"),
+    ScoreRow(1, 0, 0, "coherence", 1 / 3, "why not"),
+    ScoreRow(1, 0, 0, "novelty", 1.0, "nearest: 'α'"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with Run.create(tmp_path / "run", CONFIG) as made:
+        yield made
+
+
+def completions(count: int, perturbation: int = 1) -> list[CompletionRow]:
+    return [CompletionRow(perturbation, 0, k, 0.0, "text " * 20, (k,), True) for k in range(count)]
+
+
+def fails(kind: type[EduceError], call: Callable[[], Any]) -> str:
+    """Expect an error of one line, and return it."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+# -- what goes in comes out ------------------------------------------------------------------------
+
+
+def test_every_table_comes_back_after_closing(run: Run) -> None:
+    embedding = np.linspace(-3, 3, 7, dtype=np.float32)
+    run.add_prompts(PROMPTS)
+    run.add_perturbations(PERTURBATIONS)
+    run.add_completions(COMPLETIONS)
+    run.add_readings([((1, 0, 0), -1.25, embedding), ((0, 0, 0), 0.0, np.zeros(0, np.float32))])
+    run.add_scores(SCORES)
+    run.set_behaviours([((1, 0, 0), 4, 0.5, -1e-9)])
+    run.add_responses([(2, 8.0, 3.0), (2, 1.0, 0.5), (1, 1.0, 0.25)])
+    run.remember("facts", {"radii": [0.1, 1e-300], "model": "模型"})
+    run.event("begun")
+    run.close()
+
+    with Run.open(run.folder) as again:
+        assert again.config == CONFIG
+        assert again.note("facts") == {"radii": [0.1, 1e-300], "model": "模型"}
+        assert again.prompts() == PROMPTS
+        assert again.prompts("fresh") == PROMPTS[2:]
+        assert again.perturbations() == PERTURBATIONS
+        assert again.perturbations("control") == PERTURBATIONS[1:]
+        assert again.completions() == COMPLETIONS
+        assert [c.key for c in again.completions()] == [(0, 0, 0), (1, 0, 0), (2, 2, 1000)]
+        assert again.scores() == SCORES
+        assert again.scores("novelty") == SCORES[2:]
+        assert again.behaviours() == {(1, 0, 0): (4, 0.5, -1e-9)}
+        assert again.responses() == {1: [(1.0, 0.25)], 2: [(1.0, 0.5), (8.0, 3.0)]}
+        read = again.readings()
+        assert read[1, 0, 0][0] == -1.25
+        assert read[1, 0, 0][1].dtype == np.float32
+        np.testing.assert_array_equal(read[1, 0, 0][1], embedding.astype(np.float16))
+        assert read[0, 0, 0][1].shape == (0,)
+
+
+def test_another_reader_finds_plain_tables(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    run.add_completions(COMPLETIONS)
+    run.close()
+    database = sqlite3.connect(run.folder / "run.sqlite")
+    found = database.execute("SELECT content, tokens FROM prompts ORDER BY id").fetchall()
+    assert [(json.loads(c), n) for c, n in found] == [(p.content, p.tokens) for p in PROMPTS]
+    (tokens,) = database.execute("SELECT tokens FROM completions WHERE perturbation = 1").fetchone()
+    assert json.loads(tokens) == [1, 262, 0]
+    (config,) = database.execute("SELECT value FROM meta WHERE key = 'config'").fetchone()
+    assert json.loads(config) == CONFIG
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def test_what_is_added_again_replaces_and_what_is_set_is_all_there_is(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    run.add_prompts([PROMPTS[0]._replace(content="another")])
+    assert run.prompts() == PROMPTS  # prompts are kept once
+    run.add_completions(COMPLETIONS)
+    run.add_completions([COMPLETIONS[1]._replace(text="new")])
+    assert [c.text for c in run.completions()][1] == "new"
+    run.add_scores(SCORES)
+    run.add_scores([SCORES[1]._replace(value=0.0)])
+    assert [s.value for s in run.scores("coherence")] == [0.0]
+    run.set_behaviours([((1, 0, 0), 0, 0, 0), ((2, 0, 0), 1, 0, 0)])
+    run.set_behaviours([((2, 0, 0), 5, 1, 2)])
+    assert run.behaviours() == {(2, 0, 0): (5, 1, 2)}
+
+
+def test_notes(run: Run) -> None:
+    assert not run.has("chosen")
+    with pytest.raises(KeyError):
+        run.note("chosen")
+    run.remember("chosen", [3, 1])
+    run.remember("chosen", [1, 3])
+    assert run.has("chosen")
+    assert run.note("chosen") == [1, 3]
+
+
+# -- whole batches or nothing ----------------------------------------------------------------------
+
+
+def test_an_error_inside_leaves_nothing_of_the_batch(run: Run) -> None:
+    run.add_completions(completions(2, perturbation=1))
+
+    def interrupted() -> Iterator[ScoreRow]:
+        yield SCORES[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.add_scores(interrupted())
+    with pytest.raises(KeyboardInterrupt), run.writing():  # noqa: PT012
+        run.database.execute("INSERT INTO events VALUES (0, 'never')")
+        raise KeyboardInterrupt
+    twice = [PERTURBATIONS[0], PERTURBATIONS[1], PERTURBATIONS[0]]
+    with pytest.raises(sqlite3.IntegrityError):
+        run.add_perturbations(twice)
+    with Run.open(run.folder) as other:
+        assert other.scores() == []
+        assert other.perturbations() == []
+        assert len(other.completions()) == 2
+        assert other.database.execute("SELECT count(*) FROM events").fetchone() == (0,)
+    run.add_perturbations(PERTURBATIONS)  # and it goes on
+    assert len(run.perturbations()) == 2
+
+
+def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> None:
+    run.add_completions(completions(2, perturbation=1))
+    with Run.open(run.folder) as other:
+        with run.writing():
+            run.database.execute("DELETE FROM completions")
+            assert run.completions() == []
+            assert len(other.completions()) == 2
+        assert other.completions() == []
+
+
+DIE = """
+import os, signal, sys
+from educe.runs import CompletionRow, Run
+run = Run.create(sys.argv[1], {})
+for batch in range(1, 4):
+    run.add_completions(CompletionRow(batch, 0, k, 0.0, "text", (), True) for k in range(300))
+with run.writing():
+    for k in range(30_000):  # more than the cache holds: some of it reaches the log
+        run.database.execute(
+            "INSERT INTO completions VALUES (4, 0, ?, 0, ?, '[]', 0)", (k, "text" * 100)
+        )
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_killed_inside_a_batch_loses_that_batch(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert subprocess.run([sys.executable, "-c", DIE, folder]).returncode == -signal.SIGKILL
+    with Run.open(folder) as run:
+        kept = [c.key for c in run.completions()]
+        assert kept == [(batch, 0, k) for batch in (1, 2, 3) for k in range(300)]
+        run.add_completions(completions(5, perturbation=4))
+        assert len(run.completions()) == 905
+
+
+# -- opening what is no run ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a run of many pages."""
+    with Run.create(tmp_path_factory.mktemp("raw") / "run", CONFIG) as run:
+        run.add_prompts(PROMPTS)
+        run.add_perturbations(PERTURBATIONS)
+        run.add_completions(completions(500))
+        run.add_scores(SCORES)
+    return (run.folder / "run.sqlite").read_bytes()
+
+
+def read_all(folder: Path) -> None:
+    with Run.open(folder) as run:
+        run.prompts(), run.perturbations(), run.completions(), run.readings(), run.scores()
+        run.behaviours(), run.responses(), run.config
+
+
+def placed(folder: Path, raw: bytes) -> Path:
+    folder.mkdir()
+    (folder / "run.sqlite").write_bytes(raw)
+    return folder
+
+
+@pytest.mark.parametrize("kept", [0, 1, 16, 99, 4095, 4096, 5000, 0.5, -4096, -100])
+def test_a_truncated_file_is_reported(tmp_path: Path, raw: bytes, kept: float) -> None:
+    size = (
+        int(kept * len(raw)) if isinstance(kept, float) else kept if kept >= 0 else len(raw) + kept
+    )
+    folder = placed(tmp_path / "run", raw[:size])
+    message = fails(FileFormatError, lambda: read_all(folder))
+    assert str(folder) in message
+
+
+def test_a_damaged_file_is_read_or_reported(tmp_path: Path, raw: bytes) -> None:
+    rng = np.random.default_rng(0)
+    outcomes, told = set(), []
+    for k in range(120):
+        damaged = bytearray(raw)
+        at = int(rng.integers(100, 4096 if k % 2 else len(raw)))
+        length = (1, 16, 600)[k % 3]
+        damaged[at : at + length] = rng.bytes(len(damaged[at : at + length]))
+        folder = placed(tmp_path / str(k), bytes(damaged))
+        try:
+            read_all(folder)
+            outcomes.add("read")
+        except EduceError as error:
+            outcomes.add("reported")
+            told.append(str(error))
+        shutil.rmtree(folder)
+    assert outcomes == {"read", "reported"}
+    assert not [message for message in told if "\n" in message or len(message) > 400]
+
+
+def other_database(folder: Path, *statements: str) -> Path:
+    folder.mkdir()
+    database = sqlite3.connect(folder / "run.sqlite")
+    for statement in statements:
+        database.execute(statement)
+    database.commit()
+    database.close()
+    return folder
+
+
+def test_another_kind_or_version_of_file_is_reported(tmp_path: Path, run: Run) -> None:
+    place = placed(tmp_path / "text", b"This is no database at all. " * 300)
+    assert "corrupt" in fails(FileFormatError, lambda: Run.open(place))
+    empty = other_database(tmp_path / "other", "CREATE TABLE logs (x)")
+    fails(FileFormatError, lambda: Run.open(empty))
+    tables = other_database(tmp_path / "tables", "PRAGMA user_version = 1", "CREATE TABLE meta (x)")
+    fails(FileFormatError, lambda: Run.open(tables))
+    bare = tmp_path / "bare"
+    shutil.copytree(run.folder, bare)
+    other = sqlite3.connect(bare / "run.sqlite", isolation_level=None)
+    other.execute("UPDATE meta SET value = '{'")
+    fails(FileFormatError, lambda: Run.open(bare))
+    other.execute("DELETE FROM meta")
+    fails(FileFormatError, lambda: Run.open(bare))
+    other.execute(f"PRAGMA user_version = {runs.SCHEMA_VERSION + 1}")
+    other.close()
+    message = fails(FileFormatError, lambda: Run.open(bare))
+    assert f"version {runs.SCHEMA_VERSION + 1}" in message
+    assert f"reads {runs.SCHEMA_VERSION}" in message
+
+
+def test_opening_where_there_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        assert str(place) in fails(RunError, lambda place=place: Run.open(place))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+# -- creating where there is something -------------------------------------------------------------
+
+
+def test_another_run_is_not_overwritten(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    assert "--resume" in fails(RunError, lambda: Run.create(run.folder, {}))
+    assert run.prompts() == PROMPTS
+    assert run.config == CONFIG
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "thesis"
+    theirs.mkdir()
+    (theirs / "chapter.txt").write_text("mine")
+    assert "not empty" in fails(RunError, lambda: Run.create(theirs, {}))
+    assert [p.name for p in theirs.iterdir()] == ["chapter.txt"]
+    below = theirs / "chapter.txt" / "run"
+    assert str(below) in fails(RunError, lambda: Run.create(below, {}))
+    fails(RunError, lambda: Run.create(theirs / "chapter.txt", {}))
+    assert (theirs / "chapter.txt").read_text() == "mine"
+
+
+def test_tensors_of_a_run_whose_file_is_gone_are_not_taken_for_those_of_a_new_one(
+    run: Run,
+) -> None:
+    (run.tensors / "found-0.safetensors").write_bytes(b"old")
+    run.close()
+    (run.folder / "run.sqlite").unlink()
+    assert "not empty" in fails(RunError, lambda: Run.create(run.folder, {}))
+
+
+@pytest.mark.parametrize("where", ["connect", "fill", "rename"])
+def test_a_run_killed_while_it_was_created_can_be_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder = tmp_path / "run"
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if where == "connect":
+            patched.setattr(runs.sqlite3, "connect", killed)
+        elif where == "fill":
+            patched.setattr(runs.json, "dumps", killed)
+        else:
+            patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create(folder, {"n": 1})
+    assert folder.is_dir()
+    fails(RunError, lambda: Run.open(folder))
+    with Run.create(folder, {"n": 2}) as run:
+        assert run.config == {"n": 2}
+    assert sorted(p.name for p in folder.iterdir()) == ["run.sqlite", "tensors"]
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+
+def fill(run: Run) -> tuple[int, str]:
+    """Add batches until there is no room; return how many got in, and the error."""
+    for batch in range(10_000):
+        try:
+            run.add_completions(completions(20, perturbation=batch))
+        except RunError as error:
+            return batch, str(error)
+    raise AssertionError("it never filled up")
+
+
+def test_a_database_that_is_full_keeps_what_it_has(run: Run) -> None:
+    run.database.execute("PRAGMA max_page_count = 40")  # SQLite's own "database or disk is full"
+    batches, message = fill(run)
+    assert batches > 3
+    assert "full" in message
+    assert "--resume" in message
+    assert str(run.folder) in message
+    assert len(run.completions()) == 20 * batches
+    with Run.open(run.folder) as other:
+        assert len(other.completions()) == 20 * batches
+    run.database.execute("PRAGMA max_page_count = 100000")
+    run.add_completions(completions(20, perturbation=batches))
+    assert len(run.completions()) == 20 * (batches + 1)
+
+
+def test_other_failures_of_the_disk_are_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (sqlite3.OperationalError("disk I/O error"), OSError(28, "No space left")):
+        with pytest.raises(RunError, match=r"disk I/O error|No space left"), run.writing():
+            raise error
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.name != "posix" or shutil.which("mount") is None:
+        pytest.skip("there is no mount")
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+READ = "import sys; from educe.runs import Run; print(len(Run.open(sys.argv[1]).completions()))"
+
+
+def test_a_disk_that_is_full_keeps_the_run_readable(small_disk: Path) -> None:
+    def seen_by_another_process() -> int:
+        told = subprocess.run(
+            [sys.executable, "-c", READ, small_disk / "run"], capture_output=True, check=True
+        )
+        return int(told.stdout)
+
+    with Run.create(small_disk / "run", CONFIG) as run:
+        batches, message = fill(run)
+        assert batches > 3
+        assert "full" in message
+        assert "\n" not in message
+        assert len(run.completions()) == 20 * batches
+        assert seen_by_another_process() == 20 * batches
+        assert "full" in fails(RunError, lambda: Run.create(small_disk / "second", {}))
+    assert seen_by_another_process() == 20 * batches
+
+
+def test_a_run_that_a_full_disk_keeps_closed_is_not_called_corrupt(small_disk: Path) -> None:
+    Run.create(small_disk / "run", CONFIG).close()
+    with (small_disk / "rest").open("wb", buffering=0) as rest, suppress(OSError):
+        while True:
+            rest.write(b"x" * 512)
+    message = fails(RunError, lambda: Run.open(small_disk / "run"))
+    assert "disk" in message
+    assert "corrupt" not in message
+    (small_disk / "rest").unlink()
+    with Run.open(small_disk / "run") as run:
+        assert run.config == CONFIG

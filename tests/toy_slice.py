@@ -1,0 +1,140 @@
+"""ToySlice: what a `Slice` offers, in double precision, for a map that is written down.
+
+A method of discovery, and the calibration of the radius, see only a slice. Here the slice is any
+smooth map, so what they ought to find can be worked out by dense linear algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from educe.errors import EffectError
+from educe.slice import Chunk, Shift
+
+
+class ToySlice:
+    """A slice whose shift is ``move(theta)``.
+
+    Args:
+        move: Maps perturbations ``[n, width]``, row by row, to what they do at the target:
+            ``[n, width]``, or ``[n, prompts, positions, width]``.
+        width: Width of the stream.
+        read: Which positions of each prompt are read, ``[prompts, positions]``; all by default.
+        mean_norm: Mean norm of the activations at the source.
+        prompts_at_once: Prompts a chunk; all by default.
+    """
+
+    source, target, positions, readout = 1, 3, "all", "last:3"
+
+    def __init__(
+        self,
+        move: Callable[[Tensor], Tensor],
+        width: int,
+        *,
+        read: list[list[int]] | None = None,
+        mean_norm: float = 1.0,
+        prompts_at_once: int = 10**6,
+        device: str = "cpu",
+    ) -> None:
+        self.move, self.width, self.mean_norm = move, width, mean_norm
+        self.read = torch.tensor(read if read is not None else [[1]], dtype=torch.float64)
+        self.prompts_at_once = prompts_at_once
+        self.device, self.work_dtype = torch.device(device), torch.float64
+        self.lm: Any = SimpleNamespace(
+            name="toy", revision=None, adapter=None, width=width, depth=self.target + 1
+        )
+        self.batch: Any = SimpleNamespace(texts=("toy",))
+
+    def values(self, theta: Tensor) -> Tensor:
+        """Return the change of each row of ``theta``, ``[n, prompts, positions, width]``."""
+        assert theta.dtype == self.work_dtype
+        return self.move(theta).reshape(len(theta), *self.read.shape, self.width)
+
+    def delta(self, theta: Tensor) -> Tensor:
+        """Return the effect of one perturbation or of several: the mean over what is read."""
+        if theta.ndim == 1:
+            return self.delta(theta[None])[0]
+        share = self.read / self.read.sum(1, keepdim=True) / len(self.read)
+        return (self.values(theta) * share[None, :, :, None]).sum((1, 2))
+
+    def jacobian(self, theta: Tensor) -> Tensor:
+        """Return the dense Jacobian of the effect at one perturbation, ``[width, width]``."""
+        return torch.autograd.functional.jacobian(self.delta, theta)
+
+    # -- as in `Slice` ---------------------------------------------------------------------------
+
+    def shift(self, theta: Tensor, chunk: Chunk | None = None) -> Shift:
+        chunk = chunk or Chunk(0, len(theta), 0, len(self.read))
+        prompts = slice(chunk.start, chunk.stop)
+        values = self.values(theta[chunk.first : chunk.last]) * self.read[None, :, :, None]
+        share = self.read / self.read.sum(1, keepdim=True) / len(self.read)
+        return Shift(values[:, prompts], share[prompts], chunk)
+
+    def effect(self, theta: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean)
+
+    def jvp(self, theta: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        value, moved = torch.func.jvp(self.delta, (theta,), (tangent,))
+        return self._finite(value), self._finite(moved)
+
+    def vjp(self, theta: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        _, gradient = self.value_and_grad(theta, lambda shift: (shift.mean * cotangent).sum(1))
+        return self.effect(theta), gradient
+
+    def value_and_grad(
+        self, theta: Tensor, objective: Callable[[Shift], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        def run(chunk: Chunk) -> Tensor:
+            rows = theta.detach().clone().requires_grad_(True)
+            with torch.enable_grad():
+                value = objective(self.shift(rows, chunk))
+                (gradient,) = torch.autograd.grad(value.sum(), rows)
+            return torch.cat([value.detach()[:, None], gradient], 1)
+
+        joined = self._summed(theta, run)
+        return joined[:, 0], joined[:, 1:]
+
+    def _summed(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
+        step, p = self.prompts_at_once, len(self.read)
+        parts = [run(Chunk(0, len(theta), i, min(i + step, p))) for i in range(0, p, step)]
+        return self._finite(torch.stack(parts).sum(0))
+
+    def _finite(self, values: Tensor) -> Tensor:
+        if not torch.isfinite(values).all():
+            raise EffectError("the toy is NaN or infinite")
+        return values
+
+
+def linear(matrix: Tensor, **options: Any) -> Any:
+    """Return the slice ``Δ(θ) = matrix θ``."""
+    return ToySlice(lambda theta: theta @ matrix.T, len(matrix), **options)
+
+
+def with_singular_values(values: list[float], *, seed: int = 0) -> Tensor:
+    """Return a square matrix with these singular values, its singular vectors random."""
+    draw = torch.Generator().manual_seed(seed)
+    size = (len(values), len(values))
+    left, right = (
+        torch.linalg.qr(torch.randn(size, generator=draw, dtype=torch.float64)).Q for _ in range(2)
+    )
+    return left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right
+
+
+def normal(*size: int, seed: int = 0) -> Tensor:
+    """Return standard normal numbers in double precision."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=draw, dtype=torch.float64)
+
+
+def cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Return the absolute cosine of every row of one with every row of the other."""
+    return (
+        torch.nn.functional.normalize(first.double(), dim=1)
+        @ torch.nn.functional.normalize(second.double(), dim=1).T
+    ).abs()
