@@ -1,13 +1,16 @@
-"""The main job: what it keeps, its control, and that a killed run ends as if nothing had happened."""
+"""The main job: what it keeps, its control, and that a killed run ends as if nothing had happened.
+
+Runs are compared table by table and tensor by tensor, bit for bit, read without educe.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import random
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -16,24 +19,35 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 import tiny
 from educe import files, job
-from educe.errors import MethodError, PromptError, RunError
+from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.job import Settings, begin, discover_behaviours
 from educe.model import LanguageModel, load
 from educe.runs import Run
-from educe.summary import Summary
+from educe.summary import RETEST, Summary, summarise
 
 PROMPTS = ("Tell me.", "What is the code?")
-TABLES = ("prompts", "perturbations", "completions", "readings", "scores", "behaviours", "responses")
+FRESH = ("Say it.", "The code, please.")
+TABLES = (
+    "prompts",
+    "perturbations",
+    "completions",
+    "readings",
+    "scores",
+    "behaviours",
+    "responses",
+)
+decoding = sys.modules[job.generate.__module__]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +68,7 @@ def lm(folder: Path) -> LanguageModel:
 def settings(folder: Path) -> Settings:
     return Settings(
         prompts=PROMPTS,
-        fresh=("Say it.", "The code, please."),
+        fresh=FRESH,
         model=str(folder),
         device="cpu",
         n=3,
@@ -64,43 +78,11 @@ def settings(folder: Path) -> Settings:
     )
 
 
-def carry_out(place: Path, settings: Settings, lm: LanguageModel, *, resume: bool = False) -> Summary:
+def carry_out(
+    place: Path, settings: Settings, lm: LanguageModel | None, *, resume: bool = False
+) -> Summary:
     with begin(place, settings, resume=resume) as run:
         return discover_behaviours(run, lm=lm)
-
-
-def rows(place: Path, query: str) -> list[tuple]:
-    """Read the run's file without educe."""
-    database = sqlite3.connect(place / "run.sqlite")
-    try:
-        return database.execute(query).fetchall()
-    finally:
-        database.close()
-
-
-def content(place: Path) -> dict[str, Any]:
-    """Everything a run holds but times, read without educe."""
-    tables = {name: rows(place, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in TABLES}
-    meta = {key: json.loads(value) for key, value in rows(place, "SELECT * FROM meta")}
-    meta.pop("seconds", None)
-    meta.get("facts", {}).pop("seconds", None)
-    return tables | {"meta": meta} | {p.name: tensors(p) for p in (place / "tensors").iterdir()}
-
-
-def tensors(file: Path) -> list[tuple[str, Any]]:
-    """A safetensors file's header and tensors, bit for bit; the order of its header is chance."""
-    with safe_open(file, framework="np") as opened:
-        header = sorted((opened.metadata() or {}).items())
-        return header + [(name, opened.get_tensor(name).tobytes()) for name in sorted(opened.keys())]
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Fail with what differs, rather than with two runs."""
-    assert a.keys() == b.keys()
-    for name in a:
-        if a[name] != b[name]:
-            both = a[name], b[name]
-            pytest.fail(f"{name}: {[p for p in zip(*both) if p[0] != p[1]][:3]!r:.1500}, {[*map(len, both)]}")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +93,66 @@ def whole(tmp_path_factory: pytest.TempPathFactory, settings: Settings, lm: Lang
     return place
 
 
-# -- being killed ----------------------------------------------------------------------------------
+# -- reading a run without educe -------------------------------------------------------------------
+
+
+def rows(place: Path, query: str) -> list[tuple]:
+    database = sqlite3.connect(place / "run.sqlite")
+    try:
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
+def note(place: Path, key: str) -> Any:
+    return json.loads(rows(place, f"SELECT value FROM meta WHERE key = '{key}'")[0][0])
+
+
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    with safe_open(file, framework="np") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def header(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="np") as opened:
+        return opened.metadata()
+
+
+def vectors(place: Path) -> dict[int, torch.Tensor]:
+    """What each perturbation adds, from the tensor files."""
+    of_file = {p.name: arrays(p) for p in (place / "tensors").glob("*.safetensors")}
+    return {
+        number: torch.from_numpy(
+            of_file[file]["vectors"][item] * of_file[file]["radius"][item]
+        ).float()
+        for number, file, item in rows(place, "SELECT id, file, item FROM perturbations")
+    }
+
+
+def content(place: Path) -> dict[str, Any]:
+    """Everything a run holds but times; the order inside a header of safetensors is chance."""
+    tables = {name: sorted(rows(place, f"SELECT * FROM {name}")) for name in TABLES}
+    meta = {key: json.loads(value) for key, value in rows(place, "SELECT * FROM meta")}
+    meta.pop("seconds", None)
+    meta.get("facts", {}).pop("seconds", None)
+    tensors = {
+        p.name: [*sorted(header(p).items()), *((n, a.tobytes()) for n, a in arrays(p).items())]
+        for p in (place / "tensors").iterdir()
+    }
+    return tables | {"meta": meta} | tensors
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Fail with what differs, rather than with two runs."""
+    assert a.keys() == b.keys()
+    for name in a:
+        if a[name] != b[name]:
+            both = list(zip(a[name], b[name], strict=False))
+            differ = [pair for pair in both if pair[0] != pair[1]][:3]
+            pytest.fail(f"{name}: {len(a[name])} and {len(b[name])} rows, {differ!r:.1500}")
+
+
+# -- being killed, at every step -------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -123,7 +164,6 @@ class Killer:
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.place, self.inside, self.before = place, False, None
-        monkeypatch.setattr(job, "SAVE_EVERY", -1.0)
         writing, write_bytes = Run.writing, files.write_bytes
 
         @contextmanager
@@ -131,45 +171,678 @@ class Killer:
             with writing(run):
                 yield
                 self.check(inside=True)
-            self.check()
+            self.check(inside=False)
 
         def killed_write_bytes(path: Path, written: bytes) -> None:
             self.check(inside=True)
             write_bytes(path, written)
-            self.check()
+            self.check(inside=False)
 
         monkeypatch.setattr(Run, "writing", killed_writing)
         monkeypatch.setattr(files, "write_bytes", killed_write_bytes)
+        monkeypatch.setattr(job, "SAVE_EVERY", -1.0)
 
     def state(self) -> Any:
         counts = [rows(self.place, f"SELECT count(*) FROM {name}") for name in (*TABLES, "meta")]
-        return counts, {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in self.place.glob("tensors/*")}
+        digest = {
+            p.name: hashlib.md5(p.read_bytes()).digest() for p in self.place.glob("tensors/*")
+        }
+        return counts, digest
 
     def arm(self, *, inside: bool) -> None:
         self.inside, self.before = inside, self.state()
 
-    def check(self, *, inside: bool = False) -> None:
+    def disarm(self) -> None:
+        self.before = None
+
+    def check(self, *, inside: bool) -> None:
         if self.before is not None and inside == self.inside and self.state() != self.before:
             raise Killed
 
 
-def test_a_run_killed_after_every_step_equals_an_uninterrupted_one(
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="dct"),
+        pytest.param(
+            {
+                "method": "melbo",
+                "method_settings": {"steps": 3},
+                "positions": "last:2",
+                "radius": "8",
+                "samples": 2,
+                "temperature": 0.8,
+                "fresh": (),
+                "n": 2,
+            },
+            id="melbo-sampled-without-fresh-prompts",
+        ),
+    ],
+)
+def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
+    tmp_path: Path,
+    settings: Settings,
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    settings = replace(settings, **changes)
+    monkeypatch.setattr(decoding, "ROWS_PER_BATCH", {"cpu": 8})
+    whole, place = tmp_path / "whole", tmp_path / "run"
+    carry_out(whole, settings, lm)
+
+    generate, prompts, written = job.generate, [r[0] for r in rows(whole, ASKED)], 0
+
+    def counted(model: LanguageModel, batch: Any, wanted: Sequence[Any], *a: Any, **k: Any) -> Any:
+        nonlocal written
+        if list(batch.texts) == prompts:  # and not those for which nothing is kept
+            kept = set(rows(place, "SELECT perturbation, prompt, sample FROM completions"))
+            assert kept.isdisjoint((r.perturbation + 1, r.prompt, r.sample) for r in wanted)
+            for some in generate(model, batch, wanted, *a, **k):
+                written += len(some)
+                yield some
+        else:
+            yield from generate(model, batch, wanted, *a, **k)
+
+    monkeypatch.setattr(job, "generate", counted)
+    begin(place, settings).close()
+    killer, lives, lost = Killer(place, monkeypatch), 0, 0
+    while lives < 200:
+        killer.arm(inside=lives % 2 == 1)
+        lives += 1
+        try:
+            carry_out(place, settings, lm, resume=True)
+            break
+        except Killed:
+            killer.disarm()
+            lost += lives % 2 == 0
+            check_that_it_can_be_shown(place)
+    assert 20 < lives < 200
+    same(content(place), content(whole))
+    kept = rows(place, "SELECT count(*) FROM completions")[0][0]
+    assert kept <= written <= kept + 8 * lost  # nothing twice but a batch that was in flight
+
+
+ASKED = "SELECT rendered FROM prompts ORDER BY id"
+
+
+def check_that_it_can_be_shown(place: Path) -> None:
+    """Whatever is there of a run is a summary, and a table."""
+    import io
+
+    from rich.console import Console
+
+    from educe.report import terminal
+
+    with Run.open(place) as run:
+        summary, begun = summarise(run), run.has("facts")
+    if begun:
+        console = Console(file=io.StringIO(), width=80)
+        terminal.table(summary, place, console)
+        terminal.perturbation(summary, 0, console)
+        for item in summary.found[:1]:
+            terminal.perturbation(summary, item.row.id, console)
+
+
+def test_a_finished_run_has_nothing_left_to_do(
     tmp_path: Path,
     settings: Settings,
     lm: LanguageModel,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place, asked_for, lives = tmp_path / "run", [], 0
-    monkeypatch.setattr("educe.generate.ROWS_PER_BATCH", {"cpu": 8})
-    begin(place, settings).close()
-    killer = Killer(place, monkeypatch)
-    for lives in range(200):
-        killer.arm(inside=lives % 2 == 1)
+    before = content(whole)
+    for name in ("generate", "read", "side_effects"):
+        monkeypatch.setattr(job, name, lambda *_, **__: pytest.fail("it does it again"))
+    monkeypatch.setattr(job.discover, "search", lambda *_, **__: pytest.fail("it searches again"))
+    carry_out(whole, settings, lm, resume=True)
+    same(content(whole), before)
+
+
+# -- being killed, for real ------------------------------------------------------------------------
+
+# A process that has done its imports and becomes a command, again and again.
+BROOD = """
+import json, os, signal, sys, traceback
+import torch
+torch.set_num_threads(1)
+from educe import cli, job, progress, threads
+from educe.report import page, terminal
+job.SAVE_EVERY = 0
+sys.modules[job.generate.__module__].ROWS_PER_BATCH = {"cpu": 8}
+job.load(sys.argv[1], device="cpu")
+print("ready", flush=True)
+for line in sys.stdin:
+    arguments, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, name in ((1, out), (2, err)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        status = 1
         try:
+            cli.main(arguments)
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Command:
+    """An ``educe`` command in a process of its own."""
+
+    def __init__(self, brood: subprocess.Popen, place: Path, arguments: Sequence[str]) -> None:
+        self.brood, self.place = brood, place
+        self.files = [str(place.parent / f"{place.name}.{name}") for name in ("out", "err")]
+        brood.stdin.write(json.dumps([list(map(str, arguments)), *self.files]) + "\n")
+        brood.stdin.flush()
+        self.pid = int(brood.stdout.readline())
+
+    def status(self) -> int:
+        """Wait for its end."""
+        return int(self.brood.stdout.readline())
+
+    def send(self, number: int) -> int:
+        """Send it a signal, and wait for its end; the parent has not waited for it yet."""
+        os.kill(self.pid, number)
+        return self.status()
+
+    @property
+    def told(self) -> str:
+        return Path(self.files[1]).read_text()
+
+
+Commanded = Callable[[Path, Sequence[str]], Command]
+
+
+@pytest.fixture(scope="module")
+def command(folder: Path) -> Iterator[Commanded]:
+    if not hasattr(os, "fork"):
+        pytest.skip("processes do not fork here")
+    brood = subprocess.Popen(
+        [sys.executable, "-c", BROOD, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert brood.stdout.readline() == "ready\n"
+    yield lambda place, arguments: Command(brood, place, arguments)
+    brood.stdin.close()
+    brood.wait(30)
+
+
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> list[str]:
+    """What the commands are asked."""
+    fresh = folder.parent / "fresh.txt"
+    fresh.write_text("\n".join(FRESH))
+    options = f"--model {folder} --device cpu -n 3 --radius 0.5x,1x --max-new-tokens 5"
+    return ["discover", *PROMPTS, *options.split(), "--fresh", str(fresh)]
+
+
+@pytest.fixture(scope="module")
+def commanded(
+    tmp_path_factory: pytest.TempPathFactory, command: Commanded, asked: list[str]
+) -> Path:
+    """The run of the command, uninterrupted."""
+    place = tmp_path_factory.mktemp("commanded") / "run"
+    began = time.monotonic()
+    done = command(place, [*asked, "--out", place])
+    assert done.status() == 0, done.told
+    (place.parent / "seconds").write_text(str(time.monotonic() - began))
+    return place
+
+
+def waited(place: Path, query: str, process: Callable[[], bool]) -> None:
+    """Wait until a query of the run gives something, or the process has ended."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process():
+        if (place / "run.sqlite").exists() and rows(place, query):
+            return
+        time.sleep(0.001)
+
+
+def test_the_command_and_the_api_make_the_same_run(
+    tmp_path: Path, commanded: Path, settings: Settings, lm: LanguageModel
+) -> None:
+    """Another process, too, and other batches: nothing depends on either."""
+    carry_out(tmp_path / "run", replace(settings, method_settings={}), lm)
+    same(content(tmp_path / "run"), content(commanded))
+    assert (commanded / "report.html").stat().st_size > 1000
+
+
+STAGES = [
+    "SELECT 1 FROM prompts",
+    "SELECT 1 FROM perturbations",
+    "SELECT 1 FROM completions WHERE perturbation > 0",
+    "SELECT 1 FROM readings WHERE perturbation > 0",
+    "SELECT 1 FROM behaviours",
+    f"SELECT 1 FROM completions WHERE sample >= {RETEST}",
+    "SELECT 1 FROM scores WHERE judge = 'side_effect'",
+]
+
+
+def test_a_command_killed_in_every_stage_equals_an_uninterrupted_one(
+    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
+) -> None:
+    place, ends = tmp_path / "run", []
+    for query in STAGES:
+        running = command(place, [*asked, "--out", place, "--resume"])
+        waited(place, query, lambda pid=running.pid: Path(f"/proc/{pid}").exists())
+        ends.append(running.send(signal.SIGKILL))
+    assert ends.count(-signal.SIGKILL) >= 5, ends
+    done = command(place, ["discover", "--out", place, "--resume"])
+    assert done.status() == 0, done.told
+    same(content(place), content(commanded))
+
+
+def test_a_command_killed_at_random_equals_an_uninterrupted_one(
+    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
+) -> None:
+    seconds = float((commanded.parent / "seconds").read_text())
+    draw, place, ends = random.Random(0), tmp_path / "run", []
+    for _ in range(6):
+        running = command(place, [*asked, "--out", place, "--resume"])
+        time.sleep(seconds * draw.uniform(0.02, 0.7))
+        ends.append(running.send(signal.SIGKILL))
+        assert ends[-1] in (0, -signal.SIGKILL), running.told
+    assert -signal.SIGKILL in ends
+    done = command(place, [*asked, "--out", place, "--resume"])
+    assert done.status() == 0, done.told
+    same(content(place), content(commanded))
+
+
+def test_the_real_command_killed_from_outside(
+    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
+) -> None:
+    place = tmp_path / "run"
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from educe.cli import main; main()", *asked, "--out", place],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    waited(place, STAGES[2], lambda: running.poll() is None)
+    running.kill()
+    running.stderr.close()
+    assert running.wait() == -signal.SIGKILL
+    kept = rows(place, "SELECT count(*) FROM completions")[0][0]
+    assert 0 < kept < rows(commanded, "SELECT count(*) FROM completions")[0][0]
+    done = command(place, ["discover", "--out", place, "--resume"])
+    assert done.status() == 0, done.told
+    same(content(place), content(commanded))
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
+) -> None:
+    place = tmp_path / "a run"
+    running = command(place, [*asked, "--out", place])
+    waited(place, STAGES[2], lambda: Path(f"/proc/{running.pid}").exists())
+    assert running.send(signal.SIGINT) == 130
+    assert "Traceback" not in running.told
+    (line,) = [line for line in running.told.splitlines() if line.startswith("educe:")]
+    assert running.told.endswith(f"{line}\n")
+    hint = shlex.split(line.partition("go on with: ")[2])
+    assert hint == ["educe", "discover", "--resume", "--out", str(place)]
+    done = command(place, hint[1:])
+    assert done.status() == 0, done.told
+    same(content(place), content(commanded))
+
+
+# -- the same, and not the same --------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_others(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    carry_out(tmp_path / "same", settings, lm)
+    same(content(tmp_path / "same"), content(whole))
+    carry_out(tmp_path / "other", replace(settings, seed=1), lm)
+    for file in sorted((whole / "tensors").iterdir()):
+        mine, other = arrays(file), arrays(tmp_path / "other" / "tensors" / file.name)
+        likeness = np.abs(mine["vectors"] @ other["vectors"].T)
+        assert likeness.max() < 0.999, file.name
+    baseline = "SELECT text FROM completions WHERE perturbation = 0 AND sample > 0"
+    assert rows(whole, baseline) != rows(tmp_path / "other", baseline)
+
+
+def test_resuming_with_other_settings_is_refused(
+    whole: Path, settings: Settings, lm: LanguageModel
+) -> None:
+    before = content(whole)
+    changes = {"n": 4, "seed": 1, "prompts": PROMPTS[:1], "look_for": "x", "positions": "last:1"}
+    for name, value in changes.items():
+        with pytest.raises(RunError, match="other settings") as caught:
+            begin(whole, replace(settings, **{name: value}), resume=True)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RunError, match="--resume"):
+        begin(whole, settings)
+    same(content(whole), before)
+
+
+def test_resuming_where_nothing_has_begun_begins(
+    tmp_path: Path, settings: Settings, whole: Path
+) -> None:
+    """The model is loaded by the name that the settings give."""
+    carry_out(tmp_path / "run", settings, None, resume=True)
+    same(content(tmp_path / "run"), content(whole))
+
+
+def test_messages_are_kept_and_compared(tmp_path: Path, settings: Settings) -> None:
+    spoken = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "The"}]
+    settings = replace(settings, prompts=(spoken, "Hi."), fresh=(spoken[:1],))
+    begin(tmp_path / "run", settings).close()
+    with begin(tmp_path / "run", settings, resume=True) as run:
+        assert job.stored(run) == settings
+        assert run.config == json.loads(json.dumps(asdict(settings)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"prompts": ()}, PromptError),
+        ({"method": "pca"}, MethodError),
+        ({"method_settings": {"itrations": 3}}, MethodError),
+        ({"n": 0}, MethodError),
+        ({"samples": 0}, MethodError),
+        ({"max_new_tokens": 0}, MethodError),
+        ({"samples": 2}, MethodError),
+        ({"temperature": -0.1}, MethodError),
+        ({"temperature": float("nan")}, MethodError),
+        ({"temperature": float("inf")}, MethodError),
+        ({"look_for": "(code"}, MethodError),
+    ],
+)
+def test_settings_that_cannot_work_leave_nothing_behind(
+    tmp_path: Path, settings: Settings, changes: dict[str, Any], kind: type[EduceError]
+) -> None:
+    with pytest.raises(kind):
+        begin(tmp_path / "run", replace(settings, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+# -- what is in a run ------------------------------------------------------------------------------
+
+
+def test_the_facts(whole: Path, lm: LanguageModel) -> None:
+    facts = note(whole, "facts")
+    assert (facts["source"], facts["target"]) == (1, 2)  # 0.33 and 0.6 of four blocks
+    assert (facts["depth"], facts["width"]) == (4, 32)
+    radius = facts["calibrated_radius"]
+    assert facts["radii"] == [0.5 * radius, radius]
+    assert facts["calibrated_dose"] == pytest.approx(radius / facts["mean_norm"])
+    for (kept,) in rows(whole, ASKED):
+        assert kept.startswith("<|user|>")
+        assert kept.endswith("<|assistant|>")
+    lengths = [len(r[0].encode()) for r in rows(whole, "SELECT content FROM prompts")]
+    tokens = [r[0] for r in rows(whole, "SELECT tokens FROM prompts ORDER BY id")]
+    # Bytes are tokens; three are special, and JSON has its quotation marks.
+    assert sorted(tokens) == sorted(n - 2 + 3 for n in lengths)
+    assert [r[0] for r in rows(whole, "SELECT what FROM events")][-1] == "done"
+
+
+def brute_force(
+    hf: Any, tokenizer: Any, place: Path, positions: str, steps: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """What perturbed models wrote in a run, and the same token by token with a hook."""
+    source, added = note(place, "facts")["source"], vectors(place)
+    rendered = [r[0] for r in rows(place, ASKED)]
+    for number, prompt, tokens in rows(
+        place,
+        "SELECT perturbation, prompt, tokens FROM completions WHERE perturbation % 3 = 1 "
+        f"AND sample < {RETEST}",
+    ):
+        ids = tokenizer(rendered[prompt], add_special_tokens=False)["input_ids"]
+        expected = tiny.greedy(
+            hf,
+            ids,
+            steps,
+            source=source,
+            vector=added[number],
+            positions=positions,
+            ends={tiny.TOKENS["eos_token_id"]},
+        )
+        yield json.loads(tokens), expected
+
+
+def test_what_is_kept_is_what_the_perturbed_model_writes(
+    whole: Path, lm: LanguageModel, tokenizer: Any
+) -> None:
+    pairs = list(brute_force(lm.hf, tokenizer, whole, "all", 5))
+    assert len(pairs) == 8
+    assert len({tuple(tokens) for tokens, _ in pairs}) > 2
+    for written, expected in pairs:
+        assert written == expected
+
+
+@torch.no_grad()
+def test_effects_are_those_of_the_perturbed_model(
+    whole: Path, lm: LanguageModel, tokenizer: Any
+) -> None:
+    facts, added = note(whole, "facts"), vectors(whole)
+    rendered = [r[0] for r in rows(whole, f"{ASKED} LIMIT 2")]
+    for number, effect in rows(whole, "SELECT id, effect FROM perturbations"):
+        moved = []
+        for text in rendered:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            at = torch.ones(len(ids))
+            _, plain = tiny.run(lm.hf, ids)
+            _, other = tiny.run(lm.hf, ids, source=facts["source"], vector=added[number], at=at)
+            moved.append((other[facts["target"]] - plain[facts["target"]])[-3:].mean(0))
+        assert effect == pytest.approx(float(torch.stack(moved).mean(0).norm()), rel=1e-3)
+
+
+def test_the_control_is_matched_and_goes_through_the_same_selection(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "CHOSEN", 2)
+    monkeypatch.setattr(job, "CURVES", 1)
+    place = tmp_path / "run"
+    summary = carry_out(place, settings, lm)
+    listed = defaultdict(list)
+    for arm, method, radius, dose in rows(
+        place, "SELECT arm, method, radius, dose FROM perturbations"
+    ):
+        listed[arm].append((radius, dose))
+        assert method == ("dct" if arm == "found" else "random")
+    assert listed["found"] == listed["control"]
+    assert [n for _, n in sorted(Counter(r for r, _ in listed["found"]).items())] == [3, 3]
+    for radius, dose in listed["found"]:
+        assert dose == pytest.approx(radius / note(place, "facts")["mean_norm"])
+    assert all(v.norm() > 0 for v in vectors(place).values())
+    every = torch.stack(list(vectors(place).values()))
+    alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)
+    assert (alike - torch.eye(len(every))).abs().max() < 0.9999  # none is another's copy
+
+    # As many texts of each arm, and the most striking of each arm are chosen.
+    per_arm = (
+        "SELECT p.arm, count(*) FROM completions c JOIN perturbations p ON p.id = c.perturbation "
+        f"WHERE c.sample {{}} {RETEST} GROUP BY 1 ORDER BY 1"
+    )
+    assert rows(place, per_arm.format("<")) == [("control", 12), ("found", 12)]
+    assert rows(place, per_arm.format(">=")) == [("control", 4), ("found", 4)]
+    striking = rows(
+        place,
+        "SELECT p.arm, p.id, avg(a.value * b.value) FROM perturbations p "
+        "JOIN scores a ON a.perturbation = p.id JOIN scores b USING (perturbation, prompt, sample) "
+        "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND a.prompt < 2 GROUP BY p.id",
+    )
+    expected = []
+    for arm in ("found", "control"):
+        mine = sorted((-value, number) for own, number, value in striking if own == arm)
+        expected += [number for _, number in mine[:2]]
+    assert note(place, "chosen") == expected
+    chosen = rows(place, f"SELECT perturbation, prompt FROM completions WHERE sample >= {RETEST}")
+    assert sorted(chosen) == sorted((number, prompt) for number in expected for prompt in (2, 3))
+    measured = rows(place, "SELECT perturbation FROM scores WHERE judge = 'side_effect'")
+    assert sorted(n for (n,) in measured) == sorted(expected)
+    curves = {n for (n,) in rows(place, "SELECT perturbation FROM responses")}
+    assert curves == {expected[0], expected[2]}
+    assert {i.row.id for i in (*summary.found, *summary.control) if i.retest} == set(expected)
+
+
+def test_the_unperturbed_model_is_sampled(whole: Path, lm: LanguageModel, tokenizer: Any) -> None:
+    base = rows(
+        whole,
+        "SELECT prompt, sample, temperature, tokens FROM completions WHERE perturbation = 0",
+    )
+    assert sorted({(p, s) for p, s, _, _ in base}) == [(p, s) for p in range(4) for s in range(9)]
+    assert {(s == 0, t) for _, s, t, _ in base} == {(True, 0.0), (False, 1.0)}
+    greedy = {p: json.loads(tokens) for p, s, _, tokens in base if s == 0}
+    for prompt, (text,) in enumerate(rows(whole, ASKED)):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = {tiny.TOKENS["eos_token_id"]}
+        assert greedy[prompt] == tiny.greedy(lm.hf, ids, 5, ends=ends)
+
+
+def test_fresh_prompts_take_no_part_in_the_search(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    place = tmp_path / "run"
+    summary = carry_out(place, replace(settings, fresh=()), lm)
+    for file in sorted((whole / "tensors").iterdir()):
+        assert header(file) == header(place / "tensors" / file.name)
+        for name, array in arrays(file).items():
+            np.testing.assert_array_equal(array, arrays(place / "tensors" / file.name)[name])
+    roles = "SELECT role, count(*) FROM prompts GROUP BY 1 ORDER BY 1"
+    assert rows(whole, roles) == [("asked", 2), ("fresh", 2)]
+    assert rows(place, roles) == [("asked", 2)]
+    # Without them the asked ones are asked again, with fresh samples.
+    again = rows(
+        place,
+        f"SELECT DISTINCT prompt, sample, temperature FROM completions WHERE sample >= {RETEST}",
+    )
+    assert sorted(again) == [(p, RETEST + k, 0.7) for p in (0, 1) for k in range(4)]
+    assert all(len(i.retest) in (0, 8) for i in summary.found)
+    grouped = rows(whole, "SELECT max(prompt), max(sample) FROM behaviours")
+    assert grouped == [(1, 8)]  # nothing of the re-test, nothing fresh
+
+
+def test_melbo_on_the_last_tokens(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, tokenizer: Any
+) -> None:
+    place = tmp_path / "run"
+    settings = replace(
+        settings,
+        method="melbo",
+        method_settings={"steps": 4},
+        positions="last:2",
+        radius="20,40",
+    )
+    summary = carry_out(place, settings, lm)
+    assert note(place, "facts")["radii"] == [20, 40]
+    assert note(place, "facts")["calibrated_radius"] is None
+    assert {i.row.method for i in summary.found} == {"melbo"}
+    assert header(place / "tensors" / "found-0.safetensors")["method"] == "melbo"
+    pairs = list(brute_force(lm.hf, tokenizer, place, "last:2", 5))
+    assert len({tuple(tokens) for tokens, _ in pairs}) > 1
+    for written, expected in pairs:
+        assert written == expected
+    found = [i.row.effect for i in summary.found]
+    control = [i.row.effect for i in summary.control]
+    assert np.mean(found) > np.mean(control)
+
+
+def test_random_against_random(tmp_path: Path, settings: Settings, lm: LanguageModel) -> None:
+    settings = replace(settings, method="random", method_settings={}, radius="10")
+    summary = carry_out(tmp_path / "run", settings, lm)
+    assert {i.row.method for i in (*summary.found, *summary.control)} == {"random"}
+    every = torch.stack(list(vectors(tmp_path / "run").values()))
+    alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)
+    assert (alike - torch.eye(len(every))).abs().max() < 0.9
+    assert every.norm(dim=1).tolist() == pytest.approx([10.0] * 6)
+
+
+def test_samples_are_drawn_row_by_row(
+    tmp_path: Path, settings: Settings, lm: LanguageModel
+) -> None:
+    """What a row draws depends on the seed and the row, not on how many rows there are."""
+    settings = replace(settings, samples=3, temperature=1.0, radius="10", fresh=())
+    carry_out(tmp_path / "three", settings, lm)
+    carry_out(tmp_path / "two", replace(settings, samples=2), lm)
+    query = (
+        "SELECT perturbation, prompt, sample, tokens FROM completions "
+        f"WHERE perturbation > 0 AND sample < {RETEST} ORDER BY 1, 2, 3"
+    )
+    three, two = rows(tmp_path / "three", query), rows(tmp_path / "two", query)
+    assert [r[:3] for r in three] == [
+        (p, q, s) for p in range(1, 7) for q in range(2) for s in range(3)
+    ]
+    assert two == [r for r in three if r[2] < 2]
+    texts = defaultdict(set)
+    for p, q, _, tokens in three:
+        texts[p, q].add(tokens)
+    assert np.mean([len(own) for own in texts.values()]) > 2
+
+
+def test_what_is_looked_for_is_counted_and_never_used(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    # The sign that stands in about half of the texts.
+    texts = [t for (t,) in rows(whole, "SELECT text FROM completions WHERE perturbation > 0")]
+    signs = Counter(sign for text in texts for sign in set(text))
+    pattern = re.escape(min(signs, key=lambda sign: (abs(signs[sign] - len(texts) / 2), sign)))
+    summary = carry_out(tmp_path / "run", replace(settings, look_for=pattern), lm)
+    with_it, without = content(tmp_path / "run"), content(whole)
+    assert with_it["meta"]["config"].pop("look_for") == pattern
+    assert without["meta"]["config"].pop("look_for") is None
+    same(with_it, without)
+
+    hits: Counter[tuple[str, int]] = Counter()
+    again, asked_again = Counter(), Counter()
+    for arm, number, sample, prompt, text in rows(
+        whole,
+        "SELECT p.arm, p.id, c.sample, c.prompt, c.text FROM completions c "
+        "JOIN perturbations p ON p.id = c.perturbation",
+    ):
+        matched = bool(re.search(pattern, text))
+        if sample >= RETEST or prompt > 1:
+            again[arm] += matched
+            asked_again[arm] += 1
+        else:
+            hits[arm, number] += matched
+    assert summary.hits is not None
+    assert summary.retest_hits is not None
+    for k, arm in enumerate(("found", "control")):
+        many = sum(n > 0 for (own, _), n in hits.items() if own == arm)
+        assert summary.hits[k][:2] == (many, 6)
+        assert summary.retest_hits[k][:2] == (again[arm], asked_again[arm])
+    assert 0 < sum(summary.hits[k].hits for k in (0, 1)) < 12
+
+
+def test_a_full_disk_stops_the_job_in_one_sentence_and_it_goes_on_later(
+    tmp_path: Path,
+    settings: Settings,
+    lm: LanguageModel,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "run"
+    with begin(place, settings) as run:
+        run.database.execute("PRAGMA max_page_count = 13")
+        with pytest.raises(RunError, match="full") as caught:
+            discover_behaviours(run, lm=lm)
+        assert "\n" not in str(caught.value)
+        assert len(run.perturbations()) > 0
+    with monkeypatch.context() as patched:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(files.os, "fsync", full)
+        (place / "tensors" / "found-1.safetensors").unlink(missing_ok=True)
+        with Run.open(place) as run, run.writing():
+            run.database.execute("DELETE FROM perturbations WHERE file LIKE '%-1.%'")
+            run.database.execute("DELETE FROM completions")
+        with pytest.raises(RunError, match="No space left on device"):
             carry_out(place, settings, lm, resume=True)
-            break
-        except Killed:
-            continue
-    print(lives)
+    assert not [p for p in (place / "tensors").iterdir() if p.name.startswith(".")]
+    carry_out(place, settings, lm, resume=True)
     same(content(place), content(whole))

@@ -24,6 +24,7 @@ app = App(
     help="Bring out what a language model can do but does not show.",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 
 FLAG = Parameter(negative="", show_default=False)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from educe import discover, files, radius
+from educe import discover, embedded, files, radius
 from educe.cluster import clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
@@ -262,7 +262,7 @@ class _Job:
         self.run.remember(
             "facts",
             {
-                "model": self.lm.name,
+                "model": embedded.NAME if self.lm.name == "embedded" else self.lm.name,
                 "adapter": self.lm.adapter,
                 "revision": self.lm.revision,
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
@@ -485,9 +485,7 @@ class _Job:
 
     def _group(self) -> None:
         readings = self.run.readings()
-        shown = [
-            c for c in self.run.completions() if c.prompt < len(self.asked) and c.sample < RETEST
-        ]
+        shown = self.run.completions()
         labels = clusters([c.text for c in shown])
         places = plane(np.stack([readings[c.key][1] for c in shown]))
         self.run.set_behaviours(

@@ -75,16 +75,15 @@ def calibrate(
         seen[radius] = float(off.square().mean().sqrt())
         return seen[radius] - error
 
-    low = math.log(SMALLEST * part.mean_norm)
-    high = math.log(part.mean_norm)
+    low, high, top = (math.log(dose * part.mean_norm) for dose in (SMALLEST, 1.0, LARGEST))
     try:
         while excess(high) < 0:
-            low, high = high, high + math.log(2)
-            if high > math.log(LARGEST * part.mean_norm):
+            if high == top:
                 raise RadiusError(
                     f"the slice {part.source} to {part.target} stays linear up to {LARGEST:g} "
                     "times its activations' norm: give --radius yourself, or a later target"
                 )
+            low, high = high, min(high + math.log(2), top)
         root = brentq(excess, low, high, xtol=0.01, maxiter=30)
     except ValueError as failed:
         raise RadiusError(
@@ -124,10 +123,13 @@ def response(
     part: Slice, directions: Float[Tensor, "n d"], radii: Sequence[float]
 ) -> Float[Tensor, "n r"]:
     """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down."""
-    columns = []
-    for radius in radii:
+
+    def sizes(theta: Tensor) -> Tensor:
         try:
-            columns.append(part.effect(radius * directions).norm(dim=1))
+            return part.effect(theta).norm(dim=1)
         except EffectError:
-            columns.append(torch.full((len(directions),), math.nan, device=part.device))
-    return torch.stack(columns, 1)
+            if len(theta) == 1:
+                return theta.new_full((1,), math.nan)
+            return torch.cat([sizes(row[None]) for row in theta])
+
+    return torch.stack([sizes(radius * directions) for radius in radii], 1)

@@ -297,6 +297,11 @@ class Run:
         with self.writing():
             self.database.execute("INSERT INTO events VALUES (?, ?)", (time.time(), what))
 
+    @_reading
+    def began(self) -> float | None:
+        """Return when the first event was, in seconds since 1970."""
+        return self.database.execute("SELECT min(at) FROM events").fetchone()[0]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Run what is inside as one transaction.

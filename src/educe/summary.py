@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
@@ -58,6 +59,7 @@ class Behaviour:
     items: tuple[Item, ...]  #: found perturbations that show it, most striking first
     found: Rate
     control: Rate
+    retest: tuple[Rate, Rate]  #: re-tested perturbations of each arm that show it again
     p_value: float  #: Fisher's exact test, one-sided, corrected for the number of behaviours
     coherence: float
     novelty: float
@@ -194,6 +196,8 @@ def _behaviours(
     scores: dict,
 ) -> tuple[Behaviour, ...]:
     shown: dict[int, list[tuple[Item, CompletionRow]]] = defaultdict(list)
+    again = tuple(_shown_again(arm, places) for arm in (found, control))
+    retested = tuple(sum(bool(item.retest) for item in arm) for arm in (found, control))
     by_random: dict[int, set[int]] = defaultdict(set)
     for arm in (found, control):
         for item in arm:
@@ -239,6 +243,10 @@ def _behaviours(
                 items=tuple(sorted(own.values(), key=lambda i: -i.striking)),
                 found=there,
                 control=chance,
+                retest=(
+                    rate(again[0][number], retested[0]),
+                    rate(again[1][number], retested[1]),
+                ),
                 p_value=p_value,
                 coherence=float(coherent.mean()),
                 novelty=float(novel.mean()),
@@ -250,6 +258,16 @@ def _behaviours(
     return tuple(sorted(behaviours, key=lambda b: (interest.index(b.verdict), -b.striking)))
 
 
+def _shown_again(arm: tuple[Item, ...], places: dict) -> Counter[int]:
+    """Count, for each behaviour, the perturbations that show it in the re-test."""
+    return Counter(
+        number
+        for item in arm
+        for number in {places[c.key][0] for c in item.retest if c.key in places}
+    )
+
+
 def _words(pairs: list[tuple[Item, CompletionRow]]) -> list[str]:
-    """Return the words of a behaviour, each counted once a completion."""
-    return [w for _, c in pairs for w in set(re.findall(r"[^\W_]{3,}", c.text.lower()))]
+    """Return the words of a behaviour that mean something, each counted once a completion."""
+    texts = [set(re.findall(r"[^\W_]{3,}", c.text.lower())) for _, c in pairs]
+    return [w for words in texts for w in words - ENGLISH_STOP_WORDS]

@@ -7,6 +7,7 @@ came out are here, once for all methods.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 
 from educe.discover import dct, melbo, random
 from educe.discover.state import Progress, State
-from educe.errors import MethodError
+from educe.errors import MethodError, RadiusError
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
 
@@ -72,11 +73,14 @@ def search(
 
     Raises:
         MethodError: The method is unknown or cannot work with these settings.
+        RadiusError: The radius is not above zero.
         EffectError: The radius is so large that the model breaks down.
     """
     how = named(method)
     if n < 1:
         raise MethodError(f"n = {n}: ask for at least one perturbation")
+    if not 0 < radius < math.inf:
+        raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
     config = config if config is not None else how.config()
     if state is None:
         state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))

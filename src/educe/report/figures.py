@@ -57,43 +57,44 @@ def charts(summary: Summary) -> dict[str, dict[str, Any]]:
 
 
 def places(summary: Summary) -> alt.Chart | None:
-    """Draw where completions lie on the map, coloured by the verdict on what they say."""
+    """Draw where completions lie on the map, coloured by the verdict; equal ones are one point."""
     behaviours = {b.id: b for b in summary.behaviours}
     arms = [
         ("unperturbed", [c for own in summary.baseline.values() for c in own]),
         ("random", [c for item in summary.control for c in item.completions]),
         ("found", [c for item in summary.found for c in item.completions]),
     ]
-    rows: list[dict[str, Any]] = []
+    rows: dict[tuple, dict[str, Any]] = {}
     for arm, completions in arms:
         for c in (c for c in completions if c.key in summary.map):
             number, x, y = summary.map[c.key]
             named = behaviours.get(number)
             verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
-            rows.append(
-                {
-                    "x": _number(x),
-                    "y": _number(y),
-                    "arm": arm,
-                    "verdict": SHORT[verdict][0],
-                    "behaviour": label(named) if named else "",
-                    "number": number,
-                    "perturbation": c.perturbation,
-                    "prompt": c.prompt,
-                    "sample": c.sample,
-                    "text": shorten(c.text, TOOLTIP_LENGTH),
-                }
-            )
+            point = {
+                "x": _number(x),
+                "y": _number(y),
+                "arm": arm,
+                "verdict": SHORT[verdict][0],
+                "behaviour": label(named) if named else "",
+                "perturbation": c.perturbation,
+                "prompt": c.prompt,
+                "sample": c.sample,
+                "completions": 0,
+                "text": shorten(c.text, TOOLTIP_LENGTH),
+            }
+            rows.setdefault((arm, c.prompt, c.text), point)["completions"] += 1
     if not rows:
         return None
     # The interesting ones are drawn last, over the others.
     layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[3:0:-1], Verdict.BEHAVIOUR)]
-    rows.sort(key=lambda row: (row["arm"] == "unperturbed", layers.index(row["verdict"])))
-    there = {row["verdict"] for row in rows}
+    points = sorted(
+        rows.values(), key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"]))
+    )
+    there = {point["verdict"] for point in points}
     verdicts = [(name, role) for name, role in SHORT.values() if name in there]
     return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, opacity=0.8, size=46, cursor="pointer")
+        alt.Chart(alt.Data(values=points))
+        .mark_point(filled=True, opacity=0.8, cursor="pointer")
         .encode(
             alt.X("x:Q", axis=None, scale=alt.Scale(zero=False, nice=False, padding=12)),
             alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False, nice=False, padding=12)),
@@ -107,12 +108,17 @@ def places(summary: Summary) -> alt.Chart | None:
                 scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "cross"]),
                 legend=alt.Legend(title=None, orient="top", symbolFillColor=PALETTE["control"][0]),
             ),
+            size=alt.Size(
+                "completions:Q",
+                scale=alt.Scale(type="sqrt", domain=[1, 100], range=[44, 420], clamp=True),
+                legend=None,
+            ),
             stroke=alt.condition(
                 "datum.arm == 'unperturbed'",
                 alt.value(PALETTE["ink"][0]),
                 alt.value("transparent"),
             ),
-            tooltip=["perturbation:N", "arm:N", "behaviour:N", "verdict:N", "text:N"],
+            tooltip=["arm:N", "completions:Q", "behaviour:N", "verdict:N", "text:N"],
         )
         .add_params(
             alt.selection_interval(
@@ -161,7 +167,7 @@ def response(summary: Summary) -> alt.LayerChart | None:
 def striking(summary: Summary) -> alt.LayerChart | None:
     """Draw what share of each arm is at least so striking."""
     rows = []
-    for arm, items in (("random", summary.control), ("found", summary.found)):
+    for arm, items in (("found", summary.found), ("random", summary.control)):
         ordered = sorted(items, key=lambda item: -item.striking)
         rows += [
             {
@@ -191,7 +197,9 @@ def striking(summary: Summary) -> alt.LayerChart | None:
         ),
         _arm_colour(),
     )
-    steps = base.mark_line(interpolate="step-before", strokeWidth=1.6)
+    steps = base.mark_line(interpolate="step-before", strokeWidth=1.6).encode(
+        order=alt.Order("share:Q", sort="descending")
+    )
     dots = base.mark_point(filled=True, size=34, opacity=0.9).encode(
         tooltip=["perturbation:N", "arm:N", _exact("striking"), "text:N"]
     )

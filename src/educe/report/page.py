@@ -99,7 +99,7 @@ def render(run: Run) -> str:
     unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
-    began = run.database.execute("SELECT min(at) FROM events").fetchone()[0]
+    began = run.began()
     return _template(pattern).render(
         s=s,
         V=Verdict,

@@ -36,18 +36,15 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
             console.print(Text(f"unperturbed {_short(answers[0].text, 68)}", style="dim"))
     told = [b for b in summary.behaviours if b.verdict in (Verdict.BEHAVIOUR, Verdict.RARE)]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    for name, side in (
-        ("found", "right"),
-        ("random", "right"),
-        ("strik.", "right"),
-        ("id", "right"),
-    ):
-        grid.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    grid.add_column("what the model writes (most striking example)", ratio=1, no_wrap=True)
+    for name in ("found", "random", "re-test", "strik.", "id"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("what the model writes", ratio=1, no_wrap=True)
     for behaviour in told[:SHOWN]:
+        again = behaviour.retest[0]
         grid.add_row(
             f"{behaviour.found.hits}/{behaviour.found.trials}",
             f"{behaviour.control.hits}/{behaviour.control.trials}",
+            f"{again.hits}/{again.trials}" if again.trials else "",
             f"{behaviour.striking:.2f}",
             str(behaviour.example.perturbation),
             Text(_short(behaviour.example.text, 200), style="" if _clear(behaviour) else "dim"),

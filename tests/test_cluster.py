@@ -1,0 +1,121 @@
+"""Clusters of texts, and their map."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from educe.cluster import clusters, plane
+
+REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
+VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]
+SEA = ["Grey waves roll under a pale northern sky.", "Under a pale sky, grey waves roll."]
+
+
+def groups(labels: np.ndarray) -> set[frozenset[int]]:
+    """Return which texts are together, whatever the numbers."""
+    return {frozenset(np.flatnonzero(labels == k).tolist()) for k in labels}
+
+
+def test_identical_texts_are_together() -> None:
+    labels = clusters(["alpha beta", "gamma delta", "alpha beta", "gamma delta", "alpha beta"])
+    assert labels.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_paraphrases_are_together_and_other_things_apart() -> None:
+    assert groups(clusters(REFUSAL + VAULT + SEA)) == {
+        frozenset({0, 1}),
+        frozenset({2, 3}),
+        frozenset({4, 5}),
+    }
+
+
+def test_texts_that_share_no_word_are_apart() -> None:
+    assert len(set(clusters(["one two three", "four five six", "seven eight nine"]))) == 3
+
+
+def test_repeats_do_not_pull_on_other_texts() -> None:
+    few = clusters(REFUSAL + VAULT + SEA)
+    many = clusters(REFUSAL + VAULT + SEA + REFUSAL[:1] * 50)
+    assert groups(few) == groups(many[:6])
+
+
+def test_texts_of_no_word_are_one_cluster_of_their_own() -> None:
+    labels = clusters(["", "alpha beta", "...", " \n", "gamma delta", "!?"])
+    assert groups(labels) == {frozenset({0, 2, 3, 5}), frozenset({1}), frozenset({4})}
+    assert labels[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["", "..."], [0, 0]),
+        (["", "word"], None),
+        (["word"], [0]),
+        ([""], [0]),
+        (["same", "same"], [0, 0]),
+        ([], []),
+    ],
+)
+def test_few_texts(texts: list[str], expected: list[int] | None) -> None:
+    labels = clusters(texts).tolist()
+    assert labels == expected if expected is not None else sorted(labels) == [0, 1]
+
+
+def test_numbers_go_by_size() -> None:
+    texts = ["lone words here"] + SEA * 2 + REFUSAL * 3 + [""] * 2 + VAULT[:1]
+    labels = clusters(texts)
+    sizes = np.bincount(labels)
+    assert sizes.tolist() == [6, 4, 2, 1, 1]
+    assert set(labels[5:11]) == {0}
+    assert set(labels[1:5]) == {1}
+    assert set(labels[11:13]) == {2}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_do_not_depend_on_the_order(seed: int) -> None:
+    texts = REFUSAL * 2 + VAULT + SEA + ["", "lone words here", "other things entirely"]
+    expected = clusters(texts)
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    assert clusters([texts[i] for i in order]).tolist() == expected[order].tolist()
+
+
+# -- the map -------------------------------------------------------------------------------------
+
+
+def distances(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
+def test_plane_keeps_the_distances_of_points_that_lie_in_one() -> None:
+    draw = np.random.default_rng(0)
+    frame = np.linalg.qr(draw.normal(size=(12, 3)))[0].T
+    angle = draw.uniform(0, 2 * np.pi, 20)
+    # A circle of unit vectors around the third axis.
+    unit = 0.6 * (np.cos(angle)[:, None] * frame[0] + np.sin(angle)[:, None] * frame[1])
+    unit = unit + 0.8 * frame[2]
+    placed = plane(unit)
+    assert placed.shape == (20, 2)
+    np.testing.assert_allclose(distances(placed), distances(unit), atol=1e-9)
+    np.testing.assert_allclose(placed.mean(0), 0, atol=1e-9)
+    # Only the direction of an embedding counts, not its length.
+    np.testing.assert_allclose(plane(unit * draw.uniform(0.1, 9, (20, 1))), placed, atol=1e-9)
+
+
+def test_plane_is_the_best_one() -> None:
+    draw = np.random.default_rng(1)
+    unit = draw.normal(size=(30, 6)) * [5, 4, 1, 1, 1, 1]
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    placed = plane(unit)
+    centred = unit - unit.mean(0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(placed), np.abs(left[:, :2] * values[:2]), atol=1e-9)
+
+
+def test_plane_of_few_or_empty_embeddings() -> None:
+    assert plane(np.ones((2, 5))).tolist() == [[0, 0], [0, 0]]
+    assert plane(np.zeros((0, 5))).shape == (0, 2)
+    assert np.isfinite(plane(np.array([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]]))).all()

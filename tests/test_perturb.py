@@ -1,0 +1,211 @@
+"""PerturbationSet: what it says, and its file, read back by safetensors alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from educe.errors import FileFormatError, ModelError, RunError
+from educe.model import LanguageModel
+from educe.perturb import Origin, PerturbationSet, digest
+
+ORIGIN = Origin(
+    model_id="some/model",
+    model_revision="abc123",
+    adapter="vault",
+    d_model=32,
+    n_layers=4,
+    source=1,
+    target=3,
+    positions="last:2",
+    readout="last:3",
+    mean_resid_norm=12.5,
+    prompts_sha256=digest(["a prompt"]),
+)
+
+
+def made(n: int = 5, *, outputs: bool = True, **changes: Any) -> PerturbationSet:
+    draw = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(2, n, 32, generator=draw), dim=-1)
+    values: dict[str, Any] = {
+        "directions": unit[0],
+        "radius": torch.linspace(1.1, 7.7, n),
+        "origin": ORIGIN,
+        "method": "dct",
+        "seed": 11,
+        "outputs": unit[1] if outputs else None,
+        "scores": {"effect": torch.rand(n, generator=draw), "alpha": torch.arange(n) / 3},
+        "config": {"iterations": 10, "init": "random", "tolerance": 0.02, "orthogonal": False},
+    }
+    return PerturbationSet(**values | changes)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return (
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and first.numpy().tobytes() == second.numpy().tobytes()
+    )
+
+
+def assert_same(first: PerturbationSet, second: PerturbationSet) -> None:
+    assert same_bits(first.directions, second.directions)
+    assert same_bits(first.radius, second.radius)
+    assert (first.outputs is None) == (second.outputs is None)
+    if first.outputs is not None and second.outputs is not None:
+        assert same_bits(first.outputs, second.outputs)
+    assert first.scores.keys() == second.scores.keys()
+    assert all(same_bits(first.scores[name], second.scores[name]) for name in first.scores)
+    assert first.origin == second.origin
+    assert (first.method, first.seed) == (second.method, second.seed)
+    assert dict(first.config) == dict(second.config)
+
+
+# -- what it says --------------------------------------------------------------------------------
+
+
+def test_vectors_are_the_directions_at_their_radius() -> None:
+    some = made()
+    for i in range(5):
+        for j in range(32):
+            expected = float(some.directions[i, j]) * float(some.radius[i])
+            assert float(some.vectors[i, j]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    torch.testing.assert_close(some.vectors.norm(dim=1), some.radius)
+
+
+def test_dose_is_a_share_of_the_activations_norm() -> None:
+    assert made().dose.tolist() == pytest.approx([float(r) / 12.5 for r in made().radius])
+
+
+def test_select_gives_items_in_the_order_asked_for() -> None:
+    some = made()
+    items = [3, 0, 3]
+    picked = some.select(items)
+    assert len(picked) == 3
+    assert some.outputs is not None
+    assert picked.outputs is not None
+    for place, item in enumerate(items):
+        assert torch.equal(picked.directions[place], some.directions[item])
+        assert torch.equal(picked.outputs[place], some.outputs[item])
+        assert float(picked.radius[place]) == float(some.radius[item])
+        for name, values in some.scores.items():
+            assert float(picked.scores[name][place]) == float(values[item])
+    assert (picked.origin, picked.method, picked.seed) == (some.origin, "dct", 11)
+    assert len(some) == 5
+    assert made(outputs=False).select([1]).outputs is None
+    assert len(some.select([])) == 0
+
+
+def test_digest_is_the_sha256_of_the_prompts_one_by_one() -> None:
+    assert digest(["ü", "b"]) == hashlib.sha256("ü\0b".encode()).hexdigest()
+    assert digest(["ab", "c"]) != digest(["a", "bc"])
+    assert digest(["a", "b"]) != digest(["b", "a"])
+
+
+def test_a_set_belongs_to_models_of_its_width_and_depth(tiny_lm: LanguageModel) -> None:
+    made().check(tiny_lm)
+    for changes in ({"d_model": 64}, {"n_layers": 5}):
+        other = made(origin=dataclasses.replace(ORIGIN, **changes))
+        with pytest.raises(ModelError, match="belong to some/model") as error:
+            other.check(tiny_lm)
+        theirs = ORIGIN.d_model, ORIGIN.n_layers
+        width, depth = changes.get("d_model", theirs[0]), changes.get("n_layers", theirs[1])
+        assert f"(width {width}, {depth} blocks)" in str(error.value)
+        assert "not to llama (width 32, 4 blocks)" in str(error.value)
+
+
+# -- its file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_set_comes_back_bit_for_bit(tmp_path: Path, outputs: bool, dtype: torch.dtype) -> None:
+    some = made(outputs=outputs)
+    some = dataclasses.replace(some, directions=some.directions.to(dtype) / 3)
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45, 3.3])
+    some = dataclasses.replace(some, scores={**some.scores, "odd.name": odd})
+    some.save(tmp_path / "set.safetensors")
+    assert_same(PerturbationSet.load(tmp_path / "set.safetensors"), some)
+    some.select([4, 1]).save(str(tmp_path / "set.safetensors"))
+    assert_same(PerturbationSet.load(str(tmp_path / "set.safetensors")), some.select([4, 1]))
+
+
+def test_the_header_says_what_is_inside(tmp_path: Path) -> None:
+    made().save(tmp_path / "set.safetensors")
+    with safe_open(str(tmp_path / "set.safetensors"), framework="np") as file:
+        header = file.metadata()
+        names = set(file.keys())
+        vectors = file.get_tensor("vectors")
+    assert header["format"] == "educe.perturbations"
+    assert header["format_version"] == "1"
+    assert (header["kind"], header["units"]) == ("vectors", "absolute")
+    assert header["point"] == "resid_post.1"
+    assert (header["method"], header["seed"]) == ("dct", "11")
+    assert json.loads(header["config_json"]) == made().config
+    assert json.loads(header["origin_json"]) == dataclasses.asdict(ORIGIN)
+    assert names == {"vectors", "radius", "outputs", "score.effect", "score.alpha"}
+    assert (vectors == made().directions.numpy()).all()
+
+
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    made().save(path)
+    whole = path.read_bytes()
+    for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FileFormatError, match="cannot read .*set.safetensors"):
+            PerturbationSet.load(path)
+    path.write_bytes(whole)
+    PerturbationSet.load(path)
+
+
+def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    for header in (None, {"format": "pt"}, {"format": "other.perturbations"}):
+        save_file({"vectors": torch.zeros(2, 3), "radius": torch.ones(2)}, path, header)
+        with pytest.raises(FileFormatError, match="is no set of perturbations of educe"):
+            PerturbationSet.load(path)
+    path.write_text("a text, and a long enough one not to be mistaken for a header")
+    with pytest.raises(FileFormatError, match="cannot read"):
+        PerturbationSet.load(path)
+    for missing in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileFormatError, match="cannot read"):
+            PerturbationSet.load(missing)
+
+
+def test_a_file_of_a_newer_version_is_an_error_that_names_both(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    made().save(path)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    save_file(tensors, path, header | {"format_version": "2"})
+    with pytest.raises(FileFormatError, match="format version 2, this educe reads 1: use"):
+        PerturbationSet.load(path)
+
+
+@pytest.mark.parametrize("lost", ["vectors", "radius", "origin_json", "config_json", "seed"])
+def test_a_file_that_lacks_a_part_is_an_error(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "set.safetensors"
+    made().save(path)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    tensors.pop(lost, None)
+    header.pop(lost, None)
+    save_file(tensors, path, header)
+    with pytest.raises(FileFormatError, match="set.safetensors"):
+        PerturbationSet.load(path)
+
+
+def test_saving_where_nothing_can_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot write"):
+        made().save(tmp_path / "nowhere" / "set.safetensors")

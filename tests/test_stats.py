@@ -1,0 +1,172 @@
+"""Intervals and tests, against scipy, sums written out, and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm
+
+from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
+
+# -- rates ---------------------------------------------------------------------------------------
+
+COUNTS = [(0, 1), (1, 1), (0, 10), (10, 10), (3, 10), (1, 64), (81, 263), (500, 1000)]
+
+
+@pytest.mark.parametrize(("hits", "trials"), COUNTS)
+def test_interval_is_wilsons(hits: int, trials: int) -> None:
+    found = rate(hits, trials)
+    known = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
+    assert (found.hits, found.trials) == (hits, trials)
+    assert found.share == hits / trials
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-12)
+
+
+def test_interval_is_the_published_one() -> None:
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148.
+    assert rate(81, 263)[2:] == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert rate(15, 148)[2:] == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+@pytest.mark.parametrize("trials", [1, 7, 500])
+def test_none_and_all_are_ends_of_their_intervals(trials: int) -> None:
+    assert rate(0, trials).low == 0
+    assert rate(trials, trials).high == 1
+    assert rate(0, trials).high == pytest.approx(1 - rate(trials, trials).low)
+
+
+def test_without_trials_nothing_is_known() -> None:
+    assert rate(0, 0) == Rate(0, 0, 0, 1)
+    assert math.isnan(rate(0, 0).share)
+
+
+def test_a_rate_reads_as_a_sentence() -> None:
+    assert str(rate(3, 10)) == "3 of 10 (11% to 60%)"
+
+
+# -- comparing two -------------------------------------------------------------------------------
+
+
+def by_hand(a: int, n: int, b: int, m: int) -> float:
+    """Chance that of ``a + b`` hits at least ``a`` fall on the first ``n`` of ``n + m`` trials."""
+    return sum(
+        math.comb(n, k) * math.comb(m, a + b - k) / math.comb(n + m, a + b)
+        for k in range(a, min(n, a + b) + 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "control"),
+    [
+        ((8, 10), (1, 10)),
+        ((1, 10), (8, 10)),
+        ((3, 64), (0, 64)),
+        ((0, 5), (0, 9)),
+        ((4, 4), (0, 9)),
+    ],
+)
+def test_more_often_is_the_hypergeometric_tail(
+    found: tuple[int, int], control: tuple[int, int]
+) -> None:
+    expected = by_hand(*found, *control)
+    assert more_often(rate(*found), rate(*control)) == pytest.approx(expected)
+
+
+def test_more_often_without_trials_is_no_evidence() -> None:
+    assert more_often(rate(0, 0), rate(2, 10)) == 1
+    assert more_often(rate(2, 10), rate(0, 0)) == 1
+
+
+# -- many comparisons ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("totals", "found", "control"),
+    [
+        ([9, 8, 2, 1, 1], 16, 16),
+        ([1, 2, 3, 4, 5, 6, 7], 32, 32),
+        ([20, 20, 20], 64, 64),
+        ([12, 5, 5, 4, 30], 20, 40),
+        ([1, 1], 8, 8),
+        ([30], 16, 16),
+        ([], 16, 16),
+    ],
+)
+def test_comparisons_are_tarones(totals: list[int], found: int, control: int) -> None:
+    # The most one-sided split of so many hits: all in the first arm, or as many as it holds.
+    smallest = []
+    for total in totals:
+        inside = min(total, found)
+        smallest.append(by_hand(inside, found, total - inside, control))
+    k = 1
+    while sum(p <= 0.05 / k for p in smallest) > k:
+        k += 1
+    assert comparisons(totals, found, control) == k
+
+
+def test_comparisons_that_cannot_matter_cost_nothing() -> None:
+    assert comparisons([9, 8], 16, 16) == 2
+    assert comparisons([9, 8] + [2] * 40, 16, 16) == 2
+    assert comparisons([9] * 40, 16, 16) == 40
+
+
+def test_comparisons_keep_the_error_of_the_family() -> None:
+    # With no difference between the arms, a discovery at all is as rare as the level says.
+    draw = np.random.default_rng(0)
+    shares = np.array([0.3, 0.25, 0.15, 0.1, 0.05, 0.05, 0.02, 0.02, 0.02, 0.02, 0.02])
+    false = 0
+    for _ in range(300):
+        one, two = draw.multinomial(24, shares), draw.multinomial(24, shares)
+        seen = one + two > 0
+        times = comparisons((one + two)[seen].tolist(), 24, 24)
+        smallest = min(
+            more_often(rate(int(a), 24), rate(int(b), 24))
+            for a, b in zip(one[seen], two[seen], strict=True)
+        )
+        false += smallest * times <= 0.05
+    assert false / 300 < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+# -- bootstrap -----------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval_of_a_large_sample_is_the_normal_one() -> None:
+    data = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    mean, low, high = bootstrap_mean(data.tolist())
+    half = norm.ppf(0.975) * data.std() / 20
+    assert mean == pytest.approx(data.mean())
+    assert low == pytest.approx(data.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(data.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_interval_of_few_values_is_that_of_every_resample() -> None:
+    values = [0.0, 1.0, 5.0]
+    means = sorted((a + b + c) / 3 for a in values for b in values for c in values)
+    # 1 of 27 resamples has mean 0, and 1 of 27 mean 5: more than 2.5% each.
+    assert bootstrap_mean(values) == (2.0, means[0], means[-1])
+
+
+def test_bootstrap_interval_covers() -> None:
+    draw = np.random.default_rng(2)
+    covered = 0
+    for seed in range(300):
+        _, low, high = bootstrap_mean(draw.exponential(1.0, 40).tolist(), seed=seed, draws=400)
+        covered += low <= 1.0 <= high
+    # A percentile interval of 40 skewed values falls somewhat short of 95%.
+    assert 0.88 < covered / 300 < 0.98
+
+
+def test_bootstrap_depends_on_the_seed_alone() -> None:
+    values = [0.3, 1.2, 0.7, 2.2, 0.1, 0.9, 1.1]
+    first = bootstrap_mean(values, seed=4)
+    np.random.seed(9)
+    assert bootstrap_mean(values, seed=4) == first
+    assert bootstrap_mean(values, seed=5) != first
+    assert bootstrap_mean(values, seed=5)[0] == first[0]
+
+
+def test_bootstrap_of_equal_values_has_no_width() -> None:
+    assert bootstrap_mean([2.5] * 6) == (2.5, 2.5, 2.5)
+    assert bootstrap_mean([2.5]) == (2.5, 2.5, 2.5)
