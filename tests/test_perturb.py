@@ -161,7 +161,7 @@ def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(FileFormatError, match="cannot read .*set.safetensors"):
+        with pytest.raises(FileFormatError, match=r"cannot read .*set\.safetensors"):
             PerturbationSet.load(path)
     path.write_bytes(whole)
     PerturbationSet.load(path)
@@ -190,6 +190,10 @@ def test_a_file_of_a_newer_version_is_an_error_that_names_both(tmp_path: Path) -
     save_file(tensors, path, header | {"format_version": "2"})
     with pytest.raises(FileFormatError, match="format version 2, this educe reads 1: use"):
         PerturbationSet.load(path)
+    header.pop("format_version")
+    save_file(tensors, path, header)
+    with pytest.raises(FileFormatError, match="format version None"):
+        PerturbationSet.load(path)
 
 
 @pytest.mark.parametrize("lost", ["vectors", "radius", "origin_json", "config_json", "seed"])
@@ -202,7 +206,7 @@ def test_a_file_that_lacks_a_part_is_an_error(tmp_path: Path, lost: str) -> None
     tensors.pop(lost, None)
     header.pop(lost, None)
     save_file(tensors, path, header)
-    with pytest.raises(FileFormatError, match="set.safetensors"):
+    with pytest.raises(FileFormatError, match=rf"set\.safetensors is damaged: KeyError: .{lost}"):
         PerturbationSet.load(path)
 
 

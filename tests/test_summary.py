@@ -136,14 +136,14 @@ def judged(ask: Ask, what: str, where: str, by: str) -> dict[Any, float]:
     )
 
 
-def shown(ask: Ask, arm: str) -> dict[int, int]:
+def shown(ask: Ask, arm: str, where: str = MAIN) -> dict[int, int]:
     """How many perturbations of an arm show each behaviour."""
     return dict(
         ask(
             "SELECT b.behaviour, count(DISTINCT c.perturbation) FROM completions c "
             "JOIN behaviours b USING (perturbation, prompt, sample) "
             "JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON p.id = c.perturbation "
-            f"WHERE p.arm = '{arm}' AND {MAIN} GROUP BY 1"
+            f"WHERE p.arm = '{arm}' AND {where} GROUP BY 1"
         )
     )
 
@@ -192,6 +192,7 @@ def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
 
 def test_behaviours(summary: Summary, ask: Ask) -> None:
     found, control = shown(ask, "found"), shown(ask, "control")
+    found_again, control_again = (shown(ask, arm, f"NOT ({MAIN})") for arm in ("found", "control"))
     in_found = f"{MAIN} AND p.arm = 'found'"
     coherence = judged(ask, "co.value", in_found, "b.behaviour")
     novelty = judged(ask, "no.value", in_found, "b.behaviour")
@@ -220,6 +221,8 @@ def test_behaviours(summary: Summary, ask: Ask) -> None:
         assert b.striking == pytest.approx(striking[b.id])
         assert len(b.items) == hits
         assert [i.striking for i in b.items] == sorted((i.striking for i in b.items), reverse=True)
+        for k, again in enumerate((found_again, control_again)):
+            assert b.retest[k][:2] == (again.get(b.id, 0), 5)
         assert b.example.text == GROUPS[b.id][0]
         assert b.example.perturbation in {i.row.id for i in b.items}
     assert sum(b.found.hits for b in summary.behaviours) > N  # some show two

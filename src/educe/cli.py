@@ -148,7 +148,9 @@ def discover(
         chat=chat,
         enable_thinking=enable_thinking,
     )
-    as_it_was = resume and out is not None and not asked
+    if resume and out is None:
+        raise RunError("--resume goes on with a run: name its folder with --out")
+    as_it_was = resume and not asked
     if as_it_was and settings != job.Settings(prompts=()):
         raise RunError(
             "--resume goes on with the settings that the run has: leave others out, or repeat the "

@@ -30,7 +30,7 @@ def clusters(texts: Sequence[str]) -> np.ndarray:
         labels[~empty] = grouping.fit_predict(at[~empty])
     labels[empty] = labels.max(initial=-1) + 1
     of_text = dict(zip(distinct, labels.tolist(), strict=True))
-    mine = np.array([of_text[text] for text in texts])
+    mine = np.array([of_text[text] for text in texts], dtype=int)
     order = np.argsort(-np.bincount(mine), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

@@ -407,6 +407,8 @@ def load(
 
         name = str(model)
         place = str(embedded.folder(progress=progress)) if name == "embedded" else name
+        if place.startswith(("/", ".", "~")) and not Path(place).exists():
+            raise ModelError(f"there is no file or folder {place}")
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         if place.endswith(".gguf"):
             if not Path(place).is_file():

@@ -157,22 +157,26 @@ class PerturbationSet:
             raise FileFormatError(f"cannot read {path}: {error}") from error
         if header.get("format") != "educe.perturbations":
             raise FileFormatError(f"{path} is no set of perturbations of educe")
-        if header["format_version"] != FORMAT_VERSION:
+        version = header.get("format_version")
+        if version != FORMAT_VERSION:
             raise FileFormatError(
-                f"{path} has format version {header['format_version']}, this educe reads "
-                f"{FORMAT_VERSION}: use the version that wrote it"
+                f"{path} has format version {version}, this educe reads {FORMAT_VERSION}: "
+                "use the version that wrote it"
             )
-        return cls(
-            directions=tensors["vectors"],
-            radius=tensors["radius"],
-            origin=Origin(**json.loads(header["origin_json"])),
-            method=header["method"],
-            seed=int(header["seed"]),
-            outputs=tensors.get("outputs"),
-            scores={
-                name.removeprefix("score."): values
-                for name, values in tensors.items()
-                if name.startswith("score.")
-            },
-            config=json.loads(header["config_json"]),
-        )
+        try:
+            return cls(
+                directions=tensors["vectors"],
+                radius=tensors["radius"],
+                origin=Origin(**json.loads(header["origin_json"])),
+                method=header["method"],
+                seed=int(header["seed"]),
+                outputs=tensors.get("outputs"),
+                scores={
+                    name.removeprefix("score."): values
+                    for name, values in tensors.items()
+                    if name.startswith("score.")
+                },
+                config=json.loads(header["config_json"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -3,7 +3,8 @@
     novelty = 1 - max over baseline texts b of  similarity(completion, b)
 
 The baseline is the unperturbed model's greedy answer and its samples. Similarity is the cosine of
-TF-IDF weighted words and word pairs: what a text says, in the words it says it with.
+TF-IDF weighted words and word pairs: what a text says, in the words it says it with. Texts of no
+word are alike.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def novelty(texts: Sequence[str], baseline: Sequence[str]) -> list[Score]:
     """Score completions of one prompt against what the unperturbed model wrote for it."""
     at = vectors([*texts, *baseline])
     mine, theirs = at[: len(texts)], at[len(texts) :]
-    likeness = mine @ theirs.T
+    likeness = mine @ theirs.T + np.outer(~mine.any(1), ~theirs.any(1))
     nearest = likeness.argmax(1)
     return [
         Score(
