@@ -459,7 +459,7 @@ def test_what_is_wrong_is_one_line(
         ("--radius 0", "above zero"),
         ("--radius nan", "nan"),
         ("--radius 8,,9", "radius"),
-        ("--radius 1e30", "radius"),
+        ("--radius 1e30 -n 4", "smaller radius"),
         ("--radius 1e999", "radius"),
         ("--positions middle", "positions"),
         ("--positions last:0", "positions"),

@@ -79,6 +79,13 @@ class ToySlice:
         with torch.no_grad():
             return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean)
 
+    def measure(
+        self, theta: Tensor, objective: Callable[[Shift], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            value = self._summed(theta, lambda chunk: objective(self.shift(theta, chunk))[:, None])
+        return self.effect(theta), value[:, 0]
+
     def jvp(self, theta: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         value, moved = torch.func.jvp(self.delta, (theta,), (tangent,))
         return self._finite(value), self._finite(moved)

@@ -164,6 +164,19 @@ class Slice:
         """
         return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean.to(theta))
 
+    @torch.no_grad()
+    def measure(
+        self, theta: Float[Tensor, "n d"], objective: Callable[[Shift], Float[Tensor, "n"]]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+        """Return the effect and an objective (see `value_and_grad`) of each, from one pass."""
+
+        def run(chunk: Chunk) -> Tensor:
+            shift = self.shift(theta, chunk)
+            return torch.cat([shift.mean.to(theta), objective(shift)[:, None].to(theta)], 1)
+
+        joined = self._summed(theta, run)
+        return joined[:, :-1], joined[:, -1]
+
     def jvp(
         self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
@@ -256,8 +269,8 @@ class Slice:
     def _chunks(self, n: int) -> list[Chunk]:
         rows = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
         p = len(self.batch)
-        wide = min(p, rows)
-        tall = min(n, max(1, rows // wide))
+        wide = _even(p, rows)
+        tall = _even(n, max(1, rows // wide))
         return [
             Chunk(i, min(i + tall, n), j, min(j + wide, p))
             for i in range(0, n, tall)
@@ -375,6 +388,11 @@ def _recording(lm: LanguageModel, source: int, target: int) -> Iterator[list[Cal
             yield calls
     except _Reached:
         pass
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of the fewest equal parts of ``total`` that are no larger than ``most``."""
+    return -(-total // -(-total // most))
 
 
 def _halves(chunk: Chunk) -> list[Chunk]:

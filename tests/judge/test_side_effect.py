@@ -48,9 +48,8 @@ def test_side_effect_is_the_mean_divergence(any_lm: LanguageModel) -> None:
     theta = vectors(any_lm)
     each = [by_itself(any_lm.hf, vector, source=1, positions="all") for vector in theta]
     expected = [sum(line) / len(PROMPTS) for line in each]
-    print(any_lm.name, expected, values(any_lm, theta))
     assert min(expected) > 1e-4  # the vectors do something
-    assert values(any_lm, theta) == pytest.approx(expected, rel=2e-3, abs=2e-6)
+    assert values(any_lm, theta) == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "bamba"])
@@ -65,7 +64,7 @@ def test_side_effect_at_other_layers_and_positions(
     each = [by_itself(lm.hf, vector, source=source, positions=positions) for vector in theta]
     expected = [sum(line) / len(PROMPTS) for line in each]
     found = values(lm, theta, source=source, positions=positions)
-    assert found == pytest.approx(expected, rel=2e-3, abs=2e-6)
+    assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
 def test_no_perturbation_has_no_side_effect(any_lm: LanguageModel) -> None:
@@ -75,7 +74,7 @@ def test_no_perturbation_has_no_side_effect(any_lm: LanguageModel) -> None:
 def test_one_vector_at_a_time_is_all_at_once(tiny_lm: LanguageModel) -> None:
     theta = vectors(tiny_lm, 40)  # more than fit into one batch with all prompts
     alone = [values(tiny_lm, row[None])[0] for row in theta]
-    assert values(tiny_lm, theta) == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    assert values(tiny_lm, theta) == pytest.approx(alone, rel=1e-4, abs=1e-6)
     assert values(tiny_lm, theta[:0]) == []
 
 

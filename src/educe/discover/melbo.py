@@ -104,10 +104,9 @@ def step(part: Slice, radius: float, config: MelboConfig, state: State) -> tuple
 
 def finish(part: Slice, radius: float, config: MelboConfig, state: State) -> State:
     """Measure the objective and the effect of the vectors as they ended."""
-    theta = radius * state["directions"]
-    with torch.no_grad():
-        value, _ = part.value_and_grad(theta, lambda s: objective(s, config.power, config.root))
-    effect = part.effect(theta)
+    effect, value = part.measure(
+        radius * state["directions"], lambda s: objective(s, config.power, config.root)
+    )
     size = effect.norm(dim=1)
     return State(
         {
