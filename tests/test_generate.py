@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import random
 from collections import Counter
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
-from educe.generate import Completion, Row, generate, rows_of
+from educe.generate import Completion, Row, generate, next_logits, rows_of
 from educe.model import LanguageModel
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
@@ -50,6 +51,17 @@ def expected(lm: LanguageModel, row: Row, theta: Tensor | None = None, **options
     return tiny.greedy(lm.hf, PROMPTS[row.prompt], STEPS, vector=vector, **settings)
 
 
+@functools.cache
+def endless(lm: LanguageModel, row: Row) -> list[int]:
+    """Return what the loop writes for a row of ``ROWS`` when no token ends a text."""
+    return expected(lm, row, vectors(lm), ends=())
+
+
+def cut(ids: list[int], ends: Collection[int]) -> list[int]:
+    """Return the tokens before the first of ``ends``."""
+    return list(itertools.takewhile(lambda token: token not in ends, ids))
+
+
 def tokens(done: dict[Row, Completion]) -> dict[Row, list[int]]:
     return {row: list(completion.tokens) for row, completion in done.items()}
 
@@ -60,9 +72,8 @@ def tokens(done: dict[Row, Completion]) -> dict[Row, list[int]]:
 def test_batched_padded_and_cached_is_one_by_one_unpadded_and_uncached(
     any_lm: LanguageModel,
 ) -> None:
-    theta = vectors(any_lm)
-    loop = {row: expected(any_lm, row, theta) for row in ROWS}
-    assert tokens(write(any_lm, ROWS, theta)) == loop
+    loop = {row: cut(endless(any_lm, row), {257}) for row in ROWS}
+    assert tokens(write(any_lm, ROWS, vectors(any_lm))) == loop
     assert len({tuple(ids) for ids in loop.values()}) > 5  # perturbations and prompts matter
 
 
@@ -149,28 +160,43 @@ def test_rows_of_counts_perturbations_prompts_and_samples() -> None:
     assert len(set(rows)) == len(rows) == 12
 
 
+@pytest.mark.parametrize("positions", ["all", "last:2", "generated"])
+@pytest.mark.parametrize("size", [2, 64])
+@torch.no_grad()
+def test_next_logits_are_those_of_each_prompt_alone(lm_of: Any, positions: str, size: int) -> None:
+    lm = lm_of("gpt2", torch.float64)
+    theta = vectors(lm).double()
+    known = torch.cat([theta, torch.zeros_like(theta[:1])])
+    came = next_logits(
+        lm, lm.pad(PROMPTS), ROWS, theta, source=1, positions=positions, rows_per_batch=size
+    )
+    seen: list[Row] = []
+    for rows, logits in came:
+        seen += rows
+        for row, line in zip(rows, logits, strict=True):
+            vector = known[row.perturbation]
+            ids = PROMPTS[row.prompt]
+            at = tiny.chosen(positions, len(ids))
+            alone, _ = tiny.run(lm.hf, ids, source=1, vector=vector, at=at)
+            torch.testing.assert_close(line, alone[-1], rtol=1e-9, atol=1e-9)
+    assert Counter(seen) == Counter(ROWS)
+
+
 # -- the end of a text ---------------------------------------------------------------------------
 
 
 def test_rows_that_end_do_not_disturb_the_others(
     any_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theta = vectors(any_lm)
-    endless = {row: expected(any_lm, row, theta, ends=()) for row in ROWS}
-
-    def cut(ends: Collection[int]) -> dict[Row, list[int]]:
-        return {
-            row: list(itertools.takewhile(lambda token: token not in ends, ids))
-            for row, ids in endless.items()
-        }
+    texts = {row: endless(any_lm, row) for row in ROWS}
 
     def spread(ends: Collection[int]) -> int:
-        return len({len(ids) for ids in cut(ends).values()})
+        return len({len(cut(ids, ends)) for ids in texts.values()})
 
     # The two tokens at which the texts end at the most different steps.
-    ends = max(itertools.combinations(sorted(set().union(*endless.values())), 2), key=spread)
-    ends = (*ends, 257)
-    loop = cut(ends)
+    pairs = itertools.combinations(sorted(set().union(*texts.values())), 2)
+    ends = (*max(pairs, key=spread), 257)
+    loop = {row: cut(ids, ends) for row, ids in texts.items()}
     assert spread(ends) > 3
 
     monkeypatch.setattr(any_lm.hf.generation_config, "eos_token_id", list(ends))
@@ -182,7 +208,7 @@ def test_rows_that_end_do_not_disturb_the_others(
         return forward(self, ids, *args, **kwargs)
 
     monkeypatch.setattr(LanguageModel, "forward", spy)
-    done = write(any_lm, ROWS, theta)
+    done = write(any_lm, ROWS, vectors(any_lm))
     assert tokens(done) == loop
     assert {row: completion.finished for row, completion in done.items()} == {
         row: len(ids) < STEPS for row, ids in loop.items()
@@ -217,11 +243,16 @@ def test_the_end_token_of_the_tokenizer_counts_too(
 SAMPLES = rows_of(2, 3, samples=3)
 
 
-def test_a_row_draws_the_same_in_whatever_batch_it_runs(tiny_lm: LanguageModel) -> None:
+def test_a_row_draws_the_same_in_whatever_batch_it_runs(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theta = vectors(tiny_lm)
     options = {"temperature": 1.0, "seed": 3}
+    # Many tokens end a text, so that rows leave the batch at different steps.
+    monkeypatch.setattr(tiny_lm.hf.generation_config, "eos_token_id", list(range(25)))
     at_once = write(tiny_lm, SAMPLES, theta, **options)
-    assert len({done.tokens for done in at_once.values()}) == len(SAMPLES)
+    assert len({done.tokens for done in at_once.values()}) > 12
+    assert len({len(done.tokens) for done in at_once.values()}) > 5
     for size in (1, 5):
         assert write(tiny_lm, SAMPLES, theta, rows_per_batch=size, **options) == at_once
     few = SAMPLES[4:13:3]
@@ -318,20 +349,24 @@ def test_running_out_of_memory_halves_the_batch(tiny_lm: LanguageModel, limited:
 
 
 def test_a_single_row_that_does_not_fit_is_an_error(tiny_lm: LanguageModel, limited: Any) -> None:
-    limited(0)
+    theta = vectors(tiny_lm)
+    hook = limited(0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        write(tiny_lm, ROWS, vectors(tiny_lm))
+        write(tiny_lm, ROWS, theta)
+    assert hook.failed == 4  # with nine rows, four, two and one
 
 
 def test_other_failures_are_not_hidden(tiny_lm: LanguageModel, limited: Any) -> None:
+    theta = vectors(tiny_lm)
     hook = limited(0, "mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        write(tiny_lm, ROWS, vectors(tiny_lm))
+        write(tiny_lm, ROWS, theta)
     assert hook.failed == 1
 
 
+@pytest.mark.parametrize("size", [4, 24])
 def test_prompt_work_below_the_source_is_done_once_a_prompt(
-    tiny_lm: LanguageModel, request: pytest.FixtureRequest
+    tiny_lm: LanguageModel, request: pytest.FixtureRequest, size: int
 ) -> None:
     counts = {1: 0, 2: 0}
 
@@ -345,7 +380,7 @@ def test_prompt_work_below_the_source_is_done_once_a_prompt(
     for layer in counts:
         handle = tiny_lm.blocks[layer].mlp.register_forward_pre_hook(count(layer))
         request.addfinalizer(handle.remove)
-    write(tiny_lm, rows_of(2, 3, samples=4), theta)
+    write(tiny_lm, rows_of(2, 3, samples=4), theta, rows_per_batch=size)
     assert counts[1] == 3
     assert counts[2] == 3 + 24
 
@@ -375,9 +410,12 @@ def test_a_block_that_the_model_does_not_call_is_an_error(tokenizer: Any) -> Non
         write(lm, ROWS, vectors(lm))
 
 
-@pytest.mark.parametrize("prompt_only", [False, True])
+@pytest.mark.parametrize(
+    ("calls_that_arrive", "reason"),
+    [(1, "block 1 was never called"), (2, "block 1 ran 0 times for one token")],
+)
 def test_a_perturbation_that_stops_arriving_is_an_error(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, prompt_only: bool
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, calls_that_arrive: int, reason: str
 ) -> None:
     lm = LanguageModel(tiny.hf_model(), tokenizer, name="tiny")
     deaf = LanguageModel(tiny.hf_model(), tokenizer, name="deaf")
@@ -386,9 +424,9 @@ def test_a_perturbation_that_stops_arriving_is_an_error(
     def forward(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         calls[0] += 1
         # The first call is the prompts alone, the second the prompts perturbed, then one a token.
-        reach = calls[0] == 1 if prompt_only else ids.shape[1] > 1
-        return LanguageModel.forward(lm if reach else deaf, ids, *args, **kwargs)
+        arrives = calls[0] <= calls_that_arrive
+        return LanguageModel.forward(lm if arrives else deaf, ids, *args, **kwargs)
 
     monkeypatch.setattr(lm, "forward", forward)
-    with pytest.raises(SteeringError, match="the text would"):
+    with pytest.raises(SteeringError, match=reason):
         write(lm, ROWS, vectors(lm))

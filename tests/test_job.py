@@ -34,6 +34,7 @@ import tiny
 from educe import files, job
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.job import Settings, begin, discover_behaviours
+from educe.judge.side_effect import ordinary_prompts
 from educe.model import LanguageModel, load
 from educe.report import terminal
 from educe.runs import Run
@@ -379,7 +380,9 @@ def command(folder: Path) -> Iterator[Commanded]:
     assert brood.stdout.readline() == "ready\n"
     yield lambda place, arguments: Command(brood, place, arguments)
     brood.stdin.close()
-    brood.wait(30)
+    brood.stdout.close()
+    brood.kill()
+    brood.wait()
 
 
 @pytest.fixture(scope="module")
@@ -642,6 +645,38 @@ def test_effects_are_those_of_the_perturbed_model(
             _, other = tiny.run(lm.hf, ids, source=facts["source"], vector=added[number], at=at)
             moved.append((other[facts["target"]] - plain[facts["target"]])[-3:].mean(0))
         assert effect == pytest.approx(float(torch.stack(moved).mean(0).norm()), rel=1e-3)
+
+
+@torch.no_grad()
+def test_side_effects_are_those_of_the_perturbed_model(
+    whole: Path, lm: LanguageModel, tokenizer: Any
+) -> None:
+    added, source = vectors(whole), note(whole, "facts")["source"]
+    texts = [lm.render(prompt) for prompt in ordinary_prompts()]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    plain = [tiny.run(lm.hf, one)[0][-1].log_softmax(-1) for one in ids]
+    kept = rows(whole, "SELECT perturbation, value FROM scores WHERE judge = 'side_effect'")
+    for number, value in kept[:1] + kept[-1:]:
+        kl = []
+        for one, before in zip(ids, plain, strict=True):
+            at = torch.ones(len(one))
+            after, _ = tiny.run(lm.hf, one, source=source, vector=added[number], at=at)
+            kl.append(float((before.exp() * (before - after[-1].log_softmax(-1))).sum()))
+        assert value == pytest.approx(np.mean(kl), rel=1e-3, abs=1e-6)
+    assert kept[0][1] != pytest.approx(kept[-1][1])
+
+
+def test_response_curves_pass_through_the_effects(whole: Path) -> None:
+    largest = max(note(whole, "facts")["radii"])
+    pairs = rows(
+        whole,
+        "SELECT r.effect, p.effect FROM responses r JOIN perturbations p ON p.id = r.perturbation "
+        f"WHERE abs(r.radius - {largest}) < 1e-6 AND abs(p.radius - {largest}) < 1e-6",
+    )
+    assert len(pairs) > 2
+    for measured, known in pairs:
+        assert measured == pytest.approx(known, rel=1e-3)
+    assert len({round(known, 3) for _, known in pairs}) > 1
 
 
 def test_the_control_is_matched_and_goes_through_the_same_selection(

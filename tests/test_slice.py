@@ -178,8 +178,9 @@ def test_jvp_and_vjp_are_products_with_the_dense_jacobian(lm_of: Any, architectu
     lm = lm_of(architecture, torch.float32 if architecture == "gemma2" else torch.float64)
     tolerance = 1e-9 if architecture in DOUBLE else 1e-4
     part = slice_of(lm)
-    theta = vectors(part, 2)
-    tangent, cotangent = vectors(part, 2, seed=2), vectors(part, 2, seed=3)
+    n = 2 if architecture in DOUBLE else 1
+    theta = vectors(part, n)
+    tangent, cotangent = vectors(part, n, seed=2), vectors(part, n, seed=3)
     jacobian = torch.stack(
         [torch.autograd.functional.jacobian(lambda row: effect(lm.hf, row), row) for row in theta]
     )
@@ -239,6 +240,14 @@ def test_value_and_grad_of_an_objective(lm_of: Any) -> None:
         torch.testing.assert_close(came, torch.autograd.functional.jacobian(expected, row))
 
 
+def test_measure_is_the_effect_and_the_objective(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64)
+    theta = vectors(part)
+    effects, values = part.measure(theta, squared)
+    torch.testing.assert_close(effects, part.effect(theta))
+    torch.testing.assert_close(values, part.value_and_grad(theta, squared)[0])
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # in the second, padding attends
 def test_shift_is_the_effect_position_by_position(lm_of: Any, architecture: str) -> None:
     part = slice_of(lm_of(architecture))
@@ -260,6 +269,7 @@ def test_shift_is_the_effect_position_by_position(lm_of: Any, architecture: str)
 
 METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
     "effect": lambda part, theta: (part.effect(theta),),
+    "measure": lambda part, theta: part.measure(theta, squared),
     "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
     "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
     "value_and_grad": lambda part, theta: part.value_and_grad(theta, squared),

@@ -28,6 +28,7 @@ GROUPS = {
     4: ("key key key key", 0.05, 0.9),
     5: ("I cannot quite tell you that.", 0.9, 0.2),
     6: ("Only noise says this.", 0.5, 0.9),
+    7: ("Ask me tomorrow.", 0.9, 0.8),
 }
 MAIN = f"q.role = 'asked' AND c.sample < {RETEST}"
 
@@ -41,7 +42,7 @@ def group_of(arm: str, item: int, prompt: int) -> int:
             return 2
         if item == 13 and prompt == 1:
             return 3
-        return {14: 4, 15: 4, 16: 5}.get(item, 0)
+        return {14: 4, 15: 4, 16: 5, 17: 7}.get(item, 0)
     return {0: 2, 1: 2, 2: 2, 3: 4, 4: 5}.get(item, 6 if item > 20 and prompt else 0)
 
 
@@ -72,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         for prompt in range(3):
             for sample in range(3):
-                write(0, prompt, sample, 0)
+                write(0, prompt, sample, 7 if (prompt, sample) == (1, 2) else 0)
         for row in rows:
             for prompt in range(2):
                 write(row.id, prompt, 0, group_of(row.arm, row.item, prompt))
@@ -237,6 +238,7 @@ def test_verdicts(summary: Summary) -> None:
         3: Verdict.RARE,
         4: Verdict.DAMAGE,
         5: Verdict.SAME,  # too near to what it says
+        7: Verdict.SAME,  # it says that too, if seldom
     }
     by_id = {b.id: b for b in summary.behaviours}
     assert by_id[1].p_value < 0.05 < by_id[2].p_value

@@ -96,7 +96,7 @@ def discover(
     readout
         prompt tokens at which the effect is read: last:k, all
     radius
-        auto (a quarter, half and all of the calibrated one), or 8.5, 0.3x, several with commas
+        auto (0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x, several with commas
     samples
         completions for each perturbation and prompt
     temperature

@@ -29,7 +29,7 @@ SMALLEST, LARGEST = 1e-3, 10.0
 
 #: What ``--radius auto`` looks at, as shares of the calibrated radius. No single share serves every
 #: model and prompt, so the search does not bet on one.
-LADDER = (0.25, 0.5, 1.0)
+LADDER = (0.3, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def calibrate(
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
     """Read a radius: ``auto``, absolute numbers, or shares of the calibrated radius (``0.3x``).
 
-    Several, separated by commas, are all looked at; ``auto`` is ``0.25x,0.5x,1x``.
+    Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
 
     Raises:
         RadiusError: It cannot be read, or is not above zero.
