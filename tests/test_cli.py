@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
@@ -178,6 +180,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
         assert word in shown
     verdicts = {b["verdict"] for b in ended.data["behaviours"]}
     told = [b for b in ended.data["behaviours"] if b["verdict"] in ("behaviour", "rare")]
+    assert told
     for behaviour in told[:5]:
         assert re.search(rf"\b{behaviour['found']['hits']}/12\b", shown)
         assert re.search(rf"\b{behaviour['example_perturbation']}\b", shown)
@@ -204,6 +207,40 @@ def test_show_the_unperturbed_model_on_one_screen(finished: tuple[Path, Ended]) 
     assert "Tell me." in shown
     assert "T=0 " in shown
     assert "T=1 " in shown
+
+
+@pytest.mark.usefixtures("narrow")
+def test_long_texts_and_many_lines_leave_room_for_the_numbers(
+    finished: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    with Run.open(tmp_path / "run") as run:
+        run.add_completions(
+            c._replace(text=f"{c.perturbation} says\n\n" + "a long story " * 30)
+            for c in run.completions()
+        )
+        behaviours = summarise(run).behaviours
+    shown = screen(educe("show", tmp_path / "run"), lines=24)
+    for b in behaviours[:5]:
+        number = b.example.perturbation
+        if b.verdict.name in ("BEHAVIOUR", "RARE"):
+            row = rf"^ +{b.found.hits}/12 +{b.control.hits}/12 .* {number} +\d+ says"
+            assert re.search(row, shown, re.M), shown
+    again = next(i.row.id for b in behaviours for i in b.items if i.retest)
+    shown = screen(educe("show", tmp_path / "run", again))
+    assert shown.count(f"  perturbed    {again} says a long story") == 4
+    shown = screen(educe("show", tmp_path / "run", 0))
+    assert shown.count("0 says a long story") >= 4
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(finished: tuple[Path, Ended]) -> None:
+    command = [sys.executable, "-c", "from educe.cli import main; main()", "show"]
+    told = subprocess.Popen(
+        [*command, finished[0], "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    told.stdout.close()
+    assert told.communicate()[1] == b""
+    assert told.returncode == 0
 
 
 def test_a_text_cannot_command_the_terminal(finished: tuple[Path, Ended], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -316,6 +317,9 @@ _QUIET: dict[str, Any] = {
 def _exit_status(command: Callable[[], object], debug: bool) -> int:
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         hint = f"; go on with: {interrupt}" if str(interrupt) else ""
         print(f"educe: interrupted, nothing is lost{hint}", file=sys.stderr)

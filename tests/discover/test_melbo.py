@@ -238,6 +238,28 @@ def test_it_stops_when_the_objective_has_stopped_growing() -> None:
     assert stops == [False] * (len(states) - 1) + [True]
 
 
+@pytest.mark.parametrize(
+    ("curve", "stops"),
+    [
+        ([9.0, 1, 5, 5, 5], True),  # the best before counts, not the last
+        ([5.0, 5, 5, 1, 9], False),  # and so does the best since
+        ([9.0, 9, 9], False),  # too early to tell
+        ([9.0, 9, 9, 9], True),
+        ([9.0, 9.2, 9.15, 9.17, 9.1], True),  # less than 2%
+        ([9.0, 9.0, 9.15, 9.2, 9.1], False),
+        ([1.0, 2, 4, 8, 16, 32, 64], True),  # the limit
+    ],
+)
+def test_it_stops_by_the_best_of_the_last_steps(curve: list[float], stops: bool) -> None:
+    part, config = toy(), MelboConfig(steps=7, patience=3, tolerance=0.02)
+    state = start(part, 2, config)
+    # The mean of the two is the curve.
+    state["curve"] = torch.tensor(curve).double()[:, None] + torch.tensor([[-0.5, 0.5]]).double()
+    after, progress = melbo.step(part, 1.0, config, state)
+    assert (after is state) == stops
+    assert not stops or progress.done
+
+
 def test_it_stops_at_the_limit() -> None:
     config = MelboConfig(step=0.01, steps=7, tolerance=-math.inf)
     found, states = run(toy(), 2, config)

@@ -163,10 +163,14 @@ def test_resuming_at_any_step_changes_nothing(method: str) -> None:
 
     whole = run(on_step=keep)
     assert len(states) == (1 if method == "random" else 3)
-    for state in states:
-        resumed = run(state=state)
+    for taken, state in enumerate(list(states), start=1):
+        states.clear()
+        resumed = run(state=state, on_step=keep)
         assert torch.equal(resumed.directions, whole.directions)
         assert torch.equal(resumed.scores["effect"], whole.scores["effect"])
+        if "curve" in state:  # it goes on, rather than doing it all again
+            assert len(state["curve"]) == taken
+            assert all(len(now["curve"]) >= taken for now in states)
 
 
 def test_on_step_hears_of_every_step_and_of_the_end() -> None:

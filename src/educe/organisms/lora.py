@@ -251,6 +251,7 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set, of another order each time
     config.save_pretrained(str(folder))
     state = get_peft_model_state_dict(model)
     half = {name: weight.half().contiguous() for name, weight in state.items()}

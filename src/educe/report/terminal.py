@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from educe.errors import RunError
+from educe.runs import CompletionRow
 from educe.summary import Behaviour, Item, Summary, Verdict
 
 SHOWN = 8  #: behaviours in the table
+SCREEN = 34  #: lines of texts that are printed at once
 
 
 def table(summary: Summary, folder: Path, console: Console | None = None) -> None:
@@ -38,7 +40,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
     for name in ("found", "random", "re-test", "strik.", "id"):
         grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("what the model writes", ratio=1, no_wrap=True)
+    grid.add_column("what the model writes")  # the one column that gives way
     for behaviour in told[:SHOWN]:
         again = behaviour.retest[0]
         grid.add_row(
@@ -47,7 +49,12 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
             f"{again.hits}/{again.trials}" if again.trials else "",
             f"{behaviour.striking:.2f}",
             str(behaviour.example.perturbation),
-            Text(_short(behaviour.example.text, 200), style="" if _clear(behaviour) else "dim"),
+            Text(
+                _short(behaviour.example.text, 200),
+                style="" if _clear(behaviour) else "dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            ),
         )
     console.print(grid if told else "No behaviour but those of the unperturbed model and damage.")
     for verdict in Verdict:
@@ -91,10 +98,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     console = console or Console()
     contents = {p.id: str(p.content) for p in (*summary.prompts, *summary.fresh)}
     if number == 0:
-        for prompt, answers in summary.baseline.items():
-            console.print(Text(contents[prompt], style="bold"))
-            for answer in answers:
-                console.print(Text(f"  T={answer.temperature:g}  {_visible(answer.text)}"))
+        _unperturbed(summary, contents, console)
         return
     item = _item(summary, number)
     row = item.row
@@ -113,11 +117,38 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
             title_align="left",
         )
     )
+    written: dict[int, list[CompletionRow]] = {}
     for completion in (*item.completions, *item.retest):
-        base = summary.baseline[completion.prompt][0].text
-        console.print(Text(contents[completion.prompt], style="bold"))
-        console.print(Text(f"  unperturbed  {_visible(base)}", style="dim"))
-        console.print(Text(f"  perturbed    {_visible(completion.text)}"))
+        written.setdefault(completion.prompt, []).append(completion)
+    texts = [c.text for own in written.values() for c in own]
+    long = sum(len(text) // (console.width - 15) + 1 for text in texts) + 2 * len(written) > SCREEN
+    for prompt, own in written.items():
+        base = summary.baseline[prompt][0].text
+        _line(console, "", contents[prompt], "bold")
+        _line(console, "  unperturbed  ", base, "dim")
+        for completion in own:
+            if long:
+                _line(console, "  perturbed    ", completion.text)
+            else:
+                console.print(Text(f"  perturbed    {_visible(completion.text)}"))
+    if long:
+        console.print("[dim]the whole texts: --json, or the report[/dim]", highlight=False)
+
+
+def _unperturbed(summary: Summary, contents: dict[int, str], console: Console) -> None:
+    """Print what the unperturbed model answers, of every prompt as much as fits on a screen."""
+    each = max(1, SCREEN // max(1, len(summary.baseline)) - 1)
+    for prompt, answers in summary.baseline.items():
+        _line(console, "", contents[prompt], "bold")
+        for answer in answers[:each]:
+            _line(console, f"  T={answer.temperature:g}  ", answer.text)
+    if any(len(answers) > each for answers in summary.baseline.values()):
+        console.print("[dim]the other samples: --json, or the report[/dim]", highlight=False)
+
+
+def _line(console: Console, lead: str, text: str, style: str = "") -> None:
+    line = lead + " ".join(_visible(text).split())
+    console.print(Text(line, style), no_wrap=True, overflow="ellipsis")
 
 
 def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
