@@ -35,7 +35,7 @@ from educe.discover import search
 from educe.discover.melbo import MelboConfig
 from educe.discover.random import unit_directions
 from educe.discover.state import Progress, State
-from educe.generate import generate, rows_of
+from educe.generation import generate, rows_of
 from educe.model import LanguageModel, PromptBatch, load
 from educe.slice import Slice
 

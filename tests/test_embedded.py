@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from educe import embedded
 from educe.errors import ModelError
-from educe.generate import Row, generate
+from educe.generation import Row, generate
 from educe.model import load
 
 CONTENT = b"GGUF and what follows" * 100_000  # more than one piece of a read

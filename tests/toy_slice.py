@@ -79,9 +79,7 @@ class ToySlice:
         with torch.no_grad():
             return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean)
 
-    def measure(
-        self, theta: Tensor, objective: Callable[[Shift], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def measure(self, theta: Tensor, objective: Callable[[Shift], Tensor]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             value = self._summed(theta, lambda chunk: objective(self.shift(theta, chunk))[:, None])
         return self.effect(theta), value[:, 0]

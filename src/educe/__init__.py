@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from educe.discover.melbo import MelboConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
-    from educe.generate import Completion, Row, generate, rows_of
+    from educe.generation import Completion, Row, generate, rows_of
     from educe.job import Settings, begin, discover_behaviours
     from educe.judge import Score
     from educe.model import LanguageModel, PromptBatch, load
@@ -40,10 +40,10 @@ _HOME = {
     "MelboConfig": "educe.discover.melbo",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
-    "Completion": "educe.generate",
-    "Row": "educe.generate",
-    "generate": "educe.generate",
-    "rows_of": "educe.generate",
+    "Completion": "educe.generation",
+    "Row": "educe.generation",
+    "generate": "educe.generation",
+    "rows_of": "educe.generation",
     "Settings": "educe.job",
     "begin": "educe.job",
     "discover_behaviours": "educe.job",

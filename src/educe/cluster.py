@@ -37,6 +37,17 @@ def clusters(texts: Sequence[str]) -> np.ndarray:
     return rank[mine]
 
 
+def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """Return for each text which known one is nearest, or -1 where none is near, ``[texts]``."""
+    if not texts:
+        return np.zeros(0, dtype=int)
+    at = vectors([*texts, *known])
+    mine, theirs = at[: len(texts)], at[len(texts) :]
+    likeness = mine @ theirs.T + np.outer(~mine.any(1), ~theirs.any(1))
+    nearest = likeness.argmax(1)
+    return np.where(likeness.max(1) >= 1 - THRESHOLD, nearest, -1)
+
+
 def plane(embeddings: np.ndarray) -> np.ndarray:
     """Place embeddings of unit norm on their two main axes, ``[texts, 2]``."""
     if len(embeddings) < 3:

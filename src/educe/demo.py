@@ -18,6 +18,7 @@ def settings(seed: int = 0) -> Settings:
         prompts=(vault.prompts[0],),
         adapter=str(vault.folder),
         n=32,
+        radius="0.5x,0.75x",
         max_new_tokens=24,
         seed=seed,
         fresh=vault.fresh[:6],

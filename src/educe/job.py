@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from educe import discover, embedded, files, radius
-from educe.cluster import clusters, plane
+from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
-from educe.generate import Completion, Row, generate
+from educe.generation import Completion, Row, generate
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
@@ -41,11 +42,10 @@ from educe.summary import RETEST, Summary, summarise
 
 #: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
-#: Temperature of the unperturbed model's samples, and of the re-test.
+#: Temperature of the unperturbed model's samples, and of fresh samples in the re-test.
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
-#: Samples a prompt: of the unperturbed model; of it for ordinary prompts; of the re-test where no
-#: fresh prompt is given.
-BASELINE_SAMPLES, ORDINARY_SAMPLES, RETEST_SAMPLES = 8, 2, 4
+#: Samples a prompt: of the unperturbed model, and of the re-test where no fresh prompt is given.
+BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
 #: Response curves: how many of each arm, and the radii as shares of the largest searched.
 CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 #: Seconds between two saves of a method that is still searching.
@@ -175,9 +175,15 @@ def discover_behaviours(
         run: The run, from `begin`.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        RunError: Another process is at work on the run.
     """
-    job = _Job(run, lm, reporter or Silent())
-    job.all()
+    try:
+        with FileLock(run.folder / ".lock", timeout=0):
+            _Job(run, lm, reporter or Silent()).all()
+    except Timeout:
+        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
     return summarise(run)
 
 
@@ -219,7 +225,8 @@ class _Job:
             self._discover()
         self._write("baseline", self._baseline_rows())
         self._write("completions", self._main_rows())
-        self._judge()
+        if not self.run.has("chosen"):
+            self._judge()
         chosen = self._chosen()
         self._write("re-test", self._retest_rows(chosen))
         self._judge()
@@ -381,10 +388,13 @@ class _Job:
         }
 
     def _retest_rows(self, chosen: Iterable[int]) -> dict[float, list[Row]]:
-        fresh = range(len(self.asked), len(self.batch))
-        prompts, samples = (fresh, 1) if fresh else (range(len(self.asked)), RETEST_SAMPLES)
+        heat, samples = self.settings.temperature, 1
+        prompts = range(len(self.asked), len(self.batch))
+        if not prompts:  # no fresh prompts: fresh samples
+            heat, samples = heat or RETEST_TEMPERATURE, RETEST_SAMPLES
+            prompts = range(len(self.asked))
         return {
-            RETEST_TEMPERATURE: [
+            heat: [
                 Row(number - 1, j, RETEST + k)
                 for number in chosen
                 for j in prompts
@@ -442,18 +452,15 @@ class _Job:
                 step(len(batch))
 
     def _ordinary(self) -> float:
-        """Return the mean log-likelihood a token of the unperturbed model's ordinary text."""
+        """Return the mean log-likelihood a token of the unperturbed model's ordinary answers."""
         if not self.run.has("ordinary_logprob"):
             batch = self.lm.encode(ordinary_prompts())
-            rows = [Row(-1, j, k) for j in range(len(batch)) for k in range(ORDINARY_SAMPLES)]
             written = generate(
                 self.lm,
                 batch,
-                rows,
+                [Row(-1, j) for j in range(len(batch))],
                 source=self.part.source,
                 max_new_tokens=self.settings.max_new_tokens,
-                temperature=1.0,
-                seed=self.settings.seed,
             )
             answers = [completion for some in written for completion in some]
             readings = [
@@ -462,7 +469,7 @@ class _Job:
                 for r in some
                 if r.completion.tokens
             ]
-            self.run.remember("ordinary_logprob", float(np.mean(readings)))
+            self.run.remember("ordinary_logprob", float(np.mean(readings or [0.0])))
         return self.run.note("ordinary_logprob")
 
     def _score(self) -> None:
@@ -475,23 +482,37 @@ class _Job:
             written = [c for c in texts if c.perturbation > 0]
             if not written:
                 continue
-            new = novelty([c.text for c in written], [c.text for c in base])
-            for completion, novel in zip(written, new, strict=True):
-                fluent = coherence(completion.text, readings[completion.key][0], ordinary)
-                scores += [
-                    ScoreRow(*completion.key, s.judge, s.value, s.why) for s in (fluent, novel)
-                ]
+            # Apart, so that the re-test cannot change what it was chosen by.
+            for some in (
+                [c for c in written if c.sample < RETEST],
+                [c for c in written if c.sample >= RETEST],
+            ):
+                new = novelty([c.text for c in some], [c.text for c in base])
+                for completion, novel in zip(some, new, strict=True):
+                    fluent = coherence(completion.text, readings[completion.key][0], ordinary)
+                    scores += [
+                        ScoreRow(*completion.key, s.judge, s.value, s.why) for s in (fluent, novel)
+                    ]
         self.run.add_scores(scores)
 
     def _group(self) -> None:
         readings = self.run.readings()
-        shown = self.run.completions()
-        labels = clusters([c.text for c in shown])
-        places = plane(np.stack([readings[c.key][1] for c in shown]))
-        self.run.set_behaviours(
+        everything = self.run.completions()
+        asked = [c for c in everything if c.prompt < len(self.asked) and c.sample < RETEST]
+        labels = clusters([c.text for c in asked])
+        places = plane(np.stack([readings[c.key][1] for c in asked]))
+        rows = [
             (c.key, int(label), float(x), float(y))
-            for c, label, (x, y) in zip(shown, labels, places, strict=True)
-        )
+            for c, label, (x, y) in zip(asked, labels, places, strict=True)
+        ]
+        # The re-test joins the groups as they are.
+        again = [c for c in everything if c.sample >= RETEST]
+        nearest = assign([c.text for c in again], [c.text for c in asked])
+        rows += [
+            (c.key, rows[near][1] if near >= 0 else -1, *rows[near][2:])
+            for c, near in zip(again, nearest.tolist(), strict=True)
+        ]
+        self.run.set_behaviours(rows)
 
     # -- the chosen --------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ what is missing can be asked for and done.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import sqlite3
 import textwrap
@@ -422,11 +421,6 @@ class Run:
         for perturbation, radius, effect in rows:
             curves.setdefault(perturbation, []).append((radius, effect))
         return curves
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Return a short digest of settings: two runs are the same when these are."""
-    return hashlib.sha256(_json(config).encode()).hexdigest()[:12]
 
 
 def _json(value: Any) -> str:

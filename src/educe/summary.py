@@ -16,6 +16,10 @@ from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
 #: A sample index from here on belongs to the re-test.
 RETEST = 1000
 
+#: Level at which a behaviour stands out; half of it for each of its two chances, the first count
+#: and the re-test.
+LEVEL = 0.05
+
 #: Mean coherence below which text counts as damaged, and mean novelty below which it is as before.
 DAMAGED, SAME = 0.15, 0.35
 
@@ -61,6 +65,7 @@ class Behaviour:
     control: Rate
     retest: tuple[Rate, Rate]  #: re-tested perturbations of each arm that show it again
     p_value: float  #: Fisher's exact test, one-sided, corrected for the number of behaviours
+    p_retest: float  #: the same in the re-test
     coherence: float
     novelty: float
     striking: float
@@ -148,7 +153,7 @@ def _item(
     pattern: re.Pattern[str] | None,
 ) -> Item:
     main = tuple(c for c in completions if c.prompt in asked and c.sample < RETEST)
-    again = tuple(c for c in completions if c not in main)
+    again = tuple(c for c in completions if c.sample >= RETEST)
 
     def values(judge: str, of: tuple[CompletionRow, ...]) -> list[float]:
         return [scores[c.key][judge][0] for c in of if judge in scores.get(c.key, {})]
@@ -212,6 +217,8 @@ def _behaviours(
     seen = {n: len({item.row.id for item, _ in pairs}) for n, pairs in shown.items()}
     totals = [many + len(by_random[number]) for number, many in seen.items()]
     tests = comparisons(totals, len(found), len(control)) if shown else 1
+    totals_again = [again[0][number] + again[1][number] for number in shown]
+    tests_again = comparisons(totals_again, *retested) if retested[0] else 1
     everywhere = Counter(w for pairs in shown.values() for w in _words(pairs))
 
     behaviours = []
@@ -227,11 +234,15 @@ def _behaviours(
         p_value = min(1.0, more_often(there, chance) * tests)
         counts = Counter(_words(pairs))
         words = sorted(counts, key=lambda w: (-counts[w] * counts[w] / everywhere[w], w))
+        repeated = tuple(
+            rate(counts[number], trials) for counts, trials in zip(again, retested, strict=True)
+        )
+        p_retest = min(1.0, more_often(*repeated) * tests_again) if repeated[0].trials else 1.0
         if number in unperturbed or novel.mean() < SAME:
             verdict = Verdict.SAME
         elif coherent.mean() < DAMAGED:
             verdict = Verdict.DAMAGE
-        elif p_value < 0.05:
+        elif min(p_value, p_retest) < LEVEL / 2:
             verdict = Verdict.BEHAVIOUR
         else:
             verdict = Verdict.NOISE if chance.hits else Verdict.RARE
@@ -243,11 +254,9 @@ def _behaviours(
                 items=tuple(sorted(own.values(), key=lambda i: -i.striking)),
                 found=there,
                 control=chance,
-                retest=(
-                    rate(again[0][number], retested[0]),
-                    rate(again[1][number], retested[1]),
-                ),
+                retest=(repeated[0], repeated[1]),
                 p_value=p_value,
+                p_retest=p_retest,
                 coherence=float(coherent.mean()),
                 novelty=float(novel.mean()),
                 striking=float((coherent * novel).mean()),

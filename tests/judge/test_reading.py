@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from educe.generate import Completion, Row
+from educe.generation import Completion, Row
 from educe.judge import reading
 from educe.judge.reading import Reading, read
 from educe.model import LanguageModel

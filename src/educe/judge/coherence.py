@@ -3,11 +3,11 @@
     coherence = min(1, exp(ℓ - ℓ₀)) · variety
 
 ``ℓ`` is the mean log-likelihood of the completion's tokens under the unperturbed model, ``ℓ₀`` that
-of its own answers to ordinary prompts, sampled at temperature 1, so that ordinary text scores 1 and
-text that is a factor of e less likely a token scores 0.37. (Its answers to the prompt itself would
-be no measure: a model that always says the same makes anything else look damaged.) Variety is the
-share of distinct word pairs (of letter triples in a completion of one or two words), which falls
-when text repeats itself. A completion of no word scores 0.
+of its own most likely answers to ordinary prompts, so that its ordinary text scores 1 and text that
+is a factor of e less likely a token scores 0.37. (Its answers to the prompt itself would be no
+measure: a model that always says the same makes anything else look damaged.) Variety is the share
+of distinct word pairs (of letter triples in a completion of one or two words), which falls when
+text repeats itself. A completion of no word scores 0.
 """
 
 from __future__ import annotations

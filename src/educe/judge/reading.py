@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from educe.generate import Completion
+from educe.generation import Completion
 from educe.model import LanguageModel, PromptBatch
 
 #: Completions read together; their logits over the vocabulary are the memory that counts.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from educe import positions as where
 from educe.errors import PositionsError
-from educe.generate import next_logits, rows_of
+from educe.generation import next_logits, rows_of
 from educe.judge import Score
 from educe.model import LanguageModel, PromptBatch
 

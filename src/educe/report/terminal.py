@@ -177,6 +177,7 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
                 "found": b.found._asdict(),
                 "control": b.control._asdict(),
                 "p_value": b.p_value,
+                "p_retest": b.p_retest,
                 "coherence": b.coherence,
                 "novelty": b.novelty,
                 "striking": b.striking,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
-from educe.generate import Completion, Row, generate, next_logits, rows_of
+from educe.generation import Completion, Row, generate, next_logits, rows_of
 from educe.model import LanguageModel
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
