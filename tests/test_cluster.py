@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from educe.cluster import clusters, plane
+from educe.cluster import THRESHOLD, assign, clusters, plane
+from educe.judge.novelty import vectors
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
 VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]
@@ -81,6 +82,35 @@ def test_labels_do_not_depend_on_the_order(seed: int) -> None:
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     assert clusters([texts[i] for i in order]).tolist() == expected[order].tolist()
+
+
+# -- texts that come later -----------------------------------------------------------------------
+
+
+def test_later_texts_go_to_the_nearest_known_one() -> None:
+    known = [REFUSAL[0], VAULT[0], SEA[0]]
+    later = [SEA[1], REFUSAL[1], VAULT[1], VAULT[0], REFUSAL[0].upper()]
+    assert assign(later, known).tolist() == [2, 0, 1, 1, 0]
+
+
+def test_a_later_text_that_is_near_to_none_goes_nowhere() -> None:
+    assert assign(["something else entirely", SEA[0]], REFUSAL + VAULT).tolist() == [-1, -1]
+    assert assign(["something", ""], []).tolist() == [-1, -1]
+    assert assign([], REFUSAL).tolist() == []
+
+
+def test_later_texts_of_no_word_go_to_such_a_one() -> None:
+    assert assign(["...", "walnut"], [VAULT[0], "", SEA[0]])[0] == 1
+    assert assign(["..."], [VAULT[0], SEA[0]]).tolist() == [-1]
+
+
+def test_near_is_what_clusters_call_near() -> None:
+    words = [f"w{i}" for i in range(12)]
+    known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 13)]
+    at = vectors([*later, known])
+    near = (1 - at[:-1] @ at[-1] <= THRESHOLD).tolist()
+    assert 0 < sum(near) < 12
+    assert (assign(later, [known]) == 0).tolist() == near
 
 
 # -- the map -------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_absolute_radii_need_no_calibration(text: str, expected: list[float]) ->
         ("0.3x", [0.3 * 1.25]),
         ("1,0.5x", [1.0, 0.5 * 1.25]),
         ("2x, 2", [2.5, 2.0]),
-        ("auto", [0.25 * 1.25, 0.5 * 1.25, 1.25]),
+        ("auto", [0.3 * 1.25, 0.5 * 1.25, 0.75 * 1.25]),
     ],
 )
 def test_shares_are_of_the_calibrated_radius(text: str, expected: list[float]) -> None:

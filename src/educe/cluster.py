@@ -39,8 +39,8 @@ def clusters(texts: Sequence[str]) -> np.ndarray:
 
 def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """Return for each text which known one is nearest, or -1 where none is near, ``[texts]``."""
-    if not texts:
-        return np.zeros(0, dtype=int)
+    if not texts or not known:
+        return np.full(len(texts), -1)
     at = vectors([*texts, *known])
     mine, theirs = at[: len(texts)], at[len(texts) :]
     likeness = mine @ theirs.T + np.outer(~mine.any(1), ~theirs.any(1))

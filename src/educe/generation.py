@@ -84,7 +84,6 @@ def generate(
         LayerError: There is no such layer.
         SteeringError: The perturbation never reached the model.
     """
-    source = lm.layer(source)
 
     def write(decoder: _Decoder) -> list[Completion]:
         return decoder.write(max_new_tokens, temperature, seed)
@@ -126,6 +125,11 @@ def _in_batches(
     """Do some work for all rows, as many at a time as fit into memory."""
     if vectors is None:
         vectors = torch.zeros(0, lm.width)
+    if vectors.ndim != 2 or vectors.shape[1] != lm.width:
+        raise SteeringError(f"vectors have shape {tuple(vectors.shape)}, expected [n, {lm.width}]")
+    if unknown := [r for r in rows if not -1 <= r.perturbation < len(vectors)]:
+        raise SteeringError(f"{unknown[0]} names none of {len(vectors)} vectors")
+    source = lm.layer(source)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
     todo = sorted(rows, key=lambda row: row.prompt)[::-1]
