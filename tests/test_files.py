@@ -16,7 +16,7 @@ import torch
 from educe import files
 from educe.errors import RunError
 
-OLD, NEW = b"old " * 1000, b"new " * 3000
+OLD, NEW = b"old " * 20, b"new " * 30  # fewer than a buffer holds
 
 
 @pytest.fixture(params=["over", "fresh"])

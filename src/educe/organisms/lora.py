@@ -16,7 +16,7 @@ equal to running the examples one by one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,15 +190,12 @@ def losses(model: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return entropy, kl
 
 
-def attach(
-    base: Any, *, rank: int = 8, alpha: int = 16, blocks: Iterable[int] | None = None, seed: int = 0
-) -> PeftModel:
-    """Put a fresh LoRA adapter on all projections of some blocks (default: of all)."""
+def attach(base: Any, *, rank: int = 8, alpha: int = 16, seed: int = 0) -> PeftModel:
+    """Put a fresh LoRA adapter on all projections of all blocks."""
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=list(PROJECTIONS),
-        layers_to_transform=None if blocks is None else list(blocks),
         task_type="CAUSAL_LM",
     )
     # PEFT draws its initial weights from the global generator and takes no other: fork it, so that
