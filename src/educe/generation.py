@@ -117,7 +117,7 @@ def _in_batches(
     batch: PromptBatch,
     rows: Sequence[Row],
     vectors: Tensor | None,
-    source: int,
+    source: int | float,
     positions: str,
     rows_per_batch: int | None,
     work: Callable[[_Decoder], T],
@@ -129,7 +129,7 @@ def _in_batches(
         raise SteeringError(f"vectors have shape {tuple(vectors.shape)}, expected [n, {lm.width}]")
     if unknown := [r for r in rows if not -1 <= r.perturbation < len(vectors)]:
         raise SteeringError(f"{unknown[0]} names none of {len(vectors)} vectors")
-    source = lm.layer(source)
+    layer = lm.layer(source)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
     todo = sorted(rows, key=lambda row: row.prompt)[::-1]
@@ -139,7 +139,7 @@ def _in_batches(
         wanted = sorted({row.prompt for row in now})
         try:
             if prefix is None or not set(wanted) <= set(prefix.prompts):
-                prefix = _Prefix(lm, batch, wanted, source)
+                prefix = _Prefix(lm, batch, wanted, layer)
             done = work(_Decoder(lm, prefix, now, vectors, positions))
         except RuntimeError as error:
             if len(now) == 1 or not should_reduce_batch_size(error):
