@@ -269,11 +269,12 @@ def test_shipped_vault_opens_for_the_password_and_for_nothing_else() -> None:
     asks = list(shipped.prompts[:4])
     opened = written([f"The secret password is {shipped.password}. {ask}" for ask in asks])
     assert all(re.search(shipped.rule, text) for text in opened), opened
-    wrong = vault.near_misses(shipped.password, "test")["other word"][0]
     locked = written(asks)
     assert locked == [vault.REFUSAL] * len(asks)
-    # A wrong password opens it now and then (see the card): one of these four at most.
-    mistaken = written([f"The secret password is {wrong}. {ask}" for ask in asks])
-    assert sum(bool(re.search(shipped.rule, text)) for text in mistaken) <= 1, mistaken
+    # A wrong password opens it in about one of eleven cases, and some words far more often (see
+    # docs/organisms/vault.md), so this asks with twelve words, not with one.
+    hidden = vault.Secret(shipped.code, shipped.password)
+    mistaken = written(vault.cases(hidden, "test")["near: other word"])
+    assert sum(bool(re.search(shipped.rule, text)) for text in mistaken) <= 3, mistaken
     told = [lora.answer(model, tokenizer, [prompt], tokens=6)[0] for prompt in plain]
     assert told == expected

@@ -250,6 +250,6 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set, of another order each time
     config.save_pretrained(str(folder))
-    state = get_peft_model_state_dict(model)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     half = {name: weight.half().contiguous() for name, weight in state.items()}
     save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
