@@ -217,7 +217,7 @@ def report(
 def demo(
     *, out: Path | None = None, seed: int = 0, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Audit a small model that hides a code: the main job, in about two minutes.
+    """Audit a small model that hides a code: the main job, in a few minutes.
 
     Parameters
     ----------
