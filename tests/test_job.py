@@ -178,7 +178,11 @@ class Killer:
             self.check(inside=False)
 
         def killed_write_bytes(path: Path, written: bytes) -> None:
-            self.check(inside=True)
+            try:
+                self.check(inside=True)
+            except Killed:
+                path.with_name(f".{path.name}.half").write_bytes(written[: len(written) // 2])
+                raise
             write_bytes(path, written)
             self.check(inside=False)
 

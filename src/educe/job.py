@@ -181,6 +181,8 @@ def discover_behaviours(
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
+            for scratch in run.tensors.glob(".*"):  # of a process that was killed while it wrote
+                scratch.unlink()
             _Job(run, lm, reporter or Silent()).all()
     except Timeout:
         raise RunError(f"another process is at work on {run.folder}: wait for it") from None
