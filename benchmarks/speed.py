@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import baselines
 from educe.discover import search
 from educe.discover.melbo import MelboConfig
-from educe.discover.random import unit_directions
 from educe.discover.state import Progress, State
 from educe.generation import generate, rows_of
+from educe.kinds import Vectors
 from educe.model import LanguageModel, PromptBatch, load
 from educe.slice import Slice
 
@@ -213,8 +213,8 @@ class Bench:
         self.lm = load("embedded", device="cpu", dtype=torch.float32)
         self.batch: PromptBatch = self.lm.encode([PROMPT], room=settings.tokens)
         self.starts = baselines.starts(settings.n, self.lm.width, settings.seed)
-        self.drawn = settings.strength * unit_directions(
-            settings.n, self.lm.width, torch.Generator().manual_seed(settings.seed)
+        self.drawn = settings.strength * Vectors(0, self.lm.width).draw(
+            settings.n, torch.Generator().manual_seed(settings.seed)
         )
 
     def slice(self) -> Slice:
@@ -238,7 +238,7 @@ class Bench:
             state=state,
             on_step=on_step,
         )
-        return found.vectors
+        return found.theta
 
     @property
     def same_step(self) -> float:
@@ -328,7 +328,7 @@ class Bench:
                 self.batch,
                 rows_of(s.n, 1),
                 self.drawn,
-                source=s.source,
+                kind=Vectors(s.source, self.lm.width),
                 max_new_tokens=s.tokens,
             )
             for done in some

@@ -114,6 +114,7 @@ RANKS = {
     "embedded": 1,
     "runs": 1,
     "model": 2,
+    "kinds": 3,
     "perturb": 3,
     "slice": 3,
     "generation": 3,

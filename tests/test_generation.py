@@ -17,7 +17,8 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
-from educe.generation import Completion, Row, generate, next_logits, rows_of
+from educe.generation import Completion, generate, next_logits, rows_of
+from educe.kinds import Row, Vectors
 from educe.model import LanguageModel
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
@@ -38,7 +39,8 @@ def write(
     lm: LanguageModel, rows: Sequence[Row] = ROWS, theta: Tensor | None = None, **options: Any
 ) -> dict[Row, Completion]:
     """Generate everything; each row must come exactly once."""
-    settings = {"source": 1, "max_new_tokens": STEPS} | options
+    kind = Vectors(options.pop("source", 1), lm.width, options.pop("positions", "all"))
+    settings = {"kind": kind, "max_new_tokens": STEPS} | options
     batches = list(generate(lm, lm.pad(PROMPTS), rows, theta, **settings))
     assert Counter(done.row for batch in batches for done in batch) == Counter(rows)
     return {done.row: done for batch in batches for done in batch}
@@ -139,9 +141,9 @@ def test_order_and_size_of_batches_do_not_matter(tiny_lm: LanguageModel) -> None
 
 def test_a_batch_has_no_more_rows_than_asked_for(tiny_lm: LanguageModel) -> None:
     batch = tiny_lm.pad(PROMPTS)
-    came = generate(tiny_lm, batch, ROWS, vectors(tiny_lm), source=1, rows_per_batch=4)
+    came = generate(tiny_lm, batch, ROWS, vectors(tiny_lm), kind=Vectors(1, 32), rows_per_batch=4)
     assert [len(done) for done in came] == [4, 4, 1]
-    assert list(generate(tiny_lm, batch, [], source=1)) == []
+    assert list(generate(tiny_lm, batch, [])) == []
 
 
 def test_vectors_are_not_needed_for_unperturbed_rows(tiny_lm: LanguageModel) -> None:
@@ -168,7 +170,7 @@ def test_next_logits_are_those_of_each_prompt_alone(lm_of: Any, positions: str, 
     theta = vectors(lm).double()
     known = torch.cat([theta, torch.zeros_like(theta[:1])])
     came = next_logits(
-        lm, lm.pad(PROMPTS), ROWS, theta, source=1, positions=positions, rows_per_batch=size
+        lm, lm.pad(PROMPTS), ROWS, theta, kind=Vectors(1, 32, positions), rows_per_batch=size
     )
     seen: list[Row] = []
     for rows, logits in came:
@@ -391,7 +393,7 @@ def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel, positions: str) -> 
     before = tiny_lm.forward(batch.ids, batch.mask)
     hooks = [len(block._forward_hooks) for block in tiny_lm.blocks]
     came = generate(
-        tiny_lm, batch, ROWS, vectors(tiny_lm), source=1, positions=positions, rows_per_batch=2
+        tiny_lm, batch, ROWS, vectors(tiny_lm), kind=Vectors(1, 32, positions), rows_per_batch=2
     )
     next(came)  # between two batches, too
     assert torch.equal(tiny_lm.forward(batch.ids, batch.mask), before)

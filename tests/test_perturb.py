@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from educe.errors import FileFormatError, ModelError, RunError
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet, digest
 
@@ -25,9 +26,9 @@ ORIGIN = Origin(
     n_layers=4,
     source=1,
     target=3,
-    positions="last:2",
     readout="last:3",
     mean_resid_norm=12.5,
+    unit=12.5,
     prompts_sha256=digest(["a prompt"]),
 )
 
@@ -36,6 +37,7 @@ def made(n: int = 5, *, outputs: bool = True, **changes: Any) -> PerturbationSet
     draw = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(2, n, 32, generator=draw), dim=-1)
     values: dict[str, Any] = {
+        "kind": Vectors(1, 32, "last:2"),
         "directions": unit[0],
         "radius": torch.linspace(1.1, 7.7, n),
         "origin": ORIGIN,
@@ -64,6 +66,7 @@ def assert_same(first: PerturbationSet, second: PerturbationSet) -> None:
         assert same_bits(first.outputs, second.outputs)
     assert first.scores.keys() == second.scores.keys()
     assert all(same_bits(first.scores[name], second.scores[name]) for name in first.scores)
+    assert first.kind == second.kind
     assert first.origin == second.origin
     assert (first.method, first.seed) == (second.method, second.seed)
     assert dict(first.config) == dict(second.config)
@@ -77,8 +80,8 @@ def test_vectors_are_the_directions_at_their_radius() -> None:
     for i in range(5):
         for j in range(32):
             expected = float(some.directions[i, j]) * float(some.radius[i])
-            assert float(some.vectors[i, j]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    torch.testing.assert_close(some.vectors.norm(dim=1), some.radius)
+            assert float(some.theta[i, j]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    torch.testing.assert_close(some.theta.norm(dim=1), some.radius)
 
 
 def test_dose_is_a_share_of_the_activations_norm() -> None:
@@ -147,6 +150,7 @@ def test_the_header_says_what_is_inside(tmp_path: Path) -> None:
     assert header["format"] == "educe.perturbations"
     assert header["format_version"] == "1"
     assert (header["kind"], header["units"]) == ("vectors", "absolute")
+    assert json.loads(header["kind_json"]) == {"layer": 1, "width": 32, "positions": "last:2"}
     assert header["point"] == "resid_post.1"
     assert (header["method"], header["seed"]) == ("dct", "11")
     assert json.loads(header["config_json"]) == made().config

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.discover.random import unit_directions
 from educe.errors import RadiusError
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.radius import calibrate, parse, response
 from educe.slice import Slice
@@ -58,7 +58,7 @@ def test_the_error_is_the_root_of_the_mean_square_over_directions(seed: int) -> 
         return theta @ J.T + b * theta.square().sum(1, keepdim=True) * (theta @ c.T)
 
     found = calibrate(ToySlice(move, WIDTH), seed=seed, directions=20)  # type: ignore[arg-type]
-    v = unit_directions(20, WIDTH, torch.Generator().manual_seed(seed)).double().numpy()
+    v = Vectors(0, WIDTH).draw(20, torch.Generator().manual_seed(seed)).double().numpy()
     shares = [
         np.linalg.norm(c.numpy() @ row) ** 2 / np.linalg.norm(J.numpy() @ row) ** 2 for row in v
     ]
@@ -113,7 +113,7 @@ def test_a_model_has_the_error_at_its_radius(tiny64: LanguageModel) -> None:
                 total[line] += (moved - rest)[-3:].mean(0) / len(rows)
         return total
 
-    v = unit_directions(6, 32, torch.Generator().manual_seed(0)).double()
+    v = Vectors(0, 32).draw(6, torch.Generator().manual_seed(0)).double()
     tiny_step = 1e-5 * part.mean_norm
     moves = (effect(tiny_step * v) - effect(-tiny_step * v)) / (2 * tiny_step)
     off = (effect(found.radius * v) - found.radius * moves).norm(dim=1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from educe.errors import EffectError
+from educe.kinds import Kind, Vectors
 from educe.slice import Chunk, Shift
 
 
@@ -45,6 +46,7 @@ class ToySlice:
         self.read = torch.tensor(read if read is not None else [[1]], dtype=torch.float64)
         self.prompts_at_once = prompts_at_once
         self.device, self.work_dtype = torch.device(device), torch.float64
+        self.kind: Kind = Vectors(self.source, width)
         self.lm: Any = SimpleNamespace(
             name="toy", revision=None, adapter=None, width=width, depth=self.target + 1
         )
@@ -65,6 +67,15 @@ class ToySlice:
     def jacobian(self, theta: Tensor) -> Tensor:
         """Return the dense Jacobian of the effect at one perturbation, ``[width, width]``."""
         return torch.autograd.functional.jacobian(self.delta, theta)
+
+    def on(self, kind: Kind) -> ToySlice:
+        """Return this slice: it knows vectors only."""
+        assert kind == self.kind
+        return self
+
+    @property
+    def unit(self) -> float:
+        return self.mean_norm
 
     # -- as in `Slice` ---------------------------------------------------------------------------
 

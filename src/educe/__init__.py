@@ -7,7 +7,7 @@
     size = educe.calibrate(part).radius
     found = educe.search(part, "dct", n=32, radius=size / 2)
     rows = educe.rows_of(32, 1)
-    for batch in educe.generate(lm, part.batch, rows, found.vectors, source=part.source):
+    for batch in educe.generate(lm, part.batch, rows, found.theta, kind=found.kind):
         for completion in batch:
             print(completion.row.perturbation, completion.text)
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from educe.discover.melbo import MelboConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
-    from educe.generation import Completion, Row, generate, rows_of
+    from educe.generation import Completion, generate, rows_of
     from educe.job import Settings, begin, discover_behaviours
     from educe.judge import Score
+    from educe.kinds import Adapters, Kind, Row, TokenNoise, Vectors, WeightNoise, adapters
     from educe.model import LanguageModel, PromptBatch, load
     from educe.perturb import Origin, PerturbationSet
     from educe.radius import Calibration, calibrate, response
@@ -41,7 +42,13 @@ _HOME = {
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
-    "Row": "educe.generation",
+    "Adapters": "educe.kinds",
+    "Kind": "educe.kinds",
+    "Row": "educe.kinds",
+    "TokenNoise": "educe.kinds",
+    "Vectors": "educe.kinds",
+    "WeightNoise": "educe.kinds",
+    "adapters": "educe.kinds",
     "generate": "educe.generation",
     "rows_of": "educe.generation",
     "Settings": "educe.job",
@@ -64,10 +71,12 @@ _HOME = {
 }
 
 __all__ = [
+    "Adapters",
     "Calibration",
     "Completion",
     "DctConfig",
     "EduceError",
+    "Kind",
     "LanguageModel",
     "MelboConfig",
     "Origin",
@@ -80,6 +89,10 @@ __all__ = [
     "Settings",
     "Slice",
     "Summary",
+    "TokenNoise",
+    "Vectors",
+    "WeightNoise",
+    "adapters",
     "begin",
     "calibrate",
     "discover_behaviours",

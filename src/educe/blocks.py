@@ -102,6 +102,60 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
     return Stack(name, blocks, items, width)
 
 
+class Projection(NamedTuple):
+    """A matrix that writes to the residual stream."""
+
+    path: str  #: its name in its block
+    inputs: int  #: width of what it takes
+
+
+def find_projections(
+    block: nn.Module, width: int, run: Callable[[], object]
+) -> dict[str, Projection]:
+    """Find the output projections of a block by what it calls.
+
+    The token mixer (attention, or what stands in its place) is the member of a block whose matrices
+    are called first; its output projection is the last of them that returns something as wide as
+    the stream for every token. That of the feed-forward part is the last such matrix outside it.
+
+    Args:
+        block: The block.
+        width: Width of the stream.
+        run: Runs the model once on a short input.
+
+    Returns:
+        ``attention`` and ``mlp``, as far as there are such.
+    """
+    matrices: dict[str, nn.Module] = {}
+    for name, module in block.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in matrices)  # of a PEFT adapter, say
+        if not inside and getattr(getattr(module, "weight", None), "ndim", 0) == 2:
+            matrices[name] = module
+    called: list[tuple[str, Any, Any]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            called.append((name, args[0] if args else None, output))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in matrices.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not called:
+        return {}
+    mixer = called[0][0].split(".")[0]
+    found = {}
+    for name, given, came in called:
+        if isinstance(came, Tensor) and came.ndim == 3 and came.shape[-1] == width:
+            which = "attention" if name.split(".")[0] == mixer else "mlp"
+            found[which] = Projection(name, given.shape[-1])
+    return found
+
+
 def _is_chain(passed: Sequence[tuple[Any, Any]]) -> bool:
     streams = [(given, stream_out(output)) for given, output in passed]
     if not all(

@@ -1,8 +1,8 @@
 """Batched generation: one perturbation a row, prompt work below the source done once a prompt.
 
-A row is a perturbation, a prompt and a sample. Blocks up to the source see the same prompt whatever
-is added after them, so they run once a prompt; their keys and values, and the stream they end in,
-are handed to every row of that prompt, and only the blocks above run a row at a time.
+A row is a perturbation, a prompt and a sample. Blocks that no perturbation reaches see the same
+prompt whatever happens after them, so they run once a prompt; their keys and values, and the stream
+they end in, are handed to every row of that prompt, and only the blocks above run a row at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,20 +22,13 @@ from transformers import DynamicCache
 from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
+from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, PromptBatch
 
 T = TypeVar("T")
 
 #: Rows that decode together; halved when memory runs out.
 ROWS_PER_BATCH = {"cpu": 128, "cuda": 256}
-
-
-class Row(NamedTuple):
-    """What one completion is made from."""
-
-    perturbation: int  #: index into the vectors; -1 for the unperturbed model
-    prompt: int  #: index into the prompts
-    sample: int = 0  #: which of several samples
 
 
 class Completion(NamedTuple):
@@ -55,10 +49,9 @@ def generate(
     lm: LanguageModel,
     batch: PromptBatch,
     rows: Sequence[Row],
-    vectors: Float[Tensor, "n d"] | None = None,
+    theta: Float[Tensor, "n s"] | None = None,
     *,
-    source: int | float,
-    positions: str = "all",
+    kind: Kind | None = None,
     max_new_tokens: int = 32,
     temperature: float = 0.0,
     seed: int = 0,
@@ -70,10 +63,8 @@ def generate(
         lm: The model.
         batch: The prompts.
         rows: What to write.
-        vectors: What each perturbation adds to the stream leaving block ``source``, ``[n, width]``;
-            may be left out when every row is unperturbed.
-        source: The layer after which it is added.
-        positions: Which tokens it is added to (see `educe.positions`).
+        theta: The perturbations; may be left out when every row is unperturbed.
+        kind: Their kind: what they change, and where.
         max_new_tokens: The most tokens to write.
         temperature: 0 for the most likely token; else the softmax temperature.
         seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
@@ -82,23 +73,22 @@ def generate(
 
     Raises:
         LayerError: There is no such layer.
-        SteeringError: The perturbation never reached the model.
+        SteeringError: The perturbations are not of this kind, or one never reached the model.
     """
 
     def write(decoder: _Decoder) -> list[Completion]:
         return decoder.write(max_new_tokens, temperature, seed)
 
-    yield from _in_batches(lm, batch, rows, vectors, source, positions, rows_per_batch, write)
+    yield from _in_batches(lm, batch, rows, theta, kind, rows_per_batch, write)
 
 
 def next_logits(
     lm: LanguageModel,
     batch: PromptBatch,
     rows: Sequence[Row],
-    vectors: Float[Tensor, "n d"],
+    theta: Float[Tensor, "n s"],
     *,
-    source: int,
-    positions: str = "all",
+    kind: Kind,
     rows_per_batch: int | None = None,
 ) -> Iterator[tuple[list[Row], Float[Tensor, "r v"]]]:
     """Return the logits of the first token of each answer, a batch of rows at a time.
@@ -109,38 +99,45 @@ def next_logits(
     def first(decoder: _Decoder) -> tuple[list[Row], Tensor]:
         return decoder.rows, decoder.prefill()[0][:, -1]
 
-    yield from _in_batches(lm, batch, rows, vectors, source, positions, rows_per_batch, first)
+    yield from _in_batches(lm, batch, rows, theta, kind, rows_per_batch, first)
 
 
 def _in_batches(
     lm: LanguageModel,
     batch: PromptBatch,
     rows: Sequence[Row],
-    vectors: Tensor | None,
-    source: int | float,
-    positions: str,
+    theta: Tensor | None,
+    kind: Kind | None,
     rows_per_batch: int | None,
     work: Callable[[_Decoder], T],
 ) -> Iterator[T]:
     """Do some work for all rows, as many at a time as fit into memory."""
-    if vectors is None:
-        vectors = torch.zeros(0, lm.width)
-    if vectors.ndim != 2 or vectors.shape[1] != lm.width:
-        raise SteeringError(f"vectors have shape {tuple(vectors.shape)}, expected [n, {lm.width}]")
-    if unknown := [r for r in rows if not -1 <= r.perturbation < len(vectors)]:
-        raise SteeringError(f"{unknown[0]} names none of {len(vectors)} vectors")
-    layer = lm.layer(source)
+    if kind is None:
+        kind = Vectors(0, lm.width)
+    if theta is None:
+        theta = torch.zeros(0, kind.size)
+    if theta.ndim != 2 or theta.shape[1] != kind.size:
+        raise SteeringError(
+            f"{kind.name} have shape {tuple(theta.shape)}, expected [n, {kind.size}]"
+        )
+    if unknown := [r for r in rows if not -1 <= r.perturbation < len(theta)]:
+        raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
+    layer = lm.layer(kind.before)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
-    todo = sorted(rows, key=lambda row: row.prompt)[::-1]
+    todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))[::-1]
     prefix: _Prefix | None = None
     while todo:
         now = todo[-size:][::-1]
+        if kind.alone:
+            now = [row for row in now if row.perturbation == now[0].perturbation]
         wanted = sorted({row.prompt for row in now})
         try:
             if prefix is None or not set(wanted) <= set(prefix.prompts):
                 prefix = _Prefix(lm, batch, wanted, layer)
-            done = work(_Decoder(lm, prefix, now, vectors, positions))
+            decoder = _Decoder(lm, prefix, now, theta, kind)
+            with decoder.at_work():
+                done = work(decoder)
         except RuntimeError as error:
             if len(now) == 1 or not should_reduce_batch_size(error):
                 raise
@@ -182,20 +179,40 @@ class _Decoder:
         lm: LanguageModel,
         prefix: _Prefix,
         rows: list[Row],
-        vectors: Tensor,
-        positions: str,
+        theta: Tensor,
+        kind: Kind,
     ) -> None:
-        self.lm, self.rows = lm, rows
+        self.lm, self.rows, self.kind = lm, rows, kind
         self.source = prefix.source
         self.lines = torch.tensor([prefix.prompts.index(row.prompt) for row in rows])
         self.lines = self.lines.to(prefix.stream.device)
-        self.prefix, self.positions = prefix, positions
+        self.prefix = prefix
         chosen = torch.tensor([row.perturbation for row in rows])
-        zero = torch.zeros(1, lm.width)
-        known = torch.cat([vectors.detach().cpu().double(), zero.double()])
-        self.added = known[chosen].to(prefix.stream)
+        zero = torch.zeros(1, kind.size)
+        known = torch.cat([theta.detach().cpu().double(), zero.double()])
+        self.theta = known[chosen].to(prefix.stream)
+        self.alive = torch.arange(len(rows))  # the rows that are still being written
         self.perturbed = bool((chosen >= 0).any())
         self.ends = _end_tokens(lm)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Change the model's blocks as the perturbations do, if they do."""
+        with self.kind.changing(self.lm, self.theta, [[row] for row in self.rows]) as self._keep:
+            yield
+
+    def _drop(self, going: Tensor) -> None:
+        """Leave only some of the rows."""
+        self.alive = self.alive[going]
+        self.theta = self.theta[going.to(self.theta.device)]
+        self._keep(going)
+
+    def _added(self, mask: Tensor, tokens: int) -> Tensor | None:
+        """Return what is added to the last tokens of each row, ``[rows, tokens, width]``."""
+        places = (mask.cumsum(1) * mask - 1)[:, -tokens:]
+        rows = [[self.rows[line]] for line in self.alive.tolist()]
+        added = self.kind.added(self.theta, rows, places)
+        return None if added is None else added[:, 0]
 
     def write(self, limit: int, temperature: float, seed: int) -> list[Completion]:
         """Write all rows to their end, or to ``limit`` tokens."""
@@ -203,9 +220,8 @@ class _Decoder:
         logits, cache, mask = self.prefill()
         written: list[list[int]] = [[] for _ in self.rows]
         finished = [False] * len(self.rows)
-        alive = torch.arange(len(self.rows))
-        added = self.added
         for step in range(limit):
+            alive = self.alive
             draw = None if draws is None else draws[alive, step]
             tokens = _choose(logits[:, -1], temperature, draw)
             for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
@@ -221,12 +237,12 @@ class _Decoder:
             if going.float().mean() <= 0.75:
                 # Rows that ended leave a quarter at a time: each removal copies the cache.
                 keep = going.nonzero()[:, 0]
-                alive, tokens = alive[keep], tokens[keep.to(tokens.device)]
-                mask, added = mask[keep.to(mask.device)], added[keep.to(added.device)]
+                self._drop(keep)
+                tokens, mask = tokens[keep.to(tokens.device)], mask[keep.to(mask.device)]
                 for layer in cache.layers:
                     layer.reorder_cache(keep.to(mask.device))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            logits = self._step(tokens[:, None], mask, cache, added)
+            logits = self._step(tokens[:, None], mask, cache)
         tokenizer = self.lm.tokenizer
         return [
             Completion(row, tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), done)
@@ -237,8 +253,10 @@ class _Decoder:
         """Run the prompts; return the last logits, the cache of all blocks, and the mask."""
         lm, prefix, lines = self.lm, self.prefix, self.lines
         mask = prefix.mask[lines.to(prefix.mask.device)]
-        at = where.in_prompt(self.positions, mask).to(prefix.stream)
-        start = prefix.stream[lines] + at[:, :, None] * self.added[:, None, :]
+        start = prefix.stream[lines]
+        added = self._added(mask, mask.shape[1])
+        if added is not None:
+            start = start + added * where.in_prompt(self.kind.positions, mask).to(start)[:, :, None]
         reached = []
 
         def passed(layer: int) -> Any:
@@ -262,10 +280,13 @@ class _Decoder:
         cache.layers[: self.source + 1] = prefix.lower(lines)
         return logits, cache, mask
 
-    def _step(self, tokens: Tensor, mask: Tensor, cache: Any, added: Tensor) -> Tensor:
-        if not (self.perturbed and where.in_generated(self.positions)):
+    def _step(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        added = None
+        if self.perturbed and where.in_generated(self.kind.positions):
+            added = self._added(mask, 1)
+        if added is None:
             return self.lm.forward(tokens, mask, cache=cache)
-        with self.lm.adding(self.source, lambda stream: added[:, None, :]) as calls:
+        with self.lm.adding(self.source, lambda stream: added) as calls:
             logits = self.lm.forward(tokens, mask, cache=cache)
         if calls[0] != 1:
             raise SteeringError(

@@ -12,27 +12,29 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
+from torch import Tensor
 
 from educe import discover, embedded, files, radius
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
-from educe.generation import Completion, Row, generate
+from educe.generation import Completion, generate
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, Prompt, PromptBatch, load
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
@@ -265,8 +267,10 @@ class _Job:
     def _facts(self) -> None:
         if self.run.has("facts"):
             return
+        s = self.settings
+        part = discover.prepared(self.part, s.method, n=radius.DIRECTIONS, config=self._config())
         with self._timed("calibrate"), self.reporter.stage("calibrating the radius", 1, "") as step:
-            radii, found = radius.parse(self.settings.radius, self.part, seed=self.settings.seed)
+            radii, found = radius.parse(s.radius, part, seed=s.seed)
             step()
         self.run.remember(
             "facts",
@@ -282,6 +286,8 @@ class _Job:
                 "source": self.part.source,
                 "target": self.part.target,
                 "mean_norm": self.part.mean_norm,
+                "kind": part.kind.name,
+                "unit": part.unit,
                 "calibrated_radius": found.radius if found else None,
                 "calibrated_dose": found.dose if found else None,
                 "radii": radii,
@@ -292,28 +298,41 @@ class _Job:
 
     # -- the search --------------------------------------------------------------------------
 
+    def _config(self) -> Any:
+        return discover.named(self.settings.method).config(**self.settings.method_settings)
+
     def _discover(self) -> None:
         listed = {p.file for p in self.run.perturbations()}
         for k, size in enumerate(self.run.note("facts")["radii"]):
             for arm in ("found", "control"):
                 name = f"{arm}-{k}.safetensors"
                 if name not in listed:
-                    self._list(arm, name, self._set(arm, name, k, size))
+                    path = self.run.tensors / name
+                    if not path.exists():
+                        # The control draws from its own seed; each radius as well.
+                        seed = 2 * (1000 * self.settings.seed + k) + (arm == "control")
+                        made = (
+                            self._found(path, size, seed)
+                            if arm == "found"
+                            else self._control(self.run.tensors / f"found-{k}.safetensors", seed)
+                        )
+                        made.save(path)
+                    path.with_suffix(".state").unlink(missing_ok=True)
+                    self._list(arm, name, PerturbationSet.load(path))
 
-    def _set(self, arm: str, name: str, k: int, size: float) -> PerturbationSet:
-        path = self.run.tensors / name
+    def _control(self, found: Path, seed: int) -> PerturbationSet:
+        with self.reporter.stage("random", 1, "") as step:
+            made = discover.control(self.part, PerturbationSet.load(found), seed=seed)
+            step()
+        return made
+
+    def _found(self, path: Path, size: float, seed: int) -> PerturbationSet:
         partial = path.with_suffix(".state")
-        if path.exists():
-            partial.unlink(missing_ok=True)
-            return PerturbationSet.load(path)
-        s = self.settings
-        method = s.method if arm == "found" else "random"
-        config = discover.named(method).config(**(s.method_settings if arm == "found" else {}))
+        s, config = self.settings, self._config()
         steps = getattr(config, "iterations", getattr(config, "steps", 1))
         state = State(load_file(partial)) if partial.exists() else None
-        with self.reporter.stage(
-            f"{method} at dose {size / self.part.mean_norm:.2f}", steps, ""
-        ) as step:
+        dose = size / self.run.note("facts")["unit"]
+        with self.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
             step(len(state["curve"]) if state is not None else 0)
             saved = time.monotonic()
 
@@ -327,22 +346,18 @@ class _Job:
                     files.write_tensors(partial, now, {})
                     saved = time.monotonic()
 
-            # The control draws from a seed of its own; each radius from its own as well.
-            made = discover.search(
+            return discover.search(
                 self.part,
-                method,
+                s.method,
                 n=s.n,
                 radius=size,
-                seed=2 * (1000 * s.seed + k) + (arm == "control"),
+                seed=seed,
                 config=config,
                 state=None
                 if state is None
                 else State({n: t.to(self.part.device) for n, t in state.items()}),
                 on_step=on_step,
             )
-        made.save(path)
-        partial.unlink(missing_ok=True)
-        return made
 
     def _list(self, arm: str, name: str, made: PerturbationSet) -> None:
         first = len(self.run.perturbations()) + 1
@@ -364,11 +379,24 @@ class _Job:
 
     # -- what the model writes ---------------------------------------------------------------
 
-    def _vectors(self) -> torch.Tensor:
-        """All vectors of the run; the one of perturbation ``i`` is in row ``i - 1``."""
-        rows = self.run.perturbations()
-        sets = {p.file: PerturbationSet.load(self.run.tensors / p.file).vectors for p in rows}
-        return torch.stack([sets[p.file][p.item] for p in rows])
+    def _groups(self, numbers: Sequence[int] | None = None) -> list[_Group]:
+        """Return the perturbations of the run, or some of them, by their kind."""
+        members: dict[Kind, list[PerturbationRow]] = {}
+        sets: dict[str, PerturbationSet] = {}
+        for p in self.run.perturbations():
+            if numbers is None or p.id in numbers:
+                if p.file not in sets:
+                    sets[p.file] = PerturbationSet.load(self.run.tensors / p.file)
+                members.setdefault(sets[p.file].kind, []).append(p)
+        return [
+            _Group(
+                [p.id for p in some],
+                kind.select(torch.tensor([p.item for p in some])),
+                torch.stack([sets[p.file].directions[p.item] for p in some]),
+                torch.tensor([p.radius for p in some]),
+            )
+            for kind, some in members.items()
+        ]
 
     def _baseline_rows(self) -> dict[float, list[Row]]:
         prompts = range(len(self.batch))
@@ -413,25 +441,42 @@ class _Job:
         total = sum(map(len, missing.values()))
         if not total:
             return
-        vectors = self._vectors()
+        groups = self._groups()
         with (
             self._timed("generate"),
             self.reporter.stage(f"writing: {what}", total, "texts") as step,
         ):
             for heat, wanted in missing.items():
-                for batch in generate(
-                    self.lm,
-                    self.batch,
-                    wanted,
-                    vectors,
-                    source=self.part.source,
-                    positions=self.settings.positions,
-                    max_new_tokens=self.settings.max_new_tokens,
-                    temperature=heat,
-                    seed=self.settings.seed,
-                ):
-                    self.run.add_completions([_as_row(c, heat) for c in batch])
-                    step(len(batch))
+                for numbers, completions in self._written(groups, wanted, heat):
+                    self.run.add_completions(
+                        [_as_row(c, numbers, heat) for c in completions],
+                    )
+                    step(len(completions))
+
+    def _written(
+        self, groups: list[_Group], wanted: list[Row], heat: float
+    ) -> Iterator[tuple[Sequence[int], list[Completion]]]:
+        """Write some rows, kind after kind; rows and completions count within a kind."""
+        s = self.settings
+        kind = Vectors(self.part.source, self.part.width)
+        for group in (_Group([], kind, torch.zeros(0, kind.size), torch.zeros(0)), *groups):
+            place = {number - 1: i for i, number in enumerate(group.numbers)} or {-1: -1}
+            rows = [
+                row._replace(perturbation=place[row.perturbation])
+                for row in wanted
+                if row.perturbation in place
+            ]
+            for batch in generate(
+                self.lm,
+                self.batch,
+                rows,
+                group.theta,
+                kind=group.kind,
+                max_new_tokens=s.max_new_tokens,
+                temperature=heat,
+                seed=s.seed,
+            ):
+                yield group.numbers, batch
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -461,7 +506,6 @@ class _Job:
                 self.lm,
                 batch,
                 [Row(-1, j) for j in range(len(batch))],
-                source=self.part.source,
                 max_new_tokens=self.settings.max_new_tokens,
             )
             answers = [completion for some in written for completion in some]
@@ -532,18 +576,14 @@ class _Job:
         missing = [number for number in chosen if number not in done]
         if not missing or self.settings.positions == "generated":
             return
-        with self._timed("side effects"):
-            batch = self.lm.encode(ordinary_prompts())
-            vectors = self._vectors()[[number - 1 for number in missing]]
-            each = side_effects(
-                self.lm,
-                batch,
-                vectors,
-                source=self.part.source,
-                positions=self.settings.positions,
-            )
-            with self.reporter.stage("side effects", len(missing), "vectors") as step:
-                for number, s in zip(missing, each, strict=True):
+        batch = self.lm.encode(ordinary_prompts())
+        with (
+            self._timed("side effects"),
+            self.reporter.stage("side effects", len(missing), "perturbations") as step,
+        ):
+            for group in self._groups(missing):
+                each = side_effects(self.lm, batch, group.theta, kind=group.kind)
+                for number, s in zip(group.numbers, each, strict=True):
                     self.run.add_scores([ScoreRow(number, -1, -1, s.judge, s.value, s.why)])
                     step()
 
@@ -552,19 +592,21 @@ class _Job:
             return
         seen = summarise(self.run)
         wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-        vectors = self._vectors()[[number - 1 for number in wanted]]
-        directions = vectors / vectors.norm(dim=1, keepdim=True)
         largest = max(self.run.note("facts")["radii"])
         radii = [share * largest for share in CURVE_SHARES]
+        points = []
         with self._timed("responses"), self.reporter.stage("response to radius", 1, "") as step:
-            sizes = radius.response(self.part, directions.to(self.part.device), radii)
+            for group in self._groups(wanted):
+                directions = group.directions.to(self.part.device, self.part.work_dtype)
+                sizes = radius.response(self.part.on(group.kind), directions, radii)
+                points += [
+                    (number, r, float(size))
+                    for number, line in zip(group.numbers, sizes, strict=True)
+                    for r, size in zip(radii, line, strict=True)
+                    if torch.isfinite(size)
+                ]
             step()
-        self.run.add_responses(
-            (number, r, float(size))
-            for number, line in zip(wanted, sizes, strict=True)
-            for r, size in zip(radii, line, strict=True)
-            if torch.isfinite(size)
-        )
+        self.run.add_responses(points)
 
     @contextmanager
     def _timed(self, what: str) -> Any:
@@ -575,12 +617,28 @@ class _Job:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
 
 
+class _Group(NamedTuple):
+    """Perturbations of one kind, which can share a batch."""
+
+    numbers: list[int]
+    kind: Kind
+    directions: Tensor
+    radius: Tensor
+
+    @property
+    def theta(self) -> Tensor:
+        return self.kind.scaled(self.directions, self.radius[:, None])
+
+
 def _key(row: Row) -> tuple[int, int, int]:
     return row.perturbation + 1, row.prompt, row.sample
 
 
-def _as_row(c: Completion, temperature: float) -> CompletionRow:
-    return CompletionRow(*_key(c.row), temperature, c.text, c.tokens, c.finished)
+def _as_row(c: Completion, numbers: Sequence[int], temperature: float) -> CompletionRow:
+    """Return a completion as the run keeps it; its perturbation is a place among ``numbers``."""
+    number = numbers[c.row.perturbation] if numbers else 0
+    key = (number, c.row.prompt, c.row.sample)
+    return CompletionRow(*key, temperature, c.text, c.tokens, c.finished)
 
 
 def _as_completion(c: CompletionRow) -> Completion:

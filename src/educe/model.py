@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from educe import embedded
-from educe.blocks import Stack, find_stack, stream_in, stream_out, with_stream
+from educe.blocks import (
+    Projection,
+    Stack,
+    find_projections,
+    find_stack,
+    stream_in,
+    stream_out,
+    with_stream,
+)
 from educe.errors import EduceError, LayerError, ModelError, PromptError
 from educe.quiet import quiet
 
@@ -152,6 +160,26 @@ class LanguageModel:
                 f"(0 to {self.depth - 1}); a fraction such as 0.5 names the middle"
             )
         return index % self.depth
+
+    def projection(self, block: int, which: str) -> Projection:
+        """Return the output projection of a block: of its ``attention``, or of its ``mlp``.
+
+        Its path is the one in the transformers model, as PEFT names it.
+
+        Raises:
+            ModelError: The block has none, as a mixture of experts has no single one.
+        """
+        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        found = find_projections(
+            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
+        )
+        if which not in found:
+            raise ModelError(
+                f"block {block} of {self.name} has no single matrix that ends its {which} part"
+            )
+        paths = {module: name for name, module in self.unwrapped.named_modules()}
+        within = found[which]
+        return within._replace(path=f"{paths[self.blocks[block]]}.{within.path}")
 
     # -- prompts -----------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """PerturbationSet: what every method returns and everything else takes.
 
-One safetensors file holds a set; its header says where the vectors belong, how long they are in the
-units of that place, and how they were made.
+One safetensors file holds a set; its header says of which kind its perturbations are, where they
+belong, how large they are in the units of that place, and how they were made.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from educe import files
+from educe import files, kinds
 from educe.errors import FileFormatError, ModelError
+from educe.kinds import Kind
 from educe.model import LanguageModel
 
 FORMAT_VERSION = "1"
@@ -35,11 +36,11 @@ class Origin:
         adapter: The PEFT adapter beside its weights, or an empty string.
         d_model: Width of the residual stream.
         n_layers: Number of blocks.
-        source: Layer after which they are added.
+        source: Last layer that they do not reach; vectors are added after it.
         target: Layer at which their effect was read.
-        positions: Tokens to which they are added.
         readout: Tokens over which the effect was averaged.
         mean_resid_norm: Mean norm of the stream at the source, the first token left out.
+        unit: The radius whose dose is 1: for vectors, `mean_resid_norm`.
         prompts_sha256: Digest of the rendered prompts.
     """
 
@@ -50,9 +51,9 @@ class Origin:
     n_layers: int
     source: int
     target: int
-    positions: str
     readout: str
     mean_resid_norm: float
+    unit: float
     prompts_sha256: str
 
 
@@ -63,11 +64,13 @@ def digest(texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class PerturbationSet:
-    """Residual-stream vectors: unit directions, radii, and what is known of them.
+    """Perturbations of one kind: unit directions, radii, and what is known of them.
 
     Attributes:
-        directions: Unit vectors, ``[n, width]``.
-        radius: The norm each is scaled to, ``[n]``.
+        kind: What they change in a running model (see `educe.kinds`).
+        directions: Unit perturbations, ``[n, size]``: for vectors, directions in the stream; for
+            adapters, factors whose columns have norm one.
+        radius: What each is scaled to, ``[n]``.
         origin: Where they belong.
         method: The method that made them.
         seed: Its seed.
@@ -77,7 +80,8 @@ class PerturbationSet:
         config: The method's settings.
     """
 
-    directions: Float[Tensor, "n d"]
+    kind: Kind
+    directions: Float[Tensor, "n s"]
     radius: Float[Tensor, "n"]
     origin: Origin
     method: str
@@ -90,20 +94,21 @@ class PerturbationSet:
         return len(self.directions)
 
     @property
-    def vectors(self) -> Float[Tensor, "n d"]:
-        """The directions at their radius: what is added to the stream."""
-        return self.directions * self.radius[:, None]
+    def theta(self) -> Float[Tensor, "n s"]:
+        """The directions at their radius: for vectors, what is added to the stream."""
+        return self.kind.scaled(self.directions, self.radius[:, None])
 
     @property
     def dose(self) -> Float[Tensor, "n"]:
-        """The radius as a share of the mean norm of the activations at the source."""
-        return self.radius / self.origin.mean_resid_norm
+        """The radius in units of the place: for vectors, a share of the activations' mean norm."""
+        return self.radius / self.origin.unit
 
     def select(self, items: Sequence[int]) -> PerturbationSet:
         """Return some of the items, in the order given."""
         at = torch.tensor(list(items), dtype=torch.long)
         return replace(
             self,
+            kind=self.kind.select(at),
             directions=self.directions[at],
             radius=self.radius[at],
             outputs=None if self.outputs is None else self.outputs[at],
@@ -125,15 +130,16 @@ class PerturbationSet:
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, whole or not at all."""
-        tensors = {"vectors": self.directions, "radius": self.radius}
+        tensors = {self.kind.tensor: self.directions, "radius": self.radius}
         if self.outputs is not None:
             tensors["outputs"] = self.outputs
         tensors |= {f"score.{name}": values for name, values in self.scores.items()}
         header = {
             "format": "educe.perturbations",
             "format_version": FORMAT_VERSION,
-            "kind": "vectors",
-            "point": f"resid_post.{self.origin.source}",
+            "kind": self.kind.name,
+            "kind_json": json.dumps(kinds.described(self.kind), sort_keys=True),
+            "point": f"resid_post.{self.kind.before}",
             "units": "absolute",
             "method": self.method,
             "seed": str(self.seed),
@@ -164,8 +170,10 @@ class PerturbationSet:
                 "use the version that wrote it"
             )
         try:
+            kind = kinds.read(header["kind"], json.loads(header["kind_json"]))
             return cls(
-                directions=tensors["vectors"],
+                kind=kind,
+                directions=tensors[kind.tensor],
                 radius=tensors["radius"],
                 origin=Origin(**json.loads(header["origin_json"])),
                 method=header["method"],

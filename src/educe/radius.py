@@ -5,6 +5,8 @@ reference code computes it): the ``R`` at which, over random unit directions ``v
 
     sqrt( mean_v ‖Δ(R v) - R J v‖² / ‖R J v‖² ) = 0.5,      J v by an exact Jacobian product.
 
+For other kinds than vectors ``J v`` is the derivative of the effect in ``R``, at zero.
+
 Below it a perturbation acts as its linear part; far above it the model is no longer itself.
 """
 
@@ -20,12 +22,14 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
 
-from educe.discover.random import unit_directions
 from educe.errors import EffectError, RadiusError
 from educe.slice import Slice
 
 #: The bracket of the search, as doses: shares of the mean activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0
+
+#: Random directions over which the error is taken.
+DIRECTIONS = 30
 
 #: What ``--radius auto`` looks at, as shares of the calibrated radius. No single share serves every
 #: model and prompt, so the search does not bet on one.
@@ -38,7 +42,7 @@ class Calibration:
 
     Attributes:
         radius: The calibrated radius.
-        dose: The same as a share of the mean activation norm at the source.
+        dose: The same as a share of the mean activation norm at the source (see `Slice.unit`).
         error: The linearisation error that defines it.
         curve: Radii and errors that the search looked at, in increasing order of radius.
     """
@@ -50,7 +54,7 @@ class Calibration:
 
 
 def calibrate(
-    part: Slice, *, seed: int = 0, directions: int = 30, error: float = 0.5
+    part: Slice, *, seed: int = 0, directions: int = DIRECTIONS, error: float = 0.5
 ) -> Calibration:
     """Find the radius at which the relative linearisation error has a given size.
 
@@ -64,18 +68,22 @@ def calibrate(
         RadiusError: No radius between 0.001 and 10 activation norms has that error.
     """
     draw = torch.Generator().manual_seed(seed)
-    v = unit_directions(directions, part.width, draw).to(part.device, part.work_dtype)
-    _, linear = part.jvp(torch.zeros_like(v), v)
+    v = part.kind.draw(directions, draw).to(part.device, part.work_dtype)
+    none = part.kind.scaled(v, 0.0)
+    _, linear = part.jvp(none, part.kind.scaled(v, 1.0) - none)
     size = linear.norm(dim=1)
     seen: dict[float, float] = {}
 
     def excess(log_radius: float) -> float:
         radius = math.exp(log_radius)
-        off = (part.effect(radius * v) - radius * linear).norm(dim=1) / (radius * size)
+        off = (part.effect(part.kind.scaled(v, radius)) - radius * linear).norm(dim=1) / (
+            radius * size
+        )
         seen[radius] = float(off.square().mean().sqrt())
         return seen[radius] - error
 
-    low, high, top = (math.log(dose * part.mean_norm) for dose in (SMALLEST, 1.0, LARGEST))
+    unit = part.unit
+    low, high, top = (math.log(dose * unit) for dose in (SMALLEST, 1.0, LARGEST))
     try:
         while excess(high) < 0:
             if high == top:
@@ -91,7 +99,7 @@ def calibrate(
             "activations' norm: give --radius yourself"
         ) from failed
     radius = math.exp(root)
-    return Calibration(radius, radius / part.mean_norm, error, tuple(sorted(seen.items())))
+    return Calibration(radius, radius / unit, error, tuple(sorted(seen.items())))
 
 
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
@@ -120,16 +128,17 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
 
 
 def response(
-    part: Slice, directions: Float[Tensor, "n d"], radii: Sequence[float]
+    part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float]
 ) -> Float[Tensor, "n r"]:
     """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down."""
 
-    def sizes(theta: Tensor) -> Tensor:
+    def sizes(items: Tensor, radius: float) -> Tensor:
+        some = part.on(part.kind.select(items))
         try:
-            return part.effect(theta).norm(dim=1)
+            return some.effect(some.kind.scaled(directions[items], radius)).norm(dim=1)
         except EffectError:
-            if len(theta) == 1:
-                return theta.new_full((1,), math.nan)
-            return torch.cat([sizes(row[None]) for row in theta])
+            if len(items) == 1:
+                return directions.new_full((1,), math.nan)
+            return torch.cat([sizes(item[None], radius) for item in items])
 
-    return torch.stack([sizes(radius * directions) for radius in radii], 1)
+    return torch.stack([sizes(torch.arange(len(directions)), radius) for radius in radii], 1)

@@ -1,11 +1,11 @@
 """Slice: replay blocks ``source+1 .. target`` for many perturbations at once.
 
 The unperturbed model runs once over the prompts; the residual stream at ``source`` is kept. A
-perturbation ``θ`` is added to it, and only the blocks between source and target run again, for rows
-of perturbation × prompt. With ``Z`` the stream leaving block ``target``, averaged over prompts and
-read-out positions,
+perturbation ``θ`` is added to it, or changes blocks above it (see `educe.kinds`), and only the
+blocks between source and target run again, for rows of perturbation × prompt. With ``Z`` the stream
+leaving block ``target``, averaged over prompts and read-out positions,
 
-    Δ(θ) = mean [ Z(h_source + θ) - Z(h_source) ]                                   ``[width]``
+    Δ(θ) = mean [ Z(θ) - Z(0) ]                                                     ``[width]``
 
 The slice asks the model how it calls its own blocks: it lets the model's forward run over the rows
 with every block replaced by a recorder, and replays with the arguments recorded. So masks, rotary
@@ -14,7 +14,8 @@ angles and whatever else an architecture hands to its blocks are the model's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from educe import positions as where
 from educe.blocks import Call, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
+from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, PromptBatch
 
 # Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
@@ -78,8 +80,10 @@ class Slice:
     Attributes:
         start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
-        mean_norm: Mean norm of the stream at the source over tokens, the first of each prompt left
-            out: its norm is several times the others' (a massive activation).
+        kind: The kind of perturbation; vectors, unless `on` was asked for another.
+        counted: Tokens that means are taken over, ``[prompts, tokens]``: the first of each prompt
+            is left out, its norm is several times the others' (a massive activation).
+        mean_norm: Mean norm of the stream at the source over these.
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
@@ -104,12 +108,8 @@ class Slice:
                 f"source {self.source} is not below target {self.target}: "
                 "the effect is read in a later layer than the one perturbed"
             )
-        self.positions, self.readout = positions, readout
-        self._perturbed = where.in_prompt(positions, batch.mask)
-        if not self._perturbed.any(1).all():
-            raise PositionsError(
-                f"positions {positions!r} leave a prompt unperturbed, so there is nothing to search"
-            )
+        self.readout = readout
+        self._take(Vectors(self.source, lm.width, positions))
         read = where.in_prompt(readout, batch.mask)
         if not read.any(1).all():
             raise PositionsError(f"read-out {readout!r} reads nothing: use last:k, all or prompt")
@@ -121,6 +121,58 @@ class Slice:
         self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
         self._calls: dict[tuple[int, int, int], list[Call]] = {}
         self._run_unperturbed()
+
+    def on(self, kind: Kind) -> Slice:
+        """Return the same slice for perturbations of another kind.
+
+        Raises:
+            LayerError: They act before the source, or after the target.
+            PositionsError: They leave a prompt unperturbed.
+        """
+        if kind.before != self.source or kind.last > self.target:
+            raise LayerError(
+                f"{kind.name} in blocks {kind.before + 1} to {kind.last} do not fit a slice of "
+                f"blocks {self.source + 1} to {self.target}: they begin where it does and end in it"
+            )
+        part = copy.copy(self)
+        part._take(kind)
+        return part
+
+    def _take(self, kind: Kind) -> None:
+        self.kind, self.positions = kind, kind.positions
+        self._perturbed = where.in_prompt(kind.positions, self.batch.mask)
+        if not self._perturbed.any(1).all():
+            raise PositionsError(
+                f"positions {kind.positions!r} leave a prompt unperturbed, so there is nothing to "
+                "search"
+            )
+
+    @property
+    def unit(self) -> float:
+        """The radius whose dose is 1, for the kind of perturbation at hand."""
+        return self.kind.unit(self.mean_norm, self._taken)
+
+    def _taken(self, paths: Sequence[str]) -> list[float]:
+        """Return the mean norm of what some modules of the slice take, without perturbation."""
+        norms: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+        def note(path: str) -> Callable[..., None]:
+            def hook(module: Any, args: Any) -> None:
+                norms[path].append(args[0].float().norm(dim=-1).cpu())
+
+            return hook
+
+        modules = [self.lm.unwrapped.get_submodule(path) for path in paths]
+        handles = [
+            module.register_forward_pre_hook(note(path))
+            for module, path in zip(modules, paths, strict=True)
+        ]
+        try:
+            self.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [float(torch.cat(lines)[self.counted].mean()) for lines in norms.values()]
 
     @property
     def width(self) -> int:
@@ -147,16 +199,16 @@ class Slice:
             starts.append(streams[self.source])
             rests.append(streams[self.target][:, self._window :])
         self.start, self.rest = torch.cat(starts), torch.cat(rests).to(self.work_dtype)
-        counted = self.batch.mask.bool().clone()
-        if counted.sum() > len(counted):  # else every prompt is a single token
-            counted[torch.arange(len(counted)), counted.int().argmax(1)] = False
+        self.counted = self.batch.mask.bool().cpu().clone()
+        if self.counted.sum() > len(self.counted):  # else every prompt is a single token
+            self.counted[range(len(self.counted)), self.counted.int().argmax(1)] = False
         norms = self.start.float().norm(dim=-1)
-        self.mean_norm = float(norms[counted.to(norms.device)].mean())
+        self.mean_norm = float(norms[self.counted.to(norms.device)].mean())
 
     # -- what the slice offers ---------------------------------------------------------------
 
     @torch.no_grad()
-    def effect(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def effect(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n d"]:
         """Return the effect Δ of each perturbation.
 
         Raises:
@@ -166,7 +218,7 @@ class Slice:
 
     @torch.no_grad()
     def measure(
-        self, theta: Float[Tensor, "n d"], objective: Callable[[Shift], Float[Tensor, "n"]]
+        self, theta: Float[Tensor, "n s"], objective: Callable[[Shift], Float[Tensor, "n"]]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
         """Return the effect and an objective (see `value_and_grad`) of each, from one pass."""
 
@@ -178,7 +230,7 @@ class Slice:
         return joined[:, :-1], joined[:, -1]
 
     def jvp(
-        self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
+        self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Return ``Δ(θ)`` and the Jacobian at ``θ`` times ``tangent``, row by row, exactly.
 
@@ -207,7 +259,7 @@ class Slice:
         return joined[:, : self.width], joined[:, self.width :]
 
     def vjp(
-        self, theta: Float[Tensor, "n d"], cotangent: Float[Tensor, "n d"]
+        self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n s"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Return ``Δ(θ)`` and the transposed Jacobian at ``θ`` times ``cotangent``, row by row."""
 
@@ -219,8 +271,8 @@ class Slice:
         return self._differentiated(theta, project)
 
     def value_and_grad(
-        self, theta: Float[Tensor, "n d"], objective: Callable[[Shift], Float[Tensor, "n"]]
-    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
+        self, theta: Float[Tensor, "n s"], objective: Callable[[Shift], Float[Tensor, "n"]]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n s"]]:
         """Differentiate an objective of the shift, one value a perturbation.
 
         Args:
@@ -252,9 +304,9 @@ class Slice:
             return torch.cat([kept.detach().to(gradient), gradient], 1)
 
         joined = self._summed(theta, run)
-        return joined[:, : -self.width], joined[:, -self.width :]
+        return joined[:, : -theta.shape[1]], joined[:, -theta.shape[1] :]
 
-    def shift(self, theta: Float[Tensor, "n d"], chunk: Chunk | None = None) -> Shift:
+    def shift(self, theta: Float[Tensor, "n s"], chunk: Chunk | None = None) -> Shift:
         """Return the change at every read-out position, differentiable in ``theta``.
 
         Args:
@@ -270,7 +322,7 @@ class Slice:
         rows = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
         p = len(self.batch)
         wide = _even(p, rows)
-        tall = _even(n, max(1, rows // wide))
+        tall = 1 if self.kind.alone else _even(n, max(1, rows // wide))
         return [
             Chunk(i, min(i + tall, n), j, min(j + wide, p))
             for i in range(0, n, tall)
@@ -321,11 +373,21 @@ class Slice:
         prompts = slice(chunk.start, chunk.stop)
         start, rest = self.start[prompts], self.rest[prompts]
         n, (p, t, d) = len(theta), start.shape
-        at = self._perturbed[prompts].to(start.device)
-        added = theta.to(start)[:, None, None, :] * at[None, :, :, None]
-        stream = (start[None] + added).reshape(n * p, t, d)
-        for block, call in zip(self._between(), self._arguments(n, chunk), strict=True):
-            stream = stream_out(block(stream, *call.args, **call.kwargs))
+        rows = [
+            [Row(i, j) for j in range(chunk.start, chunk.stop)]
+            for i in range(chunk.first, chunk.last)
+        ]
+        mask = self.batch.mask[prompts]
+        added = self.kind.added(theta.to(start), rows, mask.cumsum(1) * mask - 1)
+        stream = start.expand(n, p, t, d)
+        if added is not None:
+            at = self._perturbed[prompts].to(start.device)
+            stream = stream + added * at[None, :, :, None]
+        stream = stream.reshape(n * p, t, d)
+        arguments = self._arguments(n, chunk)
+        with self.kind.changing(self.lm, theta, rows):
+            for block, call in zip(self._between(), arguments, strict=True):
+                stream = stream_out(block(stream, *call.args, **call.kwargs))
         came = stream[:, self._window :].reshape(n, p, -1, d).to(self.rest)
         read = self._read[prompts].to(came.device)[None, :, :, None]
         return Shift((came - rest) * read, self._weights[prompts].to(came.device), chunk)

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import beta, kstest
 
 from educe.discover import random
-from educe.discover.random import RandomConfig, unit_directions
+from educe.discover.random import RandomConfig
+from educe.kinds import Vectors
 from toy_slice import ToySlice, normal
 
 N = 20000
@@ -19,7 +20,7 @@ def draw(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("width", [3, 48])
 def test_directions_are_uniform_on_the_sphere(width: int) -> None:
-    v = unit_directions(N, width, draw()).double()
+    v = Vectors(0, width).draw(N, draw()).double()
     torch.testing.assert_close(v.norm(dim=1), torch.ones(N, dtype=torch.float64))
     # The product with any fixed unit vector w: (<v, w> + 1) / 2 is Beta((d-1)/2, (d-1)/2).
     known = beta((width - 1) / 2, (width - 1) / 2)
@@ -34,8 +35,8 @@ def test_directions_are_uniform_on_the_sphere(width: int) -> None:
 
 
 def test_the_same_seed_gives_the_same_directions() -> None:
-    assert torch.equal(unit_directions(5, 7, draw(3)), unit_directions(5, 7, draw(3)))
-    assert not torch.equal(unit_directions(5, 7, draw(3)), unit_directions(5, 7, draw(4)))
+    assert torch.equal(Vectors(0, 7).draw(5, draw(3)), Vectors(0, 7).draw(5, draw(3)))
+    assert not torch.equal(Vectors(0, 7).draw(5, draw(3)), Vectors(0, 7).draw(5, draw(4)))
 
 
 def test_directions_do_not_depend_on_the_device() -> None:
@@ -56,6 +57,6 @@ def test_directions_are_left_alone_and_measured_at_the_radius() -> None:
     after, progress = random.step(part, 2.0, config, state)
     found = random.finish(part, 2.0, config, after)
     assert progress.done
-    assert torch.equal(found["directions"], unit_directions(4, 6, draw()))
+    assert torch.equal(found["directions"], Vectors(0, 6).draw(4, draw()))
     for v, effect in zip(found["directions"].double(), found["score.effect"], strict=True):
         assert float(effect) == pytest.approx(float((matrix @ (2.0 * v)).tanh().norm()))

@@ -66,7 +66,7 @@ def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, meth
     found = search(part, method, n=4, radius=radius, seed=2, config=FEW[method])
     assert len(found) == 4
     whole = ToySlice(lambda theta: shifts(tiny_lm.hf, theta.float()).double(), 32, read=READ)
-    effect = whole.delta(found.vectors.double())
+    effect = whole.delta(found.theta.double())
     expected = effect.norm(dim=1)
     assert float(expected.min()) > 0.1
     torch.testing.assert_close(found.scores["effect"].double(), expected, rtol=1e-3, atol=0)
@@ -114,9 +114,9 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "n_layers": 4,
         "source": 1,
         "target": 3,
-        "positions": "last:2",
         "readout": "last:1",
         "mean_resid_norm": part.mean_norm,
+        "unit": part.mean_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
     }
     named = {"random": {"effect"}, "dct": {"effect", "alpha"}, "melbo": {"effect", "objective"}}

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import tiny
-from educe.generation import Completion, Row
+from educe.generation import Completion
 from educe.judge import reading
 from educe.judge.reading import Reading, read
+from educe.kinds import Row
 from educe.model import LanguageModel
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window

@@ -12,6 +12,7 @@ from torch import Tensor
 import tiny
 from educe.errors import PositionsError
 from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 
 PROMPTS = tiny.ragged([7, 15, 1, 4])  # the longest is wider than every sliding window
@@ -39,7 +40,8 @@ def by_itself(hf: Any, vector: Tensor, *, source: int, positions: str) -> list[f
 
 
 def values(lm: LanguageModel, theta: Tensor, *, source: int = 1, **options: Any) -> list[float]:
-    scores = list(side_effects(lm, lm.pad(PROMPTS), theta, source=source, **options))
+    kind = Vectors(source, lm.width, **options)
+    scores = list(side_effects(lm, lm.pad(PROMPTS), theta, kind=kind))
     assert {score.judge for score in scores} <= {"side_effect"}
     return [score.value for score in scores]
 
@@ -81,7 +83,7 @@ def test_one_vector_at_a_time_is_all_at_once(tiny_lm: LanguageModel) -> None:
 def test_the_reason_names_the_prompt_that_changed_most(tiny_lm: LanguageModel) -> None:
     (vector,) = vectors(tiny_lm, 1)
     each = by_itself(tiny_lm.hf, vector, source=1, positions="all")
-    (score,) = side_effects(tiny_lm, tiny_lm.pad(PROMPTS), vector[None], source=1)
+    (score,) = side_effects(tiny_lm, tiny_lm.pad(PROMPTS), vector[None], kind=Vectors(1, 32))
     worst = max(range(4), key=each.__getitem__)
     assert score.why.startswith("4 prompts")
     assert f"number {worst + 1} ({each[worst]:.2f} nats)" in score.why
@@ -90,7 +92,7 @@ def test_the_reason_names_the_prompt_that_changed_most(tiny_lm: LanguageModel) -
 def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel) -> None:
     batch = tiny_lm.pad(PROMPTS)
     before = tiny_lm.forward(batch.ids, batch.mask)
-    scores = side_effects(tiny_lm, batch, vectors(tiny_lm), source=1)
+    scores = side_effects(tiny_lm, batch, vectors(tiny_lm), kind=Vectors(1, 32))
     next(scores)
     assert torch.equal(tiny_lm.forward(batch.ids, batch.mask), before)  # in the middle of it, too
     list(scores)

@@ -1,8 +1,9 @@
 """Discovery: one file a method; every method sees only a `Slice`.
 
 A method is three functions and a configuration: ``start`` draws a state, ``step`` takes it one step
-further, ``finish`` measures what was found. The loop, saving in the middle and the record of what
-came out are here, once for all methods.
+further, ``finish`` measures what was found. Methods that do not look for vectors say of which kind
+their perturbations are. The loop, saving in the middle, the record of what came out and the matched
+control are here, once for all methods.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ import torch
 from educe.discover import dct, melbo, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
+from educe.kinds import Kind, Vectors
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
+
+
+def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
+    return Vectors(part.source, part.width, part.positions)
+
+
+def _as_given(part: Slice, n: int, config: Any, seed: int) -> Kind:
+    return part.kind
 
 
 class Method(NamedTuple):
@@ -28,12 +38,13 @@ class Method(NamedTuple):
     start: Callable[..., State]
     step: Callable[..., tuple[State, Progress]]
     finish: Callable[..., State]
+    kind: Callable[[Slice, int, Any, int], Kind] = _vectors  #: of n perturbations from a seed
 
 
 METHODS: dict[str, Method] = {
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
-    "random": Method(random.RandomConfig, random.start, random.step, random.finish),
+    "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
 
 
@@ -63,9 +74,9 @@ def search(
 
     Args:
         part: The slice.
-        method: ``dct``, ``melbo`` or ``random``.
+        method: One of `METHODS`.
         n: How many.
-        radius: Their norm.
+        radius: Their norm, or what scales them in their kind (see `educe.kinds`).
         seed: The same seed gives the same perturbations.
         config: The method's settings; its defaults when left out.
         state: Where an earlier call left off, as it was given to ``on_step``.
@@ -82,6 +93,7 @@ def search(
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
     config = config if config is not None else how.config()
+    part = prepared(part, method, n=n, config=config, seed=seed)
     if state is None:
         state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))
     done = False
@@ -93,8 +105,9 @@ def search(
     found = how.finish(part, radius, config, state)
     directions = found["directions"].float().cpu()
     return PerturbationSet(
+        kind=part.kind,
         directions=directions,
-        radius=torch.full((n,), radius),
+        radius=torch.full((len(directions),), radius),
         origin=origin(part),
         method=method,
         seed=seed,
@@ -108,6 +121,26 @@ def search(
     )
 
 
+def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) -> Slice:
+    """Return the slice on which a method works: for perturbations of its kind.
+
+    Raises:
+        MethodError: The slice's positions are not those at which its perturbations act.
+    """
+    kind = named(method).kind(part, n, config, seed)
+    if kind.positions != part.positions:
+        raise MethodError(
+            f"{method} makes {kind.name}, which act on all tokens: leave positions at 'all'"
+        )
+    return part.on(kind)
+
+
+def control(part: Slice, found: PerturbationSet, *, seed: int) -> PerturbationSet:
+    """Return the matched control of some perturbations: random ones of their kind and radius."""
+    radius = float(found.radius[0])
+    return search(part.on(found.kind), "random", n=len(found), radius=radius, seed=seed)
+
+
 def origin(part: Slice) -> Origin:
     """Say where perturbations found on a slice belong."""
     lm = part.lm
@@ -119,8 +152,8 @@ def origin(part: Slice) -> Origin:
         n_layers=lm.depth,
         source=part.source,
         target=part.target,
-        positions=part.positions,
         readout=part.readout,
         mean_resid_norm=part.mean_norm,
+        unit=part.unit,
         prompts_sha256=digest(part.batch.texts),
     )

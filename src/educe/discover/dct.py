@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.random import unit_directions
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.slice import Slice
@@ -52,7 +51,7 @@ def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Gen
     """Draw or compute the first factors."""
     if n > part.width:
         raise MethodError(f"dct finds at most {part.width} factors here, the width of the stream")
-    v = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
+    v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     if config.init == "jacobian":
         known = _jacobian_rows(part, min(config.projections, part.width), draw)[:n]
         v = torch.cat([known, v[len(known) :]])
@@ -111,6 +110,6 @@ def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 def _jacobian_rows(part: Slice, n: int, draw: torch.Generator) -> Float[Tensor, "n d"]:
     """Return the right singular vectors of ``n`` random rows of the Jacobian at zero, top first."""
-    w = _orthogonal(unit_directions(n, part.width, draw).to(part.device, part.work_dtype))
+    w = _orthogonal(part.kind.draw(n, draw).to(part.device, part.work_dtype))
     _, rows = part.vjp(torch.zeros_like(w), w)
     return torch.linalg.svd(rows, full_matrices=False).Vh

@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.random import unit_directions
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.slice import Shift, Slice
@@ -70,7 +69,7 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
         raise MethodError(
             f"{n} vectors of width {part.width} cannot be orthogonal: ask for fewer, or not for it"
         )
-    v = unit_directions(n, part.width, draw).to(part.device, part.work_dtype)
+    v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     v = _orthogonal(v) if config.orthogonal else v
     zero = torch.zeros_like(v)
     none = torch.zeros(0, n, dtype=v.dtype, device=v.device)

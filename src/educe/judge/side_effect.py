@@ -18,6 +18,7 @@ from educe import positions as where
 from educe.errors import PositionsError
 from educe.generation import next_logits, rows_of
 from educe.judge import Score
+from educe.kinds import Kind
 from educe.model import LanguageModel, PromptBatch
 
 #: Perturbations whose ordinary prompts run together.
@@ -33,33 +34,32 @@ def ordinary_prompts() -> list[str]:
 def side_effects(
     lm: LanguageModel,
     batch: PromptBatch,
-    vectors: Float[Tensor, "n d"],
+    theta: Float[Tensor, "n s"],
     *,
-    source: int,
-    positions: str = "all",
+    kind: Kind,
 ) -> Iterator[Score]:
     """Score perturbations, in order.
 
     Args:
         lm: The model.
         batch: Ordinary prompts.
-        vectors: What each perturbation adds, ``[n, width]``.
-        source: The layer after which it is added.
-        positions: Tokens to which it is added.
+        theta: The perturbations.
+        kind: Their kind.
 
     Raises:
         PositionsError: The positions spare the prompt, so the first token cannot change.
     """
-    if not where.in_prompt(positions, batch.mask).any():
-        raise PositionsError(f"positions {positions!r} leave the first token as it is")
+    if not where.in_prompt(kind.positions, batch.mask).any():
+        raise PositionsError(f"positions {kind.positions!r} leave the first token as it is")
     plain = lm.forward(batch.ids, batch.mask)[:, -1].float().log_softmax(-1)
     each = PERTURBATIONS_PER_BATCH
-    for first in range(0, len(vectors), each):
-        some = vectors[first : first + each]
+    for first in range(0, len(theta), each):
+        items = torch.arange(first, min(first + each, len(theta)))
+        some = theta[items]
         rows = rows_of(len(some), len(batch))
         divergence = torch.zeros(len(some), len(batch))
         for done, logits in next_logits(
-            lm, batch, rows, some, source=source, positions=positions, rows_per_batch=len(rows)
+            lm, batch, rows, some, kind=kind.select(items), rows_per_batch=len(rows)
         ):
             prompts = [row.prompt for row in done]
             known, moved = plain[prompts], logits.float().log_softmax(-1)

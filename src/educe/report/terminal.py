@@ -25,7 +25,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     console = console or Console()
     facts = summary.facts
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
-    doses = ", ".join(f"{r / facts['mean_norm']:.2f}" for r in facts["radii"])
+    doses = ", ".join(f"{r / facts['unit']:.2f}" for r in facts["radii"])
     console.print(
         f"[bold]{escape(facts['model'] + adapter)}[/bold]  {summary.config['method']}, "
         f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "

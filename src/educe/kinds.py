@@ -1,0 +1,500 @@
+"""Kinds of perturbation: what their numbers mean, and what they change in a running model.
+
+    vectors        h ← h + θ              one vector, added to the stream that leaves a block
+    adapters       W ← W + R b aᵀ         on one projection of each block of a band; unit a and b
+    token noise    h_t ← h_t + R g_t      fresh for each token t, g_t uniform on the sphere
+    weight noise   W ← W + σ rms(W) G     on the matrices of a band of blocks, G standard normal
+
+``θ`` is a row of numbers for every perturbation, ``[n, size]``, and differentiable. For noise it is
+a single number, the size; what the noise is follows from a seed and from what it falls on, so that
+a perturbation can be made again from its seed alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from typing_extensions import override
+
+from educe.errors import FileFormatError, LayerError, ModelError, SteeringError
+from educe.model import LanguageModel
+
+Keep = Callable[[Tensor], None]
+
+
+class Row(NamedTuple):
+    """What one completion is made from."""
+
+    perturbation: int  #: index into the perturbations; -1 for the unperturbed model
+    prompt: int  #: index into the prompts
+    sample: int = 0  #: which of several samples
+
+
+class Kind(ABC):
+    """Where perturbations act, and how. Kinds that are equal share a batch.
+
+    Attributes:
+        name: As it stands in files.
+        tensor: What the unit perturbations are called in files.
+        alone: Whether only one perturbation can act at a time.
+        positions: Tokens at which they act (see `educe.positions`).
+    """
+
+    name: ClassVar[str]
+    tensor: ClassVar[str] = "directions"
+    alone: ClassVar[bool] = False
+    positions: str = "all"
+
+    @property
+    @abstractmethod
+    def before(self) -> int:
+        """The last layer that no perturbation reaches: work up to it is shared."""
+
+    @property
+    @abstractmethod
+    def last(self) -> int:
+        """The last block that is changed, or after which something is added."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many numbers a perturbation has."""
+
+    @abstractmethod
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
+        """Draw unit perturbations at random; float32 on the processor, the same on any device."""
+
+    def scaled(self, directions: Float[Tensor, "n s"], radius: Any) -> Float[Tensor, "n s"]:
+        """Return unit perturbations at a radius, a number or ``[n, 1]``."""
+        return directions * radius
+
+    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+        """Return the radius whose dose is 1: what is added is as long as the stream's mean norm.
+
+        Args:
+            mean_norm: That mean norm.
+            taken: Tells the mean norm of what some modules take, by their paths.
+        """
+        return mean_norm
+
+    def select(self, items: Tensor) -> Kind:
+        """Return the kind of some of the perturbations; differs only where they have seeds."""
+        return self
+
+    def added(
+        self, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
+    ) -> Float[Tensor, "n p t d"] | None:
+        """Return what is added to the stream leaving block `before`, if anything.
+
+        Args:
+            theta: Perturbations.
+            rows: For each of them, the rows it acts on.
+            places: The place of each token in its text, negative for padding; one line a row, or a
+                line for each prompt when all perturbations act on the same.
+        """
+        return None
+
+    @contextmanager
+    def changing(
+        self, lm: LanguageModel, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]]
+    ) -> Iterator[Keep]:
+        """Change the blocks themselves for the time of a ``with`` statement.
+
+        Args:
+            lm: The model.
+            theta: Perturbations.
+            rows: For each of them, the rows it acts on; a batch has them one after the other.
+
+        Yields:
+            A function that keeps only some perturbations from now on.
+        """
+        yield lambda items: None
+
+
+@dataclass(frozen=True)
+class Vectors(Kind):
+    """One vector each, added to the residual stream after one block.
+
+    Attributes:
+        layer: The block after which it is added.
+        width: Width of the stream.
+        positions: Tokens it is added to (see `educe.positions`).
+    """
+
+    name: ClassVar[str] = "vectors"
+    tensor: ClassVar[str] = "vectors"
+
+    layer: int
+    width: int
+    positions: str = "all"
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def size(self) -> int:
+        return self.width
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
+        """Draw directions uniform on the sphere (Muller 1959)."""
+        return _unit(torch.randn(n, self.width, generator=generator))
+
+    @override
+    def added(
+        self, theta: Float[Tensor, "n d"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
+    ) -> Float[Tensor, "n 1 1 d"]:
+        return theta[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class Adapters(Kind):
+    """Low-rank adapters ``W ← W + R b aᵀ`` on one projection of each block of a band.
+
+    The numbers of a perturbation are, block after block, the columns of ``a`` and those of ``b``;
+    each column has norm one, so every term of the sum has spectral norm ``R``. They act on every
+    token, as weights do. See `adapters` for how to make one.
+
+    Attributes:
+        first: The first block of the band; from 1 on.
+        paths: The module of each block, by its name in the transformers model.
+        inputs: Width of what each takes.
+        width: Width of what they return: that of the stream.
+        rank: Columns of ``a`` and of ``b``.
+    """
+
+    name: ClassVar[str] = "adapters"
+    tensor: ClassVar[str] = "factors"
+
+    first: int
+    paths: tuple[str, ...]
+    inputs: tuple[int, ...]
+    width: int
+    rank: int = 1
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.first - 1
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.first + len(self.paths) - 1
+
+    @property
+    @override
+    def size(self) -> int:
+        return self.rank * (sum(self.inputs) + self.width * len(self.inputs))
+
+    def split(
+        self, theta: Float[Tensor, "n s"]
+    ) -> list[tuple[Float[Tensor, "n k i"], Float[Tensor, "n k d"]]]:
+        """Return ``a`` and ``b`` of each block."""
+        sizes = [self.rank * width for inner in self.inputs for width in (inner, self.width)]
+        parts = [part.unflatten(1, (self.rank, -1)) for part in theta.split(sizes, 1)]
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+    def joined(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "n s"]:
+        """Undo `split`."""
+        return torch.cat([part.flatten(1) for pair in factors for part in pair], 1)
+
+    def normalised(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
+        """Scale every column of ``a`` and ``b`` to norm one."""
+        return self.joined([(_unit(a), _unit(b)) for a, b in self.split(theta)])
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
+        """Draw every column uniform on its sphere."""
+        return self.normalised(torch.randn(n, self.size, generator=generator))
+
+    @override
+    def scaled(self, directions: Float[Tensor, "n s"], radius: Any) -> Float[Tensor, "n s"]:
+        factor = torch.as_tensor(radius, dtype=directions.dtype, device=directions.device)
+        factor = factor[:, :, None] if factor.ndim else factor
+        return self.joined([(a, factor * b) for a, b in self.split(directions)])
+
+    @override
+    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+        """Return the radius at which a random adapter adds as much as the stream's mean norm.
+
+        A random unit ``a`` meets an input ``x`` of width ``i`` with ``⟨a, x⟩² = ‖x‖² / i`` in the
+        mean, so what one block adds has norm ``R ‖x‖ / √i``.
+        """
+        added = [norm / i**0.5 for norm, i in zip(taken(self.paths), self.inputs, strict=True)]
+        return mean_norm * len(added) / sum(added)
+
+    @override
+    @contextmanager
+    def changing(
+        self, lm: LanguageModel, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]]
+    ) -> Iterator[Keep]:
+        factors = self.split(theta)
+        heard = [0] * len(factors)
+
+        def adapt(block: int) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+                heard[block] += 1
+                a, b = (factor.to(output) for factor in factors[block])
+                x = args[0].reshape(len(a), -1, args[0].shape[-1])
+                return output + (x @ a.mT @ b).reshape(output.shape)
+
+            return hook
+
+        def keep(items: Tensor) -> None:
+            factors[:] = [(a[items.to(a.device)], b[items.to(b.device)]) for a, b in factors]
+
+        modules = [lm.unwrapped.get_submodule(path) for path in self.paths]
+        handles = [module.register_forward_hook(adapt(i)) for i, module in enumerate(modules)]
+        try:
+            yield keep
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not all(heard):
+            raise SteeringError(
+                f"{self.paths[heard.index(0)]} was never called: the adapters would do nothing"
+            )
+
+
+def adapters(
+    lm: LanguageModel,
+    *,
+    first: int,
+    blocks: int,
+    projection: Literal["attention", "mlp"] = "attention",
+    rank: int = 1,
+) -> Adapters:
+    """Return the kind of adapters on the output projections of a band of blocks.
+
+    Args:
+        lm: The model.
+        first: The first block.
+        blocks: How many.
+        projection: Of the token mixer (attention), or of the feed-forward part.
+        rank: Columns of each factor.
+
+    Raises:
+        LayerError: The band does not lie between block 1 and the last.
+        ModelError: A block has no such projection.
+    """
+    if not (first >= 1 and blocks >= 1 and first + blocks <= lm.depth):
+        raise LayerError(
+            f"blocks {first} to {first + blocks - 1} cannot hold adapters: {lm.name} has blocks "
+            f"0 to {lm.depth - 1}, and the band begins at 1 or later"
+        )
+    found = [lm.projection(block, projection) for block in range(first, first + blocks)]
+    return Adapters(
+        first,
+        tuple(p.path for p in found),
+        tuple(p.inputs for p in found),
+        lm.width,
+        rank,
+    )
+
+
+@dataclass(frozen=True)
+class TokenNoise(Kind):
+    """Noise of one norm, drawn afresh for every token, in the residual stream after one block.
+
+    Attributes:
+        layer: The block after which it is added.
+        width: Width of the stream.
+        seeds: Of each perturbation.
+        positions: Tokens it is added to.
+    """
+
+    name: ClassVar[str] = "token-noise"
+
+    layer: int
+    width: int
+    seeds: tuple[int, ...]
+    positions: str = "all"
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def size(self) -> int:
+        return 1
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1"]:
+        """Return ones: what is random follows from the seeds."""
+        return torch.ones(n, 1)
+
+    @override
+    def select(self, items: Tensor) -> TokenNoise:
+        return TokenNoise(
+            self.layer, self.width, tuple(self.seeds[i] for i in items), self.positions
+        )
+
+    @override
+    def added(
+        self, theta: Float[Tensor, "n 1"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
+    ) -> Float[Tensor, "n p t d"]:
+        noise = torch.zeros(len(rows), len(rows[0]), places.shape[1], self.width)
+        lines = places.tolist()
+        for i, some in enumerate(rows):
+            for j, row in enumerate(some):
+                if row.perturbation < 0:
+                    continue
+                key = f"{self.seeds[row.perturbation]}:{row.prompt}:{row.sample}"
+                for at, place in enumerate(lines[i if len(some) == 1 else j]):
+                    if place >= 0:
+                        drawn = torch.randn(self.width, generator=_stream(f"{key}:{place}"))
+                        noise[i, j, at] = drawn / drawn.norm()
+        return theta[:, :, None, None] * noise.to(theta)
+
+
+@dataclass(frozen=True)
+class WeightNoise(Kind):
+    """Gaussian noise on the matrices of a band of blocks, ``σ`` relative to each one's own size.
+
+    Attributes:
+        first: The first block; from 1 on.
+        blocks: How many there are.
+        seeds: Of each perturbation.
+        modules: A regular expression; parameters whose name in their block it is found in get
+            noise, if they are floating point with two dimensions or more.
+    """
+
+    name: ClassVar[str] = "weight-noise"
+    alone: ClassVar[bool] = True
+
+    first: int
+    blocks: int
+    seeds: tuple[int, ...]
+    modules: str = ""
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.first - 1
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.first + self.blocks - 1
+
+    @property
+    @override
+    def size(self) -> int:
+        return 1
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1"]:
+        """Return ones: what is random follows from the seeds."""
+        return torch.ones(n, 1)
+
+    @override
+    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+        """Return 1: ``σ`` is a share already."""
+        return 1.0
+
+    @override
+    def select(self, items: Tensor) -> WeightNoise:
+        return WeightNoise(
+            self.first, self.blocks, tuple(self.seeds[i] for i in items), self.modules
+        )
+
+    @override
+    @contextmanager
+    def changing(
+        self, lm: LanguageModel, theta: Float[Tensor, "1 1"], rows: Sequence[Sequence[Row]]
+    ) -> Iterator[Keep]:
+        noised = self.parameters(lm)
+        item = rows[0][0].perturbation
+        if item < 0:  # the unperturbed model
+            yield lambda items: None
+            return
+        try:
+            for name, (module, leaf, weight) in noised.items():
+                drawn = torch.randn(weight.shape, generator=_stream(f"{self.seeds[item]}:{name}"))
+                size = theta[0, 0].to(weight.device) * weight.float().square().mean().sqrt()
+                del module._parameters[leaf]
+                setattr(module, leaf, weight + (size * drawn.to(weight.device)).to(weight.dtype))
+            yield lambda items: None
+        finally:
+            for module, leaf, weight in noised.values():
+                module.__dict__.pop(leaf, None)
+                module._parameters[leaf] = weight
+
+    def parameters(self, lm: LanguageModel) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
+        """Return what gets noise, by name: the module, its attribute, and the parameter.
+
+        Raises:
+            ModelError: Nothing does.
+        """
+        found = {}
+        for block in range(self.first, self.last + 1):
+            for inner, module in lm.blocks[block].named_modules():
+                for leaf, weight in module.named_parameters(recurse=False):
+                    name = f"{inner}.{leaf}".replace(".base_layer.", ".")  # beside a PEFT adapter
+                    if (
+                        weight.ndim >= 2
+                        and weight.is_floating_point()
+                        and re.search(self.modules, name)
+                    ):
+                        found[f"{block}.{name}"] = (module, leaf, weight)
+        if not found:
+            raise ModelError(
+                f"no matrix in blocks {self.first} to {self.last} of {lm.name} is named like "
+                f"{self.modules!r} and held in floating point: weight noise needs one"
+            )
+        return found
+
+
+KINDS: dict[str, type[Kind]] = {k.name: k for k in (Vectors, Adapters, TokenNoise, WeightNoise)}
+
+
+def described(kind: Kind) -> dict[str, Any]:
+    """Return what `read` needs to make a kind again, as JSON can hold it."""
+    return asdict(kind)  # type: ignore[call-overload]
+
+
+def read(name: str, fields: dict[str, Any]) -> Kind:
+    """Make a kind again from its name and what `described` gave.
+
+    Raises:
+        FileFormatError: There is no such kind.
+    """
+    if name not in KINDS:
+        raise FileFormatError(f"perturbations of kind {name!r} are unknown to this educe")
+    lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return KINDS[name](**fields | lists)
+
+
+def _unit(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+def _stream(key: str) -> torch.Generator:
+    """Return a generator of random numbers that belongs to a key."""
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
