@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +66,7 @@ class Settings:
         dtype: See `educe.load`.
         device: See `educe.load`.
         device_map: See `educe.load`.
-        method: ``dct``, ``melbo`` or ``random``.
+        method: One of `educe.discover.METHODS`.
         method_settings: Settings of the method by name, where they are not its defaults.
         n: Perturbations at each radius.
         source: Layer after which they are added.
@@ -119,11 +119,7 @@ class Settings:
         """
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
-        known = {f.name for f in fields(discover.named(self.method).config)}
-        if unknown := sorted(set(self.method_settings) - known):
-            raise MethodError(
-                f"{self.method} has no setting {unknown[0]!r}: it has {sorted(known)}"
-            )
+        discover.configured(self.method, self.method_settings)
         if min(self.n, self.samples, self.max_new_tokens) < 1:
             raise MethodError("n, samples and max-new-tokens must be at least 1")
         if not 0 <= self.temperature < math.inf:
@@ -299,7 +295,7 @@ class _Job:
     # -- the search --------------------------------------------------------------------------
 
     def _config(self) -> Any:
-        return discover.named(self.settings.method).config(**self.settings.method_settings)
+        return discover.configured(self.settings.method, self.settings.method_settings)
 
     def _discover(self) -> None:
         listed = {p.file for p in self.run.perturbations()}

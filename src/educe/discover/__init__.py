@@ -8,10 +8,11 @@ control are here, once for all methods.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
@@ -57,6 +58,37 @@ def named(method: str) -> Method:
     if method not in METHODS:
         raise MethodError(f"method {method!r} is unknown: use {', '.join(METHODS)}")
     return METHODS[method]
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """Return what each method is in one line, and its settings with their defaults."""
+    return {
+        name: {
+            "summary": str(inspect.getmodule(how.start).__doc__).splitlines()[0],
+            "settings": asdict(how.config()),
+        }
+        for name, how in METHODS.items()
+    }
+
+
+def configured(method: str, settings: Mapping[str, Any]) -> Any:
+    """Return a method's configuration.
+
+    Raises:
+        MethodError: The method has no such setting, or it takes another type of value.
+    """
+    config = named(method).config
+    types = get_type_hints(config)
+    for name, value in settings.items():
+        if name not in types:
+            known = ", ".join(types) or "none"
+            raise MethodError(f"{method} has no setting {name!r}; its settings: {known}")
+        choices = get_args(types[name])  # of a Literal
+        accepted = (int, float) if types[name] is float else (types[name],)
+        if value not in choices if choices else type(value) not in accepted:
+            wanted = " or ".join(map(repr, choices)) or types[name].__name__
+            raise MethodError(f"{method}: {name} is {value!r}, expected {wanted}")
+    return config(**settings)
 
 
 def search(
