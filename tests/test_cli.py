@@ -399,6 +399,16 @@ def test_every_option_reaches_the_settings(
     assert {name: getattr(settings, name) for name in options} == options
 
 
+def test_given_perturbations_reach_the_settings(
+    given: Callable[..., tuple[Settings, Path]], finished: tuple[Path, Ended]
+) -> None:
+    found, control = (finished[0] / f"tensors/{arm}-0.safetensors" for arm in ("found", "control"))
+    settings, _ = given("discover", "Hi.", "--given", found, "--control", control)
+    assert (settings.given, settings.control) == (str(found), str(control))
+    assert "given" in refused("discover", "Hi.", "--control", control)
+    assert "none.safetensors" in refused("discover", "Hi.", "--given", "none.safetensors")
+
+
 def test_settings_of_a_method_keep_their_type(given: Callable[..., tuple[Settings, Path]]) -> None:
     words = ["--set", "steps=4", "--set", "step=1", "--set=root=1.5", "--set", "orthogonal=true"]
     settings, _ = given("discover", "Hi.", "--method", "melbo", *words)

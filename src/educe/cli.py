@@ -45,6 +45,8 @@ def discover(
     device_map: str | None = None,
     method: str = "dct",
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    given: Path | None = None,
+    control: Path | None = None,
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
     source: float = 0.33,
     target: float = 0.6,
@@ -89,6 +91,10 @@ def discover(
         how to search; educe methods lists them
     setting
         a setting of the method, as name=value; may be repeated
+    given
+        a file of perturbations to put through it instead of searching
+    control
+        a file of perturbations as the control of those given; by default random
     n
         perturbations at each radius; as many random ones are the control
     source
@@ -137,6 +143,8 @@ def discover(
         device_map=device_map,
         method=method,
         method_settings=_method_settings(setting or []),
+        given=str(given) if given else None,
+        control=str(control) if control else None,
         n=n,
         source=source,
         target=target,
