@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from educe.discover import dct, melbo, random
+from educe.discover import dct, linear, melbo, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.perturb import Origin, PerturbationSet, digest
@@ -32,6 +32,10 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
+    "dct-quadratic": Method(
+        quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
+    ),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish),
 }
@@ -63,7 +67,7 @@ def search(
 
     Args:
         part: The slice.
-        method: ``dct``, ``melbo`` or ``random``.
+        method: Name of the method: a key of `METHODS`.
         n: How many.
         radius: Their norm.
         seed: The same seed gives the same perturbations.
