@@ -265,12 +265,12 @@ class Slice:
     def second_derivative(
         self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n d"]:
-        """Return the second derivative of ``Δ(θ + ε tangent)`` in ``ε`` at zero, row by row, exactly.
+        """Return the second derivative of ``Δ(θ + ε tangent)`` in ``ε`` at zero, row by row.
 
-        It is the derivative in ``w`` of ``⟨tangent, hvp(θ, w, tangent)⟩``, which is linear in it:
-        reverse mode three times over. Forward over forward costs a quarter more here, and PyTorch's
-        nested forward mode leaves a term out of LayerNorm's second derivative without a word
-        (pytorch/pytorch#196700; #198017 has more of the kind).
+        Exactly, as the derivative in ``w`` of ``⟨tangent, hvp(θ, w, tangent)⟩``, which is linear in
+        it: reverse mode three times over, in seven times the memory of `vjp`. Nested forward mode
+        needs less of it but no less time, and PyTorch's leaves a term out of LayerNorm's second
+        derivative without a word (pytorch/pytorch#196700; #198017 has more of the kind).
 
         Raises:
             EffectError: A value is NaN or infinite.

@@ -145,9 +145,9 @@ def test_orthonormal_rows_keep_their_side_and_their_flag() -> None:
 
 
 def test_more_than_both_signs_of_every_direction_is_an_error() -> None:
-    with pytest.raises(MethodError, match="has 7 directions here.*at most 14 perturbations$"):
+    with pytest.raises(MethodError, match=r"has 7 directions here.*at most 14 perturbations$"):
         run(toy(), 15, LinearDctConfig())
-    with pytest.raises(MethodError, match="4 directions.*at most 8.*projections=5 or mode='full'"):
+    with pytest.raises(MethodError, match=r"4 directions.*at most 8.*projections=5 or mode='full'"):
         run(toy(), 9, ROWS)
     run(toy(), 8, ROWS)
 

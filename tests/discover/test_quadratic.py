@@ -32,9 +32,10 @@ def toy() -> Any:
 
 
 def planted(m: int, d: int, *, seed: int = 0) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Return ``J θ + ½ Σ_l a_l ⟨v_l, θ⟩² u_l`` with a larger linear part, ``a``, ``u`` and ``v``."""
-    u, v = normalize(normal(m, d, seed=seed + 1), dim=1), normalize(normal(m, d, seed=seed), dim=1)
-    a, slope = torch.linspace(2, 1, m, dtype=torch.float64), 3 * normal(d, d, seed=seed + 2) / d**0.5
+    """Return ``J θ + ½ Σ_l a_l ⟨v_l, θ⟩² u_l``, its linear part larger, and ``a``, ``u``, ``v``."""
+    u, v = (normalize(normal(m, d, seed=seed + k), dim=1) for k in (1, 0))
+    a = torch.linspace(2, 1, m, dtype=torch.float64)
+    slope = 3 * normal(d, d, seed=seed + 2) / d**0.5
     part = ToySlice(lambda theta: theta @ slope.T + (theta @ v.T).square() * a / 2 @ u, d)
     return part, a, u, v
 
@@ -163,7 +164,7 @@ def test_it_runs_as_many_iterations_as_asked(iterations: int) -> None:
 
 
 def test_more_than_both_signs_of_every_direction_is_an_error() -> None:
-    with pytest.raises(MethodError, match="has 7 directions here.*at most 14 perturbations"):
+    with pytest.raises(MethodError, match=r"has 7 directions here.*at most 14 perturbations"):
         start(toy(), 15, QuadraticDctConfig())
     start(toy(), 14, QuadraticDctConfig())
 

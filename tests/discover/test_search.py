@@ -215,7 +215,9 @@ def test_dct_is_the_default() -> None:
 
 def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
     for ask in (lambda: discover.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
-        with pytest.raises(MethodError, match="'sae' is unknown: use dct, dct-linear, dct-quadratic, melbo, random"):
+        with pytest.raises(
+            MethodError, match="'sae' is unknown: use dct, dct-linear, dct-quadratic, melbo, random"
+        ):
             ask()
 
 

@@ -54,7 +54,9 @@ def start(
     else:
         probes = random_probes(part, config.projections, draw)
     if n > 2 * len(probes):
-        cure = "" if len(probes) == part.width else f", or set projections={-(-n // 2)} or mode='full'"
+        cure = (
+            "" if len(probes) == part.width else f", or set projections={-(-n // 2)} or mode='full'"
+        )
         raise MethodError(
             f"dct-linear has {len(probes)} directions here, with two signs each: ask for at most "
             f"{2 * len(probes)} perturbations{cure}"

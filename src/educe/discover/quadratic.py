@@ -84,7 +84,9 @@ def finish(part: Slice, radius: float, config: QuadraticDctConfig, state: State)
         "score.curvature": curvature[order].repeat_interleave(2),
         "score.effect": size,
     }
-    return State({name: values[:n] for name, values in found.items()}, curve=state["curve"][:, order])
+    return State(
+        {name: values[:n] for name, values in found.items()}, curve=state["curve"][:, order]
+    )
 
 
 def _bent(part: Slice, v: Tensor) -> tuple[Tensor, Tensor]:
