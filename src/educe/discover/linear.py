@@ -7,8 +7,8 @@ value decomposition of its Jacobian, which is also what power steering looks for
 
 Mack & Turner, "Deep causal transcoding" (2024). ``full`` computes every row of ``J``; ``projected``
 (their algorithm 1') those of ``W J`` for a few random orthonormal rows ``W``, whose right singular
-vectors stand for those of ``J``. Rows come from reverse mode: on a processor a row costs two thirds
-of a column by forward mode, and some models have no forward mode.
+vectors stand for those of ``J``. A row is one pass in reverse mode, which costs no more than a
+column in forward mode, and some models have no forward mode.
 
 A direction and its mirror image change the target by opposite amounts only while they are short, so
 both are given, one after the other. The reference code stores ``Vᵀ`` and takes its columns, which
