@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import dct, melbo, random
+from educe.discover import dct, linear, melbo, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -44,6 +44,10 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
+    "dct-quadratic": Method(
+        quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
+    ),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
