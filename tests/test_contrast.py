@@ -304,6 +304,8 @@ def test_a_shuffled_target_is_optimised_in_the_targets_stead(tiny64: LanguageMod
             assert float(before) == pytest.approx(float(logprob(tiny64.hf, None, own)), rel=1e-5)
             assert after > before
     assert found.method == "shuffled_target"
+    two = optimised(tiny64, batch, "ab", steps=0, shuffled=True, **options)
+    assert two.config["targets"] == ["ba"] * 6
     # Both start from the same directions.
     starts = [
         optimised(tiny64, batch, TARGET, steps=0, shuffled=shuffled, **options).directions
