@@ -21,6 +21,7 @@ from educe.errors import (
     PromptError,
     RadiusError,
 )
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import digest
 
@@ -77,8 +78,10 @@ def test_difference_of_means_takes_the_radius_it_is_given(tiny_lm: LanguageModel
 
 def test_the_origin_says_where_the_difference_belongs(tiny_lm: LanguageModel) -> None:
     sets = tiny_lm.pad(POSITIVE), tiny_lm.pad(NEGATIVE)
-    origin = difference_of_means(tiny_lm, *sets, source=0.3, positions="generated").origin
-    assert (origin.source, origin.positions, origin.readout) == (SOURCE, "generated", "last:1")
+    found = difference_of_means(tiny_lm, *sets, source=0.3, positions="generated")
+    origin = found.origin
+    assert found.kind == Vectors(SOURCE, 32, "generated")
+    assert (origin.source, origin.readout) == (SOURCE, "last:1")
     assert origin.prompts_sha256 == digest(sets[0].texts + sets[1].texts)
     norms = [tiny.run(tiny_lm.hf, row)[1][SOURCE][1:].norm(dim=-1) for row in POSITIVE + NEGATIVE]
     assert origin.mean_resid_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-5)
@@ -273,7 +276,7 @@ def test_it_says_the_target_more_than_random_directions_do(tiny64: LanguageModel
     score, chance = found.scores["target_logprob"], by_chance.scores["target_logprob"]
     assert float(score.min()) > float(chance.max()) + 0.3
     with torch.no_grad():
-        for theta, came in zip(found.vectors.double(), score, strict=True):
+        for theta, came in zip(found.theta.double(), score, strict=True):
             assert float(came) == pytest.approx(float(logprob(tiny64.hf, theta, target)), rel=1e-5)
         before = float(logprob(tiny64.hf, None, target))
     assert found.scores["target_logprob_before"].tolist() == pytest.approx([before] * 4)
@@ -296,9 +299,7 @@ def test_a_shuffled_target_is_optimised_in_the_targets_stead(tiny64: LanguageMod
     assert all(t != TARGET and sorted(t) == sorted(TARGET) for t in targets)
     scores = found.scores["target_logprob"], found.scores["target_logprob_before"]
     with torch.no_grad():
-        for text, theta, after, before in zip(
-            targets, found.vectors.double(), *scores, strict=True
-        ):
+        for text, theta, after, before in zip(targets, found.theta.double(), *scores, strict=True):
             own = said(tiny64, text)
             assert float(after) == pytest.approx(float(logprob(tiny64.hf, theta, own)), rel=1e-5)
             assert float(before) == pytest.approx(float(logprob(tiny64.hf, None, own)), rel=1e-5)

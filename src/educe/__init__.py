@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.dct import DctConfig
     from educe.discover.melbo import MelboConfig
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from educe.summary import Summary, summarise
 
 _HOME = {
+    "difference_of_means": "educe.contrast",
+    "optimised": "educe.contrast",
     "DctConfig": "educe.discover.dct",
     "MelboConfig": "educe.discover.melbo",
     "RandomConfig": "educe.discover.random",
@@ -95,9 +98,11 @@ __all__ = [
     "adapters",
     "begin",
     "calibrate",
+    "difference_of_means",
     "discover_behaviours",
     "generate",
     "load",
+    "optimised",
     "response",
     "rows_of",
     "search",

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,9 +38,9 @@ from torch import Tensor
 from educe import positions as where
 from educe.blocks import replaced
 from educe.discover import origin
-from educe.discover.random import unit_directions
 from educe.discover.state import Progress
 from educe.errors import EffectError, MethodError, PositionsError, PromptError, RadiusError
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
 from educe.perturb import Origin, PerturbationSet
 from educe.slice import TOKENS_PER_CHUNK, Slice
@@ -107,7 +106,7 @@ def difference_of_means(
         differences / size[:, None],
         radius,
         origin(part),
-        positions,
+        Vectors(part.source, lm.width, positions),
         method="difference_of_means" if not shuffles else "shuffled_labels",
         seed=seed,
         scores={"natural_norm": size},
@@ -166,7 +165,8 @@ def optimised(
         raise MethodError(f"n = {n}: ask for at least one perturbation")
     part = Slice(lm, batch, source=source, target=-1)
     draw = torch.Generator().manual_seed(seed)
-    v = unit_directions(n, lm.width, draw).to(part.device, part.work_dtype)
+    kind = Vectors(part.source, lm.width, positions)
+    v = kind.draw(n, draw).to(part.device, part.work_dtype)
     wanted = _tokens(lm, batch, target)
     targets = torch.stack([_reordered(wanted, draw) if shuffled else wanted for _ in range(n)])
     forced = Forced(lm, batch, targets, source=part.source, positions=positions)
@@ -192,7 +192,7 @@ def optimised(
         v[best],
         radius,
         origin(part),
-        positions,
+        kind,
         method="optimised" if not shuffled else "shuffled_target",
         seed=seed,
         scores={"target_logprob": after[best], "target_logprob_before": before[best]},
@@ -379,7 +379,7 @@ def _perturbations(
     directions: Float[Tensor, "n d"],
     radius: float,
     place: Origin,
-    positions: str,
+    kind: Kind,
     *,
     method: str,
     seed: int,
@@ -387,9 +387,10 @@ def _perturbations(
     config: dict[str, Any],
 ) -> PerturbationSet:
     return PerturbationSet(
+        kind=kind,
         directions=directions.float().cpu(),
         radius=torch.full((len(directions),), radius),
-        origin=replace(place, positions=positions),
+        origin=place,
         method=method,
         seed=seed,
         scores={name: values.float().cpu() for name, values in scores.items()},
