@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -625,25 +626,29 @@ def memory(settings: Settings, version: str | None) -> Section:
 
 def machine(settings: Settings, load_before: float | None) -> str:
     """Say what the numbers were measured on."""
-    name = platform.processor() or platform.machine()
     gigabytes = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    with suppress(OSError, ValueError):
         gigabytes = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
-    except (OSError, ValueError):
-        pass
     busy = "" if load_before is None else f"; load average before the run {load_before:.2f}"
     return (
-        f"{datetime.date.today().isoformat()}; {name} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{datetime.date.today().isoformat()}; {processor()}, "
         f"{settings.threads} thread{'s' if settings.threads > 1 else ''} on {cores()} "
         f"core{'s' if cores() > 1 else ''}{gigabytes}; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {settings.repeats} "
         f"turn{'s, medians' if settings.repeats > 1 else ''}{busy}."
     )
+
+
+def processor() -> str:
+    """Name the processor."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def cores() -> int:
@@ -688,18 +693,18 @@ def markdown(sections: list[Section], aims: list[Aim], where: str) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the report between the two markers of a file.
 
     Raises:
         SystemExit: The file has no markers.
     """
     before = path.read_text(encoding="utf-8")
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} has no lines {BEGIN} and {END} between which to write")
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    head, found, rest = before.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not found or not ended:
+        raise SystemExit(f"{path} has no lines {begin} and {end} between which to write")
+    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> None:

@@ -298,6 +298,8 @@ def _facts() -> dict[str, Any]:
         "source": 10,
         "target": 18,
         "mean_norm": MEAN_NORM,
+        "method": "dct",
+        "positions": "all",
         "kind": "vectors",
         "unit": MEAN_NORM,
         "calibrated_radius": RADII[1],

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -23,13 +23,14 @@ from rich.cells import cell_len
 
 import tiny
 from educe import cli
+from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.job import Settings
 from educe.runs import Run
 from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
-COMMANDS = ("discover", "show", "report", "demo")
+COMMANDS = ("discover", "methods", "show", "report", "demo")
 PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
 
 
@@ -305,10 +306,12 @@ def test_help_is_readable(command: tuple[str, ...]) -> None:
         text = re.sub(r"[│╭╮╰╯─\s]+", " ", ended.out)
         for name, parameter in parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                shown = {"prompts_file": "prompts", "as_json": "json"}.get(name, name)
+                shown = {"prompts_file": "prompts", "as_json": "json", "setting": "set"}.get(
+                    name, name
+                )
                 option = f"--{shown.replace('_', '-')}"
                 # A name, perhaps another or a kind, and words about it.
-                assert re.search(rf"{option} (-\S+ )*([A-Z|]+ )?[a-z0-9]", text), option
+                assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option
 
 
 def test_educe_alone_lists_the_commands() -> None:
@@ -396,6 +399,43 @@ def test_every_option_reaches_the_settings(
     assert {name: getattr(settings, name) for name in options} == options
 
 
+def test_given_perturbations_reach_the_settings(
+    given: Callable[..., tuple[Settings, Path]], finished: tuple[Path, Ended]
+) -> None:
+    found, control = (finished[0] / f"tensors/{arm}-0.safetensors" for arm in ("found", "control"))
+    settings, _ = given("discover", "Hi.", "--given", found, "--control", control)
+    assert (settings.given, settings.control) == (str(found), str(control))
+    assert "given" in refused("discover", "Hi.", "--control", control)
+    assert "none.safetensors" in refused("discover", "Hi.", "--given", "none.safetensors")
+
+
+def test_settings_of_a_method_keep_their_type(given: Callable[..., tuple[Settings, Path]]) -> None:
+    words = ["--set", "steps=4", "--set", "step=1", "--set=root=1.5", "--set", "orthogonal=true"]
+    settings, _ = given("discover", "Hi.", "--method", "melbo", *words)
+    known = settings.method_settings
+    assert known == {"steps": 4, "step": 1, "root": 1.5, "orthogonal": True}
+    assert list(map(type, known.values())) == [int, int, float, bool]
+    settings, _ = given("discover", "Hi.", "--set", "init=jacobian")
+    assert settings.method_settings == {"init": "jacobian"}
+
+
+def test_methods_are_listed_with_their_settings() -> None:
+    listed = educe("methods", "--json").data
+    assert set(listed) == set(METHODS)
+    assert listed["dct"]["settings"] == {"iterations": 10, "init": "random", "projections": 32}
+    printed = educe("methods")
+    assert printed.status == 0
+    for name, about in listed.items():
+        assert f"{name}: {about['summary']}\n" in printed.out
+        assert all(f"{key}={value}" in printed.out for key, value in about["settings"].items())
+        assert given_by(name) == about["settings"]
+
+
+def given_by(method: str) -> dict[str, Any]:
+    """The defaults of a method's configuration."""
+    return asdict(METHODS[method].config())
+
+
 def test_the_demo_asks_without_a_hint(given: Callable[..., tuple[Settings, Path]]) -> None:
     settings, out = given("demo", "--seed", 5)
     settings.check()
@@ -454,7 +494,14 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
         (["discover", "Hi.", "-n", "0"], "at least 1"),
-        (["discover", "Hi.", "--method", "pca"], "dct, melbo"),
+        (["discover", "Hi.", "--method", "pca"], "is unknown: use"),
+        (["discover", "Hi.", "--set", "iterations"], "name=value"),
+        (["discover", "Hi.", "--set", "=3"], "name=value"),
+        (["discover", "Hi.", "--set", "speed=3"], "iterations, init, projections"),
+        (["discover", "Hi.", "--set", "iterations=ten"], "expected int"),
+        (["discover", "Hi.", "--set", "iterations=1.5"], "expected int"),
+        (["discover", "Hi.", "--set", "init=pca"], "'random' or 'jacobian'"),
+        (["discover", "Hi.", "--method", "random", "--set", "a=1"], "settings: none"),
         (["discover", "Hi.", "--samples", "3"], "temperature"),
         (["discover", "Hi.", "--temperature", "nan"], "temperature"),
         (["discover", "Hi.", "--temperature", "-1"], "temperature"),

@@ -32,10 +32,18 @@ from safetensors import safe_open
 
 import tiny
 from educe import files, job
-from educe.errors import EduceError, MethodError, PromptError, RunError
+from educe.errors import (
+    EduceError,
+    FileFormatError,
+    MethodError,
+    ModelError,
+    PromptError,
+    RunError,
+)
 from educe.job import Settings, begin, discover_behaviours
 from educe.judge.side_effect import ordinary_prompts
 from educe.model import LanguageModel, load
+from educe.perturb import PerturbationSet
 from educe.report import terminal
 from educe.runs import Run
 from educe.summary import RETEST, Summary, summarise
@@ -570,6 +578,8 @@ def test_messages_are_kept_and_compared(tmp_path: Path, settings: Settings) -> N
         ({"temperature": float("nan")}, MethodError),
         ({"temperature": float("inf")}, MethodError),
         ({"look_for": "(code"}, MethodError),
+        ({"given": "nowhere.safetensors"}, FileFormatError),
+        ({"control": "nowhere.safetensors"}, MethodError),
     ],
 )
 def test_settings_that_cannot_work_leave_nothing_behind(
@@ -893,3 +903,67 @@ def test_a_full_disk_stops_the_job_in_one_sentence_and_it_goes_on_later(
     assert not [p for p in (place / "tensors").iterdir() if p.name.startswith(".")]
     carry_out(place, settings, lm, resume=True)
     same(content(place), content(whole))
+
+
+# -- perturbations that are given ------------------------------------------------------------------
+
+
+def together(whole: Path, arm: str, file: Path) -> str:
+    """Write one arm of a run, with both of its radii, as one file."""
+    sets = [PerturbationSet.load(whole / f"tensors/{arm}-{k}.safetensors") for k in (1, 0)]
+    joined = replace(
+        sets[0],
+        directions=torch.cat([s.directions for s in sets]),
+        radius=torch.cat([s.radius for s in sets]),
+        outputs=None,
+        scores={},
+    )
+    joined.save(file)
+    return str(file)
+
+
+def test_given_perturbations_come_out_as_those_that_were_found(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    given = together(whole, "found", tmp_path / "given.safetensors")
+    control = together(whole, "control", tmp_path / "control.safetensors")
+    # Where they belong is in the file, whatever is asked for.
+    asked = replace(settings, given=given, control=control, source=0, positions="prompt", n=99)
+    carry_out(tmp_path / "run", asked, lm)
+    came, searched = content(tmp_path / "run"), content(whole)
+    for name in set(TABLES) - {"responses"}:
+        assert came[name] == searched[name], name
+    # The radii of a file are in single precision.
+    flat = [[x for row in side["responses"] for x in row] for side in (came, searched)]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-6)
+    for name in ("found-0.safetensors", "control-1.safetensors"):
+        for tensor in ("vectors", "radius"):
+            assert dict(came[name])[tensor] == dict(searched[name])[tensor]
+    facts = note(tmp_path / "run", "facts")
+    assert (facts["source"], facts["positions"], facts["method"]) == (1, "all", "dct")
+    assert facts["calibrated_radius"] is None
+
+
+def test_without_a_control_those_given_are_matched_at_random(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    given = together(whole, "found", tmp_path / "given.safetensors")
+    carry_out(tmp_path / "run", replace(settings, given=given), lm)
+    assert (
+        content(tmp_path / "run")["control-0.safetensors"]
+        == content(whole)["control-0.safetensors"]
+    )
+
+
+def test_given_perturbations_of_another_model_are_an_error(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    file = whole / "tensors/found-0.safetensors"
+    some = PerturbationSet.load(file)
+    replace(some, origin=replace(some.origin, n_layers=5)).save(tmp_path / "other.safetensors")
+    asked = replace(settings, given=str(tmp_path / "other.safetensors"))
+    with pytest.raises(ModelError, match="belong to"):
+        carry_out(tmp_path / "run", asked, lm)
+    asked = replace(settings, given=str(file), control=str(whole / "tensors/control-1.safetensors"))
+    with pytest.raises(MethodError, match="the control has no perturbation of radius"):
+        carry_out(tmp_path / "again", asked, lm)

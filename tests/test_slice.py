@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
@@ -320,6 +322,53 @@ def test_jvp_and_vjp_are_adjoint_in_single_precision(any_lm: LanguageModel) -> N
     assert torch.equal(any_lm.forward(part.batch.ids, part.batch.mask), plain)
 
 
+@pytest.mark.parametrize("architecture", [*DOUBLE, "llama", "gemma2", "qwen2", "mixtral"])
+def test_second_derivatives_are_those_of_the_dense_hessian(lm_of: Any, architecture: str) -> None:
+    lm = lm_of(architecture, torch.float32 if architecture == "gemma2" else torch.float64)
+    part = slice_of(lm)
+    theta, tangent, cotangent = (vectors(part, 1, seed=seed) for seed in (1, 2, 3))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused one has no second derivative
+        hessian = torch.autograd.functional.hessian(
+            lambda row: effect(lm.hf, row) @ cotangent[0], theta[0]
+        )
+    tolerance = 1e-9 if architecture in DOUBLE else 1e-4
+    assert_near(part.hvp(theta, cotangent, tangent), tangent @ hessian, tolerance)
+    second = part.second_derivative(theta, tangent)
+    along = (tangent @ hessian * tangent).sum(1)
+    torch.testing.assert_close((second * cotangent).sum(1), along, rtol=tolerance, atol=0)
+    # And by an oracle that knows no derivative; a difference sees the kinks of OPT's ReLU as well.
+    if architecture in DOUBLE and architecture != "opt":
+        h = 1e-3
+        with torch.no_grad():
+            up, at, down = (effect(lm.hf, (theta + s * h * tangent)[0]) for s in (1, 0, -1))
+        assert_near(second, ((up - 2 * at + down) / h**2)[None], 1e-4)
+
+
+def test_both_second_derivatives_agree_in_single_precision(any_lm: LanguageModel) -> None:
+    part = slice_of(any_lm)
+    theta, tangent, cotangent = (vectors(part, 2, seed=seed) for seed in (1, 2, 3))
+    second = part.second_derivative(theta, tangent)
+    product = part.hvp(theta, cotangent, tangent)
+    scale = second.norm(dim=1) * cotangent.norm(dim=1)
+    off = ((second * cotangent).sum(1) - (product * tangent).sum(1)) / scale
+    assert float(off.abs().max()) < 1e-4
+
+
+def test_an_operation_without_second_derivative_is_an_error(
+    lm_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such as fused attention, were it not switched off.
+    part = slice_of(lm_of("gpt2"))
+    theta = vectors(part, 1)
+    monkeypatch.setattr("educe.slice._plain_kernels", lambda lm: nullcontext())
+    for product in (
+        lambda: part.hvp(theta, theta, theta),
+        lambda: part.second_derivative(theta, theta),
+    ):
+        with pytest.raises(ModelError, match="gpt2 has an operation without second derivative"):
+            product()
+
+
 def squared(shift: Shift) -> Tensor:
     """Mean over prompts and positions of the squared norm of the shift: additive over prompts."""
     return torch.einsum("npkd,pk->n", shift.values.square(), shift.weights)
@@ -377,6 +426,8 @@ METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
     "measure": lambda part, theta: part.measure(theta, squared),
     "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
     "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
+    "hvp": lambda part, theta: (part.hvp(theta, theta.flip(0), theta),),
+    "second_derivative": lambda part, theta: (part.second_derivative(theta, theta.flip(0)),),
     "value_and_grad": lambda part, theta: part.value_and_grad(theta, squared),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

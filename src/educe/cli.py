@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe.errors import EduceError, PromptError, RunError
+from educe.errors import EduceError, MethodError, PromptError, RunError
 
 if TYPE_CHECKING:
     from educe.job import Settings
@@ -44,6 +44,9 @@ def discover(
     device: str | None = None,
     device_map: str | None = None,
     method: str = "dct",
+    setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    given: Path | None = None,
+    control: Path | None = None,
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
     source: float = 0.33,
     target: float = 0.6,
@@ -85,7 +88,13 @@ def discover(
     device_map
         auto spreads a large model over all GPUs
     method
-        dct, melbo or random
+        how to search; educe methods lists them
+    setting
+        a setting of the method, as name=value; may be repeated
+    given
+        a file of perturbations to put through it instead of searching
+    control
+        a file of perturbations as the control of those given; by default random
     n
         perturbations at each radius; as many random ones are the control
     source
@@ -133,6 +142,9 @@ def discover(
         device=device,
         device_map=device_map,
         method=method,
+        method_settings=_method_settings(setting or []),
+        given=str(given) if given else None,
+        control=str(control) if control else None,
         n=n,
         source=source,
         target=target,
@@ -161,6 +173,20 @@ def discover(
         settings.check()
     where = out or new_folder(method)
     carry_out(None if as_it_was else settings, where, resume=resume, as_json=as_json)
+
+
+@app.command
+def methods(*, as_json: Json = False, debug: Debug = False) -> None:
+    """List the methods of discovery and their settings."""
+    from educe.discover import described
+
+    known = described()
+    if as_json:
+        print(json.dumps(known, indent=1, ensure_ascii=False))
+        return
+    for name, about in known.items():
+        settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
+        print(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
 
 
 @app.command
@@ -229,6 +255,20 @@ def demo(
     from educe.demo import settings
 
     carry_out(settings(seed), out or new_folder("demo"), resume=False, as_json=as_json)
+
+
+def _method_settings(words: list[str]) -> dict[str, Any]:
+    """Read ``name=value``; a value is JSON where it can be, else text."""
+    settings = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise MethodError(f"setting {word!r}: write it as name=value")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def _begun(run: Run) -> None:

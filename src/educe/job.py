@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +66,11 @@ class Settings:
         dtype: See `educe.load`.
         device: See `educe.load`.
         device_map: See `educe.load`.
-        method: ``dct``, ``melbo`` or ``random``.
+        method: One of `educe.discover.METHODS`.
         method_settings: Settings of the method by name, where they are not its defaults.
+        given: A file of perturbations to put through the job instead of searching; it says source,
+            positions and radii.
+        control: A file of perturbations that are the control; by default, matched random ones.
         n: Perturbations at each radius.
         source: Layer after which they are added.
         target: Layer at which their effect is read.
@@ -94,6 +97,8 @@ class Settings:
     device_map: str | None = None
     method: str = "dct"
     method_settings: dict[str, Any] = field(default_factory=dict)
+    given: str | None = None
+    control: str | None = None
     n: int = 64
     source: int | float = 0.33
     target: int | float = 0.6
@@ -116,14 +121,15 @@ class Settings:
         Raises:
             PromptError: There is no prompt.
             MethodError: The method or a setting of it is unknown, or numbers make no sense.
+            FileFormatError: The perturbations given cannot be read.
         """
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
-        known = {f.name for f in fields(discover.named(self.method).config)}
-        if unknown := sorted(set(self.method_settings) - known):
-            raise MethodError(
-                f"{self.method} has no setting {unknown[0]!r}: it has {sorted(known)}"
-            )
+        discover.configured(self.method, self.method_settings)
+        if self.control and not self.given:
+            raise MethodError("a control is given for perturbations that are given, not searched")
+        for file in filter(None, (self.given, self.control)):
+            PerturbationSet.load(file)
         if min(self.n, self.samples, self.max_new_tokens) < 1:
             raise MethodError("n, samples and max-new-tokens must be at least 1")
         if not 0 <= self.temperature < math.inf:
@@ -197,6 +203,8 @@ class _Job:
     def __init__(self, run: Run, lm: LanguageModel | None, reporter: Any) -> None:
         self.run, self.reporter = run, reporter
         self.settings = stored(run)
+        given = self.settings.given
+        self.given = PerturbationSet.load(given) if given else None
         self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
         with self._timed("load"):
             self.lm = lm or self._load()
@@ -216,12 +224,16 @@ class _Job:
         """Run every stage."""
         self.run.event("begun")
         with self._timed("slice"):
+            source, positions = self.settings.source, self.settings.positions
+            if self.given is not None:
+                self.given.check(self.lm)
+                source, positions = self.given.kind.before, self.given.kind.positions
             self.part = Slice(
                 self.lm,
                 self.asked,
-                source=self.settings.source,
+                source=source,
                 target=self.settings.target,
-                positions=self.settings.positions,
+                positions=positions,
                 readout=self.settings.readout,
             )
         self._facts()
@@ -267,11 +279,15 @@ class _Job:
     def _facts(self) -> None:
         if self.run.has("facts"):
             return
-        s = self.settings
-        part = discover.prepared(self.part, s.method, n=radius.DIRECTIONS, config=self._config())
-        with self._timed("calibrate"), self.reporter.stage("calibrating the radius", 1, "") as step:
-            radii, found = radius.parse(s.radius, part, seed=s.seed)
-            step()
+        s, found = self.settings, None
+        if self.given is not None:
+            part, radii = self.part.on(self.given.kind), sorted(set(self.given.radius.tolist()))
+        else:
+            n, config = radius.DIRECTIONS, self._config()
+            part = discover.prepared(self.part, s.method, n=n, config=config)
+            with self._timed("calibrate"), self.reporter.stage("calibrating", 1, "") as step:
+                radii, found = radius.parse(s.radius, part, seed=s.seed)
+                step()
         self.run.remember(
             "facts",
             {
@@ -286,6 +302,8 @@ class _Job:
                 "source": self.part.source,
                 "target": self.part.target,
                 "mean_norm": self.part.mean_norm,
+                "method": s.method if self.given is None else self.given.method,
+                "positions": self.part.positions,
                 "kind": part.kind.name,
                 "unit": part.unit,
                 "calibrated_radius": found.radius if found else None,
@@ -299,7 +317,7 @@ class _Job:
     # -- the search --------------------------------------------------------------------------
 
     def _config(self) -> Any:
-        return discover.named(self.settings.method).config(**self.settings.method_settings)
+        return discover.configured(self.settings.method, self.settings.method_settings)
 
     def _discover(self) -> None:
         listed = {p.file for p in self.run.perturbations()}
@@ -321,12 +339,26 @@ class _Job:
                     self._list(arm, name, PerturbationSet.load(path))
 
     def _control(self, found: Path, seed: int) -> PerturbationSet:
+        if self.settings.control:
+            radii = PerturbationSet.load(found).radius
+            return self._measured(PerturbationSet.load(self.settings.control), float(radii[0]))
         with self.reporter.stage("random", 1, "") as step:
             made = discover.control(self.part, PerturbationSet.load(found), seed=seed)
             step()
         return made
 
+    def _measured(self, given: PerturbationSet, size: float) -> PerturbationSet:
+        """Return those of some given perturbations that have a radius, and their effect."""
+        given.check(self.lm)
+        some = given.select([i for i, r in enumerate(given.radius.tolist()) if r == size])
+        if not len(some):
+            raise MethodError(f"the control has no perturbation of radius {size:g}")
+        effect = self.part.on(some.kind).effect(some.theta.to(self.part.start.device))
+        return replace(some, scores={**some.scores, "effect": effect.norm(dim=1).float().cpu()})
+
     def _found(self, path: Path, size: float, seed: int) -> PerturbationSet:
+        if self.given is not None:
+            return self._measured(self.given, size)
         partial = path.with_suffix(".state")
         s, config = self.settings, self._config()
         steps = getattr(config, "iterations", getattr(config, "steps", 1))

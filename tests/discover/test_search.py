@@ -15,19 +15,23 @@ import tiny
 from educe import discover
 from educe.discover import METHODS, search
 from educe.discover.dct import DctConfig
+from educe.discover.linear import LinearDctConfig
 from educe.discover.melbo import MelboConfig
+from educe.discover.quadratic import QuadraticDctConfig
 from educe.discover.state import Progress, State
 from educe.errors import EffectError, MethodError, RadiusError
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.slice import Slice
-from toy_slice import ToySlice, linear, normal
+from toy_slice import ToySlice, normal
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = [[1, 1, 1], [1, 1, 1], [0, 1, 1]]  # the last three tokens of each
 FEW: dict[str, Any] = {
     "random": None,
     "dct": DctConfig(iterations=3),
+    "dct-linear": LinearDctConfig(mode="projected", projections=5, steps=3),
+    "dct-quadratic": QuadraticDctConfig(iterations=3),
     "melbo": MelboConfig(steps=3),
 }
 every_method = pytest.mark.parametrize("method", list(METHODS))
@@ -50,9 +54,9 @@ def shifts(hf: Any, theta: Tensor) -> Tensor:
     return moved
 
 
-def toy(*, scale: float = 1.0) -> Any:
-    matrix = normal(6, 6)
-    return ToySlice(lambda theta: (theta @ matrix.T / scale).tanh(), 6)
+def toy() -> Any:
+    first, second = normal(6, 6), normal(6, 6, seed=1)
+    return ToySlice(lambda theta: (theta @ first.T).tanh() + 0.1 * (theta @ second.T).square(), 6)
 
 
 # -- on a model ----------------------------------------------------------------------------------
@@ -76,7 +80,7 @@ def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, meth
         torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("method", ["dct", "melbo"])
+@pytest.mark.parametrize("method", ["dct", "dct-linear", "melbo"])
 def test_a_method_finds_in_a_slice_what_it_finds_in_the_whole_model(
     lm_of: Callable[..., LanguageModel], method: str
 ) -> None:
@@ -119,7 +123,13 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "unit": part.mean_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
     }
-    named = {"random": {"effect"}, "dct": {"effect", "alpha"}, "melbo": {"effect", "objective"}}
+    named = {
+        "random": {"effect"},
+        "dct": {"effect", "alpha"},
+        "dct-linear": {"effect", "singular_value"},
+        "dct-quadratic": {"effect", "curvature"},
+        "melbo": {"effect", "objective"},
+    }
     assert set(found.scores) == named[method]
     for values in found.scores.values():
         assert values.shape == (3,)
@@ -192,7 +202,7 @@ def test_on_step_hears_of_every_step_and_of_the_end() -> None:
 
 @every_method
 def test_settings_are_the_methods_own_unless_given(method: str) -> None:
-    found = search(linear(normal(4, 4)), method, n=2, radius=1.0)  # type: ignore[arg-type]
+    found = search(toy(), method, n=2, radius=1.0)
     assert found.config == asdict(METHODS[method].config())
 
 
@@ -205,7 +215,9 @@ def test_dct_is_the_default() -> None:
 
 def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
     for ask in (lambda: discover.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
-        with pytest.raises(MethodError, match="'sae' is unknown: use dct, melbo, random"):
+        with pytest.raises(
+            MethodError, match="'sae' is unknown: use dct, dct-linear, dct-quadratic, melbo, random"
+        ):
             ask()
 
 
@@ -225,6 +237,6 @@ def test_a_radius_that_is_none_is_an_error(method: str, radius: float) -> None:
 
 @every_method
 def test_an_effect_that_is_no_number_is_an_error(method: str) -> None:
-    part = ToySlice(lambda theta: theta.square().square().exp(), 6)
+    part = ToySlice(lambda theta: theta.square().exp(), 6)
     with pytest.raises(EffectError):
         search(part, method, n=2, radius=1e3)  # type: ignore[arg-type]

@@ -8,14 +8,15 @@ control are here, once for all methods.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import dct, melbo, random
+from educe.discover import dct, linear, melbo, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -43,6 +44,10 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
+    "dct-quadratic": Method(
+        quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
+    ),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
@@ -57,6 +62,37 @@ def named(method: str) -> Method:
     if method not in METHODS:
         raise MethodError(f"method {method!r} is unknown: use {', '.join(METHODS)}")
     return METHODS[method]
+
+
+def described() -> dict[str, dict[str, Any]]:
+    """Return what each method is in one line, and its settings with their defaults."""
+    return {
+        name: {
+            "summary": str(inspect.getmodule(how.start).__doc__).splitlines()[0],
+            "settings": asdict(how.config()),
+        }
+        for name, how in METHODS.items()
+    }
+
+
+def configured(method: str, settings: Mapping[str, Any]) -> Any:
+    """Return a method's configuration.
+
+    Raises:
+        MethodError: The method has no such setting, or it takes another type of value.
+    """
+    config = named(method).config
+    types = get_type_hints(config)
+    for name, value in settings.items():
+        if name not in types:
+            known = ", ".join(types) or "none"
+            raise MethodError(f"{method} has no setting {name!r}; its settings: {known}")
+        choices = get_args(types[name])  # of a Literal
+        accepted = (int, float) if types[name] is float else (types[name],)
+        if value not in choices if choices else type(value) not in accepted:
+            wanted = " or ".join(map(repr, choices)) or types[name].__name__
+            raise MethodError(f"{method}: {name} is {value!r}, expected {wanted}")
+    return config(**settings)
 
 
 def search(

@@ -27,7 +27,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
     doses = ", ".join(f"{r / facts['unit']:.2f}" for r in facts["radii"])
     console.print(
-        f"[bold]{escape(facts['model'] + adapter)}[/bold]  {summary.config['method']}, "
+        f"[bold]{escape(facts['model'] + adapter)}[/bold]  {facts['method']}, "
         f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
         f"{len(summary.found)} found and {len(summary.control)} random perturbations"
     )
