@@ -17,7 +17,7 @@ import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
 from educe.kinds import Row, TokenNoise, Vectors
 from educe.model import LanguageModel
-from educe.slice import Chunk, Shift, Slice
+from educe.slice import CALLS_KEPT, Chunk, Shift, Slice
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 TOKENS = 15
@@ -522,6 +522,23 @@ def test_a_single_row_that_does_not_fit_is_an_error(
     Rows(0).watch(tiny_lm.blocks[2], request)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         part.effect(vectors(part))
+
+
+def test_of_batches_of_many_shapes_few_are_remembered(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64)
+    theta = vectors(part, 12)
+    whole = part.effect(theta)
+    for n in [*range(1, 13), *range(1, 13)]:
+        torch.testing.assert_close(part.effect(theta[:n]), whole[:n])
+        assert len(part._calls) <= CALLS_KEPT
+    assert len(part._calls) == CALLS_KEPT
+
+
+def test_no_perturbations_have_no_effects(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64)
+    came = part.effect(torch.zeros(0, 32, dtype=torch.float64))
+    assert came.shape == (0, 32)
+    assert came.dtype == torch.float64
 
 
 # -- what must not happen ------------------------------------------------------------------------

@@ -43,6 +43,10 @@ from educe.model import LanguageModel, PromptBatch
 # out-of-memory error halves it.
 TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
 
+# For so many shapes of a batch it is remembered how the model calls its blocks; asking again costs
+# a hundredth of a replay, masks and rotary angles that are kept cost memory.
+CALLS_KEPT = 8
+
 # What of a block's past is keys and values, one for each token, and nothing else.
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -263,6 +267,8 @@ class Slice:
         Raises:
             EffectError: An effect is NaN or infinite.
         """
+        if not len(theta):
+            return theta.new_zeros(0, self.width)
         return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean.to(theta))
 
     @torch.no_grad()
@@ -521,6 +527,8 @@ class Slice:
             mask = self.batch.mask[chunk.start : chunk.stop].repeat(n, 1)
             with _recording(self.lm, self.source, self.target) as calls:
                 self.lm.forward(ids, mask, cache=self._past)
+            if len(self._calls) == CALLS_KEPT:
+                del self._calls[next(iter(self._calls))]
             self._calls[key] = calls
         return self._calls[key]
 
