@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
+from educe.kinds import Row, TokenNoise, Vectors
 from educe.model import LanguageModel
-from educe.slice import Chunk, Shift, Slice
+from educe.slice import CALLS_KEPT, Chunk, Shift, Slice
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 TOKENS = 15
@@ -171,23 +172,127 @@ def test_mean_norm_of_single_tokens_is_theirs(tiny_lm: LanguageModel) -> None:
     assert part.mean_norm == pytest.approx(sum(norms) / 2, rel=1e-5)
 
 
+# -- tokens before the first perturbed one -------------------------------------------------------
+
+# Blocks that know the past by a state: in the others only the perturbed window is replayed.
+STATEFUL = ["bamba", "granitemoehybrid", "lfm2", "qwen3_next"]
+
+
+class Tokens:
+    """Note how many tokens a block runs."""
+
+    def __init__(self, lm: LanguageModel, block: int, request: pytest.FixtureRequest) -> None:
+        self.seen: set[int] = set()
+        handle = lm.blocks[block].register_forward_pre_hook(self, with_kwargs=True)
+        request.addfinalizer(handle.remove)
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.seen.add((args[0] if args else kwargs["hidden_states"]).shape[1])
+
+
+@pytest.mark.parametrize(("positions", "window"), [("last:1", 1), ("last:2", 2), ("last:10", 10)])
+@torch.no_grad()
+def test_tokens_before_the_first_perturbed_one_are_not_replayed(
+    any_lm: LanguageModel, request: pytest.FixtureRequest, positions: str, window: int
+) -> None:
+    part = slice_of(any_lm, positions=positions)
+    theta = vectors(part)
+    expected = torch.stack([effect(any_lm.hf, row, positions=positions) for row in theta])
+    tokens = Tokens(any_lm, 2, request)
+    came = part.effect(theta)
+    assert_near(came, expected)
+    assert torch.equal(part.effect(theta), came)
+    assert tokens.seen == {TOKENS if any_lm.name in STATEFUL else window}
+
+
+@pytest.mark.parametrize("architecture", STATEFUL)
+@torch.no_grad()
+def test_attention_above_blocks_with_a_state_replays_the_window_alone(
+    lm_of: Any, request: pytest.FixtureRequest, architecture: str
+) -> None:
+    lm = lm_of(architecture)
+    part = slice_of(lm, source=2, target=3, positions="last:2")  # attention only
+    theta = vectors(part)
+    expected = [effect(lm.hf, row, source=2, positions="last:2") for row in theta]
+    tokens = Tokens(lm, 3, request)
+    assert_near(part.effect(theta), torch.stack(expected))
+    assert tokens.seen == {2}
+
+
+@torch.no_grad()
+def test_tokens_before_the_first_perturbed_one_are_read_as_unmoved(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64, positions="last:2", readout="all")
+    shift = part.shift(vectors(part))
+    assert shift.values.shape == (3, 3, TOKENS, 32)
+    assert not shift.values[:, :, :-2].any()
+    assert shift.values[:, :2, -2:].all()
+
+
+@pytest.mark.parametrize("positions", ["last:2", "last:9"])
+def test_a_replay_leaves_the_past_as_it_found_it(tiny64: LanguageModel, positions: str) -> None:
+    part = slice_of(tiny64, positions=positions)
+    theta = vectors(part)
+    first = part.effect(theta)
+    for method in METHODS.values():
+        method(part, theta)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        part.value_and_grad(theta, middle)
+    assert torch.equal(part.effect(theta), first)
+
+
+def middle(shift: Shift) -> Tensor:
+    raise RuntimeError("in the middle")
+
+
+@torch.no_grad()
+def test_the_same_slice_at_other_positions(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64, positions="last:2")
+    theta = vectors(part)
+    for positions in ("last:4", "all", "last:2"):
+        part = part.on(Vectors(1, 32, positions))
+        expected = [effect(tiny64.hf, row, positions=positions) for row in theta]
+        assert_near(part.effect(theta), torch.stack(expected), 1e-6)
+
+
+@torch.no_grad()
+def test_noise_on_the_last_tokens_is_theirs(tiny64: LanguageModel) -> None:
+    noise = TokenNoise(1, 32, seeds=(3, 4), positions="last:4")
+    part = slice_of(tiny64).on(noise)
+    size = torch.full((2, 1), part.mean_norm, dtype=torch.float64)
+    expected = torch.zeros(2, 32, dtype=torch.float64)
+    for j, ids in enumerate(ROWS):
+        rows = [[Row(i, j)] for i in range(2)]
+        places = torch.arange(len(ids)).expand(2, -1)
+        rest = tiny.run(tiny64.hf, ids)[1][3]
+        at = tiny.chosen("last:4", len(ids))
+        for i, drawn in enumerate(noise.added(size, rows, places)):
+            moved = tiny.run(tiny64.hf, ids, source=1, vector=drawn[0], at=at)[1][3]
+            expected[i] += (moved - rest)[-3:].mean(0) / len(ROWS)
+    assert_near(part.effect(size), expected, 1e-6)
+
+
 # -- derivatives ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", [name for name in tiny.ARCHITECTURES if name != "bloom"])
-def test_jvp_and_vjp_are_products_with_the_dense_jacobian(lm_of: Any, architecture: str) -> None:
+@pytest.mark.parametrize("positions", ["all", "last:2"])
+def test_jvp_and_vjp_are_products_with_the_dense_jacobian(
+    lm_of: Any, architecture: str, positions: str
+) -> None:
     # Attention of Gemma 2 on padding is NaN in double precision: its mask overflows to -inf.
     lm = lm_of(architecture, torch.float32 if architecture == "gemma2" else torch.float64)
     tolerance = 1e-9 if architecture in DOUBLE else 1e-4
-    part = slice_of(lm)
+    part = slice_of(lm, positions=positions)
     n = 2 if architecture in DOUBLE else 1
     theta = vectors(part, n)
     tangent, cotangent = vectors(part, n, seed=2), vectors(part, n, seed=3)
-    jacobian = torch.stack(
-        [torch.autograd.functional.jacobian(lambda row: effect(lm.hf, row), row) for row in theta]
-    )
+
+    def whole(row: Tensor) -> Tensor:
+        return effect(lm.hf, row, positions=positions)
+
+    jacobian = torch.stack([torch.autograd.functional.jacobian(whole, row) for row in theta])
     with torch.no_grad():
-        expected = torch.stack([effect(lm.hf, row) for row in theta])
+        expected = torch.stack([whole(row) for row in theta])
     value, forward = part.jvp(theta, tangent)
     assert value.dtype == forward.dtype == lm.dtype
     assert_near(value, expected, tolerance)
@@ -349,14 +454,15 @@ class Rows:
 
 
 @every_method
+@pytest.mark.parametrize("positions", ["all", "last:2"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
 def test_chunks_change_nothing(
-    tiny64: LanguageModel, request: pytest.FixtureRequest, method: Any, rows: int
+    tiny64: LanguageModel, request: pytest.FixtureRequest, method: Any, positions: str, rows: int
 ) -> None:
-    whole = slice_of(tiny64)
+    whole = slice_of(tiny64, positions=positions)
     theta = vectors(whole, 5)
     expected = method(whole, theta)
-    chunked = slice_of(tiny64, tokens_per_chunk=rows * TOKENS + 1)
+    chunked = slice_of(tiny64, positions=positions, tokens_per_chunk=rows * TOKENS + 1)
     watch = Rows().watch(tiny64.blocks[2], request)
     for came, wanted in zip(method(chunked, theta), expected, strict=True):
         torch.testing.assert_close(came, wanted, rtol=1e-5, atol=1e-6)
@@ -379,6 +485,23 @@ def test_running_out_of_memory_halves_the_chunk_and_goes_on(
     assert watch.failed == 3
 
 
+@pytest.mark.parametrize("positions", ["all", "last:2"])
+def test_running_out_of_memory_without_perturbation_halves_the_prompts(
+    tiny64: LanguageModel, request: pytest.FixtureRequest, positions: str
+) -> None:
+    whole = slice_of(tiny64, positions=positions)
+    theta = vectors(whole)
+    expected = whole.effect(theta)
+    watch = Rows(1).watch(tiny64.blocks[0], request)
+    part = slice_of(tiny64, positions=positions)
+    assert watch.failed == 1  # three prompts, then each alone
+    assert part.tokens_per_chunk == TOKENS
+    torch.testing.assert_close(part.effect(theta), expected, rtol=1e-5, atol=1e-6)
+    Rows(0).watch(tiny64.blocks[0], request)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        slice_of(tiny64, positions=positions)
+
+
 @every_method
 def test_other_failures_are_not_hidden(
     tiny_lm: LanguageModel, request: pytest.FixtureRequest, method: Any
@@ -399,6 +522,23 @@ def test_a_single_row_that_does_not_fit_is_an_error(
     Rows(0).watch(tiny_lm.blocks[2], request)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         part.effect(vectors(part))
+
+
+def test_of_batches_of_many_shapes_few_are_remembered(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64)
+    theta = vectors(part, 12)
+    whole = part.effect(theta)
+    for n in [*range(1, 13), *range(1, 13)]:
+        torch.testing.assert_close(part.effect(theta[:n]), whole[:n])
+        assert len(part._calls) <= CALLS_KEPT
+    assert len(part._calls) == CALLS_KEPT
+
+
+def test_no_perturbations_have_no_effects(tiny64: LanguageModel) -> None:
+    part = slice_of(tiny64)
+    came = part.effect(torch.zeros(0, 32, dtype=torch.float64))
+    assert came.shape == (0, 32)
+    assert came.dtype == torch.float64
 
 
 # -- what must not happen ------------------------------------------------------------------------
