@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import dct, melbo, random
+from educe.discover import cpe, dct, lora, melbo, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -43,7 +43,9 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
+    "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind),
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "lora": Method(lora.LoraConfig, lora.start, lora.step, lora.finish, kind=lora.kind),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
