@@ -115,6 +115,7 @@ RANKS = {
     "runs": 1,
     "model": 2,
     "kinds": 3,
+    "peft_folder": 3,
     "perturb": 3,
     "slice": 3,
     "generation": 3,

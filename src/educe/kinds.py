@@ -74,8 +74,20 @@ class Kind(ABC):
         """Draw unit perturbations at random; float32 on the processor, the same on any device."""
 
     def scaled(self, directions: Float[Tensor, "n s"], radius: Any) -> Float[Tensor, "n s"]:
-        """Return unit perturbations at a radius, a number or ``[n, 1]``."""
+        """Return unit perturbations at a radius, a number or ``[n, 1]``.
+
+        A diagonal map, and so its own transpose: it takes a gradient in ``θ`` to the gradient in
+        the unit perturbations as well.
+        """
         return directions * radius
+
+    def columns(self, theta: Float[Tensor, "n s"]) -> list[Float[Tensor, "n k w"]]:
+        """Return the parts that have norm one each in a unit perturbation, in order."""
+        return [theta[:, None]]
+
+    def normalised(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
+        """Scale every column to norm one."""
+        return torch.cat([_unit(column).flatten(1) for column in self.columns(theta)], 1)
 
     def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
         """Return the radius whose dose is 1: what is added is as long as the stream's mean norm.
@@ -216,9 +228,10 @@ class Adapters(Kind):
         """Undo `split`."""
         return torch.cat([part.flatten(1) for pair in factors for part in pair], 1)
 
-    def normalised(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-        """Scale every column of ``a`` and ``b`` to norm one."""
-        return self.joined([(_unit(a), _unit(b)) for a, b in self.split(theta)])
+    @override
+    def columns(self, theta: Float[Tensor, "n s"]) -> list[Float[Tensor, "n k w"]]:
+        """Return ``a`` and ``b`` of each block: the columns of each, one below the other."""
+        return [part for pair in self.split(theta) for part in pair]
 
     @override
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
@@ -236,9 +249,10 @@ class Adapters(Kind):
         """Return the radius at which a random adapter adds as much as the stream's mean norm.
 
         A random unit ``a`` meets an input ``x`` of width ``i`` with ``⟨a, x⟩² = ‖x‖² / i`` in the
-        mean, so what one block adds has norm ``R ‖x‖ / √i``.
+        mean, so what the ``k`` columns of one block add has norm ``R ‖x‖ √(k / i)``.
         """
-        added = [norm / i**0.5 for norm, i in zip(taken(self.paths), self.inputs, strict=True)]
+        norms = zip(taken(self.paths), self.inputs, strict=True)
+        added = [norm * (self.rank / i) ** 0.5 for norm, i in norms]
         return mean_norm * len(added) / sum(added)
 
     @override

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from educe import files, kinds
+from educe import files, kinds, peft_folder
 from educe.errors import FileFormatError, ModelError
-from educe.kinds import Kind
+from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
 
 FORMAT_VERSION = "1"
@@ -147,6 +147,27 @@ class PerturbationSet:
             "origin_json": json.dumps(vars(self.origin), sort_keys=True),
         }
         files.write_tensors(Path(path), tensors, header)
+
+    def save_peft(self, folder: str | Path, item: int) -> None:
+        """Write one adapter, at its radius, as a folder that PEFT loads on the same base model.
+
+        An adapter that was found with another beside the weights belongs beside it: load both.
+
+        Raises:
+            FileFormatError: The perturbations are of another kind.
+        """
+        if not isinstance(self.kind, Adapters):
+            raise FileFormatError(
+                f"PEFT knows no {self.kind.name}, only adapters: keep these with save"
+            )
+        where = self.origin
+        peft_folder.write(
+            Path(folder),
+            self.kind,
+            self.theta[item],
+            model=where.model_id,
+            revision=where.model_revision,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> PerturbationSet:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.kinds import Kind
 from educe.slice import Shift, Slice
 
 BETAS = (0.9, 0.98)
@@ -34,15 +35,14 @@ EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
-class MelboConfig:
-    """Settings of MELBO.
+class AscentConfig:
+    """Settings of the objective and of the ascent.
 
     Attributes:
         power: ``p``: 2 counts tokens alike by their squared change; larger is spikier over tokens.
         root: ``q``: 1, or ``p`` to keep the gradient alive where the objective is flat.
         step: Length of a step as a share of the radius.
         steps: The most steps.
-        orthogonal: Keep every vector orthogonal to every other.
         tolerance: Stop when the mean objective grew by less than this share in ``patience`` steps.
         patience: How many steps that is.
     """
@@ -51,9 +51,19 @@ class MelboConfig:
     root: float = 1.0
     step: float = 0.3
     steps: int = 60
-    orthogonal: bool = False
     tolerance: float = 0.02
     patience: int = 8
+
+
+@dataclass(frozen=True)
+class MelboConfig(AscentConfig):
+    """Settings of MELBO: those of the ascent, and one more.
+
+    Attributes:
+        orthogonal: Keep every vector orthogonal to every other.
+    """
+
+    orthogonal: bool = False
 
 
 def objective(shift: Shift, power: float, root: float) -> Float[Tensor, "n"]:
@@ -70,41 +80,55 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
             f"{n} vectors of width {part.width} cannot be orthogonal: ask for fewer, or not for it"
         )
     v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
-    v = _orthogonal(v) if config.orthogonal else v
-    zero = torch.zeros_like(v)
-    none = torch.zeros(0, n, dtype=v.dtype, device=v.device)
-    return State(directions=v, first=zero, second=zero, largest=zero, curve=none)
+    return at_rest(_orthogonal(v) if config.orthogonal else v)
 
 
 def step(part: Slice, radius: float, config: MelboConfig, state: State) -> tuple[State, Progress]:
     """Take one projected step of all vectors at once; none when they have converged."""
+    return ascend(part, radius, config, state, orthogonal=config.orthogonal)
+
+
+def at_rest(directions: Float[Tensor, "n s"]) -> State:
+    """Return the state before the first step."""
+    zero = torch.zeros_like(directions)
+    none = directions.new_zeros(0, len(directions))
+    return State(directions=directions, first=zero, second=zero, largest=zero, curve=none)
+
+
+def ascend(
+    part: Slice, radius: float, config: AscentConfig, state: State, *, orthogonal: bool = False
+) -> tuple[State, Progress]:
+    """Take one projected step, each column of a perturbation on its own sphere."""
     if _converged(state["curve"].mean(1), config):  # a state that was saved after the last step
         return state, Progress(done=True)
-    v, curve = state["directions"], state["curve"]
+    kind, v, curve = part.kind, state["directions"], state["curve"]
     value, gradient = part.value_and_grad(
-        radius * v, lambda shift: objective(shift, config.power, config.root)
+        kind.scaled(v, radius), lambda shift: objective(shift, config.power, config.root)
     )
-    if config.orthogonal:
+    gradient = kind.scaled(gradient, radius)  # in the unit directions
+    if orthogonal:
         gradient = gradient - (gradient @ v.T) @ v
-    gradient = gradient - (gradient * v).sum(1, keepdim=True) * v
+    gradient = _tangent(kind, v, gradient)
 
     count = len(curve) + 1
     first = torch.lerp(gradient, state["first"], BETAS[0])
     second = torch.lerp(gradient.square(), state["second"], BETAS[1])
     largest = torch.maximum(state["largest"], second)
-    rate = config.step / part.width**0.5 / (1 - BETAS[0] ** count)
+    widths = torch.cat([torch.full_like(c, c.shape[-1]).flatten(1) for c in kind.columns(v[:1])], 1)
+    rate = config.step / widths.sqrt() / (1 - BETAS[0] ** count)
     v = v + rate * first / ((largest / (1 - BETAS[1] ** count)).sqrt() + EPSILON)
 
-    v = _orthogonal(v) if config.orthogonal else v / v.norm(dim=1, keepdim=True)
+    v = _orthogonal(v) if orthogonal else kind.normalised(v)
     curve = torch.cat([curve, value[None]])
     new = State(directions=v, first=first, second=second, largest=largest, curve=curve)
     return new, Progress(_converged(curve.mean(1), config), float(value.mean()))
 
 
-def finish(part: Slice, radius: float, config: MelboConfig, state: State) -> State:
-    """Measure the objective and the effect of the vectors as they ended."""
+def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> State:
+    """Measure the objective and the effect of the perturbations as they ended."""
     effect, value = part.measure(
-        radius * state["directions"], lambda s: objective(s, config.power, config.root)
+        part.kind.scaled(state["directions"], radius),
+        lambda shift: objective(shift, config.power, config.root),
     )
     size = effect.norm(dim=1)
     return State(
@@ -118,13 +142,21 @@ def finish(part: Slice, radius: float, config: MelboConfig, state: State) -> Sta
     )
 
 
-def _converged(curve: Float[Tensor, "steps"], config: MelboConfig) -> bool:
+def _converged(curve: Float[Tensor, "steps"], config: AscentConfig) -> bool:
     if len(curve) >= config.steps:
         return True
     if len(curve) <= config.patience:
         return False
     before = curve[: -config.patience].max()
     return bool(curve[-config.patience :].max() < (1 + config.tolerance) * before)
+
+
+def _tangent(
+    kind: Kind, v: Float[Tensor, "n s"], gradient: Float[Tensor, "n s"]
+) -> Float[Tensor, "n s"]:
+    """Take from the gradient what would change the norm of a column."""
+    pairs = zip(kind.columns(v), kind.columns(gradient), strict=True)
+    return torch.cat([(g - (g * c).sum(-1, keepdim=True) * c).flatten(1) for c, g in pairs], 1)
 
 
 def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
