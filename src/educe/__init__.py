@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from educe.discover import search
     from educe.discover.dct import DctConfig
+    from educe.discover.linear import LinearDctConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
     from educe.generation import Completion, Row, generate, rows_of
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DctConfig": "educe.discover.dct",
+    "LinearDctConfig": "educe.discover.linear",
     "MelboConfig": "educe.discover.melbo",
+    "QuadraticDctConfig": "educe.discover.quadratic",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -69,10 +73,12 @@ __all__ = [
     "DctConfig",
     "EduceError",
     "LanguageModel",
+    "LinearDctConfig",
     "MelboConfig",
     "Origin",
     "PerturbationSet",
     "PromptBatch",
+    "QuadraticDctConfig",
     "RandomConfig",
     "Row",
     "Run",
