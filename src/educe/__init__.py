@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.dct import DctConfig
+    from educe.discover.linear import LinearDctConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
@@ -41,7 +43,9 @@ _HOME = {
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
     "DctConfig": "educe.discover.dct",
+    "LinearDctConfig": "educe.discover.linear",
     "MelboConfig": "educe.discover.melbo",
+    "QuadraticDctConfig": "educe.discover.quadratic",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -81,10 +85,12 @@ __all__ = [
     "EduceError",
     "Kind",
     "LanguageModel",
+    "LinearDctConfig",
     "MelboConfig",
     "Origin",
     "PerturbationSet",
     "PromptBatch",
+    "QuadraticDctConfig",
     "RandomConfig",
     "Row",
     "Run",
