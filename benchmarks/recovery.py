@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.speed import processor, write
+from benchmarks.measuring import processor, write
 from educe.discover import METHODS, dct, search
 from educe.discover.dct import DctConfig
 from educe.discover.state import Progress, State
