@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from educe.discover import search
     from educe.discover.dct import DctConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.power import PowerConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
@@ -42,6 +43,7 @@ _HOME = {
     "optimised": "educe.contrast",
     "DctConfig": "educe.discover.dct",
     "MelboConfig": "educe.discover.melbo",
+    "PowerConfig": "educe.discover.power",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -84,6 +86,7 @@ __all__ = [
     "MelboConfig",
     "Origin",
     "PerturbationSet",
+    "PowerConfig",
     "PromptBatch",
     "RandomConfig",
     "Row",

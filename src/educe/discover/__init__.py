@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import dct, linear, melbo, quadratic, random
+from educe.discover import dct, linear, melbo, power, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -49,6 +49,7 @@ METHODS: dict[str, Method] = {
         quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
     ),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
+    "power": Method(power.PowerConfig, power.start, power.step, power.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
 
