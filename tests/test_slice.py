@@ -369,6 +369,35 @@ def test_an_operation_without_second_derivative_is_an_error(
             product()
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
+def test_gram_is_the_product_with_every_read_out_position_counted_alone(
+    lm_of: Any, architecture: str
+) -> None:
+    lm = lm_of(architecture, torch.float64)
+    part = slice_of(lm)
+    theta, tangent = vectors(part, 2), vectors(part, 2, seed=2)
+
+    def read(row: Tensor) -> Tensor:
+        moved = [
+            tiny.run(lm.hf, ids, source=1, vector=row, at=tiny.chosen("all", len(ids)))[1][3]
+            for ids in ROWS
+        ]
+        return torch.cat([stream[-3:].flatten() for stream in moved])
+
+    came = part.gram(theta, tangent)
+    for row, along, product in zip(theta, tangent, came, strict=True):
+        jacobian = torch.autograd.functional.jacobian(read, row)
+        assert jacobian.shape == ((3 + 3 + 1) * 32, 32)
+        tolerance = 1e-9 if architecture in DOUBLE else 1e-4
+        assert_near(product, jacobian.T @ (jacobian @ along), tolerance)
+
+
+def test_gram_of_a_model_without_forward_mode_is_an_error(lm_of: Any) -> None:
+    part = slice_of(lm_of("bloom"))
+    with pytest.raises(ModelError, match="bloom has an operation without forward-mode"):
+        part.gram(vectors(part), vectors(part))
+
+
 def squared(shift: Shift) -> Tensor:
     """Mean over prompts and positions of the squared norm of the shift: additive over prompts."""
     return torch.einsum("npkd,pk->n", shift.values.square(), shift.weights)
@@ -425,6 +454,7 @@ METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
     "effect": lambda part, theta: (part.effect(theta),),
     "measure": lambda part, theta: part.measure(theta, squared),
     "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
+    "gram": lambda part, theta: (part.gram(theta, theta.flip(0)),),
     "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
     "hvp": lambda part, theta: (part.hvp(theta, theta.flip(0), theta),),
     "second_derivative": lambda part, theta: (part.second_derivative(theta, theta.flip(0)),),

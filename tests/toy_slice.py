@@ -124,6 +124,15 @@ class ToySlice:
 
         return self._finite(torch.func.jvp(moved, (theta,), (tangent,))[1])
 
+    def gram(self, theta: Tensor, tangent: Tensor) -> Tensor:
+        read = self.read[None, :, :, None]
+        _, moved = torch.func.jvp(lambda at: self.values(at) * read, (theta,), (tangent,))
+
+        def project(shift: Shift) -> Tensor:
+            return (shift.values * moved[:, shift.chunk.start : shift.chunk.stop]).sum((1, 2, 3))
+
+        return self.value_and_grad(theta, project)[1]
+
     def value_and_grad(
         self, theta: Tensor, objective: Callable[[Shift], Tensor]
     ) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from educe.discover.dct import DctConfig
     from educe.discover.linear import LinearDctConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.power import PowerConfig
     from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
@@ -46,6 +47,7 @@ _HOME = {
     "LinearDctConfig": "educe.discover.linear",
     "MelboConfig": "educe.discover.melbo",
     "QuadraticDctConfig": "educe.discover.quadratic",
+    "PowerConfig": "educe.discover.power",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -89,6 +91,7 @@ __all__ = [
     "MelboConfig",
     "Origin",
     "PerturbationSet",
+    "PowerConfig",
     "PromptBatch",
     "QuadraticDctConfig",
     "RandomConfig",

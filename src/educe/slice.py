@@ -304,13 +304,8 @@ class Slice:
                 moved = out.tangent if out.tangent is not None else torch.zeros_like(out.primal)
                 return torch.cat([out.primal, moved], 1).to(theta)
 
-        try:
+        with _forward_mode(self.lm):
             joined = self._summed(theta, both)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"{self.lm.name} has an operation without forward-mode derivative "
-                f"({str(error).splitlines()[0]}): use a method that needs no Jacobian product"
-            ) from error
         return joined[:, : self.width], joined[:, self.width :]
 
     def vjp(
@@ -324,6 +319,32 @@ class Slice:
             return (mean * rows.to(mean)).sum(1), mean
 
         return self._differentiated(theta, project)
+
+    def gram(
+        self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
+    ) -> Float[Tensor, "n s"]:
+        """Return ``JᵀJ tangent`` row by row, ``J`` the Jacobian of *every* read-out position.
+
+        Nothing is averaged: ``JᵀJ`` is the sum over prompts and read-out positions. Exact: one
+        forward-mode pass and one backward pass.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no forward-mode derivative.
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            rows = slice(chunk.first, chunk.last)
+            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
+                dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
+                moved = forward_ad.unpack_dual(self._shift(dual, chunk).values).tangent
+            at = theta[rows].detach().clone().requires_grad_(True)
+            with torch.enable_grad():
+                values = self._shift(at, chunk).values
+                return torch.autograd.grad(values, at, moved)[0]
+
+        with _forward_mode(self.lm):
+            return self._summed(theta, run)
 
     def value_and_grad(
         self, theta: Float[Tensor, "n s"], objective: Callable[[Shift], Float[Tensor, "n"]]
@@ -567,6 +588,18 @@ def _plain_kernels(lm: LanguageModel) -> Iterator[None]:
     finally:
         if switch:
             lm.unwrapped.set_experts_implementation(before)
+
+
+@contextmanager
+def _forward_mode(lm: LanguageModel) -> Iterator[None]:
+    """Say which model cannot be differentiated in forward mode."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{lm.name} has an operation without forward-mode derivative "
+            f"({str(error).splitlines()[0]}): use a method that needs no Jacobian product"
+        ) from error
 
 
 class _Reached(BaseException):

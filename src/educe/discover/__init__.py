@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import cpe, dct, linear, lora, melbo, quadratic, random
+from educe.discover import cpe, dct, linear, lora, melbo, power, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method(lora.LoraConfig, lora.start, lora.step, lora.finish, kind=lora.kind),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
+    "power": Method(power.PowerConfig, power.start, power.step, power.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
 
