@@ -233,6 +233,19 @@ class Killer:
             },
             id="melbo-sampled-without-fresh-prompts",
         ),
+        pytest.param(
+            {"method": "dct-linear", "method_settings": {"steps": 3}, "radius": "8", "n": 2},
+            id="dct-linear",
+        ),
+        pytest.param(
+            {
+                "method": "cpe",
+                "method_settings": {"iterations": 2, "blocks": 1},
+                "radius": "0.5x",
+                "n": 2,
+            },
+            id="cpe",
+        ),
     ],
 )
 def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(

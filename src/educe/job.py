@@ -365,7 +365,7 @@ class _Job:
         state = State(load_file(partial)) if partial.exists() else None
         dose = size / self.run.note("facts")["unit"]
         with self.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
-            step(len(state["curve"]) if state is not None else 0)
+            step(len(state.get("curve", ())) if state is not None else 0)
             saved = time.monotonic()
 
             def on_step(now: State, progress: Progress) -> None:
@@ -374,7 +374,7 @@ class _Job:
                 step(note=f"objective {reached:.4g}" if reached is not None else "")
                 # Not the last one: going on from it would be a step too many.
                 due = not progress.done and time.monotonic() - saved > SAVE_EVERY
-                if "curve" in now and due:
+                if due:
                     files.write_tensors(partial, now, {})
                     saved = time.monotonic()
 

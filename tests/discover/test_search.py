@@ -223,7 +223,7 @@ def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
     for ask in (lambda: discover.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
         with pytest.raises(
             MethodError,
-            match="'sae' is unknown: use dct, dct-linear, dct-quadratic, melbo, power, random",
+            match=f"'sae' is unknown: use {', '.join(METHODS)}",
         ):
             ask()
 
