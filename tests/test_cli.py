@@ -494,7 +494,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
         (["discover", "Hi.", "-n", "0"], "at least 1"),
-        (["discover", "Hi.", "--method", "pca"], "dct, melbo"),
+        (["discover", "Hi.", "--method", "pca"], "unknown: use "),
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),
         (["discover", "Hi.", "--set", "speed=3"], "iterations, init, projections"),

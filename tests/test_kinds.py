@@ -184,7 +184,9 @@ def test_jvp_and_vjp_are_products_with_the_dense_jacobian(
                 b = cut[2 * block + 1].reshape(rank, -1)
 
                 def add(module: Any, args: Any, out: Tensor, a: Any = a, b: Any = b) -> Tensor:
-                    return out + sum((args[0] @ x)[..., None] * y for x, y in zip(a, b, strict=True))
+                    return out + sum(
+                        (args[0] @ x)[..., None] * y for x, y in zip(a, b, strict=True)
+                    )
 
                 handles.append(lm.hf.get_submodule(name).register_forward_hook(add))
             try:
@@ -387,8 +389,8 @@ def test_at_dose_one_a_random_adapter_adds_as_much_as_the_stream(
         added.append(((a @ x)[..., None] * b).sum(1).square().sum(1).mean().sqrt())
     expected = mean_norm / float(torch.stack(added).mean())
     assert part.unit == pytest.approx(expected, rel=0.02)
-    exact = mean_norm * 2 / sum(
-        n * (rank / i) ** 0.5 for n, i in zip(norms, kind.inputs, strict=True)
+    exact = (
+        mean_norm * 2 / sum(n * (rank / i) ** 0.5 for n, i in zip(norms, kind.inputs, strict=True))
     )
     assert part.unit == pytest.approx(exact, rel=1e-5)
 

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from educe.discover import search
+    from educe.discover.cpe import CpeConfig
     from educe.discover.dct import DctConfig
+    from educe.discover.lora import LoraConfig
     from educe.discover.melbo import MelboConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from educe.summary import Summary, summarise
 
 _HOME = {
+    "CpeConfig": "educe.discover.cpe",
     "DctConfig": "educe.discover.dct",
+    "LoraConfig": "educe.discover.lora",
     "MelboConfig": "educe.discover.melbo",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
@@ -74,10 +78,12 @@ __all__ = [
     "Adapters",
     "Calibration",
     "Completion",
+    "CpeConfig",
     "DctConfig",
     "EduceError",
     "Kind",
     "LanguageModel",
+    "LoraConfig",
     "MelboConfig",
     "Origin",
     "PerturbationSet",

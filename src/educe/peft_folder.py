@@ -1,7 +1,7 @@
 """An adapter as a folder that PEFT loads, with ``W + R b aᵀ`` as its ``W + (alpha / r) B A``.
 
-``A`` has ``aᵀ`` for rows, ``B`` has ``R b`` for columns, and ``alpha = r``. The modules are named by
-their whole path, so that the folder fits exactly the blocks of the band.
+``A`` has ``aᵀ`` for rows, ``B`` has ``R b`` for columns, and ``alpha = r``. The modules are named
+by their whole path, so that the folder fits exactly the blocks of the band.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files
+from educe.errors import RunError
 from educe.kinds import Adapters
 
 
@@ -27,8 +28,14 @@ def write(
         theta: The adapter at its radius.
         model: The base model's name, for whoever loads it by the folder alone.
         revision: Its revision, or an empty string.
+
+    Raises:
+        RunError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from error
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -7,8 +7,9 @@ the effect ``Δ`` and unit ``u``,
     max  Σ_i ⟨u_i, Δ(R φ_i)⟩,      the φ_i apart from each other
 
 Mack, Panickssery & Turner, "Mechanistically eliciting latent behaviors in language models"
-(arXiv 2606.29604, 2026). A fixed-point map, as in `educe.discover.dct`: from one pass, with the ``u``
-of the pass before, ``u ← normalise Δ(R φ)`` and ``φ ← g = ∂⟨u, Δ(R φ)⟩ / ∂φ``, then ``K`` times
+(arXiv 2606.29604, 2026). A fixed-point map, as in `educe.discover.dct`: from one pass, with the
+``u`` of the pass before, ``u ← normalise Δ(R φ)`` and ``φ ← g = ∂⟨u, Δ(R φ)⟩ / ∂φ``, then ``K``
+times
 
     S_ij = ⟨φ_i, φ_j⟩ / T + log ‖g_j‖,     φ_i ← normalise( φ_i - Σ_{j≠i} softmax_j(S_ij) φ_j )
 
