@@ -1,46 +1,58 @@
 """The speed of educe beside what else there is, on the embedded model; see docs/benchmarks.md.
 
     python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks.md]
+    python -m benchmarks.speed --gpu
 
 Everything that is compared runs in one process, in turns; times are medians over the turns. Peak
-memory comes from a fresh process for each case.
+memory comes from a fresh process for each case. What each family costs is in `benchmarks.families`,
+a model of 7B shape on a GPU in `benchmarks.gpu`.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
+import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from benchmarks import baselines
+from benchmarks import baselines, families, gpu
+from benchmarks.measuring import (
+    Aim,
+    Section,
+    cores,
+    flops,
+    in_turns,
+    machine,
+    markdown,
+    matmul_rates,
+    peak_memory,
+    per_step,
+    show,
+    spread,
+    write,
+)
 from educe.discover import search
 from educe.discover.melbo import MelboConfig
 from educe.discover.state import Progress, State
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
-from educe.model import LanguageModel, PromptBatch, load
+from educe.model import PromptBatch, load
 from educe.slice import Slice
 
 PROMPT = "Tell me a story about a dragon."
-BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 AIM_RATE, AIM_GENERATION = 0.8, 10.0
 
 
@@ -64,11 +76,11 @@ class Settings:
     """
 
     n: int = 64
-    steps: int = 20
+    steps: int = 8
     alone: int = 8
     tokens: int = 24
     written: int = 64
-    repeats: int = 3
+    repeats: int = 1
     radius: float = 8.0
     strength: float = 24.0
     source: int = 5
@@ -78,128 +90,6 @@ class Settings:
 
 
 QUICK = {"n": 8, "steps": 3, "alone": 2, "tokens": 8, "written": 8, "repeats": 1}
-
-
-@dataclass
-class Section:
-    """One table of the report."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-class Aim(NamedTuple):
-    """Something the project wants to reach, and whether it does."""
-
-    what: str
-    reached: str
-    met: bool | None  #: None where it was not measured
-
-
-# -- measuring -----------------------------------------------------------------------------------
-
-
-def in_turns(
-    cases: dict[str, Callable[[], Any]], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Run the cases in turns; return the seconds of each turn and what each gave last."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    given = {}
-    for _ in range(repeats):
-        for name, case in cases.items():
-            begin = time.perf_counter()
-            given[name] = case()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds, given
-
-
-def spread(times: list[float], scale: float = 1.0) -> str:
-    """Write the median of some times, with the range when there are several."""
-    text = f"{statistics.median(times) * scale:.2f} s"
-    if len(times) == 1:
-        return text
-    return f"{text} ({min(times) * scale:.2f} to {max(times) * scale:.2f})"
-
-
-def _attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
-    """Count a causal attention: half of the two products of queries with keys and with values."""
-    b, h, q, d = query
-    return 2 * b * h * q * key[2] * d
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, *rest: Any, **options: Any) -> int:
-    return 2 * _attention(query, key, None)
-
-
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-def flops(run: Callable[[], Any]) -> int:
-    """Count the floating-point operations of a call: linear layers and attention."""
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def per_step(lm: LanguageModel, run: Callable[[int], Any]) -> tuple[float, float, float]:
-    """Count GFLOP and block passes, forward and backward, of one step: two steps less one."""
-    counts = []
-    for steps in (1, 2):
-        with baselines.counting(lm) as passes:
-            work = flops(partial(run, steps))
-        counts.append((work / 1e9, passes["forward"], passes["backward"]))
-    one, two = counts
-    return two[0] - one[0], two[1] - one[1], two[2] - one[2]
-
-
-def matmul_rates(part: Slice, rows: int, repeats: int) -> tuple[float, float]:
-    """Measure the rate of the slice's own matrix products, in GFLOP/s.
-
-    Every weight of its linear layers, in their order, times ``rows`` rows: the products of the
-    forward pass, and those of the backward pass with respect to activations.
-    """
-    blocks = part.lm.blocks[part.source + 1 : part.target + 1]
-    weights = [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
-    widths = {width for weight in weights for width in weight.shape}
-    into = {width: torch.randn(rows, width) for width in widths}
-    out = {width: torch.empty(rows, width) for width in widths}
-
-    def forward() -> None:
-        for weight in weights:
-            torch.mm(into[weight.shape[1]], weight.T, out=out[weight.shape[0]])
-
-    def backward() -> None:
-        for weight in weights:
-            torch.mm(into[weight.shape[0]], weight, out=out[weight.shape[1]])
-
-    with torch.no_grad():
-        forward()
-        backward()
-        seconds, _ = in_turns({"forward": forward, "backward": backward}, repeats)
-    work = 2 * rows * sum(weight.numel() for weight in weights) / 1e9
-    ahead, back = (work / statistics.median(seconds[name]) for name in ("forward", "backward"))
-    return ahead, back
-
-
-def peak_memory() -> int:
-    """Return the most memory this process has held, in bytes.
-
-    ``ru_maxrss`` of a child starts from its parent's on Linux, so the kernel's own count for this
-    program comes first.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 # -- what is run ---------------------------------------------------------------------------------
@@ -597,7 +487,17 @@ MEMORY: dict[str, tuple[str, Callable[[Bench], Any]]] = {
         "generation, transformers with a hook, {n} rows in one batch",
         lambda bench: bench.hooked_generate(bench.settings.n, bench.settings.n),
     ),
-}
+} | {f"family-{method}": ("", partial(families.in_memory, method)) for method in families.METHODS}
+
+
+def peak_of(case: str, settings: Settings) -> int | None:
+    """Measure the peak memory of a case in a process of its own; None where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", "--memory", case,
+         "--settings", json.dumps(asdict(settings))],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    return None if done.returncode else int(done.stdout.split()[-1])
 
 
 def memory(settings: Settings, version: str | None) -> Section:
@@ -605,17 +505,12 @@ def memory(settings: Settings, version: str | None) -> Section:
     table = Section("Peak memory of a fresh process", ["", "GB", "above the loaded model"])
     base = 0
     for case, (label, _) in MEMORY.items():
-        if case == "batched-melbo" and not version:
+        if not label or (case == "batched-melbo" and not version):
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.speed", "--memory", case,
-             "--settings", json.dumps(asdict(settings))],
-            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-        if done.returncode:
+        peak = peak_of(case, settings)
+        if peak is None:
             table.rows.append([label.format(n=settings.n), "failed", ""])
             continue
-        peak = int(done.stdout.split()[-1])
         base = base or peak
         above = "" if case == "loaded" else f"{(peak - base) / 1e9:.2f}"
         table.rows.append([label.format(n=settings.n), f"{peak / 1e9:.2f}", above])
@@ -623,88 +518,10 @@ def memory(settings: Settings, version: str | None) -> Section:
     return table
 
 
-def machine(settings: Settings, load_before: float | None) -> str:
-    """Say what the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    gigabytes = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-        gigabytes = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
-    except (OSError, ValueError):
-        pass
-    busy = "" if load_before is None else f"; load average before the run {load_before:.2f}"
-    return (
-        f"{datetime.date.today().isoformat()}; {name} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{settings.threads} thread{'s' if settings.threads > 1 else ''} on {cores()} "
-        f"core{'s' if cores() > 1 else ''}{gigabytes}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {settings.repeats} "
-        f"turn{'s, medians' if settings.repeats > 1 else ''}{busy}."
-    )
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def show(sections: list[Section], aims: list[Aim], where: str, console: Console) -> None:
-    """Print the report."""
-    console.print(where)
-    for section in sections:
-        table = Table(title=section.title, title_justify="left")
-        for column in section.columns:
-            table.add_column(column)
-        for row in section.rows:
-            table.add_row(*row)
-        console.print()
-        console.print(table)
-        for note in section.notes:
-            console.print(note.replace("\\*", "*"), style="dim", markup=False)
-    console.print()
-    for aim in aims:
-        word = {True: "met", False: "NOT met", None: "not measured"}[aim.met]
-        console.print(f"{word}: {aim.what} ({aim.reached})", markup=False)
-
-
-def markdown(sections: list[Section], aims: list[Aim], where: str) -> str:
-    """Write the report as markdown."""
-    lines = [f"Measured {where}", ""]
-    lines += ["| aim | reached | |", "|---|---|---|"]
-    words = {True: "met", False: "**not met**", None: "not measured"}
-    lines += [f"| {aim.what} | {aim.reached} | {words[aim.met]} |" for aim in aims]
-    for section in sections:
-        lines += ["", f"**{section.title}**", ""]
-        lines.append("| " + " | ".join(section.columns) + " |")
-        lines.append("|" + "---|" * len(section.columns))
-        lines += ["| " + " | ".join(row) + " |" for row in section.rows]
-        for note in section.notes:
-            lines += ["", note]
-    return "\n".join(lines)
-
-
-def write(path: Path, text: str) -> None:
-    """Put the report between the two markers of a file.
-
-    Raises:
-        SystemExit: The file has no markers.
-    """
-    before = path.read_text(encoding="utf-8")
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} has no lines {BEGIN} and {END} between which to write")
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short form that proves nothing")
+    parser.add_argument("--gpu", action="store_true", help="a model of 7B shape, on a GPU")
     parser.add_argument("--threads", type=int, help="threads of torch; by default every core")
     parser.add_argument("--steps", type=int, help=f"steps of MELBO ({Settings.steps})")
     parser.add_argument("--repeats", type=int, help=f"turns ({Settings.repeats})")
@@ -714,6 +531,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick and asked.write:
         parser.error("--quick proves nothing, so there is nothing to write")
+
+    if asked.gpu:
+        gpu.main(quick=asked.quick)
+        return
 
     chosen: dict[str, Any] = {"threads": cores()} | (QUICK if asked.quick else {})
     given = {key: getattr(asked, key) for key in ("threads", "steps", "repeats")}
@@ -752,9 +573,20 @@ def main() -> None:
         found, discovery_aims = discovery(bench, version)
         status.update("memory")
         held = memory(settings, version)
-    sections = [*found, written, rate, held]
+        status.update("every family")
+        budget = families.QUICK if asked.quick else families.Settings()
+        loaded = peak_of("loaded", settings) or 0
+        costs = families.costs(
+            bench.lm,
+            bench.batch,
+            budget,
+            lambda method: (peak_of(f"family-{method}", settings) or math.nan) - loaded,
+        )
+        status.update("how cost grows")
+        grows = families.growth(bench.lm, budget)
+    sections = [costs, grows, *found, written, rate, held]
     aims = [rate_aim, generation_aim, *discovery_aims]
-    where = machine(settings, load_before)
+    where = machine(settings.threads, settings.repeats, load_before)
     show(sections, aims, where, console)
     if asked.write:
         write(asked.write, markdown(sections, aims, where))

@@ -121,6 +121,7 @@ RANKS = {
     "generation": 3,
     "discover": 4,
     "radius": 4,
+    "contrast": 4,
     "judge": 4,
     "cluster": 4,
     "organisms": 4,

@@ -26,11 +26,12 @@ from educe import cli
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.job import Settings
+from educe.perturb import PerturbationSet
 from educe.runs import Run
 from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
-COMMANDS = ("discover", "methods", "show", "report", "demo")
+COMMANDS = ("discover", "methods", "contrast", "show", "report", "demo")
 PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
 
 
@@ -409,6 +410,31 @@ def test_given_perturbations_reach_the_settings(
     assert "none.safetensors" in refused("discover", "Hi.", "--given", "none.safetensors")
 
 
+def test_supervised_vectors_and_their_control_go_through_the_job(
+    model: Path, asked: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("A code, please.\nWhat is the code?\nTell me the code.\n")
+    (tmp_path / "b.txt").write_text("A song, please.\nWhat is the song?\nTell me the song.\n")
+    sets = ["--positive", tmp_path / "a.txt", "--negative", tmp_path / "b.txt"]
+    for name, words in {"means": sets, "said": ["Tell me.", "--say", "abc"]}.items():
+        options = ["--model", model, "--device", "cpu", "-n", 2, "--radius", 5]
+        ended = educe("contrast", *words, *options, "--out", tmp_path / name, "--json")
+        assert ended.status == 0, ended.err
+        files = ended.data
+        found, control = (PerturbationSet.load(files[role]) for role in ("given", "control"))
+        assert (found.kind, found.radius.unique().tolist()) == (control.kind, [5.0])
+        assert {found.method, control.method} in (
+            {"difference_of_means", "shuffled_labels"},
+            {"optimised", "shuffled_target"},
+        )
+        given = ["--given", files["given"], "--control", files["control"]]
+        done = educe(*asked, *given, "--out", tmp_path / f"run-{name}", "--json")
+        assert done.status == 0, done.err
+        assert len(done.data["perturbations"]) == len(found) + len(control)
+        assert done.data["facts"]["method"] == found.method
+    assert "give one" in refused("contrast", *words, *options[:-1], "5,6", begun=True)
+
+
 def test_settings_of_a_method_keep_their_type(given: Callable[..., tuple[Settings, Path]]) -> None:
     words = ["--set", "steps=4", "--set", "step=1", "--set=root=1.5", "--set", "orthogonal=true"]
     settings, _ = given("discover", "Hi.", "--method", "melbo", *words)
@@ -494,7 +520,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
         (["discover", "Hi.", "-n", "0"], "at least 1"),
-        (["discover", "Hi.", "--method", "pca"], "unknown: use "),
+        (["discover", "Hi.", "--method", "pca"], "is unknown: use"),
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),
         (["discover", "Hi.", "--set", "speed=3"], "iterations, init, projections"),
@@ -513,6 +539,11 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "--resume"], "--out"),
         (["discover", "--resume", "--out", "nowhere"], "nowhere"),
         (["discover", "--resume", "--out", "nowhere", "-n", "5"], "--resume"),
+        (["contrast"], "--say"),
+        (["contrast", "--say", "a"], "no prompt"),
+        (["contrast", "Hi.", "--positive", "a.txt", "--negative", "a.txt"], "--say"),
+        (["contrast", "--positive", "a.txt", "--say", "a"], "--negative"),
+        (["contrast", "--positive", "a.txt", "--negative", "b.txt"], "a.txt"),
         (["show"], "RUN"),
         (["show", "nowhere"], "nowhere"),
         (["show", "nowhere", "x"], "x"),

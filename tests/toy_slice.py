@@ -89,6 +89,15 @@ class ToySlice:
     def unit(self) -> float:
         return self.mean_norm
 
+    def curvature(self) -> Tensor:
+        """Return the dense second derivative at zero, ``[width, width, width]``, outputs first."""
+
+        def slopes(theta: Tensor) -> Tensor:
+            return torch.autograd.functional.jacobian(self.delta, theta, create_graph=True)
+
+        zero = torch.zeros(self.width, dtype=self.work_dtype)
+        return torch.autograd.functional.jacobian(slopes, zero)
+
     # -- as in `Slice` ---------------------------------------------------------------------------
 
     def shift(self, theta: Tensor, chunk: Chunk | None = None) -> Shift:
@@ -114,6 +123,27 @@ class ToySlice:
     def vjp(self, theta: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         _, gradient = self.value_and_grad(theta, lambda shift: (shift.mean * cotangent).sum(1))
         return self.effect(theta), gradient
+
+    def hvp(self, theta: Tensor, cotangent: Tensor, tangent: Tensor) -> Tensor:
+        def slope(at: Tensor) -> Tensor:
+            return torch.func.vjp(self.delta, at)[1](cotangent)[0]
+
+        return self._finite(torch.func.jvp(slope, (theta,), (tangent,))[1])
+
+    def second_derivative(self, theta: Tensor, tangent: Tensor) -> Tensor:
+        def moved(at: Tensor) -> Tensor:
+            return torch.func.jvp(self.delta, (at,), (tangent,))[1]
+
+        return self._finite(torch.func.jvp(moved, (theta,), (tangent,))[1])
+
+    def gram(self, theta: Tensor, tangent: Tensor) -> Tensor:
+        read = self.read[None, :, :, None]
+        _, moved = torch.func.jvp(lambda at: self.values(at) * read, (theta,), (tangent,))
+
+        def project(shift: Shift) -> Tensor:
+            return (shift.values * moved[:, shift.chunk.start : shift.chunk.stop]).sum((1, 2, 3))
+
+        return self.value_and_grad(theta, project)[1]
 
     def value_and_grad(
         self, theta: Tensor, objective: Callable[[Shift], Tensor]

@@ -20,11 +20,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.cpe import CpeConfig
     from educe.discover.dct import DctConfig
+    from educe.discover.linear import LinearDctConfig
     from educe.discover.lora import LoraConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.power import PowerConfig
+    from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
@@ -39,10 +43,15 @@ if TYPE_CHECKING:
     from educe.summary import Summary, summarise
 
 _HOME = {
+    "difference_of_means": "educe.contrast",
+    "optimised": "educe.contrast",
     "CpeConfig": "educe.discover.cpe",
     "DctConfig": "educe.discover.dct",
+    "LinearDctConfig": "educe.discover.linear",
     "LoraConfig": "educe.discover.lora",
     "MelboConfig": "educe.discover.melbo",
+    "QuadraticDctConfig": "educe.discover.quadratic",
+    "PowerConfig": "educe.discover.power",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -83,11 +92,14 @@ __all__ = [
     "EduceError",
     "Kind",
     "LanguageModel",
+    "LinearDctConfig",
     "LoraConfig",
     "MelboConfig",
     "Origin",
     "PerturbationSet",
+    "PowerConfig",
     "PromptBatch",
+    "QuadraticDctConfig",
     "RandomConfig",
     "Row",
     "Run",
@@ -101,9 +113,11 @@ __all__ = [
     "adapters",
     "begin",
     "calibrate",
+    "difference_of_means",
     "discover_behaviours",
     "generate",
     "load",
+    "optimised",
     "response",
     "rows_of",
     "search",

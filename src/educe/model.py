@@ -293,6 +293,7 @@ class LanguageModel:
         *,
         cache: Any = None,
         last: int = 1,
+        differentiable: bool = False,
     ) -> Float[Tensor, "r l v"]:
         """Run the model and return the logits of the last positions.
 
@@ -301,6 +302,7 @@ class LanguageModel:
             mask: 1 for tokens and 0 for padding, over the cached and the new tokens.
             cache: A transformers cache, filled in place.
             last: For how many positions logits are computed; 0 for all.
+            differentiable: Keep what is needed to differentiate by something put in by a hook.
         """
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in self._takes:
@@ -312,7 +314,7 @@ class LanguageModel:
             arguments["use_cache"] = cache is not None
         if cache is not None:
             arguments["past_key_values"] = cache
-        with torch.no_grad():
+        with torch.set_grad_enabled(differentiable):
             logits: Tensor = self.hf(**arguments).logits
         return logits[:, -last:] if last else logits
 

@@ -10,6 +10,10 @@ leaving block ``target``, averaged over prompts and read-out positions,
 The slice asks the model how it calls its own blocks: it lets the model's forward run over the rows
 with every block replaced by a recorder, and replays with the arguments recorded. So masks, rotary
 angles and whatever else an architecture hands to its blocks are the model's own, for these rows.
+
+Tokens before the first perturbed one are the same whatever the perturbation. Where blocks know the
+past by keys and values alone, one unperturbed run leaves those in the model's own cache, and only
+the tokens from the first perturbed one on are replayed.
 """
 
 from __future__ import annotations
@@ -17,14 +21,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe import positions as where
 from educe.blocks import Call, replaced, stream_in, stream_out
@@ -35,6 +42,15 @@ from educe.model import LanguageModel, PromptBatch
 # Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
 # out-of-memory error halves it.
 TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
+
+# For so many shapes of a batch it is remembered how the model calls its blocks; asking again costs
+# a hundredth of a replay, masks and rotary angles that are kept cost memory.
+CALLS_KEPT = 8
+
+# What of a block's past is keys and values, one for each token, and nothing else.
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
+
+T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
@@ -119,8 +135,8 @@ class Slice:
         self._weights = share / share.sum(1, keepdim=True) / len(batch)
         self._read = read
         self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
-        self._calls: dict[tuple[int, int, int], list[Call]] = {}
         self._run_unperturbed()
+        self._run_past()
 
     def on(self, kind: Kind) -> Slice:
         """Return the same slice for perturbations of another kind.
@@ -136,6 +152,8 @@ class Slice:
             )
         part = copy.copy(self)
         part._take(kind)
+        if kind.positions != self.positions:
+            part._run_past()
         return part
 
     def _take(self, kind: Kind) -> None:
@@ -190,20 +208,55 @@ class Slice:
         return torch.float64 if self.lm.dtype == torch.float64 else torch.float32
 
     def _run_unperturbed(self) -> None:
-        starts, rests = [], []
-        step = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
-        for at in range(0, len(self.batch), step):
-            ids, mask = self.batch.ids[at : at + step], self.batch.mask[at : at + step]
+        def run(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             with self.lm.watching([self.source, self.target]) as streams:
                 self.lm.forward(ids, mask)
-            starts.append(streams[self.source])
-            rests.append(streams[self.target][:, self._window :])
+            return streams[self.source], streams[self.target][:, self._window :]
+
+        starts, rests = zip(*self._over_prompts(run), strict=True)
         self.start, self.rest = torch.cat(starts), torch.cat(rests).to(self.work_dtype)
         self.counted = self.batch.mask.bool().cpu().clone()
         if self.counted.sum() > len(self.counted):  # else every prompt is a single token
             self.counted[range(len(self.counted)), self.counted.int().argmax(1)] = False
         norms = self.start.float().norm(dim=-1)
         self.mean_norm = float(norms[self.counted.to(norms.device)].mean())
+
+    def _run_past(self) -> None:
+        """Fill a cache with the tokens before the first that is perturbed, if blocks can use it."""
+
+        def run(ids: Tensor, mask: Tensor) -> DynamicCache:
+            cache = DynamicCache(config=self.lm.unwrapped.config)
+            self.lm.forward(ids[:, : self._first], mask[:, : self._first], cache=cache)
+            return cache
+
+        self._calls: dict[tuple[int, int, int], list[Call]] = {}
+        self._past: DynamicCache | None = None
+        self._first = int(self._perturbed.any(0).int().argmax())
+        inside = slice(self.source + 1, self.target + 1)
+        plain = DynamicCache(config=self.lm.unwrapped.config).layers[inside]
+        if not all(type(layer) in KEYS_AND_VALUES for layer in plain):
+            self._first = 0
+        if not self._first:
+            return
+        self._past, *others = self._over_prompts(run)
+        for layer, *more in zip(*(c.layers[inside] for c in (self._past, *others)), strict=True):
+            layer.keys = torch.cat([layer.keys, *(other.keys for other in more)])
+            layer.values = torch.cat([layer.values, *(other.values for other in more)])
+
+    def _over_prompts(self, run: Callable[[Tensor, Tensor], T]) -> list[T]:
+        """Run all prompts, as many at once as fit; halve on out-of-memory."""
+        tokens, done, at = self.batch.ids.shape[1], [], 0
+        while at < len(self.batch):
+            rows = min(max(1, self.tokens_per_chunk // tokens), len(self.batch) - at)
+            try:
+                done.append(run(self.batch.ids[at : at + rows], self.batch.mask[at : at + rows]))
+            except RuntimeError as error:
+                if rows == 1 or not should_reduce_batch_size(error):
+                    raise
+                self.tokens_per_chunk = rows // 2 * tokens
+                continue
+            at += rows
+        return done
 
     # -- what the slice offers ---------------------------------------------------------------
 
@@ -214,6 +267,8 @@ class Slice:
         Raises:
             EffectError: An effect is NaN or infinite.
         """
+        if not len(theta):
+            return theta.new_zeros(0, self.width)
         return self._summed(theta, lambda chunk: self.shift(theta, chunk).mean.to(theta))
 
     @torch.no_grad()
@@ -249,13 +304,8 @@ class Slice:
                 moved = out.tangent if out.tangent is not None else torch.zeros_like(out.primal)
                 return torch.cat([out.primal, moved], 1).to(theta)
 
-        try:
+        with _forward_mode(self.lm):
             joined = self._summed(theta, both)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"{self.lm.name} has an operation without forward-mode derivative "
-                f"({str(error).splitlines()[0]}): use a method that needs no Jacobian product"
-            ) from error
         return joined[:, : self.width], joined[:, self.width :]
 
     def vjp(
@@ -269,6 +319,32 @@ class Slice:
             return (mean * rows.to(mean)).sum(1), mean
 
         return self._differentiated(theta, project)
+
+    def gram(
+        self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
+    ) -> Float[Tensor, "n s"]:
+        """Return ``JᵀJ tangent`` row by row, ``J`` the Jacobian of *every* read-out position.
+
+        Nothing is averaged: ``JᵀJ`` is the sum over prompts and read-out positions. Exact: one
+        forward-mode pass and one backward pass.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no forward-mode derivative.
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            rows = slice(chunk.first, chunk.last)
+            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
+                dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
+                moved = forward_ad.unpack_dual(self._shift(dual, chunk).values).tangent
+            at = theta[rows].detach().clone().requires_grad_(True)
+            with torch.enable_grad():
+                values = self._shift(at, chunk).values
+                return torch.autograd.grad(values, at, moved)[0]
+
+        with _forward_mode(self.lm):
+            return self._summed(theta, run)
 
     def value_and_grad(
         self, theta: Float[Tensor, "n s"], objective: Callable[[Shift], Float[Tensor, "n"]]
@@ -290,6 +366,72 @@ class Slice:
 
         value, gradient = self._differentiated(theta, alone)
         return value[:, 0], gradient
+
+    def hvp(
+        self,
+        theta: Float[Tensor, "n d"],
+        cotangent: Float[Tensor, "n d"],
+        tangent: Float[Tensor, "n d"],
+    ) -> Float[Tensor, "n d"]:
+        """Return the Hessian of ``⟨cotangent, Δ⟩`` at ``θ`` times ``tangent``, row by row, exactly.
+
+        Reverse mode over reverse mode, twice as much work as `vjp`.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no second derivative.
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            at, u, v = (x[chunk.first : chunk.last] for x in (theta, cotangent, tangent))
+            at = at.detach().clone().requires_grad_(True)
+            slope = self._slope(at, u, chunk)
+            return torch.autograd.grad((slope * v).sum(), at)[0]
+
+        return self._twice(theta, run)
+
+    def second_derivative(
+        self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n d"]:
+        """Return the second derivative of ``Δ(θ + ε tangent)`` in ``ε`` at zero, row by row.
+
+        Exactly, as the derivative in ``w`` of ``⟨tangent, hvp(θ, w, tangent)⟩``, which is linear in
+        it: reverse mode three times over, in seven times the memory of `vjp`. Nested forward mode
+        needs less of it but no less time, and PyTorch's leaves a term out of LayerNorm's second
+        derivative without a word (pytorch/pytorch#196700; #198017 has more of the kind).
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no second derivative.
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            at, v = (x[chunk.first : chunk.last] for x in (theta, tangent))
+            at = at.detach().clone().requires_grad_(True)
+            w = torch.zeros_like(at, requires_grad=True)
+            slope = self._slope(at, w, chunk)
+            (bend,) = torch.autograd.grad((slope * v).sum(), at, create_graph=True)
+            return torch.autograd.grad((bend * v).sum(), w)[0]
+
+        return self._twice(theta, run)
+
+    def _slope(self, theta: Tensor, cotangent: Tensor, chunk: Chunk) -> Tensor:
+        """Return the gradient of ``⟨cotangent, Δ⟩``, itself differentiable."""
+        mean = self._shift(theta, chunk).mean
+        return torch.autograd.grad((mean * cotangent.to(mean)).sum(), theta, create_graph=True)[0]
+
+    def _twice(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
+        """Sum over chunks what takes second derivatives."""
+        try:
+            with torch.enable_grad(), _plain_kernels(self.lm):
+                return self._summed(theta, lambda chunk: run(chunk).detach())
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise ModelError(
+                f"{self.lm.name} has an operation without second derivative "
+                f"({str(error).splitlines()[0]}): use a method that needs first derivatives only"
+            ) from error
 
     def _differentiated(
         self, theta: Tensor, objective: Callable[[Shift], tuple[Tensor, Tensor]]
@@ -370,27 +512,30 @@ class Slice:
     # -- the replay --------------------------------------------------------------------------
 
     def _shift(self, theta: Tensor, chunk: Chunk) -> Shift:
-        prompts = slice(chunk.start, chunk.stop)
-        start, rest = self.start[prompts], self.rest[prompts]
+        prompts, tokens = slice(chunk.start, chunk.stop), slice(self._first, None)
+        start, rest = self.start[prompts, tokens], self.rest[prompts]
         n, (p, t, d) = len(theta), start.shape
         rows = [
             [Row(i, j) for j in range(chunk.start, chunk.stop)]
             for i in range(chunk.first, chunk.last)
         ]
         mask = self.batch.mask[prompts]
-        added = self.kind.added(theta.to(start), rows, mask.cumsum(1) * mask - 1)
+        added = self.kind.added(theta.to(start), rows, (mask.cumsum(1) * mask - 1)[:, tokens])
         stream = start.expand(n, p, t, d)
         if added is not None:
-            at = self._perturbed[prompts].to(start.device)
+            at = self._perturbed[prompts, tokens].to(start.device)
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
         arguments = self._arguments(n, chunk)
-        with self.kind.changing(self.lm, theta, rows):
+        with self.kind.changing(self.lm, theta, rows), self._remembering(n, chunk):
             for block, call in zip(self._between(), arguments, strict=True):
                 stream = stream_out(block(stream, *call.args, **call.kwargs))
-        came = stream[:, self._window :].reshape(n, p, -1, d).to(self.rest)
-        read = self._read[prompts].to(came.device)[None, :, :, None]
-        return Shift((came - rest) * read, self._weights[prompts].to(came.device), chunk)
+        # Tokens that are read but come before the first perturbed one stay as they were.
+        still = max(0, self._first - self._window)
+        came = stream[:, self._window + still - self._first :].reshape(n, p, -1, d).to(self.rest)
+        read = self._read[prompts, still:].to(came.device)[None, :, :, None]
+        moved = F.pad((came - rest[:, still:]) * read, (0, 0, still, 0))
+        return Shift(moved, self._weights[prompts].to(came.device), chunk)
 
     def _between(self) -> list[Any]:
         return self.lm.blocks[self.source + 1 : self.target + 1]
@@ -399,19 +544,39 @@ class Slice:
         """Return how the model calls the slice's blocks for ``n`` perturbations on some prompts."""
         key = (n, chunk.start, chunk.stop)
         if key not in self._calls:
-            ids = self.batch.ids[chunk.start : chunk.stop].repeat(n, 1)
+            ids = self.batch.ids[chunk.start : chunk.stop, self._first :].repeat(n, 1)
             mask = self.batch.mask[chunk.start : chunk.stop].repeat(n, 1)
             with _recording(self.lm, self.source, self.target) as calls:
-                self.lm.forward(ids, mask)
+                self.lm.forward(ids, mask, cache=self._past)
+            if len(self._calls) == CALLS_KEPT:
+                del self._calls[next(iter(self._calls))]
             self._calls[key] = calls
         return self._calls[key]
+
+    @contextmanager
+    def _remembering(self, n: int, chunk: Chunk) -> Iterator[None]:
+        """Let the cache that blocks were called with hold the past of some rows, for a replay."""
+        if self._past is None:
+            yield
+            return
+        kept = self._past.layers
+        self._past.layers = [copy.copy(layer) for layer in kept]
+        for layer in self._past.layers[self.source + 1 : self.target + 1]:
+            layer.keys, layer.values = (
+                known[chunk.start : chunk.stop].expand(n, -1, -1, -1, -1).flatten(0, 1)
+                for known in (layer.keys, layer.values)
+            )
+        try:
+            yield
+        finally:
+            self._past.layers = kept
 
 
 @contextmanager
 def _plain_kernels(lm: LanguageModel) -> Iterator[None]:
     """Compute attention and experts from elementary operations.
 
-    The fused kernels of both have no forward-mode derivative.
+    The fused kernels of both have neither a forward-mode nor a second derivative.
     """
     before = getattr(lm.unwrapped.config, "_experts_implementation", None)
     switch = before == "grouped_mm" and lm.unwrapped._can_set_experts_implementation()
@@ -423,6 +588,18 @@ def _plain_kernels(lm: LanguageModel) -> Iterator[None]:
     finally:
         if switch:
             lm.unwrapped.set_experts_implementation(before)
+
+
+@contextmanager
+def _forward_mode(lm: LanguageModel) -> Iterator[None]:
+    """Say which model cannot be differentiated in forward mode."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{lm.name} has an operation without forward-mode derivative "
+            f"({str(error).splitlines()[0]}): use a method that needs no Jacobian product"
+        ) from error
 
 
 class _Reached(BaseException):

@@ -198,6 +198,22 @@ def test_the_optimum_on_linear_maps_is_their_top_right_singular_vector() -> None
     torch.testing.assert_close(found["score.objective"], top, rtol=1e-5, atol=0)
 
 
+def test_at_a_small_radius_the_optimum_is_the_top_right_singular_vector() -> None:
+    part, radius = toy(), 1e-4
+    config = MelboConfig(step=0.05, steps=300, tolerance=-math.inf)
+    found, _ = run(part, 2, config, radius=radius)
+    read = torch.tensor(READ, dtype=torch.bool)
+    zero = torch.zeros(WIDTH, dtype=torch.float64)
+    stacked = torch.autograd.functional.jacobian(lambda row: part.values(row[None])[0][read], zero)
+    _, values, right = torch.linalg.svd(stacked.flatten(0, 1))
+    assert float(cosines(found["directions"], right[:1]).min()) > 1 - 1e-6
+    top = torch.full_like(found["score.objective"], float((radius * values[0]) ** 2))
+    torch.testing.assert_close(found["score.objective"], top, rtol=1e-3, atol=0)
+    # At a large one it is not: the map is curved.
+    far, _ = run(part, 2, config, radius=2.0)
+    assert float(cosines(far["directions"], right[:1]).max()) < 0.99
+
+
 def test_orthogonal_vectors_span_the_top_singular_subspace_of_a_linear_map() -> None:
     matrix = with_singular_values([5, 4.5, 4, 2, 1.5, 1, 0.8, 0.6])
     config = MelboConfig(step=0.05, steps=600, tolerance=-math.inf, orthogonal=True)

@@ -16,23 +16,29 @@ from educe import discover
 from educe.discover import METHODS, search
 from educe.discover.cpe import CpeConfig
 from educe.discover.dct import DctConfig
+from educe.discover.linear import LinearDctConfig
 from educe.discover.lora import LoraConfig
 from educe.discover.melbo import MelboConfig
+from educe.discover.power import PowerConfig
+from educe.discover.quadratic import QuadraticDctConfig
 from educe.discover.state import Progress, State
 from educe.errors import EffectError, MethodError, RadiusError
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.slice import Slice
-from toy_slice import ToySlice, linear, normal
+from toy_slice import ToySlice, cosines, normal
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = [[1, 1, 1], [1, 1, 1], [0, 1, 1]]  # the last three tokens of each
 FEW: dict[str, Any] = {
     "random": None,
     "dct": DctConfig(iterations=3),
+    "dct-linear": LinearDctConfig(mode="projected", projections=5, steps=3),
+    "dct-quadratic": QuadraticDctConfig(iterations=3),
     "melbo": MelboConfig(steps=3),
     "cpe": CpeConfig(iterations=3, blocks=2),
     "lora": LoraConfig(steps=3, rank=2),
+    "power": PowerConfig(iterations=3, padding=1, tolerance=0.0),
 }
 every_method = pytest.mark.parametrize("method", list(METHODS))
 of_vectors = pytest.mark.parametrize("method", [m for m in METHODS if m not in ("cpe", "lora")])
@@ -55,9 +61,9 @@ def shifts(hf: Any, theta: Tensor) -> Tensor:
     return moved
 
 
-def toy(*, scale: float = 1.0) -> Any:
-    matrix = normal(6, 6)
-    return ToySlice(lambda theta: (theta @ matrix.T / scale).tanh(), 6)
+def toy() -> Any:
+    first, second = normal(6, 6), normal(6, 6, seed=1)
+    return ToySlice(lambda theta: (theta @ first.T).tanh() + 0.1 * (theta @ second.T).square(), 6)
 
 
 # -- on a model ----------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, meth
         torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("method", ["dct", "melbo"])
+@pytest.mark.parametrize("method", ["dct", "dct-linear", "melbo"])
 def test_a_method_finds_in_a_slice_what_it_finds_in_the_whole_model(
     lm_of: Callable[..., LanguageModel], method: str
 ) -> None:
@@ -124,7 +130,14 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "unit": part.mean_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
     }
-    named = {"random": {"effect"}, "dct": {"effect", "alpha"}, "melbo": {"effect", "objective"}}
+    named = {
+        "random": {"effect"},
+        "dct": {"effect", "alpha"},
+        "dct-linear": {"effect", "singular_value"},
+        "dct-quadratic": {"effect", "curvature"},
+        "melbo": {"effect", "objective"},
+        "power": {"effect", "singular_value", "gap", "band", "residual"},
+    }
     assert set(found.scores) == named[method]
     for values in found.scores.values():
         assert values.shape == (3,)
@@ -139,7 +152,10 @@ def test_the_same_seed_gives_the_same_perturbations(method: str) -> None:
         search(toy(), method, n=4, radius=0.5, seed=seed, config=FEW[method]) for seed in (1, 1, 2)
     )
     assert torch.equal(first.directions, again.directions)
-    assert not torch.equal(first.directions, other.directions)
+    if method == "power":  # singular vectors are what they are, whatever the search began with
+        assert float(cosines(first.directions, other.directions).diagonal().min()) > 1 - 1e-6
+    else:
+        assert not torch.equal(first.directions, other.directions)
     for name, values in first.scores.items():
         assert torch.equal(values, again.scores[name])
 
@@ -167,7 +183,7 @@ def test_resuming_at_any_step_changes_nothing(method: str) -> None:
         return search(toy(), method, n=3, radius=0.5, config=FEW[method], **more)
 
     whole = run(on_step=keep)
-    assert len(states) == (1 if method == "random" else 3)
+    assert len(states) == {"random": 1, "power": 2}.get(method, 3)  # two blocks fill the width
     for taken, state in enumerate(list(states), start=1):
         states.clear()
         resumed = run(state=state, on_step=keep)
@@ -197,7 +213,7 @@ def test_on_step_hears_of_every_step_and_of_the_end() -> None:
 
 @every_method
 def test_settings_are_the_methods_own_unless_given(method: str) -> None:
-    found = search(linear(normal(4, 4)), method, n=2, radius=1.0)  # type: ignore[arg-type]
+    found = search(toy(), method, n=2, radius=1.0)
     assert found.config == asdict(METHODS[method].config())
 
 
@@ -230,6 +246,6 @@ def test_a_radius_that_is_none_is_an_error(method: str, radius: float) -> None:
 
 @every_method
 def test_an_effect_that_is_no_number_is_an_error(method: str) -> None:
-    part = ToySlice(lambda theta: theta.square().square().exp(), 6)
+    part = ToySlice(lambda theta: theta.square().exp(), 6)
     with pytest.raises(EffectError):
         search(part, method, n=2, radius=1e3)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import cpe, dct, lora, melbo, random
+from educe.discover import cpe, dct, linear, lora, melbo, power, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Vectors
@@ -45,8 +45,13 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind),
     "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
+    "dct-quadratic": Method(
+        quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
+    ),
     "lora": Method(lora.LoraConfig, lora.start, lora.step, lora.finish, kind=lora.kind),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
+    "power": Method(power.PowerConfig, power.start, power.step, power.finish),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
 

@@ -25,6 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.discover.linear import (
+    jacobian_rows,
+    orthonormal,
+    random_probes,
+    singular_directions,
+)
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.slice import Slice
@@ -53,9 +59,10 @@ def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Gen
         raise MethodError(f"dct finds at most {part.width} factors here, the width of the stream")
     v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     if config.init == "jacobian":
-        known = _jacobian_rows(part, min(config.projections, part.width), draw)[:n]
-        v = torch.cat([known, v[len(known) :]])
-    effect = part.effect(radius * _orthogonal(v))
+        probes = random_probes(part, config.projections, draw)
+        _, known = singular_directions(jacobian_rows(part, probes))
+        v = torch.cat([known[:n], v[len(known) :]])
+    effect = part.effect(radius * orthonormal(v))
     u = effect / effect.norm(dim=1, keepdim=True)
     return State(directions=v, outputs=u, curve=torch.zeros(0, n, dtype=v.dtype, device=v.device))
 
@@ -64,7 +71,7 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
     """Apply the fixed-point map once; not beyond the last iteration."""
     if len(state["curve"]) >= config.iterations:  # a state that was saved after it
         return state, Progress(done=True)
-    v = _orthogonal(state["directions"])
+    v = orthonormal(state["directions"])
     effect, gradient = part.vjp(radius * v, state["outputs"])
     reached = (effect * state["outputs"]).sum(1)
     new = State(
@@ -100,16 +107,3 @@ def solve_alpha(
     """Return the factors' weights: ``K α = diag(U Δᵀ)``; factors that coincide share theirs."""
     kernel = (u @ u.T) * torch.expm1(v @ v.T)
     return torch.linalg.pinv(kernel, hermitian=True) @ (u * effect).sum(1)
-
-
-def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Orthonormalise row after row, each on its own side: an effect differs from its mirror's."""
-    q, r = torch.linalg.qr(v.T)
-    return torch.where(r.diagonal() < 0, -q, q).T
-
-
-def _jacobian_rows(part: Slice, n: int, draw: torch.Generator) -> Float[Tensor, "n d"]:
-    """Return the right singular vectors of ``n`` random rows of the Jacobian at zero, top first."""
-    w = _orthogonal(part.kind.draw(n, draw).to(part.device, part.work_dtype))
-    _, rows = part.vjp(torch.zeros_like(w), w)
-    return torch.linalg.svd(rows, full_matrices=False).Vh

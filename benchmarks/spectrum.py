@@ -1,0 +1,108 @@
+"""How exact `power` is, and what its search inside bands is worth; see docs/methods/power.md.
+
+    python -m benchmarks.spectrum [--n 64] [--source 0.33] [--target 0.6]
+
+The truth is the eigendecomposition, in double precision, of the product of ``JᵀJ`` with every unit
+vector. Block power iteration as published, which reads the last block alone, is run on that matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from educe.discover import power
+from educe.discover.power import PowerConfig
+from educe.discover.state import State
+from educe.model import load
+from educe.radius import calibrate
+from educe.slice import Slice
+
+PROMPT = "What is the code?"
+
+
+def main() -> None:
+    """Print both tables."""
+    ask = argparse.ArgumentParser(description=__doc__)
+    ask.add_argument("--n", type=int, default=64)
+    ask.add_argument("--source", type=float, default=0.33)
+    ask.add_argument("--target", type=float, default=0.6)
+    ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
+    options = ask.parse_args()
+    torch.set_num_threads(1)
+    lm = load("embedded", device="cpu", dtype=torch.float32)
+    part = Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
+    print(f"layers {part.source} to {part.target}, {part.batch.lengths[0]} tokens")
+    eye = torch.eye(part.width)
+    began = time.monotonic()
+    gram = torch.cat([part.gram(torch.zeros_like(some), some) for some in eye.split(48)]).double()
+    print(f"dense: {time.monotonic() - began:.0f} s")
+    exactness(part, gram, options.n)
+    bands(part, options.n, options.steps)
+
+
+def exactness(part: Slice, gram: Tensor, n: int) -> None:
+    """Print how near the vectors are to the true ones after each product."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    true = vectors.T.flip(0)[: n // 2]
+    config = PowerConfig()
+    print("singular values:", *(f"{v:.2f}" for v in values.flip(0)[: n // 2].sqrt().tolist()))
+    state = power.start(part, n, 1.0, config, torch.Generator().manual_seed(0))
+    block = state["basis"].double()
+    done, seconds = False, 0.0
+    while not done:
+        began = time.monotonic()
+        state, progress = power.step(part, 1.0, config, state)
+        seconds += time.monotonic() - began
+        done = progress.done
+        found = power.spectrum(state, config)
+        ours = (found.v.double() * true).sum(1).abs()
+        _, turn = torch.linalg.eigh(block @ gram @ block.T)
+        theirs = ((turn.T @ block).flip(0)[: n // 2] * true).sum(1).abs()
+        block = torch.linalg.qr((block @ gram).T).Q.T
+        shown = [
+            f"{name} {int((cosines > 0.99).sum())} of {len(true)} (worst {cosines.min():.4f})"
+            for name, cosines in (("here", ours), ("last block", theirs))
+        ]
+        print(
+            f"{len(state['curve'])} products, {seconds:.0f} s, cosine above 0.99:",
+            ", ".join(shown),
+            f"residual {found.residual.max():.4f}",
+            flush=True,
+        )
+
+
+def bands(part: Slice, n: int, steps: int) -> None:
+    """Print the largest effect in each band: of singular vectors, searched, and by chance."""
+    radius = calibrate(part).radius / 2
+    config = PowerConfig(search=steps)
+    draw = torch.Generator().manual_seed(0)
+    state, done = power.start(part, n, radius, config, draw), False
+    while not done:
+        state, progress = power.step(part, radius, config, state)
+        done = progress.done
+    without = State({name: values for name, values in state.items() if name != "turned"})
+    plain = power.finish(part, radius, config, without)
+    turned = power.finish(part, radius, config, state)
+    found = power.spectrum(state, config)
+    for band in found.band.unique().tolist():
+        inside = found.v[found.band == band]
+        if len(inside) < 2:
+            continue
+        # As many effects as the search looks at: each step two passes of the whole band.
+        chance = normalize(torch.randn(2 * steps * len(inside), len(inside), generator=draw), dim=1)
+        sizes = part.effect(radius * chance @ inside).norm(dim=1)
+        best = [float(f["score.effect"][f["score.band"] == band].max()) for f in (plain, turned)]
+        print(
+            f"band of {len(inside)}: singular {best[0]:.1f}, searched {best[1]:.1f}, "
+            f"best of {len(chance)} random in the band {float(sizes.max()):.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Power: the singular vectors of the slice's Jacobian, by block power iteration.
+
+    max over orthonormal v_1 … v_k of   Σ_i ‖J v_i‖²,      J: all read-out positions of all prompts
+
+Ayyub, "Power steering" (2026); the same mathematics as the linear DCT of Mack & Turner (2024).
+``JᵀJ`` is a sum over prompts and read-out positions, its products are exact, and all columns of the
+block, padding among them, are rows of one batch. Both signs of a vector are items, next to each
+other, the one of larger effect first.
+
+What differs from the reference code, and why:
+
+- Rayleigh-Ritz is over all blocks of the iteration, not the last alone (block Lanczos: Golub &
+  Underwood 1977; Musco & Musco 2015). The products are the same; what they show is not forgotten;
+- it ends when the residuals are small, not after five iterations, and says the residual of each;
+- vectors of nearly equal singular values are an arbitrary rotation of each other. They are numbered
+  as a band, and ``search`` turns them to those of largest effect. With a band's rows in order of
+  their effect ``‖Δ(R w)‖``,
+
+      W ← QR of the band's part of  J(R w)ᵀ Δ(R w)         (the gradient of ``½ ‖Δ(R w)‖²``),
+
+  the first climbs in the whole band, and each other one in what those before it leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from educe.discover.linear import both_signs, orthonormal
+from educe.discover.state import Progress, State
+from educe.errors import MethodError
+from educe.slice import Slice
+
+
+@dataclass(frozen=True)
+class PowerConfig:
+    """Settings of the power iteration.
+
+    Attributes:
+        iterations: The most products of ``JᵀJ`` with a block.
+        padding: Columns of the block beyond the vectors that are wanted.
+        tolerance: End when ``‖JᵀJ v - σ² v‖`` is below this share of ``σ²`` for each vector.
+        band: Neighbours whose singular values differ by less than this share are in one band.
+        search: Steps of the search inside each band; 0 leaves the singular vectors as they are.
+    """
+
+    iterations: int = 10
+    padding: int = 4
+    tolerance: float = 0.005
+    band: float = 0.05
+    search: int = 0
+
+
+class Spectrum(NamedTuple):
+    """The top of the spectrum of ``J``, as far as the products show it.
+
+    Attributes:
+        v: Right singular vectors, ``[vectors, width]``.
+        square: Their squared singular values.
+        gap: Relative distance of each singular value to the next.
+        residual: ``‖JᵀJ v - σ² v‖ / σ²``.
+        band: Number of the band that each is in.
+    """
+
+    v: Float[Tensor, "k d"]
+    square: Float[Tensor, "k"]
+    gap: Float[Tensor, "k"]
+    residual: Float[Tensor, "k"]
+    band: Int[Tensor, "k"]
+
+
+def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.Generator) -> State:
+    """Draw the first block."""
+    vectors = -(-n // 2)
+    if vectors > part.width:
+        raise MethodError(
+            f"power has {part.width} directions here, with two signs each: ask for at most "
+            f"{2 * part.width} perturbations"
+        )
+    if config.padding < 1:
+        raise MethodError("power needs padding of 1 or more, to tell the gap after the last vector")
+    drawn = part.kind.draw(min(vectors + config.padding, part.width), draw)
+    basis = orthonormal(drawn.to(part.device, part.work_dtype))
+    return State(basis=basis, products=basis[:0], curve=basis.new_zeros(0, n))
+
+
+def step(part: Slice, radius: float, config: PowerConfig, state: State) -> tuple[State, Progress]:
+    """Multiply the newest block with ``JᵀJ``; when that has converged, search inside the bands."""
+    if len(state["products"]) < len(state["basis"]):
+        return _multiply(part, config, state)
+    if len(state.get("climb", ())) < config.search:
+        return _climb(part, radius, config, state)
+    return state, Progress(done=True)  # a state that was saved after the last step
+
+
+def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> State:
+    """Put both signs of each vector side by side and measure what they do."""
+    found = spectrum(state, config)
+    w, gap, residual = state.get("turned", found.v), found.gap, found.residual
+    pairs, effect = both_signs(part, radius, w)
+    size = effect.norm(dim=1)
+    order = torch.arange(len(w), device=w.device)
+    if "turned" in state:  # what is said of a turned vector is said of its band
+        order = size[::2].argsort(descending=True)
+        order = order[found.band[order].argsort(stable=True)]
+        gap = gap[torch.searchsorted(found.band, found.band, right=True) - 1]
+        residual = torch.stack([residual[found.band == b].max() for b in found.band])
+    value = ((w[order] @ found.v.T).square() @ found.square).sqrt()
+    items = torch.stack([2 * order, 2 * order + 1], 1).flatten()
+    both = {
+        "directions": pairs[items],
+        "outputs": effect[items] / size[items, None],
+        "score.singular_value": value.repeat_interleave(2),
+        "score.gap": gap.repeat_interleave(2),
+        "score.band": found.band.repeat_interleave(2),
+        "score.residual": residual.repeat_interleave(2),
+        "score.effect": size[items],
+    }
+    n = state["curve"].shape[1]
+    return State({name: values[:n] for name, values in both.items()} | {"curve": state["curve"]})
+
+
+def spectrum(state: State, config: PowerConfig) -> Spectrum:
+    """Read the top of the spectrum off the products so far (Rayleigh-Ritz)."""
+    products = state["products"]
+    basis = state["basis"][: len(products)]
+    vectors = -(-state["curve"].shape[1] // 2)
+    square, turn = torch.linalg.eigh((basis @ products.T + products @ basis.T) / 2)
+    square, turn = square.flip(0).clamp(min=0), turn.flip(1)[:, :vectors]
+    sizes = torch.cat([square.sqrt(), square.new_zeros(1)])
+    gap = (1 - sizes[1:] / sizes[:-1])[:vectors]
+    v, square = turn.T @ basis, square[:vectors]
+    residual = (turn.T @ products - square[:, None] * v).norm(dim=1) / square
+    band = torch.cat([gap.new_zeros(1), (gap[:-1] >= config.band).cumsum(0)]).long()
+    return Spectrum(v, square, gap, residual, band)
+
+
+def _multiply(part: Slice, config: PowerConfig, state: State) -> tuple[State, Progress]:
+    basis, products = state["basis"], state["products"]
+    block = basis[len(products) :]
+    product = part.gram(torch.zeros_like(block), block)
+    state = state | {"products": torch.cat([products, product])}
+    found = spectrum(state, config)
+    size = found.square.sqrt()
+    count = len(state["curve"]) + 1
+    converged = count >= config.iterations or bool((found.residual <= config.tolerance).all())
+    reached = size.repeat_interleave(2)[: state["curve"].shape[1]]
+    state = state | {
+        "basis": basis if converged else torch.cat([basis, beyond(product, basis)]),
+        "curve": torch.cat([state["curve"], reached[None]]),
+    }
+    over = len(state["basis"]) == len(state["products"])  # converged, or nothing is beyond
+    return state, Progress(over and not config.search, float(size.mean()))
+
+
+def _climb(part: Slice, radius: float, config: PowerConfig, state: State) -> tuple[State, Progress]:
+    found = spectrum(state, config)
+    w = state["turned"] if "turned" in state else both_signs(part, radius, found.v)[0][::2]
+    effect = part.effect(radius * w)
+    size = effect.norm(dim=1)
+    _, gradient = part.vjp(radius * w, effect)
+    turned = w.clone()
+    for band in found.band.unique():
+        at = (found.band == band).nonzero()[:, 0]
+        inside = gradient[at[size[at].argsort(descending=True)]] @ found.v[at].T
+        turned[at] = orthonormal(inside) @ found.v[at]
+    climb = torch.cat([state.get("climb", size[:0].reshape(0, len(size))), size[None]])
+    done = len(climb) >= config.search
+    return state | {"turned": turned, "climb": climb}, Progress(done, float(size.mean()))
+
+
+def beyond(block: Float[Tensor, "c d"], basis: Float[Tensor, "b d"]) -> Float[Tensor, "a d"]:
+    """Return orthonormal rows for what a block adds to a basis; none where it adds nothing."""
+    smallest = torch.finfo(block.dtype).eps * block.shape[1] * torch.linalg.matrix_norm(block, 2)
+    rest = block - (block @ basis.T) @ basis
+    _, size, rows = torch.linalg.svd(rest, full_matrices=False)
+    rows = rows[size > smallest]
+    return orthonormal(
+        rows - (rows @ basis.T) @ basis
+    )  # again, for what rounding left of the basis
