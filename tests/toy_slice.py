@@ -6,6 +6,7 @@ smooth map, so what they ought to find can be worked out by dense linear algebra
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from educe.blocks import Projection
 from educe.errors import EffectError
-from educe.kinds import Kind, Vectors
+from educe.kinds import Adapters, Kind, Vectors
 from educe.slice import Chunk, Shift
 
 
@@ -30,7 +32,7 @@ class ToySlice:
         prompts_at_once: Prompts a chunk; all by default.
     """
 
-    source, target, positions, readout = 1, 3, "all", "last:3"
+    source, target, positions, readout = 1, 5, "all", "last:3"
 
     def __init__(
         self,
@@ -48,7 +50,12 @@ class ToySlice:
         self.device, self.work_dtype = torch.device(device), torch.float64
         self.kind: Kind = Vectors(self.source, width)
         self.lm: Any = SimpleNamespace(
-            name="toy", revision=None, adapter=None, width=width, depth=self.target + 1
+            name="toy",
+            revision=None,
+            adapter=None,
+            width=width,
+            depth=self.target + 1,
+            projection=lambda block, which: Projection(f"{block}.{which}", width + block),
         )
         self.batch: Any = SimpleNamespace(texts=("toy",))
 
@@ -69,9 +76,14 @@ class ToySlice:
         return torch.autograd.functional.jacobian(self.delta, theta)
 
     def on(self, kind: Kind) -> ToySlice:
-        """Return this slice: it knows vectors only."""
-        assert kind == self.kind
-        return self
+        """Return this slice for another kind: each adapter adds ``Σ b ⟨a, x⟩``, ``x`` fixed."""
+        if kind == self.kind:
+            return self
+        assert isinstance(kind, Adapters)
+        part = copy.copy(self)
+        part.kind = kind
+        part.move = lambda theta: self.move(added(kind, theta))
+        return part
 
     @property
     def unit(self) -> float:
@@ -155,6 +167,17 @@ class ToySlice:
         if not torch.isfinite(values).all():
             raise EffectError("the toy is NaN or infinite")
         return values
+
+
+def inputs_of(kind: Adapters) -> list[Tensor]:
+    """Return what the modules of a band take in the toy, one token."""
+    return [normal(width, seed=7 + i) for i, width in enumerate(kind.inputs)]
+
+
+def added(kind: Adapters, theta: Tensor) -> Tensor:
+    """Return what adapters add to the stream of the toy, all blocks together, ``[n, width]``."""
+    pairs = zip(kind.split(theta), inputs_of(kind), strict=True)
+    return torch.stack([((a @ x)[..., None] * b).sum(1) for (a, b), x in pairs]).sum(0)
 
 
 def linear(matrix: Tensor, **options: Any) -> Any:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
+    from educe.discover.cpe import CpeConfig
     from educe.discover.dct import DctConfig
     from educe.discover.linear import LinearDctConfig
+    from educe.discover.lora import LoraConfig
     from educe.discover.melbo import MelboConfig
     from educe.discover.power import PowerConfig
     from educe.discover.quadratic import QuadraticDctConfig
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
 _HOME = {
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
+    "CpeConfig": "educe.discover.cpe",
     "DctConfig": "educe.discover.dct",
     "LinearDctConfig": "educe.discover.linear",
+    "LoraConfig": "educe.discover.lora",
     "MelboConfig": "educe.discover.melbo",
     "QuadraticDctConfig": "educe.discover.quadratic",
     "PowerConfig": "educe.discover.power",
@@ -83,11 +87,13 @@ __all__ = [
     "Adapters",
     "Calibration",
     "Completion",
+    "CpeConfig",
     "DctConfig",
     "EduceError",
     "Kind",
     "LanguageModel",
     "LinearDctConfig",
+    "LoraConfig",
     "MelboConfig",
     "Origin",
     "PerturbationSet",

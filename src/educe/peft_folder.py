@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files
+from educe.errors import RunError
 from educe.kinds import Adapters
 
 
@@ -27,8 +28,14 @@ def write(
         theta: The adapter at its radius.
         model: The base model's name, for whoever loads it by the folder alone.
         revision: Its revision, or an empty string.
+
+    Raises:
+        RunError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from error
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -8,8 +8,8 @@ the effect ``Δ`` and unit ``u``,
 
 Mack, Panickssery & Turner, "Mechanistically eliciting latent behaviors in language models"
 (arXiv 2606.29604, 2026). A fixed-point map, as in `educe.discover.dct`: from one pass, with the
-``u`` of the pass before, ``u ← normalise Δ(R φ)`` and ``φ ← g = ∂⟨u, Δ(R φ)⟩ / ∂φ``, then
-``K`` times
+``u`` of the pass before, ``u ← normalise Δ(R φ)`` and ``φ ← g = ∂⟨u, Δ(R φ)⟩ / ∂φ``. Then, ``K``
+times,
 
     S_ij = ⟨φ_i, φ_j⟩ / T + log ‖g_j‖,     φ_i ← normalise( φ_i - Σ_{j≠i} softmax_j(S_ij) φ_j )
 
