@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from educe.discover import search
     from educe.discover.dct import DctConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.noise import NoiseConfig
     from educe.discover.random import RandomConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOME = {
     "DctConfig": "educe.discover.dct",
     "MelboConfig": "educe.discover.melbo",
+    "NoiseConfig": "educe.discover.noise",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -79,6 +81,7 @@ __all__ = [
     "Kind",
     "LanguageModel",
     "MelboConfig",
+    "NoiseConfig",
     "Origin",
     "PerturbationSet",
     "PromptBatch",

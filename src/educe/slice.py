@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from educe import positions as where
 from educe.blocks import Call, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
 
 # Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
@@ -373,19 +373,15 @@ class Slice:
         prompts = slice(chunk.start, chunk.stop)
         start, rest = self.start[prompts], self.rest[prompts]
         n, (p, t, d) = len(theta), start.shape
-        rows = [
-            [Row(i, j) for j in range(chunk.start, chunk.stop)]
-            for i in range(chunk.first, chunk.last)
-        ]
-        mask = self.batch.mask[prompts]
-        added = self.kind.added(theta.to(start), rows, mask.cumsum(1) * mask - 1)
+        items = range(chunk.first, chunk.last)
+        added = self.kind.added(theta.to(start), items, range(-t, 0))
         stream = start.expand(n, p, t, d)
         if added is not None:
             at = self._perturbed[prompts].to(start.device)
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
         arguments = self._arguments(n, chunk)
-        with self.kind.changing(self.lm, theta, rows):
+        with self.kind.changing(self.lm, theta, items):
             for block, call in zip(self._between(), arguments, strict=True):
                 stream = stream_out(block(stream, *call.args, **call.kwargs))
         came = stream[:, self._window :].reshape(n, p, -1, d).to(self.rest)

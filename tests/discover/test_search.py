@@ -16,6 +16,7 @@ from educe import discover
 from educe.discover import METHODS, search
 from educe.discover.dct import DctConfig
 from educe.discover.melbo import MelboConfig
+from educe.discover.noise import NoiseConfig
 from educe.discover.state import Progress, State
 from educe.errors import EffectError, MethodError, RadiusError
 from educe.model import LanguageModel
@@ -29,7 +30,9 @@ FEW: dict[str, Any] = {
     "random": None,
     "dct": DctConfig(iterations=3),
     "melbo": MelboConfig(steps=3),
+    "noise": NoiseConfig(per="rollout"),  # toys know vectors only; the rest is in test_noise.py
 }
+DRAWN = ("noise", "random")  # in one step, and without output directions
 every_method = pytest.mark.parametrize("method", list(METHODS))
 
 
@@ -70,7 +73,7 @@ def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, meth
     expected = effect.norm(dim=1)
     assert float(expected.min()) > 0.1
     torch.testing.assert_close(found.scores["effect"].double(), expected, rtol=1e-3, atol=0)
-    if method != "random":
+    if method not in DRAWN:
         assert found.outputs is not None
         cosine = (found.outputs * effect).sum(1) / expected
         torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-4, atol=0)
@@ -119,8 +122,8 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "unit": part.mean_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
     }
-    named = {"random": {"effect"}, "dct": {"effect", "alpha"}, "melbo": {"effect", "objective"}}
-    assert set(found.scores) == named[method]
+    named = {"dct": {"effect", "alpha"}, "melbo": {"effect", "objective"}}
+    assert set(found.scores) == named.get(method, {"effect"})
     for values in found.scores.values():
         assert values.shape == (3,)
 
@@ -162,7 +165,7 @@ def test_resuming_at_any_step_changes_nothing(method: str) -> None:
         return search(toy(), method, n=3, radius=0.5, config=FEW[method], **more)
 
     whole = run(on_step=keep)
-    assert len(states) == (1 if method == "random" else 3)
+    assert len(states) == (1 if method in DRAWN else 3)
     for taken, state in enumerate(list(states), start=1):
         states.clear()
         resumed = run(state=state, on_step=keep)
@@ -190,7 +193,7 @@ def test_on_step_hears_of_every_step_and_of_the_end() -> None:
     ]
 
 
-@every_method
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "noise"])
 def test_settings_are_the_methods_own_unless_given(method: str) -> None:
     found = search(linear(normal(4, 4)), method, n=2, radius=1.0)  # type: ignore[arg-type]
     assert found.config == asdict(METHODS[method].config())
@@ -205,7 +208,7 @@ def test_dct_is_the_default() -> None:
 
 def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
     for ask in (lambda: discover.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
-        with pytest.raises(MethodError, match="'sae' is unknown: use dct, melbo, random"):
+        with pytest.raises(MethodError, match="'sae' is unknown: use dct, melbo, noise, random"):
             ask()
 
 
@@ -227,4 +230,4 @@ def test_a_radius_that_is_none_is_an_error(method: str, radius: float) -> None:
 def test_an_effect_that_is_no_number_is_an_error(method: str) -> None:
     part = ToySlice(lambda theta: theta.square().square().exp(), 6)
     with pytest.raises(EffectError):
-        search(part, method, n=2, radius=1e3)  # type: ignore[arg-type]
+        search(part, method, n=2, radius=1e3, config=FEW[method])  # type: ignore[arg-type]
