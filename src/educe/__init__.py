@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from educe.discover.linear import LinearDctConfig
     from educe.discover.lora import LoraConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.noise import NoiseConfig
     from educe.discover.power import PowerConfig
     from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
@@ -52,6 +53,7 @@ _HOME = {
     "MelboConfig": "educe.discover.melbo",
     "QuadraticDctConfig": "educe.discover.quadratic",
     "PowerConfig": "educe.discover.power",
+    "NoiseConfig": "educe.discover.noise",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -95,6 +97,7 @@ __all__ = [
     "LinearDctConfig",
     "LoraConfig",
     "MelboConfig",
+    "NoiseConfig",
     "Origin",
     "PerturbationSet",
     "PowerConfig",

@@ -624,12 +624,15 @@ class _Job:
             return
         seen = summarise(self.run)
         wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-        largest = max(self.run.note("facts")["radii"])
-        radii = [share * largest for share in CURVE_SHARES]
+        arms = {p.id: p.arm for p in self.run.perturbations()}
+        largest = {
+            arm: max(p.radius for p in self.run.perturbations(arm)) for arm in ("found", "control")
+        }
         points = []
         with self._timed("responses"), self.reporter.stage("response to radius", 1, "") as step:
             for group in self._groups(wanted):
                 directions = group.directions.to(self.part.device, self.part.work_dtype)
+                radii = [share * largest[arms[group.numbers[0]]] for share in CURVE_SHARES]
                 sizes = radius.response(self.part.on(group.kind), directions, radii)
                 points += [
                     (number, r, float(size))

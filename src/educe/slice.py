@@ -36,7 +36,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from educe import positions as where
 from educe.blocks import Call, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
 
 # Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
@@ -515,19 +515,15 @@ class Slice:
         prompts, tokens = slice(chunk.start, chunk.stop), slice(self._first, None)
         start, rest = self.start[prompts, tokens], self.rest[prompts]
         n, (p, t, d) = len(theta), start.shape
-        rows = [
-            [Row(i, j) for j in range(chunk.start, chunk.stop)]
-            for i in range(chunk.first, chunk.last)
-        ]
-        mask = self.batch.mask[prompts]
-        added = self.kind.added(theta.to(start), rows, (mask.cumsum(1) * mask - 1)[:, tokens])
+        items = range(chunk.first, chunk.last)
+        added = self.kind.added(theta.to(start), items, range(-t, 0))
         stream = start.expand(n, p, t, d)
         if added is not None:
             at = self._perturbed[prompts, tokens].to(start.device)
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
         arguments = self._arguments(n, chunk)
-        with self.kind.changing(self.lm, theta, rows), self._remembering(n, chunk):
+        with self.kind.changing(self.lm, theta, items), self._remembering(n, chunk):
             for block, call in zip(self._between(), arguments, strict=True):
                 stream = stream_out(block(stream, *call.args, **call.kwargs))
         # Tokens that are read but come before the first perturbed one stay as they were.

@@ -130,19 +130,27 @@ def places(summary: Summary) -> alt.Chart | None:
 
 
 def response(summary: Summary) -> alt.LayerChart | None:
-    """Draw how the effect grows with the radius, on logarithmic axes."""
+    """Draw how the effect grows with the dose, on logarithmic axes.
+
+    Not with the radius: the control of weight noise is vectors.
+    """
     rows = [
-        {"perturbation": number, "arm": arm, "radius": _number(r), "effect": _number(size)}
+        {
+            "perturbation": item.row.id,
+            "arm": arm,
+            "dose": _number(r * item.row.dose / item.row.radius),
+            "effect": _number(size),
+        }
         for arm, items in (("random", summary.control), ("found", summary.found))
-        for number in (item.row.id for item in items)
-        for r, size in summary.responses.get(number, ())
+        for item in items
+        for r, size in summary.responses.get(item.row.id, ())
         if r > 0 and size > 0
     ]
     if not rows:
         return None
     log = alt.Scale(type="log", nice=False, padding=4)
     axis = alt.Axis(values=[d * 10.0**e for e in range(-4, 7) for d in (1, 2, 5)], grid=False)
-    along = alt.X("radius:Q", scale=log, title="radius", axis=axis)
+    along = alt.X("dose:Q", scale=log, title="dose", axis=axis)
     lines = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="monotone", opacity=0.85)
@@ -152,14 +160,14 @@ def response(summary: Summary) -> alt.LayerChart | None:
             _arm_colour("stroke"),
             detail="perturbation:N",
             strokeWidth=alt.condition("datum.arm == 'found'", alt.value(1.8), alt.value(1.1)),
-            tooltip=["perturbation:N", "arm:N", _exact("radius"), _exact("effect")],
+            tooltip=["perturbation:N", "arm:N", _exact("dose"), _exact("effect")],
         )
     )
-    used = [{"radius": _number(r)} for r in summary.facts.get("radii", ())]
+    used = [{"dose": _number(r / summary.facts["unit"])} for r in summary.facts.get("radii", ())]
     rules = (
         alt.Chart(alt.Data(values=used))
         .mark_rule(strokeDash=[3, 4], color=PALETTE["muted"][0])
-        .encode(along, tooltip=[_exact("radius", "a radius searched")])
+        .encode(along, tooltip=[_exact("dose", "a dose searched")])
     )
     return (rules + lines).properties(height=300)
 

@@ -54,6 +54,29 @@ VERDICTS = {
         "The unperturbed model writes the same, or nearly.",
     ),
 }
+#: For each kind of perturbation, what a dose is, and what its control are.
+KINDS = {
+    "vectors": (
+        "Dose is the radius as a share of the mean activation norm at the source",
+        "random directions at the same radii",
+    ),
+    "adapters": (
+        "Dose is what a random adapter of that radius adds, as a share of the mean activation norm "
+        "at the source",
+        "random adapters at the same radii",
+    ),
+    "token-noise": (
+        "The radius is the norm of the noise at each token; dose is that as a share of the mean "
+        "activation norm at the source",
+        "random directions, held over the whole text, at the same radii",
+    ),
+    "weight-noise": (
+        "Radius and dose are the noise as a share of each matrix's root mean square; those of the "
+        "control, the norm of a direction and that as a share of the mean activation norm at the "
+        "source",
+        "random directions added at the source, with the same mean effect at the target",
+    ),
+}
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
 OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.RARE), 12
 #: Relatives a behaviour is shown with, and the least likeness that makes one.
@@ -104,6 +127,7 @@ def render(run: Run) -> str:
         s=s,
         V=Verdict,
         verdicts=VERDICTS,
+        kinds=KINDS,
         opened=OPENED,
         shown=CARDS,
         groups=grouped,
