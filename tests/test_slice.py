@@ -392,6 +392,36 @@ def test_gram_is_the_product_with_every_read_out_position_counted_alone(
         assert_near(product, jacobian.T @ (jacobian @ along), tolerance)
 
 
+@pytest.mark.parametrize("positions", ["all", "last:2"])  # with the second, tokens are left out
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_push_and_pull_are_products_with_the_dense_jacobians_of_several_layers(
+    lm_of: Any, architecture: str, positions: str
+) -> None:
+    lm = lm_of(architecture, torch.float64)
+    part = slice_of(lm, source=0, positions=positions)
+    tangent = vectors(part, 2)
+
+    def read(row: Tensor, layer: int, ids: list[int]) -> Tensor:
+        at = tiny.chosen(positions, len(ids))
+        return tiny.run(lm.hf, ids, source=0, vector=row, at=at)[1][layer][-3:]
+
+    layers, zero = [1, 3], torch.zeros_like(tangent[0])
+    jacobian = torch.zeros(2, 3, 3, 32, 32, dtype=torch.float64)
+    for i, layer in enumerate(layers):
+        for prompt, ids in enumerate(ROWS):
+            own = torch.autograd.functional.jacobian(lambda row: read(row, layer, ids), zero)  # noqa: B023
+            jacobian[i, prompt, -len(own) :] = own
+    tolerance = 1e-9 if architecture in DOUBLE else 1e-4
+    pushed = part.push(tangent, layers)
+    expected = torch.einsum("lpkds,ns->lnpkd", jacobian, tangent)
+    torch.testing.assert_close(pushed, expected, rtol=tolerance, atol=tolerance)
+    cotangent = torch.randn(pushed.shape, generator=torch.Generator().manual_seed(0)).to(pushed)
+    pulled = torch.einsum("lpkds,lnpkd->ns", jacobian, cotangent)
+    torch.testing.assert_close(
+        part.pull(cotangent, layers), pulled, rtol=tolerance, atol=10 * tolerance
+    )
+
+
 def test_gram_of_a_model_without_forward_mode_is_an_error(lm_of: Any) -> None:
     part = slice_of(lm_of("bloom"))
     with pytest.raises(ModelError, match="bloom has an operation without forward-mode"):
@@ -455,6 +485,10 @@ METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
     "measure": lambda part, theta: part.measure(theta, squared),
     "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
     "gram": lambda part, theta: (part.gram(theta, theta.flip(0)),),
+    "push": lambda part, theta: (part.push(theta, [2, 3])[0], part.push(theta, [3])[0]),
+    "pull": lambda part, theta: (
+        part.pull(theta[None, :, None, None].expand(2, -1, *part.rest.shape), [2, 3]),
+    ),
     "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
     "hvp": lambda part, theta: (part.hvp(theta, theta.flip(0), theta),),
     "second_derivative": lambda part, theta: (part.second_derivative(theta, theta.flip(0)),),
