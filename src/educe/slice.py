@@ -13,7 +13,8 @@ angles and whatever else an architecture hands to its blocks are the model's own
 
 Tokens before the first perturbed one are the same whatever the perturbation. Where blocks know the
 past by keys and values alone, one unperturbed run leaves those in the model's own cache, and only
-the tokens from the first perturbed one on are replayed.
+the tokens from the first perturbed one on are replayed. And where the target block ends in modules
+that work token by token, these run on the tokens from the first that is read on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe import positions as where
-from educe.blocks import Call, replaced, stream_in, stream_out
+from educe.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
 from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, PromptBatch
@@ -43,8 +44,8 @@ from educe.model import LanguageModel, PromptBatch
 # out-of-memory error halves it.
 TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
 
-# For so many shapes of a batch it is remembered how the model calls its blocks; asking again costs
-# a hundredth of a replay, masks and rotary angles that are kept cost memory.
+# For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
+# less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
 CALLS_KEPT = 8
 
 # What of a block's past is keys and values, one for each token, and nothing else.
@@ -135,6 +136,7 @@ class Slice:
         self._weights = share / share.sum(1, keepdim=True) / len(batch)
         self._read = read
         self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
+        self._tail = lm.tail(self.target)
         self._run_unperturbed()
         self._run_past()
 
@@ -505,13 +507,18 @@ class Slice:
             at = self._perturbed[prompts, tokens].to(start.device)
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
-        arguments = self._arguments(n, chunk)
-        with self.kind.changing(self.lm, theta, rows), self._remembering(n, chunk):
-            for block, call in zip(self._between(), arguments, strict=True):
-                stream = stream_out(block(stream, *call.args, **call.kwargs))
         # Tokens that are read but come before the first perturbed one stay as they were.
         still = max(0, self._first - self._window)
-        came = stream[:, self._window + still - self._first :].reshape(n, p, -1, d).to(self.rest)
+        first = self._window + still - self._first
+        arguments = self._arguments(n, chunk)
+        with (
+            self.kind.changing(self.lm, theta, rows),
+            self._remembering(n, chunk),
+            narrowed(self._tail if first else [], first),
+        ):
+            for block, call in zip(self._between(), arguments, strict=True):
+                stream = stream_out(block(stream, *call.args, **call.kwargs))
+        came = stream[:, first:].reshape(n, p, -1, d).to(self.rest)
         read = self._read[prompts, still:].to(came.device)[None, :, :, None]
         moved = F.pad((came - rest[:, still:]) * read, (0, 0, still, 0))
         return Shift(moved, self._weights[prompts].to(came.device), chunk)
