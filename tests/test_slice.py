@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Row, TokenNoise, Vectors
+from educe.kinds import Row, TokenNoise, Vectors, adapters
 from educe.model import LanguageModel
 from educe.slice import CALLS_KEPT, Chunk, Shift, Slice
 
@@ -269,6 +269,51 @@ def test_noise_on_the_last_tokens_is_theirs(tiny64: LanguageModel) -> None:
             moved = tiny.run(tiny64.hf, ids, source=1, vector=drawn[0], at=at)[1][3]
             expected[i] += (moved - rest)[-3:].mean(0) / len(ROWS)
     assert_near(part.effect(size), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("positions", "readout", "tokens"),
+    [("all", "last:3", 3), ("last:9", "last:2", 2), ("last:2", "all", 2), ("all", "all", TOKENS)],
+)
+@torch.no_grad()
+def test_the_target_block_ends_with_the_tokens_that_are_read(
+    tiny64: LanguageModel,
+    request: pytest.FixtureRequest,
+    positions: str,
+    readout: str,
+    tokens: int,
+) -> None:
+    part = slice_of(tiny64, positions=positions, readout=readout)
+    theta = vectors(part)
+    expected = [effect(tiny64.hf, row, positions=positions, readout=readout) for row in theta]
+    inside = tiny64.blocks[3].mlp.up_proj  # type: ignore[union-attr]
+    seen: set[int] = set()
+    handle = inside.register_forward_pre_hook(lambda module, args: seen.add(args[0].shape[1]))
+    request.addfinalizer(handle.remove)
+    assert_near(part.effect(theta), torch.stack(expected), 1e-6)
+    assert seen == {tokens}
+
+
+@torch.no_grad()
+def test_adapters_in_the_target_block_are_those_of_changed_weights(tokenizer: Any) -> None:
+    hf = tiny.hf_model(dtype=torch.float64)
+    lm = LanguageModel(hf, tokenizer, name="adapted")
+    part = slice_of(lm).on(adapters(lm, first=2, blocks=2))
+    unit = part.kind.draw(2, torch.Generator().manual_seed(0)).double()
+    came = part.effect(part.kind.scaled(unit, part.unit))
+    weights = [hf.get_submodule(path).weight for path in part.kind.paths]
+    for row, moved in zip(unit, came, strict=True):
+        expected = torch.zeros(32, dtype=torch.float64)
+        rest = [tiny.run(hf, ids)[1][3] for ids in ROWS]
+        factors = part.kind.split(row[None])
+        change = [part.unit * b[0].T @ a[0] for a, b in factors]
+        for weight, more in zip(weights, change, strict=True):
+            weight += more
+        for ids, before in zip(ROWS, rest, strict=True):
+            expected += (tiny.run(hf, ids)[1][3] - before)[-3:].mean(0) / len(ROWS)
+        for weight, more in zip(weights, change, strict=True):
+            weight -= more
+        assert_near(moved[None], expected[None], 1e-6)
 
 
 # -- derivatives ---------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ angles and whatever else an architecture hands to its blocks are the model's own
 
 Tokens before the first perturbed one are the same whatever the perturbation. Where blocks know the
 past by keys and values alone, one unperturbed run leaves those in the model's own cache, and only
-the tokens from the first perturbed one on are replayed.
+the tokens from the first perturbed one on are replayed. And where the target block ends in modules
+that work token by token, these run on the tokens from the first that is read on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe import positions as where
-from educe.blocks import Call, replaced, stream_in, stream_out
+from educe.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
@@ -43,8 +44,8 @@ from educe.model import LanguageModel, PromptBatch
 # out-of-memory error halves it.
 TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
 
-# For so many shapes of a batch it is remembered how the model calls its blocks; asking again costs
-# a hundredth of a replay, masks and rotary angles that are kept cost memory.
+# For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
+# less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
 CALLS_KEPT = 8
 
 # What of a block's past is keys and values, one for each token, and nothing else.
@@ -135,6 +136,7 @@ class Slice:
         self._weights = share / share.sum(1, keepdim=True) / len(batch)
         self._read = read
         self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
+        self._tail = lm.tail(self.target)
         self._run_unperturbed()
         self._run_past()
 
@@ -356,7 +358,7 @@ class Slice:
             layers: Layers of the slice, in order.
 
         Returns:
-            The change of every read-out position of every prompt at each layer; nothing is averaged.
+            The change of every read-out position of every prompt at each layer, none averaged.
 
         Raises:
             EffectError: A value is NaN or infinite.
@@ -571,7 +573,7 @@ class Slice:
     def _streams(
         self, theta: Tensor, chunk: Chunk, layers: Sequence[int]
     ) -> list[Float[Tensor, "n p k d"]]:
-        """Return the stream leaving each of some layers, at the tokens that are read and replayed."""
+        """Return the stream leaving each of some layers, at tokens that are read and replayed."""
         prompts, tokens = slice(chunk.start, chunk.stop), slice(self._first, None)
         start = self.start[prompts, tokens]
         n, (p, t, d) = len(theta), start.shape
@@ -583,13 +585,17 @@ class Slice:
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
         arguments, streams = self._arguments(n, chunk), []
-        with self.kind.changing(self.lm, theta, items), self._remembering(n, chunk):
+        first = self._window + self._still - self._first
+        with (
+            self.kind.changing(self.lm, theta, items),
+            self._remembering(n, chunk),
+            narrowed(self._tail if first else [], first),
+        ):
             for layer in range(self.source + 1, max(layers) + 1):
                 call = arguments[layer - self.source - 1]
                 stream = stream_out(self.lm.blocks[layer](stream, *call.args, **call.kwargs))
                 if layer in layers:
-                    seen = stream[:, self._window + self._still - self._first :]
-                    streams.append(seen.reshape(n, p, -1, d).to(self.rest))
+                    streams.append(stream[:, first:].reshape(n, p, -1, d).to(self.rest))
         return streams
 
     @property
