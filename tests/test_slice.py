@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Row, TokenNoise, Vectors, adapters
+from educe.kinds import TokenNoise, Vectors, adapters
 from educe.model import LanguageModel
 from educe.slice import CALLS_KEPT, Chunk, Shift, Slice
 
@@ -260,12 +260,10 @@ def test_noise_on_the_last_tokens_is_theirs(tiny64: LanguageModel) -> None:
     part = slice_of(tiny64).on(noise)
     size = torch.full((2, 1), part.mean_norm, dtype=torch.float64)
     expected = torch.zeros(2, 32, dtype=torch.float64)
-    for j, ids in enumerate(ROWS):
-        rows = [[Row(i, j)] for i in range(2)]
-        places = torch.arange(len(ids)).expand(2, -1)
+    for ids in ROWS:
         rest = tiny.run(tiny64.hf, ids)[1][3]
         at = tiny.chosen("last:4", len(ids))
-        for i, drawn in enumerate(noise.added(size, rows, places)):
+        for i, drawn in enumerate(noise.added(size, range(2), range(-len(ids), 0))):
             moved = tiny.run(tiny64.hf, ids, source=1, vector=drawn[0], at=at)[1][3]
             expected[i] += (moved - rest)[-3:].mean(0) / len(ROWS)
     assert_near(part.effect(size), expected, 1e-6)

@@ -187,12 +187,19 @@ class Slice:
             module.register_forward_pre_hook(note(path))
             for module, path in zip(modules, paths, strict=True)
         ]
+        whole = copy.copy(self)
+        whole._tail = []  # all tokens count
         try:
-            self.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
+            whole.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
         finally:
             for handle in handles:
                 handle.remove()
         return [float(torch.cat(lines)[self.counted].mean()) for lines in norms.values()]
+
+    @property
+    def readouts(self) -> int:
+        """How many positions are read, over all prompts."""
+        return int(self._read.sum())
 
     @property
     def width(self) -> int:

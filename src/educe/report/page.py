@@ -22,6 +22,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from educe import files
+from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
 from educe.report import figures
 from educe.runs import CompletionRow, PromptRow, Run
@@ -123,7 +124,8 @@ def render(run: Run) -> str:
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
-    return _template(pattern).render(
+    atlas = run.folder / ATLAS
+    return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
         verdicts=VERDICTS,
@@ -145,7 +147,7 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=figures.charts(s),
+        charts=figures.charts(s, Atlas.load(atlas) if atlas.exists() else None),
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -254,12 +256,16 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method n source target positions readout radius"
-    flags += " samples temperature max_new_tokens seed look_for prefill"
+    flags = "model adapter revision dtype device method given control n source target positions"
+    flags += " readout radius samples temperature max_new_tokens seed look_for prefill"
     words += [
         f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
         for flag in flags.split()
         if config.get(flag) not in (None, "")
+    ]
+    words += [
+        f"--set {shlex.quote(f'{name}={value if isinstance(value, str) else json.dumps(value)}')}"
+        for name, value in config.get("method_settings", {}).items()
     ]
     return "\n".join([*lines, " \\\n  ".join(words)])
 
@@ -272,7 +278,25 @@ def bundle() -> str:
     return script.replace("</script", "<\\/script").replace("\r", "")
 
 
-def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
+def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
+    """Write the page of an atlas.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    text = _template("atlas.html").render(
+        atlas=atlas,
+        choice=choice,
+        charts=figures.survey(atlas, choice[:2]),
+        date=time.strftime("%Y-%m-%d"),
+        palette=figures.PALETTE,
+        bundle=bundle(),
+    )
+    files.write_bytes(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -289,7 +313,7 @@ def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
         "interval": figures.interval,
         "shorten": figures.shorten,
     }
-    source = resources("educe.report").joinpath("template.html").read_text(encoding="utf-8")
+    source = resources("educe.report").joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(source)
 
 
