@@ -19,7 +19,7 @@ import pytest
 from educe.errors import RunError
 from educe.report import figures, page
 from educe.stats import Rate
-from educe.summary import Summary, Verdict, summarise
+from educe.summary import Summary, Verdict, dose, summarise
 from synthetic_run import PATTERN, PROMPTS, build
 
 NASTY = '</script><script>alert("1")</script><img src=x onerror=alert(1)> & \'so\' <!-- \u2028 "'
@@ -401,13 +401,14 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     words = shlex.split(call.replace("\\\n", " "))
     assert words[:4] == ["educe", "discover", *config["prompts"]]
     flags = dict(zip(words[4::2], words[5::2], strict=True))
-    known = {"prompts_file": "prompts"}
+    known = {"prompts_file": "prompts", "setting": "set"}
     options = {
         "--" + known.get(name, name).replace("_", "-")
         for name in inspect.signature(cli.discover).parameters
     }
     assert set(flags) <= options
     assert flags.pop("--fresh") == "fresh.txt"
+    assert flags.pop("--set").split("=")[0] in config["method_settings"]
     assert flags == {
         f"--{k.replace('_', '-')}": str(v)
         for k, v in config.items()
@@ -421,6 +422,24 @@ def test_the_command_keeps_conversations_in_a_file() -> None:
     assert lines[0] == "cat > prompts.jsonl <<'END'"
     assert [json.loads(line) for line in lines[1:3]] == [talk, "one line"]
     assert lines[3:] == ["END", "educe discover \\", "  --prompts prompts.jsonl \\", "  --n 3"]
+
+
+def test_the_command_repeats_the_settings_of_the_method() -> None:
+    from educe import cli
+
+    settings = {"blocks": 2, "init": "random", "per_block": True, "temperature": 0.5}
+    call = page.command({"prompts": ["a"], "method": "cpe", "method_settings": settings})
+    words = shlex.split(call.replace("\\\n", " "))
+    said = [value for flag, value in zip(words[3::2], words[4::2], strict=True) if flag == "--set"]
+    assert cli._method_settings(said) == settings
+
+
+def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:
+    assert [dose(x) for x in (0.4, 1.0, 0.05, 0.0073)] == ["0.40", "1.00", "0.05", "0.0073"]
+    with build(tmp_path / "run") as run:
+        facts = run.note("facts")
+        run.remember("facts", facts | {"unit": facts["unit"] * 100})
+        assert "(dose 0.004)" in page.write(run, tmp_path / "page.html").read_text()
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

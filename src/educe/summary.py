@@ -146,6 +146,11 @@ def summarise(run: Run) -> Summary:
     )
 
 
+def dose(value: float) -> str:
+    """Write a dose: two decimals, or two digits where most of those would be zeros."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _item(
     row: PerturbationRow,
     completions: list[CompletionRow],

@@ -14,7 +14,7 @@ import altair as alt
 from educe.atlas import Atlas
 from educe.runs import CompletionRow
 from educe.stats import Rate
-from educe.summary import Behaviour, Item, Summary, Verdict
+from educe.summary import Behaviour, Item, Summary, Verdict, dose
 
 #: Light and dark colour by role.
 PALETTE = {
@@ -269,7 +269,7 @@ def by_radius(summary: Summary) -> alt.LayerChart | None:
     doses = {i.row.radius: i.row.dose for i in (*summary.found, *summary.control)}
     rows = [
         {
-            "radius": f"{radius:.3g} (dose {doses[radius]:.2f})",
+            "radius": f"{radius:.3g} (dose {dose(doses[radius])})",
             "arm": arm,
             "share": _number(its.share),
             "low": _number(its.low),

@@ -27,7 +27,7 @@ from educe.judge.novelty import vectors
 from educe.report import figures
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
-from educe.summary import Behaviour, Item, Summary, Verdict, summarise
+from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
 
 #: What each verdict is headed by, and said of it.
 VERDICTS = {
@@ -44,7 +44,7 @@ VERDICTS = {
     Verdict.NOISE: (
         "Random perturbations do it as well",
         "Written about as often under random perturbations: an effect of being perturbed, not of "
-        "the direction.",
+        "how.",
     ),
     Verdict.DAMAGE: (
         "Damaged text",
@@ -263,10 +263,9 @@ def command(config: dict[str, Any]) -> str:
         for flag in flags.split()
         if config.get(flag) not in (None, "")
     ]
-    words += [
-        f"--set {shlex.quote(f'{name}={value if isinstance(value, str) else json.dumps(value)}')}"
-        for name, value in config.get("method_settings", {}).items()
-    ]
+    for name, value in (config.get("method_settings") or {}).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words.append(f"--set {shlex.quote(f'{name}={text}')}")
     return "\n".join([*lines, " \\\n  ".join(words)])
 
 
@@ -306,6 +305,7 @@ def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Templ
         "distinct": lambda texts: Counter(texts).most_common(),
         "island": _island,
         "sha256": _sha256,
+        "dose": dose,
         "percent": lambda x: f"{x:.0%}",
         "rate": lambda r: f"{r.share:.0%} ({r.low:.0%} to {r.high:.0%})" if r.trials else "",
         "mean": lambda m: f"{m[0]:.2f} ({m[1]:.2f} to {m[2]:.2f})",

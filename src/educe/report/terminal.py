@@ -14,7 +14,7 @@ from rich.text import Text
 
 from educe.errors import RunError
 from educe.runs import CompletionRow
-from educe.summary import Behaviour, Item, Summary, Verdict
+from educe.summary import Behaviour, Item, Summary, Verdict, dose
 
 SHOWN = 8  #: behaviours in the table
 SCREEN = 34  #: lines of texts that are printed at once
@@ -25,7 +25,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     console = console or Console()
     facts = summary.facts
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
-    doses = ", ".join(f"{r / facts['unit']:.2f}" for r in facts["radii"])
+    doses = ", ".join(dose(r / facts["unit"]) for r in facts["radii"])
     console.print(
         f"[bold]{escape(facts['model'] + adapter)}[/bold]  {facts['method']}, "
         f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
@@ -111,7 +111,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
         again = f"{mean:.2f} ({low:.2f} to {high:.2f}) on {len(item.retest)} texts"
     console.print(
         Panel(
-            f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {row.dose:.2f}, effect "
+            f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, effect "
             f"{row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f}, "
             f"striking {item.striking:.2f}; re-test {again}; side effect {side}\n"
             f"{row.file}, item {row.item}",
