@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.atlas import Atlas, AtlasConfig, Choice, Pair, choose, grid, promising, survey
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.dct import DctConfig
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
     from educe.summary import Summary, summarise
 
 _HOME = {
+    "Atlas": "educe.atlas",
+    "AtlasConfig": "educe.atlas",
+    "Choice": "educe.atlas",
+    "Pair": "educe.atlas",
+    "choose": "educe.atlas",
+    "grid": "educe.atlas",
+    "promising": "educe.atlas",
+    "survey": "educe.atlas",
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
     "DctConfig": "educe.discover.dct",
@@ -77,7 +86,10 @@ _HOME = {
 
 __all__ = [
     "Adapters",
+    "Atlas",
+    "AtlasConfig",
     "Calibration",
+    "Choice",
     "Completion",
     "DctConfig",
     "EduceError",
@@ -85,6 +97,7 @@ __all__ = [
     "LanguageModel",
     "MelboConfig",
     "Origin",
+    "Pair",
     "PerturbationSet",
     "PowerConfig",
     "PromptBatch",
@@ -101,15 +114,19 @@ __all__ = [
     "adapters",
     "begin",
     "calibrate",
+    "choose",
     "difference_of_means",
     "discover_behaviours",
     "generate",
+    "grid",
     "load",
     "optimised",
+    "promising",
     "response",
     "rows_of",
     "search",
     "summarise",
+    "survey",
 ]
 
 

@@ -193,6 +193,11 @@ class Slice:
         return [float(torch.cat(lines)[self.counted].mean()) for lines in norms.values()]
 
     @property
+    def readouts(self) -> int:
+        """How many positions are read, over all prompts."""
+        return int(self._read.sum())
+
+    @property
     def width(self) -> int:
         """Width of the residual stream."""
         return self.lm.width
@@ -356,7 +361,7 @@ class Slice:
             layers: Layers of the slice, in order.
 
         Returns:
-            The change of every read-out position of every prompt at each layer; nothing is averaged.
+            The change of every read-out position of every prompt at each layer, none averaged.
 
         Raises:
             EffectError: A value is NaN or infinite.
@@ -571,7 +576,7 @@ class Slice:
     def _streams(
         self, theta: Tensor, chunk: Chunk, layers: Sequence[int]
     ) -> list[Float[Tensor, "n p k d"]]:
-        """Return the stream leaving each of some layers, at the tokens that are read and replayed."""
+        """Return the stream leaving each of some layers, at tokens that are read and replayed."""
         prompts, tokens = slice(chunk.start, chunk.stop), slice(self._first, None)
         start = self.start[prompts, tokens]
         n, (p, t, d) = len(theta), start.shape
