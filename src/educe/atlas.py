@@ -78,8 +78,8 @@ class AtlasConfig:
     seed: int = 0
 
 
-#: For a choice: half of the work of the defaults.
-CHEAP = AtlasConfig(top=2, padding=2, products=3)
+#: For a choice: two thirds of the work of the defaults.
+CHEAP = AtlasConfig(top=2, padding=2)
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ def survey(
         )
     for source, targets in _by_source(p for p in pairs if p not in atlas.pairs).items():
         part = _slice(lm, batch, source, targets, config)
-        draw = torch.Generator().manual_seed(1000 * config.seed + source)
+        draw = torch.Generator().manual_seed(config.seed)
         for near in _octaves(source, targets):
             sigma, vectors = _decomposed(part, near, config, draw)
             atlas = replace(

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -242,7 +243,7 @@ def atlas(
     resume
         go on with the atlas in --out
     """
-    from educe.atlas import ATLAS, Atlas, AtlasConfig, choose, cost, grid, promising, survey
+    from educe.atlas import ATLAS, CHEAP, Atlas, AtlasConfig, choose, cost, grid, promising, survey
     from educe.model import load
     from educe.progress import reporter
     from educe.report import page
@@ -268,8 +269,8 @@ def atlas(
         progress=telling.say,
     )
     batch = lm.encode(asked)
-    config = AtlasConfig(positions=positions, readout=readout, seed=seed)
-    pairs = promising(lm.depth) if few else grid(lm.depth)
+    pairs, config = (promising(lm.depth), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+    config = replace(config, positions=positions, readout=readout, seed=seed)
     missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
     folder.mkdir(parents=True, exist_ok=True)
     if missing:
