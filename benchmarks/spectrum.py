@@ -1,9 +1,11 @@
-"""How exact `power` is, and what its search inside bands is worth; see docs/methods/power.md.
+"""How exact `power` and the atlas are, and what a search inside bands is worth.
 
-    python -m benchmarks.spectrum [--n 64] [--source 0.33] [--target 0.6]
+    python -m benchmarks.spectrum [--n 64] [--source 0.33] [--target 0.6]    # docs/methods/power.md
+    python -m benchmarks.spectrum --atlas 9,18                               # docs/atlas.md
 
 The truth is the eigendecomposition, in double precision, of the product of ``JᵀJ`` with every unit
-vector. Block power iteration as published, which reads the last block alone, is run on that matrix.
+vector, and for the atlas the decomposition of every target's whole Jacobian. Block power iteration
+as published, which reads the last block alone, is run on that matrix.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.atlas import CHEAP, AtlasConfig, grid, survey
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State
-from educe.model import load
+from educe.model import LanguageModel, load
 from educe.radius import calibrate
 from educe.slice import Slice
 
 PROMPT = "What is the code?"
+PLAIN = "The code that opens the vault is"
 
 
 def main() -> None:
@@ -32,9 +36,14 @@ def main() -> None:
     ask.add_argument("--source", type=float, default=0.33)
     ask.add_argument("--target", type=float, default=0.6)
     ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
+    ask.add_argument("--atlas", help="sources, with commas, whose targets are all decomposed")
     options = ask.parse_args()
     torch.set_num_threads(1)
     lm = load("embedded", device="cpu", dtype=torch.float32)
+    if options.atlas:
+        for source in options.atlas.split(","):
+            atlas(lm, int(source))
+        return
     part = Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
     print(f"layers {part.source} to {part.target}, {part.batch.lengths[0]} tokens")
     eye = torch.eye(part.width)
@@ -43,6 +52,35 @@ def main() -> None:
     print(f"dense: {time.monotonic() - began:.0f} s")
     exactness(part, gram, options.n)
     bands(part, options.n, options.steps)
+
+
+def atlas(lm: LanguageModel, source: int) -> None:
+    """Print how near the atlas comes, over all targets of a source."""
+    batch = lm.encode([PLAIN], chat=False)
+    part = Slice(lm, batch, source=source, target=-1)
+    targets = list(range(source + 1, lm.depth))
+    began = time.monotonic()
+    rows = [part.push(some, targets).flatten(2) for some in torch.eye(part.width).split(96)]
+    values, vectors = [], []
+    for jacobian in torch.cat(rows, 1).double():
+        square, turn = torch.linalg.eigh(jacobian @ jacobian.T)
+        values.append(square.flip(0)[:2].sqrt())
+        vectors.append(turn[:, -1])
+    true, top = torch.stack(values), torch.stack(vectors)
+    print(f"source {source}, {batch.lengths[0]} tokens, dense {time.monotonic() - began:.0f} s")
+    for config in (AtlasConfig(), CHEAP):
+        began = time.monotonic()
+        *_, found = survey(lm, batch, grid(lm.depth, [source]), config)
+        off = 1 - found.sigma[:, 0] / true[:, 0]
+        gap = (found.gap - (1 - true[:, 1] / true[:, 0])).abs()
+        cosine = (found.vectors * top).sum(1).abs()
+        print(
+            f"{config.top + config.padding} columns, {config.products} products, "
+            f"{time.monotonic() - began:.0f} s: sigma too low by {off.mean():.1%} (at most "
+            f"{off.max():.1%}), gap off by {gap.mean():.3f} ({gap.max():.3f}), cosine of the top "
+            f"vector {cosine.median():.3f} (at least {cosine.min():.2f})",
+            flush=True,
+        )
 
 
 def exactness(part: Slice, gram: Tensor, n: int) -> None:

@@ -319,6 +319,18 @@ def test_the_choice_is_the_direction_that_stands_out_most_steadily() -> None:
     assert f"arrives {3 * 11 / 21:.1f} times as large" in chosen.why
 
 
+def test_of_targets_that_are_nearly_as_good_it_is_the_nearest() -> None:
+    gaps = {
+        Pair(10, 24): 0.5,
+        Pair(10, 21): 0.49,
+        Pair(10, 18): 0.45,  # not nearly
+        Pair(12, 19): 0.49,  # of another source
+    }
+    found = planted(lambda pair: gaps.get(pair, 0.1), lambda pair: 0.9)
+    assert choose(found)[:2] == (10, 21)
+    assert choose(found, target=24)[:2] == (10, 24)
+
+
 def test_a_layer_that_is_given_is_kept() -> None:
     gaps = {Pair(10, 20): 0.5, Pair(7, 22): 0.4, Pair(12, 18): 0.3, Pair(3, 25): 0.3}
     found = planted(lambda pair: gaps.get(pair, 0.1), lambda pair: 0.9)

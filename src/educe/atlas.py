@@ -44,6 +44,8 @@ ATLAS = "atlas.safetensors"
 #: Where layers are chosen from, as shares of the depth: the range in which published searches that
 #: found something were made. Nearer than `APART` a target is driven by what single blocks do.
 SOURCES, TARGETS, APART = (0.2, 0.5), (0.5, 0.9), 0.15
+#: What counts as nearly as good as the best, when a nearer target is.
+NEARLY = 0.95
 #: An estimate of the cost is from products with so many blocks.
 TRIED = 4
 #: From so many sources, at most, a choice is made cheaply.
@@ -252,10 +254,11 @@ class Choice(NamedTuple):
 def choose(atlas: Atlas, source: int | None = None, target: int | None = None) -> Choice:
     """Choose layers to search between.
 
-    The pair in which one direction stands out most and stays the same from wherever one looks: the
+    The source whose top direction stands out most and stays the same from wherever one looks: the
     largest product of spectral gap and steadiness among `promising` pairs. There what is found
     depends least on choices that nobody has reasons for: the rotation of singular vectors among
-    each other, and the target. It says nothing of how much is hidden.
+    each other, and the target. Of its targets with nearly that product, the nearest, since search
+    pays for every block between. It says nothing of how much is hidden.
 
     Args:
         atlas: What is known, of some promising pairs at least.
@@ -273,15 +276,19 @@ def choose(atlas: Atlas, source: int | None = None, target: int | None = None) -
     ]
     if not rated:
         raise LayerError("the atlas has no pair of layers to choose from: survey promising ones")
-    _, best = max(rated)
+    most, top = max(rated)
+    best = min(
+        (i for rate, i in rated if rate >= NEARLY * most),
+        key=lambda i: (looked.pairs[i].source != looked.pairs[top].source, looked.pairs[i].target),
+    )
     pair = looked.pairs[best]
     return Choice(
         *pair,
         why=f"of {len(rated)} pairs looked at, {pair.source} to {pair.target} has the direction "
-        f"that stands out most steadily: the next singular value is {looked.gap[best]:.0%} lower, "
-        f"its mean cosine with what other targets see is {looked.steadiness[best]:.2f}, and a "
-        f"small dose of it arrives {looked.gain[best]:.1f} times as large; where most is hidden "
-        "this does not tell",
+        "that stands out most steadily, or nearly so with fewer blocks between: the next singular "
+        f"value is {looked.gap[best]:.0%} lower, its mean cosine with what other targets see is "
+        f"{looked.steadiness[best]:.2f}, and a small dose of it arrives {looked.gain[best]:.1f} "
+        "times as large; where most is hidden this does not tell",
     )
 
 
