@@ -120,6 +120,7 @@ RANKS = {
     "slice": 3,
     "generation": 3,
     "discover": 4,
+    "atlas": 4,
     "radius": 4,
     "contrast": 4,
     "judge": 4,

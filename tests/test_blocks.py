@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from educe.blocks import Call, find_stack, replaced, stream_in, stream_out, with_stream
+from educe.blocks import (
+    Call,
+    find_stack,
+    find_tail,
+    narrowed,
+    replaced,
+    stream_in,
+    stream_out,
+    with_stream,
+)
 from educe.errors import ModelError
 
 WIDTH = 6
@@ -175,3 +184,46 @@ def test_replaced_restores_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), replaced([block], [lambda s: s]):
         1 / 0  # noqa: B018
     assert "forward" not in vars(block)
+
+
+class Mixed(nn.Module):
+    """A block with a token mixer, a member that mixes tokens too, and members that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.mixer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+        self.norm, self.again = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.shift, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        shift = self.shift.forward
+        self.shift.forward = lambda x: shift(x.roll(1, 1))  # type: ignore[method-assign]
+
+    def forward(self, stream: Tensor) -> Tensor:
+        stream = stream + self.mixer(stream).cumsum(1)
+        stream = stream + self.again(self.again(self.norm(stream)))
+        return stream + self.shift(stream) + self.last(stream)
+
+
+def test_the_tail_of_a_block_works_token_by_token() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = Mixed()
+        stream = torch.randn(2, 5, WIDTH)
+    tail = find_tail(block, WIDTH, lambda: block(stream))
+    assert tail == [block.mixer[1], block.last]
+    assert not block.last._forward_hooks
+
+
+def test_narrowed_modules_leave_out_the_first_tokens() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = Mixed()
+        stream = torch.randn(2, 5, WIDTH)
+    whole, seen = block(stream), []
+    plain = block.last(stream)
+    block.last.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    with narrowed([block.mixer[1], block.last], 3):
+        assert not block.last(stream)[:, :3].any()
+        torch.testing.assert_close(block.last(stream)[:, 3:], plain[:, 3:])
+    assert seen == [5, 5]
+    torch.testing.assert_close(block(stream), whole)

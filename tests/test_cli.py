@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import gguf
 import pytest
+import torch
 from rich.cells import cell_len
 
 import tiny
 from educe import cli
+from educe.atlas import Atlas, choose
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.job import Settings
@@ -31,7 +33,7 @@ from educe.runs import Run
 from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
-COMMANDS = ("discover", "methods", "contrast", "show", "report", "demo")
+COMMANDS = ("discover", "methods", "atlas", "contrast", "show", "report", "demo")
 PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
 
 
@@ -367,6 +369,40 @@ def test_layers_are_indices_or_fractions(
     assert given("discover", "Hi.", f"--target={text}")[0].target == layer
 
 
+def test_layers_may_be_chosen(given: Callable[..., tuple[Settings, Path]]) -> None:
+    settings, _ = given("discover", "Hi.", "--source", "auto", "--target", "auto")
+    assert (settings.source, settings.target) == ("auto", "auto")
+
+
+def test_an_atlas_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+    """Its page has both maps, and the layers it names are those of the choice."""
+    asked = ["atlas", "Tell me.", "--model", model, "--device", "cpu", "--out", tmp_path / "a"]
+    few = educe(*asked, "--few", "--json")
+    assert few.status == 0, few.err
+    assert re.search(r"^\d+ pairs, about \d+ s, \d+ passes of a block$", few.err, re.M)
+    first = Atlas.load(few.data["atlas"])
+    assert "another atlas" in refused(*asked)
+    other = educe(*asked, "--resume")  # the whole one has other settings than the cheap one
+    assert (other.status, "begin anew" in other.err) == (2, True)
+    (tmp_path / "a" / "atlas.safetensors").unlink()
+    ended = educe(*asked)
+    assert ended.status == 0, ended.err
+    atlas = Atlas.load(tmp_path / "a" / "atlas.safetensors")
+    assert set(first.pairs) < set(atlas.pairs)
+    assert len(atlas.pairs) == 6  # of four blocks
+    found = choose(atlas)
+    assert f"--source {found.source} --target {found.target}: {found.why}" in ended.out
+    drawn = (tmp_path / "a" / "atlas.html").read_text()
+    assert found.why in drawn.replace("&#39;", "'")
+    assert 'id="chart-atlas-gain"' in drawn
+    assert 'id="chart-atlas-gap"' in drawn
+    done = [pair for pair in atlas.pairs if pair.source == 0]  # source after source is saved
+    atlas.select(done).save(tmp_path / "a" / "atlas.safetensors")
+    again = educe(*asked, "--resume")
+    assert again.status == 0, again.err
+    assert torch.equal(Atlas.load(tmp_path / "a" / "atlas.safetensors").sigma, atlas.sigma)
+
+
 def test_every_option_reaches_the_settings(
     given: Callable[..., tuple[Settings, Path]], tmp_path: Path
 ) -> None:
@@ -544,6 +580,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["contrast", "Hi.", "--positive", "a.txt", "--negative", "a.txt"], "--say"),
         (["contrast", "--positive", "a.txt", "--say", "a"], "--negative"),
         (["contrast", "--positive", "a.txt", "--negative", "b.txt"], "a.txt"),
+        (["atlas"], "no prompt"),
         (["show"], "RUN"),
         (["show", "nowhere"], "nowhere"),
         (["show", "nowhere", "x"], "x"),

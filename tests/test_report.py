@@ -282,7 +282,9 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> N
     curves = specs["response"]["layer"][1]["data"]["values"]
     assert len(curves) == sum(map(len, summary.responses.values()))
     rules = specs["response"]["layer"][0]["data"]["values"]
-    assert [r["radius"] for r in rules] == pytest.approx(summary.facts["radii"])
+    assert [r["dose"] for r in rules] == pytest.approx(
+        [r / summary.facts["unit"] for r in summary.facts["radii"]], 1e-3
+    )
     steps = specs["striking"]["data"]["values"]
     best = max(summary.found, key=lambda i: i.striking)
     assert [s["share"] for s in steps if s["perturbation"] == best.row.id] == [

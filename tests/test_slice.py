@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiny
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Row, TokenNoise, Vectors
+from educe.kinds import TokenNoise, Vectors, adapters
 from educe.model import LanguageModel
 from educe.slice import CALLS_KEPT, Chunk, Shift, Slice
 
@@ -260,15 +260,58 @@ def test_noise_on_the_last_tokens_is_theirs(tiny64: LanguageModel) -> None:
     part = slice_of(tiny64).on(noise)
     size = torch.full((2, 1), part.mean_norm, dtype=torch.float64)
     expected = torch.zeros(2, 32, dtype=torch.float64)
-    for j, ids in enumerate(ROWS):
-        rows = [[Row(i, j)] for i in range(2)]
-        places = torch.arange(len(ids)).expand(2, -1)
+    for ids in ROWS:
         rest = tiny.run(tiny64.hf, ids)[1][3]
         at = tiny.chosen("last:4", len(ids))
-        for i, drawn in enumerate(noise.added(size, rows, places)):
+        for i, drawn in enumerate(noise.added(size, range(2), range(-len(ids), 0))):
             moved = tiny.run(tiny64.hf, ids, source=1, vector=drawn[0], at=at)[1][3]
             expected[i] += (moved - rest)[-3:].mean(0) / len(ROWS)
     assert_near(part.effect(size), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("positions", "readout", "tokens"),
+    [("all", "last:3", 3), ("last:9", "last:2", 2), ("last:2", "all", 2), ("all", "all", TOKENS)],
+)
+@torch.no_grad()
+def test_the_target_block_ends_with_the_tokens_that_are_read(
+    tiny64: LanguageModel,
+    request: pytest.FixtureRequest,
+    positions: str,
+    readout: str,
+    tokens: int,
+) -> None:
+    part = slice_of(tiny64, positions=positions, readout=readout)
+    theta = vectors(part)
+    expected = [effect(tiny64.hf, row, positions=positions, readout=readout) for row in theta]
+    inside = tiny64.blocks[3].mlp.up_proj  # type: ignore[union-attr]
+    seen: set[int] = set()
+    handle = inside.register_forward_pre_hook(lambda module, args: seen.add(args[0].shape[1]))
+    request.addfinalizer(handle.remove)
+    assert_near(part.effect(theta), torch.stack(expected), 1e-6)
+    assert seen == {tokens}
+
+
+@torch.no_grad()
+def test_adapters_in_the_target_block_are_those_of_changed_weights(tokenizer: Any) -> None:
+    hf = tiny.hf_model(dtype=torch.float64)
+    lm = LanguageModel(hf, tokenizer, name="adapted")
+    part = slice_of(lm).on(adapters(lm, first=2, blocks=2))
+    unit = part.kind.draw(2, torch.Generator().manual_seed(0)).double()
+    came = part.effect(part.kind.scaled(unit, part.unit))
+    weights = [hf.get_submodule(path).weight for path in part.kind.paths]
+    for row, moved in zip(unit, came, strict=True):
+        expected = torch.zeros(32, dtype=torch.float64)
+        rest = [tiny.run(hf, ids)[1][3] for ids in ROWS]
+        factors = part.kind.split(row[None])
+        change = [part.unit * b[0].T @ a[0] for a, b in factors]
+        for weight, more in zip(weights, change, strict=True):
+            weight += more
+        for ids, before in zip(ROWS, rest, strict=True):
+            expected += (tiny.run(hf, ids)[1][3] - before)[-3:].mean(0) / len(ROWS)
+        for weight, more in zip(weights, change, strict=True):
+            weight -= more
+        assert_near(moved[None], expected[None], 1e-6)
 
 
 # -- derivatives ---------------------------------------------------------------------------------
@@ -392,6 +435,36 @@ def test_gram_is_the_product_with_every_read_out_position_counted_alone(
         assert_near(product, jacobian.T @ (jacobian @ along), tolerance)
 
 
+@pytest.mark.parametrize("positions", ["all", "last:2"])  # with the second, tokens are left out
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_push_and_pull_are_products_with_the_dense_jacobians_of_several_layers(
+    lm_of: Any, architecture: str, positions: str
+) -> None:
+    lm = lm_of(architecture, torch.float64)
+    part = slice_of(lm, source=0, positions=positions)
+    tangent = vectors(part, 2)
+
+    def read(row: Tensor, layer: int, ids: list[int]) -> Tensor:
+        at = tiny.chosen(positions, len(ids))
+        return tiny.run(lm.hf, ids, source=0, vector=row, at=at)[1][layer][-3:]
+
+    layers, zero = [1, 3], torch.zeros_like(tangent[0])
+    jacobian = torch.zeros(2, 3, 3, 32, 32, dtype=torch.float64)
+    for i, layer in enumerate(layers):
+        for prompt, ids in enumerate(ROWS):
+            own = torch.autograd.functional.jacobian(lambda row: read(row, layer, ids), zero)  # noqa: B023
+            jacobian[i, prompt, -len(own) :] = own
+    tolerance = 1e-9 if architecture in DOUBLE else 1e-4
+    pushed = part.push(tangent, layers)
+    expected = torch.einsum("lpkds,ns->lnpkd", jacobian, tangent)
+    torch.testing.assert_close(pushed, expected, rtol=tolerance, atol=tolerance)
+    cotangent = torch.randn(pushed.shape, generator=torch.Generator().manual_seed(0)).to(pushed)
+    pulled = torch.einsum("lpkds,lnpkd->ns", jacobian, cotangent)
+    torch.testing.assert_close(
+        part.pull(cotangent, layers), pulled, rtol=tolerance, atol=10 * tolerance
+    )
+
+
 def test_gram_of_a_model_without_forward_mode_is_an_error(lm_of: Any) -> None:
     part = slice_of(lm_of("bloom"))
     with pytest.raises(ModelError, match="bloom has an operation without forward-mode"):
@@ -455,6 +528,10 @@ METHODS: dict[str, Callable[[Slice, Tensor], Any]] = {
     "measure": lambda part, theta: part.measure(theta, squared),
     "jvp": lambda part, theta: part.jvp(theta, theta.flip(0)),
     "gram": lambda part, theta: (part.gram(theta, theta.flip(0)),),
+    "push": lambda part, theta: (part.push(theta, [2, 3])[0], part.push(theta, [3])[0]),
+    "pull": lambda part, theta: (
+        part.pull(theta[None, :, None, None].expand(2, -1, *part.rest.shape), [2, 3]),
+    ),
     "vjp": lambda part, theta: part.vjp(theta, theta.flip(0)),
     "hvp": lambda part, theta: (part.hvp(theta, theta.flip(0), theta),),
     "second_derivative": lambda part, theta: (part.second_derivative(theta, theta.flip(0)),),

@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.atlas import Atlas, AtlasConfig, Choice, Pair, choose, grid, promising, survey
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.cpe import CpeConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from educe.discover.linear import LinearDctConfig
     from educe.discover.lora import LoraConfig
     from educe.discover.melbo import MelboConfig
+    from educe.discover.noise import NoiseConfig
     from educe.discover.power import PowerConfig
     from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
@@ -43,6 +45,14 @@ if TYPE_CHECKING:
     from educe.summary import Summary, summarise
 
 _HOME = {
+    "Atlas": "educe.atlas",
+    "AtlasConfig": "educe.atlas",
+    "Choice": "educe.atlas",
+    "Pair": "educe.atlas",
+    "choose": "educe.atlas",
+    "grid": "educe.atlas",
+    "promising": "educe.atlas",
+    "survey": "educe.atlas",
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
     "CpeConfig": "educe.discover.cpe",
@@ -52,6 +62,7 @@ _HOME = {
     "MelboConfig": "educe.discover.melbo",
     "QuadraticDctConfig": "educe.discover.quadratic",
     "PowerConfig": "educe.discover.power",
+    "NoiseConfig": "educe.discover.noise",
     "RandomConfig": "educe.discover.random",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
@@ -85,7 +96,10 @@ _HOME = {
 
 __all__ = [
     "Adapters",
+    "Atlas",
+    "AtlasConfig",
     "Calibration",
+    "Choice",
     "Completion",
     "CpeConfig",
     "DctConfig",
@@ -95,7 +109,9 @@ __all__ = [
     "LinearDctConfig",
     "LoraConfig",
     "MelboConfig",
+    "NoiseConfig",
     "Origin",
+    "Pair",
     "PerturbationSet",
     "PowerConfig",
     "PromptBatch",
@@ -113,15 +129,19 @@ __all__ = [
     "adapters",
     "begin",
     "calibrate",
+    "choose",
     "difference_of_means",
     "discover_behaviours",
     "generate",
+    "grid",
     "load",
     "optimised",
+    "promising",
     "response",
     "rows_of",
     "search",
     "summarise",
+    "survey",
 ]
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from educe.errors import ModelError
@@ -154,6 +155,68 @@ def find_projections(
             which = "attention" if name.split(".")[0] == mixer else "mlp"
             found[which] = Projection(name, given.shape[-1])
     return found
+
+
+def find_tail(block: nn.Module, width: int, run: Callable[[], object]) -> list[nn.Module]:
+    """Find modules with which a block ends that work token by token, as is proved for each.
+
+    They are the output projection of its token mixer, and those of its own members with matrices
+    that are called after it.
+
+    Args:
+        block: The block.
+        width: Width of the stream.
+        run: Runs the model once on a short input.
+    """
+    mixes = find_projections(block, width, run).get("attention")
+    if mixes is None:
+        return []
+    end = block.get_submodule(mixes.path)
+    members = [
+        module
+        for module in block.children()
+        if end not in module.modules() and any(w.ndim >= 2 for w in module.parameters())
+    ]
+    called: list[tuple[nn.Module, Any, Any]] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        called.append((module, None if kwargs or len(args) != 1 else args[0], output))
+
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in (end, *members)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    order = [module for module, _, _ in called]
+    return [
+        module
+        for module, given, came in called[order.index(end) :]
+        if order.count(module) == 1 and _is_token_by_token(module, given, came)
+    ]
+
+
+@torch.no_grad()
+def _is_token_by_token(module: nn.Module, given: Any, came: Any) -> bool:
+    if not all(isinstance(x, Tensor) and x.ndim == 3 for x in (given, came)):
+        return False
+    half = given.shape[1] // 2
+    alone, among = module(given[:, half:].contiguous()), came[:, half:]
+    return alone.shape == among.shape and bool((alone - among).norm() <= 0.02 * among.norm())
+
+
+@contextmanager
+def narrowed(modules: Sequence[nn.Module], first: int) -> Iterator[None]:
+    """Let modules that work token by token leave out the tokens before ``first``: zero comes out.
+
+    Hooks on them see all tokens.
+    """
+
+    def on_the_rest(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.pad(own(x[:, first:].contiguous()), (0, 0, first, 0))
+
+    with replaced(modules, [on_the_rest(module.forward) for module in modules]):
+        yield
 
 
 def _is_chain(passed: Sequence[tuple[Any, Any]]) -> bool:

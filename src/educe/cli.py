@@ -9,9 +9,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -49,8 +50,8 @@ def discover(
     given: Path | None = None,
     control: Path | None = None,
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
-    source: float = 0.33,
-    target: float = 0.6,
+    source: float | Literal["auto"] = 0.33,
+    target: float | Literal["auto"] = 0.6,
     positions: str = "all",
     readout: str = "last:3",
     radius: str = "auto",
@@ -99,9 +100,9 @@ def discover(
     n
         perturbations at each radius; as many random ones are the control
     source
-        layer after which they are added: an index, or a fraction of the depth
+        layer after which they are added: an index, a fraction of the depth, or auto
     target
-        layer at which their effect is read
+        layer at which their effect is read; auto chooses it from an atlas
     positions
         tokens they are added to: all, prompt, last:k
     readout
@@ -188,6 +189,106 @@ def methods(*, as_json: Json = False, debug: Debug = False) -> None:
     for name, about in known.items():
         settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
         print(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
+
+
+@app.command
+def atlas(
+    *prompts: str,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    model: str = "embedded",
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    few: Annotated[bool, FLAG] = False,
+    positions: str = "all",
+    readout: str = "last:3",
+    seed: int = 0,
+    out: Path | None = None,
+    resume: Annotated[bool, FLAG] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Map how strongly every layer drives every later one, and choose two to search between.
+
+    Parameters
+    ----------
+    prompts
+        what the model is asked
+    prompts_file
+        a file of prompts: one a line, or .jsonl with strings or lists of messages
+    model
+        embedded, a Hub id, a folder, or a .gguf file
+    adapter
+        a PEFT adapter, loaded beside the weights and never merged
+    revision
+        revision on the Hub
+    dtype
+        auto, float32, bfloat16, float16
+    device
+        cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    device_map
+        auto spreads a large model over all GPUs
+    few
+        only the pairs that layers are chosen from, as with discover --source auto
+    positions
+        tokens that are perturbed: all, prompt, last:k
+    readout
+        prompt tokens at which the effect is read: last:k, all
+    seed
+        of everything that is drawn
+    out
+        folder of the atlas; by default a new one under runs/
+    resume
+        go on with the atlas in --out
+    """
+    from educe.atlas import ATLAS, CHEAP, Atlas, AtlasConfig, choose, cost, grid, promising, survey
+    from educe.model import load
+    from educe.progress import reporter
+    from educe.report import page
+    from educe.threads import choose as choose_threads
+
+    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    if not asked:
+        raise PromptError("no prompt: give at least one, or a file with --prompts")
+    folder = out or new_folder("atlas")
+    file = folder / ATLAS
+    if file.exists() and not resume:
+        raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")
+    begun = Atlas.load(file) if file.exists() else None
+    telling = reporter()
+    choose_threads(telling.say)
+    lm = load(
+        model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        progress=telling.say,
+    )
+    batch = lm.encode(asked)
+    pairs, config = (promising(lm.depth), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+    config = replace(config, positions=positions, readout=readout, seed=seed)
+    missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing:
+        telling.say(f"{len(missing)} pairs, {cost(lm, batch, missing, config).told}")
+        with telling.stage("atlas", len(missing), "pairs") as step:
+            done = len(pairs) - len(missing)
+            for known in survey(lm, batch, pairs, config, begun=begun):
+                known.save(file)
+                step(len(known.pairs) - done)
+                done = len(known.pairs)
+    known = Atlas.load(file)
+    choice = choose(known)
+    written = page.write_atlas(known, choice, folder / "atlas.html")
+    if as_json:
+        print(json.dumps(choice._asdict() | {"atlas": str(file), "report": str(written)}))
+    else:
+        print(f"--source {choice.source} --target {choice.target}: {choice.why}")
+        print(f"report: {written}")
 
 
 @app.command

@@ -17,11 +17,11 @@ that vectors compare with those of a search at the same ``R``. Its probabilities
 temperature of 0.7; here they are the model's. Its step is absolute; here it is a share of ``R``.
 Restarts run in one batch here, and the blocks up to the source only once.
 
-Controls do the same with as much as chance knows. *Shuffled labels*: half of the positive and half
-of the negative prompts against the other halves. A shuffle that is not even keeps a share of the
-real difference, and scaled to ``R`` that share can be most of it. *Shuffled target*: the target's
-tokens in another order, each restart its own; length and tokens are the target's, the sequence is
-not. *Random directions*: ``optimised`` without a step.
+Controls go through the same procedure. *Shuffled labels*: half of the positive and half of the
+negative prompts against the other halves. A shuffle that is not even keeps a share of the real
+difference, and scaled to ``R`` that share can be most of it. *Shuffled target*: the target's tokens
+in another order, each restart its own; length and words are the target's, the sequence is not.
+*Random directions*: ``optimised`` without a step.
 """
 
 from __future__ import annotations
@@ -232,8 +232,9 @@ class Forced:
                 "unperturbed: use others, or a longer target"
             )
         self.together = max(1, TOKENS_PER_CHUNK.get(lm.device.type, 2048) // self.mask.numel())
-        distinct, self.which = self.targets.unique(dim=0, return_inverse=True)
+        distinct, which = self.targets.unique(dim=0, return_inverse=True)
         self.start = torch.cat([self._unperturbed(some) for some in distinct.split(self.together)])
+        self.which = which.to(self.start.device)
 
     def logprob(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Return the log-probability of each target, in nats a token, averaged over prompts.

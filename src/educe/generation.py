@@ -198,7 +198,8 @@ class _Decoder:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Change the model's blocks as the perturbations do, if they do."""
-        with self.kind.changing(self.lm, self.theta, [[row] for row in self.rows]) as self._keep:
+        items = [row.perturbation for row in self.rows]
+        with self.kind.changing(self.lm, self.theta, items) as self._keep:
             yield
 
     def _drop(self, going: Tensor) -> None:
@@ -207,11 +208,10 @@ class _Decoder:
         self.theta = self.theta[going.to(self.theta.device)]
         self._keep(going)
 
-    def _added(self, mask: Tensor, tokens: int) -> Tensor | None:
-        """Return what is added to the last tokens of each row, ``[rows, tokens, width]``."""
-        places = (mask.cumsum(1) * mask - 1)[:, -tokens:]
-        rows = [[self.rows[line]] for line in self.alive.tolist()]
-        added = self.kind.added(self.theta, rows, places)
+    def _added(self, places: range) -> Tensor | None:
+        """Return what is added at some places of the rows, ``[rows, places, width]``."""
+        items = [self.rows[line].perturbation for line in self.alive.tolist()]
+        added = self.kind.added(self.theta, items, places)
         return None if added is None else added[:, 0]
 
     def write(self, limit: int, temperature: float, seed: int) -> list[Completion]:
@@ -254,7 +254,7 @@ class _Decoder:
         lm, prefix, lines = self.lm, self.prefix, self.lines
         mask = prefix.mask[lines.to(prefix.mask.device)]
         start = prefix.stream[lines]
-        added = self._added(mask, mask.shape[1])
+        added = self._added(range(-mask.shape[1], 0))
         if added is not None:
             start = start + added * where.in_prompt(self.kind.positions, mask).to(start)[:, :, None]
         reached = []
@@ -283,7 +283,8 @@ class _Decoder:
     def _step(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
         added = None
         if self.perturbed and where.in_generated(self.kind.positions):
-            added = self._added(mask, 1)
+            place = mask.shape[1] - self.prefix.mask.shape[1] - 1
+            added = self._added(range(place, place + 1))
         if added is None:
             return self.lm.forward(tokens, mask, cache=cache)
         with self.lm.adding(self.source, lambda stream: added) as calls:

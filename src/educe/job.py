@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from educe import discover, embedded, files, radius
+from educe.atlas import ATLAS, CHEAP, Atlas, choose, promising, survey
+from educe.atlas import cost as estimate
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
@@ -72,8 +74,8 @@ class Settings:
             positions and radii.
         control: A file of perturbations that are the control; by default, matched random ones.
         n: Perturbations at each radius.
-        source: Layer after which they are added.
-        target: Layer at which their effect is read.
+        source: Layer after which they are added; ``auto`` chooses it from an atlas.
+        target: Layer at which their effect is read; ``auto`` likewise.
         positions: Tokens they are added to.
         readout: Prompt tokens over which the effect is averaged.
         radius: ``auto``, numbers, or shares of the calibrated radius (``0.3x``).
@@ -100,8 +102,8 @@ class Settings:
     given: str | None = None
     control: str | None = None
     n: int = 64
-    source: int | float = 0.33
-    target: int | float = 0.6
+    source: int | float | Literal["auto"] = 0.33
+    target: int | float | Literal["auto"] = 0.6
     positions: str = "all"
     readout: str = "last:3"
     radius: str = "auto"
@@ -189,7 +191,8 @@ def discover_behaviours(
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            for scratch in run.tensors.glob(".*"):  # of a process that was killed while it wrote
+            left = (*run.tensors.glob(".*"), *run.folder.glob(f".{ATLAS}.*"))
+            for scratch in left:  # by a process that was killed while it wrote
                 scratch.unlink()
             _Job(run, lm, reporter or Silent()).all()
     except Timeout:
@@ -224,15 +227,16 @@ class _Job:
         """Run every stage."""
         self.run.event("begun")
         with self._timed("slice"):
-            source, positions = self.settings.source, self.settings.positions
+            positions = self.settings.positions
             if self.given is not None:
                 self.given.check(self.lm)
-                source, positions = self.given.kind.before, self.given.kind.positions
+                positions = self.given.kind.positions
+            source, target = self._layers(positions)
             self.part = Slice(
                 self.lm,
                 self.asked,
                 source=source,
-                target=self.settings.target,
+                target=target,
                 positions=positions,
                 readout=self.settings.readout,
             )
@@ -276,6 +280,34 @@ class _Job:
             room=s.max_new_tokens,
         )
 
+    def _layers(self, positions: str) -> tuple[float, float]:
+        """Return source and target; those that are ``auto`` are chosen from an atlas."""
+        s = self.settings
+        source = s.source if self.given is None else self.given.kind.before
+        known = {
+            end: self.lm.layer(layer)
+            for end, layer in (("source", source), ("target", s.target))
+            if not isinstance(layer, str)
+        }
+        if len(known) == 2:
+            return known["source"], known["target"]
+        if not self.run.has("layers"):
+            pairs = promising(self.lm.depth, **known)
+            config = replace(CHEAP, positions=positions, readout=s.readout, seed=s.seed)
+            path = self.run.folder / ATLAS
+            begun = Atlas.load(path) if path.exists() else None
+            cost = estimate(self.lm, self.asked, pairs, config)
+            self.reporter.say(f"choosing layers from {len(pairs)} pairs, {cost.told}")
+            with self.reporter.stage("atlas", len(pairs), "pairs") as step:
+                done = 0
+                for atlas in survey(self.lm, self.asked, pairs, config, begun=begun):
+                    atlas.save(path)
+                    step(len(atlas.pairs) - done)
+                    done = len(atlas.pairs)
+            self.run.remember("layers", choose(Atlas.load(path), **known)._asdict())
+        layers = self.run.note("layers")
+        return layers["source"], layers["target"]
+
     def _facts(self) -> None:
         if self.run.has("facts"):
             return
@@ -305,6 +337,7 @@ class _Job:
                 "method": s.method if self.given is None else self.given.method,
                 "positions": self.part.positions,
                 "kind": part.kind.name,
+                "why": self.run.note("layers")["why"] if self.run.has("layers") else None,
                 "unit": part.unit,
                 "calibrated_radius": found.radius if found else None,
                 "calibrated_dose": found.dose if found else None,
@@ -365,7 +398,7 @@ class _Job:
         state = State(load_file(partial)) if partial.exists() else None
         dose = size / self.run.note("facts")["unit"]
         with self.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
-            step(len(state["curve"]) if state is not None else 0)
+            step(len(state.get("curve", ())) if state is not None else 0)
             saved = time.monotonic()
 
             def on_step(now: State, progress: Progress) -> None:
@@ -374,7 +407,7 @@ class _Job:
                 step(note=f"objective {reached:.4g}" if reached is not None else "")
                 # Not the last one: going on from it would be a step too many.
                 due = not progress.done and time.monotonic() - saved > SAVE_EVERY
-                if "curve" in now and due:
+                if due:
                     files.write_tensors(partial, now, {})
                     saved = time.monotonic()
 
@@ -624,12 +657,15 @@ class _Job:
             return
         seen = summarise(self.run)
         wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-        largest = max(self.run.note("facts")["radii"])
-        radii = [share * largest for share in CURVE_SHARES]
+        arms = {p.id: p.arm for p in self.run.perturbations()}
+        largest = {
+            arm: max(p.radius for p in self.run.perturbations(arm)) for arm in ("found", "control")
+        }
         points = []
         with self._timed("responses"), self.reporter.stage("response to radius", 1, "") as step:
             for group in self._groups(wanted):
                 directions = group.directions.to(self.part.device, self.part.work_dtype)
+                radii = [share * largest[arms[group.numbers[0]]] for share in CURVE_SHARES]
                 sizes = radius.response(self.part.on(group.kind), directions, radii)
                 points += [
                     (number, r, float(size))

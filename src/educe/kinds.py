@@ -6,8 +6,8 @@
     weight noise   W ← W + σ rms(W) G     on the matrices of a band of blocks, G standard normal
 
 ``θ`` is a row of numbers for every perturbation, ``[n, size]``, and differentiable. For noise it is
-a single number, the size; what the noise is follows from a seed and from what it falls on, so that
-a perturbation can be made again from its seed alone.
+a single number, the size; the noise itself follows from a seed and from the place it falls on, and
+is drawn on the processor, so that a perturbation can be made again from its seed alone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -103,28 +103,28 @@ class Kind(ABC):
         return self
 
     def added(
-        self, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
-    ) -> Float[Tensor, "n p t d"] | None:
+        self, theta: Float[Tensor, "n s"], items: Sequence[int], places: Sequence[int]
+    ) -> Float[Tensor, "n 1 #t d"] | None:
         """Return what is added to the stream leaving block `before`, if anything.
 
         Args:
             theta: Perturbations.
-            rows: For each of them, the rows it acts on.
-            places: The place of each token in its text, negative for padding; one line a row, or a
-                line for each prompt when all perturbations act on the same.
+            items: Which of the perturbations of this kind they are; -1 for none.
+            places: The place of each token, counted from the first of the answer: the last token
+                of every prompt is at -1.
         """
         return None
 
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]]
+        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
     ) -> Iterator[Keep]:
         """Change the blocks themselves for the time of a ``with`` statement.
 
         Args:
             lm: The model.
-            theta: Perturbations.
-            rows: For each of them, the rows it acts on; a batch has them one after the other.
+            theta: Perturbations; a batch has the rows on which each acts one after the other.
+            items: Which of the perturbations of this kind they are; -1 for none.
 
         Yields:
             A function that keeps only some perturbations from now on.
@@ -171,7 +171,7 @@ class Vectors(Kind):
 
     @override
     def added(
-        self, theta: Float[Tensor, "n d"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
+        self, theta: Float[Tensor, "n d"], items: Sequence[int], places: Sequence[int]
     ) -> Float[Tensor, "n 1 1 d"]:
         return theta[:, None, None, :]
 
@@ -258,7 +258,7 @@ class Adapters(Kind):
     @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], rows: Sequence[Sequence[Row]]
+        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
     ) -> Iterator[Keep]:
         factors = self.split(theta)
         heard = [0] * len(factors)
@@ -324,9 +324,49 @@ def adapters(
     )
 
 
+class Noise(Kind):
+    """Perturbations of one number, their size; the rest follows from a seed that each has.
+
+    Attributes:
+        seeds: Of each perturbation.
+    """
+
+    seeds: tuple[int, ...]
+
+    @property
+    @override
+    def size(self) -> int:
+        return 1
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1"]:
+        """Return ones: what is random follows from the seeds."""
+        return torch.ones(n, 1)
+
+    @override
+    def select(self, items: Tensor) -> Noise:
+        return replace(self, seeds=tuple(self.seeds[i] for i in items))  # type: ignore[type-var]
+
+    def seed(self, item: int) -> int:
+        """Return the seed of a perturbation.
+
+        Raises:
+            SteeringError: It has none.
+        """
+        if item >= len(self.seeds):
+            raise SteeringError(
+                f"{self.name} number {item} has no seed: the kind has {len(self.seeds)}, give it "
+                "one for each perturbation"
+            )
+        return self.seeds[item]
+
+
 @dataclass(frozen=True)
-class TokenNoise(Kind):
+class TokenNoise(Noise):
     """Noise of one norm, drawn afresh for every token, in the residual stream after one block.
+
+    A perturbation is one sequence of noise, laid on texts so that their answers begin at the same
+    place in it: every prompt, and every sample of an answer, meets the same.
 
     Attributes:
         layer: The block after which it is added.
@@ -352,42 +392,21 @@ class TokenNoise(Kind):
     def last(self) -> int:
         return self.layer
 
-    @property
-    @override
-    def size(self) -> int:
-        return 1
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1"]:
-        """Return ones: what is random follows from the seeds."""
-        return torch.ones(n, 1)
-
-    @override
-    def select(self, items: Tensor) -> TokenNoise:
-        return TokenNoise(
-            self.layer, self.width, tuple(self.seeds[i] for i in items), self.positions
-        )
-
     @override
     def added(
-        self, theta: Float[Tensor, "n 1"], rows: Sequence[Sequence[Row]], places: Int[Tensor, "p t"]
-    ) -> Float[Tensor, "n p t d"]:
-        noise = torch.zeros(len(rows), len(rows[0]), places.shape[1], self.width)
-        lines = places.tolist()
-        for i, some in enumerate(rows):
-            for j, row in enumerate(some):
-                if row.perturbation < 0:
-                    continue
-                key = f"{self.seeds[row.perturbation]}:{row.prompt}:{row.sample}"
-                for at, place in enumerate(lines[i if len(some) == 1 else j]):
-                    if place >= 0:
-                        drawn = torch.randn(self.width, generator=_stream(f"{key}:{place}"))
-                        noise[i, j, at] = drawn / drawn.norm()
+        self, theta: Float[Tensor, "n 1"], items: Sequence[int], places: Sequence[int]
+    ) -> Float[Tensor, "n 1 t d"]:
+        seeds = [self.seed(item) for item in items]  # any will do for none, its size is 0
+        drawn = {
+            seed: _unit(torch.stack([_normal((self.width,), f"{seed}:{at}") for at in places]))
+            for seed in set(seeds)
+        }
+        noise = torch.stack([drawn[seed] for seed in seeds])[:, None]
         return theta[:, :, None, None] * noise.to(theta)
 
 
 @dataclass(frozen=True)
-class WeightNoise(Kind):
+class WeightNoise(Noise):
     """Gaussian noise on the matrices of a band of blocks, ``σ`` relative to each one's own size.
 
     Attributes:
@@ -416,55 +435,44 @@ class WeightNoise(Kind):
     def last(self) -> int:
         return self.first + self.blocks - 1
 
-    @property
-    @override
-    def size(self) -> int:
-        return 1
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 1"]:
-        """Return ones: what is random follows from the seeds."""
-        return torch.ones(n, 1)
-
     @override
     def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
         """Return 1: ``σ`` is a share already."""
         return 1.0
 
     @override
-    def select(self, items: Tensor) -> WeightNoise:
-        return WeightNoise(
-            self.first, self.blocks, tuple(self.seeds[i] for i in items), self.modules
-        )
-
-    @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "1 1"], rows: Sequence[Sequence[Row]]
+        self, lm: LanguageModel, theta: Float[Tensor, "n 1"], items: Sequence[int]
     ) -> Iterator[Keep]:
+        seed, sigma = self.seed(items[0]), theta[0, 0]
         noised = self.parameters(lm)
-        item = rows[0][0].perturbation
-        if item < 0:  # the unperturbed model
-            yield lambda items: None
-            return
         try:
             for name, (module, leaf, weight) in noised.items():
-                drawn = torch.randn(weight.shape, generator=_stream(f"{self.seeds[item]}:{name}"))
-                size = theta[0, 0].to(weight.device) * weight.float().square().mean().sqrt()
-                del module._parameters[leaf]
-                setattr(module, leaf, weight + (size * drawn.to(weight.device)).to(weight.dtype))
-            yield lambda items: None
+                drawn = _normal(weight.shape, f"{seed}:{name}")
+                # Added in float32 at least: half precision would round the noise before the sum.
+                wide = weight.to(torch.promote_types(weight.dtype, drawn.dtype))
+                rms = torch.linalg.vector_norm(wide) / wide.numel() ** 0.5
+                noisy = torch.addcmul(wide, drawn.to(wide), sigma.to(wide) * rms)
+                # Not by `setattr`, which takes nothing but a parameter, without gradient history.
+                module._parameters[leaf] = noisy.to(weight.dtype)  # type: ignore[assignment]
+            yield lambda kept: None
         finally:
             for module, leaf, weight in noised.values():
-                module.__dict__.pop(leaf, None)
                 module._parameters[leaf] = weight
 
     def parameters(self, lm: LanguageModel) -> dict[str, tuple[nn.Module, str, nn.Parameter]]:
         """Return what gets noise, by name: the module, its attribute, and the parameter.
 
         Raises:
-            ModelError: Nothing does.
+            LayerError: The band does not lie between block 1 and the last.
+            ModelError: Nothing in it gets noise.
         """
+        if not 1 <= self.first <= self.last < lm.depth:
+            raise LayerError(
+                f"blocks {self.first} to {self.last} cannot get noise: {lm.name} has blocks 0 to "
+                f"{lm.depth - 1}, and the band begins at 1 or later"
+            )
         found = {}
         for block in range(self.first, self.last + 1):
             for inner, module in lm.blocks[block].named_modules():
@@ -508,7 +516,8 @@ def _unit(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
-def _stream(key: str) -> torch.Generator:
-    """Return a generator of random numbers that belongs to a key."""
+def _normal(shape: Sequence[int], key: str) -> Tensor:
+    """Return normal numbers that belong to a key: float32 on the processor, for any device."""
     digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.randn(*shape, generator=own)

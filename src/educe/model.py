@@ -25,6 +25,7 @@ from educe.blocks import (
     Stack,
     find_projections,
     find_stack,
+    find_tail,
     stream_in,
     stream_out,
     with_stream,
@@ -180,6 +181,13 @@ class LanguageModel:
         paths = {module: name for name, module in self.unwrapped.named_modules()}
         within = found[which]
         return within._replace(path=f"{paths[self.blocks[block]]}.{within.path}")
+
+    def tail(self, block: int) -> list[nn.Module]:
+        """Return the modules with which a block ends that work token by token."""
+        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        return find_tail(
+            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
+        )
 
     # -- prompts -----------------------------------------------------------------------------
 

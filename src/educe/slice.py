@@ -13,7 +13,8 @@ angles and whatever else an architecture hands to its blocks are the model's own
 
 Tokens before the first perturbed one are the same whatever the perturbation. Where blocks know the
 past by keys and values alone, one unperturbed run leaves those in the model's own cache, and only
-the tokens from the first perturbed one on are replayed.
+the tokens from the first perturbed one on are replayed. And where the target block ends in modules
+that work token by token, these run on the tokens from the first that is read on.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe import positions as where
-from educe.blocks import Call, replaced, stream_in, stream_out
+from educe.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.errors import EffectError, LayerError, ModelError, PositionsError
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
 
 # Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
 # out-of-memory error halves it.
 TOKENS_PER_CHUNK = {"cpu": 2048, "cuda": 16384}
 
-# For so many shapes of a batch it is remembered how the model calls its blocks; asking again costs
-# a hundredth of a replay, masks and rotary angles that are kept cost memory.
+# For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
+# less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
 CALLS_KEPT = 8
 
 # What of a block's past is keys and values, one for each token, and nothing else.
@@ -135,6 +136,7 @@ class Slice:
         self._weights = share / share.sum(1, keepdim=True) / len(batch)
         self._read = read
         self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
+        self._tail = lm.tail(self.target)
         self._run_unperturbed()
         self._run_past()
 
@@ -185,12 +187,19 @@ class Slice:
             module.register_forward_pre_hook(note(path))
             for module, path in zip(modules, paths, strict=True)
         ]
+        whole = copy.copy(self)
+        whole._tail = []  # all tokens count
         try:
-            self.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
+            whole.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
         finally:
             for handle in handles:
                 handle.remove()
         return [float(torch.cat(lines)[self.counted].mean()) for lines in norms.values()]
+
+    @property
+    def readouts(self) -> int:
+        """How many positions are read, over all prompts."""
+        return int(self._read.sum())
 
     @property
     def width(self) -> int:
@@ -345,6 +354,57 @@ class Slice:
 
         with _forward_mode(self.lm):
             return self._summed(theta, run)
+
+    def push(
+        self, tangent: Float[Tensor, "n s"], layers: Sequence[int]
+    ) -> Float[Tensor, "l n p k d"]:
+        """Return the Jacobians at zero of several layers times ``tangent``, from one pass.
+
+        Args:
+            tangent: Perturbations.
+            layers: Layers of the slice, in order.
+
+        Returns:
+            The change of every read-out position of every prompt at each layer, none averaged.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no forward-mode derivative.
+        """
+        pushed = self.rest.new_zeros(len(layers), len(tangent), *self.rest.shape)
+
+        def run(chunk: Chunk) -> Tensor:
+            rows, prompts = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
+            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
+                dual = forward_ad.make_dual(torch.zeros_like(tangent[rows]), tangent[rows].clone())
+                for into, stream in zip(pushed, self._streams(dual, chunk, layers), strict=True):
+                    moved = forward_ad.unpack_dual(stream).tangent
+                    into[rows, prompts] = self._readout_of(moved, chunk)
+            return pushed[:, rows, prompts].square().sum((0, 2, 3, 4))[:, None]
+
+        with _forward_mode(self.lm):
+            self._summed(tangent, run)
+        return pushed
+
+    def pull(
+        self, cotangent: Float[Tensor, "l n p k d"], layers: Sequence[int]
+    ) -> Float[Tensor, "n s"]:
+        """Return the transposed Jacobians of `push` times cotangents, summed over the layers.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+        """
+        zero = self.rest.new_zeros(cotangent.shape[1], self.kind.size).to(self.device)
+
+        def run(chunk: Chunk) -> Tensor:
+            rows, prompts = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
+            at = zero[rows].requires_grad_(True)
+            with torch.enable_grad():
+                streams = self._streams(at, chunk, layers)
+                seen = [self._readout_of(stream, chunk) for stream in streams]
+                return torch.autograd.grad(seen, at, list(cotangent[:, rows, prompts]))[0]
+
+        return self._summed(zero, run)
 
     def value_and_grad(
         self, theta: Float[Tensor, "n s"], objective: Callable[[Shift], Float[Tensor, "n"]]
@@ -512,33 +572,48 @@ class Slice:
     # -- the replay --------------------------------------------------------------------------
 
     def _shift(self, theta: Tensor, chunk: Chunk) -> Shift:
+        prompts = slice(chunk.start, chunk.stop)
+        (came,) = self._streams(theta, chunk, [self.target])
+        moved = self._readout_of(came - self.rest[prompts, self._still :], chunk)
+        return Shift(moved, self._weights[prompts].to(came.device), chunk)
+
+    def _streams(
+        self, theta: Tensor, chunk: Chunk, layers: Sequence[int]
+    ) -> list[Float[Tensor, "n p k d"]]:
+        """Return the stream leaving each of some layers, at tokens that are read and replayed."""
         prompts, tokens = slice(chunk.start, chunk.stop), slice(self._first, None)
-        start, rest = self.start[prompts, tokens], self.rest[prompts]
+        start = self.start[prompts, tokens]
         n, (p, t, d) = len(theta), start.shape
-        rows = [
-            [Row(i, j) for j in range(chunk.start, chunk.stop)]
-            for i in range(chunk.first, chunk.last)
-        ]
-        mask = self.batch.mask[prompts]
-        added = self.kind.added(theta.to(start), rows, (mask.cumsum(1) * mask - 1)[:, tokens])
+        items = range(chunk.first, chunk.last)
+        added = self.kind.added(theta.to(start), items, range(-t, 0))
         stream = start.expand(n, p, t, d)
         if added is not None:
             at = self._perturbed[prompts, tokens].to(start.device)
             stream = stream + added * at[None, :, :, None]
         stream = stream.reshape(n * p, t, d)
-        arguments = self._arguments(n, chunk)
-        with self.kind.changing(self.lm, theta, rows), self._remembering(n, chunk):
-            for block, call in zip(self._between(), arguments, strict=True):
-                stream = stream_out(block(stream, *call.args, **call.kwargs))
-        # Tokens that are read but come before the first perturbed one stay as they were.
-        still = max(0, self._first - self._window)
-        came = stream[:, self._window + still - self._first :].reshape(n, p, -1, d).to(self.rest)
-        read = self._read[prompts, still:].to(came.device)[None, :, :, None]
-        moved = F.pad((came - rest[:, still:]) * read, (0, 0, still, 0))
-        return Shift(moved, self._weights[prompts].to(came.device), chunk)
+        arguments, streams = self._arguments(n, chunk), []
+        first = self._window + self._still - self._first
+        with (
+            self.kind.changing(self.lm, theta, items),
+            self._remembering(n, chunk),
+            narrowed(self._tail if first else [], first),
+        ):
+            for layer in range(self.source + 1, max(layers) + 1):
+                call = arguments[layer - self.source - 1]
+                stream = stream_out(self.lm.blocks[layer](stream, *call.args, **call.kwargs))
+                if layer in layers:
+                    streams.append(stream[:, first:].reshape(n, p, -1, d).to(self.rest))
+        return streams
 
-    def _between(self) -> list[Any]:
-        return self.lm.blocks[self.source + 1 : self.target + 1]
+    @property
+    def _still(self) -> int:
+        """How many of the tokens that are read come before the first perturbed one."""
+        return max(0, self._first - self._window)
+
+    def _readout_of(self, values: Tensor, chunk: Chunk) -> Float[Tensor, "n p k d"]:
+        """Return what is replayed as the read-out has it: zero at padding, and at still tokens."""
+        read = self._read[chunk.start : chunk.stop, self._still :].to(values.device)
+        return F.pad(values * read[None, :, :, None], (0, 0, self._still, 0))
 
     def _arguments(self, n: int, chunk: Chunk) -> list[Call]:
         """Return how the model calls the slice's blocks for ``n`` perturbations on some prompts."""

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from enum import Enum
+from itertools import zip_longest
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -133,9 +134,9 @@ def summarise(run: Run) -> Summary:
         by_radius={
             radius: _hits(
                 [i for i in found if i.row.radius == radius],
-                [i for i in control if i.row.radius == radius],
+                [i for i in control if i.row.radius == matched],
             )
-            for radius in sorted({i.row.radius for i in items})
+            for radius, matched in _radii(run)
         }
         if pattern
         else {},
@@ -188,6 +189,14 @@ def _item(
 
 def _hits(found: tuple[Item, ...] | list[Item], control: tuple[Item, ...] | list[Item]) -> tuple:
     return tuple(rate(sum(i.hits > 0 for i in arm), len(arm)) for arm in (found, control))
+
+
+def _radii(run: Run) -> list[tuple[float, float | None]]:
+    """Return each radius and that of its control, which need not be the same."""
+    found, control = (
+        dict.fromkeys(p.radius for p in run.perturbations(arm)) for arm in ("found", "control")
+    )
+    return sorted(zip_longest(found, control))  # in the order in which they were made
 
 
 def _retest_hits(found: tuple[Item, ...], control: tuple[Item, ...]) -> tuple[Rate, Rate]:

@@ -411,4 +411,4 @@ def test_a_run_is_shown_and_reported(finished: tuple[Path, dict[str, Any]]) -> N
             cli.main(arguments)
         assert not end.value.code
         assert out.getvalue()
-    assert "adapters after" in (folder / "report.html").read_text()
+    assert "adapters acting from" in (folder / "report.html").read_text()

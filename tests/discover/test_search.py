@@ -19,6 +19,7 @@ from educe.discover.dct import DctConfig
 from educe.discover.linear import LinearDctConfig
 from educe.discover.lora import LoraConfig
 from educe.discover.melbo import MelboConfig
+from educe.discover.noise import NoiseConfig
 from educe.discover.power import PowerConfig
 from educe.discover.quadratic import QuadraticDctConfig
 from educe.discover.state import Progress, State
@@ -39,7 +40,9 @@ FEW: dict[str, Any] = {
     "cpe": CpeConfig(iterations=3, blocks=2),
     "lora": LoraConfig(steps=3, rank=2),
     "power": PowerConfig(iterations=3, padding=1, tolerance=0.0),
+    "noise": NoiseConfig(per="rollout"),  # toys know vectors only; the rest is in test_noise.py
 }
+DRAWN = ("noise", "random")  # in one step, and without output directions
 every_method = pytest.mark.parametrize("method", list(METHODS))
 of_vectors = pytest.mark.parametrize("method", [m for m in METHODS if m not in ("cpe", "lora")])
 
@@ -81,7 +84,7 @@ def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, meth
     expected = effect.norm(dim=1)
     assert float(expected.min()) > 0.1
     torch.testing.assert_close(found.scores["effect"].double(), expected, rtol=1e-3, atol=0)
-    if method != "random":
+    if method not in DRAWN:
         assert found.outputs is not None
         cosine = (found.outputs * effect).sum(1) / expected
         torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-4, atol=0)
@@ -136,6 +139,7 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "dct-linear": {"effect", "singular_value"},
         "dct-quadratic": {"effect", "curvature"},
         "melbo": {"effect", "objective"},
+        "noise": {"effect"},
         "power": {"effect", "singular_value", "gap", "band", "residual"},
     }
     assert set(found.scores) == named[method]
@@ -183,7 +187,9 @@ def test_resuming_at_any_step_changes_nothing(method: str) -> None:
         return search(toy(), method, n=3, radius=0.5, config=FEW[method], **more)
 
     whole = run(on_step=keep)
-    assert len(states) == {"random": 1, "power": 2}.get(method, 3)  # two blocks fill the width
+    assert len(states) == {"noise": 1, "random": 1, "power": 2}.get(
+        method, 3
+    )  # two blocks fill the width
     for taken, state in enumerate(list(states), start=1):
         states.clear()
         resumed = run(state=state, on_step=keep)
@@ -211,7 +217,7 @@ def test_on_step_hears_of_every_step_and_of_the_end() -> None:
     ]
 
 
-@every_method
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "noise"])
 def test_settings_are_the_methods_own_unless_given(method: str) -> None:
     found = search(toy(), method, n=2, radius=1.0)
     assert found.config == asdict(METHODS[method].config())
@@ -248,4 +254,4 @@ def test_a_radius_that_is_none_is_an_error(method: str, radius: float) -> None:
 def test_an_effect_that_is_no_number_is_an_error(method: str) -> None:
     part = ToySlice(lambda theta: theta.square().exp(), 6)
     with pytest.raises(EffectError):
-        search(part, method, n=2, radius=1e3)  # type: ignore[arg-type]
+        search(part, method, n=2, radius=1e3, config=FEW[method])  # type: ignore[arg-type]

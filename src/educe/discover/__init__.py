@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import cpe, dct, linear, lora, melbo, power, quadratic, random
+from educe.discover import cpe, dct, linear, lora, melbo, noise, power, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
-from educe.kinds import Kind, Vectors
+from educe.kinds import Kind, Noise, Vectors
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
 
@@ -52,6 +52,7 @@ METHODS: dict[str, Method] = {
     "lora": Method(lora.LoraConfig, lora.start, lora.step, lora.finish, kind=lora.kind),
     "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
     "power": Method(power.PowerConfig, power.start, power.step, power.finish),
+    "noise": Method(noise.NoiseConfig, random.start, random.step, random.finish, kind=noise.kind),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
 }
 
@@ -71,7 +72,7 @@ def described() -> dict[str, dict[str, Any]]:
     """Return what each method is in one line, and its settings with their defaults."""
     return {
         name: {
-            "summary": str(inspect.getmodule(how.start).__doc__).splitlines()[0],
+            "summary": str(inspect.getmodule(how.config).__doc__).splitlines()[0],
             "settings": asdict(how.config()),
         }
         for name, how in METHODS.items()
@@ -175,9 +176,15 @@ def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) ->
 
 
 def control(part: Slice, found: PerturbationSet, *, seed: int) -> PerturbationSet:
-    """Return the matched control of some perturbations: random ones of their kind and radius."""
-    radius = float(found.radius[0])
-    return search(part.on(found.kind), "random", n=len(found), radius=radius, seed=seed)
+    """Return the matched control of some perturbations.
+
+    Random ones of their kind and radius; for noise, random directions (see `noise.control`).
+    """
+    if isinstance(found.kind, Noise):
+        part, radius = noise.control(part, found, seed=seed)
+    else:
+        part, radius = part.on(found.kind), float(found.radius[0])
+    return search(part, "random", n=len(found), radius=radius, seed=seed)
 
 
 def origin(part: Slice) -> Origin:

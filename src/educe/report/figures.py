@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from educe.atlas import Atlas
 from educe.runs import CompletionRow
 from educe.stats import Rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
@@ -45,7 +46,7 @@ ARMS = ["found", "random", "unperturbed"]
 TOOLTIP_LENGTH = 220
 
 
-def charts(summary: Summary) -> dict[str, dict[str, Any]]:
+def charts(summary: Summary, atlas: Atlas | None = None) -> dict[str, dict[str, Any]]:
     """Return the specifications of the charts for which a run has numbers, by name."""
     drawn = {
         "map": places(summary),
@@ -53,7 +54,56 @@ def charts(summary: Summary) -> dict[str, dict[str, Any]]:
         "striking": striking(summary),
         "radius": by_radius(summary),
     }
-    return {name: _dress(chart) for name, chart in drawn.items() if chart is not None}
+    layers = {}
+    if atlas is not None:
+        layers = survey(atlas, (summary.facts["source"], summary.facts["target"]))
+    return {name: _dress(chart) for name, chart in drawn.items() if chart is not None} | layers
+
+
+def survey(atlas: Atlas, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the heat maps of an atlas: what a small dose becomes, and the first spectral gap."""
+    rows = [
+        {
+            "source": pair.source,
+            "target": pair.target,
+            "gain": _number(float(gain)),
+            "gap": _number(float(gap)),
+            "steadiness": _number(float(steady)),
+            "sigma": ", ".join(f"{float(value):.3g}" for value in sigma),
+        }
+        for pair, gain, gap, steady, sigma in zip(
+            atlas.pairs, atlas.gain, atlas.gap, atlas.steadiness, atlas.sigma, strict=True
+        )
+    ]
+    across = alt.X("target:O", title="target layer", axis=alt.Axis(labelAngle=0))
+    down = alt.Y("source:O", title="source layer", sort="ascending")
+    told = ["source:O", "target:O", _exact("gain"), _percent("gap"), _exact("steadiness")]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        across, down, tooltip=[*told, alt.Tooltip("sigma:N", title="singular values")]
+    )
+    here = {"source": chosen[0], "target": chosen[1]} if chosen else {}
+    mark = (
+        alt.Chart(alt.Data(values=[here] if chosen else []))
+        .mark_rect(fill=None, stroke=PALETTE["ink"][0], strokeWidth=2)
+        .encode(across, down)
+    )
+    colours = {
+        "gain": alt.Color(
+            "gain:Q", scale=alt.Scale(type="log", scheme="viridis"), title="gain", legend=_bar()
+        ),
+        "gap": alt.Color(
+            "gap:Q", scale=alt.Scale(scheme="viridis"), title="gap", legend=_bar(format="%")
+        ),
+    }
+    height = 16 * len({pair.source for pair in atlas.pairs}) + 60
+    return {
+        f"atlas-{name}": _dress((base.mark_rect().encode(colour) + mark).properties(height=height))
+        for name, colour in colours.items()
+    }
+
+
+def _bar(**options: Any) -> alt.Legend:
+    return alt.Legend(gradientLength=140, tickCount=4, **options)
 
 
 def places(summary: Summary) -> alt.Chart | None:
@@ -130,19 +180,27 @@ def places(summary: Summary) -> alt.Chart | None:
 
 
 def response(summary: Summary) -> alt.LayerChart | None:
-    """Draw how the effect grows with the radius, on logarithmic axes."""
+    """Draw how the effect grows with the dose, on logarithmic axes.
+
+    Not with the radius: the control of weight noise is vectors.
+    """
     rows = [
-        {"perturbation": number, "arm": arm, "radius": _number(r), "effect": _number(size)}
+        {
+            "perturbation": item.row.id,
+            "arm": arm,
+            "dose": _number(r * item.row.dose / item.row.radius),
+            "effect": _number(size),
+        }
         for arm, items in (("random", summary.control), ("found", summary.found))
-        for number in (item.row.id for item in items)
-        for r, size in summary.responses.get(number, ())
+        for item in items
+        for r, size in summary.responses.get(item.row.id, ())
         if r > 0 and size > 0
     ]
     if not rows:
         return None
     log = alt.Scale(type="log", nice=False, padding=4)
     axis = alt.Axis(values=[d * 10.0**e for e in range(-4, 7) for d in (1, 2, 5)], grid=False)
-    along = alt.X("radius:Q", scale=log, title="radius", axis=axis)
+    along = alt.X("dose:Q", scale=log, title="dose", axis=axis)
     lines = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="monotone", opacity=0.85)
@@ -152,14 +210,14 @@ def response(summary: Summary) -> alt.LayerChart | None:
             _arm_colour("stroke"),
             detail="perturbation:N",
             strokeWidth=alt.condition("datum.arm == 'found'", alt.value(1.8), alt.value(1.1)),
-            tooltip=["perturbation:N", "arm:N", _exact("radius"), _exact("effect")],
+            tooltip=["perturbation:N", "arm:N", _exact("dose"), _exact("effect")],
         )
     )
-    used = [{"radius": _number(r)} for r in summary.facts.get("radii", ())]
+    used = [{"dose": _number(r / summary.facts["unit"])} for r in summary.facts.get("radii", ())]
     rules = (
         alt.Chart(alt.Data(values=used))
         .mark_rule(strokeDash=[3, 4], color=PALETTE["muted"][0])
-        .encode(along, tooltip=[_exact("radius", "a radius searched")])
+        .encode(along, tooltip=[_exact("dose", "a dose searched")])
     )
     return (rules + lines).properties(height=300)
 

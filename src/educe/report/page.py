@@ -22,6 +22,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from educe import files
+from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
 from educe.report import figures
 from educe.runs import CompletionRow, PromptRow, Run
@@ -52,6 +53,29 @@ VERDICTS = {
     Verdict.SAME: (
         "As without perturbation",
         "The unperturbed model writes the same, or nearly.",
+    ),
+}
+#: For each kind of perturbation, what a dose is, and what its control are.
+KINDS = {
+    "vectors": (
+        "Dose is the radius as a share of the mean activation norm at the source",
+        "random directions at the same radii",
+    ),
+    "adapters": (
+        "Dose is what a random adapter of that radius adds, as a share of the mean activation norm "
+        "at the source",
+        "random adapters at the same radii",
+    ),
+    "token-noise": (
+        "The radius is the norm of the noise at each token; dose is that as a share of the mean "
+        "activation norm at the source",
+        "random directions, held over the whole text, at the same radii",
+    ),
+    "weight-noise": (
+        "Radius and dose are the noise as a share of each matrix's root mean square; those of the "
+        "control, the norm of a direction and that as a share of the mean activation norm at the "
+        "source",
+        "random directions added at the source, with the same mean effect at the target",
     ),
 }
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
@@ -100,10 +124,12 @@ def render(run: Run) -> str:
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
-    return _template(pattern).render(
+    atlas = run.folder / ATLAS
+    return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
         verdicts=VERDICTS,
+        kinds=KINDS,
         opened=OPENED,
         shown=CARDS,
         groups=grouped,
@@ -121,7 +147,7 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=figures.charts(s),
+        charts=figures.charts(s, Atlas.load(atlas) if atlas.exists() else None),
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -230,8 +256,8 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method n source target positions readout radius"
-    flags += " samples temperature max_new_tokens seed look_for prefill"
+    flags = "model adapter revision dtype device method given control n source target positions"
+    flags += " readout radius samples temperature max_new_tokens seed look_for prefill"
     words += [
         f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
         for flag in flags.split()
@@ -251,7 +277,25 @@ def bundle() -> str:
     return script.replace("</script", "<\\/script").replace("\r", "")
 
 
-def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
+def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
+    """Write the page of an atlas.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    text = _template("atlas.html").render(
+        atlas=atlas,
+        choice=choice,
+        charts=figures.survey(atlas, choice[:2]),
+        date=time.strftime("%Y-%m-%d"),
+        palette=figures.PALETTE,
+        bundle=bundle(),
+    )
+    files.write_bytes(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -269,7 +313,7 @@ def _template(pattern: re.Pattern[str] | None) -> jinja2.Template:
         "interval": figures.interval,
         "shorten": figures.shorten,
     }
-    source = resources("educe.report").joinpath("template.html").read_text(encoding="utf-8")
+    source = resources("educe.report").joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(source)
 
 

@@ -31,6 +31,8 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
         f"{len(summary.found)} found and {len(summary.control)} random perturbations"
     )
+    if facts.get("why"):
+        console.print(Text(f"layers      {facts['why']}", style="dim"))
     for prompt in summary.prompts[:2]:
         answers = summary.baseline.get(prompt.id, ())
         console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))
