@@ -105,7 +105,7 @@ def ascend(
     value, gradient = part.value_and_grad(
         kind.scaled(v, radius), lambda shift: objective(shift, config.power, config.root)
     )
-    gradient = kind.scaled(gradient, radius)  # in the unit directions
+    # In θ rather than in the unit columns: a factor for each column, which AdamW does not see.
     if orthogonal:
         gradient = gradient - (gradient @ v.T) @ v
     gradient = _tangent(kind, v, gradient)
