@@ -32,7 +32,7 @@ from safetensors import safe_open
 
 import tiny
 from educe import files, job
-from educe.atlas import Atlas, AtlasConfig, choose, promising, survey
+from educe.atlas import Atlas, AtlasConfig, choose, promising, survey, thinned
 from educe.errors import (
     EduceError,
     FileFormatError,
@@ -936,7 +936,7 @@ def test_layers_are_those_that_the_atlas_has_reasons_for(
     carry_out(place, replace(settings, **layers, radius="8", n=2), lm)
     known = {} if "source" in layers else {"source": 1}  # 0.33 of four blocks
     config = AtlasConfig(top=2, padding=2)
-    pairs = promising(4, **known)
+    pairs = thinned(promising(4, **known))
     (*_, atlas) = survey(lm, lm.encode(PROMPTS, room=5), pairs, config)
     chosen = choose(atlas, **known)
     facts = note(place, "facts")

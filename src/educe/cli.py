@@ -243,7 +243,18 @@ def atlas(
     resume
         go on with the atlas in --out
     """
-    from educe.atlas import ATLAS, CHEAP, Atlas, AtlasConfig, choose, cost, grid, promising, survey
+    from educe.atlas import (
+        ATLAS,
+        CHEAP,
+        Atlas,
+        AtlasConfig,
+        choose,
+        cost,
+        grid,
+        promising,
+        survey,
+        thinned,
+    )
     from educe.model import load
     from educe.progress import reporter
     from educe.report import page
@@ -269,7 +280,9 @@ def atlas(
         progress=telling.say,
     )
     batch = lm.encode(asked)
-    pairs, config = (promising(lm.depth), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+    pairs, config = (
+        (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+    )
     config = replace(config, positions=positions, readout=readout, seed=seed)
     missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from educe import discover, embedded, files, radius
-from educe.atlas import ATLAS, CHEAP, Atlas, choose, promising, survey
+from educe.atlas import ATLAS, CHEAP, Atlas, choose, promising, survey, thinned
 from educe.atlas import cost as estimate
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
@@ -292,7 +292,7 @@ class _Job:
         if len(known) == 2:
             return known["source"], known["target"]
         if not self.run.has("layers"):
-            pairs = promising(self.lm.depth, **known)
+            pairs = thinned(promising(self.lm.depth, **known))
             config = replace(CHEAP, positions=positions, readout=s.readout, seed=s.seed)
             path = self.run.folder / ATLAS
             begun = Atlas.load(path) if path.exists() else None
