@@ -324,6 +324,42 @@ def test_what_is_found_does_in_peft_what_it_is_said_to_do(tiny64: LanguageModel)
     assert float(found.scores["effect"].mean()) > 2 * float(control.scores["effect"].mean())
 
 
+def test_it_finds_in_a_slice_what_it_finds_in_the_whole_model(
+    lm_of: Callable[..., LanguageModel],
+) -> None:
+    lm = lm_of("gpt2", torch.float64)
+    part = Slice(lm, lm.pad(ROWS), source=0, target=3, tokens_per_chunk=30)
+    config = CpeConfig(iterations=2, blocks=2)
+    found = discover.search(part, "cpe", n=3, radius=1.5, seed=1, config=config)
+
+    def move(theta: Tensor) -> Tensor:
+        """Run the model on one prompt with one adapter after the other, by hooks on its modules."""
+        moved = torch.zeros(len(theta), len(ROWS), 3, 32, dtype=torch.float64)
+        for line, row in enumerate(theta):
+            for prompt, ids in enumerate(ROWS):
+                handles = []
+                for place, block in enumerate((1, 2)):
+                    a, b = row[64 * place : 64 * place + 32], row[64 * place + 32 : 64 * place + 64]
+                    handles.append(
+                        lm.hf.transformer.h[block].attn.c_proj.register_forward_hook(
+                            lambda module, args, out, a=a, b=b: out + (args[0] @ a)[..., None] * b
+                        )
+                    )
+                came = tiny.run(lm.hf, ids)[1][3]
+                for handle in handles:
+                    handle.remove()
+                read = min(3, len(ids))
+                moved[line, prompt, -read:] = (came - tiny.run(lm.hf, ids)[1][3])[-read:]
+        return moved
+
+    whole = ToySlice(move, 32, read=[[1, 1, 1], [1, 1, 1], [0, 1, 1]])
+    whole.kind = found.kind
+    expected, _ = run(whole, 3, config, radius=1.5, seed=1)
+    torch.testing.assert_close(found.directions, expected["directions"].float(), rtol=0, atol=1e-4)
+    for name, values in found.scores.items():
+        torch.testing.assert_close(values, expected[f"score.{name}"].float(), rtol=1e-4, atol=0)
+
+
 def test_a_set_says_where_it_belongs_and_how_it_was_made(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3)
     config = CpeConfig(iterations=1, blocks=2)
