@@ -925,6 +925,28 @@ def test_a_full_disk_stops_the_job_in_one_sentence_and_it_goes_on_later(
     same(content(place), content(whole))
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "radii"),
+    [
+        ("cpe", {"iterations": 1, "blocks": 1}, [1.0, 2.0, 4.0]),
+        ("noise", {"per": "token"}, None),
+    ],
+)
+def test_auto_is_what_suits_the_method(
+    tmp_path: Path,
+    settings: Settings,
+    lm: LanguageModel,
+    method: str,
+    own: dict[str, Any],
+    radii: list[float] | None,
+) -> None:
+    asked = replace(settings, method=method, method_settings=own, radius="auto", n=2)
+    carry_out(tmp_path / "run", asked, lm)
+    facts = note(tmp_path / "run", "facts")
+    shares = [1.5, 2.0, 2.5]
+    assert facts["radii"] == (radii or [share * facts["calibrated_radius"] for share in shares])
+
+
 # -- layers that are chosen ------------------------------------------------------------------------
 
 

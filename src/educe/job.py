@@ -318,7 +318,8 @@ class _Job:
             n, config = radius.DIRECTIONS, self._config()
             part = discover.prepared(self.part, s.method, n=n, config=config)
             with self._timed("calibrate"), self.reporter.stage("calibrating", 1, "") as step:
-                radii, found = radius.parse(s.radius, part, seed=s.seed)
+                asked = discover.named(s.method).radii if s.radius == "auto" else s.radius
+                radii, found = radius.parse(asked, part, seed=s.seed)
                 step()
         self.run.remember(
             "facts",
