@@ -20,12 +20,11 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from educe import files
@@ -171,12 +170,7 @@ class Atlas:
         Raises:
             FileFormatError: The file is missing, truncated, or holds something else.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise FileFormatError(f"cannot read {path}: {error}") from error
+        tensors, header = files.read_tensors(path)
         if (header.get("format"), header.get("format_version")) != ("educe.atlas", FORMAT_VERSION):
             raise FileFormatError(f"{path} is no atlas that this educe reads")
         try:
@@ -380,6 +374,41 @@ def survey(
                 vectors=torch.cat([atlas.vectors, vectors.float().cpu()]),
             )
         yield atlas
+
+
+def surveyed(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    pairs: Sequence[Pair],
+    config: AtlasConfig,
+    path: Path,
+    reporter: Any,
+) -> Atlas:
+    """Return the atlas in a file once it has all pairs; says what is missing, and saves it so far.
+
+    Args:
+        lm: The model.
+        batch: The prompts.
+        pairs: The pairs that are wanted.
+        config: How.
+        path: The file; an atlas in it is gone on with.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        FileFormatError: The file holds something else.
+        RunError: Its atlas is of another model, other prompts or other settings.
+    """
+    begun = Atlas.load(path) if path.exists() else None
+    missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
+    if missing:
+        reporter.say(f"{len(missing)} pairs, {cost(lm, batch, missing, config).told}")
+        with reporter.stage("atlas", len(missing), "pairs") as step:
+            done = len(pairs) - len(missing)
+            for known in survey(lm, batch, pairs, config, begun=begun):
+                known.save(path)
+                step(len(known.pairs) - done)
+                done = len(known.pairs)
+    return Atlas.load(path)
 
 
 def _decomposed(

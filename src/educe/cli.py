@@ -247,13 +247,11 @@ def atlas(
     from educe.atlas import (
         ATLAS,
         CHEAP,
-        Atlas,
         AtlasConfig,
         choose,
-        cost,
         grid,
         promising,
-        survey,
+        surveyed,
         thinned,
     )
     from educe.model import load
@@ -268,7 +266,6 @@ def atlas(
     file = folder / ATLAS
     if file.exists() and not resume:
         raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")
-    begun = Atlas.load(file) if file.exists() else None
     telling = reporter()
     choose_threads(telling.say)
     lm = load(
@@ -285,17 +282,8 @@ def atlas(
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
-    missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
     folder.mkdir(parents=True, exist_ok=True)
-    if missing:
-        telling.say(f"{len(missing)} pairs, {cost(lm, batch, missing, config).told}")
-        with telling.stage("atlas", len(missing), "pairs") as step:
-            done = len(pairs) - len(missing)
-            for known in survey(lm, batch, pairs, config, begun=begun):
-                known.save(file)
-                step(len(known.pairs) - done)
-                done = len(known.pairs)
-    known = Atlas.load(file)
+    known = surveyed(lm, batch, pairs, config, file, telling)
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
     if as_json:

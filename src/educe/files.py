@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from educe.errors import RunError
+from educe.errors import FileFormatError, RunError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -49,3 +50,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         for name, tensor in tensors.items()
     }
     write_bytes(path, save(plain, dict(header)))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file and its header.
+
+    Raises:
+        FileFormatError: The file is missing, truncated, or of another format.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileFormatError(f"cannot read {path}: {error}") from error

@@ -26,8 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from educe import discover, embedded, files, radius
-from educe.atlas import ATLAS, CHEAP, Atlas, choose, promising, survey, thinned
-from educe.atlas import cost as estimate
+from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
@@ -295,16 +294,8 @@ class _Job:
             pairs = thinned(promising(self.lm.depth, **known))
             config = replace(CHEAP, positions=positions, readout=s.readout, seed=s.seed)
             path = self.run.folder / ATLAS
-            begun = Atlas.load(path) if path.exists() else None
-            cost = estimate(self.lm, self.asked, pairs, config)
-            self.reporter.say(f"choosing layers from {len(pairs)} pairs, {cost.told}")
-            with self.reporter.stage("atlas", len(pairs), "pairs") as step:
-                done = 0
-                for atlas in survey(self.lm, self.asked, pairs, config, begun=begun):
-                    atlas.save(path)
-                    step(len(atlas.pairs) - done)
-                    done = len(atlas.pairs)
-            self.run.remember("layers", choose(Atlas.load(path), **known)._asdict())
+            atlas = surveyed(self.lm, self.asked, pairs, config, path, self.reporter)
+            self.run.remember("layers", choose(atlas, **known)._asdict())
         layers = self.run.note("layers")
         return layers["source"], layers["target"]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from educe import files, kinds, peft_folder
@@ -176,12 +175,7 @@ class PerturbationSet:
         Raises:
             FileFormatError: The file is missing, truncated, or holds something else.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise FileFormatError(f"cannot read {path}: {error}") from error
+        tensors, header = files.read_tensors(path)
         if header.get("format") != "educe.perturbations":
             raise FileFormatError(f"{path} is no set of perturbations of educe")
         version = header.get("format_version")
