@@ -130,6 +130,7 @@ RANKS = {
     "progress": 4,
     "threads": 4,
     "job": 5,
+    "selection": 5,
     "report": 5,
     "demo": 6,
     "cli": 7,
