@@ -129,6 +129,7 @@ RANKS = {
     "summary": 4,
     "progress": 4,
     "threads": 4,
+    "writing": 4,
     "job": 5,
     "selection": 5,
     "report": 5,
