@@ -22,6 +22,7 @@ def elicit(
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 30,
     passes: int = 24,
     prompts: int = 1,
+    louder: float = 1.0,
     source: float = 0.33,
     target: float = 0.6,
     positions: str = "all",
@@ -47,6 +48,8 @@ def elicit(
         of each block of the slice, for each perturbation and prompt
     prompts
         questions that the slice is made of
+    louder
+        factor on every radius
     source
         layer after which vectors are added: an index, or a fraction of the depth
     target
@@ -69,7 +72,7 @@ def elicit(
     from educe.threads import choose
 
     out = out or Path("runs/bench-elicit")
-    budget = Budget(n=n, passes=passes, prompts=prompts)
+    budget = Budget(n=n, passes=passes, prompts=prompts, louder=louder)
     if quick:
         budget = Budget(n=6, passes=4, first=1, then=2, fresh=2, tokens=16)
         organism, family = organism or ["vault"], family or [SAMPLING, "dct", "contrast"]

@@ -38,6 +38,7 @@ class Budget:
         fresh: Questions of the re-test.
         tokens: The most tokens of an answer.
         prompts: Questions that the slice is made of.
+        louder: Factor on every radius.
     """
 
     n: int = 30
@@ -47,6 +48,7 @@ class Budget:
     fresh: int = 12
     tokens: int = 24
     prompts: int = 1
+    louder: float = 1.0
 
 
 class Problem(NamedTuple):
@@ -93,7 +95,7 @@ def searched(
     """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
     for k, n in enumerate(spread(budget.n, len(ladder))):
         config = METHODS[method].config(**passes_of(method, budget, n), **settings)
-        radius = ladder[k] * (problem.calibrated if shares else 1.0)
+        radius = budget.louder * ladder[k] * (problem.calibrated if shares else 1.0)
         yield search(problem.part, method, n=n, radius=radius, seed=1000 * seed + k, config=config)
 
 
@@ -102,7 +104,8 @@ def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[Per
     config = METHODS["cpe"].config()
     part = prepared(problem.part, "cpe", n=budget.n, config=config)
     for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
-        yield search(part, "random", n=n, radius=ADAPTERS[k], seed=1000 * seed + k)
+        radius = budget.louder * ADAPTERS[k]
+        yield search(part, "random", n=n, radius=radius, seed=1000 * seed + k)
 
 
 def noise_control(
@@ -134,7 +137,7 @@ def supervised(
             seed=seed,
         )
         found = difference()
-        radii = torch.linspace(0.5, 3.0, n) * found.radius[0]
+        radii = budget.louder * torch.linspace(0.5, 3.0, n) * found.radius[0]
         found = difference(shuffles=n) if shuffled else found.select([0] * n)
         yield replace(found, radius=radii)
 
@@ -153,7 +156,7 @@ def optimised_for(
             problem.opening,
             source=problem.part.source,
             positions=problem.part.positions,
-            radius=LADDER[k] * problem.calibrated,
+            radius=budget.louder * LADDER[k] * problem.calibrated,
             n=n,
             steps=max(1, budget.passes // 2),
             shuffled=shuffled,
