@@ -472,6 +472,11 @@ def demo(
     carry_out(settings(seed), out or new_folder("demo"), resume=False, as_json=as_json)
 
 
+# Of a module of their own, which is imported when they are asked for.
+app.command("educe.cli_select:select", name="select")
+app.command("educe.cli_select:tune", name="tune")
+
+
 def _method_settings(words: list[str]) -> dict[str, Any]:
     """Read ``name=value``; a value is JSON where it can be, else text."""
     settings = {}
