@@ -193,7 +193,6 @@ def tune(
             device=device,
             device_map=device_map,
             target=target,
-            n=n,
             max_new_tokens=max_new_tokens,
             seed=seed,
         ),
@@ -265,7 +264,8 @@ def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
     for name, one, again in zip(
         ("found", "random"), (tuned.found[0], tuned.control[0]), tuned.again, strict=True
     ):
-        print(f"{name:8}{again} in the re-test of {one.setting}")
+        of = one.setting if name == "found" else f"what matches {one.setting}"
+        print(f"{name:8}{again} in the re-test of {of}")
     print(f"found against random in the re-test: p = {tuned.p_again:.2g}\n")
     print(f"{'setting':36}{'found, posterior':28}random, posterior")
     matched = {one.setting: one for one in tuned.control}
