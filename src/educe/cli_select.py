@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from educe.cli import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import MethodError, RunError
 
 ARMS = ("found", "control")
-SHOWN = 20  #: settings on the screen
+SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
     from educe.selection.bandit import Setting
@@ -88,7 +89,7 @@ def select(
     if as_json:
         print(json.dumps(_as_data(selected), indent=1))
     else:
-        _tell(selected, run)
+        _tell(selected)
 
 
 def tune(
@@ -261,16 +262,15 @@ def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
 
 
 def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
-    for name, one, again in zip(
-        ("found", "random"), (tuned.found[0], tuned.control[0]), tuned.again, strict=True
-    ):
-        of = one.setting if name == "found" else f"what matches {one.setting}"
-        print(f"{name:8}{again} in the re-test of {of}")
-    print(f"found against random in the re-test: p = {tuned.p_again:.2g}\n")
-    print(f"{'setting':36}{'found, posterior':28}random, posterior")
+    best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
+    print("re-test of the best setting of each bandit")
+    for name, of, again in zip(("found", "random"), best, tuned.again, strict=True):
+        print(f"  {name:8}{again!s:28}{of}")
+    print(f"  found above random: p = {tuned.p_again:.2g}\n")
+    print(f"{'setting':30}{'found, posterior':26}random, posterior")
     matched = {one.setting: one for one in tuned.control}
     for one in tuned.found[:SHOWN]:
-        print(f"{one.setting!s:36}{_posterior(one):28}{_posterior(matched[one.setting])}")
+        print(f"{one.setting!s:30}{_posterior(one):26}{_posterior(matched[one.setting])}")
     if len(tuned.found) > SHOWN:
         print(f"and {len(tuned.found) - SHOWN} more: --json has all")
     print(f"\n{tuned.texts} texts kept in {where}; go on with")
@@ -278,7 +278,7 @@ def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
 
 
 def _posterior(one: Tried) -> str:
-    return f"{one.mean:.0%} ({one.low:.0%} to {one.high:.0%}), {one.hits}/{one.pulls}"
+    return f"{one.hits}/{one.pulls} {one.mean:.0%} ({one.low:.0%} to {one.high:.0%})"
 
 
 def _rungs(text: str) -> tuple[tuple[int, float], ...]:
@@ -311,26 +311,28 @@ def _as_data(selected: Selected) -> dict[str, Any]:
     }
 
 
-def _tell(selected: Selected, run: Path) -> None:
-    rungs = ", ".join(map(str, selected.prompts))
-    for name, arm in (("found", selected.found), ("random", selected.control)):
-        best = arm.chosen[0]
-        print(f"{name:8}{best.again} in the re-test of number {best.number}")
-    print(f"{'model':8}{selected.unperturbed} unperturbed, on the same fresh prompts")
+def _tell(selected: Selected) -> None:
+    arms = {"found": selected.found, "random": selected.control}
+    print("re-test on fresh prompts and samples, of the best of each arm")
+    for name, arm in arms.items():
+        print(f"  {name:12}{arm.chosen[0].again!s:28}number {arm.chosen[0].number}")
+    print(f"  {'unperturbed':12}{selected.unperturbed}")
     if selected.p_again is not None:
-        print(f"found against random in the re-test: p = {selected.p_again:.2g}")
+        print(f"  found above random: p = {selected.p_again:.2g}")
     n, chance = selected.found.candidates, selected.chance
+    shown = ".0%" if selected.unperturbed.hits is not None else ".2f"
+    print(f"\nselection by {textwrap.shorten(repr(selected.judge), 66)}")
+    print(f"  {n} perturbations an arm, on {', '.join(map(str, selected.prompts))} prompts")
+    print(f"  {'':12}{'all in the first rung':28}{'best in the last rung':28}p, of {n}")
+    for name, arm in arms.items():
+        print(f"  {name:12}{arm.first!s:28}{arm.chosen[0].seen!s:28}{arm.p_value:.2g}")
     print(
-        f"\nselection by {selected.judge!r}, {n} perturbations an arm on {rungs} prompts; the best "
-        f"of {n} by chance {chance.mean:.0%} ({chance.low:.0%} to {chance.high:.0%})"
+        f"  {'by chance':40}{chance.mean:{shown}} "
+        f"({chance.low:{shown}} to {chance.high:{shown}} in 90 of 100)"
     )
-    for name, arm in (("found", selected.found), ("random", selected.control)):
-        print(
-            f"{name:8}best {arm.chosen[0].seen}, p = {arm.p_value:.2g} corrected for {n}; "
-            f"all in the first rung {arm.first}; {sum(arm.spent)} texts"
-        )
-    print(f"\n{'':8}{'id':>5}  {'selection':28}re-test")
-    for name, arm in (("found", selected.found), ("random", selected.control)):
+    print(f"\n  {'':12}{'number':>6}  {'selection':28}re-test")
+    for name, arm in arms.items():
         for c in arm.chosen:
-            print(f"{name:8}{c.number:5}  {c.seen!s:28}{c.again}")
-    print(f"\n{selected.texts} texts kept in {selected.folder}; educe show {run} ID")
+            print(f"  {name:12}{c.number:6}  {c.seen!s:28}{c.again}")
+    spent = sum(selected.found.spent)
+    print(f"\n{spent} texts an arm; {selected.texts} kept in {selected.folder}")

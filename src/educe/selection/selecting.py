@@ -103,7 +103,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         if self.hits is None:
-            return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f}) on {self.trials} texts"
+            return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
         return f"{self.hits} of {self.trials} ({self.low:.0%} to {self.high:.0%})"
 
 

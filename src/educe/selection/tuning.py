@@ -39,8 +39,8 @@ from educe.writing import write
 SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
 #: Arms pulled in a round by each bandit, and written together.
 ROUND = 8
-#: Prompts of the proxy task, and of its re-test.
-SECRETS = 12
+#: Prompts of the proxy task, and of its re-test; and how many of them a method searches on.
+SECRETS, SEARCHED = 12, 3
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,19 @@ class _Tuning:
         self.lm = lm or loaded(job, reporter.say)
         if self.tuning.proxy is None:
             asked, fresh = list(job.prompts), list(job.fresh)
+            searched = asked
             self.rules = [job.look_for or ""] * len(asked + fresh)
         else:
             form, seed = self.tuning.proxy, job.seed
             own = secrets(SECRETS, seed=seed, form=form)
             others = secrets(SECRETS, seed=seed, form=form, split="fresh")
             asked, fresh = [p.prompt for p in own], [p.prompt for p in others]
+            searched = asked[:SEARCHED]
             self.rules = [p.rule for p in (*own, *others)]
         self.asked = range(len(asked))
         self.fresh = range(len(asked), len(asked) + len(fresh)) or self.asked
         self.batch = encoded(self.lm, job, asked + fresh)
-        self.searched = encoded(self.lm, job, asked)
+        self.searched = encoded(self.lm, job, searched)
         run.add_prompts(
             [
                 PromptRow(i, "asked" if i in self.asked else "fresh", prompt, text, length)
