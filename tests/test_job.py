@@ -31,7 +31,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import files, job
+from educe import files, job, writing
 from educe.atlas import Atlas, AtlasConfig, choose, promising, survey, thinned
 from educe.errors import (
     EduceError,
@@ -266,7 +266,7 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
     whole, place = tmp_path / "whole", tmp_path / "run"
     carry_out(whole, settings, lm)
 
-    generate, prompts, written = job.generate, [r[0] for r in rows(whole, ASKED)], 0
+    generate, prompts, written = writing.generate, [r[0] for r in rows(whole, ASKED)], 0
 
     def counted(model: LanguageModel, batch: Any, wanted: Sequence[Any], *a: Any, **k: Any) -> Any:
         nonlocal written
@@ -280,7 +280,7 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
         else:
             yield from generate(model, batch, wanted, *a, **k)
 
-    monkeypatch.setattr(job, "generate", counted)
+    monkeypatch.setattr(writing, "generate", counted)
     begin(place, settings).close()
     killer, lives, lost = Killer(place, monkeypatch), 0, 0
     while lives < 200:
@@ -322,8 +322,9 @@ def test_a_finished_run_has_nothing_left_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = content(whole)
-    for name in ("generate", "read", "side_effects"):
-        monkeypatch.setattr(job, name, lambda *_, **__: pytest.fail("it does it again"))
+    for module, name in ((writing, "generate"), (job, "generate"), (job, "read")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it does it again"))
+    monkeypatch.setattr(job, "side_effects", lambda *_, **__: pytest.fail("it does it again"))
     monkeypatch.setattr(job.discover, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)

@@ -12,18 +12,17 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
-from torch import Tensor
 
 from educe import discover, embedded, files, radius
 from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
@@ -35,13 +34,14 @@ from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Row
 from educe.model import LanguageModel, Prompt, PromptBatch, load
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
 from educe.slice import Slice
 from educe.summary import RETEST, Summary, summarise
+from educe.writing import groups, write
 
 #: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
@@ -175,6 +175,30 @@ def stored(run: Run) -> Settings:
     return Settings(**config)
 
 
+def loaded(s: Settings, say: Callable[[str], object]) -> LanguageModel:
+    """Load the model of some settings."""
+    return load(
+        s.model,
+        adapter=s.adapter,
+        revision=s.revision,
+        dtype=s.dtype,
+        device=s.device,
+        device_map=s.device_map,
+        progress=say,
+    )
+
+
+def encoded(lm: LanguageModel, s: Settings, prompts: Sequence[Prompt]) -> PromptBatch:
+    """Turn prompts into what the model reads, as some settings have it."""
+    return lm.encode(
+        prompts,
+        prefill=s.prefill,
+        chat=s.chat,
+        enable_thinking=s.enable_thinking,
+        room=s.max_new_tokens,
+    )
+
+
 def discover_behaviours(
     run: Run, *, lm: LanguageModel | None = None, reporter: Any = None
 ) -> Summary:
@@ -209,10 +233,10 @@ class _Job:
         self.given = PerturbationSet.load(given) if given else None
         self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
         with self._timed("load"):
-            self.lm = lm or self._load()
-        self.asked = self._encode(self.settings.prompts)
+            self.lm = lm or loaded(self.settings, self.reporter.say)
+        self.asked = encoded(self.lm, self.settings, self.settings.prompts)
         everything = (*self.settings.prompts, *self.settings.fresh)
-        self.batch = self._encode(everything)
+        self.batch = encoded(self.lm, self.settings, everything)
         run.add_prompts(
             [
                 PromptRow(i, "asked" if i < len(self.asked) else "fresh", prompt, text, length)
@@ -256,28 +280,6 @@ class _Job:
         self.run.event("done")
 
     # -- before the search -------------------------------------------------------------------
-
-    def _load(self) -> LanguageModel:
-        s = self.settings
-        return load(
-            s.model,
-            adapter=s.adapter,
-            revision=s.revision,
-            dtype=s.dtype,
-            device=s.device,
-            device_map=s.device_map,
-            progress=self.reporter.say,
-        )
-
-    def _encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        s = self.settings
-        return self.lm.encode(
-            prompts,
-            prefill=s.prefill,
-            chat=s.chat,
-            enable_thinking=s.enable_thinking,
-            room=s.max_new_tokens,
-        )
 
     def _layers(self, positions: str) -> tuple[float, float]:
         """Return source and target; those that are ``auto`` are chosen from an atlas."""
@@ -436,25 +438,6 @@ class _Job:
 
     # -- what the model writes ---------------------------------------------------------------
 
-    def _groups(self, numbers: Sequence[int] | None = None) -> list[_Group]:
-        """Return the perturbations of the run, or some of them, by their kind."""
-        members: dict[Kind, list[PerturbationRow]] = {}
-        sets: dict[str, PerturbationSet] = {}
-        for p in self.run.perturbations():
-            if numbers is None or p.id in numbers:
-                if p.file not in sets:
-                    sets[p.file] = PerturbationSet.load(self.run.tensors / p.file)
-                members.setdefault(sets[p.file].kind, []).append(p)
-        return [
-            _Group(
-                [p.id for p in some],
-                kind.select(torch.tensor([p.item for p in some])),
-                torch.stack([sets[p.file].directions[p.item] for p in some]),
-                torch.tensor([p.radius for p in some]),
-            )
-            for kind, some in members.items()
-        ]
-
     def _baseline_rows(self) -> dict[float, list[Row]]:
         prompts = range(len(self.batch))
         return {
@@ -490,50 +473,19 @@ class _Job:
         }
 
     def _write(self, what: str, rows: dict[float, list[Row]]) -> None:
-        done = {c.key for c in self.run.completions()}
-        missing = {
-            heat: [r for r in wanted if (r.perturbation + 1, r.prompt, r.sample) not in done]
-            for heat, wanted in rows.items()
-        }
-        total = sum(map(len, missing.values()))
-        if not total:
-            return
-        groups = self._groups()
-        with (
-            self._timed("generate"),
-            self.reporter.stage(f"writing: {what}", total, "texts") as step,
-        ):
-            for heat, wanted in missing.items():
-                for numbers, completions in self._written(groups, wanted, heat):
-                    self.run.add_completions(
-                        [_as_row(c, numbers, heat) for c in completions],
-                    )
-                    step(len(completions))
-
-    def _written(
-        self, groups: list[_Group], wanted: list[Row], heat: float
-    ) -> Iterator[tuple[Sequence[int], list[Completion]]]:
-        """Write some rows, kind after kind; rows and completions count within a kind."""
-        s = self.settings
-        kind = Vectors(self.part.source, self.part.width)
-        for group in (_Group([], kind, torch.zeros(0, kind.size), torch.zeros(0)), *groups):
-            place = {number - 1: i for i, number in enumerate(group.numbers)} or {-1: -1}
-            rows = [
-                row._replace(perturbation=place[row.perturbation])
-                for row in wanted
-                if row.perturbation in place
-            ]
-            for batch in generate(
+        with self._timed("generate"):
+            write(
                 self.lm,
                 self.batch,
                 rows,
-                group.theta,
-                kind=group.kind,
-                max_new_tokens=s.max_new_tokens,
-                temperature=heat,
-                seed=s.seed,
-            ):
-                yield group.numbers, batch
+                of=self.run,
+                into=self.run,
+                before=self.part.source,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=self.settings.seed,
+                reporter=self.reporter,
+                what=what,
+            )
 
     # -- judging -----------------------------------------------------------------------------
 
@@ -638,7 +590,7 @@ class _Job:
             self._timed("side effects"),
             self.reporter.stage("side effects", len(missing), "perturbations") as step,
         ):
-            for group in self._groups(missing):
+            for group in groups(self.run, missing):
                 each = side_effects(self.lm, batch, group.theta, kind=group.kind)
                 for number, s in zip(group.numbers, each, strict=True):
                     self.run.add_scores([ScoreRow(number, -1, -1, s.judge, s.value, s.why)])
@@ -655,7 +607,7 @@ class _Job:
         }
         points = []
         with self._timed("responses"), self.reporter.stage("response to radius", 1, "") as step:
-            for group in self._groups(wanted):
+            for group in groups(self.run, wanted):
                 directions = group.directions.to(self.part.device, self.part.work_dtype)
                 radii = [share * largest[arms[group.numbers[0]]] for share in CURVE_SHARES]
                 sizes = radius.response(self.part.on(group.kind), directions, radii)
@@ -677,28 +629,8 @@ class _Job:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
 
 
-class _Group(NamedTuple):
-    """Perturbations of one kind, which can share a batch."""
-
-    numbers: list[int]
-    kind: Kind
-    directions: Tensor
-    radius: Tensor
-
-    @property
-    def theta(self) -> Tensor:
-        return self.kind.scaled(self.directions, self.radius[:, None])
-
-
 def _key(row: Row) -> tuple[int, int, int]:
     return row.perturbation + 1, row.prompt, row.sample
-
-
-def _as_row(c: Completion, numbers: Sequence[int], temperature: float) -> CompletionRow:
-    """Return a completion as the run keeps it; its perturbation is a place among ``numbers``."""
-    number = numbers[c.row.perturbation] if numbers else 0
-    key = (number, c.row.prompt, c.row.sample)
-    return CompletionRow(*key, temperature, c.text, c.tokens, c.finished)
 
 
 def _as_completion(c: CompletionRow) -> Completion:
