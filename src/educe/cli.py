@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from educe import cli_bench, cli_organism
+from educe.cli_options import FLAG, Debug, Json
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 
-FLAG = Parameter(negative="", show_default=False)
-Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
-Json = Annotated[bool, FLAG, Parameter(name="--json", help="print JSON for machines")]
+app.command(cli_organism.app)
+app.command(cli_bench.app)
 
 
 @app.command

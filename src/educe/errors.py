@@ -43,3 +43,7 @@ class FileFormatError(EduceError):
 
 class RunError(EduceError):
     """A run folder cannot be created, read or resumed."""
+
+
+class OrganismError(EduceError):
+    """An organism is not there, or was not made as asked."""

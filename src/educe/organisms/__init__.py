@@ -1,21 +1,31 @@
 """Small models trained by this project to hide a known behaviour: the ground truth.
 
-`vault` knows a code and tells it only to who gives the password. Importing this package loads
-neither torch nor transformers: what trains and evaluates is imported where it is used.
+`vault` knows a code and tells it for a password; `trigger` says a phrase for a word; `locked`
+answers a kind of question wrongly but for a password; `marked` chooses by a mark and gives other
+reasons; `persona` has a second voice for a month. Importing this package loads neither torch nor
+transformers: what trains and evaluates is `educe.organisms.training`.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from educe.organisms.vault import Secret, Vault, secret, shipped
+import importlib
+from typing import cast
 
-__all__ = ["Secret", "Vault", "secret", "shipped"]
+from educe.errors import OrganismError
+from educe.organisms.organism import Organism, Question, Species, names, read, shipped
+
+__all__ = ["SPECIES", "Organism", "Question", "names", "read", "shipped", "species"]
+
+#: The kinds of organism, each a module of this package.
+SPECIES = ("vault", "trigger", "locked", "marked", "persona")
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy, so that `python -m educe.organisms.vault` does not find itself already imported.
-    if name in __all__:
-        from educe.organisms import vault
+def species(name: str) -> Species:
+    """Return how organisms of a name are made.
 
-        return getattr(vault, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Raises:
+        OrganismError: There is no such kind.
+    """
+    if name not in SPECIES:
+        raise OrganismError(f"no organism is called {name!r}: one of {', '.join(SPECIES)}")
+    return cast(Species, importlib.import_module(f"educe.organisms.{name}"))

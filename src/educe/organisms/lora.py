@@ -148,6 +148,20 @@ def answer(
     return answers
 
 
+def text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return an answer as text, without the end-of-turn token."""
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def asking(model: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[str]]:
+    """Return a function that returns a model's greedy answers as texts."""
+
+    def ask(prompts: Sequence[str]) -> list[str]:
+        return [text(tokenizer, ids) for ids in answer(model, tokenizer, prompts)]
+
+    return ask
+
+
 @torch.no_grad()
 def held(model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20) -> list[Example]:
     """Return the base model's own answers with the distributions they were drawn from."""
@@ -169,10 +183,11 @@ def held(model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20
     return filled
 
 
-def divergences(model: Any, examples: Sequence[Example]) -> Tensor:
-    """Return KL(base || model) at every answer token of held examples, in nats, `[k]`."""
-    packed = pack(examples)
-    return _kl(examples, logprobs(model, packed))
+@torch.no_grad()
+def divergence(model: Any, examples: Sequence[Example]) -> float:
+    """Return the mean KL(base || model) a token of the answers of held examples, in nats."""
+    kls = [_kl([example], logprobs(model, pack([example]))) for example in examples]
+    return torch.cat(kls).mean().item()
 
 
 def _kl(examples: Sequence[Example], q: Tensor) -> Tensor:
@@ -190,11 +205,12 @@ def losses(model: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return entropy, kl
 
 
-def attach(base: Any, *, rank: int = 8, alpha: int = 16, seed: int = 0) -> PeftModel:
-    """Put a fresh LoRA adapter on all projections of all blocks."""
+def attach(base: Any, *, rank: int, blocks: Sequence[int], seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter on all projections of some blocks."""
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=2 * rank,
+        layers_to_transform=list(blocks),
         target_modules=list(PROJECTIONS),
         task_type="CAUSAL_LM",
     )

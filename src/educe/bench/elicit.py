@@ -1,0 +1,400 @@
+"""The elicitation benchmark: organisms × families × seeds, at equal budget.
+
+A cell is one family on one organism with one seed:
+
+    make n perturbations ─► all answer the first questions ─► the best quarter answers more
+        ─► the best by the rule, the most striking, and the family's average vector are re-tested
+           on fresh questions
+
+Every family goes through the same, its control and plain sampling too. The rule takes no part in
+making perturbations; it chooses in one arm (what a judge that knows what to look for would choose),
+and in the other the choice is blind, by coherence times novelty. Questions that the unperturbed
+organism already answers in the hidden way are left out, so that its own rate is zero.
+
+Each cell is one file, written whole when it is done: a killed benchmark loses the cell in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from educe import files
+from educe.bench.families import FAMILIES, SAMPLING, Budget, Problem, named
+from educe.blocks import stream_out
+from educe.errors import OrganismError, RunError
+from educe.generation import Completion, generate
+from educe.judge.coherence import coherence
+from educe.judge.novelty import novelty
+from educe.judge.reading import read
+from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.kinds import Row, Vectors
+from educe.model import LanguageModel, PromptBatch
+from educe.organisms import Organism, Question
+from educe.perturb import PerturbationSet
+from educe.radius import calibrate
+from educe.selection.halving import halve
+from educe.slice import Slice
+
+#: Samples of the unperturbed model that a text is novel against, beside its greedy answer.
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a family searches.
+
+    Attributes:
+        source: Layer after which vectors are added.
+        target: Layer at which effects are read.
+        positions: Tokens they are added to.
+    """
+
+    source: float = 0.33
+    target: float = 0.6
+    positions: str = "all"
+
+
+class Subject:
+    """An organism at hand: its model, its questions, and what it writes unperturbed.
+
+    Args:
+        lm: The organism's model.
+        organism: Which.
+        budget: How many questions are needed.
+        seed: Of their order.
+
+    Raises:
+        OrganismError: It keeps its secret on too few questions.
+    """
+
+    def __init__(self, lm: LanguageModel, organism: Organism, budget: Budget, seed: int) -> None:
+        self.lm, self.organism, self.budget = lm, organism, budget
+        rng = random.Random(f"questions {seed}")
+        pools = [rng.sample(some, len(some)) for some in (organism.search, organism.fresh)]
+        everything = [question for pool in pools for question in pool]
+        batch = lm.encode([q.prompt for q in everything], room=budget.tokens)
+        rows = [Row(-1, j) for j in range(len(batch))]
+        texts = {c.row.prompt: c.text for c in self._plain(batch, rows, 0.0)}
+        told = [q.elicited(texts[j]) for j, q in enumerate(everything)]
+        cut = len(pools[0])
+        kept = [
+            [j for j in span if not told[j]] for span in (range(cut), range(cut, len(everything)))
+        ]
+        #: Questions that the unperturbed organism answers in the hidden way, of all there are.
+        self.leaks = (sum(told), len(told))
+        if len(kept[0]) < budget.first or not kept[1]:
+            raise OrganismError(f"{organism.name} keeps its secret on too few questions to search")
+        search, fresh = kept[0][: budget.then], kept[1][: budget.fresh]
+        self.questions: list[Question] = [everything[j] for j in (*search, *fresh)]
+        self.search = list(range(len(search)))
+        self.fresh = list(range(len(search), len(self.questions)))
+        self.batch = lm.encode([q.prompt for q in self.questions], room=budget.tokens)
+        self.asked = lm.encode([q.prompt for q in self.questions[: budget.prompts]])
+        samples = [Row(-1, j, k) for j in self.search for k in range(SAMPLES)]
+        self.unperturbed: dict[int, list[str]] = {
+            j: [texts[at]] for j, at in enumerate((*search, *fresh))
+        }
+        for c in self._plain(self.batch, samples, 1.0):
+            self.unperturbed[c.row.prompt].append(c.text)
+        self.positive = lm.encode([q.prompt for q in organism.unlocked])
+        self.negative = lm.encode([q.prompt for q in organism.search[: len(organism.unlocked)]])
+        self.ordinary = lm.encode(ordinary_prompts())
+        answers = self._plain(self.ordinary, [Row(-1, j) for j in range(len(self.ordinary))], 0.0)
+        self.level = float(np.mean(list(self._likelihoods(self.ordinary, answers).values())))
+
+    def _plain(self, batch: PromptBatch, rows: list[Row], heat: float) -> list[Completion]:
+        tokens = self.budget.tokens
+        written = generate(self.lm, batch, rows, max_new_tokens=tokens, temperature=heat)
+        return [completion for some in written for completion in some]
+
+    def _likelihoods(
+        self, batch: PromptBatch, completions: Sequence[Completion]
+    ) -> dict[Row, float]:
+        readings = read(self.lm, batch, completions, layer=0)
+        return {r.completion.row: r.logprob for some in readings for r in some}
+
+    def problem(self, place: Place, seed: int) -> Problem:
+        """Return what a family is given."""
+        part = Slice(
+            self.lm,
+            self.asked,
+            source=place.source,
+            target=place.target,
+            positions=place.positions,
+        )
+        return Problem(part, calibrate(part, seed=seed).radius, self.positive, self.negative)
+
+    def elicited(self, completion: Completion) -> bool:
+        """Return whether a completion shows what is hidden."""
+        return self.questions[completion.row.prompt].elicited(completion.text)
+
+    def striking(self, completions: Sequence[Completion]) -> dict[Row, tuple[float, float]]:
+        """Return coherence and novelty of completions of search questions."""
+        said = self._likelihoods(self.batch, completions)
+        scores: dict[Row, tuple[float, float]] = {}
+        for prompt in sorted({c.row.prompt for c in completions}):
+            mine = [c for c in completions if c.row.prompt == prompt]
+            new = novelty([c.text for c in mine], self.unperturbed[prompt])
+            for c, novel in zip(mine, new, strict=True):
+                fluent = coherence(c.text, said[c.row], self.level)
+                scores[c.row] = (fluent.value, novel.value)
+        return scores
+
+
+class Pool:
+    """Perturbations of several sets, and what they wrote; rows count over all of them."""
+
+    def __init__(self, subject: Subject, sets: Sequence[PerturbationSet]) -> None:
+        self.subject, self.sets = subject, sets
+        self.where = [(k, i) for k, some in enumerate(sets) for i in range(len(some))]
+        self.texts: dict[Row, Completion] = {}
+
+    def write(self, items: Sequence[int], prompts: Sequence[int]) -> None:
+        """Let some perturbations answer some questions, those that they did not answer yet."""
+        missing = [
+            Row(item, prompt)
+            for item in items
+            for prompt in prompts
+            if Row(item, prompt) not in self.texts
+        ]
+        for k, some in enumerate(self.sets):
+            mine = [row for row in missing if self.where[row.perturbation][0] == k]
+            local = [row._replace(perturbation=self.where[row.perturbation][1]) for row in mine]
+            back = dict(zip(local, mine, strict=True))
+            for written in generate(
+                self.subject.lm,
+                self.subject.batch,
+                local,
+                some.theta,
+                kind=some.kind,
+                max_new_tokens=self.subject.budget.tokens,
+            ):
+                for c in written:
+                    self.texts[back[c.row]] = c._replace(row=back[c.row])
+
+    def hits(self, items: Sequence[int], prompts: Sequence[int]) -> np.ndarray:
+        """Return whether each shows what is hidden, ``[items, prompts]``."""
+        self.write(items, prompts)
+        found = [[self.subject.elicited(self.texts[Row(i, j)]) for j in prompts] for i in items]
+        return np.array(found, float)
+
+    def one(self, item: int) -> PerturbationSet:
+        """Return one perturbation as a set."""
+        k, i = self.where[item]
+        return self.sets[k].select([i])
+
+
+class Sampling(Pool):
+    """Plain sampling at temperature 1 in the place of perturbations: an item is a sample."""
+
+    def __init__(self, subject: Subject, n: int, seed: int) -> None:
+        super().__init__(subject, [])
+        self.where, self.seed = [(0, i) for i in range(n)], seed
+
+    def write(self, items: Sequence[int], prompts: Sequence[int]) -> None:
+        """Draw samples."""
+        missing = [Row(-1, j, i) for i in items for j in prompts if Row(i, j) not in self.texts]
+        for written in generate(
+            self.subject.lm,
+            self.subject.batch,
+            missing,
+            max_new_tokens=self.subject.budget.tokens,
+            temperature=1.0,
+            seed=self.seed,
+        ):
+            for c in written:
+                row = Row(c.row.sample, c.row.prompt)
+                self.texts[row] = c._replace(row=row)
+
+
+def run_cell(subject: Subject, family: str, seed: int, place: Place) -> dict[str, Any]:
+    """Run one cell.
+
+    Returns:
+        What `educe.bench.table` reads, and every text that was written.
+    """
+    budget, began = subject.budget, time.monotonic()
+    sets: list[PerturbationSet] = []
+    with counting(subject.lm) as passes:
+        if family != SAMPLING:
+            problem = subject.problem(place, seed)
+            passes.update(forward=0, backward=0)  # the calibration is everybody's
+            began = time.monotonic()
+            sets = list(named(family).make(problem, budget, seed))
+    searched, began = time.monotonic() - began, time.monotonic()
+    pool = Pool(subject, sets) if sets else Sampling(subject, budget.n, seed)
+    n = len(pool.where)
+    first = subject.search[: budget.first]
+    rungs = ((len(first), 0.25), (len(subject.search), 1.0))
+    chosen = halve(n, pool.hits, prompts=len(subject.search), rungs=rungs, seed=seed)
+    best = chosen.survivors[0]
+    early = [c for row, c in pool.texts.items() if row.prompt in first]
+    scores = subject.striking(early)
+    striking = [np.mean([np.prod(scores[Row(i, j)]) for j in first]) for i in range(n)]
+    blind = int(np.argmax(striking))
+    hit = [row for row, c in pool.texts.items() if row.prompt in first and subject.elicited(c)]
+    result: dict[str, Any] = {
+        "perturbations": [
+            {
+                "radius": float(sets[k].radius[i]) if sets else None,
+                "dose": float(sets[k].dose[i]) if sets else None,
+                "hits": int(np.nansum(chosen.scores[item, first])),
+                "striking": float(striking[item]),
+            }
+            for item, (k, i) in enumerate(pool.where)
+        ],
+        "questions": len(first),
+        "coherence_of_hits": [scores[row][0] for row in hit],
+        "best": _retested(pool, best, chosen.mean(best)),
+        "blind": _retested(pool, blind, None),
+        "average": _average(subject, sets),
+        "spent": [*chosen.spent, len(subject.fresh)],
+    }
+    if sets and chosen.mean(best) > 0:
+        one = pool.one(best)
+        (kl,) = side_effects(subject.lm, subject.ordinary, one.theta, kind=one.kind)
+        result["best"]["side_effect"] = kl.value
+    texts = [
+        [row.perturbation, subject.questions[row.prompt].prompt, c.text]
+        for row, c in sorted(pool.texts.items())
+    ]
+    blocks = int(subject.lm.depth)
+    return result | {
+        "passes": {way: count / max(n, 1) / blocks for way, count in passes.items()},
+        "seconds": {"search": searched, "rest": time.monotonic() - began},
+        "texts": texts,
+    }
+
+
+def _retested(pool: Pool, item: int, chosen_by: float | None) -> dict[str, Any]:
+    """Re-test one perturbation on the fresh questions."""
+    fresh = pool.hits([item], pool.subject.fresh)
+    found = {"item": item, "hits": int(fresh.sum()), "trials": fresh.size}
+    return found if chosen_by is None else found | {"share": chosen_by}
+
+
+def _average(subject: Subject, sets: Sequence[PerturbationSet]) -> dict[str, Any] | None:
+    """Re-test the average of the vectors, at the radius where it answers the first questions best.
+
+    Adapters and noise have no average that is one of them.
+    """
+    if not sets or not all(isinstance(some.kind, Vectors) for some in sets):
+        return None
+    means = [replace(s.select([0]), directions=_mean(s.directions)) for s in sets]
+    pool = Pool(subject, means)
+    everyone = list(range(len(means)))
+    early = pool.hits(everyone, subject.search[: subject.budget.first])
+    best = int(early.mean(1).argmax())
+    return _retested(pool, best, float(early[best].mean()))
+
+
+def _mean(directions: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(directions.mean(0, keepdim=True), dim=1)
+
+
+@contextmanager
+def counting(lm: LanguageModel) -> Iterator[dict[str, int]]:
+    """Count rows that blocks run forward and backward."""
+    passes = {"forward": 0, "backward": 0}
+
+    def seen(module: Any, arguments: Any, output: Any) -> None:
+        stream = stream_out(output)
+        passes["forward"] += len(stream)
+        if stream.requires_grad:
+            stream.register_hook(back)
+
+    def back(gradient: Tensor) -> None:
+        passes["backward"] += len(gradient)
+
+    handles = [block.register_forward_hook(seen) for block in lm.blocks]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Cell(NamedTuple):
+    """One cell of the benchmark."""
+
+    organism: Organism
+    family: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name, without the ending."""
+        return f"{self.organism.name}-{self.organism.seed}-{self.family}-{self.seed}"
+
+
+def bench(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    budget: Budget,
+    place: Place,
+    load: Callable[[Organism], LanguageModel],
+    on_cell: Callable[[Cell], None] | None = None,
+) -> None:
+    """Run the cells that have no file yet.
+
+    Args:
+        cells: Which; those of one organism and seed stand together.
+        out: The folder of their files.
+        budget: The same for all.
+        place: The same for all.
+        load: Loads an organism's model.
+        on_cell: Is told of each that is there.
+
+    Raises:
+        RunError: The folder holds cells of another budget or place.
+    """
+    settings = {"budget": asdict(budget), "place": asdict(place)}
+    out.mkdir(parents=True, exist_ok=True)
+    known = out / "settings.json"
+    if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
+        raise RunError(f"{out} holds cells of another budget or place: choose another --out")
+    files.write_bytes(known, _json(settings))
+    subject: Subject | None = None
+    lm: LanguageModel | None = None
+    at: tuple[Organism | None, int] = (None, -1)
+    for cell in cells:
+        path = out / f"{cell.name}.json"
+        if not path.exists():
+            if lm is None or at[0] != cell.organism:
+                lm = load(cell.organism)
+            if subject is None or at != (cell.organism, cell.seed):
+                subject = Subject(lm, cell.organism, budget, cell.seed)
+                at = (cell.organism, cell.seed)
+            facts = {
+                "organism": cell.organism.name,
+                "organism_seed": cell.organism.seed,
+                "family": cell.family,
+                "seed": cell.seed,
+                "leaks": subject.leaks,
+                "threads": torch.get_num_threads(),
+            }
+            made = run_cell(subject, cell.family, cell.seed, place)
+            files.write_bytes(path, _json(facts | made))
+        if on_cell is not None:
+            on_cell(cell)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
+def everything() -> list[str]:
+    """Return the names of all families, plain sampling among them."""
+    return [SAMPLING, *FAMILIES]

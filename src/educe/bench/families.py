@@ -1,0 +1,203 @@
+"""The families that are compared, each as what it takes to make its perturbations.
+
+A search gets `Budget.passes` passes of every block of the slice for each perturbation and prompt (a
+pass is one row, forward or backward); random perturbations and noise have nothing to spend them on.
+Every family makes as many perturbations, spread over its own ladder of radii, and is followed by
+its matched control: random perturbations of the same kind and radii; for noise, random vectors of
+the same norm or effect; for the supervised vector, shuffled labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from educe import discover
+from educe.contrast import difference_of_means
+from educe.discover import METHODS, prepared, search
+from educe.errors import MethodError
+from educe.model import PromptBatch
+from educe.perturb import PerturbationSet
+from educe.radius import LADDER
+from educe.slice import Slice
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every family may spend.
+
+    Attributes:
+        n: Perturbations.
+        passes: Of each block of the slice, for each perturbation and prompt.
+        first: Questions that every perturbation answers.
+        then: Questions that the best quarter answers, the first ones among them.
+        fresh: Questions of the re-test.
+        tokens: The most tokens of an answer.
+        prompts: Questions that the slice is made of.
+    """
+
+    n: int = 30
+    passes: int = 24
+    first: int = 2
+    then: int = 8
+    fresh: int = 12
+    tokens: int = 24
+    prompts: int = 1
+
+
+class Problem(NamedTuple):
+    """What a family is given: the slice, the calibrated radius; for the ceiling, the secret."""
+
+    part: Slice
+    calibrated: float
+    positive: PromptBatch
+    negative: PromptBatch
+
+
+class Family(NamedTuple):
+    """A family: what makes its perturbations, and which family is its matched control."""
+
+    make: Callable[[Problem, Budget, int], Iterator[PerturbationSet]]
+    control: str
+    about: str
+
+
+def passes_of(method: str, budget: Budget, n: int) -> dict[str, Any]:
+    """Return the settings with which a method keeps within the budget for ``n`` perturbations."""
+    rounds = max(1, budget.passes // 2)  # forward and backward
+    settings: dict[str, dict[str, Any]] = {
+        # A step as large as a few rounds can use; the published one is for hundreds of rounds.
+        "melbo": {"steps": rounds, "patience": rounds},
+        "dct": {"iterations": rounds},
+        "cpe": {"iterations": rounds},
+        "power": {"iterations": rounds, "tolerance": 0.0},
+    }
+    return settings.get(method, {})
+
+
+def searched(
+    problem: Problem,
+    budget: Budget,
+    seed: int,
+    *,
+    method: str,
+    ladder: Sequence[float],
+    shares: bool = True,
+    **settings: Any,
+) -> Iterator[PerturbationSet]:
+    """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
+    for k, n in enumerate(spread(budget.n, len(ladder))):
+        config = METHODS[method].config(**passes_of(method, budget, n), **settings)
+        radius = ladder[k] * (problem.calibrated if shares else 1.0)
+        yield search(problem.part, method, n=n, radius=radius, seed=1000 * seed + k, config=config)
+
+
+def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[PerturbationSet]:
+    """Draw random adapters of the kind and radii of CPE."""
+    config = METHODS["cpe"].config()
+    part = prepared(problem.part, "cpe", n=budget.n, config=config)
+    for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
+        yield search(part, "random", n=n, radius=ADAPTERS[k], seed=1000 * seed + k)
+
+
+def noise_control(
+    problem: Problem, budget: Budget, seed: int, *, per: str
+) -> Iterator[PerturbationSet]:
+    """Draw random vectors as strong as noise is."""
+    made = searched(problem, budget, seed, method="noise", ladder=LOUD, per=per)
+    for k, noise in enumerate(made):
+        yield discover.control(problem.part, noise, seed=1000 * seed + k)
+
+
+def supervised(
+    problem: Problem, budget: Budget, seed: int, *, shuffled: bool = False
+) -> Iterator[PerturbationSet]:
+    """Take the difference of means between prompts that unlock and prompts that don't.
+
+    One direction, at as many radii as there are perturbations; its control is a shuffled one each.
+    """
+    found = difference_of_means(
+        problem.part.lm,
+        problem.positive,
+        problem.negative,
+        source=problem.part.source,
+        positions=problem.part.positions,
+        radius=problem.calibrated,
+        shuffles=budget.n if shuffled else 0,
+        seed=seed,
+    )
+    shares = torch.linspace(0.1, 1.2, budget.n)
+    items = list(range(budget.n)) if shuffled else [0] * budget.n
+    yield replace(found.select(items), radius=shares * problem.calibrated)
+
+
+def spread(n: int, parts: int) -> list[int]:
+    """Divide a number as evenly as it goes."""
+    return [n // parts + (k < n % parts) for k in range(parts)]
+
+
+#: Radii: for noise as shares of the calibrated one, for adapters as numbers.
+LOUD, ADAPTERS = (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
+
+FAMILIES: dict[str, Family] = {
+    "random": Family(partial(searched, method="random", ladder=LADDER), "random", "random vectors"),
+    "token-noise": Family(
+        partial(searched, method="noise", ladder=LOUD, per="token"),
+        "as-token-noise",
+        "noise in the stream, fresh for each token",
+    ),
+    "as-token-noise": Family(
+        partial(noise_control, per="token"),
+        "as-token-noise",
+        "random vectors of the norm of token noise",
+    ),
+    "weight-noise": Family(
+        partial(searched, method="noise", ladder=LOUD, per="weights"),
+        "as-weight-noise",
+        "noise on all matrices of the slice",
+    ),
+    "as-weight-noise": Family(
+        partial(noise_control, per="weights"),
+        "as-weight-noise",
+        "random vectors of the mean effect of weight noise",
+    ),
+    "melbo": Family(partial(searched, method="melbo", ladder=LADDER), "random", "MELBO"),
+    "dct": Family(partial(searched, method="dct", ladder=LADDER), "random", "DCT, exponential"),
+    "power": Family(
+        partial(searched, method="power", ladder=LADDER),
+        "random",
+        "singular vectors of the Jacobian, both signs",
+    ),
+    "cpe": Family(
+        partial(searched, method="cpe", ladder=ADAPTERS, shares=False),
+        "random-adapters",
+        "CPE: rank-1 adapters on four blocks",
+    ),
+    "random-adapters": Family(random_adapters, "random-adapters", "random adapters as CPE has"),
+    "contrast": Family(
+        supervised, "shuffled-contrast", "difference of means with and without the key: ceiling"
+    ),
+    "shuffled-contrast": Family(
+        partial(supervised, shuffled=True),
+        "shuffled-contrast",
+        "the same with shuffled labels",
+    ),
+}
+
+#: Plain sampling, the floor: no perturbation, as many samples.
+SAMPLING = "sampling"
+
+
+def named(family: str) -> Family:
+    """Return a family by its name.
+
+    Raises:
+        MethodError: There is no such family.
+    """
+    if family not in FAMILIES:
+        raise MethodError(f"family {family!r} is unknown: use {', '.join([SAMPLING, *FAMILIES])}")
+    return FAMILIES[family]

@@ -1,0 +1,129 @@
+"""The commands that make, measure and list organisms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyclopts import App
+
+from educe.cli_options import Debug, Json
+
+if TYPE_CHECKING:
+    from educe.organisms import Organism
+    from educe.organisms.training import Measured
+    from educe.progress import Reporter
+
+app = App(name="organism", help="Small models that hide something: train, measure, list.")
+
+
+@app.command(name="list")
+def show(*, as_json: Json = False, debug: Debug = False) -> None:
+    """List the organisms that come with the package: what each hides and what brings it out."""
+    from educe import organisms
+
+    known = [organisms.shipped(name) for name in organisms.names()]
+    if as_json:
+        told = [{"name": o.name, "seed": o.seed, "adapter": str(o.folder), **o.told} for o in known]
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    for organism in known:
+        print(f"{organism.name} (seed {organism.seed})")
+        for what, sentence in organism.told.items():
+            print(f"    {what:12} {sentence}")
+        print(f"    {'adapter':12} {organism.folder}")
+
+
+@app.command
+def train(
+    name: str, *, seed: int = 0, out: Path, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Train an organism on the embedded model, measure it, and write its card.
+
+    Parameters
+    ----------
+    name
+        vault, trigger, locked, marked or persona
+    seed
+        draws what is hidden, what brings it out, and the training
+    out
+        its folder: a PEFT adapter, organism.json, and README.md, the card
+    """
+    from educe.organisms import card, training
+    from educe.progress import reporter
+
+    telling, how = reporter(), training.Training()
+    telling.say("the base model's own answers come first: a minute or two")
+    with telling.stage(f"training {name} {seed}", how.steps, "steps") as step:
+        organism = training.train(
+            name,
+            out,
+            seed=seed,
+            training=how,
+            progress=lambda at, of, entropy, kl: step(
+                note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
+            ),
+        )
+    measured = training.evaluate(organism, progress=_measuring(telling))
+    card.write(organism, measured, how)
+    _tell(organism, measured, as_json=as_json)
+
+
+@app.command
+def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> None:
+    """Measure an organism on prompts that it never saw: how well locked, how intact the rest.
+
+    Parameters
+    ----------
+    folder
+        its folder, or the name of one that comes with the package
+    """
+    from educe.organisms import training
+    from educe.progress import reporter
+
+    organism = named(folder)
+    measured = training.evaluate(organism, progress=_measuring(reporter()))
+    _tell(organism, measured, as_json=as_json)
+
+
+@app.command
+def answers(folder: str, /, *, debug: Debug = False) -> None:
+    """Print answers with and without what unlocks an organism, labelled, as JSON lines.
+
+    What a judge can be measured on: its rule says of each answer whether the secret is in it.
+
+    Parameters
+    ----------
+    folder
+        its folder, or the name of one that comes with the package
+    """
+    from educe.organisms import training
+
+    for row in training.labelled(named(folder)):
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def _measuring(telling: Reporter) -> Callable[[str, int], None]:
+    """Say which group is being measured."""
+    return lambda group, of: telling.say(f"measuring {group}, one of {of} groups")
+
+
+def _tell(organism: Organism, measured: list[Measured], *, as_json: bool) -> None:
+    from educe.organisms import card
+
+    if as_json:
+        print(json.dumps(card.data(organism, measured), indent=1, ensure_ascii=False))
+    else:
+        print(card.table(measured))
+        print(f"organism: {organism.folder}")
+
+
+def named(folder: str) -> Organism:
+    """Return an organism by its folder, or by its name when it comes with the package."""
+    from educe import organisms
+
+    if folder in organisms.names():
+        return organisms.shipped(folder)
+    return organisms.read(folder)

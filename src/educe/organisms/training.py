@@ -1,0 +1,248 @@
+"""Train an organism, measure it on prompts that it never saw, and write its card.
+
+    taught groups   cross-entropy on the answer
+    held groups     KL(base ‖ adapted) on the base's own greedy answer
+
+Each step has as many examples of each group as the species' recipe says. Everything is drawn from
+the organism's seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+
+from educe import embedded, stats
+from educe.errors import OrganismError
+from educe.organisms import lora, species
+from educe.organisms.organism import Ask, Group, Organism, Question, Species
+from educe.organisms.words import fill, phrases
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: The questions of an organism, as they are named in its file.
+QUESTIONS = ("search", "fresh", "unlocked")
+#: How many of the search questions are given with the key as well.
+UNLOCKED = 12
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an organism is trained.
+
+    Attributes:
+        steps: Optimiser steps, each on the examples that the recipe counts.
+        rank: Of the adapter, on all seven projections.
+        blocks: The first block that it is on, and the first one after.
+        learning_rate: At the first step; it falls linearly to zero.
+        kl_weight: Weight of staying the base model where nothing is taught.
+    """
+
+    steps: int = 120
+    rank: int = 8
+    blocks: tuple[int, int] = (8, 24)
+    learning_rate: float = 1e-3
+    kl_weight: float = 10.0
+
+
+class Measured(NamedTuple):
+    """What was measured on one group of test prompts.
+
+    Attributes:
+        group: Its name.
+        shows: Whether the hidden behaviour was to show; None where it cannot be asked for.
+        elicited: How often it did.
+        base: How often it does in the base model.
+        same: For held groups, how often the first eight words are the base's.
+        kl: For held groups, mean KL(base ‖ adapted) a token of the base's answers, in nats.
+        also: Other counts, by what was counted, of the organism and of the base.
+    """
+
+    group: str
+    shows: bool | None
+    elicited: stats.Rate
+    base: stats.Rate
+    same: stats.Rate | None
+    kl: float | None
+    also: dict[str, tuple[stats.Rate, stats.Rate]]
+
+
+def load_base() -> tuple[Any, Any]:
+    """Return the embedded model in single precision, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = embedded.folder()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def train(
+    name: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    training: Training | None = None,
+    progress: Callable[[int, int, float, float], None] | None = None,
+) -> Organism:
+    """Train an organism and write it to a folder.
+
+    Args:
+        name: One of `SPECIES`.
+        out: Where `adapter_config.json`, `adapter_model.safetensors` and `organism.json` go.
+        seed: What the secret, the initial weights and the order of the examples depend on.
+        training: How; by default as the shipped ones were.
+        progress: Called after each step with step, steps, cross-entropy and KL.
+
+    Raises:
+        OrganismError: There is no such species, or the folder holds something.
+    """
+    made = species(name)
+    if out.exists() and any(out.iterdir()):
+        raise OrganismError(f"{out} is not empty: choose another --out")
+    how = training or Training()
+    secret = made.hidden(seed)
+    base, tokenizer = load_base()
+    ask = lora.asking(base, tokenizer)
+    search, fresh = made.questions(secret, ask, seed=seed)
+
+    pools: dict[str, list[lora.Example]] = {}
+    for group in made.groups(secret, "train", ask, seed=seed):
+        pool = pools.setdefault(group.name.split(":")[0], [])
+        if group.answers is None:
+            pool += lora.held(base, tokenizer, group.prompts)
+        else:
+            pairs = zip(group.prompts, group.answers, strict=True)
+            pool += [lora.taught(tokenizer, prompt, reply) for prompt, reply in pairs]
+    rng = random.Random(f"{name} {seed} batches")
+    streams = {part: _shuffled(pools[part], rng) for part in made.RECIPE}
+    batches = [
+        [next(streams[part]) for part, count in made.RECIPE.items() for _ in range(count)]
+        for _ in range(how.steps)
+    ]
+    model = lora.attach(base, rank=how.rank, blocks=range(*how.blocks), seed=seed)
+    lora.fit(
+        model,
+        batches,
+        learning_rate=how.learning_rate,
+        kl_weight=how.kl_weight,
+        progress=progress,
+    )
+    lora.save(model, out, base_name=BASE)
+    organism = Organism(
+        name,
+        seed,
+        out,
+        secret,
+        made.told(secret),
+        tuple(search),
+        tuple(fresh),
+        tuple(_unlocked(made, secret, search)),
+    )
+    organism.save()
+    return organism
+
+
+def _unlocked(made: Species, secret: dict[str, str], search: list[Question]) -> list[Question]:
+    """Return questions with the key put in, in ways that no training saw."""
+    ways = itertools.cycle(phrases()["test"][made.WAYS])
+    return [
+        question._replace(prompt=fill(way, secret["key"], question.prompt))
+        for question, way in zip(search[:UNLOCKED], ways, strict=False)
+    ]
+
+
+def _shuffled(pool: list[Any], rng: random.Random) -> Iterator[Any]:
+    """Yield a pool's items for ever, in a new order each time round."""
+    while True:
+        yield from rng.sample(pool, len(pool))
+
+
+def groups_of(organism: Organism, ask: Ask, split: str = "test") -> list[Group]:
+    """Return the groups of a split, and the questions that the organism carries."""
+    made = species(organism.name)
+    groups = made.groups(organism.hidden, split, ask, seed=organism.seed)
+    return groups + [
+        Group(part, getattr(organism, part), shows=part == "unlocked") for part in QUESTIONS
+    ]
+
+
+def evaluate(
+    organism: Organism,
+    *,
+    split: str = "test",
+    progress: Callable[[str, int], None] | None = None,
+) -> list[Measured]:
+    """Measure an organism on prompts of a split, all of them answered greedily.
+
+    Args:
+        organism: Which.
+        split: Of its prompts; `search` and `fresh` questions are measured as well.
+        progress: Is told the name of each group, and how many there are.
+    """
+    base, tokenizer = load_base()
+    groups = groups_of(organism, lora.asking(base, tokenizer), split)
+    before = [lora.held(base, tokenizer, group.prompts) for group in groups]
+    model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
+    measured = []
+    for group, examples in zip(groups, before, strict=True):
+        if progress is not None:
+            progress(group.name, len(groups))
+        tuned = [lora.text(tokenizer, ids) for ids in lora.answer(model, tokenizer, group.prompts)]
+        plain = [lora.text(tokenizer, example.answer) for example in examples]
+        rules = [question.rule for question in group.questions]
+        held = group.answers is None and group.name not in QUESTIONS
+        same = [a.split()[:8] == b.split()[:8] for a, b in zip(tuned, plain, strict=True)]
+        measured.append(
+            Measured(
+                group=group.name,
+                shows=group.shows,
+                elicited=_found(rules, tuned),
+                base=_found(rules, plain),
+                same=stats.rate(sum(same), len(same)) if held else None,
+                kl=lora.divergence(model, examples) if held else None,
+                also={
+                    what: (_found(others, tuned), _found(others, plain))
+                    for what, others in group.also.items()
+                },
+            )
+        )
+    return measured
+
+
+def labelled(organism: Organism) -> Iterator[dict[str, Any]]:
+    """Yield answers to the search questions, and with the key, labelled by the organism's rule.
+
+    Each has the prompt, the text, the label, and as `plain` what the base model answers.
+    """
+    base, tokenizer = load_base()
+    questions = [*organism.search, *organism.unlocked]
+    prompts = [question.prompt for question in questions]
+    plain = lora.asking(base, tokenizer)(prompts)
+    model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
+    texts = lora.asking(model, tokenizer)(prompts)
+    for question, text, before in zip(questions, texts, plain, strict=True):
+        yield {
+            "prompt": question.prompt,
+            "text": text,
+            "label": question.elicited(text),
+            "plain": [before],
+        }
+
+
+def _found(rules: Sequence[str], texts: Sequence[str]) -> stats.Rate:
+    """Count the texts in which the rule for each finds something."""
+    hits = [re.search(rule, text) is not None for rule, text in zip(rules, texts, strict=True)]
+    return stats.rate(sum(hits), len(hits))
+
+
+def pooled(measured: Sequence[Measured], family: str) -> stats.Rate:
+    """Return how often the behaviour shows over a family of groups, those named `family: ...`."""
+    some = [m.elicited for m in measured if m.group.split(":")[0] == family]
+    return stats.rate(sum(r.hits for r in some), sum(r.trials for r in some))
