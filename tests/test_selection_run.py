@@ -20,6 +20,7 @@ from educe import generation, writing
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.generation import generate
 from educe.job import Settings, begin, discover_behaviours
+from educe.judge import Answer, Score
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.kinds import Row
@@ -284,6 +285,42 @@ def test_striking_is_coherence_times_novelty_of_each_text_alone(
     assert checked == 20
     assert found.p_again is None
     assert found.found.chosen[0].again.hits is None
+
+
+class Counts:
+    """A judge that counts letters, and those of what it is told besides."""
+
+    name, higher_is, identity, cost = "counts", "longer", "counts, version 1", "nothing"
+
+    def __init__(self) -> None:
+        self.told: list[Answer] = []
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        self.told += answers
+        return [Score(self.name, float(len(a.text)), self.higher_is, "") for a in answers]
+
+
+def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
+    judge = Counts()
+    plan = replace(PLAN, look_for=None)
+    with Run.open(place) as run:
+        found = select_best(run, plan, judge=judge, lm=tiny_lm)
+    assert found.judge == "counts, version 1"
+    texts = kept(place)
+    plain = {c.prompt: c.text for c in texts if c.perturbation == 0 and c.sample == 0}
+    asked = dict(enumerate((*PROMPTS, *FRESH)))
+    judged = [c for c in texts if c.perturbation or c.sample >= RETEST]
+    assert Counter(judge.told) == Counter(
+        Answer(asked[c.prompt], c.text, (plain[c.prompt],)) for c in judged
+    )
+    best = found.found.chosen[0]
+    lengths = [len(c.text) for c in judged if c.perturbation == best.number and c.sample == 0]
+    assert best.seen.mean == np.mean(lengths)
+    with Run.open(place) as run:
+        assert select_best(run, plan, judge=judge, lm=tiny_lm) == found
+    assert len(judge.told) == len(judged)  # none of them twice
+    with Run.open(place) as run, pytest.raises(MethodError, match="one thing"):
+        select_best(run, PLAN, judge=judge, lm=tiny_lm)
 
 
 # -- what cannot be -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from educe.cli import FLAG, Debug, Json, new_folder, read_prompts
+from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import MethodError, RunError
 
 ARMS = ("found", "control")

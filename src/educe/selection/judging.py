@@ -1,4 +1,4 @@
-"""What a selection goes by: a rule, or how striking a text is. Both score in [0, 1].
+"""What a selection goes by: a rule, how striking a text is, or any judge.
 
 A score depends on its own text alone, and on what the unperturbed model writes for that prompt; not
 on what else is scored beside it, as the main job's novelty does. Else scores from before a kill,
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from educe.errors import MethodError
+from educe.judge import Answer, Judge
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
@@ -49,6 +50,34 @@ class Rule:
     def scores(self, rows: Sequence[CompletionRow]) -> list[float]:
         """Score completions, in order."""
         return [float(bool(self._found.search(row.text))) for row in rows]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says, told what was asked and what the unperturbed model answers.
+
+    Attributes:
+        judge: The judge.
+        prompts: What was asked, as text.
+        unperturbed: The unperturbed model's most likely answer to each.
+    """
+
+    judge: Judge
+    prompts: Sequence[str]
+    unperturbed: dict[int, list[str]]
+
+    @property
+    def name(self) -> str:
+        """What scores are kept under."""
+        return self.judge.identity
+
+    def scores(self, rows: Sequence[CompletionRow]) -> list[float]:
+        """Score completions, in order."""
+        answers = [
+            Answer(self.prompts[row.prompt], row.text, tuple(self.unperturbed[row.prompt]))
+            for row in rows
+        ]
+        return [score.value for score in self.judge.score(answers)]
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,18 @@ from educe.job import (
     BASELINE_SAMPLES,
     BASELINE_TEMPERATURE,
     RETEST_TEMPERATURE,
-    Settings,
     encoded,
     loaded,
     stored,
 )
+from educe.judge import Judge
 from educe.kinds import Row
 from educe.model import LanguageModel, Prompt
 from educe.progress import Silent
 from educe.runs import CompletionRow, PromptRow, Run, ScoreRow
 from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.selection.halving import RUNGS, Halving, checked, halve
-from educe.selection.judging import Judging, Rule, Striking
+from educe.selection.judging import Judged, Judging, Rule, Striking
 from educe.stats import bootstrap_mean, more_often, rate
 from educe.summary import RETEST
 from educe.writing import write
@@ -68,11 +68,12 @@ class SelectionPlan:
     samples: int = 1
     seed: int = 0
 
-    def check(self, seen: Sequence[Prompt] = ()) -> None:
+    def check(self, seen: Sequence[Prompt] = (), judge: Judge | None = None) -> None:
         """Find what cannot work before anything slow begins.
 
         Args:
             seen: Prompts that the perturbations were searched on.
+            judge: What the selection goes by, where the plan does not say it.
 
         Raises:
             PromptError: There are no prompts, or fresh ones were seen before.
@@ -82,7 +83,7 @@ class SelectionPlan:
             raise PromptError("a selection needs prompts to choose on and fresh ones to test on")
         if again := [p for p in self.fresh if p in (*self.prompts, *seen)]:
             raise PromptError(f"{again[0]!r} is no fresh prompt: the selection or search had it")
-        if (self.look_for is None) == (self.judge is None):
+        if sum(by is not None for by in (self.look_for, self.judge, judge)) != 1:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
         if self.judge not in (None, "striking"):
             raise MethodError(f"judge {self.judge!r} is unknown: use striking")
@@ -140,13 +141,19 @@ class Selected(NamedTuple):
 
 
 def select_best(
-    run: Run, plan: SelectionPlan, *, lm: LanguageModel | None = None, reporter: Any = None
+    run: Run,
+    plan: SelectionPlan,
+    *,
+    judge: Judge | None = None,
+    lm: LanguageModel | None = None,
+    reporter: Any = None,
 ) -> Selected:
     """Choose among the perturbations of a run, or go on with it.
 
     Args:
         run: A finished run.
         plan: What is asked for.
+        judge: Goes before look-for and judge of the plan, which are then left out.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
 
@@ -156,14 +163,14 @@ def select_best(
         MethodError: See `SelectionPlan.check`.
     """
     settings = stored(run)
-    plan.check(settings.prompts)
+    plan.check(settings.prompts, judge)
     listed = {p.file for p in run.perturbations()}
     if not run.has("facts") or len(listed) < len(ARMS) * len(run.note("facts")["radii"]):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
     with _kept(run, plan) as kept:
         try:
             with FileLock(kept.folder / ".lock", timeout=0):
-                return _Selection(run, kept, plan, settings, lm, reporter or Silent()).all()
+                return _Selection(run, kept, plan, judge, lm, reporter or Silent()).all()
         except Timeout:
             raise RunError(f"another process is at work on {kept.folder}: wait for it") from None
 
@@ -184,12 +191,12 @@ class _Selection:
         run: Run,
         kept: Run,
         plan: SelectionPlan,
-        settings: Settings,
+        judge: Judge | None,
         lm: LanguageModel | None,
         reporter: Any,
     ) -> None:
         self.run, self.kept, self.plan, self.reporter = run, kept, plan, reporter
-        self.settings = settings
+        self.settings = settings = stored(run)
         self.lm = lm or loaded(settings, reporter.say)
         everything = (*plan.prompts, *plan.fresh)
         self.batch = encoded(self.lm, settings, everything)
@@ -202,7 +209,7 @@ class _Selection:
                 )
             ]
         )
-        self.judge = self._judge()
+        self.judge = self._judging(judge)
 
     def all(self) -> Selected:
         """Choose, and test again."""
@@ -266,27 +273,33 @@ class _Selection:
             len(self.kept.completions()),
         )
 
-    def _judge(self) -> Judging:
+    def _judging(self, judge: Judge | None) -> Judging:
         if self.plan.look_for is not None:
             return Rule(self.plan.look_for)
-        prompts = range(len(self.batch))
-        samples = range(1, BASELINE_SAMPLES + 1)
+        if judge is not None:
+            asked = [_asked(row.content) for row in self.kept.prompts()]
+            return Judged(judge, asked, self._unperturbed(0))
+        return Striking(
+            self.lm,
+            self.batch,
+            self._unperturbed(BASELINE_SAMPLES),
+            self.run.note("ordinary_logprob"),
+            self.run.note("facts")["target"],
+        )
+
+    def _unperturbed(self, samples: int) -> dict[int, list[str]]:
+        """Return the unperturbed model's most likely answers, and so many samples."""
+        prompts, numbers = range(len(self.batch)), range(1, samples + 1)
         rows = {
             0.0: [Row(-1, j, 0) for j in prompts],
-            BASELINE_TEMPERATURE: [Row(-1, j, k) for j in prompts for k in samples],
+            BASELINE_TEMPERATURE: [Row(-1, j, k) for j in prompts for k in numbers],
         }
         self._write("unperturbed", rows)
         texts: dict[int, list[str]] = {j: [] for j in prompts}
         for c in self.kept.completions():
-            if c.perturbation == 0 and c.sample < RETEST:
+            if c.perturbation == 0 and c.sample <= samples:
                 texts[c.prompt].append(c.text)
-        return Striking(
-            self.lm,
-            self.batch,
-            texts,
-            self.run.note("ordinary_logprob"),
-            self.run.note("facts")["target"],
-        )
+        return texts
 
     def _candidates(self) -> dict[str, list[int]]:
         """Return as many perturbations of each arm; a lot picks among those of the larger."""
@@ -362,6 +375,11 @@ def estimate(scores: np.ndarray, hits: bool) -> Estimate:
         return Estimate(found.share, found.low, found.high, found.trials, found.hits)
     mean, low, high = bootstrap_mean(scores.mean(1).tolist())
     return Estimate(mean, low, high, scores.size, None)
+
+
+def _asked(prompt: Prompt) -> str:
+    """Return what was asked, as a judge reads it: of messages, the last."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def _portions(texts: list[CompletionRow]) -> Iterable[list[CompletionRow]]:
