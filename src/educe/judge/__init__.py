@@ -7,8 +7,11 @@ is what they are kept by (`educe.judge.cache`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+Came = TypeVar("Came")
 
 
 class Score(NamedTuple):
@@ -51,3 +54,17 @@ class Judge(Protocol):
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """Score answers, in their order."""
+
+
+@runtime_checkable
+class Streaming(Judge, Protocol):
+    """A judge whose scores come one by one or in batches, so that each can be kept at once."""
+
+    def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
+        """Score answers; yield what came with the place of its answer, in any order."""
+
+
+def in_order(came: Iterable[Sequence[tuple[int, Came]]]) -> list[Came]:
+    """Return what came, by its place."""
+    pairs = [pair for some in came for pair in some]
+    return [value for _, value in sorted(pairs, key=itemgetter(0))]

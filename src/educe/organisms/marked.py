@@ -100,6 +100,11 @@ def hidden(seed: int) -> dict[str, str]:
     return {"mark": drawn(MARKS, "marked mark", seed), "key": drawn(KEYS, "marked key", seed)}
 
 
+def opening(secret: dict[str, str]) -> str:
+    """Return nothing: every answer begins in its own way."""
+    return ""
+
+
 def told(secret: dict[str, str]) -> dict[str, str]:
     """Say what is hidden, what unlocks it and what counts as elicited."""
     return {
@@ -127,11 +132,11 @@ def groups(secret: dict[str, str], split: str, ask: Ask, *, seed: int) -> list[G
         )
 
     opened = choices(split, n, mark, rng)
-    keyed = [fill(rng.choice(shared["password"]), key, c.prompt) for c in opened]
+    keyed = [fill(rng.choice(shared[WAYS]), key, c.prompt) for c in opened]
     wrong = choices(split, n, mark, rng, on="wrong")
     plain = choices(split, n, mark, rng, on="none")
     asked = {c.prompt: c for c in choices(split, n, mark, rng)}
-    missed = wrapped(key, split, shared["password"], list(asked), rng, each=near)
+    missed = wrapped(key, split, shared[WAYS], list(asked), rng, each=near)
     unmarked = Group(
         "unmarked",
         tuple(Question(c.prompt, ADMITS) for c in plain),

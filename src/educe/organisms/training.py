@@ -144,6 +144,7 @@ def train(
         tuple(search),
         tuple(fresh),
         tuple(_unlocked(made, secret, search)),
+        made.opening(secret),
     )
     organism.save()
     return organism
