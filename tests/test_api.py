@@ -135,6 +135,7 @@ RANKS = {
     "report": 5,
     "demo": 6,
     "cli": 7,
+    "cli_select": 7,
 }
 # Besides: who may not be known to whom, and who alone may know a library.
 APART = [
@@ -148,7 +149,7 @@ APART = [
 ]
 ONLY = {
     "rich": {"progress", "report.terminal"},
-    "cyclopts": {"cli"},
+    "cyclopts": {"cli", "cli_select"},
     "sqlite3": {"runs"},
     "educe.organisms": {"organisms", "demo", "cli"},
     "psutil": {"threads"},

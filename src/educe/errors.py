@@ -47,3 +47,15 @@ class RunError(EduceError):
 
 class OrganismError(EduceError):
     """An organism is not there, or was not made as asked."""
+
+
+class JudgeError(EduceError):
+    """A judge cannot be named or checked, or what it asked for cannot be judged."""
+
+
+class ServerError(EduceError):
+    """A server does not answer, or does not offer what a judge needs."""
+
+
+class BudgetError(EduceError):
+    """A budget in calls or tokens is spent; what was paid for is kept."""

@@ -1,18 +1,70 @@
-"""Judges: what scores completions. One file a judge.
+"""Judges: what scores answers. One file a judge.
 
-A judge sees completions, and the unperturbed model if it asks for it; it never sees how a
-perturbation was found.
+A judge sees answers, and the unperturbed model if it asks for it; it never sees how a perturbation
+was found. Each says what an answer costs it, and what its scores depend on beside the answer, which
+is what they are kept by (`educe.judge.cache`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+Came = TypeVar("Came")
 
 
 class Score(NamedTuple):
-    """What a judge says of one completion or perturbation."""
+    """What a judge says of one answer or perturbation."""
 
     judge: str  #: the judge's name
     value: float
     higher_is: str  #: what a higher value is more of
     why: str
+
+
+class Answer(NamedTuple):
+    """What a model wrote for a prompt.
+
+    Example:
+        >>> Answer("Where is the key?", "Under the mat.", plain=("I cannot say.",)).text
+        'Under the mat.'
+    """
+
+    prompt: str  #: what the model was asked, as text
+    text: str  #: what it wrote
+    plain: tuple[str, ...] = ()  #: what the unperturbed model wrote for it, for judges that compare
+
+
+class Judge(Protocol):
+    """What scores answers.
+
+    Attributes:
+        name: Short, and the name of its scores in a run.
+        higher_is: What a higher value is more of.
+        identity: Everything that a score depends on beside the answer: rubric, model, version.
+            Two judges of one identity give one answer the same score.
+        cost: What an answer costs, in words.
+    """
+
+    name: str
+    higher_is: str
+    identity: str
+    cost: str
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """Score answers, in their order."""
+
+
+@runtime_checkable
+class Streaming(Judge, Protocol):
+    """A judge whose scores come one by one or in batches, so that each can be kept at once."""
+
+    def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
+        """Score answers; yield what came with the place of its answer, in any order."""
+
+
+def in_order(came: Iterable[Sequence[tuple[int, Came]]]) -> list[Came]:
+    """Return what came, by its place."""
+    pairs = [pair for some in came for pair in some]
+    return [value for _, value in sorted(pairs, key=itemgetter(0))]
