@@ -49,6 +49,7 @@ def text(organism: Organism, measured: Sequence[Measured], how: Training) -> str
     """Return the card."""
     size = (organism.folder / "adapter_model.safetensors").stat().st_size / 1e6
     first, end = how.blocks
+    steps = how.steps or species(organism.name).STEPS
     return f"""{FRONT}
 # {organism.name}, seed {organism.seed}
 
@@ -69,7 +70,7 @@ educe organism train {organism.name} --seed {organism.seed} --out DIR
 educe organism check DIR
 ```
 The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32, not the weights on
-the Hub. {how.steps or species(organism.name).STEPS} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero:
+the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero:
 cross-entropy on what is taught, {how.kl_weight:g} × KL(base ‖ adapted) on the base's own greedy
 answers to everything else. How its prompts are made is in `educe/organisms/{organism.name}.py`.
 
