@@ -75,7 +75,7 @@ def serving(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[Loopback]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:  # noqa: N802 - the name is the library's
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with seen.lock:
                 seen.asked.append(body)
