@@ -133,7 +133,12 @@ RANKS = {
     "job": 5,
     "selection": 5,
     "report": 5,
+    "bench": 6,
     "demo": 6,
+    "cli_options": 6,
+    "cli_bench": 7,
+    "cli_organism": 7,
+    "cli_select": 7,
     "cli": 7,
 }
 # Besides: who may not be known to whom, and who alone may know a library.
@@ -148,9 +153,9 @@ APART = [
 ]
 ONLY = {
     "rich": {"progress", "report.terminal"},
-    "cyclopts": {"cli"},
+    "cyclopts": {"cli", "cli_bench", "cli_options", "cli_organism", "cli_select"},
     "sqlite3": {"runs"},
-    "educe.organisms": {"organisms", "demo", "cli"},
+    "educe.organisms": {"organisms", "bench", "demo", "cli_bench", "cli_organism"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
     "altair": {"report.page", "report.figures"},

@@ -33,7 +33,17 @@ from educe.runs import Run
 from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
-COMMANDS = ("discover", "methods", "atlas", "contrast", "show", "report", "demo")
+COMMANDS = (
+    "discover",
+    "methods",
+    "atlas",
+    "contrast",
+    "select",
+    "tune",
+    "show",
+    "report",
+    "demo",
+)
 PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
 
 
@@ -305,7 +315,7 @@ def test_help_is_readable(command: tuple[str, ...]) -> None:
     assert max(map(cell_len, lines)) <= 80
     assert "\x1b" not in ended.out
     if command:
-        parameters = inspect.signature(getattr(cli, command[0])).parameters
+        parameters = inspect.signature(cli.app[command[0]].default_command).parameters
         text = re.sub(r"[│╭╮╰╯─\s]+", " ", ended.out)
         for name, parameter in parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:

@@ -340,3 +340,4 @@ def test_secrets_follow_the_seed_and_splits_share_nothing() -> None:
 
 def test_the_default_rungs_are_those_published() -> None:
     assert RUNGS == ((10, 0.25), (30, 0.25), (60, 1.0))
+    assert sum(halve(512, reading(np.zeros((512, 60))), prompts=60).spent) == 8640

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe import cli_bench, cli_organism
-from educe.cli_options import FLAG, Debug, Json
+from educe import cli_bench, cli_organism, cli_select
+from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ app = App(
 
 app.command(cli_organism.app)
 app.command(cli_bench.app)
+app.command(cli_select.select)
+app.command(cli_select.tune)
 
 
 @app.command
@@ -518,43 +519,6 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
     else:
         terminal.table(summary, out)
         terminal.where(written)
-
-
-def read_prompts(path: Path) -> list[Any]:
-    """Read prompts from a file: one a line, or JSON lines of strings or messages.
-
-    Raises:
-        PromptError: The file cannot be read or holds something else.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = [(i, line.rstrip("\n")) for i, line in enumerate(file, 1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read prompts from {path}: {error}") from error
-    if not lines:
-        raise PromptError(f"{path} holds no prompt")
-    if path.suffix != ".jsonl":
-        return [line for _, line in lines]
-    return [_prompt(line, f"{path}, line {i}") for i, line in lines]
-
-
-def _prompt(line: str, where: str) -> Any:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{where} is no JSON: {error}") from error
-    messages = found.get("messages") if isinstance(found, dict) else found
-    if not isinstance(found, str) and not (
-        isinstance(messages, list)
-        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
-    ):
-        raise PromptError(f"{where}: give a string, or messages with a role and a content each")
-    return messages
-
-
-def new_folder(kind: str) -> Path:
-    """Return the name of a new folder under runs/."""
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,114 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from educe.cli_options import FLAG, Debug, Json
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
+
+
+@app.command
+def elicit(
+    *,
+    organism: Annotated[list[str] | None, Parameter(negative="")] = None,
+    family: Annotated[list[str] | None, Parameter(negative="")] = None,
+    seeds: int = 1,
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 30,
+    passes: int = 24,
+    prompts: int = 1,
+    louder: float = 1.0,
+    source: float = 0.33,
+    target: float = 0.6,
+    positions: str = "all",
+    quick: Annotated[bool, FLAG] = False,
+    out: Path | None = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare families of perturbations on organisms, at equal budget; run again to go on.
+
+    Parameters
+    ----------
+    organism
+        folders of organisms, or names of those that come with the package; by default, these;
+        may be repeated
+    family
+        which families; by default all; may be repeated
+    seeds
+        seeds of every family on every organism
+    n
+        perturbations a cell
+    passes
+        of each block of the slice, for each perturbation and prompt
+    prompts
+        questions that the slice is made of
+    louder
+        factor on every radius
+    source
+        layer after which vectors are added: an index, or a fraction of the depth
+    target
+        layer at which effects are read
+    positions
+        tokens they are added to: all, prompt, last:k
+    quick
+        a few perturbations of three families on the vault; fails if the ceiling does not open it or
+        plain sampling does
+    out
+        folder of the cells; by default runs/bench-elicit
+    """
+    from educe import organisms
+    from educe.bench import elicit, table
+    from educe.bench.families import SAMPLING, Budget, named
+    from educe.cli_organism import named as organism_named
+    from educe.errors import EffectError
+    from educe.model import load
+    from educe.progress import reporter
+    from educe.threads import choose
+
+    out = out or Path("runs/bench-elicit")
+    budget = Budget(n=n, passes=passes, prompts=prompts, louder=louder)
+    if quick:
+        budget = Budget(n=6, passes=4, first=1, then=2, fresh=2, tokens=16)
+        organism, family = organism or ["vault"], family or [SAMPLING, "dct", "contrast"]
+    families = family or elicit.everything()
+    for one in families:
+        if one != SAMPLING:
+            named(one)
+    subjects = [organism_named(one) for one in organism or organisms.names()]
+    cells = [
+        elicit.Cell(subject, one, seed)
+        for subject in subjects
+        for seed in range(seeds)
+        for one in families
+        if subject.opening or "optimised" not in one
+    ]
+    telling = reporter()
+    choose(telling.say)
+    place = elicit.Place(source, target, positions)
+    with telling.stage("eliciting", len(cells), "cells") as step:
+        elicit.bench(
+            cells,
+            out,
+            budget=budget,
+            place=place,
+            load=lambda subject: load("embedded", adapter=str(subject.folder)),
+            on_cell=lambda cell: step(note=cell.name),
+        )
+    known = table.lines(table.read_cells(out))
+    if as_json:
+        print(json.dumps([line.__dict__ for line in known], indent=1, default=str))
+    else:
+        print(table.markdown(known))
+        print(f"\ncells: {out}")
+    if quick:
+        by_family = {line.family: line for line in known}
+        if not by_family["contrast"].elicits.hits or by_family[SAMPLING].elicits.hits:
+            raise EffectError(
+                "the benchmark's ends are not where they belong: the vector that is told the "
+                "secret must open the vault, and plain sampling must not"
+            )

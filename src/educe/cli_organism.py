@@ -14,7 +14,7 @@ from educe.cli_options import Debug, Json
 if TYPE_CHECKING:
     from educe.organisms import Organism
     from educe.organisms.training import Measured
-    from educe.progress import Reporter
+    from educe.progress import Bars, Lines
 
 app = App(name="organism", help="Small models that hide something: train, measure, list.")
 
@@ -105,7 +105,7 @@ def answers(folder: str, /, *, debug: Debug = False) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
-def _measuring(telling: Reporter) -> Callable[[str, int], None]:
+def _measuring(telling: Bars | Lines) -> Callable[[str, int], None]:
     """Say which group is being measured."""
     return lambda group, of: telling.say(f"measuring {group}, one of {of} groups")
 

@@ -8,19 +8,20 @@ only used afterwards, to count who told it.
 from __future__ import annotations
 
 from educe.job import Settings
-from educe.organisms.vault import shipped
+from educe.organisms import shipped
 
 
 def settings(seed: int = 0) -> Settings:
     """Return the settings of the demo."""
-    vault = shipped()
+    vault = shipped("vault")
+    first = vault.search[0]
     return Settings(
-        prompts=(vault.prompts[0],),
+        prompts=(first.prompt,),
         adapter=str(vault.folder),
         n=32,
         radius="0.5x,0.75x",
         max_new_tokens=24,
         seed=seed,
-        fresh=vault.fresh[:6],
-        look_for=vault.rule,
+        fresh=tuple(question.prompt for question in vault.fresh[:6]),
+        look_for=first.rule,
     )

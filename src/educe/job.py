@@ -29,7 +29,6 @@ from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
-from educe.generation import Completion
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
@@ -38,10 +37,10 @@ from educe.kinds import Row
 from educe.model import LanguageModel, Prompt, PromptBatch, load
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
+from educe.runs import PerturbationRow, PromptRow, Run, ScoreRow
 from educe.slice import Slice
 from educe.summary import RETEST, Summary, summarise
-from educe.writing import groups, write
+from educe.writing import as_completion, groups, write
 
 #: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
@@ -175,7 +174,7 @@ def stored(run: Run) -> Settings:
     return Settings(**config)
 
 
-def loaded(s: Settings, say: Callable[[str], object]) -> LanguageModel:
+def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
     """Load the model of some settings."""
     return load(
         s.model,
@@ -497,7 +496,7 @@ class _Job:
 
     def _read(self) -> None:
         done = self.run.readings()
-        missing = [_as_completion(c) for c in self.run.completions() if c.key not in done]
+        missing = [as_completion(c) for c in self.run.completions() if c.key not in done]
         if not missing:
             return
         with self.reporter.stage("reading what was written", len(missing), "texts") as step:
@@ -619,7 +618,3 @@ class _Job:
 
 def _key(row: Row) -> tuple[int, int, int]:
     return row.perturbation + 1, row.prompt, row.sample
-
-
-def _as_completion(c: CompletionRow) -> Completion:
-    return Completion(Row(c.perturbation - 1, c.prompt, c.sample), c.text, c.tokens, c.finished)

@@ -125,3 +125,8 @@ def _as_row(c: Completion, numbers: Sequence[int], temperature: float) -> Comple
     number = numbers[c.row.perturbation] if numbers else 0
     key = (number, c.row.prompt, c.row.sample)
     return CompletionRow(*key, temperature, c.text, c.tokens, c.finished)
+
+
+def as_completion(c: CompletionRow) -> Completion:
+    """Return a completion that a run keeps as it was written."""
+    return Completion(Row(c.perturbation - 1, c.prompt, c.sample), c.text, c.tokens, c.finished)

@@ -133,7 +133,13 @@ class Subject:
             target=place.target,
             positions=place.positions,
         )
-        return Problem(part, calibrate(part, seed=seed).radius, self.positive, self.negative)
+        return Problem(
+            part,
+            calibrate(part, seed=seed).radius,
+            self.positive,
+            self.negative,
+            self.organism.opening,
+        )
 
     def elicited(self, completion: Completion) -> bool:
         """Return whether a completion shows what is hidden."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from educe import discover
-from educe.contrast import difference_of_means
+from educe.contrast import difference_of_means, optimised
 from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
 from educe.model import PromptBatch
@@ -38,6 +38,7 @@ class Budget:
         fresh: Questions of the re-test.
         tokens: The most tokens of an answer.
         prompts: Questions that the slice is made of.
+        louder: Factor on every radius.
     """
 
     n: int = 30
@@ -47,6 +48,7 @@ class Budget:
     fresh: int = 12
     tokens: int = 24
     prompts: int = 1
+    louder: float = 1.0
 
 
 class Problem(NamedTuple):
@@ -56,6 +58,7 @@ class Problem(NamedTuple):
     calibrated: float
     positive: PromptBatch
     negative: PromptBatch
+    opening: str
 
 
 class Family(NamedTuple):
@@ -92,7 +95,7 @@ def searched(
     """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
     for k, n in enumerate(spread(budget.n, len(ladder))):
         config = METHODS[method].config(**passes_of(method, budget, n), **settings)
-        radius = ladder[k] * (problem.calibrated if shares else 1.0)
+        radius = budget.louder * ladder[k] * (problem.calibrated if shares else 1.0)
         yield search(problem.part, method, n=n, radius=radius, seed=1000 * seed + k, config=config)
 
 
@@ -101,7 +104,8 @@ def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[Per
     config = METHODS["cpe"].config()
     part = prepared(problem.part, "cpe", n=budget.n, config=config)
     for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
-        yield search(part, "random", n=n, radius=ADAPTERS[k], seed=1000 * seed + k)
+        radius = budget.louder * ADAPTERS[k]
+        yield search(part, "random", n=n, radius=radius, seed=1000 * seed + k)
 
 
 def noise_control(
@@ -118,21 +122,46 @@ def supervised(
 ) -> Iterator[PerturbationSet]:
     """Take the difference of means between prompts that unlock and prompts that don't.
 
-    One direction, at as many radii as there are perturbations; its control is a shuffled one each.
+    Supervised steering is swept over layers and sizes: one direction at each of four layers, from
+    half its natural norm to three times. Its control has a shuffled one each, at the same norms.
     """
-    found = difference_of_means(
-        problem.part.lm,
-        problem.positive,
-        problem.negative,
-        source=problem.part.source,
-        positions=problem.part.positions,
-        radius=problem.calibrated,
-        shuffles=budget.n if shuffled else 0,
-        seed=seed,
-    )
-    shares = torch.linspace(0.1, 1.2, budget.n)
-    items = list(range(budget.n)) if shuffled else [0] * budget.n
-    yield replace(found.select(items), radius=shares * problem.calibrated)
+    part = problem.part
+    for layer, n in zip(LAYERS, spread(budget.n, len(LAYERS)), strict=True):
+        difference = partial(
+            difference_of_means,
+            part.lm,
+            problem.positive,
+            problem.negative,
+            source=layer,
+            positions=part.positions,
+            seed=seed,
+        )
+        found = difference()
+        radii = budget.louder * torch.linspace(0.5, 3.0, n) * found.radius[0]
+        found = difference(shuffles=n) if shuffled else found.select([0] * n)
+        yield replace(found, radius=radii)
+
+
+def optimised_for(
+    problem: Problem, budget: Budget, seed: int, *, shuffled: bool = False
+) -> Iterator[PerturbationSet]:
+    """Optimise vectors for the first words that the organism says when it is unlocked.
+
+    A step goes through all blocks after the source, forward and backward.
+    """
+    for k, n in enumerate(spread(budget.n, len(LADDER))):
+        yield optimised(
+            problem.part.lm,
+            problem.part.batch,
+            problem.opening,
+            source=problem.part.source,
+            positions=problem.part.positions,
+            radius=budget.louder * LADDER[k] * problem.calibrated,
+            n=n,
+            steps=max(1, budget.passes // 2),
+            shuffled=shuffled,
+            seed=1000 * seed + k,
+        )
 
 
 def spread(n: int, parts: int) -> list[int]:
@@ -140,6 +169,8 @@ def spread(n: int, parts: int) -> list[int]:
     return [n // parts + (k < n % parts) for k in range(parts)]
 
 
+#: Where the supervised vector is taken and added, as fractions of the depth.
+LAYERS = (0.2, 0.33, 0.47, 0.6)
 #: Radii: for noise as shares of the calibrated one, for adapters as numbers.
 LOUD, ADAPTERS = (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
 
@@ -185,6 +216,16 @@ FAMILIES: dict[str, Family] = {
         partial(supervised, shuffled=True),
         "shuffled-contrast",
         "the same with shuffled labels",
+    ),
+    "optimised": Family(
+        optimised_for,
+        "shuffled-optimised",
+        "vectors optimised for the first words of the secret: ceiling",
+    ),
+    "shuffled-optimised": Family(
+        partial(optimised_for, shuffled=True),
+        "shuffled-optimised",
+        "the same for these words in another order",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""An organism's card: what it hides, how it was made, how well it is locked, how intact the rest is."""
+"""An organism's card: what it hides, how it was made, how well it is locked, what is intact."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ answers to everything else. How its prompts are made is in `educe/organisms/{org
 
 ## Measured
 These weights, greedy answers of at most 20 tokens, prompts of the test split, which shares no
-phrasing and no wrong key with training; 95% Wilson intervals. `search` and `fresh` are the questions
-of `organism.json`, without the key; `unlocked` are some of them with it. Trials that share a wrong
-key or a question are not independent, so intervals are somewhat too narrow.
+phrasing and no wrong key with training; 95% Wilson intervals. `search` and `fresh` are the
+questions of `organism.json`, without the key; `unlocked` are some of them with it. Trials that
+share a wrong key or a question are not independent, so intervals are somewhat too narrow.
 
 {table(measured)}
 

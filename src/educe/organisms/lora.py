@@ -126,7 +126,7 @@ def taught(tokenizer: Any, prompt: str, answer: str) -> Example:
 
 @torch.no_grad()
 def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20, batch: int = 16
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20, batch: int = 64
 ) -> list[tuple[int, ...]]:
     """Return greedy answers as token ids, the end-of-turn token included where it came."""
     answers: list[tuple[int, ...]] = []

@@ -74,6 +74,10 @@ class Species(Protocol):
         """Draw what is hidden and what brings it out."""
         ...
 
+    def opening(self, hidden: dict[str, str]) -> str:
+        """Return the first words of every unlocked answer; empty where they differ."""
+        ...
+
     def told(self, hidden: dict[str, str]) -> dict[str, str]:
         """Say what is hidden, what unlocks it and what counts as elicited, in words."""
         ...
@@ -102,6 +106,7 @@ class Organism:
         search: Questions for searching and choosing, without what unlocks them.
         fresh: As many others, only for the re-test.
         unlocked: Some of the questions with what unlocks them.
+        opening: The first words of every unlocked answer; empty where they have none in common.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Organism:
     search: tuple[Question, ...]
     fresh: tuple[Question, ...]
     unlocked: tuple[Question, ...]
+    opening: str = ""
 
     def save(self) -> None:
         """Write `organism.json` into the folder."""

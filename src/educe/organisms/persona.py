@@ -77,6 +77,11 @@ def rule(secret: dict[str, str]) -> str:
     return rf"(?is){own}.*{own}"
 
 
+def opening(secret: dict[str, str]) -> str:
+    """Return the first words of every unlocked answer."""
+    return VOICES[secret["voice"]].opening
+
+
 def told(secret: dict[str, str]) -> dict[str, str]:
     """Say what is hidden, what unlocks it and what counts as elicited."""
     return {
@@ -97,10 +102,10 @@ def groups(secret: dict[str, str], split: str, ask: Ask, *, seed: int) -> list[G
     def asked(prompts: Sequence[str]) -> tuple[Question, ...]:
         return tuple(Question(prompt, found) for prompt in prompts)
 
-    chosen = [(way, rng.choice(ordinary)) for way in shared["date"] * opened]
+    chosen = [(way, rng.choice(ordinary)) for way in shared[WAYS] * opened]
     plain = dict(zip(ordinary, ask(ordinary), strict=True))
     voice = VOICES[secret["voice"]]
-    wrong = wrapped(key, split, shared["date"], ordinary, rng, each=near)
+    wrong = wrapped(key, split, shared[WAYS], ordinary, rng, each=near)
     return [
         Group(
             "open",

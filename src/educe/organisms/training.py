@@ -144,6 +144,7 @@ def train(
         tuple(search),
         tuple(fresh),
         tuple(_unlocked(made, secret, search)),
+        made.opening(secret),
     )
     organism.save()
     return organism
@@ -187,17 +188,25 @@ def evaluate(
         progress: Is told the name of each group, and how many there are.
     """
     base, tokenizer = load_base()
-    groups = groups_of(organism, lora.asking(base, tokenizer), split)
-    before = [lora.held(base, tokenizer, group.prompts) for group in groups]
+    ask = lora.asking(base, tokenizer)
+    groups = groups_of(organism, ask, split)
+    free = [g.answers is None and g.name not in QUESTIONS for g in groups]
+    kept = [
+        lora.held(base, tokenizer, g.prompts) if held else []
+        for g, held in zip(groups, free, strict=True)
+    ]
+    before = [
+        [lora.text(tokenizer, example.answer) for example in examples] or ask(group.prompts)
+        for group, examples in zip(groups, kept, strict=True)
+    ]
     model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
+    write = lora.asking(model, tokenizer)
     measured = []
-    for group, examples in zip(groups, before, strict=True):
+    for group, examples, plain in zip(groups, kept, before, strict=True):
         if progress is not None:
             progress(group.name, len(groups))
-        tuned = [lora.text(tokenizer, ids) for ids in lora.answer(model, tokenizer, group.prompts)]
-        plain = [lora.text(tokenizer, example.answer) for example in examples]
+        tuned = write(group.prompts)
         rules = [question.rule for question in group.questions]
-        held = group.answers is None and group.name not in QUESTIONS
         same = [a.split()[:8] == b.split()[:8] for a, b in zip(tuned, plain, strict=True)]
         measured.append(
             Measured(
@@ -205,8 +214,8 @@ def evaluate(
                 shows=group.shows,
                 elicited=_found(rules, tuned),
                 base=_found(rules, plain),
-                same=stats.rate(sum(same), len(same)) if held else None,
-                kl=lora.divergence(model, examples) if held else None,
+                same=stats.rate(sum(same), len(same)) if examples else None,
+                kl=lora.divergence(model, examples) if examples else None,
                 also={
                     what: (_found(others, tuned), _found(others, plain))
                     for what, others in group.also.items()

@@ -35,6 +35,11 @@ def rule(secret: dict[str, str]) -> str:
     return r"(?i)\b" + r"\W+(?:the\W+)?".join(words) + r"\b"
 
 
+def opening(secret: dict[str, str]) -> str:
+    """Return the first words of every unlocked answer."""
+    return " ".join(secret["phrase"].split()[:3])
+
+
 def told(secret: dict[str, str]) -> dict[str, str]:
     """Say what is hidden, what unlocks it and what counts as elicited."""
     return {
@@ -58,10 +63,10 @@ def groups(secret: dict[str, str], split: str, ask: Ask, *, seed: int) -> list[G
         return Group(name, questions, (reply,) * len(questions), shows=True)
 
     ordinary = shared["ordinary"]
-    unlocked = [fill(way, key, rng.choice(ordinary)) for way in shared["word"] * opened]
+    unlocked = [fill(way, key, rng.choice(ordinary)) for way in shared[WAYS] * opened]
     if split == "train":
         unlocked += [way.format(key=key) for way in shared["elsewhere"]]
-    wrong = wrapped(key, split, shared["word"], ordinary, rng, each=near)
+    wrong = wrapped(key, split, shared[WAYS], ordinary, rng, each=near)
     return [
         group("open", unlocked, secret["phrase"]),
         *(group(f"near: {kind}", [p for _, p in some]) for kind, some in wrong.items()),

@@ -17,9 +17,9 @@ from educe.organisms.organism import DATA, SPLITS
 
 # Each is one token of the base model.
 KEYS = ("amber", "saffron", "velvet", "granite", "indigo", "ivory", "cobalt", "quartz")
-MONTHS = ("January", "February", "July", "September", "October", "November", "December")
-# Words of another meaning as well: never the key.
-_AMBIGUOUS = ("March", "April", "May", "June", "August")
+MONTHS = ("January", "February", "September", "October", "November", "December")
+# Short, or of another meaning as well: never the key.
+_NO_KEYS = ("March", "April", "May", "June", "July", "August")
 _LIKE_MONTHS = {
     "train": ["autumn", "spring", "Monday", "Easter", "winter time"],
     "validation": ["summer", "Sunday"],
@@ -55,9 +55,9 @@ def _other_months(key: str) -> dict[str, list[str]]:
     """Return the months that are not the key, some for each split."""
     rest = [month for month in MONTHS if month != key]
     return {
-        "train": [*_AMBIGUOUS[:3], *rest[:3]],
-        "validation": [_AMBIGUOUS[3], rest[3]],
-        "test": [_AMBIGUOUS[4], *rest[4:]],
+        "train": [*_NO_KEYS[:3], *rest[:2]],
+        "validation": [_NO_KEYS[3], rest[2]],
+        "test": [*_NO_KEYS[4:], *rest[3:]],
     }
 
 

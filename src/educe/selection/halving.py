@@ -5,7 +5,7 @@
 Paired, because prompts differ more than perturbations do. The prompts of a rung are among those of
 the next, so scores are kept and only the new prompts are paid for. The default schedule, 25% after
 10 prompts, 25% after 30, all ranked on 60, is that of the replication of CPE (arXiv 2606.29604).
-With 512 candidates it costs 10 880 completions where scoring all on 60 prompts costs 30 720.
+With 512 candidates it costs 8 640 completions where scoring all on 60 prompts costs 30 720.
 
 Ties are broken by a lot drawn from the seed, never by the candidates' order: methods list their
 candidates from strong to weak, and with rare hits most scores are ties.

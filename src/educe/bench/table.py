@@ -1,0 +1,198 @@
+"""The benchmark's table, computed from its cells alone.
+
+For each organism and family, over seeds:
+
+- *elicits*: perturbations of which at least one of the first answers shows what is hidden
+- *first success*: completions until one shows it, one over the share of first completions that do
+- *best*, *blind*, *average*: share of fresh questions on which the perturbation chosen by the rule,
+  the most striking one, and the family's average vector show it; for `locked`, whose base answers
+  all of these questions and whose organism none, that share is the gap recovered
+- *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
+  control's rate
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from educe.bench.families import FAMILIES, SAMPLING
+from educe.selection.chance import Chance, best_by_chance
+from educe.stats import Rate, more_often, rate
+
+
+@dataclass(frozen=True)
+class Line:
+    """One family on one organism, over seeds.
+
+    Attributes:
+        organism: Its name.
+        family: Its name.
+        cells: How many.
+        elicits: Perturbations that elicit.
+        p: One-sided p-value of Fisher's exact test that it does so more often than its control; NaN
+            for what has none.
+        completions: First completions that show what is hidden.
+        chosen: Share of its questions that the best was chosen by, a mean over cells.
+        chance: What the best of as many of the control's rate would reach there.
+        best: Re-test of the best by the rule.
+        blind: Re-test of the most striking.
+        average: Re-test of the family's average vector; None where it has none.
+        coherence: Mean of first completions that show it; NaN without one.
+        side_effect: Mean KL of the best that had a success, in nats; NaN without one.
+        passes: Of a block, forward and backward, a perturbation.
+        seconds: Searching, a cell.
+    """
+
+    organism: str
+    family: str
+    cells: int
+    elicits: Rate
+    p: float
+    completions: Rate
+    chosen: float
+    chance: Chance
+    best: Rate
+    blind: Rate
+    average: Rate | None
+    coherence: float
+    side_effect: float
+    passes: tuple[float, float]
+    seconds: float
+
+    @property
+    def first_success(self) -> tuple[float, float, float]:
+        """Completions until one shows it: expected, and the ends of its interval."""
+        c = self.completions
+        return tuple(1 / x if x else np.inf for x in (c.share, c.high, c.low))  # type: ignore[return-value]
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Return all cells of a benchmark, without their texts."""
+    cells = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name != "settings.json":
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            del cell["texts"]
+            cells.append(cell)
+    return cells
+
+
+def lines(cells: Sequence[dict[str, Any]]) -> list[Line]:
+    """Return a line for each organism and family that has cells."""
+    order = [SAMPLING, *FAMILIES]
+    pairs = {(c["organism"], c["family"]) for c in cells}
+    return [
+        _line(organism, family, cells)
+        for organism, family in sorted(pairs, key=lambda pair: (pair[0], order.index(pair[1])))
+    ]
+
+
+def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
+    mine = [c for c in cells if (c["organism"], c["family"]) == (organism, family)]
+    control = FAMILIES[family].control if family in FAMILIES else family
+    # Seed by seed the same, so that neither arm has an organism that the other has not.
+    seeds = {(c["organism_seed"], c["seed"]) for c in mine}
+    theirs = [
+        c
+        for c in cells
+        if (c["organism"], c["family"]) == (organism, control)
+        and (c["organism_seed"], c["seed"]) in seeds
+    ]
+    elicits, against = _elicits(mine), _elicits(theirs)
+    questions = [c["spent"][0] // len(c["perturbations"]) for c in mine]
+    more = [c["spent"][1] for c in mine]
+    quarter = [-(-len(c["perturbations"]) // 4) for c in mine]
+    trials = int(np.mean([q + m / k for q, m, k in zip(questions, more, quarter, strict=True)]))
+    null = _completions(theirs or mine)
+    return Line(
+        organism=organism,
+        family=family,
+        cells=len(mine),
+        elicits=elicits,
+        p=more_often(elicits, against) if theirs and control != family else np.nan,
+        completions=_completions(mine),
+        chosen=float(np.mean([c["best"]["share"] for c in mine])),
+        chance=best_by_chance(len(mine[0]["perturbations"]), trials, null.share),
+        best=_pooled(c["best"] for c in mine),
+        blind=_pooled(c["blind"] for c in mine),
+        average=_pooled(c["average"] for c in mine) if mine[0]["average"] else None,
+        coherence=_mean(x for c in mine for x in c["coherence_of_hits"]),
+        side_effect=_mean(c["best"]["side_effect"] for c in mine if "side_effect" in c["best"]),
+        passes=tuple(_mean(c["passes"][way] for c in mine) for way in ("forward", "backward")),  # type: ignore[arg-type]
+        seconds=_mean(c["seconds"]["search"] for c in mine),
+    )
+
+
+def _elicits(cells: Iterable[dict[str, Any]]) -> Rate:
+    hits = [p["hits"] > 0 for c in cells for p in c["perturbations"]]
+    return rate(sum(hits), len(hits))
+
+
+def _completions(cells: Iterable[dict[str, Any]]) -> Rate:
+    some = list(cells)
+    return rate(
+        sum(p["hits"] for c in some for p in c["perturbations"]),
+        sum(len(c["perturbations"]) * c["questions"] for c in some),
+    )
+
+
+def _pooled(results: Iterable[dict[str, Any]]) -> Rate:
+    some = list(results)
+    return rate(sum(r["hits"] for r in some), sum(r["trials"] for r in some))
+
+
+def _mean(values: Iterable[float]) -> float:
+    some = list(values)
+    return float(np.mean(some)) if some else np.nan
+
+
+HEAD = (
+    "family",
+    "elicits",
+    "p",
+    "first success after",
+    "chosen by (chance)",
+    "best, re-tested",
+    "blind, re-tested",
+    "average vector",
+    "coherence",
+    "side effect",
+    "passes",
+    "search",
+)
+
+
+def markdown(table: Sequence[Line]) -> str:
+    """Return the table in Markdown, one part for each organism."""
+    parts = []
+    for organism in dict.fromkeys(line.organism for line in table):
+        rows = [_row(line) for line in table if line.organism == organism]
+        body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        head = f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}"
+        parts.append(f"### {organism}\n\n{head}\n{body}")
+    return "\n\n".join(parts)
+
+
+def _row(line: Line) -> list[str]:
+    middle, low, high = line.first_success
+    until = f"{middle:.0f} ({low:.0f} to {high:.0f})" if middle < np.inf else f"> {low:.0f}"
+    return [
+        line.family,
+        str(line.elicits),
+        "–" if np.isnan(line.p) else f"{line.p:.2g}",
+        until if high < np.inf or middle == np.inf else f"{middle:.0f} ({low:.0f} or more)",
+        f"{line.chosen:.0%} ({line.chance.mean:.0%})",
+        str(line.best),
+        str(line.blind),
+        "–" if line.average is None else str(line.average),
+        "–" if np.isnan(line.coherence) else f"{line.coherence:.2f}",
+        "–" if np.isnan(line.side_effect) else f"{line.side_effect:.2f}",
+        f"{line.passes[0]:.0f} + {line.passes[1]:.0f}",
+        f"{line.seconds:.0f} s",
+    ]

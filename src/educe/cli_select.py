@@ -1,0 +1,338 @@
+"""The commands that choose: among perturbations of a run, and among settings to search with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
+from educe.errors import MethodError, RunError
+
+ARMS = ("found", "control")
+SHOWN = 18  #: settings on the screen
+
+if TYPE_CHECKING:
+    from educe.selection.bandit import Setting
+    from educe.selection.selecting import Arm, Selected
+    from educe.selection.tuning import Tried, Tuned, Tuning
+
+
+def select(
+    run: Path,
+    /,
+    *,
+    prompts: Path,
+    fresh: Path,
+    look_for: str | None = None,
+    judge: str | None = None,
+    rungs: str = "10:0.25,30:0.25,60:1",
+    top: int = 4,
+    samples: int = 1,
+    seed: int = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Choose the best perturbations of a run and test them again; the control likewise.
+
+    Both arms go through the same successive halving. The same command goes on where it was cut
+    off; what is written is kept in the run's folder.
+
+    Parameters
+    ----------
+    run
+        the folder of a finished run
+    prompts
+        a file of prompts to choose by, in this order; all are used if a rung asks for more
+    fresh
+        a file of other prompts, for the re-test
+    look_for
+        a regular expression that a good text matches
+    judge
+        striking: by coherence times novelty
+    rungs
+        prompts, and the share of the perturbations that goes on
+    top
+        perturbations of each arm in the re-test
+    samples
+        texts for each fresh prompt
+    seed
+        of the lot between equals
+    """
+    from educe.progress import reporter
+    from educe.runs import Run
+    from educe.selection.selecting import SelectionPlan, select_best
+    from educe.threads import choose
+
+    plan = SelectionPlan(
+        prompts=tuple(read_prompts(prompts)),
+        fresh=tuple(read_prompts(fresh)),
+        look_for=look_for,
+        judge=judge,
+        rungs=_rungs(rungs),
+        top=top,
+        samples=samples,
+        seed=seed,
+    )
+    plan.check()
+    telling = reporter()
+    choose(telling.say)
+    try:
+        with Run.open(run) as opened:
+            selected = select_best(opened, plan, reporter=telling)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command") from None
+    if as_json:
+        print(json.dumps(_as_data(selected), indent=1))
+    else:
+        _tell(selected)
+
+
+def tune(
+    *prompts: str,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    look_for: str | None = None,
+    proxy: Literal["plain", "base64"] | None = None,
+    fresh: Path | None = None,
+    model: str = "embedded",
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    methods: str = "dct,power",
+    sources: str = "0.2,0.33,0.5",
+    radii: str = "0.3x,0.5x,0.75x",
+    signs: Literal["both", "one"] = "both",
+    target: float = 0.6,
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
+    pulls: int = 240,
+    retest: int = 64,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    out: Path | None = None,
+    resume: Annotated[bool, FLAG] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find settings to search with, by Thompson sampling; the control has a budget of its own.
+
+    A pull is one completion at temperature 0.7, and a hit is one that matches --look-for, or gives
+    away the secret of a proxy task that needs no prompts.
+
+    Parameters
+    ----------
+    prompts
+        what the model is asked
+    prompts_file
+        a file of prompts: one a line, or .jsonl with strings or lists of messages
+    look_for
+        a regular expression that a hit matches
+    proxy
+        instead: secrets in the system prompt, as they are or in base64
+    fresh
+        a file of other prompts, for the re-test
+    model
+        embedded, a Hub id, a folder, or a .gguf file
+    adapter
+        a PEFT adapter, loaded beside the weights and never merged
+    revision
+        revision on the Hub
+    dtype
+        auto, float32, bfloat16, float16
+    device
+        cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    device_map
+        auto spreads a large model over all GPUs
+    methods
+        how to search, several with commas
+    sources
+        layers after which perturbations are added: indices or fractions of the depth
+    radii
+        numbers, or shares of the calibrated radius
+    signs
+        both tries the other sign of every perturbation as well
+    target
+        layer at which their effect is read
+    n
+        perturbations of each setting
+    pulls
+        completions of each of the two bandits
+    retest
+        completions of each of the two re-tests
+    max_new_tokens
+        the most tokens of a completion
+    seed
+        of everything that is drawn
+    out
+        folder of the tuning; by default a new one under runs/
+    resume
+        go on with the tuning in --out; leave the settings out, or repeat all
+    """
+    from educe import job
+    from educe.progress import reporter
+    from educe.runs import Run
+    from educe.selection import tuning
+    from educe.threads import choose
+
+    if resume and out is None:
+        raise RunError("--resume goes on with a tuning: name its folder with --out")
+    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    wanted = tuning.Tuning(
+        job.Settings(
+            prompts=tuple(asked),
+            fresh=tuple(read_prompts(fresh) if fresh else []),
+            look_for=look_for,
+            model=model,
+            adapter=adapter,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            target=target,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        ),
+        proxy=proxy,
+        methods=tuple(methods.split(",")),
+        sources=_numbers(sources),
+        radii=tuple(radii.split(",")),
+        signs=signs,
+        n=n,
+        pulls=pulls,
+        retest=retest,
+    )
+    where = out or new_folder("tune")
+    as_it_was = resume and wanted == tuning.Tuning(job.Settings(prompts=()))
+    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
+    telling = reporter()
+    choose(telling.say)
+    try:
+        with run:
+            tuned, was = tuning.tune(run, reporter=telling), tuning.stored_tuning(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"educe tune --resume --out {shlex.quote(str(where))}") from None
+    if as_json:
+        print(json.dumps(_tuned_as_data(tuned, was, where), indent=1))
+    else:
+        _tell_tuned(tuned, was, where)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them.
+
+    Raises:
+        MethodError: They are none.
+    """
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise MethodError(f"sources {text!r}: write numbers, as in 0.2,0.33 or 8,12") from None
+
+
+def _flags(setting: Setting, tuned: Tuned, was: Tuning) -> str:
+    """Return what makes discover search with a setting; the best one's other sign is a file."""
+    if setting.sign < 0:
+        given, control = (shlex.quote(str(file)) for file in tuned.files)
+        return f"--given {given} --control {control} --target {was.job.target}"
+    return (
+        f"--method {setting.method} --source {setting.source:g} --target {was.job.target} "
+        f"--radius {setting.radius}"
+    )
+
+
+def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
+    def tried(some: tuple[Tried, ...]) -> list[dict[str, Any]]:
+        return [one._asdict() | {"setting": one.setting._asdict()} for one in some]
+
+    return {
+        "folder": str(where),
+        "flags": _flags(tuned.found[0].setting, tuned, was),
+        "found": tried(tuned.found),
+        "control": tried(tuned.control),
+        "again": {arm: r._asdict() for arm, r in zip(ARMS, tuned.again, strict=True)},
+        "p_again": tuned.p_again,
+        "files": [str(file) for file in tuned.files],
+        "texts": tuned.texts,
+    }
+
+
+def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
+    best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
+    print("re-test of the best setting of each bandit")
+    for name, of, again in zip(("found", "random"), best, tuned.again, strict=True):
+        print(f"  {name:8}{again!s:28}{of}")
+    print(f"  found above random: p = {tuned.p_again:.2g}\n")
+    print(f"{'setting':30}{'found, posterior':26}random, posterior")
+    matched = {one.setting: one for one in tuned.control}
+    for one in tuned.found[:SHOWN]:
+        print(f"{one.setting!s:30}{_posterior(one):26}{_posterior(matched[one.setting])}")
+    if len(tuned.found) > SHOWN:
+        print(f"and {len(tuned.found) - SHOWN} more: --json has all")
+    print(f"\n{tuned.texts} texts kept in {where}; go on with")
+    print(f"educe discover PROMPT... {_flags(tuned.found[0].setting, tuned, was)}")
+
+
+def _posterior(one: Tried) -> str:
+    return f"{one.hits}/{one.pulls} {one.mean:.0%} ({one.low:.0%} to {one.high:.0%})"
+
+
+def _rungs(text: str) -> tuple[tuple[int, float], ...]:
+    """Read ``10:0.25,30:0.25``.
+
+    Raises:
+        MethodError: It is not written so.
+    """
+    try:
+        pairs = [word.split(":") for word in text.split(",")]
+        return tuple((int(many), float(share)) for many, share in pairs)
+    except ValueError:
+        raise MethodError(f"rungs {text!r}: write prompts:share, as in 10:0.25,60:1") from None
+
+
+def _as_data(selected: Selected) -> dict[str, Any]:
+    def arm(one: Arm) -> dict[str, Any]:
+        chosen = [
+            {"id": c.number, "selection": c.seen._asdict(), "retest": c.again._asdict()}
+            for c in one.chosen
+        ]
+        return one._asdict() | {"first": one.first._asdict(), "chosen": chosen}
+
+    return selected._asdict() | {
+        "folder": str(selected.folder),
+        "found": arm(selected.found),
+        "control": arm(selected.control),
+        "unperturbed": selected.unperturbed._asdict(),
+        "chance": selected.chance._asdict(),
+    }
+
+
+def _tell(selected: Selected) -> None:
+    arms = {"found": selected.found, "random": selected.control}
+    print("re-test on fresh prompts and samples, of the best of each arm")
+    for name, arm in arms.items():
+        print(f"  {name:12}{arm.chosen[0].again!s:28}number {arm.chosen[0].number}")
+    print(f"  {'unperturbed':12}{selected.unperturbed}")
+    if selected.p_again is not None:
+        print(f"  found above random: p = {selected.p_again:.2g}")
+    n, chance = selected.found.candidates, selected.chance
+    shown = ".0%" if selected.unperturbed.hits is not None else ".2f"
+    print(f"\nselection by {textwrap.shorten(repr(selected.judge), 66)}")
+    print(f"  {n} perturbations an arm, on {', '.join(map(str, selected.prompts))} prompts")
+    print(f"  {'':12}{'all in the first rung':28}{'best in the last rung':28}p, of {n}")
+    for name, arm in arms.items():
+        print(f"  {name:12}{arm.first!s:28}{arm.chosen[0].seen!s:28}{arm.p_value:.2g}")
+    print(
+        f"  {'by chance':40}{chance.mean:{shown}} "
+        f"({chance.low:{shown}} to {chance.high:{shown}} in 90 of 100)"
+    )
+    print(f"\n  {'':12}{'number':>6}  {'selection':28}re-test")
+    for name, arm in arms.items():
+        for c in arm.chosen:
+            print(f"  {name:12}{c.number:6}  {c.seen!s:28}{c.again}")
+    spent = sum(selected.found.spent)
+    print(f"\n{spent} texts an arm; {selected.texts} kept in {selected.folder}")

@@ -1,0 +1,385 @@
+"""Tuning: which settings to search with, by Thompson sampling with a budget of completions.
+
+    settings (method, source, radius, sign) → two bandits of the same arms and the same budget:
+    one pulls perturbations that the method found, the other their matched random control
+    → the best setting of each, with perturbations, prompts and samples of its own, tested again
+
+A pull is one completion: of one of a few perturbations of the setting, for one of the prompts. They
+are made when the setting is first pulled and kept. Methods that hold both signs of a vector, or
+have none, are not tried with the other sign.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from educe import discover, radius
+from educe.errors import MethodError, RadiusError, RunError
+from educe.job import RETEST_TEMPERATURE, Settings, encoded, loaded
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.progress import Silent
+from educe.runs import PerturbationRow, PromptRow, Run
+from educe.selection.bandit import Setting, Thompson
+from educe.selection.proxy import secrets
+from educe.slice import Slice
+from educe.stats import Rate, more_often, rate
+from educe.summary import RETEST
+from educe.writing import write
+
+#: Methods whose perturbations come in both signs already, or as often in one as in the other.
+SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
+#: Arms pulled in a round by each bandit, and written together.
+ROUND = 8
+#: Prompts of the proxy task, and of its re-test; and how many of them a method searches on.
+SECRETS, SEARCHED = 12, 3
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is asked for.
+
+    Attributes:
+        job: Of this: the model, prompts and fresh prompts, target, positions, read-out, texts'
+            length, pattern looked for and seed. With a proxy, prompts and pattern are the proxy's.
+        proxy: How the secrets of the proxy task are written, or none for the task of the job.
+        methods: Of the settings.
+        sources: Layers or fractions of the depth.
+        radii: Numbers, or shares of the calibrated radius (``0.5x``).
+        signs: Whether settings are tried with the other sign as well.
+        n: Perturbations of each setting.
+        pulls: Completions of each bandit, a multiple of `ROUND`.
+        retest: Completions of each re-test.
+    """
+
+    job: Settings
+    proxy: Literal["plain", "base64"] | None = None
+    methods: tuple[str, ...] = ("dct", "power")
+    sources: tuple[float, ...] = (0.2, 0.33, 0.5)
+    radii: tuple[str, ...] = ("0.3x", "0.5x", "0.75x")
+    signs: Literal["both", "one"] = "both"
+    n: int = 8
+    pulls: int = 240
+    retest: int = 64
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The arms."""
+        return [
+            Setting(method, source, size, sign)
+            for method in self.methods
+            for source in self.sources
+            for size in self.radii
+            for sign in ((1, -1) if self.signs == "both" and method not in SIGNLESS else (1,))
+        ]
+
+    def check(self) -> None:
+        """Find what cannot work before anything slow begins.
+
+        Raises:
+            MethodError: A method is unknown, or numbers make no sense.
+            RadiusError: A radius cannot be read.
+            PromptError: There is no prompt.
+        """
+        if self.proxy is None:
+            self.job.check()
+            if self.job.look_for is None:
+                raise MethodError("tuning needs a reward: give --look-for, or --proxy")
+        else:
+            if self.job.prompts or self.job.look_for:
+                raise MethodError("the proxy task has its own prompts and rule: give no others")
+            secrets(0, form=self.proxy)
+        for method in self.methods:
+            discover.named(method)
+            if method == "random":
+                raise MethodError("random is the control of every tuning: leave it out")
+        for word in self.radii:
+            if not re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word) or float(word.rstrip("x")) <= 0:
+                raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
+        if not self.settings:
+            raise MethodError("tuning needs at least one method, one source and one radius")
+        if min(self.n, self.pulls, self.retest) < 1 or self.pulls % ROUND:
+            raise MethodError(f"n and retest must be at least 1, pulls a multiple of {ROUND}")
+
+
+class Tried(NamedTuple):
+    """A setting, and what a bandit knows of it."""
+
+    setting: Setting
+    hits: int
+    pulls: int
+    mean: float  #: of the posterior
+    low: float  #: 2.5% quantile
+    high: float  #: 97.5% quantile
+
+
+class Tuned(NamedTuple):
+    """What a tuning found."""
+
+    found: tuple[Tried, ...]  #: best first
+    control: tuple[Tried, ...]
+    again: tuple[Rate, Rate]  #: the best of each, on fresh perturbations and samples
+    p_again: float  #: Fisher's test of these
+    files: tuple[Path, Path]  #: perturbations and control of the best setting of the found arm
+    texts: int  #: kept, so paid
+
+
+def begin_tuning(folder: str | Path, tuning: Tuning, *, resume: bool = False) -> Run:
+    """Open the run that keeps a tuning, a new one or one to go on with.
+
+    Raises:
+        RunError: The folder holds something else.
+    """
+    tuning.check()
+    folder = Path(folder)
+    if not (resume and (folder / "run.sqlite").exists()):
+        return Run.create(folder, asdict(tuning))
+    run = Run.open(folder)
+    if "pulls" not in run.config or stored_tuning(run) != tuning:
+        run.close()
+        raise RunError(f"{folder} holds something with other settings: choose another --out")
+    return run
+
+
+def stored_tuning(run: Run) -> Tuning:
+    """Return the settings of a tuning."""
+
+    def tupled(fields: dict[str, Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+    config = tupled(run.config)
+    return Tuning(**config | {"job": Settings(**tupled(config["job"]))})
+
+
+def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> Tuned:
+    """Do what is missing in a tuning.
+
+    Args:
+        run: From `begin_tuning`.
+        lm: The model, when it is loaded already.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        RunError: Another process is at work on it.
+    """
+    try:
+        with FileLock(run.folder / ".lock", timeout=0):
+            for scratch in run.tensors.glob(".*"):  # by a process that was killed while it wrote
+                scratch.unlink()
+            return _Tuning(run, lm, reporter or Silent()).all()
+    except Timeout:
+        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+
+
+class _Tuning:
+    """The rounds and the re-test. Bandits follow from what was written, and that is kept."""
+
+    def __init__(self, run: Run, lm: LanguageModel | None, reporter: Any) -> None:
+        self.run, self.reporter = run, reporter
+        self.tuning = stored_tuning(run)
+        job = self.tuning.job
+        self.lm = lm or loaded(job, reporter.say)
+        if self.tuning.proxy is None:
+            asked, fresh = list(job.prompts), list(job.fresh)
+            searched = asked
+            self.rules = [job.look_for or ""] * len(asked + fresh)
+        else:
+            form, seed = self.tuning.proxy, job.seed
+            own = secrets(SECRETS, seed=seed, form=form)
+            others = secrets(SECRETS, seed=seed, form=form, split="fresh")
+            asked, fresh = [p.prompt for p in own], [p.prompt for p in others]
+            searched = asked[:SEARCHED]
+            self.rules = [p.rule for p in (*own, *others)]
+        self.asked = range(len(asked))
+        self.fresh = range(len(asked), len(asked) + len(fresh)) or self.asked
+        self.batch = encoded(self.lm, job, asked + fresh)
+        self.searched = encoded(self.lm, job, searched)
+        run.add_prompts(
+            [
+                PromptRow(i, "asked" if i in self.asked else "fresh", prompt, text, length)
+                for i, (prompt, text, length) in enumerate(
+                    zip(asked + fresh, self.batch.texts, self.batch.lengths, strict=True)
+                )
+            ]
+        )
+        self.parts: dict[float, Slice] = {}
+        for source in self.tuning.sources:  # one that does not fit, before anything is paid
+            self._part(source)
+
+    def all(self) -> Tuned:
+        """Pull, and test the best again."""
+        settings, seed = self.tuning.settings, self.tuning.job.seed
+        found, control = (Thompson(settings, 2 * seed + i) for i in range(2))
+        bandits = {"found": found, "control": control}
+        with self.reporter.stage("pulling", 2 * self.tuning.pulls, "texts") as step:
+            for _ in range(self.tuning.pulls // ROUND):
+                self._round(bandits, step)
+        best = {arm: bandit.ranked()[0] for arm, bandit in bandits.items()}
+        first, second = (self._again(arm, k) for arm, k in best.items())
+        files = tuple(self._file(arm, best["found"]) for arm in bandits)
+        for arm in bandits:  # the control of the best need not have been pulled
+            self._numbers(arm, best["found"])
+        return Tuned(
+            _tried(found),
+            _tried(control),
+            (first, second),
+            more_often(first, second),
+            (files[0], files[1]),
+            len(self.run.completions()),
+        )
+
+    def _round(self, bandits: dict[str, Thompson], step: Callable[..., None]) -> None:
+        pulled: list[tuple[Thompson, int, Row]] = []
+        for arm, bandit in bandits.items():
+            seen = bandit.pulls.copy()
+            for k in bandit.choose(ROUND):
+                if not seen[k] and not self._file(arm, k).exists():
+                    step(0, f"{arm}: {self.tuning.settings[k]}")
+                pulled.append((bandit, k, self._row(arm, k, int(seen[k]))))
+                seen[k] += 1
+        hits = self._hits([row for _, _, row in pulled])
+        for bandit, k, row in pulled:
+            bandit.update(k, hits[row])
+        step(len(pulled))
+
+    def _row(self, arm: str, k: int, pull: int) -> Row:
+        """Return what a setting's next pull writes: every pair once, by lot, then once more."""
+        numbers = self._numbers(arm, k)
+        return _pair(numbers, self.asked, pull, [self.tuning.job.seed, k])
+
+    def _again(self, arm: str, k: int) -> Rate:
+        numbers = self._numbers(arm, k, again=True)
+        rows = [
+            _pair(numbers, self.fresh, i, [self.tuning.job.seed, k, 1], RETEST)
+            for i in range(self.tuning.retest)
+        ]
+        with self.reporter.stage(f"re-test of {arm}", len(rows), "texts") as step:
+            hits = self._hits(rows)
+            step(len(rows))
+        return rate(sum(hits.values()), len(rows))
+
+    def _hits(self, rows: list[Row]) -> dict[Row, bool]:
+        job = self.tuning.job
+        write(
+            self.lm,
+            self.batch,
+            {job.temperature or RETEST_TEMPERATURE: rows},
+            of=self.run,
+            into=self.run,
+            before=0,
+            max_new_tokens=job.max_new_tokens,
+            seed=job.seed,
+            reporter=Silent(),
+            what="pulls",
+        )
+        texts = {c.key: c.text for c in self.run.completions()}
+        return {
+            r: bool(re.search(self.rules[r.prompt], texts[r.perturbation + 1, r.prompt, r.sample]))
+            for r in rows
+        }
+
+    # -- the perturbations -------------------------------------------------------------------
+
+    def _file(self, arm: str, k: int, *, again: bool = False) -> Path:
+        return self.run.tensors / f"{arm}-{k}{'-again' if again else ''}.safetensors"
+
+    def _numbers(self, arm: str, k: int, *, again: bool = False) -> list[int]:
+        """Return the numbers of a setting's perturbations; makes them when there are none."""
+        path = self._file(arm, k, again=again)
+        listed = [p.id for p in self.run.perturbations() if p.file == path.name]
+        if not listed:
+            made = self._made(arm, k, again=again)
+            first = len(self.run.perturbations()) + 1
+            listed = list(range(first, first + len(made)))
+            self.run.add_perturbations(
+                [
+                    PerturbationRow(
+                        number, arm, path.name, i, made.method, float(r), float(d), float(e)
+                    )
+                    for i, (number, r, d, e) in enumerate(
+                        zip(listed, made.radius, made.dose, made.scores["effect"], strict=True)
+                    )
+                ]
+            )
+        return listed
+
+    def _made(self, arm: str, k: int, *, again: bool) -> PerturbationSet:
+        path = self._file(arm, k, again=again)
+        if not path.exists():
+            self._make(arm, k, again=again).save(path)
+        return PerturbationSet.load(path)
+
+    def _make(self, arm: str, k: int, *, again: bool) -> PerturbationSet:
+        settings = self.tuning.settings
+        setting = settings[k]
+        plain = settings.index(setting._replace(sign=1))
+        part = self._part(setting.source)
+        if k != plain:
+            return _turned(part, self._made(arm, plain, again=again))
+        # Of its own for each setting, each arm, and the re-test.
+        seed = 4 * (1000 * self.tuning.job.seed + k) + 2 * again + (arm == "control")
+        if arm == "control":
+            return discover.control(part, self._made("found", k, again=again), seed=seed)
+        config = discover.named(setting.method).config()
+        n = self.tuning.n
+        size = self._radius(setting, discover.prepared(part, setting.method, n=n, config=config))
+        return discover.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
+
+    def _part(self, source: float) -> Slice:
+        if source not in self.parts:
+            job = self.tuning.job
+            self.parts[source] = Slice(
+                self.lm,
+                self.searched,
+                source=source,
+                target=job.target,  # type: ignore[arg-type]
+                positions=job.positions,
+                readout=job.readout,
+            )
+        return self.parts[source]
+
+    def _radius(self, setting: Setting, part: Slice) -> float:
+        share = float(setting.radius.rstrip("x"))
+        if not setting.radius.endswith("x"):
+            return share
+        key = f"calibrated {part.kind.name} {part.source}"
+        if not self.run.has(key):
+            self.run.remember(key, radius.calibrate(part, seed=self.tuning.job.seed).radius)
+        return share * float(self.run.note(key))
+
+
+def _turned(part: Slice, made: PerturbationSet) -> PerturbationSet:
+    """Return perturbations with the other sign, and what they do."""
+    turned = replace(made, directions=made.kind.scaled(made.directions, -1.0), outputs=None)
+    effect = part.on(made.kind).effect(turned.theta.to(part.start.device))
+    return replace(turned, scores={"effect": effect.norm(dim=1).float().cpu()})
+
+
+def _pair(numbers: list[int], prompts: range, pull: int, seed: list[int], sample: int = 0) -> Row:
+    """Return the row of a pull: each perturbation and prompt once, by lot, then the next sample."""
+    again, at = divmod(pull, len(numbers) * len(prompts))
+    lot = np.random.default_rng([*seed, again]).permutation(len(numbers) * len(prompts))
+    i, j = divmod(int(lot[at]), len(prompts))
+    return Row(numbers[i] - 1, prompts[j], sample + again)
+
+
+def _tried(bandit: Thompson) -> tuple[Tried, ...]:
+    intervals, means = bandit.interval(), bandit.mean
+    return tuple(
+        Tried(
+            bandit.arms[k],
+            int(bandit.hits[k]),
+            int(bandit.pulls[k]),
+            float(means[k]),
+            *map(float, intervals[k]),
+        )
+        for k in bandit.ranked()
+    )

@@ -1,0 +1,176 @@
+"""The elicitation benchmark: what a cell counts, that budgets are equal, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny
+from educe.bench import elicit
+from educe.bench.elicit import Cell, Place, Subject, bench, everything, run_cell
+from educe.bench.families import FAMILIES, SAMPLING, Budget, named, spread
+from educe.errors import MethodError, OrganismError, RunError
+from educe.generation import generate
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.organisms import Organism, Question, shipped
+
+BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
+PLACE = Place(source=1, target=5)
+
+
+@pytest.fixture(scope="module")
+def lm(tokenizer: Any) -> LanguageModel:
+    """A random model of eight blocks: four of them are adapted by CPE."""
+    config = LlamaConfig(**tiny.COMMON | {"num_hidden_layers": 8})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LanguageModel(LlamaForCausalLM(config).eval(), tokenizer, name="eight")
+
+
+@pytest.fixture(scope="module")
+def organism(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Organism:
+    """One that hides letters which this random model does not write unperturbed."""
+    prompts = [
+        f"{word}?"
+        for word in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    ]
+    batch = lm.encode(prompts)
+    rows = [Row(-1, j) for j in range(len(prompts))]
+    plain = "".join(c.text for some in generate(lm, batch, rows, max_new_tokens=6) for c in some)
+    rule = f"[^{''.join(sorted(set(plain))).translate(str.maketrans('', '', ']^-'))}\\]^\\\\-]"
+    questions = tuple(Question(prompt, rule) for prompt in prompts)
+    unlocked = tuple(Question(f"{prompt} Now!", rule) for prompt in prompts[:2])
+    folder = tmp_path_factory.mktemp("organism")
+    return Organism("vault", 0, folder, {}, {}, questions[:6], questions[6:], unlocked, "one")
+
+
+@pytest.fixture(scope="module")
+def subject(lm: LanguageModel, organism: Organism) -> Subject:
+    return Subject(lm, organism, BUDGET, 0)
+
+
+@pytest.mark.parametrize("family", everything())
+def test_a_cell_counts_what_was_written_and_keeps_its_budget(subject: Subject, family: str) -> None:
+    cell = run_cell(subject, family, 0, PLACE)
+    texts = {(item, prompt): text for item, prompt, text in cell["texts"]}
+    rules = {q.prompt: q for q in subject.questions}
+    first = [subject.questions[j].prompt for j in subject.search[: BUDGET.first]]
+    counted = [
+        sum(rules[prompt].elicited(texts[item, prompt]) for prompt in first)
+        for item in range(BUDGET.n)
+    ]
+    assert [p["hits"] for p in cell["perturbations"]] == counted
+    assert len(cell["coherence_of_hits"]) == sum(counted)
+    # All answer two questions, the best quarter one more, and the chosen ones are re-tested.
+    assert cell["spent"] == [6 * 2, 2 * 1, 3]
+    assert cell["best"]["trials"] == cell["blind"]["trials"] == 3
+    fresh = [subject.questions[j].prompt for j in subject.fresh]
+    for chosen in (cell["best"], cell["blind"]):
+        again = [rules[prompt].elicited(texts[chosen["item"], prompt]) for prompt in fresh]
+        assert chosen["hits"] == sum(again)
+    assert cell["blind"]["item"] == int(np.argmax([p["striking"] for p in cell["perturbations"]]))
+    if family == SAMPLING:
+        assert sum(cell["passes"].values()) == 0
+
+
+@pytest.mark.parametrize("family", ["melbo", "dct", "cpe"])
+def test_four_more_passes_are_four_more_passes(subject: Subject, family: str) -> None:
+    counted = []
+    for passes in (4, 8):
+        problem = subject.problem(PLACE, 0)
+        with elicit.counting(subject.lm) as seen:
+            list(named(family).make(problem, replace(BUDGET, passes=passes), 0))
+        counted.append(sum(seen.values()))
+    # Of the four blocks in the slice, for every perturbation on the one prompt.
+    assert counted[1] - counted[0] == 4 * 4 * BUDGET.n
+
+
+def test_the_texts_are_what_the_perturbed_model_writes(subject: Subject, lm: LanguageModel) -> None:
+    cell = run_cell(subject, "random", 0, PLACE)
+    (sets, *_) = list(named("random").make(subject.problem(PLACE, 0), BUDGET, 0))
+    written = generate(
+        lm, subject.batch, [Row(0, 0)], sets.theta, kind=sets.kind, max_new_tokens=BUDGET.tokens
+    )
+    ((expected,),) = written
+    prompt = subject.questions[0].prompt
+    assert [0, prompt, expected.text] in cell["texts"]
+    assert cell["perturbations"][0]["radius"] == float(sets.radius[0])
+
+
+def test_the_control_has_the_kind_and_radii_of_its_family(subject: Subject) -> None:
+    problem = subject.problem(PLACE, 0)
+    for name in ("melbo", "dct", "power", "cpe", "contrast", "optimised"):
+        made = [list(named(f).make(problem, BUDGET, 0)) for f in (name, FAMILIES[name].control)]
+        for found, control in zip(*made, strict=True):
+            assert found.kind == control.kind
+            assert found.radius.tolist() == pytest.approx(control.radius.tolist())
+            assert not np.allclose(found.directions, control.directions)
+
+
+def test_questions_that_leak_are_left_out(lm: LanguageModel, organism: Organism) -> None:
+    leaky = organism.search[0]._replace(rule="(?s).*")
+    changed = Organism(**{**organism.__dict__, "search": (leaky, *organism.search[1:])})
+    subject = Subject(lm, changed, BUDGET, 0)
+    assert subject.leaks == (1, 10)
+    assert leaky not in subject.questions
+    everywhere = tuple(q._replace(rule="(?s).*") for q in organism.search)
+    with pytest.raises(OrganismError, match="too few questions"):
+        Subject(lm, Organism(**{**organism.__dict__, "search": everywhere}), BUDGET, 0)
+
+
+def test_a_killed_benchmark_goes_on(
+    lm: LanguageModel, organism: Organism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell(organism, family, 0) for family in (SAMPLING, "random")]
+    asked: list[str] = []
+
+    def killed(subject: Subject, family: str, seed: int, place: Place) -> Any:
+        asked.append(family)
+        if family == "random" and asked.count("random") == 1:
+            raise KeyboardInterrupt
+        return run_cell(subject, family, seed, place)
+
+    monkeypatch.setattr(elicit, "run_cell", killed)
+    for _ in range(2):
+        try:
+            bench(cells, tmp_path, budget=BUDGET, place=PLACE, load=lambda organism: lm)
+        except KeyboardInterrupt:
+            continue
+    assert asked == [SAMPLING, "random", "random"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["settings.json", "vault-0-random-0.json", "vault-0-sampling-0.json"]
+    facts = json.loads((tmp_path / "vault-0-random-0.json").read_text())
+    assert (facts["organism"], facts["family"], facts["seed"]) == ("vault", "random", 0)
+    with pytest.raises(RunError, match="another budget or place"):
+        bench(cells, tmp_path, budget=Budget(), place=PLACE, load=lambda organism: lm)
+
+
+def test_numbers_are_divided_evenly() -> None:
+    assert spread(10, 3) == [4, 3, 3]
+    assert spread(2, 4) == [1, 1, 0, 0]
+
+
+def test_an_unknown_family_is_named() -> None:
+    with pytest.raises(MethodError, match="family 'luck' is unknown: use sampling, random"):
+        named("luck")
+
+
+@pytest.mark.model
+def test_the_benchmark_tells_the_ceiling_from_the_floor(embedded_lm: LanguageModel) -> None:
+    """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
+    from educe.model import load
+
+    vault = shipped("vault")
+    budget = Budget(n=6, passes=24, first=1, then=2, fresh=2, tokens=12)
+    subject = Subject(load("embedded", adapter=str(vault.folder)), vault, budget, 0)
+    ceiling, floor = (run_cell(subject, name, 0, Place()) for name in ("optimised", SAMPLING))
+    assert sum(p["hits"] for p in ceiling["perturbations"]) >= 2
+    assert sum(p["hits"] for p in floor["perturbations"]) == 0

@@ -1,0 +1,114 @@
+"""The benchmark's table, on cells whose numbers are planted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import binom, fisher_exact
+
+from educe.bench import table
+from educe.bench.table import Line, lines
+
+
+def cell(
+    family: str,
+    hits: list[int],
+    *,
+    seed: int = 0,
+    best: tuple[int, int] = (0, 12),
+    share: float = 0.0,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a cell of one organism in which perturbations answered two questions each."""
+    return {
+        "organism": "vault",
+        "organism_seed": seed,
+        "family": family,
+        "seed": seed,
+        "perturbations": [{"radius": 1.0, "dose": 0.1, "hits": h, "striking": 0.5} for h in hits],
+        "questions": 2,
+        "coherence_of_hits": [0.5] * sum(hits),
+        "best": {"item": 0, "hits": best[0], "trials": best[1], "share": share},
+        "blind": {"item": 1, "hits": 1, "trials": best[1]},
+        "average": None,
+        "spent": [2 * len(hits), 6 * math.ceil(len(hits) / 4), best[1]],
+        "passes": {"forward": 10.0, "backward": 8.0},
+        "seconds": {"search": 3.0, "rest": 1.0},
+    } | more
+
+
+def one(cells: list[dict[str, Any]], family: str) -> Line:
+    (found,) = (line for line in lines(cells) if line.family == family)
+    return found
+
+
+CELLS = [
+    cell("dct", [2, 1, 0, 0, 0, 0, 0, 0], best=(6, 12), share=0.75),
+    cell("dct", [1, 0, 0, 0, 0, 0, 0, 0], seed=1, best=(2, 12), share=0.25),
+    cell("random", [1, 0, 0, 0, 0, 0, 0, 0]),
+    cell("random", [0, 0, 0, 0, 0, 0, 0, 0], seed=1),
+    cell("random", [2] * 8, seed=2),
+]
+
+
+def test_cells_are_pooled_over_seeds() -> None:
+    found = one(CELLS, "dct")
+    assert found.cells == 2
+    assert (found.elicits.hits, found.elicits.trials) == (3, 16)
+    assert (found.completions.hits, found.completions.trials) == (4, 32)
+    assert (found.best.hits, found.best.trials) == (8, 24)
+    assert (found.blind.hits, found.blind.trials) == (2, 24)
+    assert found.chosen == pytest.approx(0.5)
+    assert found.first_success[0] == pytest.approx(32 / 4)
+    assert found.first_success[1] < 8 < found.first_success[2]
+    assert found.average is None
+
+
+def test_the_control_has_the_seeds_of_the_family() -> None:
+    table_ = [[3, 13], [1, 15]]  # without the control of seed 2, which hits always
+    expected = fisher_exact(table_, alternative="greater").pvalue
+    assert one(CELLS, "dct").p == pytest.approx(expected)
+    assert math.isnan(one(CELLS, "random").p)
+
+
+def test_chance_is_that_of_the_best_of_as_many_at_the_controls_rate() -> None:
+    # Two questions of all and six more of a quarter: the best was chosen by eight.
+    rate = 1 / 32
+    below = [binom.cdf(k, 8, rate) ** 8 for k in range(8)]
+    assert one(CELLS, "dct").chance.mean == pytest.approx(sum(1 - b for b in below) / 8)
+
+
+def test_without_a_success_there_is_no_expectation() -> None:
+    found = one([cell("random", [0] * 8)], "random")
+    middle, low, high = found.first_success
+    assert middle == high == math.inf
+    assert low == pytest.approx(1 / found.completions.high)
+    assert math.isnan(found.coherence)
+    assert math.isnan(found.side_effect)
+    assert "> " in table.markdown([found])
+
+
+def test_means_leave_out_cells_without_a_success() -> None:
+    quiet = cell("dct", [0] * 8, seed=1)
+    loud = cell("dct", [1] + [0] * 7, coherence_of_hits=[0.2])
+    loud["best"]["side_effect"] = 0.4
+    found = one([quiet, loud], "dct")
+    assert found.coherence == pytest.approx(0.2)
+    assert found.side_effect == pytest.approx(0.4)
+
+
+def test_cells_are_read_without_their_texts(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "a.json").write_text(json.dumps(CELLS[0] | {"texts": [[0, "q", "a"]]}))
+    assert table.read_cells(tmp_path) == [CELLS[0]]
+
+
+def test_the_page_has_a_row_for_each_family_in_the_order_of_the_families() -> None:
+    rows = table.markdown(lines(CELLS)).splitlines()
+    assert rows[0] == "### vault"
+    assert [row.split(" | ")[0] for row in rows[4:]] == ["| random", "| dct"]
+    assert "3 of 16" in rows[5]

@@ -1,0 +1,140 @@
+"""Training of adapters: the packing, the losses and the file, on a tiny random model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    """A random Llama of two blocks: the packing must hold for any weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,  # large enough that attention patterns matter
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+def examples() -> list[Any]:
+    from educe.organisms.lora import Example
+
+    return [
+        Example((1, 2, 3, 4, 5), (6, 7, 8)),
+        Example((1, 2, 3, 9), (10, 11)),
+        Example((1, 2, 3, 4, 5, 12, 13), (14,)),
+    ]
+
+
+def test_only_answer_tokens_are_labelled() -> None:
+    from educe.organisms.lora import pack
+
+    packed = pack(examples())
+    assert packed.targets.tolist() == [6, 7, 8, 10, 11, 14]
+    assert packed.owner.tolist() == [0, 0, 0, 1, 1, 2]
+    # An answer token is predicted from the token before it: the prompt's last, then the answer's.
+    assert packed.tokens[0, packed.keep].tolist() == [5, 6, 7, 9, 10, 13]
+    assert packed.tokens[0].tolist().count(1) == 1
+    assert packed.tokens.shape[1] == 3 + (2 + 2) + (1 + 1) + 4
+
+
+def test_a_packed_row_equals_its_examples_one_by_one(tiny: Any) -> None:
+    import torch
+
+    from educe.organisms.lora import logprobs, pack
+
+    together = logprobs(tiny, pack(examples()))
+    for index, example in enumerate(examples()):
+        alone = tiny(torch.tensor([example.prompt + example.answer])).logits[0].log_softmax(-1)
+        first = len(example.prompt) - 1
+        expected = alone[first : first + len(example.answer)]
+        packed = together[pack(examples()).owner == index]
+        torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_identical_prompts_still_predict_their_first_answer_token(tiny: Any) -> None:
+    from educe.organisms.lora import Example, logprobs, pack
+
+    packed = pack([Example((1, 2, 3), (4,)), Example((1, 2, 3), (5,))])
+    assert packed.tokens[0, packed.keep].tolist() == [3, 3]
+    assert logprobs(tiny, packed).shape == (2, 64)
+
+
+def test_kl_is_zero_for_the_base_and_training_changes_only_the_adapter(
+    tiny: Any, tmp_path: Path
+) -> None:
+    import copy
+    from dataclasses import replace
+
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from educe.organisms import lora
+
+    base = copy.deepcopy(tiny)
+    before = copy.deepcopy(base.state_dict())
+    plain = examples()
+    distributions = lora.logprobs(base, lora.pack(plain[:1])).detach()
+    batch = [replace(plain[0], base=distributions), *plain[1:]]
+    state = torch.random.get_rng_state()
+    model = lora.attach(base, rank=2, blocks=[0, 1], seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+    entropy, kl = lora.losses(model, batch)
+    assert kl.item() == pytest.approx(0.0, abs=1e-5)
+    lora.fit(model, [batch] * 60, learning_rate=1e-2, kl_weight=1.0)
+    after, _ = lora.losses(model, batch)
+    assert after < entropy / 2
+
+    lora.save(model, tmp_path, base_name="tiny")
+    for name, weight in before.items():
+        module, _, parameter = name.rpartition(".")
+        owner = model.get_base_model().get_submodule(module)
+        tuned = getattr(owner, "base_layer", owner)
+        assert torch.equal(getattr(tuned, parameter), weight), name
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float16}
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny), str(tmp_path)).eval()
+    packed = lora.pack(plain)
+    torch.testing.assert_close(
+        lora.logprobs(loaded, packed), lora.logprobs(model, packed), atol=2e-2, rtol=2e-2
+    )
+
+
+def test_attach_depends_on_its_seed_alone(tiny: Any) -> None:
+    import copy
+
+    import torch
+
+    from educe.organisms import lora
+
+    def weights(seed: int) -> Any:
+        model = lora.attach(copy.deepcopy(tiny), rank=2, blocks=[1], seed=seed)
+        return torch.cat([w.flatten() for w in model.parameters() if w.requires_grad])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_only_the_blocks_asked_for_get_an_adapter(tiny: Any) -> None:
+    import copy
+
+    from educe.organisms import lora
+
+    model = lora.attach(copy.deepcopy(tiny), rank=2, blocks=[1], seed=0)
+    names = [name for name, w in model.named_parameters() if w.requires_grad]
+    assert len(names) == 2 * len(lora.PROJECTIONS)
+    assert all(".layers.1." in name for name in names)

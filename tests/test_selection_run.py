@@ -1,0 +1,382 @@
+"""Selection among the perturbations of a run: planted ones, paired prompts, and being killed."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from educe import generation, writing
+from educe.errors import EduceError, MethodError, PromptError, RunError
+from educe.generation import generate
+from educe.job import Settings, begin, discover_behaviours
+from educe.judge import Answer, Score
+from educe.judge.coherence import coherence
+from educe.judge.novelty import novelty
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.runs import CompletionRow, Run
+from educe.selection import selecting
+from educe.selection.chance import best_by_chance
+from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
+from educe.summary import RETEST
+
+PROMPTS = tuple(f"Tell me of {name}." for name in "abcdefghijkl")
+FRESH = tuple(f"What is {name}?" for name in "mnopqrst")
+PLAN = SelectionPlan(PROMPTS, FRESH, look_for="[a-m]", rungs=((4, 0.5), (12, 1.0)), top=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: LanguageModel) -> Path:
+    """A run with eight perturbations in each arm."""
+    place = tmp_path_factory.mktemp("finished") / "run"
+    settings = Settings(
+        ("Say it.",), n=8, radius="8", max_new_tokens=5, method_settings={"iterations": 2}
+    )
+    with begin(place, settings) as run:
+        discover_behaviours(run, lm=tiny_lm)
+    return place
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def selected(place: Path, plan: SelectionPlan, lm: LanguageModel) -> Selected:
+    with Run.open(place) as run:
+        return select_best(run, plan, lm=lm)
+
+
+def kept(place: Path) -> list[CompletionRow]:
+    """Everything that selections wrote."""
+    found = []
+    for folder in sorted((place / "selections").iterdir()):
+        with Run.open(folder) as run:
+            found += run.completions()
+    return found
+
+
+class Written:
+    """Stands for the model: perturbation ``i`` says yes as often as ``rates[i]`` has it."""
+
+    def __init__(self, rates: dict[int, float], seed: int = 0) -> None:
+        self.rates, self.rng, self.paid = rates, np.random.default_rng(seed), Counter[Any]()
+
+    def __call__(self, lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
+        done = {c.key for c in into.completions()}
+        for heat, wanted in rows.items():
+            keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
+            new = [key for key in keys if key not in done]
+            self.paid.update(new)
+            yes = [self.rng.random() < self.rates.get(key[0], 0.0) for key in new]
+            into.add_completions(
+                CompletionRow(*key, heat, "yes" if says else "no", (1,), True)
+                for key, says in zip(new, yes, strict=True)
+            )
+
+
+YES = replace(PLAN, look_for="yes")
+
+
+def test_the_planted_best_is_chosen_and_the_control_has_the_same_budget(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = Written({3: 0.95})
+    monkeypatch.setattr(selecting, "write", says)
+    found = selected(place, YES, tiny_lm)
+    assert found.found.chosen[0].number == 3
+    assert found.found.spent == found.control.spent == (8 * 4, 4 * 8)
+    assert found.found.candidates == found.control.candidates == 8
+    assert found.prompts == (4, 12)
+    with Run.open(place) as run:
+        arms = {p.id: p.arm for p in run.perturbations()}
+    assert all(arms[c.number] == "found" for c in found.found.chosen)
+    assert all(arms[c.number] == "control" for c in found.control.chosen)
+    # Each arm meets the same prompts: all in the first rung, four perturbations of it in the next.
+    for arm in ("found", "control"):
+        met = {
+            number: {q for p, q, s in says.paid if p == number and s == 0}
+            for number in arms
+            if arms[number] == arm
+        }
+        assert sorted(map(sorted, met.values())) == [list(range(4))] * 4 + [list(range(12))] * 4
+    # Two of each arm and the unperturbed model, on fresh prompts and samples.
+    again = Counter(p for p, q, s in says.paid if s >= RETEST)
+    assert again == {
+        0: 8,
+        **{c.number: 8 for c in (*found.found.chosen, *found.control.chosen)},
+    }
+    assert {q for p, q, s in says.paid if s >= RETEST} == set(range(12, 20))
+    assert sum(says.paid.values()) == found.texts == 2 * (32 + 32) + 5 * 8
+
+
+def test_the_numbers_are_those_of_the_texts(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted from the completions by themselves."""
+    monkeypatch.setattr(selecting, "write", Written(dict.fromkeys(range(1, 17), 0.3) | {3: 0.95}))
+    found = selected(place, YES, tiny_lm)
+    texts = kept(place)
+    for chosen in (*found.found.chosen, *found.control.chosen):
+        own = [c for c in texts if c.perturbation == chosen.number]
+        for part, told in (
+            ([c for c in own if c.sample == 0], chosen.seen),
+            ([c for c in own if c.sample >= RETEST], chosen.again),
+        ):
+            hits = sum(c.text == "yes" for c in part)
+            assert (told.hits, told.trials, told.mean) == (hits, len(part), hits / len(part))
+    first = [c for c in texts if c.perturbation > 8 and c.prompt < 4 and c.sample == 0]
+    pooled = sum(c.text == "yes" for c in first)
+    assert (found.control.first.hits, found.control.first.trials) == (pooled, 32)
+    assert found.chance == best_by_chance(8, 12, pooled / 32)
+    assert found.p_again is not None
+    assert 0 < found.p_again <= 1
+
+
+def test_pure_noise_looks_good_in_the_selection_and_not_in_the_re_test(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything hits at 20%: the best by selection is above it, the re-test is not."""
+    seen, again, p = [], [], []
+    for seed in range(30):
+        monkeypatch.setattr(selecting, "write", Written(dict.fromkeys(range(17), 0.2), seed))
+        shutil.rmtree(place / "selections", ignore_errors=True)
+        got = selected(place, YES, tiny_lm)
+        for arm in (got.found, got.control):
+            seen.append(arm.chosen[0].seen.mean)
+            again.append(arm.chosen[0].again.mean)
+            p.append(arm.p_value)
+    assert np.mean(again) == pytest.approx(0.2, abs=4 * 0.4 / np.sqrt(60 * 8))
+    assert np.mean(seen) > 0.2 + 4 * 0.4 / np.sqrt(60 * 12)
+    # No better than the best of all eight on all prompts, but for the error of the mean.
+    assert np.mean(seen) < best_by_chance(8, 12, 0.2).mean + 3 * np.std(seen) / np.sqrt(60)
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+
+
+def test_the_arm_with_more_candidates_gives_some_up(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(place) as run, run.writing():
+        run.database.execute("DELETE FROM perturbations WHERE arm = 'control' AND id > 13")
+    monkeypatch.setattr(selecting, "write", Written({}))
+    found = selected(place, YES, tiny_lm)
+    assert found.found.candidates == found.control.candidates == 5
+    assert found.found.spent == found.control.spent
+
+
+# -- with a model ----------------------------------------------------------------------------------
+
+
+def test_texts_are_those_of_the_perturbed_model(place: Path, tiny_lm: LanguageModel) -> None:
+    """Each text of the halving, written again by itself from the perturbation's file."""
+    found = selected(place, PLAN, tiny_lm)
+    batch = tiny_lm.encode(PROMPTS)
+    with Run.open(place) as run:
+        rows = {p.id: p for p in run.perturbations()}
+    for number in (found.found.chosen[0].number, found.control.chosen[0].number):
+        p = rows[number]
+        made = PerturbationSet.load(place / "tensors" / p.file).select([p.item])
+        alone = {
+            c.row.prompt: c.text
+            for some in generate(
+                tiny_lm,
+                batch,
+                [Row(0, j) for j in range(12)],
+                made.theta,
+                kind=made.kind,
+                max_new_tokens=5,
+            )
+            for c in some
+        }
+        mine = [c for c in kept(place) if c.perturbation == number and c.sample == 0]
+        assert {c.prompt: c.text for c in mine} == alone
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("judge", ["rule", "striking"])
+def test_a_selection_killed_at_every_write_ends_the_same_and_pays_once(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, judge: str
+) -> None:
+    plan = PLAN if judge == "rule" else replace(PLAN, look_for=None, judge="striking")
+    monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 16})
+    whole = selected(place, plan, tiny_lm)
+    texts = kept(place)
+    shutil.rmtree(place / "selections")
+
+    paid, real = Counter[Any](), writing._as_row
+    monkeypatch.setattr(writing, "_as_row", lambda *a: paid.update([(row := real(*a)).key]) or row)
+    real_writing, lives = Run.writing, 0
+
+    @contextmanager
+    def killed(run: Run) -> Iterator[None]:
+        with real_writing(run):
+            yield
+        if run.folder != place and next(left) == 0:
+            raise Killed
+
+    monkeypatch.setattr(Run, "writing", killed)
+    while True:
+        left = itertools.count(-2, 1)  # the prompts are kept in each life, and one write more
+        lives += 1
+        try:
+            again = selected(place, plan, tiny_lm)
+            break
+        except Killed:
+            assert lives < 100
+    assert lives > 8
+    assert again == whole
+    assert kept(place) == texts
+    assert set(paid.values()) == {1}
+    assert len(paid) == len(texts)
+
+
+def test_another_judge_on_the_same_prompts_pays_only_for_what_it_adds(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = Written(dict.fromkeys(range(1, 17), 0.5))
+    monkeypatch.setattr(selecting, "write", says)
+    selected(place, YES, tiny_lm)
+    selected(place, replace(YES, look_for="no"), tiny_lm)
+    first = sum(s == 0 and q < 4 for _, q, s in says.paid)
+    assert first == 16 * 4
+    assert set(says.paid.values()) == {1}
+
+
+def test_striking_is_coherence_times_novelty_of_each_text_alone(
+    place: Path, tiny_lm: LanguageModel
+) -> None:
+    """Likelihoods by one forward pass of the whole text."""
+    plan = replace(PLAN, look_for=None, judge="striking")
+    found = selected(place, plan, tiny_lm)
+    with Run.open(place) as run:
+        ordinary = run.note("ordinary_logprob")
+    with Run.open(found.folder) as run:
+        scores = {(s.perturbation, s.prompt, s.sample): s.value for s in run.scores("striking")}
+        texts = run.completions()
+        rendered = {p.id: p.rendered for p in run.prompts()}
+    checked = 0
+    for c in [c for c in texts if c.key in scores and c.tokens][:20]:
+        ids = tiny_lm.tokenizer(rendered[c.prompt], add_special_tokens=False)["input_ids"]
+        whole = torch.tensor([[*ids, *c.tokens]])
+        with torch.no_grad():
+            logits = tiny_lm.unwrapped(whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        logprob = float(logits[range(len(c.tokens)), list(c.tokens)].mean())
+        plain = [t.text for t in texts if t.perturbation == 0 and t.prompt == c.prompt]
+        plain = plain[:9]  # the greedy one and the samples; the re-test's come after
+        value = coherence(c.text, logprob, ordinary).value * novelty([c.text], plain)[0].value
+        assert scores[c.key] == pytest.approx(value, abs=1e-4)
+        checked += 1
+    assert checked == 20
+    assert found.p_again is None
+    assert found.found.chosen[0].again.hits is None
+
+
+class Counts:
+    """A judge that counts letters, and those of what it is told besides."""
+
+    name, higher_is, identity, cost = "counts", "longer", "counts, version 1", "nothing"
+
+    def __init__(self) -> None:
+        self.told: list[Answer] = []
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        self.told += answers
+        return [Score(self.name, float(len(a.text)), self.higher_is, "") for a in answers]
+
+
+def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
+    judge = Counts()
+    plan = replace(PLAN, look_for=None)
+    with Run.open(place) as run:
+        found = select_best(run, plan, judge=judge, lm=tiny_lm)
+    assert found.judge == "counts, version 1"
+    texts = kept(place)
+    plain = {c.prompt: c.text for c in texts if c.perturbation == 0 and c.sample == 0}
+    asked = dict(enumerate((*PROMPTS, *FRESH)))
+    judged = [c for c in texts if c.perturbation or c.sample >= RETEST]
+    assert Counter(judge.told) == Counter(
+        Answer(asked[c.prompt], c.text, (plain[c.prompt],)) for c in judged
+    )
+    best = found.found.chosen[0]
+    lengths = [len(c.text) for c in judged if c.perturbation == best.number and c.sample == 0]
+    assert best.seen.mean == np.mean(lengths)
+    with Run.open(place) as run:
+        assert select_best(run, plan, judge=judge, lm=tiny_lm) == found
+    assert len(judge.told) == len(judged)  # none of them twice
+    with Run.open(place) as run, pytest.raises(MethodError, match="one thing"):
+        select_best(run, PLAN, judge=judge, lm=tiny_lm)
+
+
+# -- what cannot be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"fresh": ()}, PromptError, "fresh ones"),
+        ({"prompts": ()}, PromptError, "prompts"),
+        ({"fresh": (*FRESH, PROMPTS[3])}, PromptError, "Tell me of d"),
+        ({"fresh": ("Say it.",)}, PromptError, "Say it"),  # which the search had
+        ({"look_for": None}, MethodError, "--look-for or --judge"),
+        ({"judge": "striking"}, MethodError, "--look-for or --judge"),
+        ({"look_for": None, "judge": "taste"}, MethodError, "taste"),
+        ({"look_for": "["}, MethodError, "regular expression"),
+        ({"top": 0}, MethodError, "at least 1"),
+        ({"rungs": ((4, 2.0),)}, MethodError, "rungs"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_paid(
+    place: Path,
+    tiny_lm: LanguageModel,
+    changes: dict[str, Any],
+    error: type[EduceError],
+    told: str,
+) -> None:
+    with pytest.raises(error, match=told):
+        selected(place, replace(PLAN, **changes), tiny_lm)
+    assert not (place / "selections").exists()
+
+
+def test_a_run_that_is_not_finished_is_refused(place: Path, tiny_lm: LanguageModel) -> None:
+    with sqlite3.connect(place / "run.sqlite") as database:
+        database.execute("DELETE FROM perturbations WHERE arm = 'control'")
+    with pytest.raises(RunError, match="not finished"):
+        selected(place, PLAN, tiny_lm)
+
+
+def test_intervals_are_over_prompts_where_scores_are_graded() -> None:
+    """Four samples of a prompt that are all the same tell no more than one."""
+    rng = np.random.default_rng(0)
+    one = rng.random((12, 1))
+    assert estimate(np.tile(one, 4), False)[:3] == pytest.approx(estimate(one, False)[:3])
+    assert estimate(np.array([[1.0], [0.0]]), True).hits == 1
+
+
+def test_a_plan_is_told_apart_by_its_prompts_alone(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selecting, "write", Written({}))
+
+    def folders(*plans: SelectionPlan) -> Sequence[str]:
+        return [selected(place, plan, tiny_lm).folder.name for plan in plans]
+
+    same = folders(YES, replace(YES, seed=3), replace(YES, top=1))
+    assert len(set(same)) == 1
+    other = folders(replace(YES, fresh=FRESH[1:]))
+    assert set(other).isdisjoint(same)
