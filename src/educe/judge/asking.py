@@ -4,9 +4,9 @@
     yes     how probable it is that the first token of its answer is a yes, and that it is a no
 
 A token is a yes if its text is ``yes`` once white space and case are taken away; of all such tokens
-the likeliest counts. (Their sum would need the whole vocabulary, of which a server shows 20 tokens.)
-A question is plain text and goes through the model's chat template, where it has one. Replies come
-as they are ready, so that each can be kept at once.
+the likeliest counts. (Their sum needs the whole vocabulary, of which a server shows 20 tokens.) A
+question is plain text and goes through the model's chat template, where it has one. Replies come as
+they are ready, so that each can be kept at once.
 
 `Local` runs any `LanguageModel`, unperturbed; `educe.judge.server` asks one behind a server.
 """
@@ -42,12 +42,14 @@ class Asker(Protocol):
     """A language model that answers questions.
 
     Attributes:
-        identity: Which model, in which place: all that its replies depend on beside the question.
         cost: What a question costs, in words.
     """
 
-    identity: str
     cost: str
+
+    @property
+    def identity(self) -> str:
+        """Which model, and where: all that its replies depend on beside the question."""
 
     def write(
         self, questions: Sequence[str], *, limit: int, schema: Mapping[str, Any] | None = None

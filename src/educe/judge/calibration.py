@@ -136,7 +136,9 @@ def read_labelled(path: str | Path) -> list[Labelled]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise JudgeError(f"cannot read labelled answers from {path}: {error}") from error
-    found = [_labelled(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    found = [
+        _labelled(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()
+    ]
     if not found:
         raise JudgeError(f"{path} holds no labelled answer: give lines such as {FORM}")
     return found
