@@ -203,7 +203,8 @@ def _going_on() -> Iterator[None]:
 
 
 def _paid(by: Cached) -> None:
-    print(f"{by.judged} judged ({by.cost} each), {by.kept} kept from before", file=sys.stderr)
+    told = f"{by.judged} judged and {by.kept} kept from before; an answer costs {by.cost}"
+    print(told, file=sys.stderr)
 
 
 def _print_checked(checked: Checked) -> None:
@@ -211,9 +212,14 @@ def _print_checked(checked: Checked) -> None:
     print(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
     print(f"  false alarms  {checked.false_alarms}")
     print(f"  detected      {checked.detected}")
-    chance = ": not to be told from chance" if checked.near_chance else ""
-    print(f"  AUC           {checked.auc}{chance}")
+    print(f"  AUC           {checked.auc}{_verdict(checked)}")
     print(f"  kappa         {checked.kappa:.2f}")
+
+
+def _verdict(checked: Checked) -> str:
+    if checked.near_chance:
+        return ": not to be told from chance"
+    return ": the wrong way round" if checked.auc.high < 0.5 else ""
 
 
 def _as_data(checked: Checked) -> dict[str, Any]:
