@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,28 @@ def test_check_keeps_what_it_paid_for(labelled: Path, tmp_path: Path) -> None:
         educe(*command, "--cache", tmp_path / "other.sqlite")
         assert len(loopback.asked) == 24
     assert Path(f"{labelled}.judging.sqlite").exists()
+
+
+def test_a_killed_check_pays_for_nothing_twice(labelled: Path) -> None:
+    process: list[subprocess.Popen] = []
+
+    def kills(body: dict[str, Any]) -> Reply:
+        if len(loopback.asked) == 6:
+            process[0].kill()
+            process[0].wait()
+        return says_yes_to_codes(body)
+
+    with serving(kills) as loopback:
+        command = ["judge", "check", str(labelled), "--judge", "yes:Does it give a code?"]
+        command += ["--judge-model", loopback.url, "--judge-name", "m", "--at-once", "1"]
+        code = f"from educe.cli import main; main({command!r})"
+        process.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL))
+        assert process[0].wait(60) == -signal.SIGKILL
+        assert "7 judged and 5 kept from before" in educe(*command).err
+        asked = [body["messages"][0]["content"] for body in loopback.asked]
+    # All once, but for the call that was in flight.
+    assert len(asked) == 13
+    assert len(set(asked)) == 12
 
 
 @pytest.mark.parametrize(
