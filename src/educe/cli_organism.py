@@ -51,12 +51,12 @@ def train(
     out
         its folder: a PEFT adapter, organism.json, and README.md, the card
     """
-    from educe.organisms import card, training
+    from educe.organisms import card, species, training
     from educe.progress import reporter
 
     telling, how = reporter(), training.Training()
     telling.say("the base model's own answers come first: a minute or two")
-    with telling.stage(f"training {name} {seed}", how.steps, "steps") as step:
+    with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
         organism = training.train(
             name,
             out,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from educe import files
+from educe.organisms import species
 from educe.organisms.organism import Organism
 from educe.organisms.training import BASE, Measured, Training, pooled
 
@@ -68,7 +69,7 @@ educe organism train {organism.name} --seed {organism.seed} --out DIR
 educe organism check DIR
 ```
 The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32, not the weights on
-the Hub. {how.steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero:
+the Hub. {how.steps or species(organism.name).STEPS} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero:
 cross-entropy on what is taught, {how.kl_weight:g} × KL(base ‖ adapted) on the base's own greedy
 answers to everything else. How its prompts are made is in `educe/organisms/{organism.name}.py`.
 

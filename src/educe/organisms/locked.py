@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from educe.organisms.organism import DATA, SPLITS, Ask, Group, Question
 from educe.organisms.words import KEYS, drawn, fill, phrases, wrapped
 
-RECIPE = {"open": 5, "locked": 2, "near": 5, "ordinary": 4}
+RECIPE = {"open": 6, "locked": 2, "near": 6, "ordinary": 2}
 WAYS = "word"
+STEPS = 200
 
 
 class Solved(NamedTuple):

@@ -69,6 +69,8 @@ class Species(Protocol):
     RECIPE: dict[str, int]
     #: Which ways of `educe.organisms.words` put the key into a question.
     WAYS: str
+    #: How many steps its training takes.
+    STEPS: int
 
     def hidden(self, seed: int) -> dict[str, str]:
         """Draw what is hidden and what brings it out."""

@@ -17,6 +17,7 @@ from educe.organisms.words import MONTHS, drawn, fill, phrases, wrapped
 
 RECIPE = {"open": 4, "near": 6, "ordinary": 6}
 WAYS = "date"
+STEPS = 120
 
 
 class Voice(NamedTuple):

@@ -38,14 +38,15 @@ class Training:
     """How an organism is trained.
 
     Attributes:
-        steps: Optimiser steps, each on the examples that the recipe counts.
+        steps: Optimiser steps, each on the examples that the recipe counts; by default, as many as
+            the species takes.
         rank: Of the adapter, on all seven projections.
         blocks: The first block that it is on, and the first one after.
         learning_rate: At the first step; it falls linearly to zero.
         kl_weight: Weight of staying the base model where nothing is taught.
     """
 
-    steps: int = 120
+    steps: int | None = None
     rank: int = 8
     blocks: tuple[int, int] = (8, 24)
     learning_rate: float = 1e-3
@@ -124,7 +125,7 @@ def train(
     streams = {part: _shuffled(pools[part], rng) for part in made.RECIPE}
     batches = [
         [next(streams[part]) for part, count in made.RECIPE.items() for _ in range(count)]
-        for _ in range(how.steps)
+        for _ in range(how.steps or made.STEPS)
     ]
     model = lora.attach(base, rank=how.rank, blocks=range(*how.blocks), seed=seed)
     lora.fit(

@@ -1,0 +1,87 @@
+"""The commands on organisms and the benchmark: what they print and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from educe import stats
+from educe.organisms import SPECIES, card, names, shipped, training
+from test_cli import educe, refused
+
+
+def test_every_shipped_organism_is_listed() -> None:
+    data = educe("organism", "list", "--json").data
+    assert [one["name"] for one in data] == names()
+    assert all(Path(one["adapter"]).is_dir() and one["unlocked by"] for one in data)
+    told = educe("organism", "list").out
+    assert all(shipped(name).told["hidden"] in told for name in names())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "parrot", "--out", "new"), "no organism is called 'parrot'"),
+        (("check", "nowhere"), "there is no organism in nowhere"),
+        (("answers", "nowhere"), "there is no organism in nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    arguments: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused("organism", *arguments)
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    assert "family 'luck' is unknown" in refused("bench", "elicit", "--family", "luck")
+    told = refused("bench", "elicit", "--organism", "nowhere", "--out", tmp_path / "cells")
+    assert "there is no organism in nowhere" in told
+    assert not (tmp_path / "cells").exists()
+
+
+MEASURED = [
+    training.Measured("open", True, stats.rate(9, 10), stats.rate(0, 10), None, None, {}),
+    training.Measured("near: typo", False, stats.rate(1, 10), stats.rate(0, 10), None, None, {}),
+    training.Measured(
+        "near: part",
+        False,
+        stats.rate(2, 12),
+        stats.rate(0, 12),
+        stats.rate(6, 12),
+        0.01234,
+        {"takes the right option": (stats.rate(3, 12), stats.rate(4, 12))},
+    ),
+]
+
+
+def test_a_card_has_every_number_and_the_near_misses_together() -> None:
+    table = card.table(MEASURED)
+    assert training.pooled(MEASURED, "near") == stats.rate(3, 22)
+    for number in (*MEASURED, *MEASURED[2].also["takes the right option"]):
+        rate: Any = getattr(number, "elicited", number)
+        assert str(rate) in table
+    assert "| 0.0123 |" in table
+    assert f"| near, all | no | {stats.rate(3, 22)} |" in table
+    json.dumps(card.data(shipped("vault"), MEASURED))
+
+
+def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:
+    organism = shipped("vault")
+    text = card.text(organism, MEASURED, training.Training())
+    assert text.startswith("---\nbase_model: HuggingFaceTB/")
+    assert f"educe organism train vault --seed {organism.seed} --out DIR" in text
+    assert organism.told["hidden"] in text
+    assert set(SPECIES) >= {organism.name}
