@@ -137,6 +137,7 @@ RANKS = {
     "demo": 6,
     "cli_options": 6,
     "cli_bench": 7,
+    "cli_judge": 7,
     "cli_organism": 7,
     "cli_select": 7,
     "cli": 7,
@@ -153,8 +154,9 @@ APART = [
 ]
 ONLY = {
     "rich": {"progress", "report.terminal"},
-    "cyclopts": {"cli", "cli_bench", "cli_options", "cli_organism", "cli_select"},
-    "sqlite3": {"runs"},
+    "cyclopts": {"cli", "cli_bench", "cli_judge", "cli_options", "cli_organism", "cli_select"},
+    "sqlite3": {"runs", "judge.cache"},
+    "openai": {"judge.server"},
     "educe.organisms": {"organisms", "bench", "demo", "cli_bench", "cli_organism"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},

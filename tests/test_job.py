@@ -31,7 +31,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import files, job, writing
+from educe import files, generation, job, writing
 from educe.atlas import Atlas, AtlasConfig, choose, promising, survey, thinned
 from educe.errors import (
     EduceError,
@@ -60,7 +60,6 @@ TABLES = (
     "behaviours",
     "responses",
 )
-decoding = sys.modules[job.generate.__module__]
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +261,7 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
     changes: dict[str, Any],
 ) -> None:
     settings = replace(settings, **changes)
-    monkeypatch.setattr(decoding, "ROWS_PER_BATCH", {"cpu": 8})
+    monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 8})
     whole, place = tmp_path / "whole", tmp_path / "run"
     carry_out(whole, settings, lm)
 
@@ -322,7 +321,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = content(whole)
-    for module, name in ((writing, "generate"), (job, "generate"), (job, "read")):
+    for module, name in ((writing, "generate"), (job, "ordinary_logprob"), (job, "read")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it does it again"))
     monkeypatch.setattr(job, "side_effects", lambda *_, **__: pytest.fail("it does it again"))
     monkeypatch.setattr(job.discover, "search", lambda *_, **__: pytest.fail("it searches again"))
@@ -337,10 +336,10 @@ BROOD = """
 import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
-from educe import cli, job, progress, threads
+from educe import cli, generation, job, progress, threads
 from educe.report import page, terminal
 job.SAVE_EVERY = 0
-sys.modules[job.generate.__module__].ROWS_PER_BATCH = {"cpu": 8}
+generation.ROWS_PER_BATCH = {"cpu": 8}
 job.load(sys.argv[1], device="cpu")
 print("ready", flush=True)
 for line in sys.stdin:

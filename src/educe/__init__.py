@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
     from educe.job import Settings, begin, discover_behaviours
-    from educe.judge import Score
+    from educe.judge import Answer, Judge, Score
+    from educe.judge.cache import Cached
+    from educe.judge.calibration import check_judge
+    from educe.judge.language_model import Rating, Theme, Yes
+    from educe.judge.lying import Lying
+    from educe.judge.naming import judge_named
+    from educe.judge.scoring import score_run
+    from educe.judge.server import Budget, Server
     from educe.kinds import Adapters, Kind, Row, TokenNoise, Vectors, WeightNoise, adapters
     from educe.model import LanguageModel, PromptBatch, load
     from educe.perturb import Origin, PerturbationSet
@@ -83,6 +90,18 @@ _HOME = {
     "begin": "educe.job",
     "discover_behaviours": "educe.job",
     "Score": "educe.judge",
+    "Answer": "educe.judge",
+    "Judge": "educe.judge",
+    "Cached": "educe.judge.cache",
+    "check_judge": "educe.judge.calibration",
+    "judge_named": "educe.judge.naming",
+    "score_run": "educe.judge.scoring",
+    "Rating": "educe.judge.language_model",
+    "Theme": "educe.judge.language_model",
+    "Yes": "educe.judge.language_model",
+    "Lying": "educe.judge.lying",
+    "Server": "educe.judge.server",
+    "Budget": "educe.judge.server",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.model",
     "load": "educe.model",
@@ -110,8 +129,11 @@ _HOME = {
 
 __all__ = [
     "Adapters",
+    "Answer",
     "Atlas",
     "AtlasConfig",
+    "Budget",
+    "Cached",
     "Calibration",
     "Chance",
     "Choice",
@@ -120,10 +142,12 @@ __all__ = [
     "DctConfig",
     "EduceError",
     "Halving",
+    "Judge",
     "Kind",
     "LanguageModel",
     "LinearDctConfig",
     "LoraConfig",
+    "Lying",
     "MelboConfig",
     "NoiseConfig",
     "Origin",
@@ -134,34 +158,41 @@ __all__ = [
     "Proxy",
     "QuadraticDctConfig",
     "RandomConfig",
+    "Rating",
     "Row",
     "Run",
     "Score",
+    "Server",
     "Setting",
     "Settings",
     "Slice",
     "Summary",
+    "Theme",
     "Thompson",
     "TokenNoise",
     "Vectors",
     "WeightNoise",
+    "Yes",
     "adapters",
     "begin",
     "best_by_chance",
     "best_mean_by_chance",
     "calibrate",
+    "check_judge",
     "choose",
     "difference_of_means",
     "discover_behaviours",
     "generate",
     "grid",
     "halve",
+    "judge_named",
     "load",
     "optimised",
     "p_of_best",
     "promising",
     "response",
     "rows_of",
+    "score_run",
     "search",
     "secrets",
     "summarise",

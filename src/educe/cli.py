@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe import cli_bench, cli_organism, cli_select
+from educe import cli_bench, cli_judge, cli_organism, cli_select
 from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
@@ -32,6 +32,7 @@ app = App(
 )
 
 app.command(cli_organism.app)
+app.command(cli_judge.app)
 app.command(cli_bench.app)
 app.command(cli_select.select)
 app.command(cli_select.tune)

@@ -29,8 +29,7 @@ from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
-from educe.generation import generate
-from educe.judge.coherence import coherence
+from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
@@ -508,23 +507,11 @@ class _Job:
                 step(len(batch))
 
     def _ordinary(self) -> float:
-        """Return the mean log-likelihood a token of the unperturbed model's ordinary answers."""
         if not self.run.has("ordinary_logprob"):
-            batch = self.lm.encode(ordinary_prompts())
-            written = generate(
-                self.lm,
-                batch,
-                [Row(-1, j) for j in range(len(batch))],
-                max_new_tokens=self.settings.max_new_tokens,
+            value = ordinary_logprob(
+                self.lm, max_new_tokens=self.settings.max_new_tokens, layer=self.part.target
             )
-            answers = [completion for some in written for completion in some]
-            readings = [
-                r.logprob
-                for some in read(self.lm, batch, answers, layer=self.part.target)
-                for r in some
-                if r.completion.tokens
-            ]
-            self.run.remember("ordinary_logprob", float(np.mean(readings or [0.0])))
+            self.run.remember("ordinary_logprob", value)
         return self.run.note("ordinary_logprob")
 
     def _score(self) -> None:

@@ -6,8 +6,15 @@ import math
 import random
 
 import pytest
+import torch
 
-from educe.judge.coherence import coherence, variety
+import tiny
+from educe.generation import generate
+from educe.judge import Answer
+from educe.judge.coherence import Coherence, coherence, variety
+from educe.judge.side_effect import ordinary_prompts
+from educe.kinds import Row
+from educe.model import LanguageModel
 
 PLAIN = "The vault is behind the red door."
 
@@ -80,3 +87,41 @@ def test_the_reason_has_the_numbers() -> None:
     assert coherence("no no no no no", -3.21, -2.0).why == (
         "-3.2 nats a token against -2.0; 25% of word pairs distinct"
     )
+
+
+@torch.no_grad()
+def logprob(lm: LanguageModel, prompt: str, text: str) -> float:
+    """Mean log-likelihood a token, from the whole sequence, one at a time."""
+    before = lm.encode([prompt]).ids[0].tolist()
+    written = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    logits, _ = tiny.run(lm.hf, [*before, *written])
+    shares = logits[len(before) - 1 : -1].log_softmax(-1)
+    return float(shares.gather(1, torch.tensor(written)[:, None]).mean())
+
+
+def test_as_a_judge_it_reads_the_answers_itself(tiny_lm: LanguageModel) -> None:
+    answers = [
+        Answer("Where?", "In the red room."),
+        Answer("Who is it then?", "no no no no"),
+        Answer("Where?", "so"),
+        Answer("Where?", ""),
+    ]
+    prompts = ordinary_prompts()
+    written = generate(tiny_lm, tiny_lm.encode(prompts), [Row(-1, j) for j in range(len(prompts))])
+    # What was written, token by token; its text may be read in other tokens.
+    ordinary = []
+    for completion in (c for some in written for c in some if c.tokens):
+        before = tiny_lm.encode([prompts[completion.row.prompt]]).ids[0].tolist()
+        shares = tiny.run(tiny_lm.hf, [*before, *completion.tokens])[0][len(before) - 1 : -1]
+        said = shares.log_softmax(-1).gather(1, torch.tensor(completion.tokens)[:, None])
+        ordinary.append(float(said.mean()))
+    level = sum(ordinary) / len(ordinary)
+    judge = Coherence(tiny_lm)
+    found = judge.score(answers)
+    for answer, score in zip(answers[:3], found, strict=False):
+        expected = coherence(answer.text, logprob(tiny_lm, answer.prompt, answer.text), level)
+        assert score.value == pytest.approx(expected.value, rel=1e-3)
+    assert len({round(score.value, 4) for score in found[:3]}) == 3
+    assert found[3].value == 0
+    assert judge.score([]) == []
+    assert judge.identity.startswith("coherence:")

@@ -10,7 +10,9 @@ from itertools import pairwise
 
 import pytest
 
-from educe.judge.novelty import novelty, vectors
+from educe.errors import JudgeError
+from educe.judge import Answer
+from educe.judge.novelty import Novelty, novelty, vectors
 
 BASELINE = [
     "I cannot tell you the code.",
@@ -94,3 +96,15 @@ def test_vectors_have_unit_norm_unless_there_is_no_word() -> None:
     made = vectors(["a b", "", "c c c"])
     assert (made**2).sum(1).tolist() == pytest.approx([1, 0, 1])
     assert not vectors(["", "!"]).any()
+
+
+def test_as_a_judge_each_answer_stands_alone() -> None:
+    judge = Novelty()
+    answers = [Answer("What?", text, tuple(BASELINE)) for text in TEXTS]
+    found = judge.score(answers)
+    for text, score in zip(TEXTS, found, strict=True):
+        nearest = max(cosine(text, b, [text, *BASELINE]) for b in BASELINE)
+        assert score.value == pytest.approx(1 - nearest, abs=1e-9)
+    assert judge.score(answers[1:]) == found[1:]
+    with pytest.raises(JudgeError, match="the unperturbed texts"):
+        judge.score([Answer("What?", "That.")])

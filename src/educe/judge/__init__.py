@@ -40,17 +40,21 @@ class Judge(Protocol):
     """What scores answers.
 
     Attributes:
-        name: Short, and the name of its scores in a run.
+        name: As the command line has it, and the name of its scores in a run.
         higher_is: What a higher value is more of.
-        identity: Everything that a score depends on beside the answer: rubric, model, version.
-            Two judges of one identity give one answer the same score.
         cost: What an answer costs, in words.
     """
 
     name: str
     higher_is: str
-    identity: str
     cost: str
+
+    @property
+    def identity(self) -> str:
+        """Everything that a score depends on beside the answer: rubric, model, wording.
+
+        Two judges of one identity give one answer the same score.
+        """
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """Score answers, in their order."""

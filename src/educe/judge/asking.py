@@ -1,11 +1,12 @@
 """Asking a language model, whether it runs here or behind a server.
 
     write   what it writes, most likely token by most likely token
-    yes     the probability that the first token of its answer is a yes, and that it is a no
+    yes     how probable it is that the first token of its answer is a yes, and that it is a no
 
-A token is a yes if its text is ``yes`` once white space and case are taken away; the probabilities
-of all such tokens are added up. A question is plain text and goes through the model's chat
-template, where it has one. Replies come as they are ready, so that each can be kept at once.
+A token is a yes if its text is ``yes`` once white space and case are taken away; of all such tokens
+the likeliest counts. (Their sum needs the whole vocabulary, of which a server shows 20 tokens.) A
+question is plain text and goes through the model's chat template, where it has one. Replies come as
+they are ready, so that each can be kept at once.
 
 `Local` runs any `LanguageModel`, unperturbed; `educe.judge.server` asks one behind a server.
 """
@@ -31,7 +32,7 @@ SAMPLED = 64
 
 
 class Chance(NamedTuple):
-    """Probabilities of the first token of an answer."""
+    """Probabilities of the likeliest token that says yes, and no, as the first of an answer."""
 
     yes: float
     no: float
@@ -41,12 +42,14 @@ class Asker(Protocol):
     """A language model that answers questions.
 
     Attributes:
-        identity: Which model, in which place: all that its replies depend on beside the question.
         cost: What a question costs, in words.
     """
 
-    identity: str
     cost: str
+
+    @property
+    def identity(self) -> str:
+        """Which model, and where: all that its replies depend on beside the question."""
 
     def write(
         self, questions: Sequence[str], *, limit: int, schema: Mapping[str, Any] | None = None
@@ -84,6 +87,8 @@ class Local:
         self, questions: Sequence[str], *, limit: int, schema: Mapping[str, Any] | None = None
     ) -> Iterator[list[tuple[int, str]]]:
         """Let the model answer; with a schema, its answer begins as such an object does."""
+        if not questions:
+            return
         begun = '{"' + next(iter(schema["properties"])) + '": ' if schema else ""
         for lines, batch in self._batches(questions, room=limit, prefill=begun):
             rows = [Row(-1, j) for j in range(len(batch))]
@@ -96,6 +101,8 @@ class Local:
         Raises:
             JudgeError: The model's vocabulary has no such token.
         """
+        if not questions:
+            return
         saying = [self._tokens[word] for word in ("yes", "no")]
         kind = Vectors(0, self.lm.width)
         for lines, batch in self._batches(questions):
@@ -103,7 +110,7 @@ class Local:
             nothing = torch.zeros(0, kind.size)
             for done, logits in next_logits(self.lm, batch, rows, nothing, kind=kind):
                 shares = logits.float().softmax(-1)
-                each = [shares[:, tokens].sum(1).tolist() for tokens in saying]
+                each = [shares[:, tokens].amax(1).tolist() for tokens in saying]
                 yield [
                     (lines[row.prompt], Chance(*pair))
                     for row, *pair in zip(done, *each, strict=True)
@@ -112,8 +119,6 @@ class Local:
     def _batches(
         self, questions: Sequence[str], *, room: int = 0, prefill: str = ""
     ) -> Iterator[tuple[list[int], PromptBatch]]:
-        if not questions:
-            return
         whole = self.lm.encode(questions, room=room, prefill=prefill)
         lengths = whole.lengths
         order = sorted(range(len(questions)), key=lengths.__getitem__)

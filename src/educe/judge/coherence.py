@@ -8,14 +8,29 @@ is a factor of e less likely a token scores 0.37. (Its answers to the prompt its
 measure: a model that always says the same makes anything else look damaged.) Variety is the share
 of distinct word pairs (of letter triples in a completion of one or two words), which falls when
 text repeats itself. A completion of no word scores 0.
+
+`Coherence` judges answers that are known by their text alone, so it reads them with the model.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
-from educe.judge import Score
+import numpy as np
+
+from educe.generation import Completion, generate
+from educe.judge import Answer, Score, in_order
+from educe.judge.asking import fingerprint
+from educe.judge.reading import read
+from educe.judge.side_effect import ordinary_prompts
+from educe.kinds import Row
+from educe.model import LanguageModel
+
+#: The longest ordinary answer, in tokens.
+ORDINARY_TOKENS = 32
 
 
 def coherence(text: str, logprob: float, ordinary: float) -> Score:
@@ -43,3 +58,75 @@ def variety(text: str) -> float:
         parts, size = text, 3
     grams = [tuple(parts[i : i + size]) for i in range(len(parts) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def ordinary_logprob(
+    lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS, layer: int = 0
+) -> float:
+    """Return the mean log-likelihood a token of the model's most likely ordinary answers.
+
+    Args:
+        lm: The unperturbed model.
+        max_new_tokens: The longest answer.
+        layer: Of the embedding, which is computed besides and thrown away.
+    """
+    batch = lm.encode(ordinary_prompts())
+    rows = [Row(-1, j) for j in range(len(batch))]
+    written = generate(lm, batch, rows, max_new_tokens=max_new_tokens)
+    answers = [completion for some in written for completion in some]
+    readings = [
+        r.logprob
+        for some in read(lm, batch, answers, layer=layer)
+        for r in some
+        if r.completion.tokens
+    ]
+    return float(np.mean(readings or [0.0]))
+
+
+class Coherence:
+    """The coherence of answers, as text that the unperturbed model could have written.
+
+    An answer is turned into tokens again, which can be others than the model wrote.
+
+    Args:
+        lm: The unperturbed model.
+    """
+
+    name, higher_is = "coherence", "coherent"
+    cost = "one pass of the unperturbed model over the answer"
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+
+    @cached_property
+    def identity(self) -> str:
+        """The formula's name, and the model."""
+        return f"coherence:{ORDINARY_TOKENS}:{self.lm.name}:{fingerprint(self.lm)}"
+
+    @cached_property
+    def _ordinary(self) -> float:
+        return ordinary_logprob(self.lm)
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """Score answers, in their order."""
+        return in_order(self.stream(answers))
+
+    def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
+        """Score answers, as `educe.judge.Streaming` has it."""
+        if not answers:
+            return
+        prompts = list(dict.fromkeys(answer.prompt for answer in answers))
+        completions = [
+            Completion(
+                Row(0, prompts.index(answer.prompt), line),
+                answer.text,
+                tuple(self.lm.tokenizer(answer.text, add_special_tokens=False)["input_ids"]),
+                True,
+            )
+            for line, answer in enumerate(answers)
+        ]
+        for some in read(self.lm, self.lm.encode(prompts), completions, layer=0):
+            yield [
+                (r.completion.row.sample, coherence(r.completion.text, r.logprob, self._ordinary))
+                for r in some
+            ]

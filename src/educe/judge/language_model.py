@@ -174,7 +174,7 @@ class Theme:
 
     def __init__(self, asker: Asker) -> None:
         self.asker = asker
-        self.cost = f"{asker.cost}, for all answers of a perturbation together"
+        self.cost = f"{asker.cost}, one for all that a perturbation writes"
 
     @property
     def identity(self) -> str:

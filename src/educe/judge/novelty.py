@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from educe.judge import Score
+from educe.errors import JudgeError
+from educe.judge import Answer, Score
 
 
 def vectors(texts: Sequence[str]) -> np.ndarray:
@@ -41,3 +42,25 @@ def novelty(texts: Sequence[str], baseline: Sequence[str]) -> list[Score]:
         )
         for row, best in zip(likeness, nearest, strict=True)
     ]
+
+
+class Novelty:
+    """The novelty of answers, each against the unperturbed texts that come with it.
+
+    The weights of words are those of an answer and its unperturbed texts alone, since a score must
+    not depend on what else is judged; so the numbers differ a little from those of the main job,
+    which weighs the words of all completions of a prompt together.
+    """
+
+    name, higher_is = "novelty", "unlike the unperturbed model"
+    identity, cost = "novelty:1", "nothing"
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """Score answers, in their order.
+
+        Raises:
+            JudgeError: An answer comes without unperturbed texts.
+        """
+        if any(not answer.plain for answer in answers):
+            raise JudgeError("novelty compares: give each answer the unperturbed texts, as plain")
+        return [novelty([answer.text], answer.plain)[0] for answer in answers]

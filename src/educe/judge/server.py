@@ -151,8 +151,9 @@ class Server:
                 )
             shares = {"yes": 0.0, "no": 0.0}
             for each in given.content[0].top_logprobs if given.content else ():
-                if word_of(each.token) in shares:
-                    shares[word_of(each.token)] += math.exp(each.logprob)
+                word = word_of(each.token)
+                if word in shares:
+                    shares[word] = max(shares[word], math.exp(each.logprob))
             return Chance(**shares), self._tokens(reply)
 
         return self._called(questions, one)

@@ -2,7 +2,8 @@
 
     KL( p_unperturbed(· | x) ‖ p_perturbed(· | x) )   in nats, of the first token of the answer,
 
-averaged over ordinary prompts ``x``. The bundled ones are plain requests of many kinds.
+averaged over ordinary prompts ``x``. The bundled ones are plain requests of many kinds. It judges a
+perturbation and not an answer, so it is no `educe.judge.Judge`: it must run the perturbed model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,274 @@
+"""The commands that judge: labelled answers, to measure a judge, and the completions of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from educe.cli_options import Debug, Json
+from educe.errors import JudgeError
+
+if TYPE_CHECKING:
+    from educe.judge import Judge
+    from educe.judge.cache import Cached
+    from educe.judge.calibration import Checked
+    from educe.judge.scoring import Arm, Scored
+
+app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
+
+Judges = Annotated[list[str], Parameter(name="--judge", negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Asked:
+    """The language model that a judge asks.
+
+    Parameters
+    ----------
+    judge_model
+        embedded, a Hub id, a folder, a .gguf file, or the address of an OpenAI-compatible server,
+        http://host:port/v1; its key is read from OPENAI_API_KEY
+    judge_name
+        the model's name at the server
+    at_once
+        calls to the server in flight
+    time_out
+        seconds that a call may take
+    retries
+        how often a call that failed is made again, after growing pauses
+    max_calls
+        the most calls to the server, retries aside; by default no limit
+    max_tokens
+        the most tokens, of questions and replies; by default no limit
+    """
+
+    judge_model: str = "embedded"
+    judge_name: str | None = None
+    at_once: int = 8
+    time_out: float = 60.0
+    retries: int = 4
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+    def judges(self, specs: list[str], say: Callable[[str], None]) -> list[Judge]:
+        """Return the judges of some names; the model is loaded once, if one asks it."""
+        from educe.judge.naming import as_asker, asks, judge_named
+
+        if not specs:
+            raise JudgeError("no judge: name one with --judge; educe judge list shows them")
+        if not any(asks(spec) for spec in specs):
+            return [judge_named(spec) for spec in specs]
+        from educe.judge.server import Budget
+        from educe.threads import choose
+
+        choose(say)
+
+        asker = as_asker(
+            self.judge_model,
+            name=self.judge_name,
+            concurrency=self.at_once,
+            timeout=self.time_out,
+            retries=self.retries,
+            budget=Budget(calls=self.max_calls, tokens=self.max_tokens),
+        )
+        return [judge_named(spec, asker) for spec in specs]
+
+
+#: Of the embedded model, here.
+HERE = Asked()
+
+
+@app.command(name="list")
+def show(*, as_json: Json = False, debug: Debug = False) -> None:
+    """List the judges, what each says and what an answer costs it."""
+    from educe.judge.naming import FORMS
+
+    if as_json:
+        told = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    for name, form in FORMS.items():
+        spec = f"{name}:{form.needs}" if form.needs else name
+        print(f"{spec:15} {form.what} ({form.cost})")
+
+
+@app.command
+def check(
+    labelled: Path,
+    /,
+    *,
+    judge: Judges,
+    asked: Asked = HERE,
+    threshold: float = 0.5,
+    cache: Path | None = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure judges on labelled answers: agreement, false alarms, AUC, with intervals.
+
+    educe organism answers NAME > labelled.jsonl makes some, labelled by an organism's own rule.
+
+    Parameters
+    ----------
+    labelled
+        JSON lines of prompt, text, label (true or false), and plain, what the unperturbed model
+        writes, where there is any
+    judge
+        as educe judge list shows them, such as contains:orchid; may be repeated
+    threshold
+        a score from here on says that an answer shows the behaviour
+    cache
+        the file that keeps the scores; by default one beside the labelled answers
+    """
+    from educe.judge.cache import Cached
+    from educe.judge.calibration import check_judge, read_labelled
+    from educe.progress import reporter
+
+    rows = read_labelled(labelled)
+    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
+    telling = reporter()
+    results = []
+    with _going_on():
+        for each in asked.judges(judge, telling.say):
+            cached = Cached(each, kept, reporter=telling)
+            results.append(check_judge(cached, rows, threshold=threshold))
+            _paid(cached)
+    if as_json:
+        print(json.dumps([_as_data(result) for result in results], indent=1, ensure_ascii=False))
+        return
+    shown = sum(row.label for row in rows)
+    print(f"{labelled}: {len(rows)} answers, {shown} labelled true")
+    for result in results:
+        _print_checked(result)
+
+
+@app.command
+def score(
+    run: Path,
+    /,
+    *,
+    judge: str,
+    asked: Asked = HERE,
+    threshold: float = 0.5,
+    cache: Path | None = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score the completions of a run: what was found beside the control.
+
+    Parameters
+    ----------
+    run
+        the folder of the run, which keeps the scores
+    judge
+        as educe judge list shows them, such as "yes:Does the answer give a code?"
+    threshold
+        a score from here on says that an answer shows the behaviour
+    cache
+        the file that keeps what is judged; by default judging.sqlite in the run
+    """
+    from educe.judge.cache import FILE, Cached
+    from educe.judge.scoring import score_run
+    from educe.progress import reporter
+    from educe.runs import Run
+
+    telling = reporter()
+    with _going_on(), Run.open(run) as opened:
+        (made,) = asked.judges([judge], telling.say)
+        cached = Cached(made, cache or run / FILE, reporter=telling)
+        scored = score_run(opened, cached, threshold=threshold)
+    _paid(cached)
+    if as_json:
+        print(json.dumps(_scored_data(scored), indent=1, ensure_ascii=False))
+    else:
+        _print_scored(scored)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say that the same command goes on after an interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command") from None
+
+
+def _paid(by: Cached) -> None:
+    told = f"{by.judged} judged and {by.kept} kept from before; an answer costs {by.cost}"
+    print(told, file=sys.stderr)
+
+
+def _print_checked(checked: Checked) -> None:
+    print(f"\n{shorten(checked.judge, 78)}")
+    print(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
+    print(f"  false alarms  {checked.false_alarms}")
+    print(f"  detected      {checked.detected}")
+    print(f"  AUC           {checked.auc}{_verdict(checked)}")
+    print(f"  kappa         {checked.kappa:.2f}")
+
+
+def _verdict(checked: Checked) -> str:
+    if checked.near_chance:
+        return ": not to be told from chance"
+    return ": the wrong way round" if checked.auc.high < 0.5 else ""
+
+
+def _as_data(checked: Checked) -> dict[str, Any]:
+    return {
+        "judge": checked.judge,
+        "threshold": checked.threshold,
+        **{
+            name: getattr(checked, name)._asdict()
+            for name in ("agreement", "false_alarms", "detected", "auc")
+        },
+        "kappa": checked.kappa,
+        "near_chance": checked.near_chance,
+    }
+
+
+def _print_scored(scored: Scored) -> None:
+    print(f"{shorten(scored.judge, 60)}: higher is {scored.higher_is}")
+    print(f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on")
+    if scored.unperturbed is not None:
+        mean, shows = scored.unperturbed
+        print(f"{'unperturbed':22} {mean:<22.3f} {shows} answers")
+    for name, arm in _arms(scored):
+        mean, low, high = arm.mean
+        print(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
+    print(f"more found than control: p = {scored.p_value:.2g}")
+    print("highest of those found, chosen by this very score:")
+    for best in scored.best:
+        print(f"{best.number:6d} {best.mean:.2f} {shorten(best.text, 60)!r}")
+
+
+def _arms(scored: Scored) -> list[tuple[str, Arm]]:
+    told = [("found", scored.found), ("control", scored.control)]
+    if scored.retest is not None:
+        told += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
+    return told
+
+
+def _scored_data(scored: Scored) -> dict[str, Any]:
+    def arm(of: Arm) -> dict[str, Any]:
+        mean = dict(zip(("value", "low", "high"), of.mean, strict=True))
+        return {"mean": mean, "shows": of.shows._asdict()}
+
+    plain = scored.unperturbed
+    return {
+        "judge": scored.judge,
+        "higher_is": scored.higher_is,
+        "threshold": scored.threshold,
+        "unperturbed": {"mean": plain[0], "shows": plain[1]._asdict()} if plain else None,
+        **{name.replace(", re-test", "_retest"): arm(of) for name, of in _arms(scored)},
+        "p_value": scored.p_value,
+        "best": [best._asdict() for best in scored.best],
+    }
