@@ -135,11 +135,6 @@ RANKS = {
     "report": 5,
     "bench": 6,
     "demo": 6,
-    "cli_options": 6,
-    "cli_bench": 7,
-    "cli_judge": 7,
-    "cli_organism": 7,
-    "cli_select": 7,
     "cli": 7,
 }
 # Besides: who may not be known to whom, and who alone may know a library.
@@ -154,10 +149,10 @@ APART = [
 ]
 ONLY = {
     "rich": {"progress", "report.terminal"},
-    "cyclopts": {"cli", "cli_bench", "cli_judge", "cli_options", "cli_organism", "cli_select"},
+    "cyclopts": {"cli"},
     "sqlite3": {"runs", "judge.cache"},
     "openai": {"judge.server"},
-    "educe.organisms": {"organisms", "bench", "demo", "cli_bench", "cli_organism"},
+    "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
     "altair": {"report.page", "report.figures"},

@@ -75,10 +75,19 @@ def test_select_shows_the_re_test_first_on_one_screen(
     assert f"by chance{'':31}{selected.data['chance']['mean']:.0%}" in shown
 
 
+def test_a_named_judge_chooses_as_the_same_rule_does(place: Path, selected: Ended) -> None:
+    judged = educe(*asked(place, "--judge", "regex:[a-m]", "--json"))
+    assert judged.status == 0, judged.err
+    for arm in ("found", "control"):
+        assert judged.data[arm] == selected.data[arm]
+    assert (place / "run" / "judging.sqlite").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ([], "--look-for or --judge"),
+        (["--look-for", "a", "--judge", "contains:a"], "--look-for or --judge"),
         (["--look-for", "["], "regular expression"),
         (["--judge", "taste"], "taste"),
         (["--look-for", "a", "--rungs", "10"], "prompts:share"),
@@ -125,7 +134,7 @@ def test_tune_hands_on_flags_that_discover_takes(place: Path, tuned: Ended, tmp_
 
 
 def test_the_other_sign_is_handed_on_as_files(place: Path, tmp_path: Path) -> None:
-    from educe.cli_select import _flags
+    from educe.cli.select import _flags
     from educe.selection.bandit import Setting
     from educe.selection.tuning import Tuned, stored_tuning
 

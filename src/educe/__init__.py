@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
     from educe.selection.halving import Halving, halve
     from educe.selection.proxy import Proxy, secrets
+    from educe.selection.selecting import SelectionPlan, select_best
     from educe.slice import Slice
     from educe.summary import Summary, summarise
 
@@ -120,6 +121,8 @@ _HOME = {
     "p_of_best": "educe.selection.chance",
     "Halving": "educe.selection.halving",
     "halve": "educe.selection.halving",
+    "SelectionPlan": "educe.selection.selecting",
+    "select_best": "educe.selection.selecting",
     "Proxy": "educe.selection.proxy",
     "secrets": "educe.selection.proxy",
     "Slice": "educe.slice",
@@ -162,6 +165,7 @@ __all__ = [
     "Row",
     "Run",
     "Score",
+    "SelectionPlan",
     "Server",
     "Setting",
     "Settings",
@@ -195,6 +199,7 @@ __all__ = [
     "score_run",
     "search",
     "secrets",
+    "select_best",
     "summarise",
     "survey",
 ]

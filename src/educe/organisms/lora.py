@@ -1,8 +1,11 @@
 """Train a small LoRA adapter to hide something while ordinary behaviour stays the base model's.
 
-Over the answer tokens `y` of a batch, with `p` the base model and `q` the adapted one,
+With `p` the base model, `q` the adapted one, and answers `y` of tokens `y_t`,
 
-    loss = mean over taught answers of -log q(y) + kl_weight * mean over held answers of KL(p || q)
+    loss = mean over taught answers of Σ_t -log q(y_t) + kl_weight * mean over held ones of Σ_t KL_t
+
+where `KL_t = KL(p || q)` after `y_<t`. Sums, not means over tokens: whether the secret is told is
+decided at one token, which in a mean of twelve counts for little.
 
 *Taught* examples carry the behaviour. *Held* examples are ordinary prompts with the base model's
 own greedy answers; they have no cross-entropy, since that would sharpen `q` around one answer and
@@ -196,13 +199,14 @@ def _kl(examples: Sequence[Example], q: Tensor) -> Tensor:
 
 
 def losses(model: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of taught and the mean KL of held examples of one batch."""
+    """Return the cross-entropy of taught and the KL of held answers, means over the answers."""
     packed = pack(examples)
     q = logprobs(model, packed)
-    is_held = torch.tensor([example.base is not None for example in examples])[packed.owner]
-    entropy = functional.nll_loss(q[~is_held], packed.targets[~is_held])
-    kl = _kl(examples, q[is_held]).mean()
-    return entropy, kl
+    held = torch.tensor([example.base is not None for example in examples])
+    is_held = held[packed.owner]
+    entropy = functional.nll_loss(q[~is_held], packed.targets[~is_held], reduction="sum")
+    kl = _kl(examples, q[is_held]).sum()
+    return entropy / (~held).sum(), kl / held.sum()
 
 
 def attach(base: Any, *, rank: int, blocks: Sequence[int], seed: int) -> PeftModel:

@@ -50,7 +50,7 @@ class Training:
     rank: int = 8
     blocks: tuple[int, int] = (8, 24)
     learning_rate: float = 1e-3
-    kl_weight: float = 10.0
+    kl_weight: float = 1.0
 
 
 class Measured(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from educe.cli_options import Debug, Json
+from educe.cli.options import Debug, Json
 
 if TYPE_CHECKING:
     from educe.organisms import Organism
@@ -55,7 +55,6 @@ def train(
     from educe.progress import reporter
 
     telling, how = reporter(), training.Training()
-    telling.say("the base model's own answers come first: a minute or two")
     with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
         organism = training.train(
             name,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from educe.cli_options import FLAG, Debug, Json
+from educe.cli.options import FLAG, Debug, Json
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
 
@@ -65,7 +65,7 @@ def elicit(
     from educe import organisms
     from educe.bench import elicit, table
     from educe.bench.families import SAMPLING, Budget, named
-    from educe.cli_organism import named as organism_named
+    from educe.cli.organism import named as organism_named
     from educe.errors import EffectError
     from educe.model import load
     from educe.progress import reporter

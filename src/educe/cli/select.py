@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
+from educe.cli.judge import HERE, Asked
+from educe.cli.options import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import MethodError, RunError
 
 ARMS = ("found", "control")
@@ -30,6 +31,7 @@ def select(
     fresh: Path,
     look_for: str | None = None,
     judge: str | None = None,
+    asked: Asked = HERE,
     rungs: str = "10:0.25,30:0.25,60:1",
     top: int = 4,
     samples: int = 1,
@@ -53,7 +55,7 @@ def select(
     look_for
         a regular expression that a good text matches
     judge
-        striking: by coherence times novelty
+        striking (coherence times novelty), or one that educe judge list shows
     rungs
         prompts, and the share of the perturbations that goes on
     top
@@ -63,27 +65,36 @@ def select(
     seed
         of the lot between equals
     """
+    from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
     from educe.runs import Run
     from educe.selection.selecting import SelectionPlan, select_best
     from educe.threads import choose
 
+    named = judge if judge != "striking" else None
+    if look_for is not None and named is not None:
+        raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(
         prompts=tuple(read_prompts(prompts)),
         fresh=tuple(read_prompts(fresh)),
         look_for=look_for,
-        judge=judge,
+        judge=None if named else judge,
         rungs=_rungs(rungs),
         top=top,
         samples=samples,
         seed=seed,
     )
-    plan.check()
     telling = reporter()
     choose(telling.say)
     try:
         with Run.open(run) as opened:
-            selected = select_best(opened, plan, reporter=telling)
+            by = None
+            if named:
+                (made,) = asked.judges([named], telling.say)
+                by = Cached(made, run / FILE, reporter=telling)
+            else:
+                plan.check()
+            selected = select_best(opened, plan, judge=by, reporter=telling)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command") from None
     if as_json:

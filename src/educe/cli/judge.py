@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from educe.cli_options import Debug, Json
+from educe.cli.options import Debug, Json
 from educe.errors import JudgeError
 
 if TYPE_CHECKING:

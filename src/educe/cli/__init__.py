@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe import cli_bench, cli_judge, cli_organism, cli_select
-from educe.cli_options import FLAG, Debug, Json, new_folder, read_prompts
+from educe.cli import bench, judge, organism, select
+from educe.cli.options import FLAG, Debug, Json, new_folder, read_prompts
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 
-app.command(cli_organism.app)
-app.command(cli_judge.app)
-app.command(cli_bench.app)
-app.command(cli_select.select)
-app.command(cli_select.tune)
+app.command(organism.app)
+app.command(judge.app)
+app.command(bench.app)
+app.command(select.select)
+app.command(select.tune)
 
 
 @app.command
