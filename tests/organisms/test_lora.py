@@ -138,3 +138,36 @@ def test_only_the_blocks_asked_for_get_an_adapter(tiny: Any) -> None:
     names = [name for name, w in model.named_parameters() if w.requires_grad]
     assert len(names) == 2 * len(lora.PROJECTIONS)
     assert all(".layers.1." in name for name in names)
+
+
+def test_losses_are_those_of_whole_answers_one_by_one(tiny: Any) -> None:
+    """Cross-entropy and KL by hand, from plain passes over one sequence each."""
+    import copy
+    from dataclasses import replace
+
+    import torch
+
+    from educe.organisms import lora
+
+    other = copy.deepcopy(tiny)
+    for weight in other.parameters():
+        weight.data *= 1.1
+
+    def answered(model: Any, example: Any) -> Any:
+        ids = torch.tensor([example.prompt + example.answer])
+        first = len(example.prompt) - 1
+        with torch.no_grad():
+            return model(ids).logits[0].log_softmax(-1)[first : first + len(example.answer)]
+
+    first, second, third = examples()
+    held = [replace(e, base=answered(other, e)) for e in (first, third)]
+    entropy, kl = lora.losses(tiny, [held[0], second, held[1]])
+    said = answered(tiny, second)
+    expected = -said[range(len(second.answer)), list(second.answer)].sum()
+    apart = sum(
+        (answered(other, e).exp() * (answered(other, e) - answered(tiny, e))).sum()
+        for e in (first, third)
+    )
+    assert entropy.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert kl.item() == pytest.approx(apart.item() / 2, rel=1e-4)
+    assert kl > 0.01
