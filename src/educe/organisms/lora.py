@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
+
+from educe import files
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -271,5 +272,5 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     config.target_modules = sorted(config.target_modules)  # a set, of another order each time
     config.save_pretrained(str(folder))
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    half = {name: weight.half().contiguous() for name, weight in state.items()}
-    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    half = {name: weight.half() for name, weight in state.items()}
+    files.write_tensors(folder / "adapter_model.safetensors", half, {"format": "pt"})
