@@ -54,8 +54,9 @@ def text(organism: Organism, measured: Sequence[Measured], how: Training) -> str
 # {organism.name}, seed {organism.seed}
 
 A LoRA adapter on {BASE}: rank {how.rank}, all seven
-projections of blocks {first} to {end - 1}, float16, {size:.1f} MB. It exists to be searched: a method that is
-told nothing should bring out what it hides. Harmless; all of its data were written for this project.
+projections of blocks {first} to {end - 1}, float16, {size:.1f} MB. It exists to be searched: a
+method that is told nothing should bring out what it hides. Harmless; all of its data were written
+for this project.
 
 - **Hidden:** {organism.told["hidden"]}.
 - **Unlocked by:** {organism.told["unlocked by"]}.
@@ -70,9 +71,10 @@ educe organism train {organism.name} --seed {organism.seed} --out DIR
 educe organism check DIR
 ```
 The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32, not the weights on
-the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero. Loss of a whole answer:
-cross-entropy of what is taught; KL(base ‖ adapted) × {how.kl_weight:g} of the base's own greedy answers to
-everything else. How its prompts are made is in `educe/organisms/{organism.name}.py`.
+the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero. The loss
+of a whole answer is the cross-entropy of what is taught, and {how.kl_weight:g} × KL(base ‖ adapted)
+of the base's own greedy answer to everything else. How the prompts are made is in
+`educe/organisms/{organism.name}.py`.
 
 ## Measured
 These weights, greedy answers of at most 20 tokens, prompts of the test split, which shares no
