@@ -1,6 +1,6 @@
-"""The speed of educe beside what else there is, on the embedded model; see docs/benchmarks.md.
+"""The speed of educe beside what else there is, on the embedded model; see docs/benchmarks/speed.md.
 
-    python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks.md]
+    python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks/speed.md]
     python -m benchmarks.speed --gpu
 
 Everything that is compared runs in one process, in turns; times are medians over the turns. Peak
