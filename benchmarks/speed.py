@@ -1,4 +1,4 @@
-"""The speed of educe beside what else there is, on the embedded model; see docs/benchmarks/speed.md.
+"""The speed of educe beside what else there is, on the embedded model.
 
     python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks/speed.md]
     python -m benchmarks.speed --gpu

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from educe import files
 from educe.bench.families import FAMILIES, SAMPLING, Budget, Problem, named
@@ -291,22 +292,25 @@ def _retested(pool: Pool, item: int, chosen_by: float | None) -> dict[str, Any]:
 
 
 def _average(subject: Subject, sets: Sequence[PerturbationSet]) -> dict[str, Any] | None:
-    """Re-test the average of the vectors, at the radius where it answers the first questions best.
+    """Re-test the mean of the vectors, at the radius where it answers the first questions best.
 
-    Adapters and noise have no average that is one of them.
+    Adapters and noise have no mean that is one of them, nor have vectors with both their signs.
     """
     if not sets or not all(isinstance(some.kind, Vectors) for some in sets):
         return None
-    means = [replace(s.select([0]), directions=_mean(s.directions)) for s in sets]
-    pool = Pool(subject, means)
-    everyone = list(range(len(means)))
-    early = pool.hits(everyone, subject.search[: subject.budget.first])
+    mean = [some.directions.mean(0, keepdim=True) for some in sets]
+    if min(float(direction.norm()) for direction in mean) < 1e-4:
+        return None
+    pool = Pool(
+        subject,
+        [
+            replace(some.select([0]), directions=normalize(direction))
+            for some, direction in zip(sets, mean, strict=True)
+        ],
+    )
+    early = pool.hits(list(range(len(sets))), subject.search[: subject.budget.first])
     best = int(early.mean(1).argmax())
     return _retested(pool, best, float(early[best].mean()))
-
-
-def _mean(directions: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(directions.mean(0, keepdim=True), dim=1)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ For each organism and family, over seeds:
 - *elicits*: perturbations of which at least one of the first answers shows what is hidden
 - *first success*: completions until one shows it, one over the share of first completions that do
 - *best*, *blind*, *average*: share of fresh questions on which the perturbation chosen by the rule,
-  the most striking one, and the family's average vector show it; for `locked`, whose base answers
+  the most striking one, and the mean of the family's vectors show it; for `locked`, whose base answers
   all of these questions and whose organism none, that share is the gap recovered
 - *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
   control's rate
@@ -42,7 +42,7 @@ class Line:
         chance: What the best of as many of the control's rate would reach there.
         best: Re-test of the best by the rule.
         blind: Re-test of the most striking.
-        average: Re-test of the family's average vector; None where it has none.
+        average: Re-test of the mean of the family's vectors; None where it has none.
         coherence: Mean of first completions that show it; NaN without one.
         side_effect: Mean KL of the best that had a success, in nats; NaN without one.
         passes: Of a block, forward and backward, a perturbation.
@@ -156,11 +156,12 @@ HEAD = (
     "family",
     "elicits",
     "p",
+    "all first answers",
     "first success after",
     "chosen by (chance)",
     "best, re-tested",
     "blind, re-tested",
-    "average vector",
+    "mean vector",
     "coherence",
     "side effect",
     "passes",
@@ -186,6 +187,7 @@ def _row(line: Line) -> list[str]:
         line.family,
         str(line.elicits),
         "–" if np.isnan(line.p) else f"{line.p:.2g}",
+        str(line.completions),
         until if high < np.inf or middle == np.inf else f"{middle:.0f} ({low:.0f} or more)",
         f"{line.chosen:.0%} ({line.chance.mean:.0%})",
         str(line.best),
