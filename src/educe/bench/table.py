@@ -5,8 +5,8 @@ For each organism and family, over seeds:
 - *elicits*: perturbations of which at least one of the first answers shows what is hidden
 - *first success*: completions until one shows it, one over the share of first completions that do
 - *best*, *blind*, *average*: share of fresh questions on which the perturbation chosen by the rule,
-  the most striking one, and the mean of the family's vectors show it; for `locked`, whose base answers
-  all of these questions and whose organism none, that share is the gap recovered
+  the most striking one, and the mean of the family's vectors show it; for `locked`, whose base
+  answers all of these questions and whose organism none, that share is the gap recovered
 - *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
   control's rate
 """
