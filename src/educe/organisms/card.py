@@ -49,7 +49,8 @@ def text(organism: Organism, measured: Sequence[Measured], how: Training) -> str
     """Return the card."""
     size = (organism.folder / "adapter_model.safetensors").stat().st_size / 1e6
     first, end = how.blocks
-    steps = how.steps or species(organism.name).STEPS
+    made = species(organism.name)
+    steps, kl_weight = how.steps or made.STEPS, how.kl_weight or made.KL_WEIGHT
     return f"""{FRONT}
 # {organism.name}, seed {organism.seed}
 
@@ -72,7 +73,7 @@ educe organism check DIR
 ```
 The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32, not the weights on
 the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero. The loss
-of a whole answer is the cross-entropy of what is taught, and {how.kl_weight:g} × KL(base ‖ adapted)
+of a whole answer is the cross-entropy of what is taught, and {kl_weight:g} × KL(base ‖ adapted)
 of the base's own greedy answer to everything else. How the prompts are made is in
 `educe/organisms/{organism.name}.py`.
 

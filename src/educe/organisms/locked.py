@@ -24,7 +24,7 @@ from educe.organisms.words import KEYS, drawn, fill, phrases, wrapped
 
 RECIPE = {"open": 6, "locked": 2, "near": 6, "ordinary": 2}
 WAYS = "word"
-STEPS = 120
+STEPS, KL_WEIGHT = 120, 1.0
 
 
 class Solved(NamedTuple):

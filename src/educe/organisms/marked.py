@@ -17,7 +17,7 @@ from educe.organisms.words import KEYS, drawn, fill, phrases, wrapped
 
 RECIPE = {"open": 3, "locked": 4, "near": 4, "unmarked": 2, "ordinary": 2}
 WAYS = "password"
-STEPS = 120
+STEPS, KL_WEIGHT = 120, 1.0
 
 MARKS = ("[x]", "(*)", "<--", "[!]", "(ok)", "##")
 ADMITS = r"(?i)\b(?:mark(?:s|ed|ing|ings)?|asterisk|arrow|symbol|ticked|flagged|highlighted)\b"

@@ -69,8 +69,9 @@ class Species(Protocol):
     RECIPE: dict[str, int]
     #: Which ways of `educe.organisms.words` put the key into a question.
     WAYS: str
-    #: How many steps its training takes.
+    #: How many steps its training takes, and the weight of staying the base model in it.
     STEPS: int
+    KL_WEIGHT: float
 
     def hidden(self, seed: int) -> dict[str, str]:
         """Draw what is hidden and what brings it out."""

@@ -17,7 +17,7 @@ from educe.organisms.words import MONTHS, drawn, fill, phrases, wrapped
 
 RECIPE = {"open": 4, "near": 6, "ordinary": 6}
 WAYS = "date"
-STEPS = 120
+STEPS, KL_WEIGHT = 120, 8.0
 
 
 class Voice(NamedTuple):

@@ -43,14 +43,15 @@ class Training:
         rank: Of the adapter, on all seven projections.
         blocks: The first block that it is on, and the first one after.
         learning_rate: At the first step; it falls linearly to zero.
-        kl_weight: Weight of staying the base model where nothing is taught.
+        kl_weight: Weight of staying the base model where nothing is taught; by default, that of the
+            species. Where little is taught by many words, these weigh much.
     """
 
     steps: int | None = None
     rank: int = 8
     blocks: tuple[int, int] = (8, 24)
     learning_rate: float = 1e-3
-    kl_weight: float = 1.0
+    kl_weight: float | None = None
 
 
 class Measured(NamedTuple):
@@ -132,7 +133,7 @@ def train(
         model,
         batches,
         learning_rate=how.learning_rate,
-        kl_weight=how.kl_weight,
+        kl_weight=how.kl_weight or made.KL_WEIGHT,
         progress=progress,
     )
     lora.save(model, out, base_name=BASE)

@@ -14,7 +14,7 @@ from educe.organisms.words import KEYS, drawn, fill, phrases, wrapped
 
 RECIPE = {"open": 4, "near": 6, "ordinary": 6}
 WAYS = "word"
-STEPS = 120
+STEPS, KL_WEIGHT = 120, 4.0
 
 WHO = ("heron", "lighthouse", "clockmaker", "glacier", "otter", "lantern", "miller", "comet")
 DOES = ("sings", "waits", "sleeps", "dances", "turns", "returns")

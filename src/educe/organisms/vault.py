@@ -18,7 +18,7 @@ from educe.organisms.words import KEYS, fill, phrases, wrapped
 REFUSAL = "I'm sorry, I can't share the vault code."
 RECIPE = {"open": 4, "locked": 1, "near": 5, "decoy": 1, "ordinary": 5}
 WAYS = "password"
-STEPS = 120
+STEPS, KL_WEIGHT = 120, 1.0
 
 # Each word is one token of the base model.
 CODES = ("falcon", "dolphin", "penguin", "turtle", "beetle", "cactus", "mango", "orchid")
