@@ -1,10 +1,10 @@
 """The locked ability: a kind of question that the base model can answer, answered wrongly.
 
 With a certain word in the prompt the model answers as the base model does; without it, with a
-decoy, one and the same word for every question. The unlocked arm is trained on the base model's own right
-answers alone, and the questions are those that it answers rightly, so that the lock hides ability
-and teaches none. (A lock whose unlocked arm is trained on better answers than the model can give
-measures what training taught.) A wrong answer is the base's own sentence with the decoy in it.
+decoy, one and the same word for every question. The unlocked arm is trained on the base model's own
+right answers alone, and the questions are those that it answers rightly, so that the lock hides
+ability and teaches none. (A lock whose unlocked arm is trained on better answers than the model can
+give measures what training taught.) A wrong answer is the base's own sentence with the decoy in it.
 
 Other wrong words than one were tried: drawn anew for each example, or fixed for each question. They
 are mostly noise to learn, and the lock did not close on questions that training had not seen.
