@@ -14,13 +14,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from educe.bench import elicit
-from educe.bench.elicit import Cell, Place, Subject, bench, everything, run_cell
+from educe.bench.elicit import (
+    SAMPLES,
+    Cell,
+    Place,
+    Sampling,
+    Subject,
+    bench,
+    everything,
+    run_cell,
+)
 from educe.bench.families import FAMILIES, SAMPLING, Budget, named, spread
 from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
+from educe.radius import LADDER
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = Place(source=1, target=5)
@@ -93,6 +103,16 @@ def test_four_more_passes_are_four_more_passes(subject: Subject, family: str) ->
     assert counted[1] - counted[0] == 4 * 4 * BUDGET.n
 
 
+@pytest.mark.parametrize("family", ["melbo", "dct", "power", "cpe"])
+def test_searches_spend_the_same(subject: Subject, family: str) -> None:
+    budget = replace(BUDGET, passes=24)
+    problem = subject.problem(PLACE, 0)
+    with elicit.counting(subject.lm) as seen:
+        list(named(family).make(problem, budget, 0))
+    # Of the four blocks in the slice; besides, a few to begin with and to measure what was found.
+    assert 20 <= sum(seen.values()) / 4 / budget.n <= 24 + 9
+
+
 def test_the_texts_are_what_the_perturbed_model_writes(subject: Subject, lm: LanguageModel) -> None:
     cell = run_cell(subject, "random", 0, PLACE)
     (sets, *_) = list(named("random").make(subject.problem(PLACE, 0), BUDGET, 0))
@@ -113,6 +133,25 @@ def test_the_control_has_the_kind_and_radii_of_its_family(subject: Subject) -> N
             assert found.kind == control.kind
             assert found.radius.tolist() == pytest.approx(control.radius.tolist())
             assert not np.allclose(found.directions, control.directions)
+
+
+def test_no_two_draws_of_the_benchmark_have_the_same_seed(subject: Subject) -> None:
+    """Else a control is where its family started, or one seed's vectors are another's."""
+    problem = subject.problem(PLACE, 0)
+    for name in ("random", "melbo", "cpe", "contrast", "optimised"):
+        pair = {name, FAMILIES[name].control}
+        seeds = [s.seed for f in pair for c in (0, 1) for s in named(f).make(problem, BUDGET, c)]
+        assert len(set(seeds)) == len(seeds), name
+    assert len(seeds) == 2 * 2 * len(LADDER)
+
+
+def test_plain_sampling_is_not_compared_with_itself(subject: Subject) -> None:
+    """Samples that novelty is measured against are others than those that are measured."""
+    pool = Sampling(subject, SAMPLES, 0)
+    pool.write(range(SAMPLES), subject.search)
+    for prompt in subject.search:
+        drawn = [pool.texts[Row(item, prompt)].text for item in range(SAMPLES)]
+        assert not set(drawn) & set(subject.unperturbed[prompt][1:])
 
 
 def test_questions_that_leak_are_left_out(lm: LanguageModel, organism: Organism) -> None:

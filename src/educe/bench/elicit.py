@@ -102,7 +102,9 @@ class Subject:
         self.fresh = list(range(len(search), len(self.questions)))
         self.batch = lm.encode([q.prompt for q in self.questions], room=budget.tokens)
         self.asked = lm.encode([q.prompt for q in self.questions[: budget.prompts]])
-        samples = [Row(-1, j, k) for j in self.search for k in range(SAMPLES)]
+        # Others than those of plain sampling, which would not be novel against itself.
+        numbers = range(budget.n, budget.n + SAMPLES)
+        samples = [Row(-1, j, k) for j in self.search for k in numbers]
         self.unperturbed: dict[int, list[str]] = {
             j: [texts[at]] for j, at in enumerate((*search, *fresh))
         }

@@ -72,12 +72,14 @@ class Family(NamedTuple):
 def passes_of(method: str, budget: Budget, n: int) -> dict[str, Any]:
     """Return the settings with which a method keeps within the budget for ``n`` perturbations."""
     rounds = max(1, budget.passes // 2)  # forward and backward
+    columns = -(-n // 2) + METHODS["power"].config().padding  # both signs are one column
     settings: dict[str, dict[str, Any]] = {
         # A step as large as a few rounds can use; the published one is for hundreds of rounds.
         "melbo": {"steps": rounds, "patience": rounds},
         "dct": {"iterations": rounds},
         "cpe": {"iterations": rounds},
-        "power": {"iterations": rounds, "tolerance": 0.0},
+        # A product goes forward twice, once of them with derivatives, and backward once.
+        "power": {"iterations": max(1, budget.passes * n // (3 * columns)), "tolerance": 0.0},
     }
     return settings.get(method, {})
 
@@ -96,7 +98,8 @@ def searched(
     for k, n in enumerate(spread(budget.n, len(ladder))):
         config = METHODS[method].config(**passes_of(method, budget, n), **settings)
         radius = budget.louder * ladder[k] * (problem.calibrated if shares else 1.0)
-        yield search(problem.part, method, n=n, radius=radius, seed=1000 * seed + k, config=config)
+        own = numbered(seed, k, control=method == "random")
+        yield search(problem.part, method, n=n, radius=radius, seed=own, config=config)
 
 
 def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[PerturbationSet]:
@@ -105,7 +108,7 @@ def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[Per
     part = prepared(problem.part, "cpe", n=budget.n, config=config)
     for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
         radius = budget.louder * ADAPTERS[k]
-        yield search(part, "random", n=n, radius=radius, seed=1000 * seed + k)
+        yield search(part, "random", n=n, radius=radius, seed=numbered(seed, k, control=True))
 
 
 def noise_control(
@@ -114,7 +117,7 @@ def noise_control(
     """Draw random vectors as strong as noise is."""
     made = searched(problem, budget, seed, method="noise", ladder=LOUD, per=per)
     for k, noise in enumerate(made):
-        yield discover.control(problem.part, noise, seed=1000 * seed + k)
+        yield discover.control(problem.part, noise, seed=numbered(seed, k, control=True))
 
 
 def supervised(
@@ -126,15 +129,15 @@ def supervised(
     half its natural norm to three times. Its control has a shuffled one each, at the same norms.
     """
     part = problem.part
-    for layer, n in zip(LAYERS, spread(budget.n, len(LAYERS)), strict=True):
+    for k, n in enumerate(spread(budget.n, len(LAYERS))):
         difference = partial(
             difference_of_means,
             part.lm,
             problem.positive,
             problem.negative,
-            source=layer,
+            source=LAYERS[k],
             positions=part.positions,
-            seed=seed,
+            seed=numbered(seed, k, control=shuffled),
         )
         found = difference()
         radii = budget.louder * torch.linspace(0.5, 3.0, n) * found.radius[0]
@@ -160,8 +163,16 @@ def optimised_for(
             n=n,
             steps=max(1, budget.passes // 2),
             shuffled=shuffled,
-            seed=1000 * seed + k,
+            seed=numbered(seed, k, control=shuffled),
         )
+
+
+def numbered(seed: int, k: int, *, control: bool) -> int:
+    """Return the seed of the ``k``-th radius or layer of a cell, as the main job numbers its arms.
+
+    One of its own for the control: MELBO, for one, starts from the vectors that random draws.
+    """
+    return 2 * (1000 * seed + k) + control
 
 
 def spread(n: int, parts: int) -> list[int]:
