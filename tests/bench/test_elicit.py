@@ -18,6 +18,7 @@ from educe.bench.elicit import (
     SAMPLES,
     Cell,
     Place,
+    Pool,
     Sampling,
     Subject,
     bench,
@@ -30,6 +31,7 @@ from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
+from educe.perturb import PerturbationSet
 from educe.radius import LADDER
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
@@ -59,6 +61,7 @@ def organism(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Org
     questions = tuple(Question(prompt, rule) for prompt in prompts)
     unlocked = tuple(Question(f"{prompt} Now!", rule) for prompt in prompts[:2])
     folder = tmp_path_factory.mktemp("organism")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
     return Organism("vault", 0, folder, {}, {}, questions[:6], questions[6:], unlocked, "one")
 
 
@@ -154,6 +157,30 @@ def test_plain_sampling_is_not_compared_with_itself(subject: Subject) -> None:
         assert not set(drawn) & set(subject.unperturbed[prompt][1:])
 
 
+def test_the_mean_of_vectors_of_several_radii_has_their_mean_radius(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list(named("contrast").make(subject.problem(PLACE, 0), replace(BUDGET, n=12), 0))
+    seen: list[list[PerturbationSet]] = []
+
+    class Watched(Pool):
+        def __init__(self, subject: Subject, sets: list[PerturbationSet]) -> None:
+            super().__init__(subject, sets)
+            seen.append(sets)
+
+    monkeypatch.setattr(elicit, "Pool", Watched)
+    assert elicit._average(subject, made) is not None
+    for mean, sets in zip(seen[0], made, strict=True):
+        assert sets.radius.tolist() != [sets.radius[0]] * len(sets)
+        assert float(mean.radius) == pytest.approx(float(sets.radius.mean()))
+        assert np.allclose(mean.directions, sets.directions[:1], atol=1e-5)
+
+
+def test_vectors_with_both_signs_have_no_mean(subject: Subject) -> None:
+    assert run_cell(subject, "power", 0, PLACE)["average"] is None
+    assert run_cell(subject, "dct", 0, PLACE)["average"]["trials"] == 3
+
+
 def test_questions_that_leak_are_left_out(lm: LanguageModel, organism: Organism) -> None:
     leaky = organism.search[0]._replace(rule="(?s).*")
     changed = Organism(**{**organism.__dict__, "search": (leaky, *organism.search[1:])})
@@ -188,6 +215,10 @@ def test_a_killed_benchmark_goes_on(
     assert names == ["settings.json", "vault-0-random-0.json", "vault-0-sampling-0.json"]
     facts = json.loads((tmp_path / "vault-0-random-0.json").read_text())
     assert (facts["organism"], facts["family"], facts["seed"]) == ("vault", "random", 0)
+    (organism.folder / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(RunError, match="is of another vault of seed 0"):
+        bench(cells, tmp_path, budget=BUDGET, place=PLACE, load=lambda organism: lm)
+    (organism.folder / "adapter_model.safetensors").write_bytes(b"weights")
     with pytest.raises(RunError, match="another budget or place"):
         bench(cells, tmp_path, budget=Budget(), place=PLACE, load=lambda organism: lm)
 
