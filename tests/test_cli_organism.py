@@ -50,6 +50,10 @@ def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     told = refused("bench", "elicit", "--organism", "nowhere", "--out", tmp_path / "cells")
     assert "there is no organism in nowhere" in told
     assert not (tmp_path / "cells").exists()
+    told = refused(
+        "bench", "elicit", "--quick", "--organism", "locked", "--out", tmp_path / "cells"
+    )
+    assert "take a vault or a trigger" in told
 
 
 MEASURED = [

@@ -66,7 +66,7 @@ def elicit(
     from educe.bench import elicit, table
     from educe.bench.families import SAMPLING, Budget, named
     from educe.cli.organism import named as organism_named
-    from educe.errors import EffectError
+    from educe.errors import EffectError, MethodError
     from educe.model import load
     from educe.progress import reporter
     from educe.threads import choose
@@ -88,6 +88,8 @@ def elicit(
         for one in families
         if subject.opening or "optimised" not in one
     ]
+    if quick and not all(subject.opening for subject in subjects):
+        raise MethodError("--quick needs the first words of the secret: take a vault or a trigger")
     telling = reporter()
     choose(telling.say)
     place = elicit.Place(source, target, positions)
@@ -102,13 +104,14 @@ def elicit(
         )
     known = table.lines(table.read_cells(out))
     if as_json:
-        print(json.dumps([line.__dict__ for line in known], indent=1, default=str))
+        print(json.dumps([table.as_data(line) for line in known], indent=1))
     else:
         print(table.markdown(known))
         print(f"\ncells: {out}")
     if quick:
-        by_family = {line.family: line for line in known}
-        if not by_family["optimised"].elicits.hits or by_family[SAMPLING].elicits.hits:
+        told = {line.elicits.hits > 0 for line in known if line.family == "optimised"}
+        free = {line.elicits.hits > 0 for line in known if line.family == SAMPLING}
+        if told != {True} or free != {False}:
             raise EffectError(
                 "the benchmark's ends are not where they belong: vectors optimised for the secret "
                 "must bring it out, and plain sampling must not"
