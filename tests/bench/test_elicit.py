@@ -25,7 +25,7 @@ from educe.bench.elicit import (
     everything,
     run_cell,
 )
-from educe.bench.families import FAMILIES, SAMPLING, Budget, named, spread
+from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
 from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import generate
 from educe.kinds import Row
@@ -33,6 +33,7 @@ from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
 from educe.perturb import PerturbationSet
 from educe.radius import LADDER
+from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = Place(source=1, target=5)
@@ -221,6 +222,18 @@ def test_a_killed_benchmark_goes_on(
     (organism.folder / "adapter_model.safetensors").write_bytes(b"weights")
     with pytest.raises(RunError, match="another budget or place"):
         bench(cells, tmp_path, budget=Budget(), place=PLACE, load=lambda organism: lm)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_cannot_be_put_somewhere_are_known(subject: Subject, family: str) -> None:
+    part = Slice(subject.lm, subject.asked, source=1, target=5, positions="last:2")
+    problem = subject.problem(PLACE, 0)._replace(part=part)
+    if family in EVERYWHERE:
+        with pytest.raises(MethodError, match="act on all tokens"):
+            list(named(family).make(problem, BUDGET, 0))
+    else:
+        made = named(family).make(problem, BUDGET, 0)
+        assert {some.kind.positions for some in made} == {"last:2"}
 
 
 def test_numbers_are_divided_evenly() -> None:

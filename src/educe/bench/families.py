@@ -240,6 +240,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+#: Families that act on all tokens, whatever positions vectors are added to.
+EVERYWHERE = ("weight-noise", "as-weight-noise", "cpe", "random-adapters")
+
 #: Plain sampling, the floor: no perturbation, as many samples.
 SAMPLING = "sampling"
 

@@ -64,7 +64,7 @@ def elicit(
     """
     from educe import organisms
     from educe.bench import elicit, table
-    from educe.bench.families import SAMPLING, Budget, named
+    from educe.bench.families import EVERYWHERE, SAMPLING, Budget, named
     from educe.cli.organism import named as organism_named
     from educe.errors import EffectError, MethodError
     from educe.model import load
@@ -80,6 +80,11 @@ def elicit(
     for one in families:
         if one != SAMPLING:
             named(one)
+    if positions != "all" and (barred := [one for one in families if one in EVERYWHERE]):
+        raise MethodError(
+            f"{', '.join(barred)}: these act on all tokens; leave --positions, or name other "
+            "families with --family"
+        )
     subjects = [organism_named(one) for one in organism or organisms.names()]
     cells = [
         elicit.Cell(subject, one, seed)
