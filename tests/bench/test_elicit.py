@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from educe.bench import elicit
+from educe.bench import elicit, families
 from educe.bench.elicit import (
     SAMPLES,
     Cell,
@@ -26,13 +26,15 @@ from educe.bench.elicit import (
     run_cell,
 )
 from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from educe.discover import prepared
+from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
 from educe.perturb import PerturbationSet
-from educe.radius import LADDER
+from educe.radius import DIRECTIONS, LADDER, calibrate
 from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
@@ -105,6 +107,20 @@ def test_four_more_passes_are_four_more_passes(subject: Subject, family: str) ->
         counted.append(sum(seen.values()))
     # Of the four blocks in the slice, for every perturbation on the one prompt.
     assert counted[1] - counted[0] == 4 * 4 * BUDGET.n
+
+
+@pytest.mark.parametrize("per", ["token", "weights"])
+def test_noise_is_at_shares_of_what_is_calibrated_for_it(
+    subject: Subject, per: Literal["token", "weights"]
+) -> None:
+    """Weight noise at a share of the radius of vectors leaves nothing of the model."""
+    problem = subject.problem(PLACE, 0)
+    name = "token-noise" if per == "token" else "weight-noise"
+    part = prepared(problem.part, "noise", n=DIRECTIONS, config=NoiseConfig(per=per))
+    own = calibrate(part).radius
+    assert own != pytest.approx(problem.calibrated, rel=0.01)
+    made = list(named(name).make(problem, BUDGET, 0))
+    assert [float(s.radius[0]) for s in made] == pytest.approx([1.5 * own, 2 * own, 2.5 * own])
 
 
 @pytest.mark.parametrize("family", ["melbo", "dct", "power", "cpe"])
@@ -225,7 +241,11 @@ def test_a_killed_benchmark_goes_on(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_that_cannot_be_put_somewhere_are_known(subject: Subject, family: str) -> None:
+def test_families_that_cannot_be_put_somewhere_are_known(
+    subject: Subject, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Noise on two tokens of this model is linear whatever its size.
+    monkeypatch.setattr(families, "calibrated", lambda *arguments: 1.0)
     part = Slice(subject.lm, subject.asked, source=1, target=5, positions="last:2")
     problem = subject.problem(PLACE, 0)._replace(part=part)
     if family in EVERYWHERE:

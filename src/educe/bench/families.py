@@ -22,7 +22,7 @@ from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
 from educe.model import PromptBatch
 from educe.perturb import PerturbationSet
-from educe.radius import LADDER
+from educe.radius import DIRECTIONS, LADDER, calibrate
 from educe.slice import Slice
 
 
@@ -95,11 +95,22 @@ def searched(
     **settings: Any,
 ) -> Iterator[PerturbationSet]:
     """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
+    unit = 1.0
     for k, n in enumerate(spread(budget.n, len(ladder))):
         config = METHODS[method].config(**passes_of(method, budget, n), **settings)
-        radius = budget.louder * ladder[k] * (problem.calibrated if shares else 1.0)
+        if shares and k == 0:
+            unit = calibrated(problem, method, config, seed)
+        radius = budget.louder * ladder[k] * unit
         own = numbered(seed, k, control=method == "random")
         yield search(problem.part, method, n=n, radius=radius, seed=own, config=config)
+
+
+def calibrated(problem: Problem, method: str, config: Any, seed: int) -> float:
+    """Return the calibrated radius of a method's kind: noise on weights has no norm in a stream."""
+    part = prepared(problem.part, method, n=DIRECTIONS, config=config, seed=seed)
+    if part.kind == problem.part.kind:
+        return problem.calibrated
+    return calibrate(part, seed=seed).radius
 
 
 def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[PerturbationSet]:
@@ -182,7 +193,7 @@ def spread(n: int, parts: int) -> list[int]:
 
 #: Where the supervised vector is taken and added, as fractions of the depth.
 LAYERS = (0.2, 0.33, 0.47, 0.6)
-#: Radii: for noise as shares of the calibrated one, for adapters as numbers.
+#: Radii: for noise as shares of its own kind's calibrated one, for adapters as numbers.
 LOUD, ADAPTERS = (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
 
 FAMILIES: dict[str, Family] = {
