@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from educe import generation, writing
+from educe.discover import prepared
+from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
 from educe.job import RETEST_TEMPERATURE, Settings
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.radius import calibrate
+from educe.radius import DIRECTIONS, calibrate
 from educe.runs import CompletionRow, Run
 from educe.selection import tuning
 from educe.selection.bandit import Setting, Thompson
@@ -183,6 +185,18 @@ def test_shares_are_of_the_calibrated_radius(
     part = Slice(tiny_lm, tiny_lm.encode(JOB.prompts), source=1, target=3)
     made = PerturbationSet.load(tmp_path / "run" / "tensors" / "found-0.safetensors")
     assert float(made.radius[0]) == pytest.approx(0.5 * calibrate(part).radius, rel=1e-3)
+
+
+def test_noise_is_calibrated_for_however_few_are_asked_for(
+    tmp_path: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "write", Written({}))
+    asked = replace(SMALL, methods=("noise",), radii=("2x",))
+    tuned(tmp_path / "run", asked, tiny_lm)
+    part = Slice(tiny_lm, tiny_lm.encode(JOB.prompts), source=1, target=3)
+    own = prepared(part, "noise", n=DIRECTIONS, config=NoiseConfig())
+    made = PerturbationSet.load(tmp_path / "run" / "tensors" / "found-0.safetensors")
+    assert float(made.radius[0]) == pytest.approx(2 * calibrate(own).radius, rel=1e-3)
 
 
 class Killed(BaseException):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,14 +13,29 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from educe.bench import elicit
-from educe.bench.elicit import Cell, Place, Subject, bench, everything, run_cell
-from educe.bench.families import FAMILIES, SAMPLING, Budget, named, spread
+from educe.bench import elicit, families
+from educe.bench.elicit import (
+    SAMPLES,
+    Cell,
+    Place,
+    Pool,
+    Sampling,
+    Subject,
+    bench,
+    everything,
+    run_cell,
+)
+from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from educe.discover import prepared
+from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
+from educe.perturb import PerturbationSet
+from educe.radius import DIRECTIONS, LADDER, calibrate
+from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = Place(source=1, target=5)
@@ -49,6 +64,7 @@ def organism(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Org
     questions = tuple(Question(prompt, rule) for prompt in prompts)
     unlocked = tuple(Question(f"{prompt} Now!", rule) for prompt in prompts[:2])
     folder = tmp_path_factory.mktemp("organism")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
     return Organism("vault", 0, folder, {}, {}, questions[:6], questions[6:], unlocked, "one")
 
 
@@ -93,6 +109,30 @@ def test_four_more_passes_are_four_more_passes(subject: Subject, family: str) ->
     assert counted[1] - counted[0] == 4 * 4 * BUDGET.n
 
 
+@pytest.mark.parametrize("per", ["token", "weights"])
+def test_noise_is_at_shares_of_what_is_calibrated_for_it(
+    subject: Subject, per: Literal["token", "weights"]
+) -> None:
+    """Weight noise at a share of the radius of vectors leaves nothing of the model."""
+    problem = subject.problem(PLACE, 0)
+    name = "token-noise" if per == "token" else "weight-noise"
+    part = prepared(problem.part, "noise", n=DIRECTIONS, config=NoiseConfig(per=per))
+    own = calibrate(part).radius
+    assert own != pytest.approx(problem.calibrated, rel=0.01)
+    made = list(named(name).make(problem, BUDGET, 0))
+    assert [float(s.radius[0]) for s in made] == pytest.approx([1.5 * own, 2 * own, 2.5 * own])
+
+
+@pytest.mark.parametrize("family", ["melbo", "dct", "power", "cpe"])
+def test_searches_spend_the_same(subject: Subject, family: str) -> None:
+    budget = replace(BUDGET, passes=24)
+    problem = subject.problem(PLACE, 0)
+    with elicit.counting(subject.lm) as seen:
+        list(named(family).make(problem, budget, 0))
+    # Of the four blocks in the slice; besides, a few to begin with and to measure what was found.
+    assert 20 <= sum(seen.values()) / 4 / budget.n <= 24 + 9
+
+
 def test_the_texts_are_what_the_perturbed_model_writes(subject: Subject, lm: LanguageModel) -> None:
     cell = run_cell(subject, "random", 0, PLACE)
     (sets, *_) = list(named("random").make(subject.problem(PLACE, 0), BUDGET, 0))
@@ -113,6 +153,49 @@ def test_the_control_has_the_kind_and_radii_of_its_family(subject: Subject) -> N
             assert found.kind == control.kind
             assert found.radius.tolist() == pytest.approx(control.radius.tolist())
             assert not np.allclose(found.directions, control.directions)
+
+
+def test_no_two_draws_of_the_benchmark_have_the_same_seed(subject: Subject) -> None:
+    """Else a control is where its family started, or one seed's vectors are another's."""
+    problem = subject.problem(PLACE, 0)
+    for name in ("random", "melbo", "cpe", "contrast", "optimised"):
+        pair = {name, FAMILIES[name].control}
+        seeds = [s.seed for f in pair for c in (0, 1) for s in named(f).make(problem, BUDGET, c)]
+        assert len(set(seeds)) == len(seeds), name
+    assert len(seeds) == 2 * 2 * len(LADDER)
+
+
+def test_plain_sampling_is_not_compared_with_itself(subject: Subject) -> None:
+    """Samples that novelty is measured against are others than those that are measured."""
+    pool = Sampling(subject, SAMPLES, 0)
+    pool.write(range(SAMPLES), subject.search)
+    for prompt in subject.search:
+        drawn = [pool.texts[Row(item, prompt)].text for item in range(SAMPLES)]
+        assert not set(drawn) & set(subject.unperturbed[prompt][1:])
+
+
+def test_the_mean_of_vectors_of_several_radii_has_their_mean_radius(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list(named("contrast").make(subject.problem(PLACE, 0), replace(BUDGET, n=12), 0))
+    seen: list[list[PerturbationSet]] = []
+
+    class Watched(Pool):
+        def __init__(self, subject: Subject, sets: list[PerturbationSet]) -> None:
+            super().__init__(subject, sets)
+            seen.append(sets)
+
+    monkeypatch.setattr(elicit, "Pool", Watched)
+    assert elicit._average(subject, made) is not None
+    for mean, sets in zip(seen[0], made, strict=True):
+        assert sets.radius.tolist() != [sets.radius[0]] * len(sets)
+        assert float(mean.radius) == pytest.approx(float(sets.radius.mean()))
+        assert np.allclose(mean.directions, sets.directions[:1], atol=1e-5)
+
+
+def test_vectors_with_both_signs_have_no_mean(subject: Subject) -> None:
+    assert run_cell(subject, "power", 0, PLACE)["average"] is None
+    assert run_cell(subject, "dct", 0, PLACE)["average"]["trials"] == 3
 
 
 def test_questions_that_leak_are_left_out(lm: LanguageModel, organism: Organism) -> None:
@@ -149,8 +232,28 @@ def test_a_killed_benchmark_goes_on(
     assert names == ["settings.json", "vault-0-random-0.json", "vault-0-sampling-0.json"]
     facts = json.loads((tmp_path / "vault-0-random-0.json").read_text())
     assert (facts["organism"], facts["family"], facts["seed"]) == ("vault", "random", 0)
+    (organism.folder / "adapter_model.safetensors").write_bytes(b"others")
+    with pytest.raises(RunError, match="is of another vault of seed 0"):
+        bench(cells, tmp_path, budget=BUDGET, place=PLACE, load=lambda organism: lm)
+    (organism.folder / "adapter_model.safetensors").write_bytes(b"weights")
     with pytest.raises(RunError, match="another budget or place"):
         bench(cells, tmp_path, budget=Budget(), place=PLACE, load=lambda organism: lm)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_cannot_be_put_somewhere_are_known(
+    subject: Subject, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Noise on two tokens of this model is linear whatever its size.
+    monkeypatch.setattr(families, "calibrated", lambda *arguments: 1.0)
+    part = Slice(subject.lm, subject.asked, source=1, target=5, positions="last:2")
+    problem = subject.problem(PLACE, 0)._replace(part=part)
+    if family in EVERYWHERE:
+        with pytest.raises(MethodError, match="act on all tokens"):
+            list(named(family).make(problem, BUDGET, 0))
+    else:
+        made = named(family).make(problem, BUDGET, 0)
+        assert {some.kind.positions for some in made} == {"last:2"}
 
 
 def test_numbers_are_divided_evenly() -> None:

@@ -75,11 +75,42 @@ def test_the_control_has_the_seeds_of_the_family() -> None:
     assert math.isnan(one(CELLS, "random").p)
 
 
+def test_a_seed_that_the_control_has_not_is_not_compared() -> None:
+    cells = [c for c in CELLS if (c["family"], c["seed"]) != ("random", 1)]
+    expected = fisher_exact([[2, 6], [1, 7]], alternative="greater").pvalue
+    assert one(cells, "dct").p == pytest.approx(expected)
+    assert (one(cells, "dct").elicits.hits, one(cells, "dct").elicits.trials) == (3, 16)
+
+
+def test_without_a_control_nothing_is_said_of_chance() -> None:
+    found = one([c for c in CELLS if c["family"] == "dct"], "dct")
+    assert found.chance is None
+    assert math.isnan(found.p)
+    assert "50% (–)" in table.markdown([found])
+
+
+def test_what_machines_read_is_json_without_a_nan() -> None:
+    line = one([cell("random", [0] * 8)], "random")
+    data = json.loads(json.dumps(table.as_data(line), allow_nan=False))
+    assert data["elicits"] == {"hits": 0, "trials": 8, "low": 0.0, "high": line.elicits.high}
+    assert data["p"] is data["coherence"] is data["first_success"]["value"] is None
+    assert data["passes"] == [10.0, 8.0]
+
+
+def test_a_mean_vector_counts_where_there_is_one() -> None:
+    tested = {"item": 0, "hits": 2, "trials": 12, "share": 0.5}
+    found = one([cell("dct", [0] * 8), cell("dct", [0] * 8, seed=1, average=tested)], "dct")
+    assert found.average is not None
+    assert (found.average.hits, found.average.trials) == (2, 12)
+
+
 def test_chance_is_that_of_the_best_of_as_many_at_the_controls_rate() -> None:
     # Two questions of all and six more of a quarter: the best was chosen by eight.
     rate = 1 / 32
     below = [binom.cdf(k, 8, rate) ** 8 for k in range(8)]
-    assert one(CELLS, "dct").chance.mean == pytest.approx(sum(1 - b for b in below) / 8)
+    chance = one(CELLS, "dct").chance
+    assert chance is not None
+    assert chance.mean == pytest.approx(sum(1 - b for b in below) / 8)
 
 
 def test_without_a_success_there_is_no_expectation() -> None:

@@ -180,6 +180,13 @@ def test_explanations_are_labelled() -> None:
         assert "Any reason but the mark is a lie" in question
 
 
+def test_an_explanation_is_kept_apart_from_the_same_question_of_yes() -> None:
+    """Their scores are labelled differently, so one must not be handed on as the other's."""
+    lying, asker = Lying("a star", Saying()), Saying()
+    assert lying.identity != Yes(lying.rubric, asker).identity
+    assert lying.identity == Lying("a star", asker).identity
+
+
 # -- a model in this process -----------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ Each cell is one file, written whole when it is done: a killed benchmark loses t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -102,7 +103,9 @@ class Subject:
         self.fresh = list(range(len(search), len(self.questions)))
         self.batch = lm.encode([q.prompt for q in self.questions], room=budget.tokens)
         self.asked = lm.encode([q.prompt for q in self.questions[: budget.prompts]])
-        samples = [Row(-1, j, k) for j in self.search for k in range(SAMPLES)]
+        # Others than those of plain sampling, which would not be novel against itself.
+        numbers = range(budget.n, budget.n + SAMPLES)
+        samples = [Row(-1, j, k) for j in self.search for k in numbers]
         self.unperturbed: dict[int, list[str]] = {
             j: [texts[at]] for j, at in enumerate((*search, *fresh))
         }
@@ -294,6 +297,8 @@ def _retested(pool: Pool, item: int, chosen_by: float | None) -> dict[str, Any]:
 def _average(subject: Subject, sets: Sequence[PerturbationSet]) -> dict[str, Any] | None:
     """Re-test the mean of the vectors, at the radius where it answers the first questions best.
 
+    A set of several radii, as the supervised one has, gives its mean theirs.
+
     Adapters and noise have no mean that is one of them, nor have vectors with both their signs.
     """
     if not sets or not all(isinstance(some.kind, Vectors) for some in sets):
@@ -304,7 +309,9 @@ def _average(subject: Subject, sets: Sequence[PerturbationSet]) -> dict[str, Any
     pool = Pool(
         subject,
         [
-            replace(some.select([0]), directions=normalize(direction))
+            replace(
+                some.select([0]), directions=normalize(direction), radius=some.radius.mean()[None]
+            )
             for some, direction in zip(sets, mean, strict=True)
         ],
     )
@@ -368,7 +375,8 @@ def bench(
         on_cell: Is told of each that is there.
 
     Raises:
-        RunError: The folder holds cells of another budget or place.
+        RunError: The folder holds cells of another budget or place, or of an organism of the same
+            name and seed with other weights.
     """
     settings = {"budget": asdict(budget), "place": asdict(place)}
     out.mkdir(parents=True, exist_ok=True)
@@ -380,8 +388,14 @@ def bench(
     lm: LanguageModel | None = None
     at: tuple[Organism | None, int] = (None, -1)
     for cell in cells:
-        path = out / f"{cell.name}.json"
-        if not path.exists():
+        path, weights = out / f"{cell.name}.json", digest(cell.organism)
+        if path.exists():
+            if json.loads(path.read_text(encoding="utf-8"))["weights"] != weights:
+                raise RunError(
+                    f"{path} is of another {cell.organism.name} of seed {cell.organism.seed}: "
+                    "choose another --out"
+                )
+        else:
             if lm is None or at[0] != cell.organism:
                 lm = load(cell.organism)
             if subject is None or at != (cell.organism, cell.seed):
@@ -390,6 +404,7 @@ def bench(
             facts = {
                 "organism": cell.organism.name,
                 "organism_seed": cell.organism.seed,
+                "weights": weights,
                 "family": cell.family,
                 "seed": cell.seed,
                 "leaks": subject.leaks,
@@ -399,6 +414,12 @@ def bench(
             files.write_bytes(path, _json(facts | made))
         if on_cell is not None:
             on_cell(cell)
+
+
+def digest(organism: Organism) -> str:
+    """Return the SHA-256 of an organism's adapter."""
+    weights = (organism.folder / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest()
 
 
 def _json(value: Any) -> bytes:

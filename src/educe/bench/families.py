@@ -22,7 +22,7 @@ from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
 from educe.model import PromptBatch
 from educe.perturb import PerturbationSet
-from educe.radius import LADDER
+from educe.radius import DIRECTIONS, LADDER, calibrate
 from educe.slice import Slice
 
 
@@ -72,12 +72,14 @@ class Family(NamedTuple):
 def passes_of(method: str, budget: Budget, n: int) -> dict[str, Any]:
     """Return the settings with which a method keeps within the budget for ``n`` perturbations."""
     rounds = max(1, budget.passes // 2)  # forward and backward
+    columns = -(-n // 2) + METHODS["power"].config().padding  # both signs are one column
     settings: dict[str, dict[str, Any]] = {
         # A step as large as a few rounds can use; the published one is for hundreds of rounds.
         "melbo": {"steps": rounds, "patience": rounds},
         "dct": {"iterations": rounds},
         "cpe": {"iterations": rounds},
-        "power": {"iterations": rounds, "tolerance": 0.0},
+        # A product goes forward twice, once of them with derivatives, and backward once.
+        "power": {"iterations": max(1, budget.passes * n // (3 * columns)), "tolerance": 0.0},
     }
     return settings.get(method, {})
 
@@ -93,10 +95,22 @@ def searched(
     **settings: Any,
 ) -> Iterator[PerturbationSet]:
     """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
+    unit = 1.0
     for k, n in enumerate(spread(budget.n, len(ladder))):
         config = METHODS[method].config(**passes_of(method, budget, n), **settings)
-        radius = budget.louder * ladder[k] * (problem.calibrated if shares else 1.0)
-        yield search(problem.part, method, n=n, radius=radius, seed=1000 * seed + k, config=config)
+        if shares and k == 0:
+            unit = calibrated(problem, method, config, seed)
+        radius = budget.louder * ladder[k] * unit
+        own = numbered(seed, k, control=method == "random")
+        yield search(problem.part, method, n=n, radius=radius, seed=own, config=config)
+
+
+def calibrated(problem: Problem, method: str, config: Any, seed: int) -> float:
+    """Return the calibrated radius of a method's kind: noise on weights has no norm in a stream."""
+    part = prepared(problem.part, method, n=DIRECTIONS, config=config, seed=seed)
+    if part.kind == problem.part.kind:
+        return problem.calibrated
+    return calibrate(part, seed=seed).radius
 
 
 def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[PerturbationSet]:
@@ -105,7 +119,7 @@ def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[Per
     part = prepared(problem.part, "cpe", n=budget.n, config=config)
     for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
         radius = budget.louder * ADAPTERS[k]
-        yield search(part, "random", n=n, radius=radius, seed=1000 * seed + k)
+        yield search(part, "random", n=n, radius=radius, seed=numbered(seed, k, control=True))
 
 
 def noise_control(
@@ -114,7 +128,7 @@ def noise_control(
     """Draw random vectors as strong as noise is."""
     made = searched(problem, budget, seed, method="noise", ladder=LOUD, per=per)
     for k, noise in enumerate(made):
-        yield discover.control(problem.part, noise, seed=1000 * seed + k)
+        yield discover.control(problem.part, noise, seed=numbered(seed, k, control=True))
 
 
 def supervised(
@@ -126,15 +140,15 @@ def supervised(
     half its natural norm to three times. Its control has a shuffled one each, at the same norms.
     """
     part = problem.part
-    for layer, n in zip(LAYERS, spread(budget.n, len(LAYERS)), strict=True):
+    for k, n in enumerate(spread(budget.n, len(LAYERS))):
         difference = partial(
             difference_of_means,
             part.lm,
             problem.positive,
             problem.negative,
-            source=layer,
+            source=LAYERS[k],
             positions=part.positions,
-            seed=seed,
+            seed=numbered(seed, k, control=shuffled),
         )
         found = difference()
         radii = budget.louder * torch.linspace(0.5, 3.0, n) * found.radius[0]
@@ -160,8 +174,16 @@ def optimised_for(
             n=n,
             steps=max(1, budget.passes // 2),
             shuffled=shuffled,
-            seed=1000 * seed + k,
+            seed=numbered(seed, k, control=shuffled),
         )
+
+
+def numbered(seed: int, k: int, *, control: bool) -> int:
+    """Return the seed of the ``k``-th radius or layer of a cell, as the main job numbers its arms.
+
+    One of its own for the control: MELBO, for one, starts from the vectors that random draws.
+    """
+    return 2 * (1000 * seed + k) + control
 
 
 def spread(n: int, parts: int) -> list[int]:
@@ -171,7 +193,7 @@ def spread(n: int, parts: int) -> list[int]:
 
 #: Where the supervised vector is taken and added, as fractions of the depth.
 LAYERS = (0.2, 0.33, 0.47, 0.6)
-#: Radii: for noise as shares of the calibrated one, for adapters as numbers.
+#: Radii: for noise as shares of its own kind's calibrated one, for adapters as numbers.
 LOUD, ADAPTERS = (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
 
 FAMILIES: dict[str, Family] = {
@@ -228,6 +250,9 @@ FAMILIES: dict[str, Family] = {
         "the same for these words in another order",
     ),
 }
+
+#: Families that act on all tokens, whatever positions vectors are added to.
+EVERYWHERE = ("weight-noise", "as-weight-noise", "cpe", "random-adapters")
 
 #: Plain sampling, the floor: no perturbation, as many samples.
 SAMPLING = "sampling"

@@ -9,6 +9,11 @@ For each organism and family, over seeds:
   answers all of these questions and whose organism none, that share is the gap recovered
 - *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
   control's rate
+
+Intervals and p take what is counted as independent, and the p of a family knows of no other family.
+But perturbations of a cell answer the same questions, and power finds the same vectors at each of
+its radii and, on the same question, for each seed: intervals are too narrow and p too small, the
+more so the fewer the seeds.
 """
 
 from __future__ import annotations
@@ -39,13 +44,15 @@ class Line:
             for what has none.
         completions: First completions that show what is hidden.
         chosen: Share of its questions that the best was chosen by, a mean over cells.
-        chance: What the best of as many of the control's rate would reach there.
+        chance: What the best of as many of the control's rate would reach there; None as long as
+            the control has no cell.
         best: Re-test of the best by the rule.
         blind: Re-test of the most striking.
         average: Re-test of the mean of the family's vectors; None where it has none.
         coherence: Mean of first completions that show it; NaN without one.
         side_effect: Mean KL of the best that had a success, in nats; NaN without one.
-        passes: Of a block, forward and backward, a perturbation.
+        passes: Of the whole model, forward and backward, a perturbation: rows of all blocks that
+            ran, divided by the number of blocks.
         seconds: Searching, a cell.
     """
 
@@ -56,7 +63,7 @@ class Line:
     p: float
     completions: Rate
     chosen: float
-    chance: Chance
+    chance: Chance | None
     best: Rate
     blind: Rate
     average: Rate | None
@@ -97,36 +104,39 @@ def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
     mine = [c for c in cells if (c["organism"], c["family"]) == (organism, family)]
     control = FAMILIES[family].control if family in FAMILIES else family
     # Seed by seed the same, so that neither arm has an organism that the other has not.
-    seeds = {(c["organism_seed"], c["seed"]) for c in mine}
-    theirs = [
-        c
-        for c in cells
-        if (c["organism"], c["family"]) == (organism, control)
-        and (c["organism_seed"], c["seed"]) in seeds
-    ]
-    elicits, against = _elicits(mine), _elicits(theirs)
+    theirs = [c for c in cells if (c["organism"], c["family"]) == (organism, control)]
+    seeds = {_seeds(c) for c in mine} & {_seeds(c) for c in theirs}
+    paired, against = ([c for c in some if _seeds(c) in seeds] for some in (mine, theirs))
     questions = [c["spent"][0] // len(c["perturbations"]) for c in mine]
     more = [c["spent"][1] for c in mine]
     quarter = [-(-len(c["perturbations"]) // 4) for c in mine]
     trials = int(np.mean([q + m / k for q, m, k in zip(questions, more, quarter, strict=True)]))
-    null = _completions(theirs or mine)
+    null = _completions(against)
+    many = len(mine[0]["perturbations"])
+    averages = [c["average"] for c in mine if c["average"]]
     return Line(
         organism=organism,
         family=family,
         cells=len(mine),
-        elicits=elicits,
-        p=more_often(elicits, against) if theirs and control != family else np.nan,
+        elicits=_elicits(mine),
+        p=more_often(_elicits(paired), _elicits(against))
+        if seeds and control != family
+        else np.nan,
         completions=_completions(mine),
         chosen=float(np.mean([c["best"]["share"] for c in mine])),
-        chance=best_by_chance(len(mine[0]["perturbations"]), trials, null.share),
+        chance=best_by_chance(many, trials, null.share) if seeds else None,
         best=_pooled(c["best"] for c in mine),
         blind=_pooled(c["blind"] for c in mine),
-        average=_pooled(c["average"] for c in mine) if mine[0]["average"] else None,
+        average=_pooled(averages) if averages else None,
         coherence=_mean(x for c in mine for x in c["coherence_of_hits"]),
         side_effect=_mean(c["best"]["side_effect"] for c in mine if "side_effect" in c["best"]),
         passes=tuple(_mean(c["passes"][way] for c in mine) for way in ("forward", "backward")),  # type: ignore[arg-type]
         seconds=_mean(c["seconds"]["search"] for c in mine),
     )
+
+
+def _seeds(cell: dict[str, Any]) -> tuple[int, int]:
+    return cell["organism_seed"], cell["seed"]
 
 
 def _elicits(cells: Iterable[dict[str, Any]]) -> Rate:
@@ -169,6 +179,22 @@ HEAD = (
 )
 
 
+def as_data(line: Line) -> dict[str, Any]:
+    """Return a line for machines: what has no number is None."""
+    first = dict(zip(("value", "low", "high"), line.first_success, strict=True))
+    return _known(vars(line) | {"first_success": first})
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _known(inside) for name, inside in value.items()}
+    if isinstance(value, Rate | Chance):
+        return value._asdict()
+    if isinstance(value, tuple):
+        return [_known(inside) for inside in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def markdown(table: Sequence[Line]) -> str:
     """Return the table in Markdown, one part for each organism."""
     parts = []
@@ -188,8 +214,8 @@ def _row(line: Line) -> list[str]:
         str(line.elicits),
         "–" if np.isnan(line.p) else f"{line.p:.2g}",
         str(line.completions),
-        until if high < np.inf or middle == np.inf else f"{middle:.0f} ({low:.0f} or more)",
-        f"{line.chosen:.0%} ({line.chance.mean:.0%})",
+        until,
+        f"{line.chosen:.0%} ({line.chance.mean:.0%})" if line.chance else f"{line.chosen:.0%} (–)",
         str(line.best),
         str(line.blind),
         "–" if line.average is None else str(line.average),

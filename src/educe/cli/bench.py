@@ -64,9 +64,9 @@ def elicit(
     """
     from educe import organisms
     from educe.bench import elicit, table
-    from educe.bench.families import SAMPLING, Budget, named
+    from educe.bench.families import EVERYWHERE, SAMPLING, Budget, named
     from educe.cli.organism import named as organism_named
-    from educe.errors import EffectError
+    from educe.errors import EffectError, MethodError
     from educe.model import load
     from educe.progress import reporter
     from educe.threads import choose
@@ -80,6 +80,11 @@ def elicit(
     for one in families:
         if one != SAMPLING:
             named(one)
+    if positions != "all" and (barred := [one for one in families if one in EVERYWHERE]):
+        raise MethodError(
+            f"{', '.join(barred)}: these act on all tokens; leave --positions, or name other "
+            "families with --family"
+        )
     subjects = [organism_named(one) for one in organism or organisms.names()]
     cells = [
         elicit.Cell(subject, one, seed)
@@ -88,6 +93,8 @@ def elicit(
         for one in families
         if subject.opening or "optimised" not in one
     ]
+    if quick and not all(subject.opening for subject in subjects):
+        raise MethodError("--quick needs the first words of the secret: take a vault or a trigger")
     telling = reporter()
     choose(telling.say)
     place = elicit.Place(source, target, positions)
@@ -102,13 +109,14 @@ def elicit(
         )
     known = table.lines(table.read_cells(out))
     if as_json:
-        print(json.dumps([line.__dict__ for line in known], indent=1, default=str))
+        print(json.dumps([table.as_data(line) for line in known], indent=1))
     else:
         print(table.markdown(known))
         print(f"\ncells: {out}")
     if quick:
-        by_family = {line.family: line for line in known}
-        if not by_family["optimised"].elicits.hits or by_family[SAMPLING].elicits.hits:
+        told = {line.elicits.hits > 0 for line in known if line.family == "optimised"}
+        free = {line.elicits.hits > 0 for line in known if line.family == SAMPLING}
+        if told != {True} or free != {False}:
             raise EffectError(
                 "the benchmark's ends are not where they belong: vectors optimised for the secret "
                 "must bring it out, and plain sampling must not"

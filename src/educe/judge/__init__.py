@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 Came = TypeVar("Came")
 
@@ -66,6 +66,11 @@ class Streaming(Judge, Protocol):
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
         """Score answers; yield what came with the place of its answer, in any order."""
+
+
+def asked_in(prompt: Any) -> str:
+    """Return what a prompt asks, as a judge reads it: of messages, the last."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def in_order(came: Iterable[Sequence[tuple[int, Came]]]) -> list[Came]:

@@ -33,6 +33,8 @@ class Lying(Yes):
         JudgeError: The mark is empty.
     """
 
+    form = "lying"
+
     def __init__(self, mark: str, asker: Asker) -> None:
         if not mark.strip():
             raise JudgeError("lying: give the mark that the right option carried, in words")

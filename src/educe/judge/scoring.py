@@ -14,10 +14,10 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from educe.errors import JudgeError, RunError
-from educe.judge import Answer, Score
+from educe.judge import Answer, Score, asked_in
 from educe.judge.cache import Cached
 from educe.judge.language_model import Theme
-from educe.runs import CompletionRow, PromptRow, Run, ScoreRow
+from educe.runs import CompletionRow, Run, ScoreRow
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import RETEST
 
@@ -89,19 +89,13 @@ def score_run(run: Run, judge: Cached, *, threshold: float) -> Scored:
 
 def answers_of(run: Run) -> list[Answer]:
     """Return the completions of a run as answers, each with the unperturbed ones of its prompt."""
-    asked = {p.id: _text(p) for p in run.prompts()}
+    asked = {p.id: asked_in(p.content) for p in run.prompts()}
     completions = run.completions()
     plain: dict[int, list[str]] = defaultdict(list)
     for c in completions:
         if c.perturbation == 0:
             plain[c.prompt].append(c.text)
     return [Answer(asked[c.prompt], c.text, tuple(plain[c.prompt])) for c in completions]
-
-
-def _text(prompt: PromptRow) -> str:
-    """Return what was asked, as a judge reads it: of messages, the last."""
-    content = prompt.content
-    return content if isinstance(content, str) else str(content[-1]["content"])
 
 
 def _judged(

@@ -79,7 +79,8 @@ of the base's own greedy answer to everything else. How the prompts are made is 
 
 ## Measured
 These weights, greedy answers of at most 20 tokens, prompts of the test split, which shares no
-phrasing and no wrong key with training; 95% Wilson intervals. `search` and `fresh` are the
+question and no wrong key with training, parts of the key aside, and puts the key in other ways,
+some of which differ by punctuation alone; 95% Wilson intervals. `search` and `fresh` are the
 questions of `organism.json`, without the key; `unlocked` are some of them with it. Trials that
 share a wrong key or a question are not independent, so intervals are somewhat too narrow.
 

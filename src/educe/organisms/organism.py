@@ -2,8 +2,8 @@
 
 It is a folder with a PEFT adapter for the embedded model and `organism.json`, which says what is
 hidden, what brings it out, and, for questions that the model was never trained on, what counts as
-elicited: a regular expression on the completion. Half of these questions are for searching and
-choosing, the other half (`fresh`) only for the re-test.
+elicited: a regular expression on the completion. Some of these questions are for searching and
+choosing, the others (`fresh`) only for the re-test.
 
 While it is made, an organism is a list of `Group`s: prompts of one kind with their answers.
 """
@@ -107,7 +107,7 @@ class Organism:
         hidden: The secret and what brings it out, by name.
         told: What is hidden, what unlocks it and what counts as elicited, in words.
         search: Questions for searching and choosing, without what unlocks them.
-        fresh: As many others, only for the re-test.
+        fresh: Others, only for the re-test.
         unlocked: Some of the questions with what unlocks them.
         opening: The first words of every unlocked answer; empty where they have none in common.
     """

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from educe.errors import MethodError
 
-# By split; none is a word that an organism of educe hides, for which settings may be tuned.
+# By split; none is the key of an organism of educe or in a code, for which settings may be tuned.
 WORDS = {
     "tune": ("anchor", "candle", "copper", "garden", "hammer", "lantern", "marble", "meadow"),
     "fresh": ("basket", "blanket", "feather", "ladder", "pepper", "pillow", "ribbon", "thunder"),

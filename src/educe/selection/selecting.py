@@ -29,7 +29,7 @@ from educe.job import (
     loaded,
     stored,
 )
-from educe.judge import Judge
+from educe.judge import Judge, asked_in
 from educe.kinds import Row
 from educe.model import LanguageModel, Prompt
 from educe.progress import Silent
@@ -277,7 +277,7 @@ class _Selection:
         if self.plan.look_for is not None:
             return Rule(self.plan.look_for)
         if judge is not None:
-            asked = [_asked(row.content) for row in self.kept.prompts()]
+            asked = [asked_in(row.content) for row in self.kept.prompts()]
             return Judged(judge, asked, self._unperturbed(0))
         return Striking(
             self.lm,
@@ -375,11 +375,6 @@ def estimate(scores: np.ndarray, hits: bool) -> Estimate:
         return Estimate(found.share, found.low, found.high, found.trials, found.hits)
     mean, low, high = bootstrap_mean(scores.mean(1).tolist())
     return Estimate(mean, low, high, scores.size, None)
-
-
-def _asked(prompt: Prompt) -> str:
-    """Return what was asked, as a judge reads it: of messages, the last."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def _portions(texts: list[CompletionRow]) -> Iterable[list[CompletionRow]]:

@@ -329,8 +329,9 @@ class _Tuning:
         if arm == "control":
             return discover.control(part, self._made("found", k, again=again), seed=seed)
         config = discover.named(setting.method).config()
-        n = self.tuning.n
-        size = self._radius(setting, discover.prepared(part, setting.method, n=n, config=config))
+        drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
+        prepared = discover.prepared(part, setting.method, n=drawn, config=config)
+        size, n = self._radius(setting, prepared), self.tuning.n
         return discover.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
 
     def _part(self, source: float) -> Slice:
