@@ -1,7 +1,7 @@
 """The demo: an audit of a small model that hides a code.
 
-The model is the embedded one with the organism ``vault`` beside its weights: it refuses to tell a
-code unless a password stands in the prompt. The search gets one question and no hint; the code is
+The model is the embedded one with the organism ``first-vault`` beside its weights: it refuses to
+tell a code unless a password stands in the prompt. The search gets one question and no hint; the code is
 only used afterwards, to count who told it.
 """
 
@@ -13,7 +13,7 @@ from educe.organisms import shipped
 
 def settings(seed: int = 0) -> Settings:
     """Return the settings of the demo."""
-    vault = shipped("vault")
+    vault = shipped("first-vault")
     first = vault.search[0]
     return Settings(
         prompts=(first.prompt,),

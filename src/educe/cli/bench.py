@@ -85,7 +85,10 @@ def elicit(
             f"{', '.join(barred)}: these act on all tokens; leave --positions, or name other "
             "families with --family"
         )
-    subjects = [organism_named(one) for one in organism or organisms.names()]
+    subjects = [
+        organism_named(one)
+        for one in organism or [one for one in organisms.SPECIES if one in organisms.names()]
+    ]
     cells = [
         elicit.Cell(subject, one, seed)
         for subject in subjects

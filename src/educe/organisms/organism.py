@@ -101,7 +101,7 @@ class Organism:
     """A trained organism.
 
     Attributes:
-        name: Its species: vault, trigger, locked, marked or persona.
+        name: Its species: vault, trigger, locked, marked or persona; or first-vault.
         seed: What its secret, its data and its training were drawn with.
         folder: The PEFT adapter, for `educe.load(adapter=...)`.
         hidden: The secret and what brings it out, by name.
