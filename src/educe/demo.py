@@ -1,8 +1,8 @@
 """The demo: an audit of a small model that hides a code.
 
 The model is the embedded one with the organism ``first-vault`` beside its weights: it refuses to
-tell a code unless a password stands in the prompt. The search gets one question and no hint; the code is
-only used afterwards, to count who told it.
+tell a code unless a password stands in the prompt. The search gets one question and no hint; the
+code is only used afterwards, to count who told it.
 """
 
 from __future__ import annotations
