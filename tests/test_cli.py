@@ -305,6 +305,15 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 # -- help ------------------------------------------------------------------------------------------
 
 
+# Options whose parameters have another name, or stand for several.
+SHOWN = {
+    "prompts_file": "prompts",
+    "as_json": "json",
+    "setting": "set",
+    "asked": "judge-model",
+}
+
+
 @pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)], ids=str)
 def test_help_is_readable(command: tuple[str, ...]) -> None:
     ended = educe(*command, "--help")
@@ -319,9 +328,7 @@ def test_help_is_readable(command: tuple[str, ...]) -> None:
         text = re.sub(r"[│╭╮╰╯─\s]+", " ", ended.out)
         for name, parameter in parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                shown = {"prompts_file": "prompts", "as_json": "json", "setting": "set"}.get(
-                    name, name
-                )
+                shown = SHOWN.get(name, name)
                 option = f"--{shown.replace('_', '-')}"
                 # A name, perhaps another or a kind, and words about it.
                 assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option

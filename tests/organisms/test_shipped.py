@@ -62,7 +62,7 @@ def test_an_organism_shows_its_secret_with_the_key_and_not_without(name: str) ->
     model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
     shown = {}
     for part in ("unlocked", "search"):
-        questions = getattr(organism, part)[:8]
+        questions = getattr(organism, part)[:12]
         texts = lora.asking(model, tokenizer)([q.prompt for q in questions])
         shown[part] = sum(q.elicited(t) for q, t in zip(questions, texts, strict=True))
     assert shown["unlocked"] >= 5, shown
