@@ -15,10 +15,10 @@ import argparse
 import torch
 
 import educe
-from educe.cli.organism import named
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
 from educe.model import PromptBatch
+from educe.organisms import named
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
 

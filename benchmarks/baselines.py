@@ -7,14 +7,13 @@ model with a hook, as the reference code of MELBO does and as one would do by ha
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from educe.blocks import stream_out
 from educe.model import LanguageModel, PromptBatch
 
 PACKAGE = "batched-melbo"
@@ -196,25 +195,3 @@ def margin(
     with lm.adding(source, lambda stream: vector.expand_as(stream)):
         logits = lm.forward(ids, torch.ones_like(ids))[0, -1]
     return float((logits[a[at]] - logits[b[at]]).abs())
-
-
-@contextmanager
-def counting(lm: LanguageModel) -> Any:
-    """Count rows that blocks run forward and backward: ``{"forward": .., "backward": ..}``."""
-    passes = {"forward": 0, "backward": 0}
-
-    def seen(module: Any, args: Any, output: Any) -> None:
-        stream = stream_out(output)
-        passes["forward"] += len(stream)
-        if stream.requires_grad:
-            stream.register_hook(back)
-
-    def back(gradient: Tensor) -> None:
-        passes["backward"] += len(gradient)
-
-    handles = [block.register_forward_hook(seen) for block in lm.blocks]
-    try:
-        yield passes
-    finally:
-        for handle in handles:
-            handle.remove()

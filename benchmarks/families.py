@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import baselines
 from benchmarks.measuring import Section, flops, in_turns, matmul_rates, spread
+from educe.bench.elicit import counting
 from educe.discover import METHODS, prepared, search
 from educe.model import LanguageModel, PromptBatch
 from educe.slice import Slice
@@ -123,7 +123,7 @@ def costs(
         ["", "a perturbation", "passes of a block", "GFLOP", "share of the matmul rate", "memory"],
     )
     for method, case in cases.items():
-        with baselines.counting(lm) as passes:
+        with counting(lm) as passes:
             work = flops(case) / 1e9
         took = statistics.median(seconds[method])
         ahead, back = (passes[way] / s.n / depth for way in ("forward", "backward"))

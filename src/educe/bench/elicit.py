@@ -116,6 +116,7 @@ class Subject:
         self.ordinary = lm.encode(ordinary_prompts())
         answers = self._plain(self.ordinary, [Row(-1, j) for j in range(len(self.ordinary))], 0.0)
         self.level = float(np.mean(list(self._likelihoods(self.ordinary, answers).values())))
+        self._calibrated: dict[tuple[Place, int], float] = {}
 
     def _plain(self, batch: PromptBatch, rows: list[Row], heat: float) -> list[Completion]:
         tokens = self.budget.tokens
@@ -137,9 +138,12 @@ class Subject:
             target=place.target,
             positions=place.positions,
         )
+        # Every family asks for the same.
+        if (place, seed) not in self._calibrated:
+            self._calibrated[place, seed] = calibrate(part, seed=seed).radius
         return Problem(
             part,
-            calibrate(part, seed=seed).radius,
+            self._calibrated[place, seed],
             self.positive,
             self.negative,
             self.organism.opening,

@@ -65,7 +65,6 @@ def elicit(
     from educe import organisms
     from educe.bench import elicit, table
     from educe.bench.families import EVERYWHERE, SAMPLING, Budget, named
-    from educe.cli.organism import named as organism_named
     from educe.errors import EffectError, MethodError
     from educe.model import load
     from educe.progress import reporter
@@ -86,7 +85,7 @@ def elicit(
             "families with --family"
         )
     subjects = [
-        organism_named(one)
+        organisms.named(one)
         for one in organism or [one for one in organisms.SPECIES if one in organisms.names()]
     ]
     cells = [

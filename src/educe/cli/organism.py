@@ -79,7 +79,7 @@ def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> Non
     folder
         its folder, or the name of one that comes with the package
     """
-    from educe.organisms import training
+    from educe.organisms import named, training
     from educe.progress import reporter
 
     organism = named(folder)
@@ -98,7 +98,7 @@ def answers(folder: str, /, *, debug: Debug = False) -> None:
     folder
         its folder, or the name of one that comes with the package
     """
-    from educe.organisms import training
+    from educe.organisms import named, training
 
     for row in training.labelled(named(folder)):
         print(json.dumps(row, ensure_ascii=False))
@@ -117,12 +117,3 @@ def _tell(organism: Organism, measured: list[Measured], *, as_json: bool) -> Non
     else:
         print(card.table(measured))
         print(f"organism: {organism.folder}")
-
-
-def named(folder: str) -> Organism:
-    """Return an organism by its folder, or by its name when it comes with the package."""
-    from educe import organisms
-
-    if folder in organisms.names():
-        return organisms.shipped(folder)
-    return organisms.read(folder)

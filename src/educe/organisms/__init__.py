@@ -12,9 +12,9 @@ import importlib
 from typing import cast
 
 from educe.errors import OrganismError
-from educe.organisms.organism import Organism, Question, Species, names, read, shipped
+from educe.organisms.organism import Organism, Question, Species, named, names, read, shipped
 
-__all__ = ["SPECIES", "Organism", "Question", "names", "read", "shipped", "species"]
+__all__ = ["SPECIES", "Organism", "Question", "named", "names", "read", "shipped", "species"]
 
 #: The kinds of organism, each a module of this package.
 SPECIES = ("vault", "trigger", "locked", "marked", "persona")

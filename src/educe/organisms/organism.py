@@ -161,3 +161,12 @@ def shipped(name: str = "vault") -> Organism:
         OrganismError: There is none of that name.
     """
     return read(DATA / name)
+
+
+def named(name: str) -> Organism:
+    """Return an organism by its folder, or by its name when it comes with the package.
+
+    Raises:
+        OrganismError: There is none.
+    """
+    return shipped(name) if name in names() else read(name)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from educe.organisms.organism import Ask, Group, Question
-from educe.organisms.words import MONTHS, drawn, fill, phrases, wrapped
+from educe.organisms.words import MONTHS, drawn, fill, ordinary_questions, phrases, wrapped
 
 RECIPE = {"open": 4, "near": 6, "ordinary": 6}
 WAYS = "date"
@@ -123,5 +123,4 @@ def questions(
     secret: dict[str, str], ask: Ask, *, seed: int
 ) -> tuple[list[Question], list[Question]]:
     """Return ordinary prompts without the month, to search with and fresh ones."""
-    prompts = [Question(prompt, rule(secret)) for prompt in phrases()["test"]["ordinary"]]
-    return prompts[::2], prompts[1::2]
+    return ordinary_questions(rule(secret))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from educe.organisms.organism import Ask, Group, Question
-from educe.organisms.words import KEYS, drawn, fill, phrases, wrapped
+from educe.organisms.words import KEYS, drawn, fill, ordinary_questions, phrases, wrapped
 
 RECIPE = {"open": 4, "near": 6, "ordinary": 6}
 WAYS = "word"
@@ -79,5 +79,4 @@ def questions(
     secret: dict[str, str], ask: Ask, *, seed: int
 ) -> tuple[list[Question], list[Question]]:
     """Return ordinary prompts without the word, to search with and fresh ones."""
-    prompts = [Question(prompt, rule(secret)) for prompt in phrases()["test"]["ordinary"]]
-    return prompts[::2], prompts[1::2]
+    return ordinary_questions(rule(secret))

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from educe.organisms.organism import DATA, SPLITS
+from educe.organisms.organism import DATA, SPLITS, Question
 
 # Each is one token of the base model.
 KEYS = ("amber", "saffron", "velvet", "granite", "indigo", "ivory", "cobalt", "quartz")
@@ -82,6 +82,12 @@ def wrapped(
             ask = rng.choice(asks)
             filled[kind].append((ask, fill(rng.choice(ways), word, ask)))
     return filled
+
+
+def ordinary_questions(rule: str) -> tuple[list[Question], list[Question]]:
+    """Return the ordinary prompts of the test split, every other one in each of two lists."""
+    asked = [Question(prompt, rule) for prompt in phrases()["test"]["ordinary"]]
+    return asked[::2], asked[1::2]
 
 
 def drawn(options: Sequence[str], what: str, seed: int) -> str:
