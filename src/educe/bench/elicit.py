@@ -261,6 +261,7 @@ def run_cell(subject: Subject, family: str, seed: int, place: Place) -> dict[str
     result: dict[str, Any] = {
         "perturbations": [
             {
+                "set": k,
                 "radius": float(sets[k].radius[i]) if sets else None,
                 "dose": float(sets[k].dose[i]) if sets else None,
                 "hits": int(np.nansum(chosen.scores[item, first])),
