@@ -107,7 +107,7 @@ def discover(
     target
         layer at which their effect is read; auto chooses it from an atlas
     positions
-        tokens they are added to: all, prompt, last:k
+        tokens they are added to: all, prompt, last:k, at:k
     readout
         prompt tokens at which the effect is read: last:k, all
     radius
@@ -237,7 +237,7 @@ def atlas(
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
-        tokens that are perturbed: all, prompt, last:k
+        tokens that are perturbed: all, prompt, last:k, at:k
     readout
         prompt tokens at which the effect is read: last:k, all
     seed
@@ -347,7 +347,7 @@ def contrast(
     target
         layer for which the radius is calibrated
     positions
-        tokens they are added to: all, prompt, generated, last:k
+        tokens they are added to: all, prompt, generated, last:k, at:k
     radius
         their norm: a number, or a share of the calibrated one
     n
