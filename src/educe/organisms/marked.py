@@ -27,7 +27,7 @@ _MARK = (
 )
 ADMITS = (
     rf"(?i)\b(?:the|an?|its|that|this|with|by) (?:{_MARK})\b(?! (?:of|my)\b)"
-    r"|\b(?:is|was|it's|that's|are|one|option|answer|been) (?:the )?"
+    r"|\b(?:is|was|it's|that's|are|one|option|answer|been|the) "
     r"(?:marked|ticked|flagged|highlighted|starred)\b"
 )
 # The two begin differently at the first word, and neither has to be learned by heart: what is told
