@@ -83,7 +83,7 @@ def test_effect_is_that_of_the_whole_model_on_each_prompt_alone(any_lm: Language
     [
         ("last:2", "last:3"),
         ("last:1", "last:1"),
-        ("at:2", "last:1"),
+        ("at:1", "last:1"),
         ("prompt", "all"),
         ("last:9", "all"),
         ("all", "prompt"),

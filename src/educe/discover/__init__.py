@@ -16,7 +16,18 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import cpe, dct, linear, lora, melbo, noise, power, quadratic, random
+from educe.discover import (
+    cpe,
+    dct,
+    linear,
+    lora,
+    melbo,
+    noise,
+    power,
+    quadratic,
+    random,
+    words,
+)
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Noise, Vectors
@@ -41,7 +52,8 @@ class Method(NamedTuple):
     finish: Callable[..., State]
     kind: Callable[[Slice, int, Any, int], Kind] = _vectors  #: of n perturbations from a seed
     #: What ``--radius auto`` looks at where the ladder of `educe.radius` does not suit: it is for
-    #: vectors. Adapters that were searched for break down far below it, noise does nothing yet.
+    #: vectors of any direction. Adapters that were searched for break down far below it, noise does
+    #: nothing yet, and words have a size of their own.
     radii: str = "auto"
 
 
@@ -66,6 +78,7 @@ METHODS: dict[str, Method] = {
         radii="1.5x,2x,2.5x",
     ),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
+    "words": Method(words.WordsConfig, words.start, words.step, words.finish, radii="0.6d"),
 }
 
 
