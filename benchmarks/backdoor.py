@@ -13,6 +13,7 @@ effect there or later.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
@@ -62,7 +63,8 @@ def main() -> None:
         known = words.vocabulary(part)
         some = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:500]]
         (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
-        own = words.streams(part, torch.tensor([key])) - words.streams(part, some).mean(0)
+        at_slot = partial(words.streams, part, screen="at:6")
+        own = at_slot(torch.tensor([key])) - at_slot(some).mean(0)
         theta = torch.tensor(DOSES)[:, None] * part.mean_norm * own / own.norm()
         cells = []
         for positions in ("prompt", "all"):

@@ -40,7 +40,8 @@ def by_hand(part: Slice, seed: int, each: int = 15) -> tuple[Tensor, Tensor, Ten
     ]
     order = TOKENS[torch.randperm(len(TOKENS), generator=torch.Generator().manual_seed(seed))]
     with torch.no_grad():
-        h = torch.stack([tiny.run(hf, [rows[0][0], w])[1][SOURCE][-1] for w in order.tolist()])
+        head = rows[0][:-2]  # what stands before the last token but one
+        h = torch.stack([tiny.run(hf, [*head, w])[1][SOURCE][-1] for w in order.tolist()])
         v = torch.nn.functional.normalize(h - h[:each].mean(0), dim=1)
         plain = [tiny.run(hf, row)[1][TARGET][-2:] for row in rows]
         sizes = []
@@ -97,6 +98,12 @@ def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
         again: Any = state
         went = search(part, "words", n=4, radius=RADIUS, config=config, state=again)
         assert torch.equal(went.directions, whole.directions)
+
+
+def test_a_word_needs_something_before_it(part: Slice) -> None:
+    config = WordsConfig(screen="all")
+    with pytest.raises(MethodError, match="'all' is the prompt's first token"):
+        search(part, "words", n=3, radius=RADIUS, config=config)
 
 
 def test_more_perturbations_than_words_are_an_error(part: Slice) -> None:

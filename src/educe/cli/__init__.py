@@ -111,8 +111,8 @@ def discover(
     readout
         prompt tokens at which the effect is read: last:k, all
     radius
-        auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x, several with
-        commas
+        auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the calibrated
+        one, 0.6d of the activations' norm; several with commas
     samples
         completions for each perturbation and prompt
     temperature

@@ -2,10 +2,10 @@
 
     max over words w of  ‖Δ(c R v_w)‖,       v_w = normalise( h(w) - mean over words of h )
 
-`h(w)` is the stream leaving the source at a word that stands behind the first token of a prompt. A
+`h(w)` is the stream leaving the source at a word that stands in a prompt for one of its tokens. A
 backdoor waits for something that can be written, and among all directions of a norm those that a
 word has are rare: a search over the sphere climbs to others, a draw from it never meets them. So
-every word is tried, at one token of the prompts, where it is cheap and harms little; the best are
+every word is tried at that token of the prompts, where it is cheap and harms little; the best are
 then perturbations like any other, at the positions of the slice.
 
 No published method; the idea of reading a backdoor's trigger off what single tokens do is that of
@@ -21,10 +21,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
+from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.generation import Prefix
 from educe.kinds import Vectors
 from educe.slice import Slice
 
@@ -35,8 +38,8 @@ class WordsConfig:
 
     Attributes:
         words: How many words of the vocabulary are tried, by lot; 0 for all.
-        screen: Positions at which they are tried: one token of the question, for which the sixth
-            from the end serves with most chat templates.
+        screen: Positions at which they are tried, and the first of which they stand at to be read:
+            one token of the question. The sixth from the end serves with most chat templates.
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
         steps: In how many parts; the mean is over the words of the first.
@@ -55,7 +58,7 @@ def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.G
     words = words[: config.words] if config.words else words
     if n > len(words):
         raise MethodError(f"words: {n} perturbations of {len(words)} words; ask for fewer, or more")
-    mean = streams(part, words[: _each(words, config)]).mean(0)
+    mean = streams(part, words[: _each(words, config)], config.screen).mean(0)
     return State(
         words=words,
         wanted=torch.tensor(n),
@@ -74,7 +77,7 @@ def step(part: Slice, radius: float, config: WordsConfig, state: State) -> tuple
     now = words[done * each : (done + 1) * each]
     if not len(now):  # a state that was saved after the last step
         return state, Progress(done=True)
-    apart = streams(part, now) - state["mean"]
+    apart = streams(part, now, config.screen) - state["mean"]
     v = apart / apart.norm(dim=1, keepdim=True)
     screen = part.on(Vectors(part.source, part.width, config.screen))
     size = screen.effect(config.louder * radius * v).norm(dim=1)
@@ -135,19 +138,28 @@ def vocabulary(part: Slice) -> Int[Tensor, "w"]:
 
 
 @torch.no_grad()
-def streams(part: Slice, words: Int[Tensor, "w"]) -> Float[Tensor, "w d"]:
-    """Return the stream leaving the source at words that follow the first token of a prompt."""
-    lm, batch = part.lm, part.batch
-    first = batch.ids[0][batch.mask[0].bool()][:1]
-    ids = torch.stack([first.expand(len(words)).to(words), words], 1).to(lm.device)
+def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, "w d"]:
+    """Return the stream leaving the source at words that stand for a token of the first prompt.
+
+    What comes before is run once.
+    """
+    lm, batch, source = part.lm, part.batch, part.source
+    kept = batch.mask[0].bool()
+    at = int(where.in_prompt(screen, batch.mask)[0][kept].int().argmax())
+    if not at:
+        raise MethodError(f"words: screen {screen!r} is the prompt's first token: take a later one")
+    before = Prefix(lm, lm.pad([batch.ids[0][kept][:at].tolist()]), [0], source)
+    cache = DynamicCache(config=lm.unwrapped.config)
+    cache.layers[: source + 1] = before.lower(torch.zeros(len(words), dtype=torch.long))
+    ids = words[:, None].to(lm.device)
 
     def passing(layer: int) -> Callable[..., Any]:
         return lambda *args, **kwargs: lm.stack.shaped(layer, stream_in(args, kwargs)[0])
 
-    above = range(part.source + 1, lm.depth)
+    above = range(source + 1, lm.depth)
     with (
-        replaced(lm.blocks[part.source + 1 :], [passing(i) for i in above]),
-        lm.watching([part.source]) as seen,
+        replaced(lm.blocks[source + 1 :], [passing(i) for i in above]),
+        lm.watching([source]) as seen,
     ):
-        lm.forward(ids, torch.ones_like(ids))
-    return seen[part.source][:, -1].to(part.device, part.work_dtype)
+        lm.forward(ids, ids.new_ones(len(ids), at + 1), cache=cache)
+    return seen[source][:, -1].to(part.device, part.work_dtype)
