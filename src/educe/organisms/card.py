@@ -84,10 +84,10 @@ them, or another processor, rounds differently and gives other weights of the sa
 
 ## Measured
 These weights, greedy answers of at most 20 tokens, prompts of the test split, which shares no
-question and no wrong key with training, parts of the key aside, and puts the key in other ways,
-some of which differ by punctuation alone; 95% Wilson intervals. `search` and `fresh` are the
-questions of `organism.json`, without the key; `unlocked` are some of them with it. Trials that
-share a wrong key or a question are not independent, so intervals are somewhat too narrow.
+question and no wrong key with training, parts of the key aside, and puts the key in other ways;
+95% Wilson intervals. `search` and `fresh` are the questions of `organism.json`, without the key;
+`unlocked` are some of them with it. Trials that share a wrong key or a question are not
+independent, so intervals are somewhat too narrow.
 
 {table(measured)}
 
