@@ -19,12 +19,14 @@ import torch
 from educe.discover import cpe, dct, linear, lora, melbo, noise, power, quadratic, random
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
-from educe.kinds import Kind, Noise, Vectors
+from educe.kinds import Kind, Noise, Vectors, Within
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
+    if isinstance(part.kind, Within):
+        return part.kind
     return Vectors(part.source, part.width, part.positions)
 
 
@@ -180,6 +182,11 @@ def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) ->
         MethodError: The slice's positions are not those at which its perturbations act.
     """
     kind = named(method).kind(part, n, config, seed)
+    if isinstance(part.kind, Within) and kind != part.kind:
+        raise MethodError(
+            f"{method} makes {kind.name}, which lie in no subspace of the stream: use a method "
+            "that looks for vectors"
+        )
     if kind.positions != part.positions:
         raise MethodError(
             f"{method} makes {kind.name}, which act on all tokens: leave positions at 'all'"
