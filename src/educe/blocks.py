@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -166,11 +166,13 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
     Returns:
         None where there are no such two, as where a block scales what it adds.
     """
-    came: dict[nn.Module, Any] = {}
+    came: dict[nn.Module, Tensor] = {}
     passed: list[tuple[Any, Any]] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        came[module] = stream_out(output)
+        wrote = stream_out(output)
+        if isinstance(wrote, Tensor):
+            came[module] = wrote.clone()  # some add to it in place
 
     def note_block(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         passed.append((stream_in(args, kwargs)[0], stream_out(output)))
@@ -185,11 +187,15 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
             handle.remove()
     ((given, out),) = passed
     added = out - given
-    wide = [m for m, x in came.items() if isinstance(x, Tensor) and x.shape == added.shape]
+    # As wide as the stream; some have rows and tokens in one dimension.
+    wide = {
+        module: x.reshape(added.shape)
+        for module, x in came.items()
+        if x.shape[-1] == added.shape[-1] and x.numel() == added.numel()
+    }
     # Of modules that hand on the same output the innermost comes first.
-    pairs = [(one, other) for i, one in enumerate(wide) for other in wide[i + 1 :]]
-    for one, other in pairs:
-        if (came[one] + came[other] - added).norm() <= 1e-3 * added.norm():
+    for one, other in combinations(wide, 2):
+        if (wide[one] + wide[other] - added).norm() <= 1e-3 * added.norm():
             return [one, other]
     return []
 

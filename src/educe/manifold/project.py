@@ -108,23 +108,30 @@ def ablating(
     """
     where.check(positions)
 
+    entered: list[Tensor] = []  # which tokens of the forward that runs
+
     def at(x: Tensor) -> Tensor:
+        ones = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
         if x.shape[1] == 1:
-            return torch.full((1, 1), where.in_generated(positions), device=x.device)
-        return where.in_prompt(positions, torch.ones(x.shape[:2], dtype=torch.long, device=x.device))
+            return ones.bool() & where.in_generated(positions)
+        return where.in_prompt(positions, ones)
+
+    def without(stream: Tensor) -> Tensor:
+        return torch.where(at(stream)[..., None], ablation(stream), stream)
 
     def outgoing(module: nn.Module, args: Any, output: Any) -> Any:
-        stream = stream_out(output)
-        return with_stream(output, torch.where(at(stream)[..., None], ablation(stream), stream))
-
-    def added(module: nn.Module, args: Any, output: Any) -> Any:
-        wrote = stream_out(output)
-        less = torch.where(at(wrote)[..., None], ablation.change(wrote), 0.0)
-        return with_stream(output, wrote - less)
+        return with_stream(output, without(stream_out(output)))
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> Any:
         stream, rest = stream_in(args, kwargs)
-        return (torch.where(at(stream)[..., None], ablation(stream), stream), *rest.args), rest.kwargs
+        entered[:] = [at(stream)]
+        return (without(stream), *rest.args), rest.kwargs
+
+    def added(module: nn.Module, args: Any, output: Any) -> Any:
+        wrote = stream_out(output)
+        apart = wrote.reshape(*entered[0].shape, -1)  # some have rows and tokens in one dimension
+        less = torch.where(entered[0][..., None], ablation.change(apart), 0.0)
+        return with_stream(output, wrote - less.reshape(wrote.shape))
 
     if layers is not None:
         handles = [lm.blocks[i].register_forward_hook(outgoing) for i in layers]

@@ -91,6 +91,74 @@ def where(report: Path, console: Console | None = None) -> None:
     )
 
 
+def passport(p: dict[str, Any], console: Console | None = None) -> None:
+    """Print a passport (see `educe.manifold.record`) on one screen."""
+    console = console or Console()
+    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+    console.print(
+        Panel(
+            Text(p["words"]),
+            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, norm {p['norm']:.3g}",
+            title_align="left",
+        )
+    )
+    grid = Table(box=None, padding=(0, 1), header_style="bold dim")
+    for name in ("", "perturbation", "natural differences", "random vectors", "percentile"):
+        grid.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    rows = {
+        f"energy in the top {p['rank']} of {p['width']}": (p["share"], ".2f"),
+        "Mahalanobis length, same norm": (p["length"], ".3g"),
+        "Mahalanobis length, own norms": (p["size"], ".3g"),
+    }
+    if p["prompt"]:
+        rows[f"energy in the prompt's span of {p['prompt_rank']}"] = (p["prompt"], ".2f")
+    for name, (of, form) in rows.items():
+        controls = (_range(of[kind], form) for kind in ("natural", "random"))
+        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{of['percentile']:.1%}")
+    grid.add_row(*[""] * 5)
+    for at in p["depth"]:
+        of = at["distance"]
+        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
+        small = "" if at["enough"] else ", too little text"
+        grid.add_row(f"distance at layer {at['layer']}{small}", f"{of['found']:.0%}", *controls)
+    grid.add_row(*[""] * 5)
+    outputs = {o["name"]: o for o in p["outputs"]}
+    for name in ("kl", "perplexity"):
+        controls = (
+            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), ".3g")
+            for kind in ("natural", "random")
+        )
+        grid.add_row(f"{name} on held-out text", f"{outputs['the perturbation'][name]:.3g}", *controls)
+    for part in ("its part inside", "its part outside"):
+        if part in outputs:
+            grid.add_row(f"kl of {part}", f"{outputs[part]['kl']:.3g}")
+    for taken in p["taken"]:
+        name = f"kl, direction away ({taken['form']})"
+        grid.add_row(name, f"{taken['kl']:.3g}", "", _range(taken["random"], ".3g"))
+    console.print(grid)
+    if p["taken"]:
+        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+        console.print(
+            f"[dim]of what taking it away changes, in directions not used: {told}[/dim]",
+            highlight=False,
+        )
+    last = p["growth"][-1]
+    console.print(
+        f"[dim]{last['tokens']} tokens, held-out activations {last['optimism']:.2f} times as far out; "
+        f"without first tokens{massive}[/dim]",
+        highlight=False,
+    )
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {"median": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1]}
+
+
+def _range(of: dict[str, float], form: str) -> str:
+    return f"{of['median']:{form}} ({of['low']:{form}} to {of['high']:{form}})"
+
+
 def perturbation(summary: Summary, number: int, console: Console | None = None) -> None:
     """Print one perturbation with everything it wrote; number 0 is the unperturbed model.
 
