@@ -165,13 +165,14 @@ def watching(lm: LanguageModel, places: Sequence[Place]) -> Iterator[dict[Place,
 def _pieces(lm: LanguageModel, documents: Iterable[Prompt]) -> Iterator[Piece]:
     """Cut documents into pieces."""
     last: dict[bool, list[int]] = {True: [], False: []}  # texts and chats by turns
+    longest = min(PIECE, lm.context or PIECE)
     for number, document in enumerate(documents):
         ids = corpus.tokens(lm, document)
         chat = not isinstance(document, str)
         shared = _shared(ids, last[chat])
-        last[chat] = ids[:PIECE]
-        for start in range(0, len(ids), PIECE):
-            piece = ids[start : start + PIECE]
+        last[chat] = ids[:longest]
+        for start in range(0, len(ids), longest):
+            piece = ids[start : start + longest]
             skip = max(1, shared - start)
             if len(piece) > skip:
                 yield Piece(number, piece, skip)
@@ -197,7 +198,8 @@ def _in_batches(
             yield _read(lm, batch, places)
             batch = []
         batch.append(piece)
-    yield _read(lm, batch, places)
+    if batch:
+        yield _read(lm, batch, places)
 
 
 @torch.no_grad()
