@@ -62,7 +62,7 @@ def measure(name: str, file: Path) -> None:
     told = {"organism": name, "radius": radius, "dose": radius / part.mean_norm}
     told |= {"tokens": natural.moments.count, "variance": float(top.variance.sum() / top.total)}
 
-    def written(rows: list[Row], theta: torch.Tensor | None = None, kind=None) -> list:  # noqa: ANN001
+    def written(rows: list[Row], theta: torch.Tensor | None = None, kind=None) -> list:
         batches = educe.generate(lm, batch, rows, theta, kind=kind, max_new_tokens=LONG)
         return [c for some in batches for c in some]
 

@@ -57,7 +57,9 @@ def test_energy_within_the_planted_subspace_is_whole_and_by_chance_a_share() -> 
     assert mean == pytest.approx(0.1)
     shares = geometry.share(random)
     assert float(shares.mean()) == pytest.approx(mean, abs=0.005)
-    assert float(((shares > low) & (shares < high)).double().mean()) == pytest.approx(0.95, abs=0.01)
+    assert float(((shares > low) & (shares < high)).double().mean()) == pytest.approx(
+        0.95, abs=0.01
+    )
     unit = torch.nn.functional.normalize(inside, dim=1)
     assert float(geometry.length(random).min()) > 10 * float(geometry.length(unit).max())
     torch.testing.assert_close(geometry.inside(inside), inside, rtol=0, atol=1e-3)
@@ -76,7 +78,10 @@ def test_massive_coordinates_are_in_no_measure() -> None:
     loud = rows.clone()
     loud[:, 3] = 1e4 * normal(2000, seed=5)
     kept = [i for i in range(8) if i != 3]
-    geometry, alone = Geometry.of(Moments.of(loud), massive=[3]), Geometry.of(Moments.of(rows[:, kept]))
+    geometry, alone = (
+        Geometry.of(Moments.of(loud), massive=[3]),
+        Geometry.of(Moments.of(rows[:, kept])),
+    )
     torch.testing.assert_close(geometry.distance(loud), alone.distance(rows[:, kept]))
     v = normal(5, 8, seed=6)
     torch.testing.assert_close(geometry.share(v), alone.share(v[:, kept]))

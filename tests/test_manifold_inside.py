@@ -50,7 +50,9 @@ def test_power_on_coefficients_is_the_decomposition_of_the_projected_map() -> No
     vectors = found.directions.double() @ known.basis
     projector = known.basis.T @ known.basis
     value, right = torch.linalg.svd(MATRIX @ projector)[1:]
-    assert torch.allclose(cosines(vectors[::2], right[:RANK]).diagonal(), torch.ones(1).double(), atol=1e-5)
+    assert torch.allclose(
+        cosines(vectors[::2], right[:RANK]).diagonal(), torch.ones(1).double(), atol=1e-5
+    )
     assert torch.allclose(found.scores["singular_value"][::2].double(), value[:RANK], rtol=1e-4)
 
 
@@ -186,7 +188,9 @@ def test_the_corpus_gives_its_top_directions_and_random_ones_share_its_chance(
     tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
     file = tmp_path / "notes.txt"
-    file.write_text("\n\n".join(f"Note {i}: the {i * 7} birds flew to the {i}th tree." for i in range(30)))
+    file.write_text(
+        "\n\n".join(f"Note {i}: the {i * 7} birds flew to the {i}th tree." for i in range(30))
+    )
     batch = tiny_lm.encode(["Hello there."])
     top = described(tiny_lm, batch, 1, f"{file}:6")
     assert top.basis.shape == (6, 32)

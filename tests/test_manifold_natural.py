@@ -21,7 +21,12 @@ from educe.manifold.natural import Sample, gather
 from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 
-TEXTS = ["The ferry left.", "A long day ended well.", "Two", "They met again under the clock at noon."]
+TEXTS = [
+    "The ferry left.",
+    "A long day ended well.",
+    "Two",
+    "They met again under the clock at noon.",
+]
 
 
 def by_hand(lm: LanguageModel, ids: list[int], place: Place) -> Tensor:
@@ -222,7 +227,7 @@ def test_memory_does_not_grow_with_the_corpus(
 
 
 def test_a_corpus_that_is_too_small_is_refused(tiny_lm: LanguageModel) -> None:
-    with pytest.raises(PromptError, match="too small|can be held out"):
+    with pytest.raises(PromptError, match="can be held out"):
         gather(tiny_lm, TEXTS, [Place(1)])
     with pytest.raises(PromptError, match="empty"):
         gather(tiny_lm, [], [Place(1)])

@@ -76,7 +76,9 @@ def test_oblique_projection_is_least_squares_on_what_is_left() -> None:
     apart = (h - h.mean(0)).numpy()
     known = apart @ u.numpy().T
     residual = apart - known @ np.linalg.lstsq(known, apart, rcond=None)[0]
-    np.testing.assert_allclose(oblique(u, Moments.of(h))(h), residual + h.mean(0).numpy(), atol=1e-9)
+    np.testing.assert_allclose(
+        oblique(u, Moments.of(h))(h), residual + h.mean(0).numpy(), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("form", ["plain", "mean", "oblique"])
@@ -104,7 +106,7 @@ def counterexample(n: int = 500) -> tuple[Tensor, Tensor]:
 
 def test_plain_projection_injects_an_unused_direction_and_the_oblique_one_does_not() -> None:
     """The counterexample of the discussion of MELBO: projecting away ``(b - d)/√2``."""
-    a, (b, c, d) = counterexample()
+    a, (b, _, d) = counterexample()
     assert float((a @ d).abs().max()) < 1e-12
     u, known = (b - d)[None] / 2**0.5, Moments.of(a)
     bent, clean = plain(u)(a), oblique(u, known)(a)
@@ -119,7 +121,10 @@ def test_plain_projection_injects_an_unused_direction_and_the_oblique_one_does_n
 
 
 def test_injection_is_that_of_the_activations_themselves() -> None:
-    h, u = normal(300, 12) @ torch.diag(2.0 ** -torch.arange(12, dtype=torch.float64)), normal(1, 12)
+    h, u = (
+        normal(300, 12) @ torch.diag(2.0 ** -torch.arange(12, dtype=torch.float64)),
+        normal(1, 12),
+    )
     known = Moments.of(h)
     told = injection(plain(u), known)
     size, turn = torch.linalg.eigh(torch.tensor(np.cov(h.numpy().T, bias=True)))
@@ -205,7 +210,9 @@ def test_taken_from_weights_is_taken_from_activations(
     lm = lm_of(name, torch.float64)
     known = Moments.of(rows(200, 32))
     u = normal(2, 32, seed=4)
-    ablation = {"origin": plain(u), "mean": plain(u, known.mean), "oblique": oblique(u, known)}[form]
+    ablation = {"origin": plain(u), "mean": plain(u, known.mean), "oblique": oblique(u, known)}[
+        form
+    ]
     ids = torch.tensor(tiny.ragged([9, 9]))
     mask = torch.ones_like(ids)
     untouched = lm.forward(ids, mask, last=0)
@@ -230,7 +237,9 @@ def test_taken_from_all_of_the_stream_nothing_is_left_within_a_block_either(
     u = torch.nn.functional.normalize(normal(1, 32).float(), dim=1)
     ids = torch.tensor(tiny.ragged([6]))
     seen: list[Tensor] = []
-    members = [m for block in lm.blocks for m in block.modules() if "norm" in type(m).__name__.lower()]
+    members = [
+        m for block in lm.blocks for m in block.modules() if "norm" in type(m).__name__.lower()
+    ]
     first = {id(block): next(iter(block.children())) for block in lm.blocks}
     assert first
     handles = [m.register_forward_pre_hook(lambda m, a: seen.append(a[0])) for m in members]

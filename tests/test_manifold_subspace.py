@@ -117,7 +117,9 @@ def test_random_projection_finds_what_the_exact_decomposition_does(
 
 
 def test_a_random_subspace_holds_the_chance_share() -> None:
-    moments = Moments.of(normal(500, 40) @ torch.diag(torch.linspace(0.1, 2, 40, dtype=torch.double)))
+    moments = Moments.of(
+        normal(500, 40) @ torch.diag(torch.linspace(0.1, 2, 40, dtype=torch.double))
+    )
     draw = torch.Generator().manual_seed(0)
     some = [random_subspace(moments, 10, draw) for _ in range(200)]
     for one in some[:3]:

@@ -200,9 +200,7 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
     return []
 
 
-def _matrices_called(
-    block: nn.Module, run: Callable[[], object]
-) -> list[tuple[str, Any, Any]]:
+def _matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[str, Any, Any]]:
     """Return the matrices that a block calls, in order: name, what each takes, what it returns."""
     matrices: dict[str, nn.Module] = {}
     for name, module in block.named_modules():

@@ -21,7 +21,6 @@ from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunE
 
 if TYPE_CHECKING:
     from educe.job import Settings
-    from educe.runs import Run
 
 app = App(
     name="educe",

@@ -50,7 +50,9 @@ def examine(
         check_begun(opened)
         known = {p.id for p in opened.perturbations()}
         if unknown := [number for number in numbers if number not in known]:
-            raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
+            raise RunError(
+                f"the run has no perturbation {unknown[0]}: see educe show for its numbers"
+            )
         choose(telling.say)
         settings = job.stored(opened)
         lm = job.loaded(settings, telling.say)

@@ -55,9 +55,7 @@ def start(
         probes = random_probes(part, config.projections, draw)
     most = min(len(probes), part.kind.size)
     if n > 2 * most:
-        cure = (
-            "" if most == part.kind.size else f", or set projections={-(-n // 2)} or mode='full'"
-        )
+        cure = "" if most == part.kind.size else f", or set projections={-(-n // 2)} or mode='full'"
         raise MethodError(
             f"dct-linear has {most} directions here, with two signs each: ask for at most "
             f"{2 * most} perturbations{cure}"

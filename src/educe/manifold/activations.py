@@ -42,7 +42,9 @@ class Place(NamedTuple):
     part: Literal["stream", "attention", "mlp"] = "stream"
 
     def __str__(self) -> str:
-        return f"resid_post.{self.layer}" if self.part == "stream" else f"{self.part}_in.{self.layer}"
+        return (
+            f"resid_post.{self.layer}" if self.part == "stream" else f"{self.part}_in.{self.layer}"
+        )
 
 
 class Piece(NamedTuple):
@@ -106,9 +108,7 @@ def read(
     yield from _in_batches(lm, waiting, places)
 
 
-def read_prompts(
-    lm: LanguageModel, batch: PromptBatch, place: Place
-) -> Float[Tensor, "n d"]:
+def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[Tensor, "n d"]:
     """Return the activations of all tokens of some prompts but the first of each."""
     counted = after_first(batch.mask)
     with watching(lm, [place]) as seen:
@@ -188,9 +188,7 @@ def _together(lm: LanguageModel) -> int:
     return TOKENS_PER_BATCH.get(lm.device.type, 2048)
 
 
-def _in_batches(
-    lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]
-) -> Iterator[Read]:
+def _in_batches(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Iterator[Read]:
     """Read pieces, those of like length together."""
     batch: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: len(piece.ids)):

@@ -56,7 +56,9 @@ class Geometry:
     kept: Bool[Tensor, "d"]
 
     @classmethod
-    def of(cls, moments: Moments, *, massive: Sequence[int] = (), rank: int | None = None) -> Geometry:
+    def of(
+        cls, moments: Moments, *, massive: Sequence[int] = (), rank: int | None = None
+    ) -> Geometry:
         """Decompose moments.
 
         Args:
@@ -178,9 +180,7 @@ def percentile(values: Float[Tensor, "n"], among: Float[Tensor, "m"]) -> Float[T
     return (below + up_to).double() / 2 / len(ordered)
 
 
-def differences(
-    sample: Sample, n: int, generator: torch.Generator
-) -> Float[Tensor, "n d"]:
+def differences(sample: Sample, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
     """Draw differences between natural activations of different documents."""
     drawn = torch.zeros(0, 2, dtype=torch.long)
     while len(drawn) < n:
@@ -191,9 +191,7 @@ def differences(
     return sample.rows[first].double() - sample.rows[second].double()
 
 
-def random_vectors(
-    n: int, geometry: Geometry, generator: torch.Generator
-) -> Float[Tensor, "n d"]:
+def random_vectors(n: int, geometry: Geometry, generator: torch.Generator) -> Float[Tensor, "n d"]:
     """Draw unit vectors uniformly, without massive coordinates."""
     drawn = torch.randn(n, len(geometry.kept), generator=generator, dtype=torch.float64)
     return torch.nn.functional.normalize(drawn * geometry.kept, dim=1)

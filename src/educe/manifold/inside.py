@@ -60,8 +60,8 @@ def parse(text: str) -> tuple[str, int]:
     source, _, rank = text.rpartition(":")
     if not rank.isdigit() or not int(rank):
         raise MethodError(
-            f"within {text!r}: give a rank, as in 64, or with a source, as in prompts:16, random:64, "
-            "notes.txt:64 or hub:NAME:64"
+            f"within {text!r}: give a rank, as in 64, or with a source, as in prompts:16, "
+            "random:64, notes.txt:64 or hub:NAME:64"
         )
     return source or corpus.BUNDLED, int(rank)
 

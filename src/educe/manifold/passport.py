@@ -230,14 +230,23 @@ class _Exam:
             return [float(v.median()) for v in values]
 
         rows = {name: [measured(o) for o in some] for name, some in self.controls.items()}
-        natural_rows, random_rows = (zip(*rows[name], strict=True) for name in ("natural", "random"))
-        standings = [
-            Standing(own, Range.of(apart), Range.of(drawn))
-            for own, apart, drawn in zip(
-                measured(self.found), natural_rows, random_rows, strict=True
-            )
-        ]
-        return Depth(layer, *standings, chance=geometry.chance[0], enough=known.enough)
+        own, unmoved = measured(self.found), measured(self.trial.plain)
+
+        def standing(i: int) -> Standing:
+            natural, random = ([row[i] for row in rows[name]] for name in ("natural", "random"))
+            return Standing(own[i], Range.of(natural), Range.of(random))
+
+        return Depth(
+            layer,
+            distance=standing(0),
+            nearest=standing(1),
+            share=standing(2),
+            size=standing(3),
+            still_distance=unmoved[0],
+            still_nearest=unmoved[1],
+            chance=geometry.chance[0],
+            enough=known.enough,
+        )
 
     def growth(self) -> tuple[Grown, ...]:
         """Return what the measures say at an eighth, a quarter, a half and all of the corpus."""
@@ -297,7 +306,10 @@ class _Exam:
             return next(iter(batches))[0].text
 
         same = Vectors(self.layer, self.lm.width, self.kind.positions)
-        texts = [("unperturbed", written(-1)), ("the perturbation", written(0, self.theta, self.kind))]
+        texts = [
+            ("unperturbed", written(-1)),
+            ("the perturbation", written(0, self.theta, self.kind)),
+        ]
         texts += [
             (name, written(0, part.to(self.theta), same)) for name, part in self.parts.items()
         ]
@@ -327,8 +339,10 @@ def _spectrum(
     counts = np.unique(np.geomspace(1, len(home.vectors), POINTS).round().astype(int))
     at = torch.as_tensor(counts) - 1
     along = (home.vectors @ held.about(home.mean) * home.vectors).sum(1)
-    apart = home.energy(scaled).cumsum(1)[:, at].quantile(
-        torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), dim=0
+    apart = (
+        home.energy(scaled)
+        .cumsum(1)[:, at]
+        .quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), dim=0)
     )
     return {
         "directions": [float(c) for c in counts],

@@ -7,9 +7,9 @@ For a subspace with orthonormal rows ``U`` and a point ``m`` (the origin, or the
 
 Plain projection changes activations along ``U`` alone, whether or not anything natural lies there.
 With ``a = x b + y c``, ``d`` a direction that is not used, and ``u = (b - d)/√2``, it leaves
-``x/2 (b + d) + y c``: the ``d`` that nothing wrote is in the activations now. The oblique form takes
-away what correlates with ``u``, ``x b``, along ``Σu``, which lies in the span of the data; it is the
-least change that leaves nothing linear of ``uᵀh`` behind (LEACE; Belrose et al. 2023).
+``x/2 (b + d) + y c``: the ``d`` that nothing wrote is in the activations now. The oblique form
+takes away what correlates with ``u``, ``x b``, along ``Σu``, which lies in the span of the data. It
+is the least change that leaves nothing linear of ``uᵀh`` behind (LEACE; Belrose et al. 2023).
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from educe.manifold.distance import Geometry
 from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 
+#: Powers of the covariance by which random directions are tilted, at most.
+STEEPEST = (-1e4, 1e4)
 #: Directions beyond those that hold this share of the variance are not used.
 USED = 0.99
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """``h ← h - (h - about) readᵀ write``, with ``write readᵀ = 1``: doing it twice changes nothing.
+    """``h ← h - (h - about) readᵀ write``, with ``write readᵀ = 1``: twice is the same as once.
 
     Attributes:
         read: What is looked for, ``[k, width]``.
@@ -58,9 +60,7 @@ class Ablation:
         return x @ self.read.to(x).T @ self.write.to(x)
 
 
-def plain(
-    directions: Float[Tensor, "k d"], about: Float[Tensor, "d"] | None = None
-) -> Ablation:
+def plain(directions: Float[Tensor, "k d"], about: Float[Tensor, "d"] | None = None) -> Ablation:
     """Return the orthogonal projection, about a point or the origin.
 
     Raises:
@@ -173,8 +173,8 @@ def ablating_weights(lm: LanguageModel, ablation: Ablation) -> Iterator[None]:
     try:
         for table in tables:
             if table.embedding_dim == lm.width:
-                more = constant if table is words else torch.zeros_like(constant)
-                change(table, "weight", lambda w, more=more: w - ablation.change(w) + more.to(w))
+                change(table, "weight", lambda w: w - ablation.change(w))
+        change(words, "weight", lambda w: w + constant.to(w))
         for module in (matrix for writer in writers for matrix in _matrices(lm, writer)):
             if isinstance(module, nn.Linear):
                 change(module, "weight", lambda w: w - write.to(w).T @ (read.to(w) @ w))
@@ -261,9 +261,13 @@ def equal_variance(
 
         def excess(power: float) -> float:
             w = tilted(power)
-            return float((w * variance).sum() / w.sum() / wanted) - 1  # noqa: B023
+            return float((w * variance).sum() / w.sum() / wanted) - 1
 
-        power = brentq(excess, -50.0, 50.0, xtol=1e-10)
+        low, high = STEEPEST
+        if excess(low) >= 0 or excess(high) <= 0:
+            power = low if excess(low) >= 0 else high  # along the extreme directions themselves
+        else:
+            power = brentq(excess, low, high)
         found.append((tilted(power).sqrt() * g.sign()) @ basis.T)
     return torch.nn.functional.normalize(torch.stack(found), dim=1)
 
@@ -288,13 +292,15 @@ def _matrices(lm: LanguageModel, writer: nn.Module) -> list[nn.Module]:
 
 
 def _prove(lm: LanguageModel, ablation: Ablation) -> None:
-    ids = torch.arange(5, device=lm.device)[None] % lm.unwrapped.get_input_embeddings().num_embeddings
+    words = lm.unwrapped.get_input_embeddings().num_embeddings
+    ids = torch.arange(5, device=lm.device)[None] % words
     with lm.watching(range(lm.depth)) as streams:
         lm.forward(ids, torch.ones_like(ids))
     for layer, stream in streams.items():
         left = ablation.change(stream - ablation.about.to(stream)).norm(dim=-1)
         if bool((left > 1e-3 * stream.norm(dim=-1)).any()):
             raise ModelError(
-                f"{lm.name} writes to the stream, up to layer {layer}, with more than its embeddings "
-                "and the matrices of its blocks: take the directions away from activations instead"
+                f"{lm.name} writes to the stream, up to layer {layer}, with more than its "
+                "embeddings and the matrices of its blocks: take the directions away from "
+                "activations instead"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,8 @@ import numpy as np
 LEVEL = 0.01
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """Values of a control: the median, and what 95% of them lie between."""
 
     median: float
@@ -54,8 +55,10 @@ class Depth:
     Attributes:
         layer: The layer.
         distance: Median percentile of perturbed activations' Mahalanobis distance among that of
-            held-out natural ones; 0.5 for natural ones themselves.
+            held-out natural ones.
         nearest: The same of the distance to the nearest natural activation.
+        still_distance: The first, of the same texts without perturbation.
+        still_nearest: The second.
         share: Share of the energy of what is changed that lies in the top directions.
         size: Norm of what is changed, as a share of the stream's.
         chance: That share for a random vector at this layer.
@@ -67,6 +70,8 @@ class Depth:
     nearest: Standing
     share: Standing
     size: Standing
+    still_distance: float
+    still_nearest: float
     chance: float
     enough: bool
 
@@ -220,8 +225,8 @@ def _beyond(at: Grown) -> bool:
 
 _WORDS = {
     "natural": "it points where natural activations differ from one another",
-    "exaggerated": "it points where natural activations differ from one another, but is longer than "
-    "such differences are",
+    "exaggerated": "it points where natural activations differ from one another, but is longer "
+    "than such differences are",
     "outside": "it points where natural activations hardly differ from one another, though more so "
     "than random vectors do",
     "random": "it points where natural activations hardly differ from one another, as random "

@@ -1,8 +1,8 @@
 """A trial: held-out texts, and what the model makes of them when it is perturbed.
 
 The same few texts for every perturbation and every control, each token perturbed. What is kept: the
-stream at some layers, and of the next-token distributions ``q``, ``p`` without perturbation, and the
-tokens ``x`` that really come next,
+stream at some layers, and of the next-token distributions ``q``, ``p`` without perturbation, and
+the tokens ``x`` that really come next,
 
     KL(p ‖ q),   entropy of q in nats,   perplexity exp(mean -log q(x)).
 """
@@ -83,7 +83,7 @@ class Trial:
         streams: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         kl, entropy, surprise = [], [], []
         for number, ((batch, skips), start) in enumerate(zip(self.parts, self.starts, strict=True)):
-            counted = (batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None])
+            counted = batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None]
             counted &= batch.mask.bool()
 
             def handing_on(layer: int, start: Tensor = start) -> Callable[..., Any]:

@@ -62,8 +62,8 @@ KINDS = {
         "random directions at the same radii",
     ),
     "within": (
-        "Dose is the norm of a random vector of that radius as a share of the mean activation norm at "
-        "the source",
+        "Dose is the norm of a random vector of that radius as a share of the mean activation norm "
+        "at the source",
         "random vectors of the same subspace at the same radii",
     ),
     "adapters": (

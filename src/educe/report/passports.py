@@ -40,7 +40,9 @@ def spectrum(curves: dict[str, list[float]]) -> alt.LayerChart:
     ]
     band = [
         {"directions": count, "low": low, "high": high}
-        for count, low, high in zip(counts, curves["natural low"], curves["natural high"], strict=True)
+        for count, low, high in zip(
+            counts, curves["natural low"], curves["natural high"], strict=True
+        )
     ]
     along = alt.X("directions:Q", scale=alt.Scale(type="log", nice=False), title="directions")
     lines = (
@@ -48,7 +50,12 @@ def spectrum(curves: dict[str, list[float]]) -> alt.LayerChart:
         .mark_line(strokeWidth=2)
         .encode(
             along,
-            alt.Y("energy:Q", axis=alt.Axis(format="%"), title="energy within"),
+            alt.Y(
+                "energy:Q",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format="%", tickCount=5),
+                title="energy within",
+            ),
             _colour({**KINDS, "held-out activations": "ink"}),
             tooltip=["of:N", "directions:Q", alt.Tooltip("energy:Q", format=".1%")],
         )
@@ -89,12 +96,15 @@ def depth(layers: list[dict[str, Any]]) -> alt.LayerChart:
     dots = base.mark_point(size=80, opacity=1).encode(
         up, fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)), fill=_fill(KINDS)
     )
-    middle = (
-        alt.Chart(alt.Data(values=[{"at": 0.5}]))
-        .mark_rule(strokeDash=[3, 4], color=PALETTE["muted"][0])
-        .encode(up)
+    unmoved = [{"layer": at["layer"], "at": at["still_distance"]} for at in layers]
+    ticks = (
+        alt.Chart(alt.Data(values=unmoved))
+        .mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
+        .encode(
+            alt.X("layer:O"), up, tooltip=[alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
+        )
     )
-    return (middle + bars + dots).properties(height=300)
+    return (ticks + bars + dots).properties(height=300)
 
 
 def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
@@ -113,7 +123,9 @@ def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
         .encode(
             along,
             alt.Y(
-                "percentile:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)
+                "percentile:Q",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format="%", tickCount=5),
             ),
             _colour(roles),
             tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
@@ -122,8 +134,8 @@ def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
     far = [{"tokens": at["tokens"], "told": f"held-out × {at['optimism']:.2f}"} for at in sizes]
     labels = (
         alt.Chart(alt.Data(values=far))
-        .mark_text(dy=-6, color=PALETTE["muted"][0], fontSize=12)
-        .encode(along, alt.YDatum(0.04), text="told:N")
+        .mark_text(color=PALETTE["muted"][0], fontSize=12)
+        .encode(along, alt.YDatum(0.5), text="told:N")
     )
     return (percentiles + labels).properties(height=260)
 
@@ -147,11 +159,13 @@ def _control(name: str) -> str | None:
 
 
 def _spread(of: Any) -> dict[str, float]:
-    return {"low": of["low"], "high": of["high"]} if isinstance(of, dict) else {"low": of, "high": of}
+    return (
+        {"low": of["low"], "high": of["high"]} if isinstance(of, dict) else {"low": of, "high": of}
+    )
 
 
 def _colour(roles: dict[str, str]) -> alt.Color:
-    legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
+    legend = alt.Legend(title=None, orient="top", columns=4, labelLimit=260)
     return alt.Color("of:N", scale=_scale(roles), legend=legend)
 
 
