@@ -98,7 +98,7 @@ def test_directions_that_depend_on_each_other_are_refused() -> None:
 def counterexample(n: int = 500) -> tuple[Tensor, Tensor]:
     """Return ``a = x b + y c`` with orthonormal ``b``, ``c``, ``d``, and those three."""
     b, c, d = torch.linalg.qr(normal(8, 3, seed=7)).Q.T
-    x, y = 10 * normal(n, 1, seed=8), normal(n, 1, seed=9)
+    x, y = 10 * normal(n, 1, seed=8), 3 * normal(n, 1, seed=9)
     x, y = x - x.mean(), y - y.mean()
     y = y - x * (x * y).sum() / x.square().sum()  # uncorrelated, as the example has them
     return x * b + y * c, torch.stack([b, c, d])
@@ -115,9 +115,11 @@ def test_plain_projection_injects_an_unused_direction_and_the_oblique_one_does_n
     torch.testing.assert_close(clean, a - (a @ b)[:, None] * b)  # x b is gone, y c is whole
     told = {"plain": injection(plain(u), known), "oblique": injection(oblique(u, known), known)}
     assert told["plain"].outside == pytest.approx(0.5)
-    assert told["plain"].grown > 10
+    assert told["plain"].natural < 1e-10
+    share = float((a @ b).square().sum() / a.square().sum())
+    assert told["plain"].after == pytest.approx(share / 4)  # half of b's deviation is in d now
     assert told["oblique"].outside < 1e-10
-    assert told["oblique"].natural < 0.02
+    assert told["oblique"].after < 1e-10
 
 
 def test_injection_is_that_of_the_activations_themselves() -> None:
@@ -136,8 +138,11 @@ def test_injection_is_that_of_the_activations_themselves() -> None:
         float((change @ unused).square().sum() / change.square().sum())
     )
     after, before = (x - x.mean(0) for x in (plain(u)(h), h))
-    assert told.grown == pytest.approx(
-        float((after @ unused).square().sum() / (before @ unused).square().sum())
+    assert told.after == pytest.approx(
+        float((after @ unused).square().sum() / before.square().sum())
+    )
+    assert told.natural == pytest.approx(
+        float((before @ unused).square().sum() / before.square().sum())
     )
     assert told.chance == pytest.approx(unused.shape[1] / 12)
 

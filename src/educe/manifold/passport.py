@@ -286,7 +286,7 @@ class _Exam:
                 Taken(
                     form,
                     known.outside,
-                    known.grown,
+                    known.after,
                     own.kl,
                     Range.of([o.kl for o in random]),
                     own.perplexity,

@@ -193,16 +193,16 @@ class Injection(NamedTuple):
 
     Attributes:
         outside: Share of the energy of the change that lies in them.
-        natural: Share of the natural variance that does: one per cent, or a little less.
         chance: Share of a random vector that does.
-        grown: Variance in these directions after the ablation, as a multiple of that before.
+        natural: Share of the natural variance that does: one per cent, or a little less.
+        after: Variance in them after the ablation, as a share of the natural variance as well.
         unused: How many directions these are.
     """
 
     outside: float
-    natural: float
     chance: float
-    grown: float
+    natural: float
+    after: float
     unused: int
 
 
@@ -223,13 +223,17 @@ def injection(ablation: Ablation, moments: Moments, *, massive: Sequence[int] = 
     square = project.T @ moments.about(ablation.about) @ project
     left = torch.eye(len(project), dtype=project.dtype) - project
     after = left.T @ moments.covariance @ left
-    natural = float(whole.variance[rank:].sum())
-    kept = square[whole.kept][:, whole.kept].trace()
+    changed = square[whole.kept][:, whole.kept].trace()
+    total = whole.variance.sum()
+
+    def within(covariance: Tensor) -> float:
+        return max(0.0, float((unused @ covariance * unused).sum()))  # rounding can leave less
+
     return Injection(
-        outside=float((unused @ square * unused).sum() / kept),
-        natural=natural / float(whole.variance.sum()),
+        outside=within(square) / float(changed),
         chance=1 - rank / c,
-        grown=float((unused @ after * unused).sum()) / natural if natural else 1.0,
+        natural=float(whole.variance[rank:].sum() / total),
+        after=within(after) / float(total),
         unused=c - rank,
     )
 

@@ -116,7 +116,7 @@ class Taken:
         form: ``origin``, ``mean`` or ``oblique``.
         outside: Share of the energy of the change in directions that natural activations do not
             use; `natural` and `chance` of it are in the passport.
-        grown: Variance in these directions afterwards, as a multiple of that before.
+        after: Variance in these directions afterwards, as a share of the natural variance.
         kl: From the unperturbed model on held-out texts, in nats.
         random: The same for random directions of equal variance.
         perplexity: Of held-out texts.
@@ -125,7 +125,7 @@ class Taken:
 
     form: str
     outside: float
-    grown: float
+    after: float
     kl: float
     random: Range
     perplexity: float
