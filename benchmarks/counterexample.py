@@ -41,7 +41,9 @@ def main(path: Path) -> None:
         .encode(
             alt.X("along b:Q", scale=alt.Scale(domain=[-11, 11]), axis=alt.Axis(tickCount=5)),
             alt.Y("along d:Q", scale=alt.Scale(domain=[-6, 6]), axis=alt.Axis(tickCount=5)),
-            alt.Column("panel:N", sort=list(panels), title=None, header=alt.Header(labelFontSize=13)),
+            alt.Column(
+                "panel:N", sort=list(panels), title=None, header=alt.Header(labelFontSize=13)
+            ),
         )
         .properties(width=200, height=150)
         .configure(background="#ffffff", font="sans-serif")
