@@ -54,8 +54,8 @@ def test_passports_are_kept_in_the_run_and_shown_in_the_report(run: Path, data: 
     assert [p["number"] for p in data["passports"]] == [2, 3]
     assert [p["arm"] for p in data["passports"]] == ["found", "control"]
     with Run.open(run) as opened:
-        kept = opened.note("passport-3")
-    assert kept == json.loads(json.dumps(data["passports"][1]))
+        kept = opened.passports()
+    assert kept == json.loads(json.dumps(data["passports"]))
     page = Page((run / "report.html").read_text())
     sentences = page.texts["words"]
     assert [" ".join(s.split()) for s in sentences] == [p["words"] for p in data["passports"]]

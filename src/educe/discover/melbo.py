@@ -77,8 +77,8 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
     """Draw the first directions."""
     if config.orthogonal and n > part.kind.size:
         raise MethodError(
-            f"{n} vectors of {part.kind.size} dimensions cannot be orthogonal: ask for fewer, or "
-            "not for it"
+            f"{n} vectors of width {part.kind.size} cannot be orthogonal: ask for fewer, or not "
+            "for it"
         )
     v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     return at_rest(_orthogonal(v) if config.orthogonal else v)

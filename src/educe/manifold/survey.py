@@ -15,11 +15,6 @@ from educe.runs import Run
 from educe.writing import groups
 
 
-def key(number: int) -> str:
-    """Return the name by which a run remembers a passport."""
-    return f"passport-{number}"
-
-
 def examine_run(
     run: Run,
     numbers: Sequence[int],
@@ -68,6 +63,6 @@ def examine_run(
                 seed=seed,
                 reporter=reporter,
             )
-            run.remember(key(number), passport.data())
+            run.add_passport(number, passport.data())
             made[number] = passport
     return [made[number] for number in numbers]

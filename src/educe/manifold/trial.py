@@ -97,7 +97,8 @@ class Trial:
             ):
                 logits = self.lm.forward(batch.ids, batch.mask, last=0)
             for layer in self.layers:
-                streams[layer].append(seen[layer][counted].float().cpu())
+                stream = seen[layer]
+                streams[layer].append(stream[counted.to(stream.device)].float().cpu())
             said = logits.float()[counted.to(logits.device)].log_softmax(-1).cpu()
             if len(self.known) == number:
                 self.known.append(said)

@@ -130,8 +130,7 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
     atlas = run.folder / ATLAS
-    known = (f"passport-{p.id}" for p in run.perturbations())
-    papers = [run.note(name) for name in known if run.has(name)]
+    papers = run.passports()
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     return _template("template.html", pattern).render(
         s=s,
