@@ -133,8 +133,33 @@ class Kind(ABC):
         yield lambda items: None
 
 
+class AfterBlock(Kind):
+    """What is added to the residual stream after one block.
+
+    Attributes:
+        layer: The block.
+    """
+
+    layer: int
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.layer
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
+        """Draw directions uniform on the sphere (Muller 1959)."""
+        return _unit(torch.randn(n, self.size, generator=generator))
+
+
 @dataclass(frozen=True)
-class Vectors(Kind):
+class Vectors(AfterBlock):
     """One vector each, added to the residual stream after one block.
 
     Attributes:
@@ -152,23 +177,8 @@ class Vectors(Kind):
 
     @property
     @override
-    def before(self) -> int:
-        return self.layer
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.layer
-
-    @property
-    @override
     def size(self) -> int:
         return self.width
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        """Draw directions uniform on the sphere (Muller 1959)."""
-        return _unit(torch.randn(n, self.width, generator=generator))
 
     @override
     def added(
@@ -178,7 +188,7 @@ class Vectors(Kind):
 
 
 @dataclass(frozen=True, eq=False)
-class Within(Kind):
+class Within(AfterBlock):
     """Vectors of a subspace, added to the residual stream after one block: ``h ← h + θ A``.
 
     What is searched for are coefficients, so that every step stays inside. With orthonormal rows
@@ -210,23 +220,8 @@ class Within(Kind):
 
     @property
     @override
-    def before(self) -> int:
-        return self.layer
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.layer
-
-    @property
-    @override
     def size(self) -> int:
         return len(self.rows)
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n k"]:
-        """Draw coefficients uniform on the sphere."""
-        return _unit(torch.randn(n, self.size, generator=generator))
 
     @override
     def added(
@@ -421,7 +416,7 @@ class Noise(Kind):
 
 
 @dataclass(frozen=True)
-class TokenNoise(Noise):
+class TokenNoise(Noise, AfterBlock):
     """Noise of one norm, drawn afresh for every token, in the residual stream after one block.
 
     A perturbation is one sequence of noise, laid on texts so that their answers begin at the same
@@ -440,16 +435,6 @@ class TokenNoise(Noise):
     width: int
     seeds: tuple[int, ...]
     positions: str = "all"
-
-    @property
-    @override
-    def before(self) -> int:
-        return self.layer
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.layer
 
     @override
     def added(
