@@ -79,7 +79,7 @@ def test_the_screen_has_the_words_and_the_numbers(run: Path, notes: Path, data: 
     first = data["passports"][0]
     assert first["words"] in told
     assert f"{first['share']['found']:.2f}" in told
-    assert f"{first['length']['percentile']:.1%}" in told
+    assert f"{100 * first['length']['percentile']:.1f}" in told
     assert len(ended.out.splitlines()) < 36
     assert max(map(len, ended.out.splitlines()[:-1])) <= 80
     assert "report:" in told

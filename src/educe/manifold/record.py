@@ -238,7 +238,7 @@ _WORDS = {
 def words(p: Passport) -> str:
     """Say in one sentence what the evidence allows."""
     told = f"At layer {p.layer} {_WORDS[verdict(p)]}"
-    if len(p.depth) > 1:
+    if len(p.depth) > 1 and (verdict(p) != "unknown" or p.depth[-1].enough):
         told += f"; {_healing(p.depth)}"
     return told + "."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unicodedata import category
 
@@ -115,17 +116,17 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
     for name, (of, form) in rows.items():
         controls = (_range(of[kind], form) for kind in ("natural", "random"))
-        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{of['percentile']:.1%}")
+        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
     grid.add_row()
     for at in p["depth"]:
         of, still = at["distance"], at["still_distance"]
         controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
         small = "" if at["enough"] else "?"
-        name = f"distance, layer {at['layer']}{small} ({still:.0%})"
+        name = f"distance at {at['layer']}{small} ({still:.0%})"
         grid.add_row(name, f"{of['found']:.0%}", *controls)
     grid.add_row()
     outputs = {o["name"]: o for o in p["outputs"]}
-    for name, form in (("kl", ".2g"), ("entropy", ".2f"), ("perplexity", ".0f")):
+    for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
         plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
         controls = (
             _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
@@ -134,10 +135,10 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
     for part in ("its part inside", "its part outside"):
         if part in outputs:
-            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.2g}")
+            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
     for taken in p["taken"]:
         name = f"kl, taken away ({taken['form']})"
-        grid.add_row(name, f"{taken['kl']:.2g}", "", _range(taken["random"], ".2g"))
+        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
     console.print(grid)
     console.print(
         "[dim]natural: differences between activations, random: vectors, of this norm; %ile: "
@@ -160,8 +161,7 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {"median": ordered[len(ordered) // 2], "low": ordered[0], "high": ordered[-1]}
+    return {"median": median(values), "low": min(values), "high": max(values)}
 
 
 def _range(of: dict[str, float], form: str) -> str:
