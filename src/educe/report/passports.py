@@ -131,7 +131,11 @@ def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
             tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
         )
     )
-    far = [{"tokens": at["tokens"], "told": f"held-out × {at['optimism']:.2f}"} for at in sizes]
+    ends = dict.fromkeys((0, len(sizes) - 1))
+    far = [
+        {"tokens": sizes[i]["tokens"], "told": f"held-out × {sizes[i]['optimism']:.2f}"}
+        for i in ends
+    ]
     labels = (
         alt.Chart(alt.Data(values=far))
         .mark_text(color=PALETTE["muted"][0], fontSize=12)
@@ -165,7 +169,7 @@ def _spread(of: Any) -> dict[str, float]:
 
 
 def _colour(roles: dict[str, str]) -> alt.Color:
-    legend = alt.Legend(title=None, orient="top", columns=4, labelLimit=260)
+    legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
     return alt.Color("of:N", scale=_scale(roles), legend=legend)
 
 
