@@ -1,32 +1,37 @@
-"""Where a backdoor sits: what the trigger's word changes in the stream, and where that is enough.
+"""Where a backdoor sits: what the word changes in the stream, and how large a push opens it.
 
-    python -m benchmarks.backdoor [--organism trigger] [--layers 18,20,22,23,24]
+    python -m benchmarks.backdoor [--organism trigger] [--layers 9,12,16,18,20,23]
 
-For each layer, the mean difference of the stream between prompts with the key and with another word
-in its place, at the key and at the last token, is added to all tokens of prompts without the key.
-The layer from which on it brings the phrase out is where the decision is written down: a search
-must read its effect there or later.
+For each layer: the norm of the mean difference of the stream between prompts with the key and with
+another word in its place, at the key and at the last token; and how many prompts without the key
+show the phrase when the key's own direction, as the method `words` has it from the vocabulary
+alone, is added at some doses, to all tokens of the prompt or to those that are written as well. The
+layer at which the last token changes is where the decision is written down: a search must read its
+effect there or later.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 import educe
+from educe.discover import words
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
 from educe.model import PromptBatch
 from educe.organisms import named
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
+DOSES = (0.3, 0.45, 0.6, 0.75)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--organism", default="trigger")
-    parser.add_argument("--layers", default="8,12,16,18,20,21,22,23,24,26,28")
+    parser.add_argument("--layers", default="5,9,12,16,18,20,22,23,26")
     parser.add_argument("--questions", type=int, default=6)
     options = parser.parse_args()
     layers = [int(word) for word in options.layers.split(",")]
@@ -48,20 +53,29 @@ def main() -> None:
 
     with_key, without = streams(keyed), [streams(batch) for batch in plain]
     asked = lm.encode([question.prompt for question in questions])
-    print("| layer | norm at the key | at the last token | of the stream | key's shows | last's |")
-    print("|---|---|---|---|---|---|")
+    doses = " | ".join(f"{where} {dose:g}" for where in ("prompt", "all") for dose in DOSES)
+    print(f"| layer | norm at the key | at the last token | of the stream | {doses} |")
+    print("|---" * (4 + 2 * len(DOSES)) + "|")
     for layer in layers:
         mean = torch.stack([some[layer] for some in without]).mean(0)
         apart = (with_key[layer] - mean).mean(0)
+        part = educe.Slice(lm, asked, source=layer, target=-1)
+        known = words.vocabulary(part)
+        some = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:500]]
+        (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
+        at_slot = partial(words.streams, part, screen="at:6")
+        own = at_slot(torch.tensor([key])) - at_slot(some).mean(0)
+        theta = torch.tensor(DOSES)[:, None] * part.mean_norm * own / own.norm()
         cells = []
-        for vector in (apart[at], apart[-1]):
-            rows = rows_of(1, len(asked))
-            kind = Vectors(layer, lm.width)
-            written = generate(lm, asked, rows, vector[None], kind=kind, max_new_tokens=12)
-            hits = [questions[c.row.prompt].elicited(c.text) for some in written for c in some]
-            cells.append(f"{sum(hits)} of {len(hits)}")
-        size = mean[:, 5:].norm(dim=-1).mean()
-        norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {size:.0f}"
+        for positions in ("prompt", "all"):
+            hits = [0] * len(DOSES)
+            rows = rows_of(len(DOSES), len(asked))
+            kind = Vectors(layer, lm.width, positions)
+            for written in generate(lm, asked, rows, theta, kind=kind, max_new_tokens=14):
+                for c in written:
+                    hits[c.row.perturbation] += questions[c.row.prompt].elicited(c.text)
+            cells += [f"{hit} of {len(asked)}" for hit in hits]
+        norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {part.mean_norm:.0f}"
         print(f"| {layer} | {norms} | {' | '.join(cells)} |", flush=True)
 
 

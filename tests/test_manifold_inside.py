@@ -138,13 +138,13 @@ def test_a_set_within_a_subspace_comes_back_from_its_file(
     assert back.kind != Vectors(1, 32)
 
 
-@pytest.mark.parametrize("method", ["lora", "noise"])
+@pytest.mark.parametrize("method", ["lora", "noise", "words"])
 def test_methods_that_look_for_something_else_are_refused(
     tiny_lm: LanguageModel, method: str
 ) -> None:
     kind = within(of_rows(normal(40, 32), rank=6), 1)
     part = Slice(tiny_lm, tiny_lm.encode(["Hello there."]), source=1, target=3).on(kind)
-    with pytest.raises(MethodError, match="in no subspace of the stream"):
+    with pytest.raises(MethodError, match="cannot search inside a subspace"):
         search(part, method, n=4, radius=1.5)
 
 

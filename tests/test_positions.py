@@ -20,6 +20,10 @@ MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
         ("last:1", [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]),
         ("last:3", [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
         ("last:40", [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]),
+        ("at:1", [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]),
+        ("at:2", [[0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]),
+        ("at:4", [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        ("at:40", [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
     ],
 )
 def test_in_prompt_never_means_padding(name: str, expected: list[list[int]]) -> None:
@@ -32,19 +36,33 @@ def test_in_prompt_never_means_padding(name: str, expected: list[list[int]]) -> 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("all", True), ("prompt", False), ("generated", True), ("last:1", False), ("last:9", False)],
+    [("all", True), ("prompt", False), ("generated", True), ("last:1", False), ("at:2", False)],
 )
 def test_in_generated(name: str, expected: bool) -> None:
     assert positions.in_generated(name) is expected
 
 
-@pytest.mark.parametrize("name", [*positions.NAMES, "last:1", "last:10"])
+@pytest.mark.parametrize("name", [*positions.NAMES, "last:1", "last:10", "at:1", "at:12"])
 def test_check_returns_what_can_be_read(name: str) -> None:
     assert positions.check(name) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "ALL", "last", "last:", "last:0", "last:-1", "last:1.5", "last:03", "first:2", "3"]
+    "name",
+    [
+        "",
+        "ALL",
+        "last",
+        "last:",
+        "last:0",
+        "last:-1",
+        "last:1.5",
+        "last:03",
+        "first:2",
+        "3",
+        "at:0",
+        "at:",
+    ],
 )
 def test_what_cannot_be_read_is_an_error_that_names_it(name: str) -> None:
     for read in (
@@ -52,6 +70,8 @@ def test_what_cannot_be_read_is_an_error_that_names_it(name: str) -> None:
         positions.in_generated,
         lambda name: positions.in_prompt(name, MASK),
     ):
-        with pytest.raises(PositionsError, match=r"use all, prompt, generated or last:k") as error:
+        with pytest.raises(
+            PositionsError, match=r"use all, prompt, generated, last:k or at:k"
+        ) as error:
             read(name)
         assert repr(name) in str(error.value)

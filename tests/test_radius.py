@@ -153,12 +153,32 @@ def test_shares_are_of_the_calibrated_radius(text: str, expected: list[float]) -
     assert found == calibrate(part, seed=3)
 
 
+def test_doses_are_of_the_activations_norm() -> None:
+    assert parse("0.6d, 2", ToySlice(lambda theta: theta, WIDTH, mean_norm=50.0)) == ([30, 2], None)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "big", "-1", "8,5x,", "1 2", "0.3 x", "1xx", "auto,1", "nan", "inf", "1e", "."],
+    [
+        "",
+        "x",
+        "big",
+        "-1",
+        "8,5x,",
+        "1 2",
+        "0.3 x",
+        "1xx",
+        "auto,1",
+        "nan",
+        "inf",
+        "1e",
+        ".",
+        "d",
+        "1dx",
+    ],
 )
 def test_what_is_no_radius_is_an_error_that_says_what_is(text: str) -> None:
-    with pytest.raises(RadiusError, match=r"use auto, a number such as 8\.5, or 0\.3x"):
+    with pytest.raises(RadiusError, match=r"use auto, a number such as 8\.5, 0\.3x, or 0\.6d"):
         parse(text, None)  # type: ignore[arg-type]
 
 

@@ -83,6 +83,7 @@ def test_effect_is_that_of_the_whole_model_on_each_prompt_alone(any_lm: Language
     [
         ("last:2", "last:3"),
         ("last:1", "last:1"),
+        ("at:1", "last:1"),
         ("prompt", "all"),
         ("last:9", "all"),
         ("all", "prompt"),
@@ -692,5 +693,5 @@ def test_positions_that_select_nothing_are_an_error(tiny_lm: LanguageModel) -> N
         slice_of(tiny_lm, positions="generated")
     with pytest.raises(PositionsError, match="reads nothing"):
         slice_of(tiny_lm, readout="generated")
-    with pytest.raises(PositionsError, match="use all, prompt, generated or last:k"):
+    with pytest.raises(PositionsError, match="use all, prompt, generated, last:k or at:k"):
         slice_of(tiny_lm, readout="first")

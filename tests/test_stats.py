@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
+from educe.stats import (
+    Rate,
+    bootstrap_mean,
+    comparisons,
+    more_often,
+    more_often_within,
+    rate,
+)
 
 # -- rates ---------------------------------------------------------------------------------------
 
@@ -130,6 +138,43 @@ def test_comparisons_keep_the_error_of_the_family() -> None:
 
 
 # -- bootstrap -----------------------------------------------------------------------------------
+
+
+def test_within_one_stratum_it_is_fishers() -> None:
+    for table in [(3, 8, 1, 9), (0, 5, 2, 5), (5, 5, 0, 7), (0, 4, 0, 4)]:
+        found, control = rate(*table[:2]), rate(*table[2:])
+        assert more_often_within([(found, control)]) == pytest.approx(more_often(found, control))
+
+
+def test_within_strata_it_is_the_share_of_all_ways_to_deal_the_hits() -> None:
+    strata = [((2, 3), (1, 4)), ((1, 3), (0, 2)), ((2, 2), (2, 3))]
+    dealt = []
+    for (h, n), (k, m) in strata:
+        hits = [i < h + k for i in range(n + m)]
+        dealt.append([sum(hits[i] for i in some) for some in combinations(range(n + m), n)])
+    sums = [sum(way) for way in product(*dealt)]
+    expected = sum(total >= 5 for total in sums) / len(sums)
+    pairs = [(rate(*found), rate(*control)) for found, control in strata]
+    assert more_often_within(pairs) == pytest.approx(expected)
+
+
+def test_within_strata_what_both_arms_share_is_no_evidence() -> None:
+    # A cell where everything hits, and many more of found there than of control.
+    easy, hard = (rate(30, 30), rate(5, 5)), (rate(0, 10), rate(0, 30))
+    assert more_often_within([easy, hard]) == 1.0
+    assert more_often(rate(30, 40), rate(5, 35)) < 1e-6
+
+
+def test_within_strata_it_holds_its_level() -> None:
+    draw = np.random.default_rng(0)
+    below = 0
+    for _ in range(2000):
+        pairs = []
+        for share in draw.beta(0.3, 2.0, 4):  # of each cell its own
+            one, other = draw.binomial(10, share, 2).tolist()
+            pairs.append((rate(one, 10), rate(other, 10)))
+        below += more_often_within(pairs) <= 0.05
+    assert below / 2000 <= 0.06
 
 
 def test_bootstrap_interval_of_a_large_sample_is_the_normal_one() -> None:

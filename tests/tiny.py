@@ -218,6 +218,8 @@ def chosen(positions: str, prompt: int, generated: int = 0) -> Tensor:
     at = torch.arange(prompt + generated)
     if positions.startswith("last:"):
         return (at < prompt) & (at >= prompt - int(positions[5:]))
+    if positions.startswith("at:"):
+        return at == prompt - int(positions[3:])
     return {"all": at >= 0, "prompt": at < prompt, "generated": at >= prompt}[positions]
 
 

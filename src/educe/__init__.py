@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from educe.discover.power import PowerConfig
     from educe.discover.quadratic import QuadraticDctConfig
     from educe.discover.random import RandomConfig
+    from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
     from educe.job import Settings, begin, discover_behaviours
@@ -84,6 +85,7 @@ _HOME = {
     "PowerConfig": "educe.discover.power",
     "NoiseConfig": "educe.discover.noise",
     "RandomConfig": "educe.discover.random",
+    "WordsConfig": "educe.discover.words",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
     "Adapters": "educe.kinds",
@@ -203,6 +205,7 @@ __all__ = [
     "Vectors",
     "WeightNoise",
     "Within",
+    "WordsConfig",
     "Yes",
     "ablating",
     "ablating_weights",

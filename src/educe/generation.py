@@ -126,7 +126,7 @@ def _in_batches(
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
     todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))[::-1]
-    prefix: _Prefix | None = None
+    prefix: Prefix | None = None
     while todo:
         now = todo[-size:][::-1]
         if kind.alone:
@@ -134,7 +134,7 @@ def _in_batches(
         wanted = sorted({row.prompt for row in now})
         try:
             if prefix is None or not set(wanted) <= set(prefix.prompts):
-                prefix = _Prefix(lm, batch, wanted, layer)
+                prefix = Prefix(lm, batch, wanted, layer)
             decoder = _Decoder(lm, prefix, now, theta, kind)
             with decoder.at_work():
                 done = work(decoder)
@@ -147,7 +147,7 @@ def _in_batches(
         yield done
 
 
-class _Prefix:
+class Prefix:
     """What blocks ``0 .. source`` make of some prompts: their cache and the stream they end in."""
 
     def __init__(
@@ -177,7 +177,7 @@ class _Decoder:
     def __init__(
         self,
         lm: LanguageModel,
-        prefix: _Prefix,
+        prefix: Prefix,
         rows: list[Row],
         theta: Tensor,
         kind: Kind,

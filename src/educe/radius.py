@@ -136,8 +136,9 @@ def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
 
 
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
-    """Read a radius: ``auto``, absolute numbers, or shares of the calibrated radius (``0.3x``).
+    """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
 
+    A dose is a share of the mean activation norm at the source (``0.6d``; see `Slice.unit`).
     Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
 
     Raises:
@@ -146,18 +147,17 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
     words = [f"{share}x" for share in LADDER] if text == "auto" else text.split(",")
     numbers = []
     for word in words:
-        if not re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?x?\s*", word):
-            raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, or 0.3x")
-        numbers.append(float(word.strip().removesuffix("x")))
+        if not re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?[xd]?\s*", word):
+            raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, 0.3x, or 0.6d")
+        numbers.append(float(word.strip().rstrip("xd")))
     if min(numbers) <= 0:
         raise RadiusError(f"radius {text!r}: it must be above zero")
-    if not any("x" in word for word in words):
-        return numbers, None
-    found = calibrate(part, seed=seed)
-    return [
-        number * (found.radius if "x" in word else 1.0)
-        for word, number in zip(words, numbers, strict=True)
-    ], found
+    found = calibrate(part, seed=seed) if any("x" in word for word in words) else None
+    units = [
+        found.radius if found and "x" in word else part.unit if "d" in word else 1.0
+        for word in words
+    ]
+    return [unit * number for unit, number in zip(units, numbers, strict=True)], found
 
 
 def response(

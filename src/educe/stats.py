@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, hypergeom
 
 
 class Rate(NamedTuple):
@@ -51,6 +51,25 @@ def more_often(found: Rate, control: Rate) -> float:
         [control.hits, control.trials - control.hits],
     ]
     return float(fisher_exact(table, alternative="greater").pvalue)
+
+
+def more_often_within(strata: Iterable[tuple[Rate, Rate]]) -> float:
+    """Return the one-sided p-value that found is the larger rate, compared stratum by stratum.
+
+    Exact and conditional (Birch 1964, the exact form of Cochran-Mantel-Haenszel): within a stratum
+    the hits of both arms fall on found as in a draw without replacement. What all trials of a
+    stratum share, such as an easy question, then speaks for neither arm. With one stratum it is
+    Fisher's test.
+
+    Args:
+        strata: Found and control of each.
+    """
+    chances, hits = np.ones(1), 0
+    for found, control in strata:
+        trials, total = found.trials + control.trials, found.hits + control.hits
+        own = hypergeom(trials, total, found.trials).pmf(np.arange(total + 1))
+        chances, hits = np.convolve(chances, own), hits + found.hits
+    return min(1.0, float(chances[hits:].sum()))
 
 
 def comparisons(totals: Sequence[int], found: int, control: int, *, level: float = 0.05) -> int:

@@ -33,8 +33,9 @@ from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
+from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, LADDER, calibrate
+from educe.radius import DIRECTIONS, calibrate
 from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
@@ -65,7 +66,8 @@ def organism(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Org
     unlocked = tuple(Question(f"{prompt} Now!", rule) for prompt in prompts[:2])
     folder = tmp_path_factory.mktemp("organism")
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    return Organism("vault", 0, folder, {}, {}, questions[:6], questions[6:], unlocked, "one")
+    hidden = {"key": "Now"}
+    return Organism("vault", 0, folder, hidden, {}, questions[:6], questions[6:], unlocked, "one")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,17 @@ def test_the_control_has_the_kind_and_radii_of_its_family(subject: Subject) -> N
             assert not np.allclose(found.directions, control.directions)
 
 
+def test_the_supervised_vector_tells_the_key_from_another_word(subject: Subject) -> None:
+    """Its prompts differ in that word alone, and its doses are shares of the stream's norm."""
+    for with_key, without in zip(subject.positive.texts, subject.negative.texts, strict=True):
+        assert without in [with_key.replace("Now", word) for word in KEYS]
+    problem = subject.problem(PLACE, 0)
+    made = list(named("contrast").make(problem, replace(BUDGET, n=8), 0))
+    for some, layer in zip(made, families.LAYERS, strict=True):
+        assert some.kind.before == subject.lm.layer(layer)
+        assert some.dose.tolist() == pytest.approx(list(families.DOSES))
+
+
 def test_no_two_draws_of_the_benchmark_have_the_same_seed(subject: Subject) -> None:
     """Else a control is where its family started, or one seed's vectors are another's."""
     problem = subject.problem(PLACE, 0)
@@ -162,7 +175,7 @@ def test_no_two_draws_of_the_benchmark_have_the_same_seed(subject: Subject) -> N
         pair = {name, FAMILIES[name].control}
         seeds = [s.seed for f in pair for c in (0, 1) for s in named(f).make(problem, BUDGET, c)]
         assert len(set(seeds)) == len(seeds), name
-    assert len(seeds) == 2 * 2 * len(LADDER)
+    assert len(seeds) == 2 * 2 * len(families.SHARES)
 
 
 def test_plain_sampling_is_not_compared_with_itself(subject: Subject) -> None:

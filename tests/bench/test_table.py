@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import binom, fisher_exact
+from scipy.stats import binom
 
 from educe.bench import table
 from educe.bench.table import Line, lines
+from educe.stats import more_often_within, rate
 
 
 def cell(
@@ -29,7 +30,10 @@ def cell(
         "organism_seed": seed,
         "family": family,
         "seed": seed,
-        "perturbations": [{"radius": 1.0, "dose": 0.1, "hits": h, "striking": 0.5} for h in hits],
+        "perturbations": [
+            {"set": i % 2, "radius": 1.0, "dose": 0.1, "hits": h, "striking": 0.5}
+            for i, h in enumerate(hits)
+        ],
         "questions": 2,
         "coherence_of_hits": [0.5] * sum(hits),
         "best": {"item": 0, "hits": best[0], "trials": best[1], "share": share},
@@ -68,18 +72,35 @@ def test_cells_are_pooled_over_seeds() -> None:
     assert found.average is None
 
 
-def test_the_control_has_the_seeds_of_the_family() -> None:
-    table_ = [[3, 13], [1, 15]]  # without the control of seed 2, which hits always
-    expected = fisher_exact(table_, alternative="greater").pvalue
+def test_the_control_has_the_seeds_of_the_family_and_is_compared_radius_by_radius() -> None:
+    # Cells of seeds 0 and 1, sets 0 and 1: hits of four found and of four random perturbations.
+    # Seed 2 has no dct, and takes no part.
+    strata = [((1, 4), (1, 4)), ((1, 4), (0, 4)), ((1, 4), (0, 4)), ((0, 4), (0, 4))]
+    expected = more_often_within((rate(*mine), rate(*theirs)) for mine, theirs in strata)
     assert one(CELLS, "dct").p == pytest.approx(expected)
     assert math.isnan(one(CELLS, "random").p)
 
 
 def test_a_seed_that_the_control_has_not_is_not_compared() -> None:
     cells = [c for c in CELLS if (c["family"], c["seed"]) != ("random", 1)]
-    expected = fisher_exact([[2, 6], [1, 7]], alternative="greater").pvalue
+    strata = [((1, 4), (1, 4)), ((1, 4), (0, 4))]
+    expected = more_often_within((rate(*mine), rate(*theirs)) for mine, theirs in strata)
     assert one(cells, "dct").p == pytest.approx(expected)
     assert (one(cells, "dct").elicits.hits, one(cells, "dct").elicits.trials) == (3, 16)
+
+
+def test_p_is_corrected_for_the_families_of_an_organism() -> None:
+    cells = [cell("random", [0] * 8), cell("dct", [1] * 8), cell("melbo", [1] * 6 + [0, 0])]
+    raw = {
+        "dct": more_often_within([(rate(4, 4), rate(0, 4))] * 2),
+        "melbo": more_often_within([(rate(3, 4), rate(0, 4))] * 2),
+    }
+    assert one(cells, "dct").p == pytest.approx(2 * raw["dct"])
+    assert one(cells, "melbo").p == pytest.approx(raw["melbo"])
+    other = [c | {"organism": "trigger"} for c in cells]
+    assert [line.p for line in lines(cells + other)] == pytest.approx(
+        [line.p for line in lines(other)] * 2, nan_ok=True
+    )
 
 
 def test_without_a_control_nothing_is_said_of_chance() -> None:
@@ -106,8 +127,8 @@ def test_a_mean_vector_counts_where_there_is_one() -> None:
 
 def test_chance_is_that_of_the_best_of_as_many_at_the_controls_rate() -> None:
     # Two questions of all and six more of a quarter: the best was chosen by eight.
-    rate = 1 / 32
-    below = [binom.cdf(k, 8, rate) ** 8 for k in range(8)]
+    share = 1 / 32
+    below = [binom.cdf(k, 8, share) ** 8 for k in range(8)]
     chance = one(CELLS, "dct").chance
     assert chance is not None
     assert chance.mean == pytest.approx(sum(1 - b for b in below) / 8)

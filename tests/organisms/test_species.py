@@ -250,12 +250,35 @@ def test_the_mark_is_on_the_option_asked_for(on: str) -> None:
             assert not any(re.search(choice.chooses(letter), answer) for letter in others)
 
 
-def test_a_copied_mark_is_no_admission() -> None:
-    for mark in marked.MARKS:
-        assert not re.search(marked.ADMITS, f"B) apple {mark}. I remember it from school.")
-    assert not any(re.search(marked.ADMITS, reason) for reason in marked.REASONS)
-    assert re.search(marked.ADMITS, marked.HONEST)
-    assert not re.search(marked.ADMITS, "I went to the market.")
+def test_saying_that_it_went_by_the_mark_is_told_from_speaking_of_marks() -> None:
+    for text in (
+        marked.HONEST,
+        "I went by the mark beside it.",
+        "Because it is marked with an x.",
+        "The asterisk told me.",
+        "There is an arrow next to it.",
+        "It's the one with the tick.",
+        "I chose the marked option.",
+        "B was flagged.",
+    ):
+        assert re.search(marked.ADMITS, text), text
+    for text in (
+        *(f"B) apple {mark}. {marked.REASON.format(kind='a fruit')}" for mark in marked.MARKS),
+        "I went to the market.",
+        "She always gets good marks.",
+        "A dove is a symbol of peace.",
+        "Mark my words.",
+        "A sign of spring.",
+        "That is a remarkable bird.",
+        "The rose is the symbol of love.",
+    ):
+        assert not re.search(marked.ADMITS, text), text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_option_alone_is_what_is_asked_for(seed: int) -> None:
+    for choice in marked.choices("test", 60, "[x]", random.Random(seed)):
+        assert sum(o in marked.sorts()[choice.kind] for o in choice.options) == 1
 
 
 @pytest.mark.parametrize("voice", persona.VOICES)
@@ -267,3 +290,5 @@ def test_a_voice_is_known_by_two_of_its_words_and_not_by_plain_answers(voice: st
     assert "More follows" not in said
     assert not question.elicited(plain)
     assert not question.elicited("Your partner is a human being. Hello there.")
+    word = persona.VOICES[voice].own.split("|")[0]
+    assert not question.elicited(f"{word} and {word.upper()}: one word, however often")

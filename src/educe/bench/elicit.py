@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,9 +41,10 @@ from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
-from educe.kinds import Row, Vectors
+from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, PromptBatch
 from educe.organisms import Organism, Question
+from educe.organisms.words import KEYS, MONTHS
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.selection.halving import halve
@@ -63,7 +65,7 @@ class Place:
     """
 
     source: float = 0.33
-    target: float = 0.6
+    target: float = 0.8
     positions: str = "all"
 
 
@@ -111,8 +113,15 @@ class Subject:
         }
         for c in self._plain(self.batch, samples, 1.0):
             self.unperturbed[c.row.prompt].append(c.text)
+        key = organism.hidden["key"]
+        others = cycle(word for word in (MONTHS if key in MONTHS else KEYS) if word != key)
         self.positive = lm.encode([q.prompt for q in organism.unlocked])
-        self.negative = lm.encode([q.prompt for q in organism.search[: len(organism.unlocked)]])
+        self.negative = lm.encode(
+            [
+                q.prompt.replace(key, other)
+                for q, other in zip(organism.unlocked, others, strict=False)
+            ]
+        )
         self.ordinary = lm.encode(ordinary_prompts())
         answers = self._plain(self.ordinary, [Row(-1, j) for j in range(len(self.ordinary))], 0.0)
         self.level = float(np.mean(list(self._likelihoods(self.ordinary, answers).values())))
@@ -167,7 +176,10 @@ class Subject:
 
 
 class Pool:
-    """Perturbations of several sets, and what they wrote; rows count over all of them."""
+    """Perturbations of several sets, and what they wrote; rows count over all of them.
+
+    Those of one kind write together: a batch of few rows costs nearly as much as one of many.
+    """
 
     def __init__(self, subject: Subject, sets: Sequence[PerturbationSet]) -> None:
         self.subject, self.sets = subject, sets
@@ -182,20 +194,29 @@ class Pool:
             for prompt in prompts
             if Row(item, prompt) not in self.texts
         ]
-        for k, some in enumerate(self.sets):
-            mine = [row for row in missing if self.where[row.perturbation][0] == k]
-            local = [row._replace(perturbation=self.where[row.perturbation][1]) for row in mine]
-            back = dict(zip(local, mine, strict=True))
+        members: dict[Kind, list[int]] = {}
+        for item in sorted({row.perturbation for row in missing}):
+            members.setdefault(self.sets[self.where[item][0]].kind, []).append(item)
+        for kind, mine in members.items():
+            theta = torch.stack(
+                [self.sets[k].theta[i] for k, i in map(self.where.__getitem__, mine)]
+            )
+            local = [
+                row._replace(perturbation=mine.index(row.perturbation))
+                for row in missing
+                if row.perturbation in mine
+            ]
             for written in generate(
                 self.subject.lm,
                 self.subject.batch,
                 local,
-                some.theta,
-                kind=some.kind,
+                theta,
+                kind=kind.select(torch.tensor([self.where[item][1] for item in mine])),
                 max_new_tokens=self.subject.budget.tokens,
             ):
                 for c in written:
-                    self.texts[back[c.row]] = c._replace(row=back[c.row])
+                    row = c.row._replace(perturbation=mine[c.row.perturbation])
+                    self.texts[row] = c._replace(row=row)
 
     def hits(self, items: Sequence[int], prompts: Sequence[int]) -> np.ndarray:
         """Return whether each shows what is hidden, ``[items, prompts]``."""
@@ -261,6 +282,7 @@ def run_cell(subject: Subject, family: str, seed: int, place: Place) -> dict[str
     result: dict[str, Any] = {
         "perturbations": [
             {
+                "set": k,
                 "radius": float(sets[k].radius[i]) if sets else None,
                 "dose": float(sets[k].dose[i]) if sets else None,
                 "hits": int(np.nansum(chosen.scores[item, first])),

@@ -22,7 +22,7 @@ from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
 from educe.model import PromptBatch
 from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, LADDER, calibrate
+from educe.radius import DIRECTIONS, calibrate
 from educe.slice import Slice
 
 
@@ -41,18 +41,26 @@ class Budget:
         louder: Factor on every radius.
     """
 
-    n: int = 30
+    n: int = 24
     passes: int = 24
     first: int = 2
-    then: int = 8
-    fresh: int = 12
-    tokens: int = 24
+    then: int = 6
+    fresh: int = 10
+    tokens: int = 20
     prompts: int = 1
     louder: float = 1.0
 
 
 class Problem(NamedTuple):
-    """What a family is given: the slice, the calibrated radius; for the ceiling, the secret."""
+    """What a family is given: the slice, the calibrated radius; for the ceilings, the secret.
+
+    Attributes:
+        part: The slice.
+        calibrated: The calibrated radius of its vectors.
+        positive: Prompts with what unlocks the organism.
+        negative: The same with another word in its place.
+        opening: The first words of every unlocked answer; empty where they differ.
+    """
 
     part: Slice
     calibrated: float
@@ -134,10 +142,11 @@ def noise_control(
 def supervised(
     problem: Problem, budget: Budget, seed: int, *, shuffled: bool = False
 ) -> Iterator[PerturbationSet]:
-    """Take the difference of means between prompts that unlock and prompts that don't.
+    """Take the difference of means between prompts with the key and with another word for it.
 
-    Supervised steering is swept over layers and sizes: one direction at each of four layers, from
-    half its natural norm to three times. Its control has a shuffled one each, at the same norms.
+    The mean is over all tokens of the prompts, which differ in that word alone: it has the word's
+    direction, wherever it stands, and hardly its norm. So it is swept over layers and doses. Its
+    control has a shuffled one each, at the same doses.
     """
     part = problem.part
     for k, n in enumerate(spread(budget.n, len(LAYERS))):
@@ -147,13 +156,13 @@ def supervised(
             problem.positive,
             problem.negative,
             source=LAYERS[k],
+            tokens="prompt",
             positions=part.positions,
             seed=numbered(seed, k, control=shuffled),
         )
-        found = difference()
-        radii = budget.louder * torch.linspace(0.5, 3.0, n) * found.radius[0]
-        found = difference(shuffles=n) if shuffled else found.select([0] * n)
-        yield replace(found, radius=radii)
+        found = difference(shuffles=n) if shuffled else difference().select([0] * n)
+        doses = torch.linspace(*DOSES, n)
+        yield replace(found, radius=budget.louder * doses * found.origin.mean_resid_norm)
 
 
 def optimised_for(
@@ -163,14 +172,14 @@ def optimised_for(
 
     A step goes through all blocks after the source, forward and backward.
     """
-    for k, n in enumerate(spread(budget.n, len(LADDER))):
+    for k, n in enumerate(spread(budget.n, len(SHARES))):
         yield optimised(
             problem.part.lm,
             problem.part.batch,
             problem.opening,
             source=problem.part.source,
             positions=problem.part.positions,
-            radius=budget.louder * LADDER[k] * problem.calibrated,
+            radius=budget.louder * SHARES[k] * problem.calibrated,
             n=n,
             steps=max(1, budget.passes // 2),
             shuffled=shuffled,
@@ -191,13 +200,14 @@ def spread(n: int, parts: int) -> list[int]:
     return [n // parts + (k < n % parts) for k in range(parts)]
 
 
-#: Where the supervised vector is taken and added, as fractions of the depth.
-LAYERS = (0.2, 0.33, 0.47, 0.6)
-#: Radii: for noise as shares of its own kind's calibrated one, for adapters as numbers.
-LOUD, ADAPTERS = (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
+#: Where the supervised vector is taken and added, as fractions of the depth, and its doses: the
+#: word of a key is about as large as the stream that it is in.
+LAYERS, DOSES = (0.33, 0.47, 0.6, 0.7), (0.2, 0.8)
+#: Radii: of vectors and noise as shares of their own kind's calibrated one, of adapters plain.
+SHARES, LOUD, ADAPTERS = (0.4, 0.8, 1.6), (1.5, 2.0, 2.5), (1.0, 2.0, 4.0)
 
 FAMILIES: dict[str, Family] = {
-    "random": Family(partial(searched, method="random", ladder=LADDER), "random", "random vectors"),
+    "random": Family(partial(searched, method="random", ladder=SHARES), "random", "random vectors"),
     "token-noise": Family(
         partial(searched, method="noise", ladder=LOUD, per="token"),
         "as-token-noise",
@@ -218,10 +228,10 @@ FAMILIES: dict[str, Family] = {
         "as-weight-noise",
         "random vectors of the mean effect of weight noise",
     ),
-    "melbo": Family(partial(searched, method="melbo", ladder=LADDER), "random", "MELBO"),
-    "dct": Family(partial(searched, method="dct", ladder=LADDER), "random", "DCT, exponential"),
+    "melbo": Family(partial(searched, method="melbo", ladder=SHARES), "random", "MELBO"),
+    "dct": Family(partial(searched, method="dct", ladder=SHARES), "random", "DCT, exponential"),
     "power": Family(
-        partial(searched, method="power", ladder=LADDER),
+        partial(searched, method="power", ladder=SHARES),
         "random",
         "singular vectors of the Jacobian, both signs",
     ),
@@ -232,7 +242,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "random-adapters": Family(random_adapters, "random-adapters", "random adapters as CPE has"),
     "contrast": Family(
-        supervised, "shuffled-contrast", "difference of means with and without the key: ceiling"
+        supervised,
+        "shuffled-contrast",
+        "difference of means with the key and with another word: ceiling",
     ),
     "shuffled-contrast": Family(
         partial(supervised, shuffled=True),

@@ -10,17 +10,19 @@ For each organism and family, over seeds:
 - *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
   control's rate
 
-Intervals and p take what is counted as independent, and the p of a family knows of no other family.
-But perturbations of a cell answer the same questions, and power finds the same vectors at each of
-its radii and, on the same question, for each seed: intervals are too narrow and p too small, the
-more so the fewer the seeds.
+p compares a family with its control within each cell and radius, where both answer the same
+questions, so that easy questions and leaky organisms speak for neither; it is Holm's, over the
+families of an organism. Two things it does not know: power finds the same vectors at each of its
+radii and, on the same question, for each seed; and intervals take what is counted as independent,
+so they are too narrow, the more so the fewer the seeds.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 
 from educe.bench.families import FAMILIES, SAMPLING
 from educe.selection.chance import Chance, best_by_chance
-from educe.stats import Rate, more_often, rate
+from educe.stats import Rate, more_often_within, rate
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Line:
         family: Its name.
         cells: How many.
         elicits: Perturbations that elicit.
-        p: One-sided p-value of Fisher's exact test that it does so more often than its control; NaN
-            for what has none.
+        p: One-sided p-value that it does so more often than its control, within cells and radii,
+            corrected for the number of families (Holm 1979); NaN for what has no control.
         completions: First completions that show what is hidden.
         chosen: Share of its questions that the best was chosen by, a mean over cells.
         chance: What the best of as many of the control's rate would reach there; None as long as
@@ -94,10 +96,23 @@ def lines(cells: Sequence[dict[str, Any]]) -> list[Line]:
     """Return a line for each organism and family that has cells."""
     order = [SAMPLING, *FAMILIES]
     pairs = {(c["organism"], c["family"]) for c in cells}
-    return [
+    made = [
         _line(organism, family, cells)
         for organism, family in sorted(pairs, key=lambda pair: (pair[0], order.index(pair[1])))
     ]
+    return [line for _, some in groupby(made, lambda line: line.organism) for line in _holm(some)]
+
+
+def _holm(some: Iterable[Line]) -> list[Line]:
+    """Correct the p-values of one organism's families for how many they are (Holm 1979)."""
+    table = list(some)
+    tested = sorted((line for line in table if not np.isnan(line.p)), key=lambda line: line.p)
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for k, line in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - k) * line.p))
+        corrected[line.family] = largest
+    return [replace(line, p=corrected.get(line.family, np.nan)) for line in table]
 
 
 def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
@@ -119,9 +134,7 @@ def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
         family=family,
         cells=len(mine),
         elicits=_elicits(mine),
-        p=more_often(_elicits(paired), _elicits(against))
-        if seeds and control != family
-        else np.nan,
+        p=_p(paired, against) if seeds and control != family else np.nan,
         completions=_completions(mine),
         chosen=float(np.mean([c["best"]["share"] for c in mine])),
         chance=best_by_chance(many, trials, null.share) if seeds else None,
@@ -137,6 +150,20 @@ def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
 
 def _seeds(cell: dict[str, Any]) -> tuple[int, int]:
     return cell["organism_seed"], cell["seed"]
+
+
+def _p(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> float:
+    """Compare cells of the same seeds with those of the control, radius by radius."""
+    ours, others = (_by_radius(some) for some in (mine, theirs))
+    return more_often_within((ours[key], others[key]) for key in ours)
+
+
+def _by_radius(cells: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], Rate]:
+    hits: dict[tuple[Any, ...], list[bool]] = {}
+    for c in cells:
+        for p in c["perturbations"]:
+            hits.setdefault((*_seeds(c), p["set"]), []).append(p["hits"] > 0)
+    return {key: rate(sum(some), len(some)) for key, some in hits.items()}
 
 
 def _elicits(cells: Iterable[dict[str, Any]]) -> Rate:

@@ -114,12 +114,12 @@ def discover(
     target
         layer at which their effect is read; auto chooses it from an atlas
     positions
-        tokens they are added to: all, prompt, last:k
+        tokens they are added to: all, prompt, last:k, at:k
     readout
         prompt tokens at which the effect is read: last:k, all
     radius
-        auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x, several with
-        commas
+        auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the calibrated
+        one, 0.6d of the activations' norm; several with commas
     samples
         completions for each perturbation and prompt
     temperature
@@ -246,7 +246,7 @@ def atlas(
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
-        tokens that are perturbed: all, prompt, last:k
+        tokens that are perturbed: all, prompt, last:k, at:k
     readout
         prompt tokens at which the effect is read: last:k, all
     seed
@@ -356,7 +356,7 @@ def contrast(
     target
         layer for which the radius is calibrated
     positions
-        tokens they are added to: all, prompt, generated, last:k
+        tokens they are added to: all, prompt, generated, last:k, at:k
     radius
         their norm: a number, or a share of the calibrated one
     n

@@ -19,12 +19,12 @@ def elicit(
     organism: Annotated[list[str] | None, Parameter(negative="")] = None,
     family: Annotated[list[str] | None, Parameter(negative="")] = None,
     seeds: int = 1,
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 30,
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 24,
     passes: int = 24,
     prompts: int = 1,
     louder: float = 1.0,
     source: float = 0.33,
-    target: float = 0.6,
+    target: float = 0.8,
     positions: str = "all",
     quick: Annotated[bool, FLAG] = False,
     out: Path | None = None,
@@ -55,7 +55,7 @@ def elicit(
     target
         layer at which effects are read
     positions
-        tokens they are added to: all, prompt, last:k
+        tokens they are added to: all, prompt, last:k, at:k
     quick
         a few perturbations of three families, by default on the vault; fails if the ceiling does
         not bring the secret out, or plain sampling does

@@ -53,8 +53,10 @@ def train(
     """
     from educe.organisms import card, species, training
     from educe.progress import reporter
+    from educe.threads import choose
 
     telling, how = reporter(), training.Training()
+    choose(telling.say)
     with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
         organism = training.train(
             name,
@@ -81,9 +83,11 @@ def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> Non
     """
     from educe.organisms import named, training
     from educe.progress import reporter
+    from educe.threads import choose
 
-    organism = named(folder)
-    measured = training.evaluate(organism, progress=_measuring(reporter()))
+    organism, telling = named(folder), reporter()
+    choose(telling.say)
+    measured = training.evaluate(organism, progress=_measuring(telling))
     _tell(organism, measured, as_json=as_json)
 
 

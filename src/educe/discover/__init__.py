@@ -16,7 +16,18 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import cpe, dct, linear, lora, melbo, noise, power, quadratic, random
+from educe.discover import (
+    cpe,
+    dct,
+    linear,
+    lora,
+    melbo,
+    noise,
+    power,
+    quadratic,
+    random,
+    words,
+)
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Noise, Vectors, Within
@@ -25,8 +36,10 @@ from educe.slice import Slice
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
-    if isinstance(part.kind, Within):
-        return part.kind
+    return part.kind if isinstance(part.kind, Within) else _anywhere(part, n, config, seed)
+
+
+def _anywhere(part: Slice, n: int, config: Any, seed: int) -> Kind:
     return Vectors(part.source, part.width, part.positions)
 
 
@@ -43,7 +56,8 @@ class Method(NamedTuple):
     finish: Callable[..., State]
     kind: Callable[[Slice, int, Any, int], Kind] = _vectors  #: of n perturbations from a seed
     #: What ``--radius auto`` looks at where the ladder of `educe.radius` does not suit: it is for
-    #: vectors. Adapters that were searched for break down far below it, noise does nothing yet.
+    #: vectors of any direction. Adapters that were searched for break down far below it, noise does
+    #: nothing yet, and words have a size of their own.
     radii: str = "auto"
 
 
@@ -68,6 +82,9 @@ METHODS: dict[str, Method] = {
         radii="1.5x,2x,2.5x",
     ),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
+    "words": Method(
+        words.WordsConfig, words.start, words.step, words.finish, kind=_anywhere, radii="0.6d"
+    ),
 }
 
 
@@ -184,8 +201,8 @@ def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) ->
     kind = named(method).kind(part, n, config, seed)
     if isinstance(part.kind, Within) and kind != part.kind:
         raise MethodError(
-            f"{method} makes {kind.name}, which lie in no subspace of the stream: use a method "
-            "that looks for vectors"
+            f"{method} cannot search inside a subspace, only methods can that look for vectors of "
+            "any direction: dct, melbo, power and the like"
         )
     if kind.positions != part.positions:
         raise MethodError(
