@@ -125,6 +125,7 @@ RANKS = {
     "contrast": 4,
     "judge": 4,
     "cluster": 4,
+    "manifold": 4,
     "organisms": 4,
     "summary": 4,
     "progress": 4,
@@ -144,6 +145,10 @@ APART = [
     ("report", "job"),
     ("job", "report"),
     ("summary", "judge"),
+    ("manifold", "discover"),
+    ("discover", "manifold"),
+    ("manifold", "judge"),
+    ("report", "manifold"),
     ("runs", "files"),
     ("progress", "runs"),
 ]
@@ -155,7 +160,8 @@ ONLY = {
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures"},
+    "altair": {"report.page", "report.figures", "report.passports"},
+    "datasets": {"manifold.corpus"},
 }
 
 

@@ -40,6 +40,7 @@ COMMANDS = (
     "contrast",
     "select",
     "tune",
+    "examine",
     "show",
     "report",
     "demo",

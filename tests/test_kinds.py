@@ -426,9 +426,9 @@ def test_a_set_of_adapters_comes_back_bit_for_bit(
 
 
 def test_a_kind_is_read_from_what_describes_it() -> None:
-    assert kinds.read("adapters", kinds.described(KIND)) == KIND
+    assert kinds.read("adapters", *kinds.described(KIND)) == KIND
     with pytest.raises(FileFormatError, match="kind 'horses' are unknown"):
-        kinds.read("horses", {})
+        kinds.read("horses", {}, {})
 
 
 def test_a_control_is_random_adapters_of_the_same_kind_and_radius(tiny_lm: LanguageModel) -> None:

@@ -44,7 +44,15 @@ if TYPE_CHECKING:
     from educe.judge.naming import judge_named
     from educe.judge.scoring import score_run
     from educe.judge.server import Budget, Server
-    from educe.kinds import Adapters, Kind, Row, TokenNoise, Vectors, WeightNoise, adapters
+    from educe.kinds import Adapters, Kind, Row, TokenNoise, Vectors, WeightNoise, Within, adapters
+    from educe.manifold.activations import Place
+    from educe.manifold.inside import within
+    from educe.manifold.natural import gather
+    from educe.manifold.passport import examine
+    from educe.manifold.project import Ablation, ablating, ablating_weights, injection
+    from educe.manifold.record import Passport
+    from educe.manifold.subspace import Moments, Subspace
+    from educe.manifold.survey import examine_run
     from educe.model import LanguageModel, PromptBatch, load
     from educe.perturb import Origin, PerturbationSet
     from educe.radius import Calibration, calibrate, response
@@ -86,6 +94,7 @@ _HOME = {
     "TokenNoise": "educe.kinds",
     "Vectors": "educe.kinds",
     "WeightNoise": "educe.kinds",
+    "Within": "educe.kinds",
     "adapters": "educe.kinds",
     "generate": "educe.generation",
     "rows_of": "educe.generation",
@@ -105,6 +114,18 @@ _HOME = {
     "Lying": "educe.judge.lying",
     "Server": "educe.judge.server",
     "Budget": "educe.judge.server",
+    "Place": "educe.manifold.activations",
+    "within": "educe.manifold.inside",
+    "gather": "educe.manifold.natural",
+    "examine": "educe.manifold.passport",
+    "Ablation": "educe.manifold.project",
+    "ablating": "educe.manifold.project",
+    "ablating_weights": "educe.manifold.project",
+    "injection": "educe.manifold.project",
+    "Passport": "educe.manifold.record",
+    "Moments": "educe.manifold.subspace",
+    "Subspace": "educe.manifold.subspace",
+    "examine_run": "educe.manifold.survey",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.model",
     "load": "educe.model",
@@ -133,6 +154,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Ablation",
     "Adapters",
     "Answer",
     "Atlas",
@@ -154,10 +176,13 @@ __all__ = [
     "LoraConfig",
     "Lying",
     "MelboConfig",
+    "Moments",
     "NoiseConfig",
     "Origin",
     "Pair",
+    "Passport",
     "PerturbationSet",
+    "Place",
     "PowerConfig",
     "PromptBatch",
     "Proxy",
@@ -172,14 +197,18 @@ __all__ = [
     "Setting",
     "Settings",
     "Slice",
+    "Subspace",
     "Summary",
     "Theme",
     "Thompson",
     "TokenNoise",
     "Vectors",
     "WeightNoise",
+    "Within",
     "WordsConfig",
     "Yes",
+    "ablating",
+    "ablating_weights",
     "adapters",
     "begin",
     "best_by_chance",
@@ -189,9 +218,13 @@ __all__ = [
     "choose",
     "difference_of_means",
     "discover_behaviours",
+    "examine",
+    "examine_run",
+    "gather",
     "generate",
     "grid",
     "halve",
+    "injection",
     "judge_named",
     "load",
     "optimised",
@@ -205,6 +238,7 @@ __all__ = [
     "select_best",
     "summarise",
     "survey",
+    "within",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +127,81 @@ def find_projections(
     Returns:
         ``attention`` and ``mlp``, as far as there are such.
     """
+    called = _matrices_called(block, run)
+    if not called:
+        return {}
+    mixer = called[0][0].split(".")[0]
+    found = {}
+    for name, given, came in called:
+        if isinstance(came, Tensor) and came.ndim == 3 and came.shape[-1] == width:
+            which = "attention" if name.split(".")[0] == mixer else "mlp"
+            found[which] = Projection(name, given.shape[-1])
+    return found
+
+
+def find_reads(block: nn.Module, width: int, run: Callable[[], object]) -> dict[str, str]:
+    """Find the matrices with which the parts of a block read the stream, by what it calls.
+
+    Each is the first of its part (see `find_projections`) that is called and takes something as
+    wide as the stream: what it takes is what that part reads, after the norm that comes before.
+
+    Returns:
+        The names in the block of those of ``attention`` and ``mlp``, as far as there are such.
+    """
+    called = _matrices_called(block, run)
+    found: dict[str, str] = {}
+    for name, given, _ in called:
+        if isinstance(given, Tensor) and given.shape[-1] == width:
+            mixes = name.split(".")[0] == called[0][0].split(".")[0]
+            found.setdefault("attention" if mixes else "mlp", name)
+    return found
+
+
+def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
+    """Find the modules whose outputs a block adds to the stream, by what they give.
+
+    They are two, with ``stream out = stream in + first + second``: those of the token mixer and of
+    the feed-forward part, a matrix where that is the last to work on what is added.
+
+    Returns:
+        None where there are no such two, as where a block scales what it adds.
+    """
+    came: dict[nn.Module, Tensor] = {}
+    passed: list[tuple[Any, Any]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        wrote = stream_out(output)
+        if isinstance(wrote, Tensor):
+            came[module] = wrote.clone()  # some add to it in place
+
+    def note_block(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        passed.append((stream_in(args, kwargs)[0], stream_out(output)))
+
+    members = [module for module in block.modules() if module is not block]
+    handles = [module.register_forward_hook(note) for module in members]
+    handles.append(block.register_forward_hook(note_block, with_kwargs=True))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    ((given, out),) = passed
+    added = out - given
+    # As wide as the stream; some have rows and tokens in one dimension.
+    wide = {
+        module: x.reshape(added.shape)
+        for module, x in came.items()
+        if x.shape[-1] == added.shape[-1] and x.numel() == added.numel()
+    }
+    # Of modules that hand on the same output the innermost comes first.
+    for one, other in combinations(wide, 2):
+        if (wide[one] + wide[other] - added).norm() <= 1e-3 * added.norm():
+            return [one, other]
+    return []
+
+
+def _matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[str, Any, Any]]:
+    """Return the matrices that a block calls, in order: name, what each takes, what it returns."""
     matrices: dict[str, nn.Module] = {}
     for name, module in block.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in matrices)  # of a PEFT adapter, say
@@ -146,15 +221,7 @@ def find_projections(
     finally:
         for handle in handles:
             handle.remove()
-    if not called:
-        return {}
-    mixer = called[0][0].split(".")[0]
-    found = {}
-    for name, given, came in called:
-        if isinstance(came, Tensor) and came.ndim == 3 and came.shape[-1] == width:
-            which = "attention" if name.split(".")[0] == mixer else "mlp"
-            found[which] = Projection(name, given.shape[-1])
-    return found
+    return called
 
 
 def find_tail(block: nn.Module, width: int, run: Callable[[], object]) -> list[nn.Module]:

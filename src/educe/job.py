@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
-from educe.kinds import Row
+from educe.kinds import Row, Within
+from educe.manifold import inside
 from educe.model import LanguageModel, Prompt, PromptBatch, load
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
@@ -50,6 +52,8 @@ BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
 BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
 #: Response curves: how many of each arm, and the radii as shares of the largest searched.
 CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+#: The subspace of a search inside one.
+WITHIN = "within.safetensors"
 #: Seconds between two saves of a method that is still searching.
 SAVE_EVERY = 5.0
 
@@ -71,6 +75,9 @@ class Settings:
         given: A file of perturbations to put through the job instead of searching; it says source,
             positions and radii.
         control: A file of perturbations that are the control; by default, matched random ones.
+        within: The subspace that vectors are searched in, as ``[SOURCE:]RANK`` (see
+            `educe.manifold.inside`); by default the whole stream.
+        ball: What their coefficients are measured by there: plain, or whitened.
         n: Perturbations at each radius.
         source: Layer after which they are added; ``auto`` chooses it from an atlas.
         target: Layer at which their effect is read; ``auto`` likewise.
@@ -99,6 +106,8 @@ class Settings:
     method_settings: dict[str, Any] = field(default_factory=dict)
     given: str | None = None
     control: str | None = None
+    within: str | None = None
+    ball: Literal["plain", "whitened"] = "plain"
     n: int = 64
     source: int | float | Literal["auto"] = 0.33
     target: int | float | Literal["auto"] = 0.6
@@ -128,6 +137,12 @@ class Settings:
         discover.configured(self.method, self.method_settings)
         if self.control and not self.given:
             raise MethodError("a control is given for perturbations that are given, not searched")
+        if self.within:
+            inside.parse(self.within)
+            if self.given:
+                raise MethodError("perturbations that are given are not searched: leave within out")
+        elif self.ball != "plain":
+            raise MethodError("a whitened ball needs a subspace: say within which")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
         if min(self.n, self.samples, self.max_new_tokens) < 1:
@@ -213,7 +228,8 @@ def discover_behaviours(
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            left = (*run.tensors.glob(".*"), *run.folder.glob(f".{ATLAS}.*"))
+            own = (run.folder.glob(f".{file}.*") for file in (ATLAS, WITHIN))
+            left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
             for scratch in left:  # by a process that was killed while it wrote
                 scratch.unlink()
             _Job(run, lm, reporter or Silent()).all()
@@ -262,6 +278,7 @@ class _Job:
                 positions=positions,
                 readout=self.settings.readout,
             )
+            self._inside()
         self._facts()
         with self._timed("discover"):
             self._discover()
@@ -299,6 +316,21 @@ class _Job:
             self.run.remember("layers", choose(atlas, **known)._asdict())
         layers = self.run.note("layers")
         return layers["source"], layers["target"]
+
+    def _inside(self) -> None:
+        """Restrict the search to the subspace that was asked for; computed once, and kept."""
+        s = self.settings
+        if not s.within:
+            return
+        path = self.run.folder / WITHIN
+        if not path.exists():
+            subspace = inside.described(
+                self.lm, self.asked, self.part.source, s.within, seed=s.seed, reporter=self.reporter
+            )
+            kind = inside.within(subspace, self.part.source, ball=s.ball)
+            files.write_tensors(path, {"rows": kind.rows}, {})
+        rows = files.read_tensors(path)[0]["rows"]
+        self.part = self.part.on(Within(self.part.source, rows, self.part.positions))
 
     def _facts(self) -> None:
         if self.run.has("facts"):

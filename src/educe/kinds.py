@@ -1,6 +1,7 @@
 """Kinds of perturbation: what their numbers mean, and what they change in a running model.
 
     vectors        h ← h + θ              one vector, added to the stream that leaves a block
+    within         h ← h + θ A            the same, of a subspace: θ has k coefficients, A is [k, d]
     adapters       W ← W + R b aᵀ         on one projection of each block of a band; unit a and b
     token noise    h_t ← h_t + R g_t      fresh for each token t, g_t uniform on the sphere
     weight noise   W ← W + σ rms(W) G     on the matrices of a band of blocks, G standard normal
@@ -17,7 +18,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -132,8 +133,33 @@ class Kind(ABC):
         yield lambda items: None
 
 
+class AfterBlock(Kind):
+    """What is added to the residual stream after one block.
+
+    Attributes:
+        layer: The block.
+    """
+
+    layer: int
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.layer
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.layer
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
+        """Draw directions uniform on the sphere (Muller 1959)."""
+        return _unit(torch.randn(n, self.size, generator=generator))
+
+
 @dataclass(frozen=True)
-class Vectors(Kind):
+class Vectors(AfterBlock):
     """One vector each, added to the residual stream after one block.
 
     Attributes:
@@ -151,29 +177,57 @@ class Vectors(Kind):
 
     @property
     @override
-    def before(self) -> int:
-        return self.layer
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.layer
-
-    @property
-    @override
     def size(self) -> int:
         return self.width
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        """Draw directions uniform on the sphere (Muller 1959)."""
-        return _unit(torch.randn(n, self.width, generator=generator))
 
     @override
     def added(
         self, theta: Float[Tensor, "n d"], items: Sequence[int], places: Sequence[int]
     ) -> Float[Tensor, "n 1 1 d"]:
         return theta[:, None, None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class Within(AfterBlock):
+    """Vectors of a subspace, added to the residual stream after one block: ``h ← h + θ A``.
+
+    What is searched for are coefficients, so that every step stays inside. With orthonormal rows
+    the ball ``‖θ‖ ≤ R`` is that of the vectors themselves; with rows as long as activations spread
+    along them it is an ellipsoid (see `educe.manifold.inside`).
+
+    Attributes:
+        layer: The block after which they are added.
+        rows: ``A``, float32 on the processor, ``[k, d]``.
+        positions: Tokens they are added to.
+    """
+
+    name: ClassVar[str] = "within"
+    tensor: ClassVar[str] = "coefficients"
+
+    layer: int
+    rows: Float[Tensor, "k d"]
+    positions: str = "all"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Within)
+            and (self.layer, self.positions) == (other.layer, other.positions)
+            and torch.equal(self.rows, other.rows)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.layer, self.positions, *self.rows.shape))
+
+    @property
+    @override
+    def size(self) -> int:
+        return len(self.rows)
+
+    @override
+    def added(
+        self, theta: Float[Tensor, "n k"], items: Sequence[int], places: Sequence[int]
+    ) -> Float[Tensor, "n 1 1 d"]:
+        return (theta @ self.rows.to(theta))[:, None, None, :]
 
 
 @dataclass(frozen=True)
@@ -362,7 +416,7 @@ class Noise(Kind):
 
 
 @dataclass(frozen=True)
-class TokenNoise(Noise):
+class TokenNoise(Noise, AfterBlock):
     """Noise of one norm, drawn afresh for every token, in the residual stream after one block.
 
     A perturbation is one sequence of noise, laid on texts so that their answers begin at the same
@@ -381,16 +435,6 @@ class TokenNoise(Noise):
     width: int
     seeds: tuple[int, ...]
     positions: str = "all"
-
-    @property
-    @override
-    def before(self) -> int:
-        return self.layer
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.layer
 
     @override
     def added(
@@ -492,15 +536,19 @@ class WeightNoise(Noise):
         return found
 
 
-KINDS: dict[str, type[Kind]] = {k.name: k for k in (Vectors, Adapters, TokenNoise, WeightNoise)}
+KINDS: dict[str, type[Kind]] = {
+    k.name: k for k in (Vectors, Within, Adapters, TokenNoise, WeightNoise)
+}
 
 
-def described(kind: Kind) -> dict[str, Any]:
-    """Return what `read` needs to make a kind again, as JSON can hold it."""
-    return asdict(kind)  # type: ignore[call-overload]
+def described(kind: Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what `read` needs to make a kind again: what JSON can hold, and tensors."""
+    parts = {f.name: getattr(kind, f.name) for f in fields(kind)}  # type: ignore[arg-type]
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    return {name: part for name, part in parts.items() if name not in tensors}, tensors
 
 
-def read(name: str, fields: dict[str, Any]) -> Kind:
+def read(name: str, plain: dict[str, Any], tensors: dict[str, Tensor]) -> Kind:
     """Make a kind again from its name and what `described` gave.
 
     Raises:
@@ -508,8 +556,8 @@ def read(name: str, fields: dict[str, Any]) -> Kind:
     """
     if name not in KINDS:
         raise FileFormatError(f"perturbations of kind {name!r} are unknown to this educe")
-    lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return KINDS[name](**fields | lists)
+    lists = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+    return KINDS[name](**plain | lists, **tensors)
 
 
 def _unit(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:

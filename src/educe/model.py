@@ -24,8 +24,10 @@ from educe.blocks import (
     Projection,
     Stack,
     find_projections,
+    find_reads,
     find_stack,
     find_tail,
+    find_writers,
     stream_in,
     stream_out,
     with_stream,
@@ -181,6 +183,38 @@ class LanguageModel:
         paths = {module: name for name, module in self.unwrapped.named_modules()}
         within = found[which]
         return within._replace(path=f"{paths[self.blocks[block]]}.{within.path}")
+
+    def reads(self, block: int) -> dict[str, nn.Module]:
+        """Return the matrices that take what the ``attention`` and the ``mlp`` of a block read.
+
+        Raises:
+            ModelError: The block has none, or none for its feed-forward part.
+        """
+        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        found = find_reads(
+            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
+        )
+        if len(found) < 2:
+            raise ModelError(
+                f"block {block} of {self.name} has no two parts whose first matrices read the "
+                "stream: only the stream itself can be looked at there"
+            )
+        return {part: self.blocks[block].get_submodule(name) for part, name in found.items()}
+
+    def writers(self, block: int) -> list[nn.Module]:
+        """Return the two modules whose outputs a block adds to the stream.
+
+        Raises:
+            ModelError: There are no such two.
+        """
+        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        found = find_writers(self.blocks[block], lambda: self.forward(ids, torch.ones_like(ids)))
+        if not found:
+            raise ModelError(
+                f"block {block} of {self.name} does not add the outputs of two of its modules to "
+                "the stream: take away directions after single layers instead"
+            )
+        return found
 
     def tail(self, block: int) -> list[nn.Module]:
         """Return the modules with which a block ends that work token by token."""

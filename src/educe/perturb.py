@@ -129,7 +129,9 @@ class PerturbationSet:
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, whole or not at all."""
+        described, of_kind = kinds.described(self.kind)
         tensors = {self.kind.tensor: self.directions, "radius": self.radius}
+        tensors |= {f"kind.{name}": values for name, values in of_kind.items()}
         if self.outputs is not None:
             tensors["outputs"] = self.outputs
         tensors |= {f"score.{name}": values for name, values in self.scores.items()}
@@ -137,7 +139,7 @@ class PerturbationSet:
             "format": "educe.perturbations",
             "format_version": FORMAT_VERSION,
             "kind": self.kind.name,
-            "kind_json": json.dumps(kinds.described(self.kind), sort_keys=True),
+            "kind_json": json.dumps(described, sort_keys=True),
             "point": f"resid_post.{self.kind.before}",
             "units": "absolute",
             "method": self.method,
@@ -185,7 +187,12 @@ class PerturbationSet:
                 "use the version that wrote it"
             )
         try:
-            kind = kinds.read(header["kind"], json.loads(header["kind_json"]))
+            of_kind = {
+                name.removeprefix("kind."): values
+                for name, values in tensors.items()
+                if name.startswith("kind.")
+            }
+            kind = kinds.read(header["kind"], json.loads(header["kind_json"]), of_kind)
             return cls(
                 kind=kind,
                 directions=tensors[kind.tensor],

@@ -291,6 +291,18 @@ class Run:
         with self.writing():
             self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _json(value)))
 
+    def add_passport(self, number: int, passport: Mapping[str, Any]) -> None:
+        """Keep where a perturbation stands (see `educe.manifold`), in place of what was kept."""
+        self.remember(f"passport-{number:06d}", passport)
+
+    @_reading
+    def passports(self) -> list[dict[str, Any]]:
+        """Return the passports, by the numbers of their perturbations."""
+        rows = self.database.execute(
+            "SELECT value FROM meta WHERE key LIKE 'passport-%' ORDER BY key"
+        )
+        return [json.loads(value) for (value,) in rows]
+
     def event(self, what: str) -> None:
         """Note that something happened, with the time."""
         with self.writing():

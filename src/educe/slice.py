@@ -429,10 +429,10 @@ class Slice:
 
     def hvp(
         self,
-        theta: Float[Tensor, "n d"],
+        theta: Float[Tensor, "n s"],
         cotangent: Float[Tensor, "n d"],
-        tangent: Float[Tensor, "n d"],
-    ) -> Float[Tensor, "n d"]:
+        tangent: Float[Tensor, "n s"],
+    ) -> Float[Tensor, "n s"]:
         """Return the Hessian of ``⟨cotangent, Δ⟩`` at ``θ`` times ``tangent``, row by row, exactly.
 
         Reverse mode over reverse mode, twice as much work as `vjp`.
@@ -451,7 +451,7 @@ class Slice:
         return self._twice(theta, run)
 
     def second_derivative(
-        self, theta: Float[Tensor, "n d"], tangent: Float[Tensor, "n d"]
+        self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
     ) -> Float[Tensor, "n d"]:
         """Return the second derivative of ``Δ(θ + ε tangent)`` in ``ε`` at zero, row by row.
 
@@ -468,7 +468,7 @@ class Slice:
         def run(chunk: Chunk) -> Tensor:
             at, v = (x[chunk.first : chunk.last] for x in (theta, tangent))
             at = at.detach().clone().requires_grad_(True)
-            w = torch.zeros_like(at, requires_grad=True)
+            w = at.new_zeros(len(at), self.width, requires_grad=True)
             slope = self._slope(at, w, chunk)
             (bend,) = torch.autograd.grad((slope * v).sum(), at, create_graph=True)
             return torch.autograd.grad((bend * v).sum(), w)[0]

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe.cli import bench, judge, organism, select
-from educe.cli.options import FLAG, Debug, Json, new_folder, read_prompts
+from educe.cli import bench, examine, judge, organism, select
+from educe.cli.options import FLAG, Debug, Json, check_begun, new_folder, read_prompts
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
 if TYPE_CHECKING:
     from educe.job import Settings
-    from educe.runs import Run
 
 app = App(
     name="educe",
@@ -36,6 +35,7 @@ app.command(judge.app)
 app.command(bench.app)
 app.command(select.select)
 app.command(select.tune)
+app.command(examine.examine)
 
 
 @app.command
@@ -52,6 +52,8 @@ def discover(
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     given: Path | None = None,
     control: Path | None = None,
+    within: str | None = None,
+    ball: Literal["plain", "whitened"] = "plain",
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
     source: float | Literal["auto"] = 0.33,
     target: float | Literal["auto"] = 0.6,
@@ -100,6 +102,11 @@ def discover(
         a file of perturbations to put through it instead of searching
     control
         a file of perturbations as the control of those given; by default random
+    within
+        search inside a subspace: its rank, as in 64, of the activations on ordinary text; or
+        prompts:16 of those on the prompts alone, FILE:64 on another text, random:64 for a control
+    ball
+        what vectors of a subspace are measured by: plain, or whitened by how activations spread
     n
         perturbations at each radius; as many random ones are the control
     source
@@ -151,6 +158,8 @@ def discover(
         method_settings=_method_settings(setting or []),
         given=str(given) if given else None,
         control=str(control) if control else None,
+        within=within,
+        ball=ball,
         n=n,
         source=source,
         target=target,
@@ -425,7 +434,7 @@ def show(
     from educe.summary import summarise
 
     with Run.open(run) as opened:
-        _begun(opened)
+        check_begun(opened)
         summary = summarise(opened)
     if as_json:
         print(json.dumps(terminal.as_data(summary, number), indent=1, ensure_ascii=False))
@@ -452,7 +461,7 @@ def report(
     from educe.runs import Run
 
     with Run.open(run) as opened:
-        _begun(opened)
+        check_begun(opened)
         written = page.write(opened, out or run / "report.html")
     print(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
 
@@ -487,14 +496,6 @@ def _method_settings(words: list[str]) -> dict[str, Any]:
         except ValueError:
             settings[name] = value
     return settings
-
-
-def _begun(run: Run) -> None:
-    if not run.has("facts"):
-        raise RunError(
-            f"the run in {run.folder} was cut off before it found anything: go on with educe "
-            f"discover --resume --out {shlex.quote(str(run.folder))}"
-        )
 
 
 def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:

@@ -1,13 +1,19 @@
 """What the commands share: options, files of prompts, names of folders."""
 
+from __future__ import annotations
+
 import json
+import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from educe.errors import PromptError
+from educe.errors import PromptError, RunError
+
+if TYPE_CHECKING:
+    from educe.runs import Run
 
 FLAG = Parameter(negative="", show_default=False)
 Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
@@ -44,6 +50,19 @@ def _prompt(line: str, where: str) -> Any:
     ):
         raise PromptError(f"{where}: give a string, or messages with a role and a content each")
     return messages
+
+
+def check_begun(run: Run) -> None:
+    """Make sure that a run has something to show.
+
+    Raises:
+        RunError: It was cut off before it found anything.
+    """
+    if not run.has("facts"):
+        raise RunError(
+            f"the run in {run.folder} was cut off before it found anything: go on with educe "
+            f"discover --resume --out {shlex.quote(str(run.folder))}"
+        )
 
 
 def new_folder(kind: str) -> Path:

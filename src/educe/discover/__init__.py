@@ -30,12 +30,16 @@ from educe.discover import (
 )
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
-from educe.kinds import Kind, Noise, Vectors
+from educe.kinds import Kind, Noise, Vectors, Within
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
+    return part.kind if isinstance(part.kind, Within) else _anywhere(part, n, config, seed)
+
+
+def _anywhere(part: Slice, n: int, config: Any, seed: int) -> Kind:
     return Vectors(part.source, part.width, part.positions)
 
 
@@ -78,7 +82,9 @@ METHODS: dict[str, Method] = {
         radii="1.5x,2x,2.5x",
     ),
     "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
-    "words": Method(words.WordsConfig, words.start, words.step, words.finish, radii="0.6d"),
+    "words": Method(
+        words.WordsConfig, words.start, words.step, words.finish, kind=_anywhere, radii="0.6d"
+    ),
 }
 
 
@@ -193,6 +199,11 @@ def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) ->
         MethodError: The slice's positions are not those at which its perturbations act.
     """
     kind = named(method).kind(part, n, config, seed)
+    if isinstance(part.kind, Within) and kind != part.kind:
+        raise MethodError(
+            f"{method} cannot search inside a subspace, only methods can that look for vectors of "
+            "any direction: dct, melbo, power and the like"
+        )
     if kind.positions != part.positions:
         raise MethodError(
             f"{method} makes {kind.name}, which act on all tokens: leave positions at 'all'"

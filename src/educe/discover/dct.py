@@ -55,8 +55,10 @@ class DctConfig:
 
 def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Generator) -> State:
     """Draw or compute the first factors."""
-    if n > part.width:
-        raise MethodError(f"dct finds at most {part.width} factors here, the width of the stream")
+    if n > part.kind.size:
+        raise MethodError(
+            f"dct finds at most {part.kind.size} factors here, one for each dimension"
+        )
     v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     if config.init == "jacobian":
         probes = random_probes(part, config.projections, draw)

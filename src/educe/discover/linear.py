@@ -26,6 +26,7 @@ from torch import Tensor
 
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.kinds import Vectors
 from educe.slice import Slice
 
 
@@ -52,15 +53,15 @@ def start(
         probes = torch.eye(part.width, device=part.device, dtype=part.work_dtype)
     else:
         probes = random_probes(part, config.projections, draw)
-    if n > 2 * len(probes):
-        cure = (
-            "" if len(probes) == part.width else f", or set projections={-(-n // 2)} or mode='full'"
-        )
+    most = min(len(probes), part.kind.size)
+    if n > 2 * most:
+        cure = "" if most == part.kind.size else f", or set projections={-(-n // 2)} or mode='full'"
         raise MethodError(
-            f"dct-linear has {len(probes)} directions here, with two signs each: ask for at most "
-            f"{2 * len(probes)} perturbations{cure}"
+            f"dct-linear has {most} directions here, with two signs each: ask for at most "
+            f"{2 * most} perturbations{cure}"
         )
-    return State(probes=probes, rows=probes[:0], n=torch.tensor(n))
+    none = probes.new_zeros(0, part.kind.size)
+    return State(probes=probes, rows=none, n=torch.tensor(n))
 
 
 def step(
@@ -94,13 +95,13 @@ def finish(part: Slice, radius: float, config: LinearDctConfig, state: State) ->
 
 def random_probes(part: Slice, n: int, draw: torch.Generator) -> Float[Tensor, "n d"]:
     """Draw orthonormal outputs, no more than there are: as many as the width lose nothing."""
-    drawn = part.kind.draw(min(n, part.width), draw)
+    drawn = Vectors(part.target, part.width).draw(min(n, part.width), draw)
     return orthonormal(drawn.to(part.device, part.work_dtype))
 
 
-def jacobian_rows(part: Slice, probes: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def jacobian_rows(part: Slice, probes: Float[Tensor, "n d"]) -> Float[Tensor, "n s"]:
     """Return ``W J``: how much of each output ``W`` a unit of each input gives at zero."""
-    return part.vjp(torch.zeros_like(probes), probes)[1]
+    return part.vjp(probes.new_zeros(len(probes), part.kind.size), probes)[1]
 
 
 def singular_directions(
@@ -118,14 +119,14 @@ def orthonormal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def both_signs(
-    part: Slice, radius: float, v: Float[Tensor, "n d"]
-) -> tuple[Float[Tensor, "2n d"], Float[Tensor, "2n d"]]:
+    part: Slice, radius: float, v: Float[Tensor, "n s"]
+) -> tuple[Float[Tensor, "2n s"], Float[Tensor, "2n d"]]:
     """Return each direction and its mirror image, the more effective one first, and their effects.
 
     What finds a direction from derivatives at zero knows it up to its sign.
     """
     pairs = torch.stack([v, -v], 1)
-    effect = part.effect(radius * pairs.flatten(0, 1)).view_as(pairs)
+    effect = part.effect(radius * pairs.flatten(0, 1)).unflatten(0, (-1, 2))
     first, second = effect.norm(dim=2).T
     turned = (second > first)[:, None, None]
     pairs, effect = (torch.where(turned, two.flip(1), two) for two in (pairs, effect))

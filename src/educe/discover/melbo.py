@@ -75,9 +75,10 @@ def objective(shift: Shift, power: float, root: float) -> Float[Tensor, "n"]:
 
 def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.Generator) -> State:
     """Draw the first directions."""
-    if config.orthogonal and n > part.width:
+    if config.orthogonal and n > part.kind.size:
         raise MethodError(
-            f"{n} vectors of width {part.width} cannot be orthogonal: ask for fewer, or not for it"
+            f"{n} vectors of width {part.kind.size} cannot be orthogonal: ask for fewer, or not "
+            "for it"
         )
     v = part.kind.draw(n, draw).to(part.device, part.work_dtype)
     return at_rest(_orthogonal(v) if config.orthogonal else v)

@@ -76,14 +76,15 @@ class Spectrum(NamedTuple):
 def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.Generator) -> State:
     """Draw the first block."""
     vectors = -(-n // 2)
-    if vectors > part.width:
+    size = part.kind.size
+    if vectors > size:
         raise MethodError(
-            f"power has {part.width} directions here, with two signs each: ask for at most "
-            f"{2 * part.width} perturbations"
+            f"power has {size} directions here, with two signs each: ask for at most {2 * size} "
+            "perturbations"
         )
     if config.padding < 1:
         raise MethodError("power needs padding of 1 or more, to tell the gap after the last vector")
-    drawn = part.kind.draw(min(vectors + config.padding, part.width), draw)
+    drawn = part.kind.draw(min(vectors + config.padding, size), draw)
     basis = orthonormal(drawn.to(part.device, part.work_dtype))
     return State(basis=basis, products=basis[:0], curve=basis.new_zeros(0, n))
 

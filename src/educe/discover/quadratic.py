@@ -45,10 +45,11 @@ def start(
     part: Slice, n: int, radius: float, config: QuadraticDctConfig, draw: torch.Generator
 ) -> State:
     """Draw the first directions: one for each two perturbations."""
-    if n > 2 * part.width:
+    size = part.kind.size
+    if n > 2 * size:
         raise MethodError(
-            f"dct-quadratic has {part.width} directions here, with two signs each: ask for at most "
-            f"{2 * part.width} perturbations"
+            f"dct-quadratic has {size} directions here, with two signs each: ask for at most "
+            f"{2 * size} perturbations"
         )
     pairs = -(-n // 2)
     v = part.kind.draw(pairs, draw).to(part.device, part.work_dtype)

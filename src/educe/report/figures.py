@@ -57,7 +57,7 @@ def charts(summary: Summary, atlas: Atlas | None = None) -> dict[str, dict[str, 
     layers = {}
     if atlas is not None:
         layers = survey(atlas, (summary.facts["source"], summary.facts["target"]))
-    return {name: _dress(chart) for name, chart in drawn.items() if chart is not None} | layers
+    return {name: dressed(chart) for name, chart in drawn.items() if chart is not None} | layers
 
 
 def survey(atlas: Atlas, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
@@ -97,7 +97,7 @@ def survey(atlas: Atlas, chosen: tuple[int, int] | None = None) -> dict[str, dic
     }
     height = 16 * len({pair.source for pair in atlas.pairs}) + 60
     return {
-        f"atlas-{name}": _dress((base.mark_rect().encode(colour) + mark).properties(height=height))
+        f"atlas-{name}": dressed((base.mark_rect().encode(colour) + mark).properties(height=height))
         for name, colour in colours.items()
     }
 
@@ -345,7 +345,8 @@ def _number(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _dress(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+def dressed(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+    """Return the specification of a chart in the page's style."""
     ink, muted, line = (PALETTE[role][0] for role in ("ink", "muted", "line"))
     return (
         chart.properties(width="container", background="transparent")

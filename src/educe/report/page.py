@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures
+from educe.report import figures, passports
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
@@ -60,6 +60,11 @@ KINDS = {
     "vectors": (
         "Dose is the radius as a share of the mean activation norm at the source",
         "random directions at the same radii",
+    ),
+    "within": (
+        "Dose is the norm of a random vector of that radius as a share of the mean activation norm "
+        "at the source",
+        "random vectors of the same subspace at the same radii",
     ),
     "adapters": (
         "Dose is what a random adapter of that radius adds, as a share of the mean activation norm "
@@ -125,6 +130,8 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
     atlas = run.folder / ATLAS
+    papers = run.passports()
+    charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -147,11 +154,29 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=figures.charts(s, Atlas.load(atlas) if atlas.exists() else None),
+        charts=charts | {k: v for paper in papers for k, v in passports.charts(paper).items()},
+        manifold=Markup(_passports(papers, pattern)) if papers else "",
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
         label=figures.label,
+    )
+
+
+def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows passports."""
+
+    def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
+        which = f"{name}-{paper['number']}"
+        return Markup(
+            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
+            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
+            "</figure>"
+        ).format(which, title, text)
+
+    told = [paper | {"told": passports.told(paper)} for paper in papers]
+    return _template("passports.html", pattern).render(
+        passports=told, forms=passports.FORMS, chart=chart
     )
 
 
@@ -256,12 +281,12 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method given control n source target positions"
-    flags += " readout radius samples temperature max_new_tokens seed look_for prefill"
+    flags = "model adapter revision dtype device method given control within ball n source target"
+    flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
     words += [
         f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
         for flag in flags.split()
-        if config.get(flag) not in (None, "")
+        if config.get(flag) not in (None, "") and (flag != "ball" or config.get("within"))
     ]
     for name, value in (config.get("method_settings") or {}).items():
         text = value if isinstance(value, str) else json.dumps(value)

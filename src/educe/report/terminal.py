@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unicodedata import category
 
@@ -89,6 +90,82 @@ def where(report: Path, console: Console | None = None) -> None:
     (console or Console()).print(
         f"[bold]report:[/bold] {escape(str(report.resolve()))}", soft_wrap=True, highlight=False
     )
+
+
+def passport(p: dict[str, Any], console: Console | None = None) -> None:
+    """Print a passport (see `educe.manifold.record`) on one screen."""
+    console = console or Console()
+    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+    console.print(
+        Panel(
+            Text(p["words"]),
+            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
+            f"norm {p['norm']:.3g}",
+            title_align="left",
+        )
+    )
+    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    for name in ("", "this", "natural", "random", "%ile"):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    rows = {
+        f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
+        "Mahalanobis, same norm": (p["length"], ".3g"),
+        "Mahalanobis, own norms": (p["size"], ".3g"),
+    }
+    if p["prompt"]:
+        rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
+    for name, (of, form) in rows.items():
+        controls = (_range(of[kind], form) for kind in ("natural", "random"))
+        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
+    grid.add_row()
+    for at in p["depth"]:
+        of, still = at["distance"], at["still_distance"]
+        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
+        small = "" if at["enough"] else "?"
+        name = f"distance at {at['layer']}{small} ({still:.0%})"
+        grid.add_row(name, f"{of['found']:.0%}", *controls)
+    grid.add_row()
+    outputs = {o["name"]: o for o in p["outputs"]}
+    for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
+        plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
+        controls = (
+            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
+            for kind in ("natural", "random")
+        )
+        grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
+    for part in ("its part inside", "its part outside"):
+        if part in outputs:
+            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
+    for taken in p["taken"]:
+        name = f"kl, taken away ({taken['form']})"
+        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
+    console.print(grid)
+    console.print(
+        "[dim]natural: differences between activations, random: vectors, of this norm; %ile: "
+        "among the natural ones. In brackets on the left: unperturbed. ?: too little text.[/dim]",
+        highlight=False,
+    )
+    if p["taken"]:
+        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+        console.print(
+            f"[dim]of what taking it away changes, in directions not used: {told} "
+            f"(natural {p['unused'][0]:.1%}, random {p['unused'][1]:.0%})[/dim]",
+            highlight=False,
+        )
+    last = p["growth"][-1]
+    console.print(
+        f"[dim]{last['tokens']} tokens ({p['corpus']}), held-out ones {last['optimism']:.2f} "
+        f"times as far out; without first tokens{massive}[/dim]",
+        highlight=False,
+    )
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def _range(of: dict[str, float], form: str) -> str:
+    return f"{of['median']:{form}} ({of['low']:{form}}–{of['high']:{form}})"
 
 
 def perturbation(summary: Summary, number: int, console: Console | None = None) -> None:

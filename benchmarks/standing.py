@@ -1,0 +1,102 @@
+"""Can vectors on and off the manifold of the embedded model be told apart?
+
+python -m benchmarks.standing [LAYER...]
+
+Reads the bundled corpus. Controls are differences between held-out activations of every second
+document; what is told apart are such differences of the other documents, random vectors, mixtures
+of both by energy, and random vectors of the top 64 directions, all of one norm. A vector is called
+outside when fewer than one in a hundred controls lie so far out, by share or by length.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from torch.nn.functional import normalize
+
+import educe
+from educe.manifold import corpus
+from educe.manifold.activations import Place
+from educe.manifold.distance import (
+    Geometry,
+    differences,
+    learning,
+    percentile,
+    random_vectors,
+)
+from educe.manifold.natural import Natural, Sample, gather
+from educe.manifold.project import injection, oblique, plain
+from educe.manifold.record import LEVEL, Range
+from educe.stats import rate
+
+N, MANY, ABLATED = 500, 2000, 20
+
+
+def halves(sample: Sample) -> list[Sample]:
+    """Split a sample by documents."""
+    even = torch.isin(sample.document, sample.document.unique()[::2])
+    return [Sample(*(part[at] for part in sample)) for at in (even, ~even)]
+
+
+def tell(natural: Natural) -> None:
+    draw = torch.Generator().manual_seed(0)
+    curve = learning(natural)
+    geometry = curve[-1][0]
+    for _, known in curve:
+        print("  ", known, "enough" if known.enough else "too small")
+    first, second = halves(natural.sample)
+
+    def unit(sample: Sample, n: int) -> torch.Tensor:
+        return normalize(geometry.bare(differences(sample, n, draw)), dim=1)
+
+    controls, random = unit(first, MANY), random_vectors(MANY, geometry, draw)
+    apart, drawn = unit(second, N), random_vectors(N, geometry, draw)
+    for name, measure in (("share", geometry.share), ("length", geometry.length)):
+        print("  ", name, Range.of(measure(controls)), "random", Range.of(measure(random)))
+    planted = {"natural differences": apart, "random vectors": drawn}
+    for m in (0.1, 0.25, 0.5, 0.75):
+        planted[f"{m:.0%} random by energy"] = normalize(
+            (1 - m) ** 0.5 * apart + m**0.5 * drawn, dim=1
+        )
+    inside = torch.randn(N, 64, generator=draw, dtype=torch.float64) @ geometry.vectors[:64]
+    planted["random in the top 64"] = normalize(inside, dim=1)
+    for name, vectors in planted.items():
+        print("  ", name, rate(int(outside(geometry, vectors, controls).sum()), N))
+    for name, vectors in (("natural", apart), ("random", drawn)):
+        for form in ("mean", "oblique"):
+            shares = [
+                injection(
+                    plain(u[None], natural.moments.mean)
+                    if form == "mean"
+                    else oblique(u[None], natural.moments),
+                    natural.moments,
+                    massive=natural.massive,
+                ).outside
+                for u in vectors[:ABLATED]
+            ]
+            print("   change in unused directions:", name, form, Range.of(shares))
+
+
+def outside(geometry: Geometry, vectors: torch.Tensor, controls: torch.Tensor) -> torch.Tensor:
+    share = percentile(geometry.share(vectors), geometry.share(controls))
+    length = percentile(geometry.length(vectors), geometry.length(controls))
+    return (share < LEVEL) | (length > 1 - LEVEL)
+
+
+def main() -> None:
+    lm = educe.load("embedded")
+    places = [Place(int(layer)) for layer in sys.argv[1:] or (9, 18, 29)]
+    began = time.process_time()
+    gathered = gather(lm, corpus.documents(), places)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{time.process_time() - began:.0f} s, {peak:.2f} GB, {gathered.massive} massive tokens")
+    for place, natural in gathered.natural.items():
+        print(place, "massive coordinates", natural.massive, "first tokens", natural.first_norm)
+        tell(natural)
+
+
+if __name__ == "__main__":
+    main()

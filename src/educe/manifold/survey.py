@@ -1,0 +1,68 @@
+"""Passports of perturbations of a run, kept in it: one pass over the corpus for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from educe.manifold import corpus as texts
+from educe.manifold.activations import Place
+from educe.manifold.natural import gather
+from educe.manifold.passport import Labels, depths, examine
+from educe.manifold.record import Passport
+from educe.model import LanguageModel, PromptBatch
+from educe.runs import Run
+from educe.writing import groups
+
+
+def examine_run(
+    run: Run,
+    numbers: Sequence[int],
+    lm: LanguageModel,
+    prompts: PromptBatch,
+    *,
+    corpus: str = texts.BUNDLED,
+    tokens: int = 100_000,
+    seed: int = 0,
+    reporter: Any = None,
+) -> list[Passport]:
+    """Write the passports of some perturbations and keep them in their run.
+
+    Args:
+        run: The run.
+        numbers: The perturbations, by their numbers in it.
+        lm: Its model.
+        prompts: Its prompts.
+        corpus: See `educe.manifold.corpus.documents`.
+        tokens: The most tokens of the corpus that are read.
+        seed: Of samples and controls.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        PromptError: The corpus cannot be read, or is too small to hold anything out.
+    """
+    target = run.note("facts")["target"]
+    arms = {p.id: p.arm for p in run.perturbations()}
+    members = groups(run, numbers)
+    layers = [depths(group.kind.last, target, lm.depth) for group in members]
+    places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
+    gathered = gather(
+        lm, texts.documents(corpus), places, limit=tokens, seed=seed, reporter=reporter
+    )
+    made = {}
+    for group, seen in zip(members, layers, strict=True):
+        for i, number in enumerate(group.numbers):
+            passport = examine(
+                lm,
+                group.kind,
+                group.theta[i : i + 1].to(lm.device),
+                gathered,
+                seen,
+                prompts=prompts,
+                labels=Labels(number, arms[number], target, corpus),
+                seed=seed,
+                reporter=reporter,
+            )
+            run.add_passport(number, passport.data())
+            made[number] = passport
+    return [made[number] for number in numbers]
