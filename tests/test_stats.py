@@ -168,13 +168,13 @@ def test_within_strata_what_both_arms_share_is_no_evidence() -> None:
 def test_within_strata_it_holds_its_level() -> None:
     draw = np.random.default_rng(0)
     below = 0
-    for _ in range(2000):
+    for _ in range(500):
         pairs = []
         for share in draw.beta(0.3, 2.0, 4):  # of each cell its own
             one, other = draw.binomial(10, share, 2).tolist()
             pairs.append((rate(one, 10), rate(other, 10)))
         below += more_often_within(pairs) <= 0.05
-    assert below / 2000 <= 0.06
+    assert below / 500 <= 0.06
 
 
 def test_bootstrap_interval_of_a_large_sample_is_the_normal_one() -> None:
