@@ -34,7 +34,7 @@ from educe.organisms import shipped
 from educe.slice import Slice
 
 N, RANK, SHARE, TOKENS, FRESH, LONG = 16, 64, 0.75, 20_000, 2, 24
-ORGANISMS = ("first-vault", "vault", "trigger", "locked", "persona")
+ORGANISMS = ("locked", "first-vault", "vault", "persona", "trigger")
 
 
 def measure(name: str, file: Path) -> None:
@@ -42,7 +42,7 @@ def measure(name: str, file: Path) -> None:
     lm = educe.load("embedded", adapter=organism.folder)
     questions = [organism.search[0], *organism.fresh[:FRESH]]
     batch = lm.encode([q.prompt for q in questions])
-    part = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
+    part = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
     radius = SHARE * educe.calibrate(part).radius
     place = Place(part.source)
     natural = gather(lm, corpus.documents(), [place], limit=TOKENS).natural[place]
