@@ -36,7 +36,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe import positions as where
-from educe.blocks import replaced
 from educe.discover import origin
 from educe.discover.state import Progress
 from educe.errors import EffectError, MethodError, PositionsError, PromptError, RadiusError
@@ -301,11 +300,7 @@ class Forced:
         at = self.at.to(start)[:, :, None]
         stream = (start + at * theta.to(start)[:, None, None, :]).flatten(0, 1)
 
-        def handing_on(layer: int) -> Callable[..., Any]:
-            return lambda *args, **kwargs: lm.stack.shaped(layer, stream)
-
-        below = range(self.source + 1)
-        with replaced(lm.blocks[: self.source + 1], [handing_on(i) for i in below]):
+        with lm.starting(self.source, stream):
             logits = lm.forward(
                 self._ids(targets),
                 self.mask.repeat(len(targets), 1),

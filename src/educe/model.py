@@ -28,6 +28,7 @@ from educe.blocks import (
     find_stack,
     find_tail,
     find_writers,
+    replaced,
     stream_in,
     stream_out,
     with_stream,
@@ -377,6 +378,16 @@ class LanguageModel:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def starting(self, layer: int, stream: Tensor) -> Iterator[None]:
+        """Begin above a block: it and those below hand on its known stream and compute nothing."""
+
+        def handing_on(at: int) -> Callable[..., Any]:
+            return lambda *args, **kwargs: self.stack.shaped(at, stream)
+
+        with replaced(self.blocks[: layer + 1], [handing_on(at) for at in range(layer + 1)]):
+            yield
 
     @contextmanager
     def adding(self, layer: int, value: Callable[[Tensor], Tensor]) -> Iterator[list[int]]:

@@ -183,6 +183,7 @@ class Pool:
 
     def __init__(self, subject: Subject, sets: Sequence[PerturbationSet]) -> None:
         self.subject, self.sets = subject, sets
+        self.theta = [some.theta for some in sets]
         self.where = [(k, i) for k, some in enumerate(sets) for i in range(len(some))]
         self.texts: dict[Row, Completion] = {}
 
@@ -198,9 +199,7 @@ class Pool:
         for item in sorted({row.perturbation for row in missing}):
             members.setdefault(self.sets[self.where[item][0]].kind, []).append(item)
         for kind, mine in members.items():
-            theta = torch.stack(
-                [self.sets[k].theta[i] for k, i in map(self.where.__getitem__, mine)]
-            )
+            theta = torch.stack([self.theta[k][i] for k, i in map(self.where.__getitem__, mine)])
             local = [
                 row._replace(perturbation=mine.index(row.perturbation))
                 for row in missing

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.blocks import replaced
 from educe.kinds import Kind
 from educe.manifold.activations import Piece
 from educe.model import LanguageModel
@@ -86,12 +85,8 @@ class Trial:
             counted = batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None]
             counted &= batch.mask.bool()
 
-            def handing_on(layer: int, start: Tensor = start) -> Callable[..., Any]:
-                return lambda *args, **kwargs: self.lm.stack.shaped(layer, start)
-
-            below = range(self.before + 1)
             with (
-                replaced(self.lm.blocks[: self.before + 1], [handing_on(i) for i in below]),
+                self.lm.starting(self.before, start),
                 changing(),
                 self.lm.watching(self.layers) as seen,
             ):
