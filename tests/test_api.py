@@ -131,6 +131,8 @@ RANKS = {
     "progress": 4,
     "threads": 4,
     "writing": 4,
+    "norm": 5,
+    "refine": 5,
     "job": 5,
     "selection": 5,
     "report": 5,

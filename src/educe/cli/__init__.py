@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from educe.cli import bench, examine, judge, organism, select
+from educe.cli import bench, examine, judge, organism, refine, select
 from educe.cli.options import FLAG, Debug, Json, check_begun, new_folder, read_prompts
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
 
@@ -36,6 +36,7 @@ app.command(bench.app)
 app.command(select.select)
 app.command(select.tune)
 app.command(examine.examine)
+app.command(refine.app)
 
 
 @app.command

@@ -1,0 +1,1 @@
+"""What the norm of a perturbation tells: response curves, choices of the radius, comparisons."""

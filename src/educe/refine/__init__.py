@@ -1,0 +1,1 @@
+"""Perturbations that were found, changed: along the radius, sparser, quieter, ungated."""
