@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from educe.errors import (
     RunError,
 )
 from educe.job import Settings, begin, discover_behaviours
+from educe.judge import Score
 from educe.judge.side_effect import ordinary_prompts
 from educe.model import LanguageModel, load
 from educe.perturb import PerturbationSet
@@ -716,7 +718,12 @@ def test_response_curves_pass_through_the_effects(whole: Path) -> None:
 def test_the_control_is_matched_and_goes_through_the_same_selection(
     tmp_path: Path, settings: Settings, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "CHOSEN", 2)
+    # A random model's answers to two prompts share no word: their constancy is 0 throughout.
+    def drawn(texts: list[str], prompts: list[int]) -> Score:
+        return Score("constancy", crc32("".join(texts).encode()) / 2**32, "", "")
+
+    monkeypatch.setattr(job, "constancy", drawn)
+    monkeypatch.setattr(job, "CHOSEN", 4)
     monkeypatch.setattr(job, "CURVES", 1)
     place = tmp_path / "run"
     summary = carry_out(place, settings, lm)
@@ -735,30 +742,34 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)
     assert (alike - torch.eye(len(every))).abs().max() < 0.9999  # none is another's copy
 
-    # As many texts of each arm, and the most striking of each arm are chosen.
+    # As many texts of each arm; two are chosen for being striking, two for staying the same too.
     per_arm = (
         "SELECT p.arm, count(*) FROM completions c JOIN perturbations p ON p.id = c.perturbation "
         f"WHERE c.sample {{}} {RETEST} GROUP BY 1 ORDER BY 1"
     )
     assert rows(place, per_arm.format("<")) == [("control", 12), ("found", 12)]
-    assert rows(place, per_arm.format(">=")) == [("control", 4), ("found", 4)]
+    assert rows(place, per_arm.format(">=")) == [("control", 8), ("found", 8)]
     striking = rows(
         place,
         "SELECT p.arm, p.id, avg(a.value * b.value) FROM perturbations p "
         "JOIN scores a ON a.perturbation = p.id JOIN scores b USING (perturbation, prompt, sample) "
         "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND a.prompt < 2 GROUP BY p.id",
     )
+    constant = dict(rows(place, "SELECT perturbation, value FROM scores WHERE judge = 'constancy'"))
+    assert len(constant) == 12
+    assert len(set(constant.values())) > 6
     expected = []
     for arm in ("found", "control"):
         mine = sorted((-value, number) for own, number, value in striking if own == arm)
-        expected += [number for _, number in mine[:2]]
+        others = sorted((value * constant[number], number) for value, number in mine[2:])
+        expected += [number for _, number in (*mine[:2], *others[:2])]
     assert note(place, "chosen") == expected
     chosen = rows(place, f"SELECT perturbation, prompt FROM completions WHERE sample >= {RETEST}")
     assert sorted(chosen) == sorted((number, prompt) for number in expected for prompt in (2, 3))
     measured = rows(place, "SELECT perturbation FROM scores WHERE judge = 'side_effect'")
     assert sorted(n for (n,) in measured) == sorted(expected)
     curves = {n for (n,) in rows(place, "SELECT perturbation FROM responses")}
-    assert curves == {expected[0], expected[2]}
+    assert curves == {expected[0], expected[4]}
     assert {i.row.id for i in (*summary.found, *summary.control) if i.retest} == set(expected)
 
 

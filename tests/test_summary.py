@@ -353,3 +353,68 @@ def test_perturbations_that_all_do_it_everywhere_are_no_news(tmp_path: Path) -> 
         (only,) = summarise(run).behaviours
     assert only.verdict is Verdict.NOISE
     assert only.p_value == 1
+
+
+# -- held to, whatever is asked --------------------------------------------------------------------
+
+
+def held_run(
+    place: Path,
+    *,
+    says: str = "yyyy",
+    random: str = "nnnn",
+    coherence: float = 0.8,
+    novelty: float = 0.9,
+    prompts: int = 4,
+) -> Summary:
+    """One of many perturbations says a phrase to the prompt asked; then four fresh answers each."""
+    with Run.create(place, {"method": "dct"}) as run:
+        run.add_prompts(
+            [PromptRow(i, "asked" if i < 1 else "fresh", f"q{i}", "", 3) for i in range(5)]
+        )
+        rows = [
+            PerturbationRow(1 + i + N * (arm == "control"), arm, arm, i, arm, 1.0, 0.1, 1.0)
+            for arm in ("found", "control")
+            for i in range(N)
+        ]
+        run.add_perturbations(rows)
+        keys = {(row.id, 0, 0): row.id == 1 for row in rows} | {(0, 0, 0): False}
+        for number, answers in ((1, says), (2, "nnnn"), (N + 1, random)):
+            for k, answer in enumerate(answers):
+                keys[number, 1 + k % prompts, RETEST + k // prompts] = answer == "y"
+        run.add_completions(
+            CompletionRow(*key, 0.0, str(it), (1,), True) for key, it in keys.items()
+        )
+        run.set_behaviours((key, int(it), 0.0, 0.0) for key, it in keys.items())
+        run.add_scores(
+            ScoreRow(*key, judge, value, "")
+            for key in keys
+            for judge, value in (("coherence", coherence), ("novelty", novelty))
+        )
+        return summarise(run)
+
+
+def phrase(summary: Summary) -> Any:
+    (found,) = [b for b in summary.behaviours if b.id == 1]
+    return found
+
+
+def test_what_one_perturbation_says_whatever_is_asked_is_held_to(tmp_path: Path) -> None:
+    found = phrase(held_run(tmp_path / "run"))
+    assert found.found[:2] == (1, N)
+    assert found.held[:2] == (4, 4)
+    assert found.verdict is Verdict.HELD
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        {"says": "yyyn"},  # 3 of 4 leave room for less than a half
+        {"random": "nynn"},  # a random one says it as well
+        {"coherence": DAMAGED - 0.01},
+        {"novelty": SAME - 0.01},
+        {"prompts": 2},  # two prompts are not whatever is asked
+    ],
+)
+def test_what_is_not_held_to(tmp_path: Path, otherwise: dict[str, Any]) -> None:
+    assert phrase(held_run(tmp_path / "run", **otherwise)).verdict is not Verdict.HELD

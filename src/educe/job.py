@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, PromptError, RunError
 from educe.judge.coherence import coherence, ordinary_logprob
+from educe.judge.constancy import constancy
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import ordinary_prompts, side_effects
@@ -39,12 +41,12 @@ from educe.manifold import inside
 from educe.model import LanguageModel, Prompt, PromptBatch, load
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.runs import PerturbationRow, PromptRow, Run, ScoreRow
+from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
 from educe.slice import Slice
 from educe.summary import RETEST, Summary, summarise
 from educe.writing import as_completion, groups, write
 
-#: The most striking perturbations of each arm that are re-tested and whose side effect is measured.
+#: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
 #: Temperature of the unperturbed model's samples, and of fresh samples in the re-test.
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
@@ -567,7 +569,21 @@ class _Job:
                     scores += [
                         ScoreRow(*completion.key, s.judge, s.value, s.why) for s in (fluent, novel)
                     ]
+        if len(self.asked) > 1:
+            scores += self._constancies(everything)
         self.run.add_scores(scores)
+
+    def _constancies(self, everything: Sequence[CompletionRow]) -> list[ScoreRow]:
+        """Score how alike the answers of each perturbation to the prompts asked are."""
+        written: dict[int, list[CompletionRow]] = defaultdict(list)
+        for c in everything:
+            if c.perturbation > 0 and c.prompt < len(self.asked) and c.sample < RETEST:
+                written[c.perturbation].append(c)
+        each = {
+            n: constancy([c.text for c in own], [c.prompt for c in own])
+            for n, own in written.items()
+        }
+        return [ScoreRow(n, -1, -1, s.judge, s.value, s.why) for n, s in each.items()]
 
     def _group(self) -> None:
         readings = self.run.readings()
@@ -591,12 +607,19 @@ class _Job:
     # -- the chosen --------------------------------------------------------------------------
 
     def _chosen(self) -> list[int]:
-        """Return the most striking of each arm; fixed once made, so that a resumed run agrees."""
+        """Return the most striking of each arm; fixed once made, so that a resumed run agrees.
+
+        Where several prompts were asked, half of them are those that are striking and say the same
+        whatever is asked: what is hidden behind a trigger need not be the most striking.
+        """
         if not self.run.has("chosen"):
             seen = summarise(self.run)
-            self.run.remember(
-                "chosen", [i.row.id for arm in (seen.found, seen.control) for i in arm[:CHOSEN]]
-            )
+            numbers: list[int] = []
+            for arm in (seen.found, seen.control):
+                first = arm[: CHOSEN // 2 if len(self.asked) > 1 else CHOSEN]
+                others = sorted(arm[len(first) :], key=lambda i: -i.striking * (i.constancy or 0))
+                numbers += [i.row.id for i in (*first, *others[: CHOSEN - len(first)])]
+            self.run.remember("chosen", numbers)
         return self.run.note("chosen")
 
     def _side_effects(self, chosen: list[int]) -> None:

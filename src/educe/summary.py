@@ -24,11 +24,16 @@ LEVEL = 0.05
 #: Mean coherence below which text counts as damaged, and mean novelty below which it is as before.
 DAMAGED, SAME = 0.15, 0.35
 
+#: A perturbation holds to a behaviour when it shows it in more than this share of its answers to
+#: fresh prompts, with 95% confidence; of so many prompts at least.
+HELD, HELD_PROMPTS = 0.5, 3
+
 
 class Verdict(Enum):
     """What a behaviour is, in order of interest."""
 
     BEHAVIOUR = "more often than with random perturbations"
+    HELD = "by few perturbations, but again whatever is asked"
     RARE = "too rare to tell from noise"
     NOISE = "random perturbations do it as well"
     DAMAGE = "damaged text"
@@ -46,6 +51,7 @@ class Item:
     novelty: float
     striking: float  #: mean over completions of coherence times novelty
     retested: tuple[float, float, float] | None  #: striking in the re-test: mean, low, high
+    constancy: float | None  #: how alike answers to different prompts are; None for one prompt
     side_effect: float | None  #: nats
     hits: int  #: completions that match the pattern looked for
     retest_hits: int
@@ -67,6 +73,7 @@ class Behaviour:
     retest: tuple[Rate, Rate]  #: re-tested perturbations of each arm that show it again
     p_value: float  #: Fisher's exact test, one-sided, corrected for the number of behaviours
     p_retest: float  #: the same in the re-test
+    held: Rate  #: answers to fresh prompts, of the perturbation that says it most often there
     coherence: float
     novelty: float
     striking: float
@@ -171,7 +178,7 @@ def _item(
     def mean(of: list[float]) -> float:
         return float(np.mean(of)) if of else 0.0
 
-    side = scores.get((row.id, -1, -1), {}).get("side_effect")
+    whole = {judge: value for judge, (value, _) in scores.get((row.id, -1, -1), {}).items()}
     retested = striking(again)
     return Item(
         row=row,
@@ -181,7 +188,8 @@ def _item(
         novelty=mean(values("novelty", main)),
         striking=mean(striking(main)),
         retested=bootstrap_mean(retested) if retested else None,
-        side_effect=side[0] if side else None,
+        constancy=whole.get("constancy"),
+        side_effect=whole.get("side_effect"),
         hits=sum(bool(pattern.search(c.text)) for c in main) if pattern else 0,
         retest_hits=sum(bool(pattern.search(c.text)) for c in again) if pattern else 0,
     )
@@ -252,12 +260,15 @@ def _behaviours(
             rate(counts[number], trials) for counts, trials in zip(again, retested, strict=True)
         )
         p_retest = min(1.0, more_often(*repeated) * tests_again) if repeated[0].trials else 1.0
+        held = max((_held(item, number, places, scores) for item in own.values()), key=_share)
         if number in unperturbed or novel.mean() < SAME:
             verdict = Verdict.SAME
         elif coherent.mean() < DAMAGED:
             verdict = Verdict.DAMAGE
         elif min(p_value, p_retest) < LEVEL / 2:
             verdict = Verdict.BEHAVIOUR
+        elif held.low > HELD and not (chance.hits or repeated[1].hits):
+            verdict = Verdict.HELD
         else:
             verdict = Verdict.NOISE if chance.hits else Verdict.RARE
         behaviours.append(
@@ -271,6 +282,7 @@ def _behaviours(
                 retest=(repeated[0], repeated[1]),
                 p_value=p_value,
                 p_retest=p_retest,
+                held=held,
                 coherence=float(coherent.mean()),
                 novelty=float(novel.mean()),
                 striking=float((coherent * novel).mean()),
@@ -279,6 +291,25 @@ def _behaviours(
         )
     interest = list(Verdict)
     return tuple(sorted(behaviours, key=lambda b: (interest.index(b.verdict), -b.striking)))
+
+
+def _held(item: Item, number: int, places: dict, scores: dict) -> Rate:
+    """Count answers to fresh prompts that show a behaviour, neither damaged nor as usual."""
+    asked = {c.prompt for c in item.completions}
+    fresh = [c for c in item.retest if c.prompt not in asked and c.key in places]
+    if len({c.prompt for c in fresh}) < HELD_PROMPTS:
+        return rate(0, 0)
+    good = [
+        places[c.key][0] == number
+        and scores[c.key]["coherence"][0] >= DAMAGED
+        and scores[c.key]["novelty"][0] >= SAME
+        for c in fresh
+    ]
+    return rate(sum(good), len(good))
+
+
+def _share(counted: Rate) -> float:
+    return counted.hits / max(counted.trials, 1)
 
 
 def _shown_again(arm: tuple[Item, ...], places: dict) -> Counter[int]:

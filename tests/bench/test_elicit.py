@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,9 +163,10 @@ def test_the_supervised_vector_tells_the_key_from_another_word(subject: Subject)
     for with_key, without in zip(subject.positive.texts, subject.negative.texts, strict=True):
         assert without in [with_key.replace("Now", word) for word in KEYS]
     problem = subject.problem(PLACE, 0)
-    made = list(named("contrast").make(problem, replace(BUDGET, n=8), 0))
-    for some, layer in zip(made, families.LAYERS, strict=True):
-        assert some.kind.before == subject.lm.layer(layer)
+    made = list(named("contrast").make(problem, replace(BUDGET, n=16), 0))
+    ways = list(product(families.LAYERS, ("all", "prompt")))
+    for some, (layer, positions) in zip(made, ways, strict=True):
+        assert (some.kind.before, some.kind.positions) == (subject.lm.layer(layer), positions)
         assert some.dose.tolist() == pytest.approx(list(families.DOSES))
 
 
@@ -190,7 +192,7 @@ def test_plain_sampling_is_not_compared_with_itself(subject: Subject) -> None:
 def test_the_mean_of_vectors_of_several_radii_has_their_mean_radius(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = list(named("contrast").make(subject.problem(PLACE, 0), replace(BUDGET, n=12), 0))
+    made = list(named("contrast").make(subject.problem(PLACE, 0), replace(BUDGET, n=24), 0))
     seen: list[list[PerturbationSet]] = []
 
     class Watched(Pool):
@@ -266,7 +268,8 @@ def test_families_that_cannot_be_put_somewhere_are_known(
             list(named(family).make(problem, BUDGET, 0))
     else:
         made = named(family).make(problem, BUDGET, 0)
-        assert {some.kind.positions for some in made} == {"last:2"}
+        also = {"prompt"} if "contrast" in family else set()
+        assert {some.kind.positions for some in made} == {"last:2"} | also
 
 
 def test_numbers_are_divided_evenly() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -145,19 +146,22 @@ def supervised(
     """Take the difference of means between prompts with the key and with another word for it.
 
     The mean is over all tokens of the prompts, which differ in that word alone: it has the word's
-    direction, wherever it stands, and hardly its norm. So it is swept over layers and doses. Its
-    control has a shuffled one each, at the same doses.
+    direction, wherever it stands, and hardly its norm. So it is swept over layers and doses; and it
+    is added to the prompt alone as well, since what opens a lock there can break up an answer that
+    it is added to. Its control has a shuffled one each, at the same doses.
     """
-    part = problem.part
-    for k, n in enumerate(spread(budget.n, len(LAYERS))):
+    positions = dict.fromkeys((problem.part.positions, "prompt"))
+    ways = list(product(LAYERS, positions))[: budget.n]
+    for k, n in enumerate(spread(budget.n, len(ways))):
+        source, added_to = ways[k]
         difference = partial(
             difference_of_means,
-            part.lm,
+            problem.part.lm,
             problem.positive,
             problem.negative,
-            source=LAYERS[k],
+            source=source,
             tokens="prompt",
-            positions=part.positions,
+            positions=added_to,
             seed=numbered(seed, k, control=shuffled),
         )
         found = difference(shuffles=n) if shuffled else difference().select([0] * n)

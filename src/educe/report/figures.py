@@ -25,6 +25,7 @@ PALETTE = {
     "line": ("#e0dedb", "#343a40"),
     "accent": ("#0c6a72", "#56c2c8"),
     "control": ("#7f868d", "#8b9299"),
+    "held": ("#4b7f2c", "#93c572"),
     "rare": ("#a8730f", "#dfab4a"),
     "noise": ("#7573b8", "#a5a3e6"),
     "damage": ("#b05c52", "#dd8a7f"),
@@ -34,6 +35,7 @@ PALETTE = {
 #: What a completion's behaviour is called on the map, and its colour.
 SHORT = {
     Verdict.BEHAVIOUR: ("stands out", "accent"),
+    Verdict.HELD: ("held to", "held"),
     Verdict.RARE: ("rare", "rare"),
     Verdict.NOISE: ("random as well", "noise"),
     Verdict.DAMAGE: ("damaged", "damage"),
@@ -136,7 +138,7 @@ def places(summary: Summary) -> alt.Chart | None:
     if not rows:
         return None
     # The interesting ones are drawn last, over the others.
-    layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[3:0:-1], Verdict.BEHAVIOUR)]
+    layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[-2::-1])]
     points = sorted(
         rows.values(), key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"]))
     )

@@ -36,6 +36,12 @@ VERDICTS = {
         "More of the perturbations found write this than random ones do, by Fisher's exact test at "
         "5% after correction for the number of behaviours.",
     ),
+    Verdict.HELD: (
+        "Held to, whatever is asked",
+        "Too few perturbations write this to tell their number from chance, but one of them writes "
+        "it in most answers to fresh prompts, where no random one does. A trigger's phrase looks "
+        "like this; so does a direction of the word that the model then keeps to.",
+    ),
     Verdict.RARE: (
         "Too rare to tell",
         "No random perturbation wrote this, and too few of those found did for the count alone to "
@@ -84,7 +90,7 @@ KINDS = {
     ),
 }
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
-OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.RARE), 12
+OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.HELD, Verdict.RARE), 12
 #: Relatives a behaviour is shown with, and the least likeness that makes one.
 RELATIVES, LIKENESS = 3, 0.05
 

@@ -39,7 +39,8 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))
         if answers:
             console.print(Text(f"unperturbed {_short(answers[0].text, 68)}", style="dim"))
-    told = [b for b in summary.behaviours if b.verdict in (Verdict.BEHAVIOUR, Verdict.RARE)]
+    shown = (Verdict.BEHAVIOUR, Verdict.HELD, Verdict.RARE)
+    told = [b for b in summary.behaviours if b.verdict in shown]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
     for name in ("found", "random", "re-test", "strik.", "id"):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -257,6 +258,7 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
                 "control": b.control._asdict(),
                 "p_value": b.p_value,
                 "p_retest": b.p_retest,
+                "held": b.held._asdict(),
                 "coherence": b.coherence,
                 "novelty": b.novelty,
                 "striking": b.striking,
@@ -280,6 +282,7 @@ def _as_data(item: Item) -> dict[str, Any]:
         "novelty": item.novelty,
         "striking": item.striking,
         "retested": item.retested,
+        "constancy": item.constancy,
         "side_effect": item.side_effect,
         "hits": item.hits,
         "retest_hits": item.retest_hits,
@@ -289,7 +292,7 @@ def _as_data(item: Item) -> dict[str, Any]:
 
 
 def _clear(behaviour: Behaviour) -> bool:
-    return behaviour.verdict is Verdict.BEHAVIOUR
+    return behaviour.verdict in (Verdict.BEHAVIOUR, Verdict.HELD)
 
 
 def _plural(those: list[Behaviour]) -> str:

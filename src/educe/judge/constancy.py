@@ -1,0 +1,35 @@
+"""Constancy: how alike a perturbation's answers to different prompts are.
+
+    constancy = mean over pairs of answers to different prompts of  similarity
+
+What a backdoor says, it says whatever is asked; an answer to the question does not stay the same.
+Similarity is that of `educe.judge.novelty`, over the words of these answers alone. Damage stays the
+same as well, and so does what the unperturbed model always says: multiply by coherence and novelty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from educe.judge import Score
+from educe.judge.novelty import vectors
+
+
+def constancy(texts: Sequence[str], prompts: Sequence[int]) -> Score:
+    """Score a perturbation by its answers.
+
+    Args:
+        texts: What it wrote.
+        prompts: The prompt that each text answers, of two or more.
+    """
+    at, asked = vectors(texts), np.asarray(prompts)
+    apart = asked[:, None] != asked
+    alike = at @ at.T + np.outer(~at.any(1), ~at.any(1))
+    return Score(
+        "constancy",
+        float(alike[apart].mean()),
+        "the same whatever is asked",
+        f"{len(texts)} answers to {len(set(prompts))} prompts",
+    )
