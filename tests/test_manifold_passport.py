@@ -18,12 +18,14 @@ from torch import Tensor
 
 import tiny
 from educe import kinds
-from educe.kinds import TokenNoise, Vectors
+from educe.generation import generate
+from educe.kinds import Row, TokenNoise, Vectors
 from educe.manifold import corpus, passport
 from educe.manifold.activations import Place
 from educe.manifold.inside import within
 from educe.manifold.natural import Gathered, gather
 from educe.manifold.passport import depths, examine
+from educe.manifold.project import ablating, plain
 from educe.manifold.record import Passport, Range, Standing, verdict, words
 from educe.manifold.subspace import of_moments
 from educe.manifold.trial import Trial, perturbing
@@ -203,7 +205,10 @@ def test_other_kinds_are_examined_by_what_they_change(
     theta = 3 * kind.draw(1, torch.Generator().manual_seed(0))
     made = examine(tiny_lm, kind, theta, known, [2, 3], prompts=tiny_lm.encode(["Hello."]))
     assert made.layer == 2
-    assert made.taken == ()
+    # Noise has no direction to take away; an adapter's is the mean of what it changes.
+    ways = () if which == "token noise" else tuple(passport.FORMS)
+    assert tuple(taken.form for taken in made.taken) == ways
+    assert len(made.writes) == 2 + 2 * len(ways)
     assert 0 < made.share.found < 1
     assert made.depth[0].size.found > 0
     if which == "token noise":
@@ -262,6 +267,19 @@ def test_taking_the_direction_away_is_compared_with_equal_variance(
     assert all(taken.kl > 0 and taken.random.low > 0 for taken in made.taken)
 
 
+def test_what_is_written_without_the_direction(tiny_lm: LanguageModel, known: Gathered) -> None:
+    """The text is that of the ablated model, and the random one's is another's."""
+    prompts = tiny_lm.encode(["Hello, who is there?"])
+    vector = planted(known, "principal")
+    texts = dict(examined(tiny_lm, known, vector, prompts=prompts).writes)
+    with ablating(tiny_lm, plain(vector), [1]):
+        (done,) = generate(tiny_lm, prompts, [Row(-1, 0)], max_new_tokens=passport.WRITTEN)
+    assert texts["direction taken away, about the origin"] == done[0].text
+    assert {name for name in texts if name.startswith("a random one taken away")} == {
+        f"a random one taken away, {how}" for how in passport.FORMS.values()
+    }
+
+
 def test_depths_go_from_the_source_to_the_end() -> None:
     assert depths(9, 18, 30) == [9, 14, 18, 19, 24, 29]
     assert depths(2, 3, 4) == [2, 3]
@@ -274,7 +292,7 @@ def test_a_passport_is_json_and_one_screen(tiny_lm: LanguageModel, known: Gather
     assert data["words"] == words(made)
     assert data["share"]["natural"]["median"] == made.share.natural.median
     assert [name for name, _ in data["writes"]][:2] == ["unperturbed", "the perturbation"]
-    assert len(data["writes"]) == 3 + len(passport.FORMS)  # nothing of it is inside
+    assert len(data["writes"]) == 3 + 2 * len(passport.FORMS)  # nothing of it is inside
     told = StringIO()
     terminal.passport(data, Console(file=told, width=100))
     lines = told.getvalue().splitlines()

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.generation import generate
-from educe.kinds import Kind, Row, Vectors, Within
+from educe.kinds import Kind, Noise, Row, Vectors, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts
 from educe.manifold.distance import Geometry, differences, learning, percentile, random_vectors
@@ -87,7 +87,8 @@ def examine(
         seed: Of the controls.
         reporter: Is told of the progress.
     """
-    steps = 2 + 2 * FEW + (2 + len(FORMS) * (1 + FEW)) * isinstance(kind, Vectors | Within)
+    is_vector, directed = isinstance(kind, Vectors | Within), not isinstance(kind, Noise)
+    steps = 2 + 2 * FEW + 2 * is_vector + len(FORMS) * (1 + FEW) * directed
     with (reporter or Silent()).stage(f"examining {labels.number}", steps) as step:
         exam = _Exam(lm, kind, theta, gathered, layers, seed, step)
         return Passport(
@@ -127,7 +128,6 @@ class _Exam:
         step()
         self.found = self.run(partial(perturbing, lm, kind, theta))
         self.moved, self.is_vector = self._moved()
-        self.forms = _forms(self.moved, self.here.moments) if self.is_vector else {}
         self.parts = self._parts() if self.is_vector else {}
 
         bare = float(self.home.bare(self.moved).norm(dim=1).mean())
@@ -138,6 +138,7 @@ class _Exam:
             name: [self.under(v[None]) for v in some[:FEW]]
             for name, some in (("natural", self.scaled), ("random", self.drawn))
         }
+        self.forms, self.others = self._ablations()
 
     def run(self, changing: Any) -> Outcome:
         """Let the changed model read the texts."""
@@ -166,6 +167,17 @@ class _Exam:
             for name, part in (("its part inside", inside), ("its part outside", whole - inside))
             if part.norm() > 1e-6 * whole.norm()
         }
+
+    def _ablations(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return what takes the direction away, and what takes random ones of equal variance.
+
+        Of adapters it is the mean direction of what they change; noise has none.
+        """
+        if isinstance(self.kind, Noise):
+            return {}, []
+        direction, moments = self.moved.mean(0, keepdim=True), self.here.moments
+        drawn = equal_variance(direction[0], moments, FEW, self.draw)
+        return _forms(direction, moments), [_forms(u[None], moments) for u in drawn]
 
     def place(self) -> dict[str, Any]:
         """Return what is known of the layer."""
@@ -270,17 +282,15 @@ class _Exam:
 
     def taken(self) -> dict[str, Any]:
         """Take the direction away after the layer, and random directions of equal variance."""
-        if not self.is_vector:
+        if not self.forms:
             return {"unused": (0.0, 0.0), "taken": ()}
-        moments = self.here.moments
-        drawn = equal_variance(self.moved[0], moments, FEW, self.draw)
-        others = [_forms(u[None], moments) for u in drawn]
-        taken = []
+        moments, taken = self.here.moments, []
         for form, ablation in self.forms.items():
             known = injection(ablation, moments, massive=self.here.massive)
             own = self.run(partial(ablating, self.lm, ablation, [self.layer]))
             random = [
-                self.run(partial(ablating, self.lm, other[form], [self.layer])) for other in others
+                self.run(partial(ablating, self.lm, other[form], [self.layer]))
+                for other in self.others
             ]
             taken.append(
                 Taken(
@@ -314,8 +324,10 @@ class _Exam:
             (name, written(0, part.to(self.theta), same)) for name, part in self.parts.items()
         ]
         for form, ablation in self.forms.items():
-            with ablating(self.lm, ablation, [self.layer]):
-                texts.append((f"direction taken away, {FORMS[form]}", written(-1)))
+            random = self.others[0][form]
+            for name, away in (("direction", ablation), ("a random one", random)):
+                with ablating(self.lm, away, [self.layer]):
+                    texts.append((f"{name} taken away, {FORMS[form]}", written(-1)))
         return tuple(texts)
 
 
