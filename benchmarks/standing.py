@@ -5,7 +5,8 @@ python -m benchmarks.standing [LAYER...]
 Reads the bundled corpus. Controls are differences between held-out activations of every second
 document; what is told apart are such differences of the other documents, random vectors, mixtures
 of both by energy, and random vectors of the top 64 directions, all of one norm. A vector is called
-outside when fewer than one in a hundred controls lie so far out, by share or by length.
+outside when fewer than one in a hundred controls lie so far out, by share or by length. Then the
+same for vectors that are searched for an effect nine layers later, on one prompt.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from educe.manifold.distance import (
 from educe.manifold.natural import Natural, Sample, gather
 from educe.manifold.project import injection, oblique, plain
 from educe.manifold.record import LEVEL, Range
+from educe.slice import Slice
 from educe.stats import rate
 
 N, MANY, ABLATED = 500, 2000, 20
+METHODS, FOUND, SHARE, PROMPT = ("dct", "melbo", "power"), 16, 0.75, "What code unlocks the vault?"
 
 
 def halves(sample: Sample) -> list[Sample]:
@@ -41,7 +44,7 @@ def halves(sample: Sample) -> list[Sample]:
     return [Sample(*(part[at] for part in sample)) for at in (even, ~even)]
 
 
-def tell(natural: Natural) -> None:
+def tell(natural: Natural, searched: dict[str, torch.Tensor]) -> None:
     draw = torch.Generator().manual_seed(0)
     curve = learning(natural)
     geometry = curve[-1][0]
@@ -63,8 +66,12 @@ def tell(natural: Natural) -> None:
         )
     inside = torch.randn(N, 64, generator=draw, dtype=torch.float64) @ geometry.vectors[:64]
     planted["random in the top 64"] = normalize(inside, dim=1)
-    for name, vectors in planted.items():
-        print("  ", name, rate(int(outside(geometry, vectors, controls).sum()), N))
+    found = {name: normalize(geometry.bare(v), dim=1) for name, v in searched.items()}
+    for name, vectors in (planted | found).items():
+        print("  ", name, rate(int(outside(geometry, vectors, controls).sum()), len(vectors)))
+    for name, vectors in found.items():
+        for measure in (geometry.share, geometry.length):
+            print("  ", name, measure.__name__, Range.of(measure(vectors)))
     for name, vectors in (("natural", apart), ("random", drawn)):
         for form in ("mean", "oblique"):
             shares = [
@@ -86,6 +93,16 @@ def outside(geometry: Geometry, vectors: torch.Tensor, controls: torch.Tensor) -
     return (share < LEVEL) | (length > 1 - LEVEL)
 
 
+def search(lm: educe.LanguageModel, layer: int) -> dict[str, torch.Tensor]:
+    """Return the vectors that each method finds between a layer and one above."""
+    if layer + 9 >= lm.depth:
+        return {}
+    part = Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + 9)
+    radius = SHARE * educe.calibrate(part).radius
+    print(f"   searched at a dose of {radius / part.mean_norm:.2f}")
+    return {m: educe.search(part, m, n=FOUND, radius=radius, seed=0).directions for m in METHODS}
+
+
 def main() -> None:
     lm = educe.load("embedded")
     places = [Place(int(layer)) for layer in sys.argv[1:] or (9, 18, 29)]
@@ -95,7 +112,7 @@ def main() -> None:
     print(f"{time.process_time() - began:.0f} s, {peak:.2f} GB, {gathered.massive} massive tokens")
     for place, natural in gathered.natural.items():
         print(place, "massive coordinates", natural.massive, "first tokens", natural.first_norm)
-        tell(natural)
+        tell(natural, search(lm, place.layer))
 
 
 if __name__ == "__main__":
