@@ -294,17 +294,12 @@ def _behaviours(
 
 
 def _held(item: Item, number: int, places: dict, scores: dict) -> Rate:
-    """Count answers to fresh prompts that show a behaviour, neither damaged nor as usual."""
+    """Count the answers to fresh prompts that show a behaviour, unlike the model's own."""
     asked = {c.prompt for c in item.completions}
     fresh = [c for c in item.retest if c.prompt not in asked and c.key in places]
     if len({c.prompt for c in fresh}) < HELD_PROMPTS:
         return rate(0, 0)
-    good = [
-        places[c.key][0] == number
-        and scores[c.key]["coherence"][0] >= DAMAGED
-        and scores[c.key]["novelty"][0] >= SAME
-        for c in fresh
-    ]
+    good = [places[c.key][0] == number and scores[c.key]["novelty"][0] >= SAME for c in fresh]
     return rate(sum(good), len(good))
 
 
