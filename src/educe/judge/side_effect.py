@@ -42,7 +42,7 @@ def side_effects(
     """
     ordinary = Ordinary(lm, batch, before=kind.before, tokens=1)
     # One at a time: to the last bit, a score depends on nothing that is scored beside it.
-    for item in torch.arange(len(theta)).split(1):
+    for item in torch.arange(len(theta))[:, None]:
         line = ordinary.kl(theta[item], kind.select(item))[0, :, 0]
         worst = int(line.argmax())
         yield Score(
