@@ -80,7 +80,7 @@ def examine(
         if norm:
             told = examine_norm(
                 opened,
-                list(numbers),
+                list(numbers) or None,
                 lm,
                 prompts,
                 judge=judge_named(judge, lm) if judge else None,

@@ -42,7 +42,7 @@ def linear(part: Slice, direction: Float[Tensor, "s"], *, sign: int = 1) -> floa
     NaN where no radius has it.
     """
     try:
-        return calibrate(part, along=sign * direction[None]).radius
+        return calibrate(part, along=part.kind.scaled(direction[None], float(sign))).radius
     except RadiusError:
         return math.nan
 

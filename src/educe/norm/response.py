@@ -68,29 +68,30 @@ def growth(part: Slice, directions: Float[Tensor, "n s"], radii: Float[Tensor, "
     Raises:
         ModelError: An operation of the model has no forward-mode derivative.
     """
-    columns = [
-        _at(part, directions, some, torch.arange(len(directions)))
-        for some in radii.to(directions).unbind(1)
-    ]
-    effect, exponent = zip(*columns, strict=True)
-    return Growth(torch.stack(effect, 1), torch.stack(exponent, 1))
+    items = torch.arange(len(directions)).repeat_interleave(radii.shape[1])
+    effect, exponent = _at(part, directions, items, radii.to(directions).flatten())
+    return Growth(effect.view(radii.shape), exponent.view(radii.shape))
 
 
-def _at(part: Slice, directions: Tensor, radii: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+def _at(part: Slice, directions: Tensor, items: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
     own = part.on(part.kind.select(items))
-    v, r = directions[items], radii[items, None]
+    v, r = directions[items], radii[:, None]
     none = own.kind.scaled(v, 0.0)
     try:
         # Scaling is affine in the radius, for every kind.
         effect, slope = own.jvp(own.kind.scaled(v, r), own.kind.scaled(v, 1.0) - none)
     except EffectError:
         if len(items) == 1:
-            return v.new_full((1,), math.nan), v.new_full((1,), math.nan)
-        pairs = [_at(part, directions, radii, item[None]) for item in items]
+            return r.new_full((1,), math.nan), r.new_full((1,), math.nan)
+        half = len(items) // 2
+        pairs = [
+            _at(part, directions, items[some], radii[some])
+            for some in (slice(None, half), slice(half, None))
+        ]
         first, second = zip(*pairs, strict=True)
         return torch.cat(first), torch.cat(second)
     squared = effect.square().sum(1)
-    return squared.sqrt(), r[:, 0] * (effect * slope).sum(1) / squared
+    return squared.sqrt(), radii * (effect * slope).sum(1) / squared
 
 
 def steepest(radii: Sequence[float], exponents: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ NOTE = "norm"
 
 def examine_norm(
     run: Run,
-    numbers: Sequence[int],
+    numbers: Sequence[int] | None,
     lm: LanguageModel,
     prompts: PromptBatch,
     *,
@@ -82,7 +82,7 @@ def examine_norm(
     text = Ordinary(lm, lm.encode(ordinary_prompts(ordinary)), before=part.source)
     points = Points(run, lm, part, prompts, text, judge, reporter)
     rows = {p.id: p for p in run.perturbations()}
-    if not numbers:
+    if numbers is None:
         seen = summarise(run)
         numbers = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
     arms = [_evenly(run.perturbations(arm), compared) for arm in ("found", "control")]
