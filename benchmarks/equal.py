@@ -22,6 +22,7 @@ from educe.ordinary import BUNDLED
 from educe.progress import reporter
 from educe.runs import Run
 from educe.stats import rate
+from educe.summary import dose
 
 NAMES = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
 
@@ -48,10 +49,10 @@ def main() -> None:
             )
         print(f"\n{folder.name}: {settings.method}, {Path(settings.adapter or '').name}\n")
         print(
-            "| at | arm | n | radius | effect | KL 95% | shows it | p | coherent and new | p "
-            "| nonsense | p | striking |"
+            "| dose used | at | arm | n | radius | effect | KL 95% | shows it | p "
+            "| coherent and new | p | nonsense | p | striking |"
         )
-        print("|" + "---|" * 13)
+        print("|" + "---|" * 14)
         for e in told["equal"]:
             for arm in ("found", "control"):
                 print(line(NAMES[e["at"]], arm, e))
@@ -60,7 +61,7 @@ def main() -> None:
         if small < large / 2:
             quiet = [p for p in found if p.radius == small]
             loud = [p for p in control if p.radius == large]
-            e = plain(equal("radius", None, quiet, loud))
+            e = plain(equal("radius", None, quiet, loud)) | {"dose": told["equal"][0]["dose"]}
             for arm in ("found", "control"):
                 print(line(f"found at R, random at {large / small:.3g} R", arm, e))
 
@@ -86,6 +87,7 @@ def line(at: str, arm: str, e: dict[str, Any]) -> str:
         shares += [f"{e[f'p_{name}']:.2g}" if first else ""]
     mean, low, high = of["striking"]
     cells = [
+        dose(e["dose"]) if first else "",
         at if first else "",
         "found" if first else "random",
         str(of["reached"]),

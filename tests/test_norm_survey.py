@@ -130,15 +130,24 @@ def test_rules_meet_what_they_promise(
 
 
 def test_what_is_made_equal_is_equal(done: dict[str, Any]) -> None:
-    used, effect, kl = done["equal"]
-    assert [used["at"], effect["at"], kl["at"]] == ["radius", "effect", "kl"]
-    assert used["found"]["reached"] == used["control"]["reached"] == 4
-    sizes = [p["effect"] for p in done["points"][0]]
-    assert effect["value"] == pytest.approx(np.median(sizes))
-    for arm in ("found", "control"):
-        assert effect[arm]["effect"] == pytest.approx(effect["value"], rel=NEAR)
-        assert kl[arm]["high"] == pytest.approx(OPTIONS["budget"], rel=NEAR)
-        assert kl[arm]["reached"] == 4
+    by = {at: [e for e in done["equal"] if e["at"] == at] for at in ("radius", "effect", "kl")}
+    size = np.median([p["effect"] for p in done["points"][0]])
+    for arm, many in (("found", 2), ("control", 4)):
+        assert [e[arm]["reached"] for e in by["radius"]] == [2, 2]
+        for e in by["effect"]:
+            assert e["value"] == pytest.approx(size)
+            assert e[arm]["effect"] == pytest.approx(size, rel=NEAR)
+            assert e[arm]["reached"] == many
+        for e in by["kl"]:
+            assert e[arm]["high"] == pytest.approx(OPTIONS["budget"], rel=NEAR)
+            assert e[arm]["reached"] == many
+
+
+def test_as_used_random_ones_are_of_the_same_radius(done: dict[str, Any]) -> None:
+    used = [e for e in done["equal"] if e["at"] == "radius"]
+    assert [e["found"]["radius"] for e in used] == pytest.approx([3, 6])
+    assert [e["control"]["radius"] for e in used] == pytest.approx([3, 6])
+    assert used[1]["dose"] == pytest.approx(2 * used[0]["dose"])
 
 
 def test_perturbations_compared_come_from_all_radii(done: dict[str, Any]) -> None:

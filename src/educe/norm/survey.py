@@ -22,7 +22,7 @@ from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel, PromptBatch
 from educe.norm.choice import BUDGET, crossing, linear
-from educe.norm.equal import Equal, equal
+from educe.norm.equal import equal
 from educe.norm.points import Point, Points
 from educe.norm.response import FINE, SHARES, growth, marks, signs, steepest
 from educe.norm.spread import SCORES, spread
@@ -95,7 +95,7 @@ def examine_norm(
         "curves": curves,
         "spreads": _spreads(rows, *used),
         "points": [[_data(p, rows) for p in arm] for arm in used],
-        "equal": [_plain(e) for e in _comparisons(points, arms, used, budget)],
+        "equal": _comparisons(points, arms, used, budget),
     }
     run.remember(NOTE, result)
     return result
@@ -182,9 +182,7 @@ def _spreads(
     told = []
     for radius, own in groupby(sorted(found, key=lambda p: p.radius), key=lambda p: p.radius):
         some = [p for p in own if p.effect]
-        pool = [p for p in control if p.effect]
-        near = min({p.radius for p in pool}, key=lambda r: abs(math.log(r / radius)), default=None)
-        others = [p for p in pool if p.radius == near]
+        others = _nearest([p for p in control if p.effect], radius)
         for name in SCORES:
             values = [[_score(p, name) for p in arm] for arm in (some, others)]
             if min(map(len, values)) < 3 or not np.ptp(values[0] + values[1]):
@@ -215,21 +213,40 @@ def _comparisons(
     arms: Sequence[Sequence[PerturbationRow]],
     used: Sequence[Sequence[Point]],
     budget: float,
-) -> list[Equal]:
-    """Compare the arms as they were used, at equal effect, and at equal damage."""
+) -> list[dict[str, Any]]:
+    """Compare the arms as they were used, at equal effect, and at equal damage.
+
+    Those found at each radius apart. As used, random ones are those of the nearest radius; where
+    something else is made equal, their radius does not matter, and all are compared.
+    """
     sizes = [p.effect for p in used[0] if p.effect]
-    found = [equal("radius", None, *used)]
-    if sizes:
-        size = float(np.median(sizes))
-        louder = [_at_effect(points, arm, size) for arm in arms]
-        moved = [points.at(arm, "at equal effect") for arm in louder]
-        found.append(equal("effect", size, *moved))
-        damaged = [
-            _at_damage(points, arm, before, after, budget)
-            for arm, before, after in zip(arms, used, moved, strict=True)
-        ]
-        found.append(equal("kl", budget, *(points.at(arm, "at equal damage") for arm in damaged)))
-    return found
+    if not sizes:
+        return []
+    size = float(np.median(sizes))
+    louder = [points.at(_at_effect(points, arm, size), "at equal effect") for arm in arms]
+    damaged = [
+        points.at(_at_damage(points, arm, before, after, budget), "at equal damage")
+        for arm, before, after in zip(arms, used, louder, strict=True)
+    ]
+    rows = {p.id: p for arm in arms for p in arm}
+    told = []
+    for at, value, (found, control) in (
+        ("radius", None, used),
+        ("effect", size, louder),
+        ("kl", budget, damaged),
+    ):
+        for radius in sorted({p.radius for p in arms[0]}):
+            own = [p for p in found if rows[p.number].radius == radius]
+            others = _nearest(control, radius) if at == "radius" else control
+            dose = next(p.dose for p in arms[0] if p.radius == radius)
+            told.append({"dose": dose} | _plain(equal(at, value, own, others)))
+    return told
+
+
+def _nearest(control: Sequence[Point], radius: float) -> list[Point]:
+    """Return the random ones of the radius that is nearest to another."""
+    near = min({p.radius for p in control}, key=lambda r: abs(math.log(r / radius)), default=None)
+    return [p for p in control if p.radius == near]
 
 
 def _at_effect(

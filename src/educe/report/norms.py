@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 
 from educe.report.figures import PALETTE, dressed
+from educe.summary import dose
 
 #: Charts of curves: what each shows and what is said of it.
 CAPTIONS = {
@@ -41,7 +42,7 @@ def charts(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
     made: dict[str, Any] = {name: curve(told["curves"], name) for name in drawn(told)}
     made["rules"] = rules(told["curves"]) if told["curves"] else None
     made["spread"] = scatter(told["points"])
-    made["equal"] = equal(told["equal"])
+    made["equal"] = equal(told["equal"]) if told["equal"] else None
     return {f"norm-{name}": dressed(chart) for name, chart in made.items() if chart is not None}
 
 
@@ -80,7 +81,7 @@ def curve(curves: list[dict[str, Any]], name: str) -> alt.LayerChart:
     across = alt.X(
         "share:Q",
         scale=alt.Scale(type="symlog", constant=0.25, nice=False),
-        axis=alt.Axis(values=[-3, -2, -1, -0.5, -0.25, 0.25, 0.5, 1, 2, 3], format="~g"),
+        axis=alt.Axis(values=[-3, -2, -1, -0.5, -0.25, 0.25, 0.5, 1, 2, 3], format=".3~g"),
         title="radius, as a share of the one used",
     )
     up = alt.Y("value:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5, format="~g"))
@@ -190,14 +191,16 @@ def equal(compared: list[dict[str, Any]]) -> alt.LayerChart:
     """Draw the rates of both arms at equal radius, effect and damage, with their intervals."""
     names = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
     rows = []
+    several = len({e["dose"] for e in compared}) > 1
     for e in compared:
+        used = f", {dose(e['dose'])}" if several else ""
         for arm, of in (("found", e["found"]), ("random", e["control"])):
             for what, title in (("shows", "shows it"), ("new", "new"), ("nonsense", "nonsense")):
                 r = of[what]
                 if r["trials"]:
                     rows.append(
                         {
-                            "at": f"{title}, {names[e['at']]}",
+                            "at": f"{title}, {names[e['at']]}{used}",
                             "of": arm,
                             "share": r["hits"] / r["trials"],
                             "low": r["low"],
@@ -217,7 +220,7 @@ def equal(compared: list[dict[str, Any]]) -> alt.LayerChart:
         alt.X2("high:Q"),
     )
     dots = base.mark_point(size=70, filled=True, opacity=1).encode(alt.X("share:Q"))
-    return (bars + dots).properties(height=34 * 9)
+    return (bars + dots).properties(height=102 * len(compared))
 
 
 def _arm(arm: str) -> str:

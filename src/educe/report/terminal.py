@@ -123,24 +123,15 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
     console.print(grid)
     shows = f"{told['judge']}" if told["judge"] else "–"
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
-    for name in (
-        "at equal",
-        "arm",
-        "n",
-        "radius",
-        "KL 95%",
-        "shows it",
-        "p",
-        "new",
-        "p",
-        "nonsense",
-    ):
+    columns = "dose,at equal,arm,n,radius,KL 95%,it,p,new,p,nons."
+    for name in columns.split(","):
         table.add_column(name, justify="right", no_wrap=True)
     for e in told["equal"]:
         for arm in ("found", "control"):
             of = e[arm]
             first = arm == "found"
             table.add_row(
+                dose(e["dose"]) if first else "",
                 EQUAL[e["at"]] if first else "",
                 "found" if first else "random",
                 str(of["reached"]),
