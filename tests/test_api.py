@@ -111,6 +111,7 @@ RANKS = {
     "stats": 0,
     "positions": 0,
     "blocks": 1,
+    "prompts": 1,
     "embedded": 1,
     "runs": 1,
     "model": 2,
@@ -125,6 +126,7 @@ RANKS = {
     "contrast": 4,
     "judge": 4,
     "cluster": 4,
+    "ordinary": 4,
     "manifold": 4,
     "organisms": 4,
     "summary": 4,
@@ -162,7 +164,7 @@ ONLY = {
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures", "report.passports"},
+    "altair": {"report.page", "report.figures", "report.passports", "report.norms"},
     "datasets": {"manifold.corpus"},
 }
 

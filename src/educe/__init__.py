@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from educe.manifold.subspace import Moments, Subspace
     from educe.manifold.survey import examine_run
     from educe.model import LanguageModel, PromptBatch, load
+    from educe.norm.survey import examine_norm
+    from educe.ordinary import Ordinary
     from educe.perturb import Origin, PerturbationSet
     from educe.radius import Calibration, calibrate, response
     from educe.runs import Run
@@ -129,6 +131,8 @@ _HOME = {
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.model",
     "load": "educe.model",
+    "examine_norm": "educe.norm.survey",
+    "Ordinary": "educe.ordinary",
     "Origin": "educe.perturb",
     "PerturbationSet": "educe.perturb",
     "Calibration": "educe.radius",
@@ -178,6 +182,7 @@ __all__ = [
     "MelboConfig",
     "Moments",
     "NoiseConfig",
+    "Ordinary",
     "Origin",
     "Pair",
     "Passport",
@@ -219,6 +224,7 @@ __all__ = [
     "difference_of_means",
     "discover_behaviours",
     "examine",
+    "examine_norm",
     "examine_run",
     "gather",
     "generate",

@@ -55,7 +55,12 @@ class Calibration:
 
 
 def calibrate(
-    part: Slice, *, seed: int = 0, directions: int | None = None, error: float = 0.5
+    part: Slice,
+    *,
+    seed: int = 0,
+    directions: int | None = None,
+    along: Float[Tensor, "n s"] | None = None,
+    error: float = 0.5,
 ) -> Calibration:
     """Find the radius at which the relative linearisation error has a given size.
 
@@ -63,12 +68,15 @@ def calibrate(
         part: The slice.
         seed: Of the random directions.
         directions: How many; by default `DIRECTIONS`, or `ALONE` where only one acts at a time.
+        along: Unit perturbations to calibrate for, instead of random ones.
         error: The size.
 
     Raises:
         RadiusError: No radius between 0.001 and 10 activation norms has that error.
     """
-    v = _drawn(part, directions or (ALONE if part.kind.alone else DIRECTIONS), seed)
+    v = along
+    if v is None:
+        v = _drawn(part, directions or (ALONE if part.kind.alone else DIRECTIONS), seed)
     none = part.kind.scaled(v, 0.0)
     _, linear = part.jvp(none, part.kind.scaled(v, 1.0) - none)
     size = linear.norm(dim=1)

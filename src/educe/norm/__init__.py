@@ -1,1 +1,1 @@
-"""What the norm of a perturbation tells: response curves, choices of the radius, comparisons."""
+"""What the norm tells: what a perturbation does at every radius, and how to choose one."""

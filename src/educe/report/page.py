@@ -24,7 +24,8 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, passports
+from educe.report import figures, norms, passports
+from educe.report.terminal import SCORED
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
@@ -138,6 +139,7 @@ def render(run: Run) -> str:
     atlas = run.folder / ATLAS
     papers = run.passports()
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
+    norm = run.note("norm") if run.has("norm") else None
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -160,8 +162,11 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=charts | {k: v for paper in papers for k, v in passports.charts(paper).items()},
+        charts=charts
+        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | (norms.charts(norm) if norm else {}),
         manifold=Markup(_passports(papers, pattern)) if papers else "",
+        norm=Markup(_norm(norm, pattern)) if norm else "",
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -183,6 +188,13 @@ def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) ->
     told = [paper | {"told": passports.told(paper)} for paper in papers]
     return _template("passports.html", pattern).render(
         passports=told, forms=passports.FORMS, chart=chart
+    )
+
+
+def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows what the norm tells."""
+    return _template("norms.html", pattern).render(
+        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
     )
 
 

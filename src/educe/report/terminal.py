@@ -17,6 +17,16 @@ from educe.errors import RunError
 from educe.runs import CompletionRow
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
 
+#: What comparisons and scores of `norm` are called.
+EQUAL = {"radius": "as used", "effect": "effect", "kl": "KL"}
+SCORED = {
+    "coherence": "coherence",
+    "novelty": "novelty",
+    "striking": "striking",
+    "kl": "mean KL",
+    "high": "KL, 95%",
+    "score": "judged",
+}
 SHOWN = 8  #: behaviours in the table
 SCREEN = 34  #: lines of texts that are printed at once
 
@@ -91,6 +101,70 @@ def where(report: Path, console: Console | None = None) -> None:
     (console or Console()).print(
         f"[bold]report:[/bold] {escape(str(report.resolve()))}", soft_wrap=True, highlight=False
     )
+
+
+def norm(told: dict[str, Any], console: Console | None = None) -> None:
+    """Print what the norm tells (see `educe.norm.survey`)."""
+    console = console or Console()
+    head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
+    rules = ("linear", "steep", f"{told['budget']:g} nat")
+    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    for name in (*head, *rules):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for c in told["curves"]:
+        arm = "found" if c["arm"] == "found" else "random"
+        ends = (*c["marks"].values(), *c["choices"].values())
+        shown = ["–" if v is None else f"{v:.2f}" for v in ends]
+        sign = "+" if c["sign"] > 0 else "−"
+        grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
+    console.print(
+        "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
+        "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
+    )
+    console.print(grid)
+    shows = f"{told['judge']}" if told["judge"] else "–"
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    columns = "dose,at equal,arm,n,radius,KL 95%,it,p,new,p,nons."
+    for name in columns.split(","):
+        table.add_column(name, justify="right", no_wrap=True)
+    for e in told["equal"]:
+        for arm in ("found", "control"):
+            of = e[arm]
+            first = arm == "found"
+            table.add_row(
+                dose(e["dose"]) if first else "",
+                EQUAL[e["at"]] if first else "",
+                "found" if first else "random",
+                str(of["reached"]),
+                f"{of['radius']:.3g}",
+                f"{of['high']:.2f}",
+                f"{of['shows']['hits']}/{of['shows']['trials']}" if told["judge"] else "–",
+                f"{e['p_shows']:.2g}" if first and told["judge"] else "",
+                f"{of['new']['hits']}/{of['new']['trials']}",
+                f"{e['p_new']:.2g}" if first else "",
+                f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
+            )
+    console.print(Text(f"Found and random perturbations; it: {shows}", style="bold"))
+    console.print(table)
+    console.print(
+        "[bold]The top of each score[/bold], and its p-values: within its set, and against"
+    )
+    console.print("random ones; as it is, and after regression on the log of the effect")
+    tops = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    for name in ("dose", "score", "top", "", "set", "random", "beyond effect", "set", "random"):
+        tops.add_column(name, justify="right", no_wrap=True)
+    for s in told["spreads"]:
+        top, left = s["top"], s["left"]
+        tops.add_row(
+            dose(s["dose"]),
+            SCORED[s["score"]],
+            f"{top['value']:.2f}",
+            str(top["number"]),
+            *(f"{top[k]:.2g}" for k in ("grubbs", "random")),
+            str(left["number"]),
+            *(f"{left[k]:.2g}" for k in ("grubbs", "random")),
+        )
+    console.print(tops)
 
 
 def passport(p: dict[str, Any], console: Console | None = None) -> None:

@@ -1,0 +1,87 @@
+"""The command that examines what the norm tells: its screen, JSON, and part of the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from educe.norm.response import SHARES
+from educe.norm.survey import NOTE
+from educe.runs import Run
+from test_cli import educe, model, refused  # noqa: F401 - a fixture
+from test_report import Page
+
+HOW = ("--compared", 3, "--budget", 0.05)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    short = ["--model", model, "--device", "cpu", "--max-new-tokens", 3, "--radius", "3.0"]
+    ended = educe(
+        "discover", "Tell me.", *short, "-n", 3, "--method", "random", "--out", folder,
+        "--look-for", "[aeiou]",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ordinary(run: Path) -> Path:
+    file = run.parent / "ordinary.txt"
+    file.write_text("Name a tree.\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def told(run: Path, ordinary: Path) -> dict:
+    ended = educe("examine", run, 1, 4, "--norm", *HOW, "--ordinary", ordinary, "--json")
+    assert ended.status == 0, ended.err
+    return ended.data["norm"]
+
+
+def test_the_report_shows_what_is_kept(run: Path, told: dict) -> None:
+    with Run.open(run) as opened:
+        assert opened.note(NOTE) == json.loads(json.dumps(told))
+    page = Page((run / "report.html").read_text())
+    ids = [d.get("data-testid") for _, d in page.elements]
+    assert {"norm", "norm-marks", "norm-spreads", "norm-equal"} <= set(ids)
+    specs = json.loads(
+        next(text for attrs, text in page.scripts if attrs.get("id") == "charts-specs")
+    )
+    names = ("effect", "exponent", "high", "coherence", "novelty", "score", "rules", "spread")
+    for name in (*names, "equal"):
+        assert f"norm-{name}" in specs
+        assert f"chart-norm-{name}" in ids
+    lines = specs["norm-coherence"]["layer"][-1]["data"]
+    values = lines.get("values") or specs["norm-coherence"]["datasets"][lines["name"]]
+    found = [v for v in values if v["number"] == 1]
+    assert sorted(v["share"] for v in found) == pytest.approx(
+        sorted([*SHARES, *(-s for s in SHARES)])
+    )
+    kept = [p["coherence"] for c in told["curves"][:2] for p in c["points"]]
+    assert sorted(v["value"] for v in found) == pytest.approx(sorted(kept))
+    band = specs["norm-coherence"]["layer"][0]["data"]["values"]
+    assert len(band) == 2 * len(SHARES)
+
+
+def test_the_screen_has_the_choices_and_the_rates(run: Path, ordinary: Path, told: dict) -> None:
+    ended = educe("examine", run, 1, 4, "--norm", *HOW, "--ordinary", ordinary)
+    assert ended.status == 0, ended.err
+    line = next(line for line in ended.out.splitlines() if re.match(r"\s*\+1 ", line))
+    shown = list(told["curves"][0]["choices"].values())
+    assert line.split()[-3:] == ["–" if v is None else f"{v:.2f}" for v in shown]
+    of = told["equal"][1]["found"]["shows"]
+    assert f"{of['hits']}/{of['trials']}" in ended.out
+    assert max(map(len, ended.out.splitlines()[:-1])) <= 80
+    assert "report:" in ended.out
+
+
+def test_what_cannot_be_examined_is_said_in_a_line(run: Path, tmp_path: Path) -> None:
+    assert "no perturbation 99" in refused("examine", run, 99, "--norm")
+    line = refused("examine", run, "--norm", "--ordinary", tmp_path / "none.txt", *HOW, begun=True)
+    assert "cannot read prompts" in line
+    assert "no judge" in refused("examine", run, "--norm", "--judge", "tarot", begun=True)
