@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_there_and_back_returns_where_there_is_no_fold() -> None:
     home = FINE.shares.index(1.0)
     for end in (0, -1):
         v, at = up[end], FINE.shares[end] * radius
-        for share in FINE.shares[:home][1:] + [1.0] if end == 0 else FINE.shares[home:-1][::-1]:
+        for share in [*FINE.shares[:home][1:], 1.0] if end == 0 else FINE.shares[home:-1][::-1]:
             reached, left = advance(part, objective, v, (at, share * radius), FINE)
             v, at = reached.v, share * radius
             assert not left.any()
@@ -283,7 +284,7 @@ def test_a_path_goes_on_from_where_it_was_cut_off() -> None:
 def test_radii_are_even_in_their_logarithm_and_have_the_ends() -> None:
     shares = PathConfig(low=0.25, high=2.0, steps=5).shares
     assert (shares[0], shares[10], shares[-1], len(shares)) == (0.25, 1.0, 2.0, 16)
-    assert all(b / a == pytest.approx(2**0.2) for a, b in zip(shares, shares[1:], strict=False))
+    assert all(b / a == pytest.approx(2**0.2) for a, b in itertools.pairwise(shares))
     uneven = PathConfig(low=0.3, high=1.0, steps=2).shares
     assert (uneven[0], uneven[-1], len(uneven)) == (0.3, 1.0, 5)
 

@@ -13,7 +13,7 @@ import tiny
 from educe.model import LanguageModel
 from educe.refine import bases
 from educe.refine.continuation import tangent
-from educe.refine.coordinates import HOLD, of_coordinates, rates
+from educe.refine.coordinates import HOLD, rates
 from educe.refine.objective import Effect, Toward
 from educe.refine.response import neurons, pull, response
 from educe.slice import Slice
