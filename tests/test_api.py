@@ -162,7 +162,7 @@ ONLY = {
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures", "report.passports"},
+    "altair": {"report.page", "report.figures", "report.passports", "report.paths"},
     "datasets": {"manifold.corpus"},
 }
 

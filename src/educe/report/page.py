@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, passports
+from educe.report import figures, passports, path_table, paths
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
@@ -130,7 +130,7 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
     atlas = run.folder / ATLAS
-    papers = run.passports()
+    papers, followed = run.passports(), run.notes("path-")
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     return _template("template.html", pattern).render(
         s=s,
@@ -154,7 +154,10 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=charts | {k: v for paper in papers for k, v in passports.charts(paper).items()},
+        charts=charts
+        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | {k: v for path in followed for k, v in paths.charts(path).items()},
+        paths=Markup(_paths(followed)) if followed else "",
         manifold=Markup(_passports(papers, pattern)) if papers else "",
         data=data(s, pattern),
         bundle=bundle(),
@@ -177,6 +180,26 @@ def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) ->
     told = [paper | {"told": passports.told(paper)} for paper in papers]
     return _template("passports.html", pattern).render(
         passports=told, forms=passports.FORMS, chart=chart
+    )
+
+
+def _paths(followed: list[dict[str, Any]]) -> str:
+    """Return the part of the page that shows vectors followed through the radius."""
+
+    def chart(which: str, title: str, text: str) -> Markup:
+        return Markup(
+            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
+            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
+            "</figure>"
+        ).format(which, title, text)
+
+    return _template("paths.html").render(
+        paths=followed,
+        rows=path_table.rows,
+        middles=path_table.middles,
+        spreads=path_table.spreads,
+        curves=path_table.CURVES,
+        chart=chart,
     )
 
 
