@@ -54,11 +54,11 @@ class PathConfig:
     low: float = 0.25
     high: float = 2.0
     steps: int = 5
-    iterates: int = 4
-    settling: int = 24
+    iterates: int = 3
+    settling: int = 12
     tolerance: float = 0.05
-    widest: float = 0.35
-    halvings: int = 3
+    widest: float = 0.5
+    halvings: int = 2
 
     @property
     def shares(self) -> list[float]:
