@@ -25,8 +25,8 @@ from educe.refine.response import response
 from educe.slice import Slice
 from educe.stats import rate
 
-N, WEIGHTS, SEED = 8, (-1.0, 0.0, 1.0), 2
-SETTINGS = {"dct": {"iterations": 10}, "melbo": {"steps": 12, "patience": 12}}
+N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
+SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 6
-FINE = PathConfig(iterates=200, settling=400, tolerance=1e-9)
+FINE = PathConfig(iterates=80, settling=200, tolerance=1e-9)
 
 
 def quadratic(curvature: Tensor, slope: Tensor) -> tuple[Any, Toward]:
@@ -176,7 +176,7 @@ def test_a_vector_that_loses_its_basin_becomes_another_one() -> None:
     part: Any = ToySlice(double_well, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     start = _unit(torch.tensor([[-1.0, 0.05]], dtype=torch.float64))
-    config = PathConfig(low=0.25, high=2.0, iterates=200, settling=500, tolerance=1e-7)
+    config = PathConfig(low=0.25, high=2.0, iterates=80, settling=300, tolerance=1e-7)
     radius = torch.tensor([0.8], dtype=torch.float64)
     path = follow(part, objective, start, radius, config)
     branch = branches(path["left"], config.shares.index(1.0))[:, 0]
@@ -198,6 +198,38 @@ def test_a_vector_that_loses_its_basin_becomes_another_one() -> None:
     # No difference is taken across the change.
     rate = turning(path["directions"], config.shares, branch[:, None])
     assert rate.norm(dim=2).max() < 1
+
+
+def test_no_difference_is_taken_across_a_change_of_branch() -> None:
+    axes = torch.eye(3, dtype=torch.float64)
+    v = torch.stack([axes[0], axes[0], axes[1], axes[1], axes[2]])[:, None]
+    branch = torch.tensor([0, 0, 1, 1, 2])[:, None]
+    rate = turning(v, [1.0, 1.1, 1.2, 1.3, 1.4], branch)
+    assert rate[:4].abs().max() == 0
+    assert rate[4].isnan().all()  # a branch of a single radius
+    torch.testing.assert_close(
+        branches(torch.tensor([[1], [0], [0], [0], [1], [1]], dtype=torch.bool), 2)[:, 0],
+        torch.tensor([-1, 0, 0, 0, 1, 2]),
+    )
+
+
+@pytest.mark.parametrize(("where", "changes"), [(1.2, True), (1.8, True), (2.5, False)])
+def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bool) -> None:
+    """The direction is along one axis below a radius, and along another above; halves meet at √2."""
+
+    def jumping(theta: Tensor) -> Tensor:
+        size = theta.norm(dim=1)
+        value = torch.where(size < where, theta[:, 0], theta[:, 1])
+        return torch.stack([value, torch.zeros_like(value)], 1)
+
+    part: Any = ToySlice(jumping, 2)
+    objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    config = PathConfig(iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3)
+    start = _unit(torch.tensor([[1.0, 0.01]], dtype=torch.float64))
+    ends = torch.ones(1, dtype=torch.float64), 2 * torch.ones(1, dtype=torch.float64)
+    reached, left = advance(part, objective, start, ends, config)
+    assert bool(left) is changes
+    assert float(reached.v[0, int(changes)]) > 0.99
 
 
 def test_steps_that_are_too_wide_are_halved_and_are_no_fold() -> None:
