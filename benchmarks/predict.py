@@ -236,43 +236,35 @@ def residual(value: np.ndarray, by: np.ndarray, group: np.ndarray) -> np.ndarray
     return ranks(value - slope * by, group)
 
 
-def area(value: np.ndarray, label: np.ndarray, group: np.ndarray) -> float:
-    """Return the share of pairs within strata in which the one that elicits is larger."""
-    won = pairs = 0.0
-    for g in set(group):
-        high, low = value[(group == g) & label], value[(group == g) & ~label]
-        apart = high[:, None] - low[None]
-        won += float((apart > 0).sum() + 0.5 * (apart == 0).sum())
-        pairs += apart.size
-    return won / pairs
+def won(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Count the pairs of which the first is larger, ties as halves, for every row."""
+    apart = high[:, :, None] - low[:, None]
+    return ((apart > 0) + 0.5 * (apart == 0)).sum((1, 2))
 
 
 def compared(
-    value: np.ndarray, label: np.ndarray, group: np.ndarray, draws: int = 1000
+    value: np.ndarray, label: np.ndarray, group: np.ndarray, draws: int = 2000
 ) -> tuple[float, float, float, float]:
-    """Return AUC within strata, its bootstrap interval, and a two-sided permutation p-value."""
+    """Return AUC within strata, its bootstrap interval, and a two-sided permutation p-value.
+
+    AUC is the share of pairs of a stratum, one that elicits and one that does not, of which the
+    former has the larger value. Both are drawn again apart, so that no stratum loses either.
+    """
     rng = np.random.default_rng(0)
-    reached = area(value, label, group)
-    places = [np.flatnonzero(group == g) for g in sorted(set(group))]
-    again, chance = [], []
-    for _ in range(draws):
-        # Those that elicit and the others apart, so that no stratum loses all of either.
-        picked = np.concatenate(
-            [
-                rng.choice(at[label[at] == kind], (label[at] == kind).sum())
-                for at in places
-                for kind in (True, False)
-                if (label[at] == kind).any()
-            ]
-        )
-        again.append(area(value[picked], label[picked], group[picked]))
-        mixed = label.copy()
-        for at in places:
-            mixed[at] = rng.permutation(label[at])
-        chance.append(abs(area(value, mixed, group) - 0.5))
-    low, high = np.quantile(again, [0.025, 0.975])
-    p = (1 + np.sum(np.array(chance) >= abs(reached - 0.5))) / (1 + draws)
-    return reached, float(low), float(high), float(p)
+    pairs, reached, again, chance = 0, 0.0, np.zeros(draws), np.zeros(draws)
+    for g in sorted(set(group)):
+        high, low = value[(group == g) & label], value[(group == g) & ~label]
+        if not (len(high) and len(low)):
+            continue
+        pairs += len(high) * len(low)
+        reached += float(won(high[None], low[None])[0])
+        again += won(rng.choice(high, (draws, len(high))), rng.choice(low, (draws, len(low))))
+        mixed = rng.permuted(np.tile(np.concatenate([high, low]), (draws, 1)), axis=1)
+        chance += won(mixed[:, : len(high)], mixed[:, len(high) :])
+    edge = abs(reached / pairs - 0.5)
+    p = (1 + np.sum(np.abs(chance / pairs - 0.5) >= edge - 1e-12)) / (1 + draws)
+    low_end, high_end = np.quantile(again / pairs, [0.025, 0.975])
+    return reached / pairs, float(low_end), float(high_end), float(p)
 
 
 def holm(ps: list[float]) -> list[float]:

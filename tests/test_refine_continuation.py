@@ -215,7 +215,7 @@ def test_no_difference_is_taken_across_a_change_of_branch() -> None:
 
 @pytest.mark.parametrize(("where", "changes"), [(1.2, True), (1.8, True), (2.5, False)])
 def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bool) -> None:
-    """The direction is along one axis below a radius, and along another above; halves meet at √2."""
+    """The direction is along one axis below a radius, along another above; halves meet at √2."""
 
     def jumping(theta: Tensor) -> Tensor:
         size = theta.norm(dim=1)
