@@ -164,7 +164,7 @@ ONLY = {
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures", "report.passports", "report.norms"},
+    "altair": {"report.page", "report.figures", "report.passports", "report.norms", "report.paths"},
     "datasets": {"manifold.corpus"},
 }
 

@@ -130,6 +130,17 @@ class ToySlice:
 
         return self._finite(torch.func.jvp(slope, (theta,), (tangent,))[1])
 
+    def objective_hvp(
+        self, theta: Tensor, objective: Callable[[Shift], Tensor], tangent: Tensor
+    ) -> Tensor:
+        def run(chunk: Chunk) -> Tensor:
+            rows = theta.detach().clone().requires_grad_(True)
+            value = objective(self.shift(rows, chunk)).sum()
+            (slope,) = torch.autograd.grad(value, rows, create_graph=True)
+            return torch.autograd.grad((slope * tangent).sum(), rows)[0]
+
+        return self._summed(theta, run)
+
     def second_derivative(self, theta: Tensor, tangent: Tensor) -> Tensor:
         def moved(at: Tensor) -> Tensor:
             return torch.func.jvp(self.delta, (at,), (tangent,))[1]

@@ -298,8 +298,13 @@ class Run:
     @_reading
     def passports(self) -> list[dict[str, Any]]:
         """Return the passports, by the numbers of their perturbations."""
+        return self.notes("passport-")
+
+    @_reading
+    def notes(self, beginning: str) -> list[dict[str, Any]]:
+        """Return what is remembered by names that begin so, in their order."""
         rows = self.database.execute(
-            "SELECT value FROM meta WHERE key LIKE 'passport-%' ORDER BY key"
+            "SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (f"{beginning}*",)
         )
         return [json.loads(value) for (value,) in rows]
 

@@ -450,6 +450,28 @@ class Slice:
 
         return self._twice(theta, run)
 
+    def objective_hvp(
+        self,
+        theta: Float[Tensor, "n s"],
+        objective: Callable[[Shift], Float[Tensor, "n"]],
+        tangent: Float[Tensor, "n s"],
+    ) -> Float[Tensor, "n s"]:
+        """Return the Hessian of an objective (see `value_and_grad`) times ``tangent``, exactly.
+
+        Raises:
+            EffectError: A value is NaN or infinite.
+            ModelError: An operation of the model has no second derivative.
+        """
+
+        def run(chunk: Chunk) -> Tensor:
+            at, v = (x[chunk.first : chunk.last] for x in (theta, tangent))
+            at = at.detach().clone().requires_grad_(True)
+            value = objective(self._shift(at, chunk)).sum()
+            (slope,) = torch.autograd.grad(value, at, create_graph=True)
+            return torch.autograd.grad((slope * v.to(slope)).sum(), at)[0]
+
+        return self._twice(theta, run)
+
     def second_derivative(
         self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
     ) -> Float[Tensor, "n d"]:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.discover.hold import turned
 from educe.discover.linear import (
     jacobian_rows,
     orthonormal,
@@ -46,11 +47,14 @@ class DctConfig:
             ``jacobian``.
         projections: Rows of that projection (``d_proj``), orthonormal ones, so that as many as the
             width lose nothing; directions beyond them start random.
+        hold: Weight of the turning of the effect (see `educe.discover.hold`): ``Jᵀ u`` gains
+            ``hold ⟨u, Δ⟩ ∇V``.
     """
 
     iterations: int = 10
     init: Literal["random", "jacobian"] = "random"
     projections: int = 32
+    hold: float = 0.0
 
 
 def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Generator) -> State:
@@ -76,6 +80,8 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
     v = orthonormal(state["directions"])
     effect, gradient = part.vjp(radius * v, state["outputs"])
     reached = (effect * state["outputs"]).sum(1)
+    if config.hold:
+        gradient = gradient + config.hold * reached[:, None] * turned(part, radius * v)[1]
     new = State(
         directions=gradient / gradient.norm(dim=1, keepdim=True),
         outputs=effect / effect.norm(dim=1, keepdim=True),

@@ -14,7 +14,8 @@ What differs from the reference code, and why:
   prefers no vector over another;
 - the step is a share of ``R``. Adam moves each of ``d`` coordinates by about its learning rate, so
   the rate is ``step · R / √d``. The published 1e-3 moves nothing in 30 steps where ``R`` is large;
-- it ends when the objective has stopped growing.
+- it ends when the objective has stopped growing;
+- with ``hold`` the turning of the effect with the radius is part of the objective.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.discover import hold
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.kinds import Kind
@@ -57,13 +59,15 @@ class AscentConfig:
 
 @dataclass(frozen=True)
 class MelboConfig(AscentConfig):
-    """Settings of MELBO: those of the ascent, and one more.
+    """Settings of MELBO: those of the ascent, and two more.
 
     Attributes:
         orthogonal: Keep every vector orthogonal to every other.
+        hold: Weight of the turning of the effect (see `educe.discover.hold`).
     """
 
     orthogonal: bool = False
+    hold: float = 0.0
 
 
 def objective(shift: Shift, power: float, root: float) -> Float[Tensor, "n"]:
@@ -86,7 +90,7 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
 
 def step(part: Slice, radius: float, config: MelboConfig, state: State) -> tuple[State, Progress]:
     """Take one projected step of all vectors at once; none when they have converged."""
-    return ascend(part, radius, config, state, orthogonal=config.orthogonal)
+    return ascend(part, radius, config, state, orthogonal=config.orthogonal, weight=config.hold)
 
 
 def at_rest(directions: Float[Tensor, "n s"]) -> State:
@@ -97,15 +101,28 @@ def at_rest(directions: Float[Tensor, "n s"]) -> State:
 
 
 def ascend(
-    part: Slice, radius: float, config: AscentConfig, state: State, *, orthogonal: bool = False
+    part: Slice,
+    radius: float,
+    config: AscentConfig,
+    state: State,
+    *,
+    orthogonal: bool = False,
+    weight: float = 0.0,
 ) -> tuple[State, Progress]:
-    """Take one projected step, each column of a perturbation on its own sphere."""
+    """Take one projected step, each column of a perturbation on its own sphere.
+
+    With a weight the ascent is that of `educe.discover.hold`, and the curve ``g exp(weight · V)``.
+    """
     if _converged(state["curve"].mean(1), config):  # a state that was saved after the last step
         return state, Progress(done=True)
     kind, v, curve = part.kind, state["directions"], state["curve"]
     value, gradient = part.value_and_grad(
         kind.scaled(v, radius), lambda shift: objective(shift, config.power, config.root)
     )
+    if weight:
+        turning, slope = hold.turned(part, kind.scaled(v, radius))
+        gradient = gradient + weight * value[:, None] * slope
+        value = value * (weight * turning).exp()
     # In θ rather than in the unit columns: a factor for each column, which AdamW does not see.
     if orthogonal:
         gradient = gradient - (gradient @ v.T) @ v

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, norms, passports
+from educe.report import figures, norms, passports, path_table, paths
 from educe.report.terminal import SCORED
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
@@ -137,7 +137,7 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.began()
     atlas = run.folder / ATLAS
-    papers = run.passports()
+    papers, followed = run.passports(), run.notes("path-")
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     norm = run.note("norm") if run.has("norm") else None
     return _template("template.html", pattern).render(
@@ -164,7 +164,9 @@ def render(run: Run) -> str:
         palette=figures.PALETTE,
         charts=charts
         | {k: v for paper in papers for k, v in passports.charts(paper).items()}
-        | (norms.charts(norm) if norm else {}),
+        | (norms.charts(norm) if norm else {})
+        | {k: v for path in followed for k, v in paths.charts(path).items()},
+        paths=Markup(_paths(followed)) if followed else "",
         manifold=Markup(_passports(papers, pattern)) if papers else "",
         norm=Markup(_norm(norm, pattern)) if norm else "",
         data=data(s, pattern),
@@ -195,6 +197,26 @@ def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
     """Return the part of the page that shows what the norm tells."""
     return _template("norms.html", pattern).render(
         told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
+    )
+
+
+def _paths(followed: list[dict[str, Any]]) -> str:
+    """Return the part of the page that shows vectors followed through the radius."""
+
+    def chart(which: str, title: str, text: str) -> Markup:
+        return Markup(
+            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
+            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
+            "</figure>"
+        ).format(which, title, text)
+
+    return _template("paths.html").render(
+        paths=followed,
+        rows=path_table.rows,
+        middles=path_table.middles,
+        spreads=path_table.spreads,
+        curves=path_table.CURVES,
+        chart=chart,
     )
 
 

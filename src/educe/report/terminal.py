@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from educe.errors import RunError
+from educe.report import path_table
 from educe.runs import CompletionRow
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
 
@@ -233,6 +234,49 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         f"times as far out; without first tokens{massive}[/dim]",
         highlight=False,
     )
+
+
+def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
+    """Print vectors that were followed through the radius, and their nulls."""
+    console = console or Console()
+    console.print(
+        f"[bold]through the radius[/bold]  {p['shares'][0]:.2g} to {p['shares'][-1]:.2g} of their "
+        f"own, optimised anew at {len(p['shares'])} radii"
+    )
+    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    for name in ("", "dose", "moved", "sine", "exp.", "turning", "effect's", "left basin at"):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for r in path_table.rows(p):
+        numbers = (r["sine"], r["exponent"], r["turning"], r["effect_turning"])
+        told = [f"{x:.2f}" if x is not None else "–" for x in numbers]
+        away = " ".join(f"{share:.2g}" for share in r["left"]) or "nowhere"
+        grid.add_row(f"#{r['number']}", f"{r['dose']:.2f}", f"{r['moved']:.0f}°", *told, away)
+    grid.add_row()
+    for title, m in path_table.middles(p).items():
+        columns = (m[name].split(" ")[0] for name in ("sine", "exponent", "turning"))
+        grid.add_row(title, "", "", *columns, m["effect_turning"].split(" ")[0], "", style="dim")
+    console.print(grid)
+    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
+
+
+def shrunk(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
+    """Print how far vectors could shrink."""
+    console = console or Console()
+    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    for name in ("", p["by"], "kept at", "", "then", ""):
+        grid.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for number, curve, kept in zip(p["numbers"], p["curves"], p["kept"], strict=True):
+        if kept is None:
+            grid.add_row(f"#{number}", f"{curve[0][1]:.2f}", "nothing to keep")
+            continue
+        values = dict(map(tuple, curve))
+        after = [f"{curve[-1][0]:.2f}", f"{curve[-1][1]:.2f}"] if curve[-1][0] != kept else []
+        grid.add_row(
+            f"#{number}", f"{curve[0][1]:.2f}", f"{kept:.2f}", f"{values[kept]:.2f}", *after
+        )
+    console.print(f"[bold]shrunk[/bold]  while {p['by']} stays at {p['keep']:.0%} or more")
+    console.print(grid)
+    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
 
 
 def _spread(values: list[float]) -> dict[str, float]:

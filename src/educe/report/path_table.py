@@ -1,0 +1,83 @@
+"""Paths of vectors through the radius as rows of tables, for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+#: The arms of a path, as the page names them, and their colours.
+ARMS = {
+    "found": ("found", "accent"),
+    "shuffled": ("shuffled target", "rare"),
+    "random": ("random", "control"),
+    "elsewhere": ("other prompts", "noise"),
+}
+CURVES = {
+    "turning": "turning of the direction",
+    "exponent": "response exponent",
+    "effect_turning": "turning of the effect",
+}
+
+
+def rows(path: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a table says of each vector."""
+    home = path["shares"].index(1.0)
+    found = path["arms"]["found"]
+    basis = path["bases"][0]
+    return [
+        {
+            "number": number,
+            "dose": path["dose"][i],
+            "moved": path["moved"][i],
+            "sine": found["sine"][home][i],
+            "exponent": found["exponent"][home][i],
+            "turning": found["turning"][home][i],
+            "effect_turning": found["effect_turning"][home][i],
+            "participation": found["statistics"][basis]["participation"][i],
+            "held": found["statistics"][basis]["held"][i],
+            "left": left(path, i),
+        }
+        for i, number in enumerate(path["numbers"])
+    ]
+
+
+def left(path: dict[str, Any], i: int) -> list[float]:
+    """Return the shares of its radius at which a vector left its basin."""
+    branch = [row[i] for row in path["arms"]["found"]["branch"]]
+    home = path["shares"].index(1.0)
+    steps = range(1, len(branch))
+    return [path["shares"][k if k > home else k - 1] for k in steps if branch[k] != branch[k - 1]]
+
+
+def middles(path: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the median and the range of each statistic of each arm, at the vectors' own radius."""
+    home = path["shares"].index(1.0)
+    told: dict[str, dict[str, str]] = {}
+    for arm, (title, _) in ARMS.items():
+        own = path["arms"].get(arm, {})
+        told[title] = {
+            name: ranged(own[name][home]) if name in own else "" for name in ("sine", *CURVES)
+        }
+    return {title: line for title, line in told.items() if any(line.values())}
+
+
+def spreads(path: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
+    """Return basis, arm, and the median and range of each statistic of coordinates."""
+    return [
+        (basis, ARMS[arm][0], {name: ranged(values) for name, values in statistics.items()})
+        for basis in path["bases"]
+        for arm in ("found", "shuffled")
+        for statistics in [path["arms"].get(arm, {}).get("statistics", {}).get(basis)]
+        if statistics
+    ]
+
+
+def ranged(values: Sequence[float | None]) -> str:
+    """Write the median of some numbers and what they lie between."""
+    known = [x for x in values if x is not None]
+    if not known:
+        return "–"
+    low, middle, high = np.quantile(known, [0.0, 0.5, 1.0])
+    return f"{middle:.2g} ({low:.2g} to {high:.2g})"
