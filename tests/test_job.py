@@ -42,8 +42,8 @@ from educe.errors import (
     RunError,
 )
 from educe.job import Settings, begin, discover_behaviours
-from educe.judge.side_effect import ordinary_prompts
 from educe.model import LanguageModel, load
+from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
 from educe.runs import Run

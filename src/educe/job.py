@@ -33,10 +33,11 @@ from educe.errors import MethodError, PromptError, RunError
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
-from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.judge.side_effect import side_effects
 from educe.kinds import Row, Within
 from educe.manifold import inside
 from educe.model import LanguageModel, Prompt, PromptBatch, load
+from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.runs import PerturbationRow, PromptRow, Run, ScoreRow

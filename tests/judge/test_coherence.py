@@ -12,9 +12,9 @@ import tiny
 from educe.generation import generate
 from educe.judge import Answer
 from educe.judge.coherence import Coherence, coherence, variety
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Row
 from educe.model import LanguageModel
+from educe.ordinary import ordinary_prompts
 
 PLAIN = "The vault is behind the red door."
 

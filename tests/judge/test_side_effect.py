@@ -11,9 +11,10 @@ from torch import Tensor
 
 import tiny
 from educe.errors import PositionsError
-from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.judge.side_effect import side_effects
 from educe.kinds import Vectors
 from educe.model import LanguageModel
+from educe.ordinary import ordinary_prompts
 
 PROMPTS = tiny.ragged([7, 15, 1, 4])  # the longest is wider than every sliding window
 

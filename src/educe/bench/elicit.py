@@ -40,9 +40,10 @@ from educe.generation import Completion, generate
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
-from educe.judge.side_effect import ordinary_prompts, side_effects
+from educe.judge.side_effect import side_effects
 from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel, PromptBatch
+from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS, MONTHS
 from educe.perturb import PerturbationSet

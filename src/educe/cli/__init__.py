@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from educe.cli import bench, examine, judge, organism, refine, select
-from educe.cli.options import FLAG, Debug, Json, check_begun, new_folder, read_prompts
+from educe.cli.options import FLAG, Debug, Json, check_begun, new_folder
 from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunError
+from educe.prompts import read_prompts
 
 if TYPE_CHECKING:
     from educe.job import Settings

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.options import FLAG, Debug, Json, new_folder, read_prompts
+from educe.cli.options import FLAG, Debug, Json, new_folder
 from educe.errors import MethodError, RunError
+from educe.prompts import read_prompts
 
 ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen

@@ -25,9 +25,9 @@ from educe.generation import Completion, generate
 from educe.judge import Answer, Score, in_order
 from educe.judge.asking import fingerprint
 from educe.judge.reading import read
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Row
 from educe.model import LanguageModel
+from educe.ordinary import ordinary_prompts
 
 #: The longest ordinary answer, in tokens.
 ORDINARY_TOKENS = 32
