@@ -15,6 +15,8 @@ What differs from the reference code, and why:
 - the step is a share of ``R``. Adam moves each of ``d`` coordinates by about its learning rate, so
   the rate is ``step · R / √d``. The published 1e-3 moves nothing in 30 steps where ``R`` is large;
 - it ends when the objective has stopped growing.
+
+With other prompts beside the slice the objective is the above less ``μ c g`` (see `educe.beside`).
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.discover.penalty import penalty, scores, tangent
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.kinds import Kind
 from educe.slice import Shift, Slice
 
 BETAS = (0.9, 0.98)
@@ -107,9 +109,12 @@ def ascend(
         kind.scaled(v, radius), lambda shift: objective(shift, config.power, config.root)
     )
     # In θ rather than in the unit columns: a factor for each column, which AdamW does not see.
+    lost = penalty(part, radius, gradient, state)
+    if lost is not None:
+        value, gradient = value - lost.value, gradient - lost.gradient
     if orthogonal:
         gradient = gradient - (gradient @ v.T) @ v
-    gradient = _tangent(kind, v, gradient)
+    gradient = tangent(kind, v, gradient)
 
     count = len(curve) + 1
     first = torch.lerp(gradient, state["first"], BETAS[0])
@@ -122,6 +127,8 @@ def ascend(
     v = _orthogonal(v) if orthogonal else kind.normalised(v)
     curve = torch.cat([curve, value[None]])
     new = State(directions=v, first=first, second=second, largest=largest, curve=curve)
+    if lost is not None:
+        new |= lost.kept
     return new, Progress(_converged(curve.mean(1), config), float(value.mean()))
 
 
@@ -131,16 +138,16 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         part.kind.scaled(state["directions"], radius),
         lambda shift: objective(shift, config.power, config.root),
     )
-    size = effect.norm(dim=1)
-    return State(
-        {
-            "directions": state["directions"],
-            "outputs": effect / size[:, None],
-            "score.objective": value,
-            "score.effect": size,
-            "curve": torch.cat([state["curve"], value[None]]),
-        }
-    )
+    size, others = effect.norm(dim=1), scores(part, radius, state)
+    if others and part.beside is not None:
+        value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
+    return others | {
+        "directions": state["directions"],
+        "outputs": effect / size[:, None],
+        "score.objective": value,
+        "score.effect": size,
+        "curve": torch.cat([state["curve"], value[None]]),
+    }
 
 
 def _converged(curve: Float[Tensor, "steps"], config: AscentConfig) -> bool:
@@ -149,15 +156,8 @@ def _converged(curve: Float[Tensor, "steps"], config: AscentConfig) -> bool:
     if len(curve) <= config.patience:
         return False
     before = curve[: -config.patience].max()
-    return bool(curve[-config.patience :].max() < (1 + config.tolerance) * before)
-
-
-def _tangent(
-    kind: Kind, v: Float[Tensor, "n s"], gradient: Float[Tensor, "n s"]
-) -> Float[Tensor, "n s"]:
-    """Take from the gradient what would change the norm of a column."""
-    pairs = zip(kind.columns(v), kind.columns(gradient), strict=True)
-    return torch.cat([(g - (g * c).sum(-1, keepdim=True) * c).flatten(1) for c, g in pairs], 1)
+    # A share of its size: less a penalty, it can be below zero.
+    return bool(curve[-config.patience :].max() < before + config.tolerance * before.abs())
 
 
 def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

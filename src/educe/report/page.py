@@ -71,6 +71,11 @@ KINDS = {
         "at the source",
         "random adapters at the same radii",
     ),
+    "biases": (
+        "The radius is the norm of what is added to each projection; dose is that as a share of "
+        "the mean activation norm at the source",
+        "random vectors at the same places and radii",
+    ),
     "token-noise": (
         "The radius is the norm of the noise at each token; dose is that as a share of the mean "
         "activation norm at the source",
@@ -281,17 +286,25 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method given control within ball n source target"
+    flags = "model adapter revision dtype device method given control within ball quiet quiet_by"
+    flags += " ordinary n source target"
     flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
     words += [
         f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
         for flag in flags.split()
-        if config.get(flag) not in (None, "") and (flag != "ball" or config.get("within"))
+        if config.get(flag) not in (None, "")
+        and (flag != "ball" or config.get("within"))
+        and (flag not in ("quiet", "quiet_by", "ordinary") or _quietly(config))
     ]
     for name, value in (config.get("method_settings") or {}).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words.append(f"--set {shlex.quote(f'{name}={text}')}")
     return "\n".join([*lines, " \\\n  ".join(words)])
+
+
+def _quietly(config: dict[str, Any]) -> bool:
+    """Return whether a run had other prompts beside it."""
+    return bool(config.get("quiet")) or config.get("method") == "generalised"
 
 
 @functools.cache
