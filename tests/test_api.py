@@ -159,14 +159,14 @@ APART = [
     ("progress", "runs"),
 ]
 ONLY = {
-    "rich": {"progress", "report.terminal"},
+    "rich": {"progress", "report.terminal", "report.tables"},
     "cyclopts": {"cli"},
     "sqlite3": {"runs", "judge.cache"},
     "openai": {"judge.server"},
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures", "report.passports"},
+    "altair": {"report.page", "report.figures", "report.passports", "report.fronts"},
     "datasets": {"manifold.corpus"},
 }
 

@@ -213,7 +213,7 @@ def test_a_scan_has_both_arms_at_the_same_sizes_and_goes_on(
 
         monkeypatch.setattr("educe.writing.generate", never)
         assert degate.degate(run, [1, 2], tiny_lm) == done
-        assert [scan["best"] for scan in degate.scans(run)] == [done.data()["best"]]
+        assert [scan["best"] for scan in run.trials("degate")] == [done.data()["best"]]
 
 
 def test_vectors_have_no_gate(audited: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.refine.trial import Share, Trial, results, share, slice_of
+from educe.refine.trial import Share, Trial, share, slice_of
 from educe.runs import Run
 from educe.slice import Slice
 from educe.writing import groups
@@ -268,8 +268,3 @@ def _controls(run: Run, numbers: Sequence[int]) -> list[int]:
         left.remove(same)
         chosen.append(same.id)
     return chosen
-
-
-def scans(run: Run) -> list[dict[str, Any]]:
-    """Return the scans that a run has, as `Degated.data` gave them."""
-    return results(run.folder, NAME)

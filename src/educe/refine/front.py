@@ -2,19 +2,17 @@
 
 Every perturbation is a point: its effect ``‖Δ‖`` on the prompts searched, and its side effect, the
 95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers (`educe.ordinary`).
-The *Pareto front* is those that no other beats in both. Norms say little here: two directions
-compare at *equal* side effect, each at the radius at which it has it.
+The *Pareto front* is those that no other beats in both (`educe.stats.pareto`). Norms say little
+here: two directions compare at *equal* side effect, each at the radius at which it has it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from educe.errors import EffectError
@@ -29,21 +27,6 @@ from educe.writing import groups
 NOTE = "front"
 #: Perturbations that are measured together, and kept in one transaction.
 AT_ONCE = 8
-#: Side effects, in nats a token, within which arms are compared.
-BUDGETS = (0.1, 0.3, 1.0)
-
-
-def pareto(
-    effect: Sequence[float] | np.ndarray, cost: Sequence[float] | np.ndarray
-) -> Bool[np.ndarray, "n"]:
-    """Return which points no other has both at least the effect and at most the cost of.
-
-    Of equal points all are returned.
-    """
-    gain, price = np.asarray(effect, dtype=float), np.asarray(cost, dtype=float)
-    as_good = (gain[:, None] >= gain) & (price[:, None] <= price)  # row beats column, or equals it
-    better = as_good & ((gain[:, None] > gain) | (price[:, None] < price))
-    return np.logical_not(better.any(0))
 
 
 def at_kl(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from educe.errors import RunError
@@ -24,14 +23,12 @@ from educe.job import (
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.runs import PerturbationRow, PromptRow, Run, ScoreRow
+from educe.runs import TRIALS, PerturbationRow, PromptRow, Run, ScoreRow
 from educe.selection.judging import Judging, Rule, Striking
 from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
 from educe.summary import RETEST
 from educe.writing import write
-
-FOLDER = "refined"
 
 
 class Share(NamedTuple):
@@ -80,7 +77,7 @@ class Trial:
         self.run, self.lm, self.part, self.reporter = run, lm, part, reporter
         self.settings = s = stored(run)
         text = json.dumps([name, asked], sort_keys=True)
-        folder = run.folder / FOLDER / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        folder = run.folder / TRIALS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         exists = (folder / "run.sqlite").exists()
         self.kept = Run.open(folder) if exists else Run.create(folder, asked)
         everything = (*s.prompts, *s.fresh)
@@ -218,13 +215,3 @@ def slice_of(run: Run, lm: LanguageModel) -> Slice:
         positions=facts["positions"],
         readout=s.readout,
     )
-
-
-def results(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return what the trials of one name in a run's folder came to, those that ended."""
-    found = []
-    for own in sorted((folder / FOLDER).glob(f"{name}-*")):
-        with Run.open(own) as kept:
-            if kept.has("result"):
-                found.append(kept.note("result"))
-    return found

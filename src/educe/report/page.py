@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, passports
+from educe.report import figures, fronts, passports
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
@@ -136,6 +136,7 @@ def render(run: Run) -> str:
     began = run.began()
     atlas = run.folder / ATLAS
     papers = run.passports()
+    costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     return _template("template.html", pattern).render(
         s=s,
@@ -159,8 +160,11 @@ def render(run: Run) -> str:
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
-        charts=charts | {k: v for paper in papers for k, v in passports.charts(paper).items()},
+        charts=charts
+        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | (fronts.charts(costs) if costs else {}),
         manifold=Markup(_passports(papers, pattern)) if papers else "",
+        costs=Markup(_fronts(costs, pattern)) if costs else "",
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -172,17 +176,26 @@ def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) ->
     """Return the part of the page that shows passports."""
 
     def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        which = f"{name}-{paper['number']}"
-        return Markup(
-            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
-            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
-            "</figure>"
-        ).format(which, title, text)
+        return _figure(f"{name}-{paper['number']}", title, text)
 
     told = [paper | {"told": passports.told(paper)} for paper in papers]
     return _template("passports.html", pattern).render(
         passports=told, forms=passports.FORMS, chart=chart
     )
+
+
+def _fronts(costs: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows what perturbations cost beside what they do."""
+    return _template("fronts.html", pattern).render(**costs, looked=bool(pattern), chart=_figure)
+
+
+def _figure(which: str, title: str, text: str) -> Markup:
+    """Return the place of a chart, with what it shows."""
+    return Markup(
+        '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
+        '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
+        "</figure>"
+    ).format(which, title, text)
 
 
 def cards(s: Summary) -> list[Card]:
