@@ -18,7 +18,7 @@ from educe.summary import RETEST
 #: Side effects, in nats a token, within which arms are compared.
 BUDGETS = (0.1, 0.3, 1.0)
 ARMS = {"found": "accent", "random": "control"}
-ORDERS = {"lasso path": "accent", "largest first": "noise", "random order": "control"}
+ORDERS = {"lasso path": "accent", "largest first": "rare", "random order": "control"}
 NAMED = {"lasso": "lasso path", "magnitude": "largest first", "random": "random order"}
 
 
@@ -169,7 +169,7 @@ def sparse(trial: dict[str, Any]) -> alt.LayerChart:
 
 
 def degate(scan: dict[str, Any]) -> alt.LayerChart:
-    """Draw the score of each sign and size, an adapter a line."""
+    """Draw the effect of each sign and size, an adapter a line; a dot grows with its score."""
     names = {"found": "found", "control": "random"}
     rows = [
         {
@@ -188,7 +188,7 @@ def degate(scan: dict[str, Any]) -> alt.LayerChart:
             title="sign and size of what is written, as a share of what the adapter adds",
             axis=alt.Axis(labelAngle=0),
         ),
-        alt.Y("score:Q", scale=alt.Scale(domainMin=0), title=scan["judge"][:40]),
+        alt.Y("effect:Q", scale=alt.Scale(type="log", nice=False), title="norm of the effect"),
         _colour("arm", ARMS),
         detail="adapter:N",
         tooltip=[
@@ -200,9 +200,9 @@ def degate(scan: dict[str, Any]) -> alt.LayerChart:
             "text:N",
         ],
     )
-    return (base.mark_line(strokeWidth=1.2, opacity=0.6) + base.mark_point(filled=True)).properties(
-        height=260
-    )
+    lines = base.mark_line(strokeWidth=1.2, opacity=0.6)
+    size = alt.Size("score:Q", scale=alt.Scale(domain=[0, 1], range=[30, 260]), legend=None)
+    return (lines + base.mark_point(filled=True, opacity=0.9).encode(size)).properties(height=280)
 
 
 def _hit(hit: bool | None) -> str:
