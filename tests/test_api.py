@@ -116,6 +116,7 @@ RANKS = {
     "runs": 1,
     "model": 2,
     "kinds": 3,
+    "biases": 3,
     "peft_folder": 3,
     "perturb": 3,
     "slice": 3,
@@ -133,6 +134,7 @@ RANKS = {
     "progress": 4,
     "threads": 4,
     "writing": 4,
+    "beside": 4,
     "norm": 5,
     "refine": 5,
     "job": 5,
@@ -157,14 +159,21 @@ APART = [
     ("progress", "runs"),
 ]
 ONLY = {
-    "rich": {"progress", "report.terminal"},
+    "rich": {"progress", "report.terminal", "report.tables"},
     "cyclopts": {"cli"},
     "sqlite3": {"runs", "judge.cache"},
     "openai": {"judge.server"},
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
-    "altair": {"report.page", "report.figures", "report.passports", "report.norms", "report.paths"},
+    "altair": {
+        "report.page",
+        "report.figures",
+        "report.passports",
+        "report.norms",
+        "report.paths",
+        "report.fronts",
+    },
     "datasets": {"manifold.corpus"},
 }
 

@@ -58,6 +58,7 @@ class ToySlice:
             projection=lambda block, which: Projection(f"{block}.{which}", width + block),
         )
         self.batch: Any = SimpleNamespace(texts=("toy",))
+        self.beside: Any = None
 
     def values(self, theta: Tensor) -> Tensor:
         """Return the change of each row of ``theta``, ``[n, prompts, positions, width]``."""
@@ -88,6 +89,10 @@ class ToySlice:
     @property
     def unit(self) -> float:
         return self.mean_norm
+
+    @property
+    def readouts(self) -> int:
+        return int(self.read.sum())
 
     def curvature(self) -> Tensor:
         """Return the dense second derivative at zero, ``[width, width, width]``, outputs first."""

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
-from educe import discover, embedded, files, radius
+from educe import beside, discover, embedded, files, radius
 from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
 from educe.cluster import assign, clusters, plane
 from educe.discover.state import Progress, State
@@ -81,6 +81,10 @@ class Settings:
         within: The subspace that vectors are searched in, as ``[SOURCE:]RANK`` (see
             `educe.manifold.inside`); by default the whole stream.
         ball: What their coefficients are measured by there: plain, or whitened.
+        quiet: Weight of other prompts, on which the search keeps the model as it is (see
+            `educe.beside`).
+        quiet_by: What is kept small on them.
+        ordinary: The other prompts: ``bundled``, or a file.
         n: Perturbations at each radius.
         source: Layer after which they are added; ``auto`` chooses it from an atlas.
         target: Layer at which their effect is read; ``auto`` likewise.
@@ -111,6 +115,9 @@ class Settings:
     control: str | None = None
     within: str | None = None
     ball: Literal["plain", "whitened"] = "plain"
+    quiet: float = 0.0
+    quiet_by: beside.By = "effect"
+    ordinary: str = beside.BUNDLED
     n: int = 64
     source: int | float | Literal["auto"] = 0.33
     target: int | float | Literal["auto"] = 0.6
@@ -146,6 +153,13 @@ class Settings:
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
+        needed = discover.quietly(self.method, self.quiet)
+        if needed and self.given:
+            raise MethodError("perturbations that are given are not searched: leave quiet out")
+        if needed:
+            beside.other_prompts(self.ordinary)
+        elif self.ordinary != beside.BUNDLED:
+            raise MethodError("ordinary prompts have no weight here: say how much with quiet")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
         if min(self.n, self.samples, self.max_new_tokens) < 1:
@@ -282,6 +296,7 @@ class _Job:
                 readout=self.settings.readout,
             )
             self._inside()
+            self._beside()
         self._facts()
         with self._timed("discover"):
             self._discover()
@@ -334,6 +349,15 @@ class _Job:
             files.write_tensors(path, {"rows": kind.rows}, {})
         rows = files.read_tensors(path)[0]["rows"]
         self.part = self.part.on(Within(self.part.source, rows, self.part.positions))
+
+    def _beside(self) -> None:
+        """Put the other prompts beside the slice that the search is to keep as they are."""
+        s = self.settings
+        if discover.quietly(s.method, s.quiet):
+            if not self.run.has("beside"):  # a file can change
+                self.run.remember("beside", list(beside.other_prompts(s.ordinary, seed=s.seed)))
+            others = encoded(self.lm, s, self.run.note("beside"))
+            self.part = beside.with_others(self.part, others, weight=s.quiet, by=s.quiet_by)
 
     def _facts(self) -> None:
         if self.run.has("facts"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -548,16 +548,21 @@ def described(kind: Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {name: part for name, part in parts.items() if name not in tensors}, tensors
 
 
-def read(name: str, plain: dict[str, Any], tensors: dict[str, Tensor]) -> Kind:
+def read(
+    name: str,
+    plain: dict[str, Any],
+    tensors: dict[str, Tensor],
+    known: Mapping[str, type[Kind]] = KINDS,
+) -> Kind:
     """Make a kind again from its name and what `described` gave.
 
     Raises:
         FileFormatError: There is no such kind.
     """
-    if name not in KINDS:
+    if name not in known:
         raise FileFormatError(f"perturbations of kind {name!r} are unknown to this educe")
     lists = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
-    return KINDS[name](**plain | lists, **tensors)
+    return known[name](**plain | lists, **tensors)
 
 
 def _unit(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:

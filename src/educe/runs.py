@@ -23,6 +23,9 @@ from educe.errors import FileFormatError, RunError
 
 SCHEMA_VERSION = 1
 
+#: Where a run has runs of what was made from its perturbations.
+TRIALS = "refined"
+
 #: Errors that say nothing of the file itself; their extended codes have more bits.
 OUTSIDE = {
     sqlite3.SQLITE_BUSY,
@@ -307,6 +310,15 @@ class Run:
             "SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (f"{beginning}*",)
         )
         return [json.loads(value) for (value,) in rows]
+
+    def trials(self, name: str) -> list[dict[str, Any]]:
+        """Return what trials of one name came to, those that ended (see `educe.refine.trial`)."""
+        found = []
+        for folder in sorted((self.folder / TRIALS).glob(f"{name}-*")):
+            with Run.open(folder) as own:
+                if own.has("result"):
+                    found.append(own.note("result"))
+        return found
 
     def event(self, what: str) -> None:
         """Note that something happened, with the time."""

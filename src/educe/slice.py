@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,30 @@ class Shift(NamedTuple):
         return torch.einsum("npkd,pk->nd", self.values, self.weights)
 
 
+class Beside(Protocol):
+    """Other prompts, to which perturbations ought to do little (see `educe.beside`)."""
+
+    @property
+    def weight(self) -> float:
+        """How much they count."""
+
+    @property
+    def by(self) -> str:
+        """What is kept small on them."""
+
+    @property
+    def part(self) -> Slice:
+        """The same blocks on these prompts."""
+
+    def on(self, kind: Kind) -> Beside:
+        """Return the same for perturbations of another kind."""
+
+    def value_and_grad(
+        self, theta: Float[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n s"]]:
+        """Return what perturbations do to these prompts, and its gradient."""
+
+
 class Slice:
     """The part of a model between a source and a target layer, on given prompts.
 
@@ -98,6 +122,7 @@ class Slice:
         start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
+        beside: Other prompts that a search keeps as they are, if any (see `educe.beside`).
         counted: Tokens that means are taken over, ``[prompts, tokens]``: the first of each prompt
             is left out, its norm is several times the others' (a massive activation).
         mean_norm: Mean norm of the stream at the source over these.
@@ -119,6 +144,7 @@ class Slice:
         tokens_per_chunk: int | None = None,
     ) -> None:
         self.lm, self.batch = lm, batch
+        self.beside: Beside | None = None
         self.source, self.target = lm.layer(source), lm.layer(target)
         if self.source >= self.target:
             raise LayerError(
@@ -154,6 +180,7 @@ class Slice:
             )
         part = copy.copy(self)
         part._take(kind)
+        part.beside = self.beside and self.beside.on(kind)
         if kind.positions != self.positions:
             part._run_past()
         return part

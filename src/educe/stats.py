@@ -102,3 +102,14 @@ def bootstrap_mean(
     picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
     low, high = np.quantile(data[picks].mean(1), [0.025, 0.975])
     return float(data.mean()), float(low), float(high)
+
+
+def pareto(effect: Sequence[float] | np.ndarray, cost: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return which points no other has both at least the effect and at most the cost of.
+
+    Of equal points all are returned.
+    """
+    gain, price = np.asarray(effect, dtype=float), np.asarray(cost, dtype=float)
+    as_good = (gain[:, None] >= gain) & (price[:, None] <= price)  # row beats column, or equals it
+    better = as_good & ((gain[:, None] > gain) | (price[:, None] < price))
+    return np.logical_not(better.any(0))

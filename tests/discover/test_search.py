@@ -43,7 +43,8 @@ FEW: dict[str, Any] = {
     "noise": NoiseConfig(per="rollout"),  # toys know vectors only; the rest is in test_noise.py
 }
 DRAWN = ("noise", "random")  # in one step, and without output directions
-HERE = [m for m in METHODS if m != "words"]  # which needs a vocabulary: see test_words.py
+# Words need a vocabulary (see test_words.py), generalised other prompts (see test_generalised.py).
+HERE = [m for m in METHODS if m not in ("words", "generalised")]
 every_method = pytest.mark.parametrize("method", HERE)
 of_vectors = pytest.mark.parametrize("method", [m for m in HERE if m not in ("cpe", "lora")])
 

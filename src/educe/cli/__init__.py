@@ -56,6 +56,9 @@ def discover(
     control: Path | None = None,
     within: str | None = None,
     ball: Literal["plain", "whitened"] = "plain",
+    quiet: float = 0.0,
+    quiet_by: Literal["effect", "kl"] = "effect",
+    ordinary: str = "bundled",
     n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
     source: float | Literal["auto"] = 0.33,
     target: float | Literal["auto"] = 0.6,
@@ -109,6 +112,13 @@ def discover(
         prompts:16 of those on the prompts alone, FILE:64 on another text, random:64 for a control
     ball
         what vectors of a subspace are measured by: plain, or whitened by how activations spread
+    quiet
+        keep the model as it is on other prompts, with this weight; 1 weighs both alike at the start
+    quiet_by
+        what is kept small there: the effect, or kl of what the model says
+    ordinary
+        a file of these prompts: ordinary ones as in Alpaca, or some that match those asked but have
+        nothing to hide; by default bundled ordinary ones
     n
         perturbations at each radius; as many random ones are the control
     source
@@ -162,6 +172,9 @@ def discover(
         control=str(control) if control else None,
         within=within,
         ball=ball,
+        quiet=quiet,
+        quiet_by=quiet_by,
+        ordinary=ordinary,
         n=n,
         source=source,
         target=target,

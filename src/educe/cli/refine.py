@@ -9,10 +9,14 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from educe.cli import lighter
 from educe.cli.options import FLAG, Debug, Json, check_begun
 from educe.errors import MethodError, RunError
 
 app = App(name="refine", help="Begin with perturbations of a run, and change them.")
+app.command(lighter.front)
+app.command(lighter.sparse)
+app.command(lighter.degate)
 
 #: How many of those found, the most effective, are followed where none is named.
 FIRST = 8

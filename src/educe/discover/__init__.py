@@ -12,13 +12,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 
 from educe.discover import (
     cpe,
     dct,
+    generalised,
     linear,
     lora,
     melbo,
@@ -59,19 +60,35 @@ class Method(NamedTuple):
     #: vectors of any direction. Adapters that were searched for break down far below it, noise does
     #: nothing yet, and words have a size of their own.
     radii: str = "auto"
+    #: Whether it keeps other prompts as they are (see `educe.beside`): it does not, it can when
+    #: they have a weight, or it always needs some.
+    beside: Literal["no", "can", "needs"] = "no"
 
 
 METHODS: dict[str, Method] = {
     "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind, radii="1,2,4"),
-    "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish),
+    "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish, beside="can"),
     "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
     "dct-quadratic": Method(
         quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
     ),
-    "lora": Method(
-        lora.LoraConfig, lora.start, lora.step, lora.finish, kind=lora.kind, radii="0.2,0.3,0.4"
+    "generalised": Method(
+        generalised.GeneralisedConfig,
+        generalised.start,
+        generalised.step,
+        generalised.finish,
+        beside="needs",
     ),
-    "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish),
+    "lora": Method(
+        lora.LoraConfig,
+        lora.start,
+        lora.step,
+        lora.finish,
+        kind=lora.kind,
+        radii="0.2,0.3,0.4",
+        beside="can",
+    ),
+    "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish, beside="can"),
     "power": Method(power.PowerConfig, power.start, power.step, power.finish),
     "noise": Method(
         noise.NoiseConfig,
@@ -188,8 +205,31 @@ def search(
             for name, values in found.items()
             if name.startswith("score.")
         },
-        config=asdict(config),
+        config=asdict(config) | _beside(part, method),
     )
+
+
+def _beside(part: Slice, method: str) -> dict[str, Any]:
+    """Say what weight other prompts had in a search."""
+    others = part.beside
+    if others is None or named(method).beside != "can":
+        return {}
+    return {"quiet": others.weight, "quiet_by": others.by}
+
+
+def quietly(method: str, weight: float) -> bool:
+    """Return whether a method needs other prompts beside its slice, at a weight ``μ`` of them.
+
+    Raises:
+        MethodError: It cannot keep them as they are, or the weight is no weight.
+    """
+    how = named(method).beside
+    if not 0 <= weight < math.inf:
+        raise MethodError(f"quiet is {weight:g}: give 0 or a number above it")
+    if weight and how != "can":
+        able = ", ".join(name for name, other in METHODS.items() if other.beside == "can")
+        raise MethodError(f"{method} has no weight for other prompts, only these have: {able}")
+    return bool(weight) or how == "needs"
 
 
 def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) -> Slice:

@@ -14,6 +14,16 @@ The reference code adds ``θ`` before block ``s`` and steers after it; its "jaco
 rows of ``Vᵀ`` for columns of ``V``; and its QR, LAPACK's, turns up to half of the vectors to their
 negatives, which are then what is evaluated. All three are put right here. Rows are factors: ``U``,
 ``V``: ``[n, width]``.
+
+With other prompts beside the slice, ``⟨u_l, Δ(R v_l)⟩`` above is less ``μ c g(R v_l)`` (see
+`educe.beside`), and the map is, with ``s`` the longest gradient of the latter so far,
+
+    v ← normalise( J(R v)ᵀ u  -  μ c ∇g(R v)  +  s v )
+
+Both have the fixed points: where the gradient of the difference is along ``v``. The last term is
+the shift of the symmetric power method (Kolda & Mayo 2011). Without it the map, which multiplies a
+direction by its curvature, ends where the curvature is largest in size, and with a penalty that is
+where the other prompts move most.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ from educe.discover.linear import (
     random_probes,
     singular_directions,
 )
+from educe.discover.penalty import penalty, scores
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.slice import Slice
@@ -82,7 +93,14 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
     reached = (effect * state["outputs"]).sum(1)
     if config.hold:
         gradient = gradient + config.hold * reached[:, None] * turned(part, radius * v)[1]
-    new = State(
+    kept = State()
+    lost = penalty(part, radius, gradient, state | {"directions": v})
+    if lost is not None:
+        steepest = lost.gradient.norm(dim=1).max()
+        steepest = steepest.maximum(state.get("steepest", steepest))
+        gradient = gradient - lost.gradient + steepest * v
+        reached, kept = reached - lost.value, lost.kept | {"steepest": steepest}
+    new = kept | State(
         directions=gradient / gradient.norm(dim=1, keepdim=True),
         outputs=effect / effect.norm(dim=1, keepdim=True),
         curve=torch.cat([state["curve"], reached[None]]),
@@ -98,8 +116,10 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
     u = effect / size[:, None]
     alpha = solve_alpha(u, v, effect)
     order = alpha.square().argsort(descending=True)
+    others = scores(part, radius, state)
     return State(
-        {
+        {name: values[order] for name, values in others.items()}
+        | {
             "directions": v[order],
             "outputs": u[order],
             "score.alpha": alpha[order],

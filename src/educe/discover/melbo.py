@@ -16,6 +16,8 @@ What differs from the reference code, and why:
   the rate is ``step · R / √d``. The published 1e-3 moves nothing in 30 steps where ``R`` is large;
 - it ends when the objective has stopped growing;
 - with ``hold`` the turning of the effect with the radius is part of the objective.
+
+With other prompts beside the slice the objective is the above less ``μ c g`` (see `educe.beside`).
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.discover import hold
+from educe.discover.penalty import penalty, scores, tangent
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.kinds import Kind
 from educe.slice import Shift, Slice
 
 BETAS = (0.9, 0.98)
@@ -124,9 +126,12 @@ def ascend(
         gradient = gradient + weight * value[:, None] * slope
         value = value * (weight * turning).exp()
     # In θ rather than in the unit columns: a factor for each column, which AdamW does not see.
+    lost = penalty(part, radius, gradient, state)
+    if lost is not None:
+        value, gradient = value - lost.value, gradient - lost.gradient
     if orthogonal:
         gradient = gradient - (gradient @ v.T) @ v
-    gradient = _tangent(kind, v, gradient)
+    gradient = tangent(kind, v, gradient)
 
     count = len(curve) + 1
     first = torch.lerp(gradient, state["first"], BETAS[0])
@@ -139,6 +144,8 @@ def ascend(
     v = _orthogonal(v) if orthogonal else kind.normalised(v)
     curve = torch.cat([curve, value[None]])
     new = State(directions=v, first=first, second=second, largest=largest, curve=curve)
+    if lost is not None:
+        new |= lost.kept
     return new, Progress(_converged(curve.mean(1), config), float(value.mean()))
 
 
@@ -148,16 +155,16 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         part.kind.scaled(state["directions"], radius),
         lambda shift: objective(shift, config.power, config.root),
     )
-    size = effect.norm(dim=1)
-    return State(
-        {
-            "directions": state["directions"],
-            "outputs": effect / size[:, None],
-            "score.objective": value,
-            "score.effect": size,
-            "curve": torch.cat([state["curve"], value[None]]),
-        }
-    )
+    size, others = effect.norm(dim=1), scores(part, radius, state)
+    if others and part.beside is not None:
+        value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
+    return others | {
+        "directions": state["directions"],
+        "outputs": effect / size[:, None],
+        "score.objective": value,
+        "score.effect": size,
+        "curve": torch.cat([state["curve"], value[None]]),
+    }
 
 
 def _converged(curve: Float[Tensor, "steps"], config: AscentConfig) -> bool:
@@ -166,15 +173,8 @@ def _converged(curve: Float[Tensor, "steps"], config: AscentConfig) -> bool:
     if len(curve) <= config.patience:
         return False
     before = curve[: -config.patience].max()
-    return bool(curve[-config.patience :].max() < (1 + config.tolerance) * before)
-
-
-def _tangent(
-    kind: Kind, v: Float[Tensor, "n s"], gradient: Float[Tensor, "n s"]
-) -> Float[Tensor, "n s"]:
-    """Take from the gradient what would change the norm of a column."""
-    pairs = zip(kind.columns(v), kind.columns(gradient), strict=True)
-    return torch.cat([(g - (g * c).sum(-1, keepdim=True) * c).flatten(1) for c, g in pairs], 1)
+    # A share of its size: less a penalty, it can be below zero.
+    return bool(curve[-config.patience :].max() < before + config.tolerance * before.abs())
 
 
 def _orthogonal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from educe import files
 from educe.atlas import ATLAS, Atlas, Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, norms, passports, path_table, paths
+from educe.report import figures, fronts, norms, passports, path_table, paths
 from educe.report.terminal import SCORED
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
@@ -77,6 +77,11 @@ KINDS = {
         "Dose is what a random adapter of that radius adds, as a share of the mean activation norm "
         "at the source",
         "random adapters at the same radii",
+    ),
+    "biases": (
+        "The radius is the norm of what is added to each projection; dose is that as a share of "
+        "the mean activation norm at the source",
+        "random vectors at the same places and radii",
     ),
     "token-noise": (
         "The radius is the norm of the noise at each token; dose is that as a share of the mean "
@@ -138,6 +143,7 @@ def render(run: Run) -> str:
     began = run.began()
     atlas = run.folder / ATLAS
     papers, followed = run.passports(), run.notes("path-")
+    costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     norm = run.note("norm") if run.has("norm") else None
     return _template("template.html", pattern).render(
@@ -165,10 +171,12 @@ def render(run: Run) -> str:
         charts=charts
         | {k: v for paper in papers for k, v in passports.charts(paper).items()}
         | (norms.charts(norm) if norm else {})
-        | {k: v for path in followed for k, v in paths.charts(path).items()},
+        | {k: v for path in followed for k, v in paths.charts(path).items()}
+        | (fronts.charts(costs) if costs else {}),
         paths=Markup(_paths(followed)) if followed else "",
         manifold=Markup(_passports(papers, pattern)) if papers else "",
         norm=Markup(_norm(norm, pattern)) if norm else "",
+        costs=Markup(_fronts(costs, pattern)) if costs else "",
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -180,12 +188,7 @@ def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) ->
     """Return the part of the page that shows passports."""
 
     def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        which = f"{name}-{paper['number']}"
-        return Markup(
-            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
-            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
-            "</figure>"
-        ).format(which, title, text)
+        return _figure(f"{name}-{paper['number']}", title, text)
 
     told = [paper | {"told": passports.told(paper)} for paper in papers]
     return _template("passports.html", pattern).render(
@@ -203,21 +206,28 @@ def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
 def _paths(followed: list[dict[str, Any]]) -> str:
     """Return the part of the page that shows vectors followed through the radius."""
 
-    def chart(which: str, title: str, text: str) -> Markup:
-        return Markup(
-            '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
-            '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
-            "</figure>"
-        ).format(which, title, text)
-
     return _template("paths.html").render(
         paths=followed,
         rows=path_table.rows,
         middles=path_table.middles,
         spreads=path_table.spreads,
         curves=path_table.CURVES,
-        chart=chart,
+        chart=_figure,
     )
+
+
+def _fronts(costs: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows what perturbations cost beside what they do."""
+    return _template("fronts.html", pattern).render(**costs, looked=bool(pattern), chart=_figure)
+
+
+def _figure(which: str, title: str, text: str) -> Markup:
+    """Return the place of a chart, with what it shows."""
+    return Markup(
+        '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
+        '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
+        "</figure>"
+    ).format(which, title, text)
 
 
 def cards(s: Summary) -> list[Card]:
@@ -321,17 +331,25 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method given control within ball n source target"
+    flags = "model adapter revision dtype device method given control within ball quiet quiet_by"
+    flags += " ordinary n source target"
     flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
     words += [
         f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
         for flag in flags.split()
-        if config.get(flag) not in (None, "") and (flag != "ball" or config.get("within"))
+        if config.get(flag) not in (None, "")
+        and (flag != "ball" or config.get("within"))
+        and (flag not in ("quiet", "quiet_by", "ordinary") or _quietly(config))
     ]
     for name, value in (config.get("method_settings") or {}).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words.append(f"--set {shlex.quote(f'{name}={text}')}")
     return "\n".join([*lines, " \\\n  ".join(words)])
+
+
+def _quietly(config: dict[str, Any]) -> bool:
+    """Return whether a run had other prompts beside it."""
+    return bool(config.get("quiet")) or config.get("method") == "generalised"
 
 
 @functools.cache

@@ -1,0 +1,136 @@
+"""Generalised: directions that the slice amplifies most relative to other prompts, while small.
+
+    max over v in the span of v_1 … v_k of   vᵀ A v / vᵀ (B + ε I) v
+    A = J_tᵀJ_t / positions,   B = J_bᵀJ_b / positions,   ε = ridge · trace(B on the span) / k
+
+``J_t`` and ``J_b`` stack the Jacobians at zero of every read-out position of the prompts searched
+on and of the others (`Slice.beside`); ``v_1 … v_k`` are the leading right singular vectors of
+``J_t``, from the block iteration of `educe.discover.power`. The maximum, and the stationary points
+below it, are the generalised eigenvectors of ``(A, B + εI)``: the first order of a search with a
+penalty on the benign effect, with a ratio for the difference. Elsewhere: common spatial patterns
+(Koles 1991), and with a difference contrastive component analysis (Abid et al. 2018).
+
+Outside the span ``A`` is small, and a ratio of two small numbers is noise: there it is not looked
+for. On the span ``A`` is ``diag(σ²)``. Vectors of different value are orthogonal in ``B + εI``, not
+in the stream. Both signs are given, as in `educe.discover.linear`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.discover import power
+from educe.discover.linear import both_signs
+from educe.discover.power import PowerConfig
+from educe.discover.state import Progress, State
+from educe.errors import MethodError
+from educe.slice import Slice
+
+#: Directions whose product with ``B`` is one step.
+AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class GeneralisedConfig:
+    """Settings of the generalised eigenproblem.
+
+    Attributes:
+        subspace: ``k``: how many leading singular vectors span where it is solved.
+        ridge: ``ε`` as a share of the mean eigenvalue of ``B`` there. Smaller, and what counts is
+            to leave other prompts alone, however little the target moves.
+        iterations: See `PowerConfig`.
+        tolerance: See `PowerConfig`.
+    """
+
+    subspace: int = 64
+    ridge: float = 0.1
+    iterations: int = 6
+    tolerance: float = 0.02
+
+
+def start(
+    part: Slice, n: int, radius: float, config: GeneralisedConfig, draw: torch.Generator
+) -> State:
+    """Draw the first block.
+
+    Raises:
+        MethodError: There are no other prompts, or more vectors are asked for than the span has.
+    """
+    if part.beside is None:
+        raise MethodError("generalised compares with other prompts: give the slice some beside it")
+    k = min(config.subspace, part.kind.size)
+    if n > 2 * k:
+        raise MethodError(
+            f"generalised has {k} directions here, with two signs each: ask for at most {2 * k} "
+            "perturbations, or set a larger subspace"
+        )
+    if config.ridge <= 0:
+        raise MethodError("ridge must be above zero: else a ratio has no largest value")
+    state = power.start(part, 2 * k, radius, _block(config), draw)
+    return state | {"others": state["products"], "n": torch.tensor(n)}
+
+
+def step(
+    part: Slice, radius: float, config: GeneralisedConfig, state: State
+) -> tuple[State, Progress]:
+    """Multiply a block with ``A``; when the span is known, its next directions with ``B``."""
+    if len(state["products"]) < len(state["basis"]):
+        new, reached = power.step(part, radius, _block(config), state)
+        return new, Progress(done=False, objective=reached.objective)
+    span, others = power.spectrum(state, _block(config)).v, state["others"]
+    if len(others) < len(span):  # else the state was saved after the last step
+        assert part.beside is not None
+        some = span[len(others) : len(others) + AT_ONCE]
+        others = torch.cat([others, part.beside.part.gram(torch.zeros_like(some), some)])
+    return state | {"others": others}, Progress(done=len(others) == len(span))
+
+
+def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) -> State:
+    """Solve the eigenproblem and measure what its directions do at the radius."""
+    assert part.beside is not None
+    n, span = int(state["n"]), power.spectrum(state, _block(config))
+    a = span.square.diag() / part.readouts
+    b = state["others"] @ span.v.T / part.beside.part.readouts
+    value, rows = solve(a, (b + b.T) / 2, config.ridge)
+    wanted = -(-n // 2)
+    inside = torch.nn.functional.normalize(rows[:wanted], dim=1)
+    v, effect = both_signs(part, radius, inside @ span.v)
+    size = effect.norm(dim=1)
+
+    def gain(of: Tensor) -> Tensor:
+        """Return ``‖J v‖``, root mean square over positions, for both signs."""
+        return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt().repeat_interleave(2)
+
+    found = {
+        "directions": v,
+        "outputs": effect / size[:, None],
+        "score.ratio": value[:wanted].repeat_interleave(2),
+        "score.gain": gain(a),
+        "score.gain_beside": gain(b),
+        "score.effect": size,
+    }
+    return State({name: values[:n] for name, values in found.items()})
+
+
+def solve(
+    a: Float[Tensor, "k k"], b: Float[Tensor, "k k"], ridge: float
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "k k"]]:
+    """Return values and vectors, a row each, of ``a x = λ (b + ε I) x``, largest first.
+
+    By Cholesky factors of the right side. Rows have norm one in ``b + ε I``.
+    """
+    k = len(b)
+    factor = torch.linalg.cholesky(b + ridge * b.trace() / k * torch.eye(k).to(b))
+    half = torch.linalg.solve_triangular(factor, a, upper=False)
+    white = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    value, turn = torch.linalg.eigh((white + white.T) / 2)
+    rows = torch.linalg.solve_triangular(factor.T, turn, upper=True).T
+    return value.flip(0), rows.flip(0)
+
+
+def _block(config: GeneralisedConfig) -> PowerConfig:
+    return PowerConfig(iterations=config.iterations, tolerance=config.tolerance)

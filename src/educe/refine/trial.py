@@ -1,0 +1,217 @@
+"""Trial: perturbations made from those of a run, written and judged in a run of their own.
+
+It lies under ``refined/`` of the run's folder, named by what was asked, so that asked again it goes
+on. What is looked for in the run is what scores a text; where nothing is, how striking it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from educe.errors import RunError
+from educe.job import (
+    BASELINE_SAMPLES,
+    BASELINE_TEMPERATURE,
+    RETEST_SAMPLES,
+    RETEST_TEMPERATURE,
+    encoded,
+    stored,
+)
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.runs import TRIALS, PerturbationRow, PromptRow, Run, ScoreRow
+from educe.selection.judging import Judging, Rule, Striking
+from educe.slice import Slice
+from educe.stats import bootstrap_mean, rate
+from educe.summary import RETEST
+from educe.writing import write
+
+
+class Share(NamedTuple):
+    """A mean score with its 95% interval: Wilson's for hits, else bootstrapped."""
+
+    mean: float
+    low: float
+    high: float
+    hits: int | None  #: None where scores are not hits or misses
+    trials: int
+
+
+def share(scores: Sequence[float], rule: bool) -> Share:
+    """Return the mean of some scores; those of a rule are hits and misses."""
+    if rule:
+        found = rate(round(sum(scores)), len(scores))
+        return Share(found.share, found.low, found.high, found.hits, found.trials)
+    return Share(*bootstrap_mean(scores), None, len(scores))
+
+
+class Trial:
+    """A run of its own beside another, for perturbations made from those of the other.
+
+    Args:
+        run: The other run, finished.
+        name: What is tried.
+        asked: What else tells this trial from others, as JSON can hold it.
+        lm: The model.
+        part: The slice of the run, for effects.
+        reporter: Is told of the progress.
+
+    Attributes:
+        kept: The run of its own.
+        rule: Whether texts are hits or misses.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        asked: dict[str, Any],
+        lm: LanguageModel,
+        part: Slice,
+        reporter: Any,
+    ) -> None:
+        self.run, self.lm, self.part, self.reporter = run, lm, part, reporter
+        self.settings = s = stored(run)
+        text = json.dumps([name, asked], sort_keys=True)
+        folder = run.folder / TRIALS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        exists = (folder / "run.sqlite").exists()
+        self.kept = Run.open(folder) if exists else Run.create(folder, asked)
+        everything = (*s.prompts, *s.fresh)
+        self.batch = encoded(lm, s, everything)
+        self.kept.add_prompts(
+            [
+                PromptRow(i, "asked" if i < len(s.prompts) else "fresh", prompt, text, length)
+                for i, (prompt, text, length) in enumerate(
+                    zip(everything, self.batch.texts, self.batch.lengths, strict=True)
+                )
+            ]
+        )
+        self.rule = s.look_for is not None
+        self._judge: Judging | None = Rule(s.look_for) if s.look_for is not None else None
+
+    def add(self, arm: str, name: str, made: PerturbationSet) -> list[int]:
+        """List some perturbations once; return their numbers in the trial."""
+        file = f"{name}.safetensors"
+        listed = [p.id for p in self.kept.perturbations() if p.file == file]
+        if listed:
+            return listed
+        made.save(self.kept.tensors / file)
+        part = self.part.on(made.kind)
+        effect = part.effect(made.theta.to(part.device, part.work_dtype)).norm(dim=1)
+        first = len(self.kept.perturbations()) + 1
+        self.kept.add_perturbations(
+            [
+                PerturbationRow(
+                    first + i,
+                    arm,
+                    file,
+                    i,
+                    made.method,
+                    float(made.radius[i]),
+                    float(made.dose[i]),
+                    float(effect[i]),
+                )
+                for i in range(len(made))
+            ]
+        )
+        return list(range(first, first + len(made)))
+
+    def scores(self, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
+        """Return what perturbations score on the prompts of the run, writing what is missing."""
+        prompts = range(len(self.settings.prompts))
+        rows = [Row(n - 1, j, k) for n in numbers for j in prompts for k in self._samples]
+        return self._scored(numbers, rows, self.settings.temperature, what)
+
+    def again(self, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
+        """Return what they score on fresh prompts, or where there are none on fresh samples."""
+        s, heat, samples = self.settings, self.settings.temperature, 1
+        prompts = range(len(s.prompts), len(self.batch))
+        if not prompts:
+            heat, samples = heat or RETEST_TEMPERATURE, RETEST_SAMPLES
+            prompts = range(len(s.prompts))
+        rows = [Row(n - 1, j, RETEST + k) for n in numbers for j in prompts for k in range(samples)]
+        return self._scored(numbers, rows, heat, what)
+
+    def text(self, number: int) -> str:
+        """Return the first text that a perturbation wrote."""
+        return next(c.text for c in self.kept.completions() if c.perturbation == number)
+
+    @property
+    def _samples(self) -> range:
+        return range(self.settings.samples)
+
+    def _scored(
+        self, numbers: Sequence[int], rows: list[Row], heat: float, what: str
+    ) -> dict[int, list[float]]:
+        self._write(what, {heat: rows})
+        judge = self._judging()
+        known = {
+            (s.perturbation, s.prompt, s.sample): s.value for s in self.kept.scores(judge.name)
+        }
+        wanted = [(row.perturbation + 1, row.prompt, row.sample) for row in rows]
+        missing = set(wanted) - known.keys()
+        if missing:
+            texts = [c for c in self.kept.completions() if c.key in missing]
+            values = judge.scores(texts)
+            pairs = list(zip(texts, values, strict=True))
+            self.kept.add_scores(ScoreRow(*c.key, judge.name, value, "") for c, value in pairs)
+            known |= {c.key: value for c, value in pairs}
+        found: dict[int, list[float]] = {number: [] for number in numbers}
+        for key in wanted:
+            found[key[0]].append(known[key])
+        return found
+
+    def _judging(self) -> Judging:
+        if self._judge is None:
+            prompts, numbers = range(len(self.batch)), range(1, BASELINE_SAMPLES + 1)
+            self._write(
+                "unperturbed",
+                {
+                    0.0: [Row(-1, j, 0) for j in prompts],
+                    BASELINE_TEMPERATURE: [Row(-1, j, k) for j in prompts for k in numbers],
+                },
+            )
+            base: dict[int, list[str]] = {j: [] for j in prompts}
+            for c in self.kept.completions():
+                if c.perturbation == 0:
+                    base[c.prompt].append(c.text)
+            ordinary = self.run.note("ordinary_logprob")
+            self._judge = Striking(self.lm, self.batch, base, ordinary, self.part.target)
+        return self._judge
+
+    def _write(self, what: str, rows: dict[float, list[Row]]) -> None:
+        write(
+            self.lm,
+            self.batch,
+            rows,
+            of=self.kept,
+            into=self.kept,
+            before=self.part.source,
+            max_new_tokens=self.settings.max_new_tokens,
+            seed=self.settings.seed,
+            reporter=self.reporter,
+            what=what,
+        )
+
+
+def slice_of(run: Run, lm: LanguageModel) -> Slice:
+    """Return the slice of a finished run.
+
+    Raises:
+        RunError: The run is not finished.
+    """
+    if not run.has("chosen"):
+        raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
+    s, facts = stored(run), run.note("facts")
+    return Slice(
+        lm,
+        encoded(lm, s, s.prompts),
+        source=facts["source"],
+        target=facts["target"],
+        positions=facts["positions"],
+        readout=s.readout,
+    )

@@ -1,0 +1,87 @@
+"""A search with other prompts beside it, from the job's settings to what is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from educe import beside, discover
+from educe.errors import MethodError, PromptError
+from educe.job import Settings, begin, discover_behaviours, stored
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.report import page
+from educe.runs import Run
+from educe.slice import Slice
+
+SETTINGS = Settings(
+    prompts=("Where is it?",),
+    method="melbo",
+    method_settings={"steps": 3},
+    n=2,
+    source=1,
+    target=3,
+    radius="3",
+    max_new_tokens=3,
+)
+
+
+def found(folder: Path, settings: Settings, lm: LanguageModel) -> PerturbationSet:
+    with begin(folder, settings) as run:
+        discover_behaviours(run, lm=lm)
+        return PerturbationSet.load(run.tensors / "found-0.safetensors")
+
+
+@pytest.mark.parametrize("by", ["effect", "kl"])
+def test_a_job_finds_what_a_search_with_the_same_prompts_does(
+    tiny_lm: LanguageModel, tmp_path: Path, by: beside.By
+) -> None:
+    file = tmp_path / "others.json"
+    file.write_text('[{"instruction": "Say it.", "input": "Good day"}, "Who?"]')
+    settings = replace(SETTINGS, quiet=2.0, quiet_by=by, ordinary=str(file))
+    done = found(tmp_path / "run", settings, tiny_lm)
+    part = Slice(tiny_lm, tiny_lm.encode(["Where is it?"]), source=1, target=3)
+    others = tiny_lm.encode(["Say it.\n\nGood day", "Who?"])
+    kept = beside.with_others(part, others, weight=2.0, by=by)
+    config = discover.configured("melbo", {"steps": 3})
+    same = discover.search(kept, "melbo", n=2, radius=3.0, config=config)
+    assert torch.equal(done.directions, same.directions)
+    assert torch.equal(done.scores["beside"], same.scores["beside"])
+    with Run.open(tmp_path / "run") as run:
+        assert "--quiet 2.0" in page.command(run.config)
+        assert f"--quiet-by {by}" in page.command(run.config)
+
+
+def test_without_a_weight_a_run_is_as_it_was(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    done = found(tmp_path / "run", SETTINGS, tiny_lm)
+    part = Slice(tiny_lm, tiny_lm.encode(["Where is it?"]), source=1, target=3)
+    config = discover.configured("melbo", {"steps": 3})
+    plain = discover.search(part, "melbo", n=2, radius=3.0, config=config)
+    assert torch.equal(done.directions, plain.directions)
+    assert done.config == plain.config
+    with Run.open(tmp_path / "run") as run:
+        assert "--quiet" not in page.command(run.config)
+        old = {k: v for k, v in run.config.items() if "quiet" not in k and k != "ordinary"}
+        run.remember("config", old)  # as it was before there were such settings
+        assert stored(run) == SETTINGS
+        assert page.command(run.config)
+
+
+def test_generalised_has_other_prompts_without_a_weight(
+    tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, method="generalised", method_settings={"subspace": 4})
+    done = found(tmp_path / "run", settings, tiny_lm)
+    assert set(done.scores) == {"ratio", "gain", "gain_beside", "effect"}
+
+
+def test_what_makes_no_sense_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="power has no weight for other prompts"):
+        replace(SETTINGS, method="power", method_settings={}, quiet=1.0).check()
+    with pytest.raises(MethodError, match="say how much with quiet"):
+        replace(SETTINGS, ordinary="some.txt").check()
+    with pytest.raises(PromptError, match="cannot read prompts"):
+        replace(SETTINGS, quiet=1.0, ordinary=str(tmp_path / "none.txt")).check()

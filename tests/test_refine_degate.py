@@ -1,0 +1,229 @@
+"""Biases against hooks by hand, and adapters without their gates against what they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from educe.biases import Biases
+from educe.discover import search
+from educe.errors import MethodError, SteeringError
+from educe.generation import generate, rows_of
+from educe.job import Settings, begin, discover_behaviours
+from educe.kinds import Adapters, Row, adapters
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.refine import degate
+from educe.runs import Run
+from educe.slice import Slice
+
+ROWS = tiny.ragged([7, 15, 1])
+PATHS = ("model.layers.2.self_attn.o_proj", "model.layers.3.self_attn.o_proj")
+BIASES = Biases(2, PATHS, 32)
+
+
+@contextmanager
+def by_hand(hf: Any, row: Tensor) -> Iterator[None]:
+    """Add each half of a row to what the two projections return."""
+
+    def adding(vector: Tensor) -> Any:
+        return lambda module, args, output: output + vector
+
+    handles = [
+        hf.get_submodule(path).register_forward_hook(adding(vector))
+        for path, vector in zip(PATHS, row.split(32), strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def drawn(n: int = 3, *, size: float = 2.0) -> Tensor:
+    return size * BIASES.draw(n, torch.Generator().manual_seed(0)).double()
+
+
+# -- the kind --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_effect_is_that_of_vectors_added_by_hooks(tiny64: LanguageModel) -> None:
+    part = Slice(tiny64, tiny64.pad(ROWS), source=1, target=3).on(BIASES)
+    for theta, effect in zip(drawn(), part.effect(drawn()), strict=True):
+        expected = torch.zeros(32, dtype=torch.float64)
+        for ids in ROWS:
+            rest = tiny.run(tiny64.hf, ids)[1][3]
+            with by_hand(tiny64.hf, theta):
+                came = tiny.run(tiny64.hf, ids)[1][3]
+            expected += (came - rest)[-3:].mean(0) / len(ROWS)
+        torch.testing.assert_close(effect, expected)
+
+
+def test_each_row_of_a_batch_writes_under_its_own(tiny64: LanguageModel) -> None:
+    rows = [*rows_of(3, len(ROWS)), Row(-1, 0)]
+    told = [
+        c
+        for some in generate(tiny64, tiny64.pad(ROWS), rows, drawn(), kind=BIASES, max_new_tokens=6)
+        for c in some
+    ]
+    assert len(told) == len(rows)
+    for c in told:
+        theta = drawn()[c.row.perturbation] if c.row.perturbation >= 0 else torch.zeros(64).double()
+        with by_hand(tiny64.hf, theta):
+            expected = tiny.greedy(tiny64.hf, ROWS[c.row.prompt], 6, ends=(257,))
+        assert list(c.tokens) == expected
+
+
+def test_its_gradient_is_that_through_the_hooks(tiny64: LanguageModel) -> None:
+    part = Slice(tiny64, tiny64.pad(ROWS[:1]), source=1, target=3, readout="last:1").on(BIASES)
+    theta = drawn(1).requires_grad_()
+    u = torch.linspace(-1, 1, 32, dtype=torch.float64)
+    with by_hand(tiny64.hf, theta[0]):
+        (expected,) = torch.autograd.grad(tiny.run(tiny64.hf, ROWS[0])[1][3][-1] @ u, theta)
+    torch.testing.assert_close(part.vjp(theta.detach(), u[None])[1], expected)
+
+
+def test_a_set_comes_back_from_its_file(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3).on(BIASES)
+    made = search(part, "random", n=2, radius=1.5)
+    assert [column.norm(dim=2).tolist() for column in BIASES.columns(made.theta)] == [
+        [[pytest.approx(1.5)]] * 2
+    ] * 2
+    made.save(tmp_path / "set.safetensors")
+    again = PerturbationSet.load(tmp_path / "set.safetensors")
+    assert again.kind == BIASES
+    assert torch.equal(again.theta, made.theta)
+
+
+def test_a_projection_that_is_never_called_is_an_error(tiny_lm: LanguageModel) -> None:
+    tiny_lm.unwrapped.get_submodule("model").unused = torch.nn.Identity()
+    try:
+        unused = Biases(2, ("model.unused",), 32)
+        part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3).on(unused)
+        with pytest.raises(SteeringError, match="never called"):
+            part.effect(torch.ones(1, 32))
+    finally:
+        del tiny_lm.unwrapped.get_submodule("model").unused
+
+
+# -- without the gate ------------------------------------------------------------------------------
+
+
+def made(part: Slice, kind: Adapters, n: int, radius: float) -> Tensor:
+    v = kind.draw(n, torch.Generator().manual_seed(3)).to(part.work_dtype)
+    return kind.scaled(v, radius)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_where_the_gate_is_constant_size_one_is_the_adapter(
+    tiny64: LanguageModel, rank: int
+) -> None:
+    """One prompt of one token: a single ``x``, so a constant gate, in the one block adapted."""
+    part = Slice(tiny64, tiny64.pad([[65]]), source=1, target=3, readout="last:1")
+    kind = adapters(tiny64, first=2, blocks=1, rank=rank)
+    theta = made(part, kind, 4, 3.0)
+    open_ = degate.gates(part, kind, theta)
+    torch.testing.assert_close(open_.steady, torch.ones(4).double())
+    one = degate.degated(part, kind, open_, factors=[1.0, -1.0])
+    effect = part.on(one.kind).effect(one.theta.double())
+    torch.testing.assert_close(effect[::2], part.on(kind).effect(theta), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(effect[1::2], effect[::2], rtol=0.1)
+
+
+def test_gates_are_means_over_what_the_projections_take(tiny64: LanguageModel) -> None:
+    part = Slice(tiny64, tiny64.pad(ROWS), source=1, target=3)
+    kind = adapters(tiny64, first=2, blocks=2)
+    theta = made(part, kind, 3, 2.0)
+    open_ = degate.gates(part, kind, theta)
+    for i, row in enumerate(theta):
+        size, steady = [], []
+        for block, (a, b) in enumerate(kind.split(row[None])):
+            taken: list[Tensor] = []
+            handle = tiny64.hf.get_submodule(PATHS[block]).register_forward_pre_hook(
+                lambda module, args, into=taken: into.extend(args[0][0])
+            )
+            for ids in ROWS:
+                first = len(taken)
+                tiny.run(tiny64.hf, ids)
+                del taken[first]  # the first token of each prompt does not count
+            handle.remove()
+            gate = torch.stack(taken) @ a[0, 0]
+            sign = gate.mean().sign()
+            expected = sign * b[0, 0] / b[0, 0].norm()
+            own = open_.direction[i].split(32)[block]
+            torch.testing.assert_close(own, expected.float(), rtol=1e-4, atol=1e-5)
+            size.append(gate.square().mean().sqrt() * b.norm())
+            steady.append(gate.mean().abs() / gate.square().mean().sqrt())
+        torch.testing.assert_close(open_.size[i], torch.stack(size).mean())
+        torch.testing.assert_close(open_.steady[i], torch.stack(steady).mean())
+
+
+@pytest.fixture(scope="module")
+def audited(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audited") / "run"
+    settings = Settings(
+        prompts=("Where is it?",),
+        method="cpe",
+        method_settings={"iterations": 2, "blocks": 2},
+        n=3,
+        source=1,
+        target=3,
+        radius="2",
+        max_new_tokens=4,
+        look_for="[a-m]",
+    )
+    with begin(folder, settings) as run:
+        discover_behaviours(run, lm=tiny_lm)
+    return folder
+
+
+def test_a_scan_has_both_arms_at_the_same_sizes_and_goes_on(
+    audited: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(audited) as run:
+        done = degate.degate(run, [1, 2], tiny_lm)
+        arms = {arm: [c for c in done.cells if c.arm == arm] for arm in degate.ARMS}
+        assert [len(cells) for cells in arms.values()] == [20, 20]
+        assert {c.source for c in arms["found"]} == {1, 2}
+        assert {c.source for c in arms["control"]} == {4, 5}
+        kept = [Run.open(p) for p in (audited / "refined").iterdir()]
+        sets = {
+            f: PerturbationSet.load(kept[0].tensors / f"{f}.safetensors")
+            for f in ("degated", "random")
+        }
+        torch.testing.assert_close(sets["degated"].radius, sets["random"].radius)
+        for arm, cells in arms.items():
+            top = max(c.score.mean for c in cells)
+            assert done.best[arm].score.mean == top
+            assert done.best[arm].size == min(c.size for c in cells if c.score.mean == top)
+            assert done.again[arm].trials == 4  # fresh samples
+        for run_ in kept:
+            run_.close()
+
+        def never(*args: Any, **options: Any) -> None:
+            raise AssertionError("it wrote again")
+
+        monkeypatch.setattr("educe.writing.generate", never)
+        assert degate.degate(run, [1, 2], tiny_lm) == done
+        assert [scan["best"] for scan in run.trials("degate")] == [done.data()["best"]]
+
+
+def test_vectors_have_no_gate(audited: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    with Run.open(audited) as run:
+        vectors = search(
+            Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3), "random", n=3, radius=2.0
+        )
+        for arm in ("found", "control"):
+            vectors.save(run.tensors / f"{arm}-v.safetensors")
+        rows = [p._replace(id=p.id + 6, file=f"{p.arm}-v.safetensors") for p in run.perturbations()]
+        run.add_perturbations(rows)
+        with pytest.raises(MethodError, match="have no gate: only adapters can be degated"):
+            degate.degate(run, [7], tiny_lm)

@@ -1,0 +1,205 @@
+"""Sparse vectors: paths in closed form on linear slices, planted coordinates, and a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from educe.discover import search
+from educe.errors import MethodError
+from educe.job import Settings, begin, discover_behaviours
+from educe.kinds import adapters
+from educe.model import LanguageModel
+from educe.refine import sparse
+from educe.refine.bases import Basis, residual, rotation
+from educe.refine.sparse import Contributions, curves, fewest, grid, lasso, mask, ranked
+from educe.runs import Run
+from educe.slice import Slice
+from toy_slice import ToySlice, linear, normal
+
+WIDTH = 8
+
+
+def paired(width: int) -> Basis:
+    """The stream's own coordinates, two and two in a group."""
+    group = torch.arange(width) // 2
+    names = tuple(f"pair {i}" for i in range(width // 2))
+    return Basis("pairs", torch.eye(width, dtype=torch.float64), group, names)
+
+
+def orthogonal(scales: Tensor) -> Any:
+    """A linear slice whose coordinates act at right angles, by so much."""
+    turn = torch.linalg.qr(normal(WIDTH, WIDTH, seed=3)).Q
+    return linear(turn @ scales.diag())
+
+
+# -- the path --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", [residual(WIDTH), paired(WIDTH)], ids=["one", "pairs"])
+def test_contributions_at_right_angles_are_soft_thresholded(basis: Basis) -> None:
+    part = orthogonal(torch.linspace(0.8, 1.6, WIDTH, dtype=torch.float64))
+    theta = normal(3, WIDTH, seed=1).sign() * (1 + normal(3, WIDTH, seed=2).sigmoid())
+    of = Contributions(basis, theta)
+    path, weights = lasso(part, of, weights=5, steps=100)
+    size = part.effect(theta).square().sum(1)
+    each = []
+    for g in range(len(basis.names)):
+        own = torch.where(basis.group == g, theta, 0.0)
+        each.append(part.effect(own).square().sum(1))
+    own = torch.stack(each, 1)
+    expected = (1 - weights[:, :, None] * size[:, None] / own).clamp(min=0)
+    torch.testing.assert_close(path, expected, rtol=0, atol=1e-5)
+    assert (path[0] > 0.9).any()
+    assert not path[-1].any()
+    assert torch.equal(ranked(path)[:, 0], own.argmax(1))
+
+
+def test_a_path_is_the_minimum_of_its_objective_on_any_linear_slice() -> None:
+    """At the minimum the gradient of the smooth part is -μ, but at factors of zero and one."""
+    matrix = normal(WIDTH, WIDTH, seed=5)
+    part, theta = linear(matrix), normal(2, WIDTH, seed=6)
+    path, weights = lasso(part, Contributions(residual(WIDTH), theta), weights=3, steps=250)
+    for v in range(2):
+        acts = matrix * theta[v]
+        whole = acts.sum(1)
+        for m, weight in zip(path[:, v], weights[:, v], strict=True):
+            slope = acts.T @ (acts @ m - whole) / whole.square().sum() + weight
+            free = (m > 0) & (m < 1)
+            assert float(slope[free].abs().max() if free.any() else 0) < 1e-4 * float(weights.max())
+            assert bool((slope[m == 0] > -1e-6).all())
+            assert bool((slope[m == 1] < 1e-6).all())
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_planted_sparse_vector_is_found(curved: bool) -> None:
+    """A vector's effect comes through three directions of a basis, though others are longer."""
+    basis = rotation(WIDTH, seed=2)
+    planted = torch.tensor([1, 4, 6])
+    reads = basis.atoms[planted]
+    out = torch.linalg.qr(normal(WIDTH, 3, seed=4)).Q
+
+    def move(theta: Tensor) -> Tensor:
+        inside = theta @ reads.T
+        return (inside.tanh() if curved else inside) @ out.T
+
+    part = ToySlice(move, WIDTH)
+    coordinates = torch.full((1, WIDTH), 3.0, dtype=torch.float64)
+    coordinates[0, planted] = torch.tensor([1.0, -0.8, 0.6], dtype=torch.float64)
+    of = Contributions(basis, basis.theta(coordinates))
+    path, _ = lasso(part, of)
+    orders = {"lasso": ranked(path), "magnitude": of.magnitudes.argsort(dim=1, descending=True)}
+    assert set(orders["lasso"][0, :3].tolist()) == set(planted.tolist())
+    counts = grid(WIDTH)
+    seen = curves(part, of, orders, counts)
+    assert fewest(seen["lasso"][0], counts, 0.99) == 3
+    assert fewest(seen["magnitude"][0], counts, 0.99) > 3
+    torch.testing.assert_close(
+        of.weighted(mask(orders["lasso"], 3))[0],
+        (coordinates[0, planted, None] * reads).sum(0),
+    )
+
+
+def test_going_on_along_the_path_changes_nothing() -> None:
+    part = ToySlice(lambda theta: (theta @ normal(WIDTH, WIDTH)).tanh(), WIDTH)
+    of = Contributions(residual(WIDTH), normal(2, WIDTH, seed=1))
+    known: list[tuple[Tensor, Tensor]] = []
+    whole, _ = lasso(part, of, steps=3, on_weight=lambda *kept: known.append(kept))
+    assert len(known) == sparse.WEIGHTS
+    again, _ = lasso(part, of, steps=3, known=known[4])
+    assert torch.equal(again, whole)
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_shares_are_along_the_direction_of_the_whole_effect() -> None:
+    matrix, theta = normal(WIDTH, WIDTH, seed=7), normal(2, WIDTH, seed=8)
+    order = torch.stack([torch.randperm(WIDTH), torch.arange(WIDTH)])
+    of = Contributions(residual(WIDTH), theta)
+    seen = curves(linear(matrix), of, {"any": order}, [1, 3, WIDTH])["any"]
+    for v in range(2):
+        whole = matrix @ theta[v]
+        for column, count in enumerate((1, 3, WIDTH)):
+            kept = torch.zeros(WIDTH, dtype=torch.float64)
+            kept[order[v, :count]] = theta[v, order[v, :count]]
+            expected = (matrix @ kept) @ whole / whole.square().sum()
+            torch.testing.assert_close(seen[v, column], expected)
+    torch.testing.assert_close(seen[:, -1], torch.ones(2).double())
+
+
+def test_the_fewest_keep_enough_from_there_on() -> None:
+    counts = [1, 2, 4, 8]
+    assert fewest(torch.tensor([0.9, 0.7, 0.85, 1.0]), counts, 0.8) == 4
+    assert fewest(torch.tensor([0.9, 0.9, 0.9, 1.0]), counts, 0.8) == 1
+    assert fewest(torch.tensor([0.1, 0.2, 0.3, 1.0]), counts, 0.8) == 8
+    assert grid(10) == [1, 2, 3, 4, 6, 8, 10]
+    assert grid(1) == [1]
+
+
+# -- of a run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audited(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audited") / "run"
+    settings = Settings(
+        prompts=("Where is it?",),
+        method="dct",
+        method_settings={"iterations": 2},
+        n=3,
+        source=1,
+        target=3,
+        radius="2",
+        max_new_tokens=4,
+        look_for="[a-m]",
+    )
+    with begin(folder, settings) as run:
+        discover_behaviours(run, lm=tiny_lm)
+    return folder
+
+
+def test_a_run_keeps_its_sparse_vectors_and_goes_on(
+    audited: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(audited) as run:
+        done = sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7)
+        assert [one.number for one in done] == [2, 1]
+        for one in done:
+            assert len(one.kept) == one.curve.needed["lasso"] < tiny_lm.width
+            at = one.curve.counts.index(one.curve.needed["lasso"])
+            assert min(one.curve.shares["lasso"][at:]) >= 0.7
+            assert one.curve.shares["lasso"][-1] == pytest.approx(1, abs=1e-4)
+            assert set(one.scores) == {"whole", *sparse.ORDERS}
+            assert 0 < one.norm < 1
+        kept = run.trials("sparse")[0]
+        assert [v["number"] for v in kept["vectors"]] == [2, 1]
+
+        def never(*args: Any, **options: Any) -> None:
+            raise AssertionError("it began again")
+
+        monkeypatch.setattr("educe.writing.generate", never)
+        monkeypatch.setattr(sparse, "_descend", never)
+        assert sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7) == done
+
+
+def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) -> None:
+    with Run.open(audited) as run:
+        with pytest.raises(MethodError, match="give a share between 0 and 1"):
+            sparse.sparsify(run, [1], tiny_lm, keep=1.0)
+        part = Slice(tiny_lm, tiny_lm.pad(tiny.ragged([5])), source=1, target=3)
+        kind = adapters(tiny_lm, first=2, blocks=1)
+        made = search(part.on(kind), "random", n=1, radius=1.0)
+        made.save(run.tensors / "found-a.safetensors")
+        row = run.perturbations()[0]._replace(id=99, file="found-a.safetensors", item=0)
+        run.add_perturbations([row])
+        with pytest.raises(MethodError, match="adapters are no vectors"):
+            sparse.sparsify(run, [99], tiny_lm)
+    still = ToySlice(lambda theta: 0 * theta, WIDTH)
+    with pytest.raises(MethodError, match="without effect"):
+        lasso(still, Contributions(residual(WIDTH), normal(1, WIDTH)))

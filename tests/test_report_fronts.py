@@ -1,0 +1,149 @@
+"""The page and tables of what perturbations cost, from commands run to the end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from educe.cli import main
+from educe.job import Settings, begin, discover_behaviours
+from educe.kinds import Adapters
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.refine import degate, front, sparse
+from educe.report import fronts, page, tables
+from educe.runs import Run
+from educe.stats import pareto
+
+
+def audited(folder: Path, lm: LanguageModel, method: str, **settings: object) -> Path:
+    asked = Settings(
+        prompts=("Where is it?",),
+        method=method,
+        method_settings=dict(settings),
+        n=3,
+        source=1,
+        target=3,
+        radius="1,3",
+        max_new_tokens=4,
+        look_for="[a-m]",
+    )
+    with begin(folder, asked) as run:
+        discover_behaviours(run, lm=lm)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return audited(tmp_path_factory.mktemp("v") / "run", tiny_lm, "dct", iterations=2)
+
+
+@pytest.fixture
+def here(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("educe.job.loaded", lambda settings, say: tiny_lm)
+    monkeypatch.setattr(front, "AT_ONCE", 2)
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    printed = capsys.readouterr()
+    assert left.value.code == 0, printed.err
+    return printed.out
+
+
+def test_a_front_is_measured_once_and_drawn(
+    vectors: Path, tiny_lm: LanguageModel, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = json.loads(command(capsys, "refine", "front", vectors, "--json"))
+    with Run.open(vectors) as run:
+        rows = run.perturbations()
+        assert [p["perturbation"] for p in out["front"]] == [row.id for row in rows]
+        for arm in ("found", "random"):
+            own = [p for p in out["front"] if p["arm"] == arm]
+            best = pareto([p["effect"] for p in own], [p["kl"] for p in own]).tolist()
+            assert [p["front"] for p in own] == best
+        texts = {c.perturbation: c.text for c in run.completions() if not c.sample}
+        for p in out["front"]:
+            assert p["hit"] == bool(re.search("[a-m]", texts[p["perturbation"]]))
+        first = PerturbationSet.load(run.tensors / rows[0].file)
+        ordinary = front.Ordinary(
+            tiny_lm, tiny_lm.encode(front.ordinary_prompts()), before=first.kind.before
+        )
+        expected = ordinary.damage(first.theta, first.kind).high.tolist()
+        assert [p["kl"] for p in out["front"][:3]] == pytest.approx(expected, rel=1e-4)
+        # Measured again, nothing is: what is kept is what is told, whatever it says.
+        kept = run.note("front")
+        kept["kl"]["1"] = None
+        run.remember("front", kept)
+    again = command(capsys, "refine", "front", vectors)
+    assert "on the front" in again
+    with Run.open(vectors) as run:
+        assert front.kept(run)[1] == float("inf")
+        assert 1 not in {p["perturbation"] for p in fronts.points(run)}
+        text = page.render(run)
+    assert 'id="chart-front"' in text
+    assert 'href="#fronts"' in text
+
+
+def test_budgets_count_what_is_within_them() -> None:
+    made = [
+        {"arm": arm, "kl": kl, "effect": effect, "hit": hit}
+        for arm, kl, effect, hit in (
+            ("found", 0.05, 1.0, False),
+            ("found", 0.2, 3.0, True),
+            ("found", 5.0, 9.0, True),
+            ("random", 0.9, 2.0, False),
+        )
+    ]
+    rows = {row["budget"]: row for row in fronts.within(made)}
+    assert rows[0.1]["found"] == {"count": 1, "effect": 1.0, "hits": "0 of 1 (0% to 79%)"}
+    assert rows[0.3]["found"]["effect"] == 3.0
+    assert rows[0.3]["found"]["hits"].startswith("1 of 2")
+    assert rows[0.3]["random"] == {"count": 0, "effect": None, "hits": None}
+    assert rows[1.0]["random"]["count"] == 1
+
+
+def test_sparse_vectors_are_told_and_drawn(
+    vectors: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = command(capsys, "refine", "sparse", vectors, 1, 2, "--basis", "random", "--keep", 0.6)
+    assert "groups of 32 in random that keep 60% of the effect" in out
+    with Run.open(vectors) as run:
+        (trial,) = run.trials(sparse.NAME)
+        text = page.render(run)
+    assert [vector["number"] for vector in trial["vectors"]] == [1, 2]
+    assert 'id="chart-sparse-0"' in text
+    assert "Sparse in random" in text
+
+
+def test_a_scan_is_told_and_drawn(
+    tiny_lm: LanguageModel, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = audited(tmp_path / "run", tiny_lm, "cpe", iterations=2, blocks=2)
+    out = json.loads(command(capsys, "refine", "degate", folder, 1, "--json"))["degate"]
+    tables.degate(out)
+    assert "with their gates 1:" in capsys.readouterr().out
+    with Run.open(folder) as run:
+        assert isinstance(PerturbationSet.load(run.tensors / "found-0.safetensors").kind, Adapters)
+        assert [scan["best"] for scan in run.trials(degate.NAME)] == [out["best"]]
+        assert 'id="chart-degate-0"' in page.render(run)
+
+
+def test_a_run_without_any_has_no_such_part(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    with Run.open(audited(tmp_path / "run", tiny_lm, "random")) as run:
+        assert fronts.section(run) is None
+        assert 'id="fronts"' not in page.render(run)
+
+
+def test_unknown_numbers_are_errors(
+    vectors: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in (((), "no perturbation: name"), ((77,), "has no perturbation 77")):
+        with pytest.raises(SystemExit) as left:
+            main(["refine", "sparse", str(vectors), *map(str, words)])
+        assert left.value.code == 2
+        assert told in capsys.readouterr().err
