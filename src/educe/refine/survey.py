@@ -29,9 +29,9 @@ from educe.discover import origin
 from educe.discover.state import State
 from educe.errors import MethodError
 from educe.job import stored
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel, PromptBatch
+from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine import bases
