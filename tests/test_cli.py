@@ -502,7 +502,8 @@ def test_settings_of_a_method_keep_their_type(given: Callable[..., tuple[Setting
 def test_methods_are_listed_with_their_settings() -> None:
     listed = educe("methods", "--json").data
     assert set(listed) == set(METHODS)
-    assert listed["dct"]["settings"] == {"iterations": 10, "init": "random", "projections": 32}
+    own = {"iterations": 10, "init": "random", "projections": 32, "hold": 0.0}
+    assert listed["dct"]["settings"] == own
     printed = educe("methods")
     assert printed.status == 0
     for name, about in listed.items():
