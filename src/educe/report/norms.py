@@ -84,7 +84,7 @@ def curve(curves: list[dict[str, Any]], name: str) -> alt.LayerChart:
         axis=alt.Axis(values=[-3, -2, -1, -0.5, -0.25, 0.25, 0.5, 1, 2, 3], format=".3~g"),
         title="radius, as a share of the one used",
     )
-    up = alt.Y("value:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5, format="~g"))
+    up = alt.Y("value:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5, format=".3~g"))
     layers: list[alt.Chart] = []
     if band:
         shaded = alt.Chart(alt.Data(values=band))
