@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-from educe.cli.options import FLAG, Debug, Json, check_begun
-from educe.errors import RunError
+from educe.cli.opening import end, opened, some
+from educe.cli.options import FLAG, Debug, Json
 
 
 def examine(
@@ -58,28 +57,14 @@ def examine(
     from educe.judge.naming import judge_named
     from educe.manifold import survey
     from educe.norm.survey import examine_norm
-    from educe.progress import reporter
-    from educe.report import page, terminal
-    from educe.runs import Run
-    from educe.threads import choose
+    from educe.report import terminal
 
-    if not numbers and not norm:
-        raise RunError("no perturbation: name at least one, by its number in educe show")
-    telling = reporter()
-    with Run.open(run) as opened:
-        check_begun(opened)
-        known = {p.id for p in opened.perturbations()}
-        if unknown := [number for number in numbers if number not in known]:
-            raise RunError(
-                f"the run has no perturbation {unknown[0]}: see educe show for its numbers"
-            )
-        choose(telling.say)
-        settings = job.stored(opened)
-        lm = job.loaded(settings, telling.say)
+    with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
+        settings = job.stored(found)
         prompts = job.encoded(lm, settings, settings.prompts)
         if norm:
             told = examine_norm(
-                opened,
+                found,
                 list(numbers) or None,
                 lm,
                 prompts,
@@ -89,15 +74,10 @@ def examine(
                 compared=compared,
                 reporter=telling,
             )
-            written = page.write(opened, run / "report.html")
-            if as_json:
-                print(json.dumps({"norm": told, "report": str(written)}, ensure_ascii=False))
-            else:
-                terminal.norm(told)
-                terminal.where(written)
+            end(found, as_json, {"norm": told}, lambda: terminal.norm(told))
             return
         passports = survey.examine_run(
-            opened,
+            found,
             list(numbers),
             lm,
             prompts,
@@ -106,11 +86,10 @@ def examine(
             seed=seed,
             reporter=telling,
         )
-        written = page.write(opened, run / "report.html")
-    if as_json:
         data = [passport.data() for passport in passports]
-        print(json.dumps({"passports": data, "report": str(written)}, ensure_ascii=False))
-        return
-    for passport in passports:
-        terminal.passport(passport.data())
-    terminal.where(written)
+
+        def tell() -> None:
+            for passport in data:
+                terminal.passport(passport)
+
+        end(found, as_json, {"passports": data}, tell)

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from educe.cli.options import Debug, Json, check_begun
-from educe.errors import RunError
-
-if TYPE_CHECKING:
-    from educe.model import LanguageModel
-    from educe.runs import Run
+from educe.cli.opening import end, opened, some
+from educe.cli.options import Debug, Json
 
 
 def front(
@@ -36,10 +28,10 @@ def front(
     from educe.refine.front import measure
     from educe.report import fronts, tables
 
-    with _opened(run) as (opened, lm, telling):
-        measure(opened, lm, ordinary=ordinary, reporter=telling)
-        found = fronts.points(opened)
-        _end(opened, as_json, {"front": found}, lambda: tables.front(found))
+    with opened(run) as (found, lm, telling):
+        measure(found, lm, ordinary=ordinary, reporter=telling)
+        points = fronts.points(found)
+        end(found, as_json, {"front": points}, lambda: tables.front(points))
 
 
 def sparse(
@@ -67,10 +59,10 @@ def sparse(
     from educe.refine.sparse import sparsify
     from educe.report import tables
 
-    with _opened(run, numbers) as (opened, lm, telling):
-        done = sparsify(opened, list(numbers), lm, basis=basis, keep=keep, reporter=telling)
+    with opened(run, some(numbers)) as (found, lm, telling):
+        done = sparsify(found, list(numbers), lm, basis=basis, keep=keep, reporter=telling)
         data = [one.data() for one in done]
-        _end(opened, as_json, {"sparse": data}, lambda: tables.sparse(data, basis, keep))
+        end(found, as_json, {"sparse": data}, lambda: tables.sparse(data, basis, keep))
 
 
 def degate(
@@ -94,42 +86,6 @@ def degate(
     from educe.refine import degate as scanning
     from educe.report import tables
 
-    with _opened(run, numbers) as (opened, lm, telling):
-        data = scanning.degate(opened, list(numbers), lm, reporter=telling).data()
-        _end(opened, as_json, {"degate": data}, lambda: tables.degate(data))
-
-
-@contextmanager
-def _opened(
-    run: Path, numbers: Sequence[int] | None = None
-) -> Iterator[tuple[Run, LanguageModel, Any]]:
-    """Open a run that has these perturbations, and load its model."""
-    from educe import job
-    from educe.progress import reporter
-    from educe.runs import Run
-    from educe.threads import choose
-
-    if numbers is not None and not numbers:
-        raise RunError("no perturbation: name at least one, by its number in educe show")
-    telling = reporter()
-    with Run.open(run) as opened:
-        check_begun(opened)
-        known = {p.id for p in opened.perturbations()}
-        if unknown := [number for number in numbers or () if number not in known]:
-            raise RunError(
-                f"the run has no perturbation {unknown[0]}: see educe show for its numbers"
-            )
-        choose(telling.say)
-        yield opened, job.loaded(job.stored(opened), telling.say), telling
-
-
-def _end(opened: Run, as_json: bool, data: dict[str, Any], tell: Any) -> None:
-    """Draw the report anew, and say what came out."""
-    from educe.report import page, terminal
-
-    written = page.write(opened, opened.folder / "report.html")
-    if as_json:
-        print(json.dumps(data | {"report": str(written)}, ensure_ascii=False))
-        return
-    tell()
-    terminal.where(written)
+    with opened(run, some(numbers)) as (found, lm, telling):
+        data = scanning.degate(found, list(numbers), lm, reporter=telling).data()
+        end(found, as_json, {"degate": data}, lambda: tables.degate(data))

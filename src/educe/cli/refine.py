@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from educe.cli import lighter
+from educe.cli.opening import check_known, end, opened, some
 from educe.cli.options import FLAG, Debug, Json, check_begun
-from educe.errors import MethodError, RunError
+from educe.errors import MethodError
+
+if TYPE_CHECKING:
+    from educe.runs import Run
 
 app = App(name="refine", help="Begin with perturbations of a run, and change them.")
 app.command(lighter.front)
@@ -62,44 +66,30 @@ def path(
         of the nulls
     """
     from educe import job
-    from educe.progress import reporter
     from educe.refine.continuation import PathConfig
     from educe.refine.survey import PathPlan, path_run
-    from educe.report import page, terminal
-    from educe.runs import Run
-    from educe.threads import choose
+    from educe.report import terminal
 
     if not (0 < low < 1 <= high) or steps < 1 or nulls < 0:
         raise MethodError(
             "a path goes from low, below 1, to high, with one step or more a doubling"
         )
-    telling = reporter()
-    with Run.open(run) as opened:
-        check_begun(opened)
-        chosen = _numbers(opened, numbers)
+    with opened(run, numbers) as (found, lm, telling):
         plan = PathPlan(
-            chosen,
+            tuple(dict.fromkeys(numbers)) or _effective(found),
             PathConfig(low=low, high=high, steps=steps),
             bases=tuple(basis or PathPlan.bases),
             nulls=nulls,
             exact=exact,
             seed=seed,
         )
-        choose(telling.say)
-        settings = job.stored(opened)
-        lm = job.loaded(settings, telling.say)
+        settings = job.stored(found)
+        prompts = job.encoded(lm, settings, settings.prompts)
         try:
-            data = path_run(
-                opened, plan, lm, job.encoded(lm, settings, settings.prompts), reporter=telling
-            )
+            data = path_run(found, plan, lm, prompts, reporter=telling)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"educe refine path {shlex.quote(str(run))} ...") from None
-        written = page.write(opened, run / "report.html")
-    if as_json:
-        print(json.dumps(data | {"report": str(written)}))
-        return
-    terminal.path(data, run)
-    terminal.where(written)
+        end(found, as_json, data, lambda: terminal.path(data, run))
 
 
 @app.command
@@ -146,12 +136,12 @@ def shrink(
 
     if not (0 < keep <= 1 and 0 < low < 1) or steps < 1:
         raise MethodError("keep is a share up to 1, low one below 1, and steps is 1 or more")
-    if not numbers:
-        raise RunError("no perturbation: name at least one, by its number in educe show")
+    chosen = tuple(dict.fromkeys(some(numbers)))
     telling = reporter()
-    with Run.open(run) as opened:
-        check_begun(opened)
-        settings = job.stored(opened)
+    with Run.open(run) as found:
+        check_begun(found)
+        check_known(found, chosen)
+        settings = job.stored(found)
         by = by or ("look-for" if settings.look_for else "exponent")
         if by == "look-for" and not settings.look_for:
             raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
@@ -161,17 +151,17 @@ def shrink(
         questions = job.encoded(lm, settings, everything)
         measure: Measure | None = None
         if by == "look-for":
-            found = re.compile(settings.look_for or "")
+            pattern = re.compile(settings.look_for or "")
 
             def measure(texts: list[str]) -> float:
-                return sum(bool(found.search(text)) for text in texts) / len(texts)
+                return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
         elif by != "exponent":
             from educe.judge import Answer, asked_in
             from educe.judge.naming import judge_named
 
             judge = judge_named(by, lm)
-            plain = {c.prompt: c.text for c in opened.completions() if c.key[::2] == (0, 0)}
+            plain = {c.prompt: c.text for c in found.completions() if c.key[::2] == (0, 0)}
             asked = [asked_in(prompt) for prompt in everything]
 
             def measure(texts: list[str]) -> float:
@@ -179,8 +169,8 @@ def shrink(
                 return sum(score.value for score in judge.score(answers)) / len(texts)
 
         data = shrink_run(
-            opened,
-            ShrinkPlan(_numbers(opened, numbers), by, keep, low, steps, optimise),
+            found,
+            ShrinkPlan(chosen, by, keep, low, steps, optimise),
             lm,
             job.encoded(lm, settings, settings.prompts),
             measure=measure,
@@ -193,14 +183,7 @@ def shrink(
     terminal.shrunk(data, run)
 
 
-def _numbers(run: object, numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """Return which perturbations are meant.
-
-    Raises:
-        RunError: The run does not have one of them.
-    """
-    known = run.perturbations()  # type: ignore[attr-defined]
-    if unknown := [n for n in numbers if n not in {p.id for p in known}]:
-        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
-    ranked = sorted((p for p in known if p.arm == "found"), key=lambda p: -p.effect)
-    return tuple(dict.fromkeys(numbers)) or tuple(p.id for p in ranked[:FIRST])
+def _effective(run: Run) -> tuple[int, ...]:
+    """Return the most effective perturbations that were found."""
+    ranked = sorted(run.perturbations("found"), key=lambda p: -p.effect)
+    return tuple(p.id for p in ranked[:FIRST])

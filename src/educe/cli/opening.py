@@ -1,0 +1,71 @@
+"""What commands on perturbations of a run share: opening it, and drawing its report anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from educe.cli.options import check_begun
+from educe.errors import RunError
+
+if TYPE_CHECKING:
+    from educe.model import LanguageModel
+    from educe.runs import Run
+
+
+def some(numbers: Sequence[int]) -> Sequence[int]:
+    """Return numbers of perturbations, of which there must be one.
+
+    Raises:
+        RunError: There is none.
+    """
+    if not numbers:
+        raise RunError("no perturbation: name at least one, by its number in educe show")
+    return numbers
+
+
+def check_known(run: Run, numbers: Sequence[int]) -> None:
+    """Make sure that a run has some perturbations.
+
+    Raises:
+        RunError: It has not.
+    """
+    known = {p.id for p in run.perturbations()}
+    if unknown := [number for number in numbers if number not in known]:
+        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
+
+
+@contextmanager
+def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, LanguageModel, Any]]:
+    """Open a run that has these perturbations, and load its model; yield who tells, too.
+
+    Raises:
+        RunError: There is no such run, it was cut off before it found anything, or it has not all
+            of the perturbations.
+    """
+    from educe import job
+    from educe.progress import reporter
+    from educe.runs import Run
+    from educe.threads import choose
+
+    telling = reporter()
+    with Run.open(run) as found:
+        check_begun(found)
+        check_known(found, numbers)
+        choose(telling.say)
+        yield found, job.loaded(job.stored(found), telling.say), telling
+
+
+def end(run: Run, as_json: bool, data: dict[str, Any], tell: Callable[[], None]) -> None:
+    """Draw the report anew, and say what came out: as JSON, or on the screen."""
+    from educe.report import page, terminal
+
+    written = page.write(run, run.folder / "report.html")
+    if as_json:
+        print(json.dumps(data | {"report": str(written)}, ensure_ascii=False))
+        return
+    tell()
+    terminal.where(written)
