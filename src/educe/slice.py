@@ -469,13 +469,11 @@ class Slice:
             ModelError: An operation of the model has no second derivative.
         """
 
-        def run(chunk: Chunk) -> Tensor:
-            at, u, v = (x[chunk.first : chunk.last] for x in (theta, cotangent, tangent))
-            at = at.detach().clone().requires_grad_(True)
-            slope = self._slope(at, u, chunk)
-            return torch.autograd.grad((slope * v).sum(), at)[0]
+        def along(shift: Shift) -> Tensor:
+            mean = shift.mean
+            return (mean * cotangent[shift.chunk.first : shift.chunk.last].to(mean)).sum(1)
 
-        return self._twice(theta, run)
+        return self.objective_hvp(theta, along, tangent)
 
     def objective_hvp(
         self,
