@@ -9,23 +9,18 @@ decide, gives way to a constant (see `educe.refine.degate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from educe.errors import SteeringError
-from educe.kinds import Adapters, Keep, Kind
-from educe.model import LanguageModel
+from educe.kinds import Adapters, Projected
 
 
 @dataclass(frozen=True)
-class Biases(Kind):
+class Biases(Projected):
     """One vector for each block of a band, added to what a projection of it returns.
 
     Attributes:
@@ -48,16 +43,6 @@ class Biases(Kind):
 
     @property
     @override
-    def before(self) -> int:
-        return self.first - 1
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.first + len(self.paths) - 1
-
-    @property
-    @override
     def size(self) -> int:
         return self.width * len(self.paths)
 
@@ -67,38 +52,13 @@ class Biases(Kind):
         return list(theta.unflatten(1, (len(self.paths), 1, self.width)).unbind(1))
 
     @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
-        """Draw every vector uniform on its sphere."""
-        return self.normalised(torch.randn(n, self.size, generator=generator))
+    def split(self, theta: Float[Tensor, "n s"]) -> list[tuple[Tensor, ...]]:
+        """Return the vector of each block."""
+        return [(vector,) for vector in self.columns(theta)]
 
     @override
-    @contextmanager
-    def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
-    ) -> Iterator[Keep]:
-        vectors = self.columns(theta)
-        heard = [0] * len(vectors)
-
-        def add(block: int) -> Callable[..., Tensor]:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-                heard[block] += 1
-                vector = vectors[block].to(output)
-                rows = output.reshape(len(vector), -1, self.width)
-                return (rows + vector).reshape(output.shape)
-
-            return hook
-
-        def keep(items: Tensor) -> None:
-            vectors[:] = [vector[items.to(vector.device)] for vector in vectors]
-
-        modules = [lm.unwrapped.get_submodule(path) for path in self.paths]
-        handles = [module.register_forward_hook(add(i)) for i, module in enumerate(modules)]
-        try:
-            yield keep
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not all(heard):
-            raise SteeringError(
-                f"{self.paths[heard.index(0)]} was never called: the biases would do nothing"
-            )
+    def written(
+        self, parts: tuple[Tensor, ...], x: Float[Tensor, "n m i"]
+    ) -> Float[Tensor, "n 1 d"]:
+        (vector,) = parts
+        return vector

@@ -230,8 +230,78 @@ class Within(AfterBlock):
         return (theta @ self.rows.to(theta))[:, None, None, :]
 
 
+class Projected(Kind):
+    """What changes the output of one projection of each block of a band.
+
+    Attributes:
+        first: The first block of the band; from 1 on.
+        paths: The module of each block, by its name in the transformers model.
+    """
+
+    first: int
+    paths: tuple[str, ...]
+
+    @property
+    @override
+    def before(self) -> int:
+        return self.first - 1
+
+    @property
+    @override
+    def last(self) -> int:
+        return self.first + len(self.paths) - 1
+
+    @override
+    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
+        """Draw every column uniform on its sphere."""
+        return self.normalised(torch.randn(n, self.size, generator=generator))
+
+    @abstractmethod
+    def split(self, theta: Float[Tensor, "n s"]) -> list[tuple[Tensor, ...]]:
+        """Return what each block gets, every part ``[n, columns, width]``."""
+
+    @abstractmethod
+    def written(
+        self, parts: tuple[Tensor, ...], x: Float[Tensor, "n m i"]
+    ) -> Float[Tensor, "n #m d"]:
+        """Return what is added to the output of a projection that takes ``x``."""
+
+    @override
+    @contextmanager
+    def changing(
+        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
+    ) -> Iterator[Keep]:
+        parts = self.split(theta)
+        heard = [0] * len(parts)
+
+        def change(block: int) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+                heard[block] += 1
+                own = tuple(part.to(output) for part in parts[block])
+                x = args[0].reshape(len(own[0]), -1, args[0].shape[-1])
+                rows = output.reshape(len(x), -1, output.shape[-1])
+                return (rows + self.written(own, x)).reshape(output.shape)
+
+            return hook
+
+        def keep(items: Tensor) -> None:
+            parts[:] = [tuple(part[items.to(part.device)] for part in own) for own in parts]
+
+        modules = [lm.unwrapped.get_submodule(path) for path in self.paths]
+        handles = [module.register_forward_hook(change(i)) for i, module in enumerate(modules)]
+        try:
+            yield keep
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not all(heard):
+            raise SteeringError(
+                f"{self.paths[heard.index(0)]} was never called: the {self.name} would do nothing"
+            )
+
+
 @dataclass(frozen=True)
-class Adapters(Kind):
+class Adapters(Projected):
     """Low-rank adapters ``W ← W + R b aᵀ`` on one projection of each block of a band.
 
     The numbers of a perturbation are, block after block, the columns of ``a`` and those of ``b``;
@@ -257,28 +327,17 @@ class Adapters(Kind):
 
     @property
     @override
-    def before(self) -> int:
-        return self.first - 1
-
-    @property
-    @override
-    def last(self) -> int:
-        return self.first + len(self.paths) - 1
-
-    @property
-    @override
     def size(self) -> int:
         return self.rank * (sum(self.inputs) + self.width * len(self.inputs))
 
-    def split(
-        self, theta: Float[Tensor, "n s"]
-    ) -> list[tuple[Float[Tensor, "n k i"], Float[Tensor, "n k d"]]]:
+    @override
+    def split(self, theta: Float[Tensor, "n s"]) -> list[tuple[Tensor, ...]]:
         """Return ``a`` and ``b`` of each block."""
         sizes = [self.rank * width for inner in self.inputs for width in (inner, self.width)]
         parts = [part.unflatten(1, (self.rank, -1)) for part in theta.split(sizes, 1)]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
-    def joined(self, factors: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "n s"]:
+    def joined(self, factors: Sequence[tuple[Tensor, ...]]) -> Float[Tensor, "n s"]:
         """Undo `split`."""
         return torch.cat([part.flatten(1) for pair in factors for part in pair], 1)
 
@@ -286,11 +345,6 @@ class Adapters(Kind):
     def columns(self, theta: Float[Tensor, "n s"]) -> list[Float[Tensor, "n k w"]]:
         """Return ``a`` and ``b`` of each block: the columns of each, one below the other."""
         return [part for pair in self.split(theta) for part in pair]
-
-    @override
-    def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n s"]:
-        """Draw every column uniform on its sphere."""
-        return self.normalised(torch.randn(n, self.size, generator=generator))
 
     @override
     def scaled(self, directions: Float[Tensor, "n s"], radius: Any) -> Float[Tensor, "n s"]:
@@ -310,36 +364,11 @@ class Adapters(Kind):
         return mean_norm * len(added) / sum(added)
 
     @override
-    @contextmanager
-    def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
-    ) -> Iterator[Keep]:
-        factors = self.split(theta)
-        heard = [0] * len(factors)
-
-        def adapt(block: int) -> Callable[..., Tensor]:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-                heard[block] += 1
-                a, b = (factor.to(output) for factor in factors[block])
-                x = args[0].reshape(len(a), -1, args[0].shape[-1])
-                return output + (x @ a.mT @ b).reshape(output.shape)
-
-            return hook
-
-        def keep(items: Tensor) -> None:
-            factors[:] = [(a[items.to(a.device)], b[items.to(b.device)]) for a, b in factors]
-
-        modules = [lm.unwrapped.get_submodule(path) for path in self.paths]
-        handles = [module.register_forward_hook(adapt(i)) for i, module in enumerate(modules)]
-        try:
-            yield keep
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not all(heard):
-            raise SteeringError(
-                f"{self.paths[heard.index(0)]} was never called: the adapters would do nothing"
-            )
+    def written(
+        self, parts: tuple[Tensor, ...], x: Float[Tensor, "n m i"]
+    ) -> Float[Tensor, "n m d"]:
+        a, b = parts
+        return x @ a.mT @ b
 
 
 def adapters(
