@@ -116,7 +116,6 @@ RANKS = {
     "runs": 1,
     "model": 2,
     "kinds": 3,
-    "biases": 3,
     "peft_folder": 3,
     "perturb": 3,
     "slice": 3,

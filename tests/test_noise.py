@@ -217,7 +217,7 @@ class BrokenError(Exception):
 
 def installing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Break down after some weights are changed and before the others are."""
-    left, draw = [4], kinds._normal
+    left, draw = [4], kinds.noise._normal
 
     def draw_four(*arguments: Any) -> Tensor:
         left[0] -= 1
@@ -225,7 +225,7 @@ def installing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
             raise BrokenError
         return draw(*arguments)
 
-    monkeypatch.setattr(kinds, "_normal", draw_four)
+    monkeypatch.setattr(kinds.noise, "_normal", draw_four)
     slice_of(lm, WEIGHTS).effect(torch.ones(1, 1))
 
 

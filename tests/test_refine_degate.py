@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.biases import Biases
 from educe.discover import search
 from educe.errors import MethodError, SteeringError
 from educe.generation import generate, rows_of
 from educe.job import Settings, begin, discover_behaviours
-from educe.kinds import Adapters, Row, adapters
+from educe.kinds import Adapters, Biases, Row, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate

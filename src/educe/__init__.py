@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from educe.judge.naming import judge_named
     from educe.judge.scoring import score_run
     from educe.judge.server import Budget, Server
-    from educe.kinds import Adapters, Kind, Row, TokenNoise, Vectors, WeightNoise, Within, adapters
+    from educe.kinds.kind import Kind, Row
+    from educe.kinds.low_rank import Adapters, adapters
+    from educe.kinds.noise import TokenNoise, WeightNoise
+    from educe.kinds.vectors import Vectors, Within
     from educe.manifold.activations import Place
     from educe.manifold.inside import within
     from educe.manifold.natural import gather
@@ -90,14 +93,14 @@ _HOME = {
     "WordsConfig": "educe.discover.words",
     "EduceError": "educe.errors",
     "Completion": "educe.generation",
-    "Adapters": "educe.kinds",
-    "Kind": "educe.kinds",
-    "Row": "educe.kinds",
-    "TokenNoise": "educe.kinds",
-    "Vectors": "educe.kinds",
-    "WeightNoise": "educe.kinds",
-    "Within": "educe.kinds",
-    "adapters": "educe.kinds",
+    "Adapters": "educe.kinds.low_rank",
+    "Kind": "educe.kinds.kind",
+    "Row": "educe.kinds.kind",
+    "TokenNoise": "educe.kinds.noise",
+    "Vectors": "educe.kinds.vectors",
+    "WeightNoise": "educe.kinds.noise",
+    "Within": "educe.kinds.vectors",
+    "adapters": "educe.kinds.low_rank",
     "generate": "educe.generation",
     "rows_of": "educe.generation",
     "Settings": "educe.job",

@@ -18,15 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files, kinds, peft_folder
-from educe.biases import Biases
 from educe.errors import FileFormatError, ModelError
 from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
 
 FORMAT_VERSION = "1"
-
-#: The kinds that a file can hold, by their names.
-KINDS: dict[str, type[Kind]] = {**kinds.KINDS, Biases.name: Biases}
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,7 @@ class PerturbationSet:
                 for name, values in tensors.items()
                 if name.startswith("kind.")
             }
-            kind = kinds.read(header["kind"], json.loads(header["kind_json"]), of_kind, KINDS)
+            kind = kinds.read(header["kind"], json.loads(header["kind_json"]), of_kind)
             return cls(
                 kind=kind,
                 directions=tensors[kind.tensor],

@@ -27,10 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.biases import Biases
 from educe.discover import origin
 from educe.errors import MethodError
-from educe.kinds import Adapters
+from educe.kinds import Adapters, Biases
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent

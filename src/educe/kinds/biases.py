@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from educe.kinds import Adapters, Projected
+from educe.kinds.low_rank import Adapters
+from educe.kinds.projected import Projected
 
 
 @dataclass(frozen=True)
