@@ -32,7 +32,7 @@ from educe.discover import METHODS, dct, search
 from educe.discover.dct import DctConfig
 from educe.discover.state import Progress, State
 from educe.kinds import Kind, Vectors
-from educe.slice import Chunk, Shift
+from educe.slice.chunks import Chunk, Shift
 
 BEGIN, END = "<!-- recovery: begin -->", "<!-- recovery: end -->"
 PLANTED = 32

@@ -17,7 +17,7 @@ from torch import Tensor
 from educe.blocks import Projection
 from educe.errors import EffectError
 from educe.kinds import Adapters, Kind, Vectors
-from educe.slice import Chunk, Shift
+from educe.slice.chunks import Chunk, Shift
 
 
 class ToySlice:

@@ -33,7 +33,8 @@ from educe.kinds import Kind
 from educe.model import PromptBatch
 from educe.ordinary import Ordinary
 from educe.prompts import read_prompts
-from educe.slice import Beside, Shift, Slice
+from educe.slice import Beside, Slice
+from educe.slice.chunks import Shift
 
 By = Literal["effect", "kl"]
 

@@ -42,7 +42,8 @@ from educe.errors import EffectError, MethodError, PositionsError, PromptError, 
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel, PromptBatch
 from educe.perturb import Origin, PerturbationSet
-from educe.slice import TOKENS_PER_CHUNK, Slice
+from educe.slice import Slice
+from educe.slice.chunks import TOKENS_PER_CHUNK
 
 
 def difference_of_means(

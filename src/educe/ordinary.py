@@ -31,7 +31,7 @@ from educe.generation import generate
 from educe.kinds import Kind, Row
 from educe.model import LanguageModel, PromptBatch
 from educe.prompts import read_prompts
-from educe.slice import TOKENS_PER_CHUNK
+from educe.slice.chunks import TOKENS_PER_CHUNK
 
 BUNDLED = "bundled"
 

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from educe.discover import configured
-from educe.slice import Shift, Slice
+from educe.slice import Slice
+from educe.slice.chunks import Shift
 
 
 class Objective(Protocol):
