@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from educe import job
+from educe.job.settings import encoded, loaded, stored
 from educe.norm.equal import equal
 from educe.norm.points import Point
 from educe.norm.survey import COMPARED, examine_norm
@@ -36,13 +36,13 @@ def main() -> None:
     given = asked.parse_args()
     for folder in given.runs:
         with Run.open(folder) as run:
-            settings = job.stored(run)
-            lm = job.loaded(settings, print)
+            settings = stored(run)
+            lm = loaded(settings, print)
             told = examine_norm(
                 run,
                 [],
                 lm,
-                job.encoded(lm, settings, settings.prompts),
+                encoded(lm, settings, settings.prompts),
                 ordinary=given.ordinary,
                 compared=given.compared,
                 reporter=reporter(),

@@ -10,7 +10,8 @@ import torch
 
 from educe import beside, discover
 from educe.errors import MethodError, PromptError
-from educe.job import Settings, begin, discover_behaviours, stored
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin, stored
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import page

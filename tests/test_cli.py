@@ -27,7 +27,7 @@ from educe import cli
 from educe.atlas import Atlas, choose
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
-from educe.job import Settings
+from educe.job.settings import Settings
 from educe.perturb import PerturbationSet
 from educe.runs import Run
 from educe.summary import summarise

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from educe import job
+from educe.job.settings import encoded, stored
 from educe.model import LanguageModel, load
 from educe.perturb import PerturbationSet
 from educe.refine import survey
@@ -42,9 +42,9 @@ def data(run: Path) -> dict[str, Any]:
 
 def opened(run: Path) -> tuple[Run, LanguageModel, Any]:
     kept = Run.open(run)
-    settings = job.stored(kept)
+    settings = stored(kept)
     lm = load(settings.model, device="cpu")
-    return kept, lm, job.encoded(lm, settings, settings.prompts)
+    return kept, lm, encoded(lm, settings, settings.prompts)
 
 
 def test_a_path_begins_at_the_vectors_that_were_asked_for(run: Path, data: dict) -> None:

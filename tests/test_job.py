@@ -32,7 +32,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import files, generation, job, writing
+from educe import discover, files, generation, writing
 from educe.atlas import Atlas, AtlasConfig, choose, promising, survey, thinned
 from educe.errors import (
     EduceError,
@@ -42,7 +42,8 @@ from educe.errors import (
     PromptError,
     RunError,
 )
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours, judging, searching
+from educe.job.settings import Settings, begin, stored
 from educe.judge import Score
 from educe.model import LanguageModel, load
 from educe.ordinary import ordinary_prompts
@@ -198,7 +199,7 @@ class Killer:
 
         monkeypatch.setattr(Run, "writing", killed_writing)
         monkeypatch.setattr(files, "write_bytes", killed_write_bytes)
-        monkeypatch.setattr(job, "SAVE_EVERY", -1.0)
+        monkeypatch.setattr(searching, "SAVE_EVERY", -1.0)
 
     def state(self) -> Any:
         counts = [rows(self.place, f"SELECT count(*) FROM {name}") for name in (*TABLES, "meta")]
@@ -323,10 +324,12 @@ def test_a_finished_run_has_nothing_left_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = content(whole)
-    for module, name in ((writing, "generate"), (job, "ordinary_logprob"), (job, "read")):
+    for module, name in ((writing, "generate"), (judging, "ordinary_logprob"), (judging, "read")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it does it again"))
-    monkeypatch.setattr(job, "side_effects", lambda *_, **__: pytest.fail("it does it again"))
-    monkeypatch.setattr(job.discover, "search", lambda *_, **__: pytest.fail("it searches again"))
+    monkeypatch.setattr(
+        "educe.job.chosen.side_effects", lambda *_, **__: pytest.fail("it does it again")
+    )
+    monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)
 
@@ -338,11 +341,12 @@ BROOD = """
 import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
-from educe import cli, generation, job, progress, threads
+from educe import cli, generation, model, progress, threads
+from educe.job import searching
 from educe.report import page, terminal
-job.SAVE_EVERY = 0
+searching.SAVE_EVERY = 0
 generation.ROWS_PER_BATCH = {"cpu": 8}
-job.load(sys.argv[1], device="cpu")
+model.load(sys.argv[1], device="cpu")
 print("ready", flush=True)
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
@@ -582,7 +586,7 @@ def test_messages_are_kept_and_compared(tmp_path: Path, settings: Settings) -> N
     settings = replace(settings, prompts=(spoken, "Hi."), fresh=(spoken[:1],))
     begin(tmp_path / "run", settings).close()
     with begin(tmp_path / "run", settings, resume=True) as run:
-        assert job.stored(run) == settings
+        assert stored(run) == settings
         assert run.config == json.loads(json.dumps(asdict(settings)))
 
 
@@ -722,9 +726,9 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     def drawn(texts: list[str], prompts: list[int]) -> Score:
         return Score("constancy", crc32("".join(texts).encode()) / 2**32, "", "")
 
-    monkeypatch.setattr(job, "constancy", drawn)
-    monkeypatch.setattr(job, "CHOSEN", 4)
-    monkeypatch.setattr(job, "CURVES", 1)
+    monkeypatch.setattr(judging, "constancy", drawn)
+    monkeypatch.setattr("educe.job.chosen.CHOSEN", 4)
+    monkeypatch.setattr("educe.job.chosen.CURVES", 1)
     place = tmp_path / "run"
     summary = carry_out(place, settings, lm)
     listed = defaultdict(list)

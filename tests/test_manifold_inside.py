@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from educe import files, job
+from educe import files
 from educe.discover import control, search
 from educe.errors import MethodError
 from educe.generation import generate, rows_of
-from educe.job import Settings
+from educe.job import discover_behaviours
+from educe.job.preparing import WITHIN
+from educe.job.settings import Settings, begin
 from educe.kinds import Vectors, Within
 from educe.manifold.inside import described, parse, within
 from educe.manifold.subspace import Moments, Subspace, of_moments, of_rows, random_subspace
@@ -213,23 +215,23 @@ def test_a_run_searches_inside_and_resumes_with_the_same_subspace(
         within="prompts:4",
         ball="whitened",
     )
-    with job.begin(tmp_path / "run", settings) as run:
-        job.discover_behaviours(run, lm=tiny_lm)
+    with begin(tmp_path / "run", settings) as run:
+        discover_behaviours(run, lm=tiny_lm)
         sets = {
             arm: PerturbationSet.load(run.tensors / f"{arm}-0.safetensors")
             for arm in ("found", "control")
         }
         assert run.note("facts")["kind"] == "within"
-    rows = files.read_tensors(tmp_path / "run" / job.WITHIN)[0]["rows"]
+    rows = files.read_tensors(tmp_path / "run" / WITHIN)[0]["rows"]
     for some in sets.values():
         assert isinstance(some.kind, Within)
         assert torch.equal(some.kind.rows, rows)
-    files.write_tensors(tmp_path / "run" / job.WITHIN, {"rows": 2 * rows}, {})
+    files.write_tensors(tmp_path / "run" / WITHIN, {"rows": 2 * rows}, {})
     for file in (tmp_path / "run" / "tensors").glob("*-0.safetensors"):
         file.unlink()
     with Run.open(tmp_path / "run") as run:
         run.database.execute("DELETE FROM perturbations")
-        job.discover_behaviours(run, lm=tiny_lm)
+        discover_behaviours(run, lm=tiny_lm)
         again = PerturbationSet.load(run.tensors / "found-0.safetensors")
     assert torch.equal(again.kind.rows, 2 * rows), "what is kept is used"
 

@@ -38,7 +38,8 @@ from educe.errors import (
     SteeringError,
 )
 from educe.generation import generate, rows_of
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.kinds import Kind, Row, TokenNoise, Vectors, WeightNoise
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import tiny
-from educe import job
 from educe.errors import PromptError
 from educe.generation import generate, rows_of
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin, encoded, stored
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
 from educe.norm import points as pointing
@@ -25,6 +25,7 @@ from educe.norm.survey import examine_norm
 from educe.ordinary import Ordinary
 from educe.runs import Run
 from educe.slice import Slice
+from educe.summary import summarise
 from educe.writing import groups
 
 ORDINARY = ["Name a tree.", "Say hello to Anna."]
@@ -63,8 +64,8 @@ def examined(
     place: Path, lm: LanguageModel, ordinary: str, numbers: list[int] | None = None, **options: Any
 ) -> dict[str, Any]:
     with Run.open(place) as run:
-        settings = job.stored(run)
-        prompts = job.encoded(lm, settings, settings.prompts)
+        settings = stored(run)
+        prompts = encoded(lm, settings, settings.prompts)
         return examine_norm(run, numbers, lm, prompts, ordinary=ordinary, **OPTIONS | options)
 
 
@@ -88,10 +89,10 @@ def test_a_point_is_what_the_perturbation_does_by_itself(
     searched: Path, lm: LanguageModel, done: dict[str, Any]
 ) -> None:
     with Run.open(searched) as run:
-        settings, facts = job.stored(run), run.note("facts")
+        settings, facts = stored(run), run.note("facts")
         (group,) = groups(run, [2])
         plain = {c.text for c in run.completions() if c.perturbation == 0}
-    batch = job.encoded(lm, settings, settings.prompts)
+    batch = encoded(lm, settings, settings.prompts)
     part = Slice(lm, batch, source=facts["source"], target=facts["target"])
     text = Ordinary(lm, lm.encode(ORDINARY), before=part.source)
     point = done["curves"][1]["points"][5]
@@ -231,7 +232,7 @@ def test_without_numbers_the_most_striking_of_each_arm_get_curves(
     monkeypatch.setattr(survey, "_curves", lambda points, row, **_: asked.append(row.id) or [])
     examined(shutil.copytree(searched, tmp_path / "run"), lm, ordinary)
     with Run.open(searched) as run:
-        seen = job.summarise(run)
+        seen = summarise(run)
     assert asked == [seen.found[0].row.id, seen.control[0].row.id]
 
 

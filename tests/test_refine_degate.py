@@ -15,7 +15,8 @@ import tiny
 from educe.discover import search
 from educe.errors import MethodError, SteeringError
 from educe.generation import generate, rows_of
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.kinds import Adapters, Biases, Row, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

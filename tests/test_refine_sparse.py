@@ -12,7 +12,8 @@ from torch import Tensor
 import tiny
 from educe.discover import search
 from educe.errors import MethodError
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from educe.cli import main
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -43,7 +44,7 @@ def vectors(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def here(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("educe.job.loaded", lambda settings, say: tiny_lm)
+    monkeypatch.setattr("educe.job.settings.loaded", lambda settings, say: tiny_lm)
     monkeypatch.setattr(front, "AT_ONCE", 2)
 
 

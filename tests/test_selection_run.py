@@ -19,7 +19,8 @@ import torch
 from educe import generation, writing
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.generation import generate
-from educe.job import Settings, begin, discover_behaviours
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.judge import Answer, Score
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty

@@ -19,7 +19,8 @@ from educe import generation, writing
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
-from educe.job import RETEST_TEMPERATURE, Settings
+from educe.job.rows import RETEST_TEMPERATURE
+from educe.job.settings import Settings
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

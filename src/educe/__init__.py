@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
-    from educe.job import Settings, begin, discover_behaviours
+    from educe.job import discover_behaviours
+    from educe.job.settings import Settings, begin
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -103,8 +104,8 @@ _HOME = {
     "adapters": "educe.kinds.low_rank",
     "generate": "educe.generation",
     "rows_of": "educe.generation",
-    "Settings": "educe.job",
-    "begin": "educe.job",
+    "Settings": "educe.job.settings",
+    "begin": "educe.job.settings",
     "discover_behaviours": "educe.job",
     "Score": "educe.judge",
     "Answer": "educe.judge",

@@ -7,7 +7,7 @@ code is only used afterwards, to count who told it.
 
 from __future__ import annotations
 
-from educe.job import Settings
+from educe.job.settings import Settings
 from educe.organisms import shipped
 
 

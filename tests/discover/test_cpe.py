@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import tiny
-from educe import cli, discover, job
+from educe import cli, discover
 from educe.discover import cpe
 from educe.discover.cpe import CpeConfig
 from educe.discover.state import State
@@ -25,6 +25,7 @@ from educe.errors import LayerError, MethodError
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.runs import Run
 from educe.slice import Slice
 from educe.summary import RETEST
 from peft_oracle import adapted
@@ -422,7 +423,7 @@ def test_a_run_writes_what_the_adapters_write_alone(
     assert len(data["perturbations"]) == 2 * 2 * 3  # two arms, two radii
     hf = tiny.hf_model()
     names = [f"model.layers.{block}.self_attn.o_proj" for block in (1, 2)]
-    with job.Run.open(folder) as opened:
+    with Run.open(folder) as opened:
         texts = {c.key: c for c in opened.completions() if c.sample < RETEST}
         prompts = opened.prompts()
         rows = opened.perturbations()

@@ -21,7 +21,7 @@ from educe.errors import EduceError, MethodError, PromptError, RadiusError, RunE
 from educe.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from educe.job import Settings
+    from educe.job.settings import Settings
 
 app = App(
     name="educe",
@@ -155,10 +155,10 @@ def discover(
     resume
         go on with the run in --out, with the settings it has
     """
-    from educe import job
+    from educe.job.settings import Settings
 
     asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
-    settings = job.Settings(
+    settings = Settings(
         prompts=tuple(asked),
         model=model,
         adapter=adapter,
@@ -194,7 +194,7 @@ def discover(
     if resume and out is None:
         raise RunError("--resume goes on with a run: name its folder with --out")
     as_it_was = resume and not asked
-    if as_it_was and settings != job.Settings(prompts=()):
+    if as_it_was and settings != Settings(prompts=()):
         raise RunError(
             "--resume goes on with the settings that the run has: leave others out, or repeat the "
             "prompts and all of the settings"
@@ -515,7 +515,8 @@ def _method_settings(words: list[str]) -> dict[str, Any]:
 
 def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:
     """Run the main job and say what came out and where it lies."""
-    from educe import job
+    from educe.job import discover_behaviours
+    from educe.job.settings import begin
     from educe.progress import reporter
     from educe.report import page, terminal
     from educe.runs import Run
@@ -523,10 +524,10 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
 
     telling = reporter()
     choose(telling.say)
-    run = Run.open(out) if settings is None else job.begin(out, settings, resume=resume)
+    run = Run.open(out) if settings is None else begin(out, settings, resume=resume)
     try:
         with run:
-            summary = job.discover_behaviours(run, reporter=telling)
+            summary = discover_behaviours(run, reporter=telling)
             written = page.write(run, out / "report.html")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None

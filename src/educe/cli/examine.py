@@ -53,15 +53,15 @@ def examine(
     seed
         of samples and controls
     """
-    from educe import job
+    from educe.job.settings import encoded, stored
     from educe.judge.naming import judge_named
     from educe.manifold import survey
     from educe.norm.survey import examine_norm
     from educe.report import terminal
 
     with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
-        settings = job.stored(found)
-        prompts = job.encoded(lm, settings, settings.prompts)
+        settings = stored(found)
+        prompts = encoded(lm, settings, settings.prompts)
         if norm:
             told = examine_norm(
                 found,

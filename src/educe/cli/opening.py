@@ -46,7 +46,7 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
         RunError: There is no such run, it was cut off before it found anything, or it has not all
             of the perturbations.
     """
-    from educe import job
+    from educe.job.settings import loaded, stored
     from educe.progress import reporter
     from educe.runs import Run
     from educe.threads import choose
@@ -56,7 +56,7 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
         check_begun(found)
         check_known(found, numbers)
         choose(telling.say)
-        yield found, job.loaded(job.stored(found), telling.say), telling
+        yield found, loaded(stored(found), telling.say), telling
 
 
 def end(run: Run, as_json: bool, data: dict[str, Any], tell: Callable[[], None]) -> None:

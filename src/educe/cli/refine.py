@@ -65,7 +65,7 @@ def path(
     seed
         of the nulls
     """
-    from educe import job
+    from educe.job.settings import encoded, stored
     from educe.refine.continuation import PathConfig
     from educe.refine.survey import PathPlan, path_run
     from educe.report import terminal
@@ -83,8 +83,8 @@ def path(
             exact=exact,
             seed=seed,
         )
-        settings = job.stored(found)
-        prompts = job.encoded(lm, settings, settings.prompts)
+        settings = stored(found)
+        prompts = encoded(lm, settings, settings.prompts)
         try:
             data = path_run(found, plan, lm, prompts, reporter=telling)
         except KeyboardInterrupt:
@@ -127,7 +127,7 @@ def shrink(
     """
     import re
 
-    from educe import job
+    from educe.job.settings import encoded, loaded, stored
     from educe.progress import reporter
     from educe.refine.shrink import Measure, ShrinkPlan, shrink_run
     from educe.report import terminal
@@ -141,14 +141,14 @@ def shrink(
     with Run.open(run) as found:
         check_begun(found)
         check_known(found, chosen)
-        settings = job.stored(found)
+        settings = stored(found)
         by = by or ("look-for" if settings.look_for else "exponent")
         if by == "look-for" and not settings.look_for:
             raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
         choose(telling.say)
-        lm = job.loaded(settings, telling.say)
+        lm = loaded(settings, telling.say)
         everything = (*settings.prompts, *settings.fresh)
-        questions = job.encoded(lm, settings, everything)
+        questions = encoded(lm, settings, everything)
         measure: Measure | None = None
         if by == "look-for":
             pattern = re.compile(settings.look_for or "")
@@ -172,7 +172,7 @@ def shrink(
             found,
             ShrinkPlan(chosen, by, keep, low, steps, optimise),
             lm,
-            job.encoded(lm, settings, settings.prompts),
+            encoded(lm, settings, settings.prompts),
             measure=measure,
             questions=questions,
             reporter=telling,

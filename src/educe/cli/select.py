@@ -185,7 +185,7 @@ def tune(
     resume
         go on with the tuning in --out; leave the settings out, or repeat all
     """
-    from educe import job
+    from educe.job.settings import Settings
     from educe.progress import reporter
     from educe.runs import Run
     from educe.selection import tuning
@@ -195,7 +195,7 @@ def tune(
         raise RunError("--resume goes on with a tuning: name its folder with --out")
     asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     wanted = tuning.Tuning(
-        job.Settings(
+        Settings(
             prompts=tuple(asked),
             fresh=tuple(read_prompts(fresh) if fresh else []),
             look_for=look_for,
@@ -219,7 +219,7 @@ def tune(
         retest=retest,
     )
     where = out or new_folder("tune")
-    as_it_was = resume and wanted == tuning.Tuning(job.Settings(prompts=()))
+    as_it_was = resume and wanted == tuning.Tuning(Settings(prompts=()))
     run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
     telling = reporter()
     choose(telling.say)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from educe.discover import origin
 from educe.generation import generate
-from educe.job import stored
+from educe.job.settings import stored
 from educe.kinds import Row, Vectors
 from educe.model import LanguageModel, PromptBatch
 from educe.perturb import PerturbationSet

@@ -28,7 +28,7 @@ from educe import files
 from educe.discover import origin
 from educe.discover.state import State
 from educe.errors import MethodError
-from educe.job import stored
+from educe.job.settings import stored
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel, PromptBatch
 from educe.ordinary import ordinary_prompts

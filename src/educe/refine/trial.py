@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from educe.errors import RunError
-from educe.job import (
+from educe.job.rows import (
     BASELINE_SAMPLES,
     BASELINE_TEMPERATURE,
     RETEST_SAMPLES,
     RETEST_TEMPERATURE,
-    encoded,
-    stored,
 )
+from educe.job.settings import encoded, stored
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

@@ -21,14 +21,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from educe.errors import MethodError, PromptError, RunError
-from educe.job import (
-    BASELINE_SAMPLES,
-    BASELINE_TEMPERATURE,
-    RETEST_TEMPERATURE,
-    encoded,
-    loaded,
-    stored,
-)
+from educe.job.rows import BASELINE_SAMPLES, BASELINE_TEMPERATURE, RETEST_TEMPERATURE
+from educe.job.settings import encoded, loaded, stored
 from educe.judge import Judge, asked_in
 from educe.kinds import Row
 from educe.model import LanguageModel, Prompt

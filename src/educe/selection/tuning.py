@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
-from educe.job import RETEST_TEMPERATURE, Settings, encoded, loaded
+from educe.job.rows import RETEST_TEMPERATURE
+from educe.job.settings import Settings, encoded, loaded
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

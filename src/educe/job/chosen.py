@@ -1,0 +1,79 @@
+"""The chosen of each arm: which they are, their side effects, and the response to the radius."""
+
+from __future__ import annotations
+
+import torch
+
+from educe import radius
+from educe.job.work import Work
+from educe.judge.side_effect import side_effects
+from educe.ordinary import ordinary_prompts
+from educe.runs import ScoreRow
+from educe.summary import summarise
+from educe.writing import groups
+
+#: Perturbations of each arm that are re-tested and whose side effect is measured.
+CHOSEN = 8
+#: Response curves: how many of each arm, and the radii as shares of the largest searched.
+CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+
+
+def choose(work: Work) -> list[int]:
+    """Return the most striking of each arm; fixed once made, so that a resumed run agrees.
+
+    Where several prompts were asked, half of them are those that are striking and say the same
+    whatever is asked: what is hidden behind a trigger need not be the most striking.
+    """
+    if not work.run.has("chosen"):
+        seen = summarise(work.run)
+        numbers: list[int] = []
+        for arm in (seen.found, seen.control):
+            first = arm[: CHOSEN // 2 if len(work.asked) > 1 else CHOSEN]
+            others = sorted(arm[len(first) :], key=lambda i: -i.striking * (i.constancy or 0))
+            numbers += [i.row.id for i in (*first, *others[: CHOSEN - len(first)])]
+        work.run.remember("chosen", numbers)
+    return work.run.note("chosen")
+
+
+def measure_side_effects(work: Work, chosen: list[int]) -> None:
+    """Measure the side effects of the chosen that are not measured yet."""
+    done = {s.perturbation for s in work.run.scores("side_effect")}
+    missing = [number for number in chosen if number not in done]
+    if not missing or work.settings.positions == "generated":
+        return
+    batch = work.lm.encode(ordinary_prompts())
+    with (
+        work.timed("side effects"),
+        work.reporter.stage("side effects", len(missing), "perturbations") as step,
+    ):
+        for group in groups(work.run, missing):
+            each = side_effects(work.lm, batch, group.theta, kind=group.kind)
+            for number, s in zip(group.numbers, each, strict=True):
+                work.run.add_scores([ScoreRow(number, -1, -1, s.judge, s.value, s.why)])
+                step()
+
+
+def measure_responses(work: Work) -> None:
+    """Measure the response of the most striking to the radius."""
+    if work.run.responses():
+        return
+    seen = summarise(work.run)
+    wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
+    arms = {p.id: p.arm for p in work.run.perturbations()}
+    largest = {
+        arm: max(p.radius for p in work.run.perturbations(arm)) for arm in ("found", "control")
+    }
+    points = []
+    with work.timed("responses"), work.reporter.stage("response to radius", 1, "") as step:
+        for group in groups(work.run, wanted):
+            directions = group.directions.to(work.part.device, work.part.work_dtype)
+            radii = [share * largest[arms[group.numbers[0]]] for share in CURVE_SHARES]
+            sizes = radius.response(work.part.on(group.kind), directions, radii)
+            points += [
+                (number, r, float(size))
+                for number, line in zip(group.numbers, sizes, strict=True)
+                for r, size in zip(radii, line, strict=True)
+                if torch.isfinite(size)
+            ]
+        step()
+    work.run.add_responses(points)

@@ -1,0 +1,119 @@
+"""The search: perturbations at each radius, and their control, kept as files of the run.
+
+A method that is still searching saves its state now and then, and a run that was cut off goes on
+from there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from educe import discover, files
+from educe.discover.state import Progress, State
+from educe.errors import MethodError
+from educe.job.work import Work
+from educe.perturb import PerturbationSet
+from educe.runs import PerturbationRow
+
+#: Seconds between two saves of a method that is still searching.
+SAVE_EVERY = 5.0
+
+
+def search(work: Work) -> None:
+    """Search at each radius, make the control of what was found, and list both in the run."""
+    listed = {p.file for p in work.run.perturbations()}
+    for k, size in enumerate(work.run.note("facts")["radii"]):
+        for arm in ("found", "control"):
+            name = f"{arm}-{k}.safetensors"
+            if name not in listed:
+                path = work.run.tensors / name
+                if not path.exists():
+                    # The control draws from its own seed; each radius as well.
+                    seed = 2 * (1000 * work.settings.seed + k) + (arm == "control")
+                    made = (
+                        _found(work, path, size, seed)
+                        if arm == "found"
+                        else _control(work, work.run.tensors / f"found-{k}.safetensors", seed)
+                    )
+                    made.save(path)
+                path.with_suffix(".state").unlink(missing_ok=True)
+                _list(work, arm, name, PerturbationSet.load(path))
+
+
+def _control(work: Work, found: Path, seed: int) -> PerturbationSet:
+    if work.settings.control:
+        radii = PerturbationSet.load(found).radius
+        return _measured(work, PerturbationSet.load(work.settings.control), float(radii[0]))
+    with work.reporter.stage("random", 1, "") as step:
+        made = discover.control(work.part, PerturbationSet.load(found), seed=seed)
+        step()
+    return made
+
+
+def _measured(work: Work, given: PerturbationSet, size: float) -> PerturbationSet:
+    """Return those of some given perturbations that have a radius, and their effect."""
+    given.check(work.lm)
+    some = given.select([i for i, r in enumerate(given.radius.tolist()) if r == size])
+    if not len(some):
+        raise MethodError(f"the control has no perturbation of radius {size:g}")
+    effect = work.part.on(some.kind).effect(some.theta.to(work.part.start.device))
+    return replace(some, scores={**some.scores, "effect": effect.norm(dim=1).float().cpu()})
+
+
+def _found(work: Work, path: Path, size: float, seed: int) -> PerturbationSet:
+    if work.given is not None:
+        return _measured(work, work.given, size)
+    partial = path.with_suffix(".state")
+    s, config = work.settings, work.config
+    steps = getattr(config, "iterations", getattr(config, "steps", 1))
+    state = State(load_file(partial)) if partial.exists() else None
+    dose = size / work.run.note("facts")["unit"]
+    with work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
+        step(len(state.get("curve", ())) if state is not None else 0)
+        saved = time.monotonic()
+
+        def on_step(now: State, progress: Progress) -> None:
+            nonlocal saved
+            reached = progress.objective
+            step(note=f"objective {reached:.4g}" if reached is not None else "")
+            # Not the last one: going on from it would be a step too many.
+            due = not progress.done and time.monotonic() - saved > SAVE_EVERY
+            if due:
+                files.write_tensors(partial, now, {})
+                saved = time.monotonic()
+
+        return discover.search(
+            work.part,
+            s.method,
+            n=s.n,
+            radius=size,
+            seed=seed,
+            config=config,
+            state=None
+            if state is None
+            else State({n: t.to(work.part.device) for n, t in state.items()}),
+            on_step=on_step,
+        )
+
+
+def _list(work: Work, arm: str, name: str, made: PerturbationSet) -> None:
+    first = len(work.run.perturbations()) + 1
+    work.run.add_perturbations(
+        [
+            PerturbationRow(
+                first + i,
+                arm,
+                name,
+                i,
+                made.method,
+                float(made.radius[i]),
+                float(made.dose[i]),
+                float(made.scores["effect"][i]),
+            )
+            for i in range(len(made))
+        ]
+    )

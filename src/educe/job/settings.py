@@ -1,0 +1,186 @@
+"""Settings of the main job: what is asked for, kept in a run; the model and prompts it means."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from educe import beside, discover
+from educe.errors import MethodError, PromptError, RunError
+from educe.manifold import inside
+from educe.model import LanguageModel, Prompt, PromptBatch, load
+from educe.perturb import PerturbationSet
+from educe.runs import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for. Layers are an index, a negative index or a fraction of the depth.
+
+    Attributes:
+        prompts: What the model is asked, as texts or lists of messages.
+        model: See `educe.load`.
+        adapter: See `educe.load`.
+        revision: See `educe.load`.
+        dtype: See `educe.load`.
+        device: See `educe.load`.
+        device_map: See `educe.load`.
+        method: One of `educe.discover.METHODS`.
+        method_settings: Settings of the method by name, where they are not its defaults.
+        given: A file of perturbations to put through the job instead of searching; it says source,
+            positions and radii.
+        control: A file of perturbations that are the control; by default, matched random ones.
+        within: The subspace that vectors are searched in, as ``[SOURCE:]RANK`` (see
+            `educe.manifold.inside`); by default the whole stream.
+        ball: What their coefficients are measured by there: plain, or whitened.
+        quiet: Weight of other prompts, on which the search keeps the model as it is (see
+            `educe.beside`).
+        quiet_by: What is kept small on them.
+        ordinary: The other prompts: ``bundled``, or a file.
+        n: Perturbations at each radius.
+        source: Layer after which they are added; ``auto`` chooses it from an atlas.
+        target: Layer at which their effect is read; ``auto`` likewise.
+        positions: Tokens they are added to.
+        readout: Prompt tokens over which the effect is averaged.
+        radius: ``auto``, numbers, or shares of the calibrated radius (``0.3x``).
+        samples: Completions a perturbation and prompt; more than one needs a temperature.
+        temperature: 0 for the most likely token.
+        max_new_tokens: The most tokens a completion has.
+        seed: Of everything that is drawn.
+        fresh: Prompts for the re-test that the search has not seen.
+        look_for: A regular expression that is counted in the end; it takes no part in the search.
+        prefill: First words of every answer.
+        chat: Whether texts go through the chat template; by default, when there is one.
+        enable_thinking: For chat templates that know it.
+    """
+
+    prompts: tuple[Prompt, ...]
+    model: str = "embedded"
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    method: str = "dct"
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    given: str | None = None
+    control: str | None = None
+    within: str | None = None
+    ball: Literal["plain", "whitened"] = "plain"
+    quiet: float = 0.0
+    quiet_by: beside.By = "effect"
+    ordinary: str = beside.BUNDLED
+    n: int = 64
+    source: int | float | Literal["auto"] = 0.33
+    target: int | float | Literal["auto"] = 0.6
+    positions: str = "all"
+    readout: str = "last:3"
+    radius: str = "auto"
+    samples: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 32
+    seed: int = 0
+    fresh: tuple[Prompt, ...] = ()
+    look_for: str | None = None
+    prefill: str = ""
+    chat: bool | None = None
+    enable_thinking: bool | None = None
+
+    def check(self) -> None:
+        """Find what cannot work before anything slow begins.
+
+        Raises:
+            PromptError: There is no prompt.
+            MethodError: The method or a setting of it is unknown, or numbers make no sense.
+            FileFormatError: The perturbations given cannot be read.
+        """
+        if not self.prompts:
+            raise PromptError("no prompt: give at least one, or a file with --prompts")
+        discover.configured(self.method, self.method_settings)
+        if self.control and not self.given:
+            raise MethodError("a control is given for perturbations that are given, not searched")
+        if self.within:
+            inside.parse(self.within)
+            if self.given:
+                raise MethodError("perturbations that are given are not searched: leave within out")
+        elif self.ball != "plain":
+            raise MethodError("a whitened ball needs a subspace: say within which")
+        needed = discover.quietly(self.method, self.quiet)
+        if needed and self.given:
+            raise MethodError("perturbations that are given are not searched: leave quiet out")
+        if needed:
+            beside.other_prompts(self.ordinary)
+        elif self.ordinary != beside.BUNDLED:
+            raise MethodError("ordinary prompts have no weight here: say how much with quiet")
+        for file in filter(None, (self.given, self.control)):
+            PerturbationSet.load(file)
+        if min(self.n, self.samples, self.max_new_tokens) < 1:
+            raise MethodError("n, samples and max-new-tokens must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
+        if self.samples > 1 and self.temperature == 0:
+            raise MethodError(
+                "several samples at temperature 0 are all the same: give a temperature"
+            )
+        try:
+            re.compile(self.look_for or "")
+        except re.error as error:
+            raise MethodError(
+                f"look-for {self.look_for!r} is no regular expression: {error}"
+            ) from error
+
+
+def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Run:
+    """Open the run for these settings, a new one or one to go on with.
+
+    Raises:
+        RunError: The folder holds another run.
+    """
+    settings.check()
+    folder = Path(folder)
+    if not (resume and (folder / "run.sqlite").exists()):
+        return Run.create(folder, asdict(settings))
+    run = Run.open(folder)
+    if stored(run) != settings:
+        run.close()
+        raise RunError(
+            f"{folder} holds a run with other settings: resume it without any, or choose another "
+            "--out"
+        )
+    return run
+
+
+def stored(run: Run) -> Settings:
+    """Return the settings of a run."""
+    config = run.config
+    for name in ("prompts", "fresh"):
+        config[name] = tuple(config[name])
+    return Settings(**config)
+
+
+def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
+    """Load the model of some settings."""
+    return load(
+        s.model,
+        adapter=s.adapter,
+        revision=s.revision,
+        dtype=s.dtype,
+        device=s.device,
+        device_map=s.device_map,
+        progress=say,
+    )
+
+
+def encoded(lm: LanguageModel, s: Settings, prompts: Sequence[Prompt]) -> PromptBatch:
+    """Turn prompts into what the model reads, as some settings have it."""
+    return lm.encode(
+        prompts,
+        prefill=s.prefill,
+        chat=s.chat,
+        enable_thinking=s.enable_thinking,
+        room=s.max_new_tokens,
+    )
