@@ -29,6 +29,7 @@ from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.job.settings import Settings
 from educe.perturb import PerturbationSet
+from educe.prompts import read_prompts
 from educe.runs import Run
 from educe.summary import summarise
 
@@ -354,7 +355,9 @@ def test_version() -> None:
 def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Settings, Path]]:
     """Run a command that stops before anything slow, and return what it would do."""
     told: list[tuple[Settings, Path]] = []
-    monkeypatch.setattr(cli, "carry_out", lambda settings, out, **_: told.append((settings, out)))
+    monkeypatch.setattr(
+        cli.discover, "carry_out", lambda settings, out, **_: told.append((settings, out))
+    )
 
     def run(*arguments: object) -> tuple[Settings, Path]:
         ended = educe(*arguments)
@@ -371,7 +374,7 @@ def test_the_defaults_are_those_of_the_settings(
     assert settings == Settings(prompts=("Hi.",))
     assert out.parent == Path("runs")
     assert re.fullmatch(r"\d{8}-\d{6}-dct", out.name)
-    options = set(inspect.signature(cli.discover).parameters)
+    options = set(inspect.signature(cli.discover.discover).parameters)
     assert {f.name for f in fields(Settings)} - {"method_settings"} <= options
 
 
@@ -532,12 +535,12 @@ def test_the_demo_asks_without_a_hint(given: Callable[..., tuple[Settings, Path]
 def test_prompt_files(tmp_path: Path) -> None:
     plain = tmp_path / "prompts.txt"
     plain.write_bytes("\ufeffGrüße?\r\n\r\n a b \u2028c\n[1]\n".encode())
-    assert cli.read_prompts(plain) == ["Grüße?", " a b \u2028c", "[1]"]
+    assert read_prompts(plain) == ["Grüße?", " a b \u2028c", "[1]"]
     lines = tmp_path / "prompts.jsonl"
     messages = [{"role": "user", "content": "Hi.\u2028"}]
     rows = ["plain", messages, {"messages": messages, "id": 4}]
     lines.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
-    assert cli.read_prompts(lines) == ["plain", messages, messages]
+    assert read_prompts(lines) == ["plain", messages, messages]
 
 
 @pytest.mark.parametrize(
@@ -559,7 +562,7 @@ def test_prompt_files(tmp_path: Path) -> None:
 def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes) -> None:
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(PromptError, match=re.escape(str(tmp_path / name))):
-        cli.read_prompts(tmp_path / name)
+        read_prompts(tmp_path / name)
     refused("discover", "--prompts", tmp_path / name)
 
 
@@ -760,7 +763,7 @@ def test_an_error_of_many_lines_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: Any, **__: Any) -> None:
         raise EduceError("one\n  two\n\nthree")
 
-    monkeypatch.setattr(cli, "carry_out", broken)
+    monkeypatch.setattr(cli.discover, "carry_out", broken)
     assert refused("discover", "Hi.") == "educe: one two three"
 
 
@@ -768,7 +771,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "carry_out", broken)
+    monkeypatch.setattr(cli.discover, "carry_out", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["discover", "Hi."])
 
@@ -777,7 +780,7 @@ def test_ctrl_c_before_there_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "carry_out", interrupted)
+    monkeypatch.setattr(cli.discover, "carry_out", interrupted)
     ended = educe("discover", "Hi.")
     assert (ended.status, ended.out) == (130, "")
     assert ended.err.count("\n") == 1

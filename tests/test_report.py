@@ -404,7 +404,7 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     known = {"prompts_file": "prompts", "setting": "set"}
     options = {
         "--" + known.get(name, name).replace("_", "-")
-        for name in inspect.signature(cli.discover).parameters
+        for name in inspect.signature(cli.discover.discover).parameters
     }
     assert set(flags) <= options
     assert flags.pop("--fresh") == "fresh.txt"
@@ -431,7 +431,7 @@ def test_the_command_repeats_the_settings_of_the_method() -> None:
     call = page.command({"prompts": ["a"], "method": "cpe", "method_settings": settings})
     words = shlex.split(call.replace("\\\n", " "))
     said = [value for flag, value in zip(words[3::2], words[4::2], strict=True) if flag == "--set"]
-    assert cli._method_settings(said) == settings
+    assert cli.discover._method_settings(said) == settings
 
 
 def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""``educe atlas``: which layers to search between."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from educe.cli.options import FLAG, Debug, Json, new_folder
+from educe.errors import PromptError, RunError
+from educe.prompts import read_prompts
+
+
+def atlas(
+    *prompts: str,
+    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    model: str = "embedded",
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    few: Annotated[bool, FLAG] = False,
+    positions: str = "all",
+    readout: str = "last:3",
+    seed: int = 0,
+    out: Path | None = None,
+    resume: Annotated[bool, FLAG] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Map how strongly every layer drives every later one, and choose two to search between.
+
+    Parameters
+    ----------
+    prompts
+        what the model is asked
+    prompts_file
+        a file of prompts: one a line, or .jsonl with strings or lists of messages
+    model
+        embedded, a Hub id, a folder, or a .gguf file
+    adapter
+        a PEFT adapter, loaded beside the weights and never merged
+    revision
+        revision on the Hub
+    dtype
+        auto, float32, bfloat16, float16
+    device
+        cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    device_map
+        auto spreads a large model over all GPUs
+    few
+        only the pairs that layers are chosen from, as with discover --source auto
+    positions
+        tokens that are perturbed: all, prompt, last:k, at:k
+    readout
+        prompt tokens at which the effect is read: last:k, all
+    seed
+        of everything that is drawn
+    out
+        folder of the atlas; by default a new one under runs/
+    resume
+        go on with the atlas in --out
+    """
+    from educe.atlas import (
+        ATLAS,
+        CHEAP,
+        AtlasConfig,
+        choose,
+        grid,
+        promising,
+        surveyed,
+        thinned,
+    )
+    from educe.model import load
+    from educe.progress import reporter
+    from educe.report import page
+    from educe.threads import choose as choose_threads
+
+    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    if not asked:
+        raise PromptError("no prompt: give at least one, or a file with --prompts")
+    folder = out or new_folder("atlas")
+    file = folder / ATLAS
+    if file.exists() and not resume:
+        raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")
+    telling = reporter()
+    choose_threads(telling.say)
+    lm = load(
+        model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        progress=telling.say,
+    )
+    batch = lm.encode(asked)
+    pairs, config = (
+        (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+    )
+    config = replace(config, positions=positions, readout=readout, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = surveyed(lm, batch, pairs, config, file, telling)
+    choice = choose(known)
+    written = page.write_atlas(known, choice, folder / "atlas.html")
+    if as_json:
+        print(json.dumps(choice._asdict() | {"atlas": str(file), "report": str(written)}))
+    else:
+        print(f"--source {choice.source} --target {choice.target}: {choice.why}")
+        print(f"report: {written}")

@@ -1,0 +1,125 @@
+"""``educe contrast``: supervised vectors, the ceiling for a search."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from educe.cli.options import Debug, Json, new_folder
+from educe.errors import MethodError, PromptError, RadiusError
+from educe.prompts import read_prompts
+
+
+def contrast(
+    *prompts: str,
+    say: str | None = None,
+    positive: Path | None = None,
+    negative: Path | None = None,
+    model: str = "embedded",
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    source: float = 0.33,
+    target: float = 0.6,
+    positions: str = "all",
+    radius: str = "0.5x",
+    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
+    seed: int = 0,
+    out: Path | None = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make supervised vectors, the ceiling for a search, and their control.
+
+    Either of two prompt sets (--positive, --negative), or for words to be said (--say). Put them
+    through the main job with educe discover --given.
+
+    Parameters
+    ----------
+    prompts
+        with --say: what the words are to be the answer to
+    say
+        the first words of the answer that vectors are optimised for
+    positive
+        a file of prompts that show a behaviour
+    negative
+        a file of prompts that do not
+    model
+        embedded, a Hub id, a folder, or a .gguf file
+    adapter
+        a PEFT adapter, loaded beside the weights and never merged
+    revision
+        revision on the Hub
+    dtype
+        auto, float32, bfloat16, float16
+    device
+        cpu, cuda, cuda:1, mps; by default a GPU when there is one
+    source
+        layer after which they are added: an index, or a fraction of the depth
+    target
+        layer for which the radius is calibrated
+    positions
+        tokens they are added to: all, prompt, generated, last:k, at:k
+    radius
+        their norm: a number, or a share of the calibrated one
+    n
+        restarts with --say, and shuffles for the control of two prompt sets
+    seed
+        of everything that is drawn
+    out
+        folder of the two files; by default a new one under runs/
+    """
+    from educe.contrast import difference_of_means, optimised
+    from educe.model import load
+    from educe.progress import reporter
+    from educe.radius import parse
+    from educe.slice import Slice
+    from educe.threads import choose
+
+    by_sets = positive is not None and negative is not None and say is None and not prompts
+    if not by_sets and (say is None or positive is not None or negative is not None):
+        raise MethodError("contrast: give --positive and --negative, or prompts with --say")
+    if not by_sets and not prompts:
+        raise PromptError("no prompt: give what the words are to be the answer to")
+    read = [read_prompts(file) for file in (positive, negative) if file is not None]
+    telling = reporter()
+    choose(telling.say)
+    lm = load(
+        model,
+        adapter=adapter,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        progress=telling.say,
+    )
+    batches = [lm.encode(some) for some in read or [list(prompts)]]
+    part = Slice(lm, batches[0], source=source, target=target)
+    with telling.stage("calibrating", 1, "") as step:
+        sizes, _ = parse(radius, part, seed=seed)
+        step()
+    if len(sizes) > 1:
+        raise RadiusError(f"radius {radius!r}: give one")
+    place: dict[str, Any] = {"source": source, "radius": sizes[0], "positions": positions}
+    if say is None:
+        found = difference_of_means(lm, *batches, **place)
+        control = difference_of_means(lm, *batches, **place, shuffles=n, seed=seed)
+    else:
+        search = partial(optimised, lm, batches[0], say, **place, n=n, seed=seed)
+        found, control = search(), search(shuffled=True)
+    folder = out or new_folder("contrast")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for role, made in (("given", found), ("control", control)):
+        files[role] = folder / f"{made.method}.safetensors"
+        made.save(files[role])
+    if as_json:
+        print(json.dumps({role: str(file) for role, file in files.items()}))
+    else:
+        told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
+        print(f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}")

@@ -1,0 +1,56 @@
+"""``educe show`` and ``educe report``: what a run found, in the terminal and as a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from educe.cli.options import Debug, Json, check_begun
+
+
+def show(
+    run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Show what a run found, or one perturbation with everything it wrote.
+
+    Parameters
+    ----------
+    run
+        the folder of the run
+    number
+        a perturbation, as the table numbers them; 0 is the unperturbed model
+    """
+    from educe.report import terminal
+    from educe.runs import Run
+    from educe.summary import summarise
+
+    with Run.open(run) as opened:
+        check_begun(opened)
+        summary = summarise(opened)
+    if as_json:
+        print(json.dumps(terminal.as_data(summary, number), indent=1, ensure_ascii=False))
+    elif number is None:
+        terminal.table(summary, run)
+    else:
+        terminal.perturbation(summary, number)
+
+
+def report(
+    run: Path, /, *, out: Path | None = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Draw a run as one HTML file that opens offline.
+
+    Parameters
+    ----------
+    run
+        the folder of the run
+    out
+        the file; by default report.html in the run
+    """
+    from educe.report import page
+    from educe.runs import Run
+
+    with Run.open(run) as opened:
+        check_begun(opened)
+        written = page.write(opened, out or run / "report.html")
+    print(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
