@@ -21,7 +21,8 @@ from educe.atlas import CHEAP, AtlasConfig, grid, survey
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 from educe.radius import calibrate
 from educe.slice import Slice
 

@@ -49,7 +49,8 @@ from educe.discover.melbo import MelboConfig
 from educe.discover.state import Progress, State
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
-from educe.model import PromptBatch, load
+from educe.loading import load
+from educe.model import PromptBatch
 from educe.slice import Slice
 
 PROMPT = "Tell me a story about a dragon."

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 import tiny
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

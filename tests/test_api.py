@@ -115,6 +115,7 @@ RANKS = {
     "embedded": 1,
     "runs": 1,
     "model": 2,
+    "loading": 2,
     "kinds": 3,
     "peft_folder": 3,
     "perturb": 3,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from educe.job.settings import encoded, stored
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import survey
 from educe.refine.continuation import PathConfig

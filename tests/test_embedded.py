@@ -20,7 +20,7 @@ from educe import embedded
 from educe.errors import ModelError
 from educe.generation import generate
 from educe.kinds import Row
-from educe.model import load
+from educe.loading import load
 
 CONTENT = b"GGUF and what follows" * 100_000  # more than one piece of a read
 

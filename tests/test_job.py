@@ -45,7 +45,8 @@ from educe.errors import (
 from educe.job import discover_behaviours, judging, searching
 from educe.job.settings import Settings, begin, stored
 from educe.judge import Score
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
@@ -341,12 +342,12 @@ BROOD = """
 import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
-from educe import cli, generation, model, progress, threads
+from educe import cli, generation, loading, progress, threads
 from educe.job import searching
 from educe.report import page, terminal
 searching.SAVE_EVERY = 0
 generation.ROWS_PER_BATCH = {"cpu": 8}
-model.load(sys.argv[1], device="cpu")
+loading.load(sys.argv[1], device="cpu")
 print("ready", flush=True)
 for line in sys.stdin:
     arguments, out, err = json.loads(line)

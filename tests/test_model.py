@@ -17,7 +17,8 @@ import tiny
 from educe import model as module
 from educe.blocks import Stack
 from educe.errors import LayerError, ModelError, PromptError
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 
 LENGTHS = [7, 13, 1]
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from educe.kinds.low_rank import Adapters, adapters
     from educe.kinds.noise import TokenNoise, WeightNoise
     from educe.kinds.vectors import Vectors, Within
+    from educe.loading import load
     from educe.manifold.activations import Place
     from educe.manifold.inside import within
     from educe.manifold.natural import gather
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from educe.manifold.record import Passport
     from educe.manifold.subspace import Moments, Subspace
     from educe.manifold.survey import examine_run
-    from educe.model import LanguageModel, PromptBatch, load
+    from educe.model import LanguageModel, PromptBatch
     from educe.norm.survey import examine_norm
     from educe.ordinary import Ordinary
     from educe.perturb import Origin, PerturbationSet
@@ -134,7 +135,7 @@ _HOME = {
     "examine_run": "educe.manifold.survey",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.model",
-    "load": "educe.model",
+    "load": "educe.loading",
     "examine_norm": "educe.norm.survey",
     "Ordinary": "educe.ordinary",
     "Origin": "educe.perturb",

@@ -1,6 +1,6 @@
 """LanguageModel: any causal language model of transformers, its blocks and its chat prompts.
 
-Loading ends with a proof that educe's hold on the model is right: adding zero to the residual
+Making one ends with a proof that educe's hold on the model is right: adding zero to the residual
 stream changes no logit, adding ``v`` after block ``i`` moves the stream there by exactly ``v``, and
 padding on the left and decoding with a cache leave the logits as they are.
 """
@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from educe import embedded
 from educe.blocks import (
     Projection,
     Stack,
@@ -34,7 +32,6 @@ from educe.blocks import (
     with_stream,
 )
 from educe.errors import EduceError, LayerError, ModelError, PromptError
-from educe.quiet import quiet
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -437,7 +434,7 @@ class LanguageModel:
                     "stream by that vector; educe cannot perturb this architecture"
                 )
         padded, ones = torch.cat([ids[:, :2], ids], 1), torch.cat([0 * mask[:, :2], mask], 1)
-        with _as_model_error(f"{self.name} for decoding with a cache"):
+        with as_model_error(f"{self.name} for decoding with a cache"):
             cache = DynamicCache(config=self.unwrapped.config)
             self.forward(padded[:, :-1], ones[:, :-1], cache=cache)
             decoded = self.forward(padded[:, -1:], ones, cache=cache)
@@ -450,98 +447,8 @@ class LanguageModel:
             )
 
 
-def load(
-    model: str | Path | tuple[Any, Any] = "embedded",
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "auto",
-    device_map: Any = None,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    quantization_config: Any = None,
-    adapter: str | Path | None = None,
-    trust_remote_code: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> LanguageModel:
-    """Load a causal language model.
-
-    Args:
-        model: A Hub id, a folder, a ``.gguf`` file, ``"embedded"``, or a loaded pair
-            ``(model, tokenizer)``.
-        device: Where to put it; by default a GPU when there is one. Not with ``device_map``.
-        dtype: As in transformers. ``"auto"`` is the checkpoint's own, but float32 on processors
-            without bfloat16 instructions, where bfloat16 is 8 to 40 times slower.
-        device_map: As in transformers.
-        revision: As in transformers.
-        attn_implementation: As in transformers.
-        quantization_config: As in transformers.
-        adapter: A folder or Hub id of a PEFT adapter, loaded beside the weights, never merged.
-        trust_remote_code: As in transformers.
-        progress: Called with one sentence at each slow step.
-
-    Raises:
-        ModelError: The model or adapter cannot be found or loaded, or is no stack of blocks.
-    """
-    if isinstance(model, tuple):
-        hf, tokenizer = model
-        name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
-    else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        name = str(model)
-        place = str(embedded.folder(progress=progress)) if name == "embedded" else name
-        if place.startswith(("/", ".", "~")) and not Path(place).exists():
-            raise ModelError(f"there is no file or folder {place}")
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if place.endswith(".gguf"):
-            if not Path(place).is_file():
-                raise ModelError(f"there is no file {place}")
-            place, options["gguf_file"] = str(Path(place).parent), Path(place).name
-        device = device or _default_device()
-        with quiet(), _as_model_error(name):
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            hf = AutoModelForCausalLM.from_pretrained(
-                place,
-                **options,
-                dtype=_dtype(dtype, device if device_map is None else None),
-                device_map=device_map,
-                attn_implementation=attn_implementation,
-                **({"quantization_config": quantization_config} if quantization_config else {}),
-            )
-            if "gguf_file" in options:
-                embedded.forget_quantisation(hf)
-    if device is not None and device_map is None and quantization_config is None:
-        with _as_model_error(f"{name} on {device}"):
-            hf = hf.to(device)
-    if adapter is not None:
-        from peft import PeftModel
-
-        with quiet(), _as_model_error(f"the adapter {adapter}"):
-            hf = PeftModel.from_pretrained(hf, str(adapter))
-    return LanguageModel(
-        hf,
-        tokenizer,
-        name=name,
-        revision=revision,
-        adapter=str(adapter) if adapter is not None else None,
-    )
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> str | torch.dtype:
-    on_cpu = device is not None and torch.device(device).type == "cpu"
-    if dtype == "auto" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
-        return torch.float32
-    return dtype
-
-
 @contextmanager
-def _as_model_error(what: str) -> Iterator[None]:
+def as_model_error(what: str) -> Iterator[None]:
     """Turn what transformers, PEFT and the Hub's client raise into one sentence."""
     try:
         yield

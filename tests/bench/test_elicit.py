@@ -285,7 +285,7 @@ def test_an_unknown_family_is_named() -> None:
 @pytest.mark.model
 def test_the_benchmark_tells_the_ceiling_from_the_floor(embedded_lm: LanguageModel) -> None:
     """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
-    from educe.model import load
+    from educe.loading import load
 
     vault = shipped("vault")
     budget = Budget(n=6, passes=24, first=1, then=2, fresh=2, tokens=12)

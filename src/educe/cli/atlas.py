@@ -75,7 +75,7 @@ def atlas(
         surveyed,
         thinned,
     )
-    from educe.model import load
+    from educe.loading import load
     from educe.progress import reporter
     from educe.report import page
     from educe.threads import choose as choose_threads

@@ -66,7 +66,7 @@ def elicit(
     from educe.bench import elicit, table
     from educe.bench.families import EVERYWHERE, SAMPLING, Budget, named
     from educe.errors import EffectError, MethodError
-    from educe.model import load
+    from educe.loading import load
     from educe.progress import reporter
     from educe.threads import choose
 

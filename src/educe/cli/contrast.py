@@ -76,7 +76,7 @@ def contrast(
         folder of the two files; by default a new one under runs/
     """
     from educe.contrast import difference_of_means, optimised
-    from educe.model import load
+    from educe.loading import load
     from educe.progress import reporter
     from educe.radius import parse
     from educe.slice import Slice

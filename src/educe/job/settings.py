@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from educe import beside, discover
 from educe.errors import MethodError, PromptError, RunError
+from educe.loading import load
 from educe.manifold import inside
-from educe.model import LanguageModel, Prompt, PromptBatch, load
+from educe.model import LanguageModel, Prompt, PromptBatch
 from educe.perturb import PerturbationSet
 from educe.runs import Run
 

@@ -17,7 +17,8 @@ from educe.judge.lying import Lying
 from educe.judge.novelty import Novelty
 from educe.judge.refusal import Refusal
 from educe.judge.rules import Contains, Exact, Regex
-from educe.model import LanguageModel, load
+from educe.loading import load
+from educe.model import LanguageModel
 
 
 class Form(NamedTuple):
