@@ -26,9 +26,9 @@ from scipy.stats import rankdata
 import educe
 from educe.discover import METHODS, search
 from educe.generation import generate
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Row
 from educe.model import LanguageModel, PromptBatch
+from educe.ordinary import ordinary_prompts
 from educe.organisms import Question, shipped
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
