@@ -42,8 +42,8 @@ class PathConfig:
         high: The largest.
         steps: Radii for each doubling.
         iterates: The most iterates at a radius.
-        settling: The most iterates at a vector's own radius, before it is followed, and after it
-            has left its basin.
+        settling: The most iterates at a vector's own radius, before it is followed.
+        landing: The most after it has left its basin.
         tolerance: Iterating ends when the sine of the angle between ``∇g`` and ``θ`` is below.
         widest: The largest angle a vector may turn in a step, in radians.
         halvings: How often a step is halved before the vector is said to have left its basin.
@@ -53,7 +53,8 @@ class PathConfig:
     high: float = 2.0
     steps: int = 5
     iterates: int = 3
-    settling: int = 12
+    settling: int = 0
+    landing: int = 12
     tolerance: float = 0.05
     widest: float = 0.5
     halvings: int = 2
@@ -92,9 +93,9 @@ def advance(
         return reached, fast
     some = objective.select(fast)
     if left == 0:
-        settling = config.settling
+        landing = config.landing
         new = settle(
-            part, some, reached.v[fast], after[fast], iterates=settling, tolerance=tolerance
+            part, some, reached.v[fast], after[fast], iterates=landing, tolerance=tolerance
         )
         return reached.replaced(fast, new), fast
     middle = (before[fast] * after[fast]).sqrt()
@@ -157,6 +158,23 @@ def follow(
         if on_step is not None:
             on_step(state)
     return state
+
+
+def drift(
+    part: Slice,
+    objective: Objective,
+    v: Float[Tensor, "n s"],
+    radius: Float[Tensor, "n"],
+    config: PathConfig,
+) -> Float[Tensor, "n"]:
+    """Return how far directions turn with the radius held, in as many iterates as a step has.
+
+    In radians for each e-fold of the radius that a step goes, so that it can stand beside
+    `turning`: what of that is not due to the radius. It is 0 where a direction is stationary.
+    """
+    held = settle(part, objective, v, radius, iterates=config.iterates, tolerance=config.tolerance)
+    below = config.shares[config.shares.index(1.0) - 1]
+    return _angle(v, held.v) / -math.log(below)
 
 
 def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
