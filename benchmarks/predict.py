@@ -36,7 +36,7 @@ from educe.refine import bases
 from educe.refine.bases import Basis
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, of_method
-from educe.refine.response import neurons, pull, response
+from educe.refine.response import pull, response, with_neurons
 from educe.slice import Slice
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
@@ -155,7 +155,7 @@ def statistics(
     part: Slice, other: Slice, objective: Objective, known: list[Basis], theta: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return every statistic of some vectors."""
-    here, there, inside = response(part, theta), response(other, theta), neurons(part, theta)
+    (here, inside), there = with_neurons(part, theta), response(other, theta)
     at = pull(part, objective, theta)
     told = {
         "effect": here.size,
