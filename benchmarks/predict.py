@@ -26,9 +26,9 @@ from scipy.stats import rankdata
 import educe
 from educe.discover import METHODS, search
 from educe.generation import generate
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Row
 from educe.model import LanguageModel, PromptBatch
+from educe.ordinary import ordinary_prompts
 from educe.organisms import Question, shipped
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
@@ -166,6 +166,8 @@ def statistics(
         "participation at the target": here.rates.participation,
         "exponent, neurons": inside.exponent,
         "turning of the effect, neurons": inside.turning,
+        "variance of slopes over neurons": inside.slope_variance,
+        "spread over neurons": inside.rates.spread,
         "effect on another prompt": there.size,
         "exponent, another prompt": there.exponent,
         "turning of the effect, another prompt": there.turning,
