@@ -36,7 +36,7 @@ from educe.refine import bases
 from educe.refine.bases import Basis
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
-from educe.refine.response import neurons, pull, response
+from educe.refine.response import pull, response, with_neurons
 from educe.refine.settling import settle
 from educe.slice import Slice
 
@@ -175,7 +175,7 @@ def statistics(
     part: Slice, other: Slice, objective: Objective, known: list[Basis], theta: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return every statistic of some vectors."""
-    here, there, inside = response(part, theta), response(other, theta), neurons(part, theta)
+    (here, inside), there = with_neurons(part, theta), response(other, theta)
     at = pull(part, objective, theta)
     told = {
         "effect": here.size,
@@ -186,6 +186,8 @@ def statistics(
         "participation at the target": here.rates.participation,
         "exponent, neurons": inside.exponent,
         "turning of the effect, neurons": inside.turning,
+        "variance of slopes over neurons": inside.slope_variance,
+        "spread over neurons": inside.rates.spread,
         "effect on another prompt": there.size,
         "exponent, another prompt": there.exponent,
         "turning of the effect, another prompt": there.turning,
