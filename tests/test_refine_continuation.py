@@ -27,7 +27,7 @@ from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 6
-FINE = PathConfig(iterates=80, settling=200, landing=200, tolerance=1e-9)
+FINE = PathConfig(iterates=80, settling=200, tolerance=1e-9)
 
 
 def quadratic(curvature: Tensor, slope: Tensor) -> tuple[Any, Toward]:
@@ -177,7 +177,7 @@ def test_a_vector_that_loses_its_basin_becomes_another_one() -> None:
     part: Any = ToySlice(double_well, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     start = _unit(torch.tensor([[-1.0, 0.05]], dtype=torch.float64))
-    config = PathConfig(low=0.25, high=2.0, iterates=80, settling=300, landing=300, tolerance=1e-7)
+    config = PathConfig(low=0.25, high=2.0, iterates=80, settling=300, tolerance=1e-7)
     radius = torch.tensor([0.8], dtype=torch.float64)
     path = follow(part, objective, start, radius, config)
     branch = branches(path["left"], config.shares.index(1.0))[:, 0]
@@ -226,7 +226,7 @@ def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bo
     part: Any = ToySlice(jumping, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     config = PathConfig(
-        iterates=30, settling=30, landing=30, tolerance=1e-6, halvings=1, widest=0.3
+        iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3
     )
     start = _unit(torch.tensor([[1.0, 0.01]], dtype=torch.float64))
     ends = torch.ones(1, dtype=torch.float64), 2 * torch.ones(1, dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_steps_that_are_too_wide_are_halved_and_are_no_fold() -> None:
 
     part: Any = ToySlice(spiral, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    config = PathConfig(steps=1, iterates=50, settling=50, landing=50, tolerance=1e-9, widest=0.3)
+    config = PathConfig(steps=1, iterates=50, settling=50, tolerance=1e-9, widest=0.3)
     radius = torch.ones(1, dtype=torch.float64)
     start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     path = follow(part, objective, start, radius, config)
@@ -333,7 +333,7 @@ def test_rows_do_not_know_of_each_other() -> None:
     part, objective = quadratic(curvature, slope)
     v = _unit(normal(3, WIDTH))
     radius = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    config = PathConfig(steps=2, iterates=3, settling=5, landing=5)
+    config = PathConfig(steps=2, iterates=3, settling=5)
     both = follow(part, Toward(objective.outputs.expand(3, -1)), v, radius, config)
     for i in range(3):
         alone = follow(part, objective, v[i : i + 1], radius[i : i + 1], config)
@@ -345,7 +345,7 @@ def test_a_path_goes_on_from_where_it_was_cut_off() -> None:
     curvature, slope = problem()
     part, objective = quadratic(curvature, slope)
     v, radius = _unit(normal(1, WIDTH)), torch.ones(1, dtype=torch.float64)
-    config = PathConfig(steps=2, iterates=3, settling=5, landing=5)
+    config = PathConfig(steps=2, iterates=3, settling=5)
     states: list[State] = []
     whole = follow(part, objective, v, radius, config, on_step=states.append)
     assert len(states) == len(config.shares)

@@ -42,8 +42,8 @@ class PathConfig:
         high: The largest.
         steps: Radii for each doubling.
         iterates: The most iterates at a radius.
-        settling: The most iterates at a vector's own radius, before it is followed.
-        landing: The most after it has left its basin.
+        settling: The most iterates at a vector's own radius, before it is followed, and after it
+            has left its basin.
         tolerance: Iterating ends when the sine of the angle between ``∇g`` and ``θ`` is below.
         widest: The largest angle a vector may turn in a step, in radians.
         halvings: How often a step is halved before the vector is said to have left its basin.
@@ -53,8 +53,7 @@ class PathConfig:
     high: float = 2.0
     steps: int = 5
     iterates: int = 3
-    settling: int = 0
-    landing: int = 12
+    settling: int = 12
     tolerance: float = 0.05
     widest: float = 0.5
     halvings: int = 2
@@ -93,9 +92,9 @@ def advance(
         return reached, fast
     some = objective.select(fast)
     if left == 0:
-        landing = config.landing
+        settling = config.settling
         new = settle(
-            part, some, reached.v[fast], after[fast], iterates=landing, tolerance=tolerance
+            part, some, reached.v[fast], after[fast], iterates=settling, tolerance=tolerance
         )
         return reached.replaced(fast, new), fast
     middle = (before[fast] * after[fast]).sqrt()

@@ -38,7 +38,7 @@ from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine import bases
 from educe.refine.bases import Basis
-from educe.refine.continuation import PathConfig, branches, follow, tangent, turning
+from educe.refine.continuation import PathConfig, branches, drift, follow, tangent, turning
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import response, with_neurons
@@ -176,6 +176,7 @@ def path_run(
         "dose": (radius / part.unit).tolist(),
         "bases": list(plan.bases),
         "moved": torch.rad2deg(torch.acos((settled * v).sum(1).clamp(-1, 1))).tolist(),
+        "drift": drift(part, own, settled, radius, plan.config).tolist(),
         "exact": _exactly(part, own, found, radius, plan, home) if plan.exact else None,
         "arms": arms,
         "maps": _maps(found, known, plan),

@@ -40,6 +40,7 @@ def rows(path: dict[str, Any]) -> list[dict[str, Any]]:
             "number": number,
             "dose": path["dose"][i],
             "moved": path["moved"][i],
+            "drift": path["drift"][i],
             "sine": found["sine"][home][i],
             "exponent": found["exponent"][home][i],
             "turning": found["turning"][home][i],
