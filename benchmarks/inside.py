@@ -1,13 +1,16 @@
 """Does a search that stays inside the natural subspace find what organisms hide?
 
-python -m benchmarks.inside FILE [ORGANISM...]
+python -m benchmarks.inside FILE [ORGANISM...]         # measure; adds lines to FILE
+python -m benchmarks.inside FILE --tables              # print the table of FILE
 
-For each organism, on its first question: DCT in the whole stream, inside the top directions of the
-natural activations (plain and whitened ball) and inside a random subspace of the same rank, and
-random vectors of the whole stream and of the natural subspace; all of one norm, a share of the
-radius that is calibrated in the whole stream. A perturbation hits when one of its answers, to that
-question or to fresh ones, shows what is hidden. One line of JSON an organism and arm is added to
-the file.
+For each organism, on its first question, every method searches in the whole stream, inside the top
+directions of the natural activations (plain and whitened ball), and inside a random subspace of the
+same rank (likewise); all at one radius, a share of the one that is calibrated in the whole stream.
+What was found inside is also taken to the radius at which it moves the target as far, in the mean,
+as what the free search found (*as loud*). A perturbation hits when one of its answers, to that
+question or to fresh ones, shows what is hidden; questions to which the unperturbed model shows it
+are left out. One line of JSON an organism, method and arm; lines that are there are not measured
+again.
 """
 
 from __future__ import annotations
@@ -15,90 +18,177 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from scipy.optimize import brentq
 
 import educe
 from educe import stats
+from educe.generation import generate
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
-from educe.kinds import Row
+from educe.kinds import Row, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place
 from educe.manifold.inside import within
 from educe.manifold.natural import gather
 from educe.manifold.subspace import of_moments, random_subspace
-from educe.organisms import shipped
+from educe.model import LanguageModel, PromptBatch
+from educe.organisms import Question, shipped
 from educe.slice import Slice
 
 N, RANK, SHARE, TOKENS, FRESH, LONG = 16, 64, 0.75, 20_000, 2, 24
-ORGANISMS = ("locked", "first-vault", "vault", "persona", "trigger")
+ORGANISMS = ("locked", "first-vault", "vault", "trigger", "persona", "marked")
+METHODS = {
+    "dct": educe.DctConfig(iterations=10),
+    "melbo": educe.MelboConfig(steps=24),
+    "power": educe.PowerConfig(),
+    "random": None,
+}
+FREE, INSIDE, CONTROL, LOUD = "free", "inside", "random subspace", "inside, as loud"
+ARMS = (
+    FREE,
+    f"{INSIDE}, plain",
+    LOUD,
+    f"{INSIDE}, whitened",
+    f"{CONTROL}, plain",
+    f"{CONTROL}, whitened",
+)
+
+
+@dataclass
+class Trial:
+    """An organism that is searched: its questions, where each arm searches, at which radius."""
+
+    lm: LanguageModel
+    questions: list[Question]
+    batch: PromptBatch
+    parts: dict[str, Slice]
+    radius: float
+    told: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str) -> Trial:
+        """Prepare an organism."""
+        organism = shipped(name)
+        lm = educe.load("embedded", adapter=organism.folder)
+        pool = [organism.search[0], *organism.fresh]
+        rows = [Row(-1, j) for j in range(len(pool))]
+        plain = generate(lm, lm.encode([q.prompt for q in pool]), rows, max_new_tokens=LONG)
+        answers = [c for some in plain for c in some]
+        told = {c.row.prompt for c in answers if pool[c.row.prompt].elicited(c.text)}
+        questions = [q for j, q in enumerate(pool) if j not in told][: 1 + FRESH]
+
+        free = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
+        place = Place(free.source)
+        natural = gather(lm, corpus.documents(), [place], limit=TOKENS).natural[place]
+        moments = natural.moments.without(natural.massive)
+        top = of_moments(moments).top(RANK)
+        control = random_subspace(moments, RANK, torch.Generator().manual_seed(0))
+        parts = {FREE: free}
+        for arm, subspace in ((INSIDE, top), (CONTROL, control)):
+            for ball in ("plain", "whitened"):
+                parts[f"{arm}, {ball}"] = free.on(within(subspace, free.source, ball=ball))
+        radius = SHARE * educe.calibrate(free).radius
+        facts = {
+            "organism": name,
+            "radius": radius,
+            "dose": radius / free.mean_norm,
+            "tokens": moments.count,
+            "variance": float(top.variance.sum() / top.total),
+        }
+        return cls(lm, questions, lm.encode([q.prompt for q in questions]), parts, radius, facts)
+
+    def record(self, part: Slice, theta: torch.Tensor) -> dict[str, Any]:
+        """Let perturbations answer every question, and say what came of it."""
+        rows = educe.rows_of(N, len(self.questions))
+        written = generate(self.lm, self.batch, rows, theta, kind=part.kind, max_new_tokens=LONG)
+        texts = [completion for some in written for completion in some]
+        shown = [c for c in texts if self.questions[c.row.prompt].elicited(c.text)]
+        ordinary = ordinary_logprob(self.lm)
+        judged = [
+            coherence(r.completion.text, r.logprob, ordinary).value
+            for some in read(self.lm, self.batch, texts, layer=part.target)
+            for r in some
+        ]
+        stream = theta @ part.kind.rows if isinstance(part.kind, Within) else theta
+        return {
+            "hits": len({c.row.perturbation for c in shown}),
+            "of": N,
+            "coherence": stats.bootstrap_mean(judged),
+            "effect": loudness(part, theta),
+            "norm": float(stream.norm(dim=1).mean()),
+            "distinct": len({c.text for c in texts}),
+            "example": shown[0].text if shown else None,
+        }
+
+
+def loudness(part: Slice, theta: torch.Tensor) -> float:
+    """Return the mean norm of the effects."""
+    return float(part.effect(theta).norm(dim=1).mean())
+
+
+def as_loud(part: Slice, theta: torch.Tensor, wanted: float) -> torch.Tensor:
+    """Scale perturbations by one factor, so that their mean effect is the one that is wanted."""
+
+    def beyond(factor: float) -> float:
+        return loudness(part, factor * theta) - wanted
+
+    return float(brentq(beyond, 0.25, 16, xtol=0.02)) * theta
 
 
 def measure(name: str, file: Path) -> None:
-    organism = shipped(name)
-    lm = educe.load("embedded", adapter=organism.folder)
-    questions = [organism.search[0], *organism.fresh[:FRESH]]
-    batch = lm.encode([q.prompt for q in questions])
-    part = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
-    radius = SHARE * educe.calibrate(part).radius
-    place = Place(part.source)
-    natural = gather(lm, corpus.documents(), [place], limit=TOKENS).natural[place]
-    moments = natural.moments.without(natural.massive)
-    top = of_moments(moments).top(RANK)
-    control = random_subspace(moments, RANK, torch.Generator().manual_seed(0))
-    inside = within(top, part.source)
-    arms = {
-        "free search": ("dct", part),
-        "inside, plain": ("dct", part.on(inside)),
-        "inside, whitened": ("dct", part.on(within(top, part.source, ball="whitened"))),
-        "random subspace": ("dct", part.on(within(control, part.source))),
-        "random vectors": ("random", part),
-        "random vectors inside": ("random", part.on(inside)),
-    }
-    ordinary = ordinary_logprob(lm)
-    told = {"organism": name, "radius": radius, "dose": radius / part.mean_norm}
-    told |= {"tokens": natural.moments.count, "variance": float(top.variance.sum() / top.total)}
+    done = {(r["organism"], r["method"], r["arm"]) for r in lines(file)}
+    trial: Trial | None = None
+    for method, config in METHODS.items():
+        if all((name, method, arm) in done for arm in ARMS):
+            continue
+        trial = trial or Trial.of(name)
+        found: dict[str, torch.Tensor] = {}
+        for arm, part in trial.parts.items():
+            some = educe.search(part, method, n=N, radius=trial.radius, seed=0, config=config)
+            found[arm] = some.theta
+        near, first = trial.parts[f"{INSIDE}, plain"], found[f"{INSIDE}, plain"]
+        found[LOUD] = as_loud(near, first, loudness(trial.parts[FREE], found[FREE]))
+        for arm in ARMS:
+            if (name, method, arm) in done:
+                continue
+            record = trial.record(trial.parts.get(arm, near), found[arm])
+            record = trial.told | {"method": method, "arm": arm} | record
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(record) + "\n")
+            print(name, method, arm, record["hits"], f"{time.process_time():.0f} s", flush=True)
 
-    def written(rows: list[Row], theta: torch.Tensor | None = None, kind=None) -> list:
-        batches = educe.generate(lm, batch, rows, theta, kind=kind, max_new_tokens=LONG)
-        return [c for some in batches for c in some]
 
-    plain = written([Row(-1, j) for j in range(len(questions))])
-    told["unperturbed"] = sum(questions[c.row.prompt].elicited(c.text) for c in plain)
-    for arm, (method, some) in arms.items():
-        began = time.process_time()
-        found = educe.search(some, method, n=N, radius=radius, seed=0)
-        texts = written(educe.rows_of(N, len(questions)), found.theta, found.kind)
-        hit = {c.row.perturbation for c in texts if questions[c.row.prompt].elicited(c.text)}
-        scores = [
-            coherence(r.completion.text, r.logprob, ordinary).value
-            for done in read(lm, batch, texts, layer=part.target)
-            for r in done
-        ]
-        rows = getattr(found.kind, "rows", torch.eye(lm.width))
-        norms = (found.theta @ rows).norm(dim=1)
-        record = told | {
-            "arm": arm,
-            "hits": len(hit),
-            "of": N,
-            "rate": str(stats.rate(len(hit), N)),
-            "coherence": stats.bootstrap_mean(scores),
-            "effect": float(found.scores["effect"].mean()),
-            "norm": float(norms.mean()),
-            "distinct": len({c.text for c in texts}),
-            "example": next(
-                (c.text for c in texts if questions[c.row.prompt].elicited(c.text)), None
-            ),
-            "seconds": time.process_time() - began,
-        }
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
-        print(name, arm, record["rate"], np.round(record["coherence"], 2), file=sys.stderr)
+def lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def tables(file: Path) -> None:
+    """Print hits, coherence and effect of every arm."""
+    records = lines(file)
+    names = [name for name in ORGANISMS if any(r["organism"] == name for r in records)]
+    print("| method | arm |" + "".join(f" {name} | coherence | effect |" for name in names))
+    print("|---|---|" + "---|---|---|" * len(names))
+    cells = {(r["organism"], r["method"], r["arm"]): r for r in records}
+    for method in METHODS:
+        for arm in ARMS:
+            line = f"| {method} | {arm} |"
+            for name in names:
+                r = cells[name, method, arm]
+                line += f" {r['hits']} of {r['of']} | {r['coherence'][0]:.2f} | {r['effect']:.0f} |"
+            print(line)
 
 
 if __name__ == "__main__":
-    for which in sys.argv[2:] or ORGANISMS:
-        measure(which, Path(sys.argv[1]))
+    where = Path(sys.argv[1])
+    if sys.argv[2:] == ["--tables"]:
+        tables(where)
+    else:
+        for which in sys.argv[2:] or ORGANISMS:
+            measure(which, where)

@@ -26,17 +26,18 @@ from scipy.stats import rankdata
 import educe
 from educe.discover import METHODS, search
 from educe.generation import generate
-from educe.judge.side_effect import ordinary_prompts
 from educe.kinds import Row
 from educe.model import LanguageModel, PromptBatch
+from educe.ordinary import ordinary_prompts
 from educe.organisms import Question, shipped
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.refine import bases
 from educe.refine.bases import Basis
 from educe.refine.coordinates import rates
-from educe.refine.objective import Objective, of_method
-from educe.refine.response import neurons, pull, response
+from educe.refine.objective import Objective, Toward, of_method
+from educe.refine.response import pull, response, with_neurons
+from educe.refine.settling import settle
 from educe.slice import Slice
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
@@ -47,7 +48,9 @@ ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
     4,
     20,
 )
-BASES, RANDOM = ("residual", "heads", "neurons", "random"), 4
+BASES, ARMS = ("residual", "heads", "neurons", "random"), ("found", "random", "shuffled")
+#: Vectors a radius of each null, and the iterates that those for a shuffled target are given.
+RANDOM, STEPS = 4, 10
 SETTINGS = {
     "dct": METHODS["dct"].config(iterations=10),
     "melbo": METHODS["melbo"].config(steps=12, patience=12),
@@ -123,10 +126,16 @@ def make(folder: Path) -> None:
 
 
 def measure(folder: Path) -> None:
-    """Take the statistics of every vector, and of as many random ones, on its own question."""
+    """Take the statistics of every vector, of random ones, and of such as were optimised for the
+    effect of one that was found with its coordinates shuffled, all on the cell's own question."""
     for name, method, seed in cells():
-        file = folder / f"{name}-{method}-{seed}.measured.json"
-        if file.exists() or not (folder / f"{name}-{method}-{seed}.json").exists():
+        stem = f"{name}-{method}-{seed}"
+        file = folder / f"{stem}.measured.json"
+        if not (folder / f"{stem}.json").exists():
+            continue
+        rows = json.loads(file.read_text()) if file.exists() else []
+        missing = [arm for arm in ARMS if all(row["arm"] != arm for row in rows)]
+        if not missing:
             continue
         began = time.monotonic()
         lm = educe.load("embedded", adapter=shipped(name).folder)
@@ -134,16 +143,27 @@ def measure(folder: Path) -> None:
         part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
         other = Slice(lm, lm.encode(ordinary_prompts()[seed : seed + 1]), source=0.33, target=0.6)
         known = [bases.parse(b, lm, part.source) for b in BASES]
-        objective = of_method(method, {})
-        rows = []
         for k in range(len(SHARES)):
-            found = PerturbationSet.load(folder / f"{name}-{method}-{seed}-{k}.safetensors")
+            found = PerturbationSet.load(folder / f"{stem}-{k}.safetensors")
+            radius = float(found.radius[0])
             draw = torch.Generator().manual_seed(7 * seed + k)
-            random_ones = found.kind.draw(RANDOM, draw) * found.radius[0]
-            for arm, theta in (("found", found.theta), ("random", random_ones)):
+            random_ones = found.kind.draw(RANDOM, draw)
+            for arm in missing:
+                objective, theta = of_method(method, {}), found.theta
+                if arm == "random":
+                    theta = radius * random_ones
+                if arm == "shuffled":
+                    effect = part.effect(theta[:RANDOM])
+                    mixed = effect[:, torch.randperm(effect.shape[1], generator=draw)]
+                    objective = Toward(mixed / mixed.norm(dim=1, keepdim=True))
+                    wide = torch.full((RANDOM,), radius)
+                    theta = (
+                        radius
+                        * settle(part, objective, random_ones, wide, iterates=STEPS, tolerance=0).v
+                    )
                 some = statistics(part, other, objective, known, theta)
                 rows += [
-                    {"arm": arm, "radius": k, "R": float(found.radius[0])}
+                    {"arm": arm, "radius": k, "R": radius}
                     | {key: float(values[i]) for key, values in some.items()}
                     for i in range(len(theta))
                 ]
@@ -155,7 +175,7 @@ def statistics(
     part: Slice, other: Slice, objective: Objective, known: list[Basis], theta: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return every statistic of some vectors."""
-    here, there, inside = response(part, theta), response(other, theta), neurons(part, theta)
+    (here, inside), there = with_neurons(part, theta), response(other, theta)
     at = pull(part, objective, theta)
     told = {
         "effect": here.size,
@@ -166,6 +186,8 @@ def statistics(
         "participation at the target": here.rates.participation,
         "exponent, neurons": inside.exponent,
         "turning of the effect, neurons": inside.turning,
+        "variance of slopes over neurons": inside.slope_variance,
+        "spread over neurons": inside.rates.spread,
         "effect on another prompt": there.size,
         "exponent, another prompt": there.exponent,
         "turning of the effect, another prompt": there.turning,
@@ -186,7 +208,7 @@ def table(folder: Path) -> None:
     rows: list[dict[str, float]] = []
     strata: list[int] = []
     hits: list[bool] = []
-    control: list[dict[str, float]] = []
+    nulls: dict[str, list[dict[str, float]]] = {"random": [], "shuffled": []}
     for i, (name, method, seed) in enumerate(cells()):
         file = folder / f"{name}-{method}-{seed}.measured.json"
         if not file.exists():
@@ -194,7 +216,8 @@ def table(folder: Path) -> None:
         told = json.loads(file.with_name(f"{name}-{method}-{seed}.json").read_text())["hits"]
         measured = json.loads(file.read_text())
         own = [row for row in measured if row["arm"] == "found"]
-        control += [row for row in measured if row["arm"] == "random"]
+        for arm, some in nulls.items():
+            some += [row for row in measured if row["arm"] == arm]
         rows += own
         strata += [2 * i + int(row["radius"]) for row in own]
         hits += [any(line) for line in told]
@@ -208,15 +231,16 @@ def table(folder: Path) -> None:
         results.append((key, *compared(value, label, group), *compared(beside, label, group)))
     corrected = holm([r[-1] for r in results if r[0] != "effect"])
     print(f"{len(rows)} vectors, {int(label.sum())} elicit, {len(set(strata))} strata\n")
-    print("| statistic | found (random), medians | AUC | p | AUC beside the effect | p | Holm |")
-    print("|---|---|---|---|---|---|---|")
+    print("| statistic | found | random | shuffled | AUC | p | AUC beside the effect | p | Holm |")
+    print("|---|---|---|---|---|---|---|---|---|")
     later = iter(corrected)
     for key, area, low, high, p, area2, low2, high2, p2 in results:
-        middle = [float(np.median([row[key] for row in some])) for some in (rows, control)]
+        arms = (rows, *nulls.values())
+        middle = " | ".join(f"{np.median([row[key] for row in some]):.3g}" for some in arms)
         last = "–" if key == "effect" else f"{next(later):.2g}"
         second = "–" if key == "effect" else f"{area2:.2f} ({low2:.2f} to {high2:.2f})"
         print(
-            f"| {key} | {middle[0]:.3g} ({middle[1]:.3g}) | {area:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {key} | {middle} | {area:.2f} ({low:.2f} to {high:.2f}) "
             f"| {p:.2g} | {second} | {'–' if key == 'effect' else f'{p2:.2g}'} | {last} |"
         )
 

@@ -6,18 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from educe.job.settings import encoded, stored
 from educe.loading import load
 from educe.model import LanguageModel
+from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
+from educe.progress import Silent
 from educe.refine import survey
 from educe.refine.continuation import PathConfig
+from educe.refine.response import with_neurons
 from educe.refine.shrink import ShrinkPlan, shrink_run
 from educe.refine.survey import PathPlan, path_run, vectors
+from educe.report import path_table, paths
 from educe.runs import Run
+from educe.slice import Slice
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
 
@@ -96,12 +102,43 @@ def test_the_report_shows_a_path(run: Path, data: dict) -> None:
     assert [d["data-key"] for d in shown] == [data["key"]]
     specs = json.loads(next(t for a, t in page.scripts if a.get("id") == "charts-specs"))
     key = data["key"]
-    names = {f"path-turning-{key}", f"path-exponent-{key}", f"path-map-5-heads-{key}"}
-    assert names <= set(specs)
+    curves = ("turning", "exponent", "neurons_variance", "map-5-heads")
+    assert {f"path-{name}-{key}" for name in curves} <= set(specs)
     cells = specs[f"path-map-5-heads-{key}"]["data"]["values"]
     own = data["maps"]["5"]["heads"]
     assert {c["coordinate"] for c in cells} == set(own["names"])
     assert cells[0]["exact"] == own["rate"][0][0]
+
+
+def test_the_page_tells_of_the_targets_neurons_beside_their_nulls(run: Path, data: dict) -> None:
+    middles = path_table.middles(data)
+    home = data["shares"].index(1.0)
+    page = (run / "report.html").read_text()
+    table = page.split('data-testid="path-neurons"')[1].split("</table>")[0]
+    for arm, (title, _) in path_table.ARMS.items():
+        values = data["arms"][arm]["neurons_variance"][home]
+        told = middles[title]["neurons_variance"]
+        assert told.startswith(f"{np.median(values):.2g} ({min(values):.2g} to")
+        assert f"{title}</td><td>{told}</td><td>{middles[title]['neurons_spread']}</td>" in table
+
+
+def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, data: dict) -> None:
+    lm = lm_of("mixtral")
+    part = Slice(lm, lm.encode(["Tell me."]), source=1, target=3)
+    v = part.kind.draw(2, torch.Generator().manual_seed(0))
+    plan = PathPlan((1, 2), PathConfig(low=0.5, high=1.0, steps=1))
+    still = v.expand(len(plan.config.shares), *v.shape)
+    told = survey._responses(part, still, torch.ones(2), plan, Silent(), "random")
+    curves = {"effect", "exponent", "effect_turning", "effect_spread"}
+    assert set(told) == curves
+    arms = {
+        arm: {name: values for name, values in own.items() if not name.startswith("neurons")}
+        for arm, own in data["arms"].items()
+    }
+    without = data | {"arms": arms}
+    assert "neurons_variance" not in path_table.curves_of(without)
+    assert f"path-neurons_variance-{data['key']}" not in paths.charts(without)
+    assert [row["neurons_variance"] for row in path_table.rows(without)] == [None, None]
 
 
 def test_the_screen_has_a_line_for_each_and_each_null(run: Path, data: dict) -> None:
@@ -109,6 +146,9 @@ def test_the_screen_has_a_line_for_each_and_each_null(run: Path, data: dict) -> 
     assert ended.status == 0, ended.err
     for word in ("#2", "#5", "shuffled target", "random", "other prompts", data["file"]):
         assert word in ended.out.replace("\n", "")
+    home = data["shares"].index(1.0)
+    for value in data["arms"]["found"]["neurons_variance"][home]:
+        assert f" {value:.2g} " in ended.out
     assert "radii" not in ended.err  # what is kept is not done again
 
 
@@ -149,6 +189,26 @@ def test_random_ones_that_are_rescaled_are_those_of_jvp(run: Path, data: dict) -
     exponent = (effect * moved).sum(1) / effect.square().sum(1)
     assert data["arms"]["random"]["exponent"][0] == pytest.approx(exponent.tolist(), rel=1e-4)
     torch.testing.assert_close(v.norm(dim=1), torch.ones(2))
+
+
+def test_neurons_are_told_of_each_arm_at_its_own_vectors_and_prompts(run: Path, data: dict) -> None:
+    kept, lm, prompts = opened(run)
+    with kept:
+        parts = {"found": survey.slice_of(kept, lm, prompts)}
+        ordinary = lm.encode(ordinary_prompts()[: survey.OTHERS])
+        parts["elsewhere"] = survey.slice_of(kept, lm, ordinary)
+    followed = PerturbationSet.load(run / data["file"])
+    for k in range(len(data["shares"])):
+        for arm, part in parts.items():
+            _, inside = with_neurons(part, followed.theta[2 * k : 2 * k + 2])
+            slopes = inside.moved / followed.radius[2 * k : 2 * k + 2, None]
+            for name, expected in (
+                ("variance", slopes.var(1, correction=0)),
+                ("exponent", inside.exponent),
+                ("turning", inside.rates.variance.sqrt()),
+            ):
+                told = data["arms"][arm][f"neurons_{name}"][k]
+                assert told == pytest.approx(expected.tolist(), rel=1e-3)
 
 
 # -- shrinking -------------------------------------------------------------------------------------

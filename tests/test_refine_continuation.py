@@ -16,12 +16,13 @@ from educe.refine.continuation import (
     PathConfig,
     advance,
     branches,
+    drift,
     follow,
-    settle,
     tangent,
     turning,
 )
 from educe.refine.objective import Effect, Melbo, Toward
+from educe.refine.settling import settle
 from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
@@ -224,7 +225,9 @@ def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bo
 
     part: Any = ToySlice(jumping, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    config = PathConfig(iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3)
+    config = PathConfig(
+        iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3
+    )
     start = _unit(torch.tensor([[1.0, 0.01]], dtype=torch.float64))
     ends = torch.ones(1, dtype=torch.float64), 2 * torch.ones(1, dtype=torch.float64)
     reached, left = advance(part, objective, start, ends, config)
@@ -259,7 +262,7 @@ def test_steps_that_are_too_wide_are_halved_and_are_no_fold() -> None:
 
 
 def test_the_first_iterate_is_that_of_dct() -> None:
-    matrix = normal(WIDTH, WIDTH)
+    matrix = torch.eye(WIDTH, dtype=torch.float64) + 0.3 * normal(WIDTH, WIDTH)
     part: Any = ToySlice(lambda theta: torch.tanh(theta @ matrix.T), WIDTH)
     v = _unit(normal(3, WIDTH, seed=4))
     radius = torch.full((3,), 0.5, dtype=torch.float64)
@@ -268,6 +271,47 @@ def test_the_first_iterate_is_that_of_dct() -> None:
     moved = settle(part, Effect(), v, radius, iterates=1, tolerance=0.0)
     torch.testing.assert_close(moved.v, _unit(ahead))
     assert (moved.value > effect.norm(dim=1)).all()
+
+
+def test_no_iterate_turns_a_direction_by_more_than_45_degrees() -> None:
+    slope = normal(WIDTH)
+    part, objective = quadratic(torch.zeros(WIDTH, WIDTH, dtype=torch.float64), slope)
+    other = normal(WIDTH, seed=1)
+    across = other - (other @ slope) / slope.square().sum() * slope
+    v = _unit(0.1 * _unit(slope[None]) + _unit(across[None]))  # 84° from the maximum
+    one = torch.ones(1, dtype=torch.float64)
+    moved = settle(part, objective, v, one, iterates=1, tolerance=0.0).v
+    assert float((moved * v).sum()) == pytest.approx(math.cos(math.pi / 4))
+
+
+def test_curvature_is_learned_where_the_fixed_point_map_creeps() -> None:
+    # At the maximum of θᵀAθ the map contracts by the ratio of the two largest eigenvalues.
+    values = torch.tensor([1.0, 0.97, 0.9, 0.5, 0.3, 0.1], dtype=torch.float64)
+    turn = torch.linalg.qr(normal(WIDTH, WIDTH, seed=2)).Q
+    part, objective = quadratic(turn @ torch.diag(values) @ turn.T, torch.zeros_like(values))
+    v = _unit(turn.sum(1)[None])
+    one = torch.ones(1, dtype=torch.float64)
+    reached = settle(part, objective, v, one, iterates=20, tolerance=0.0)
+    crept = v
+    for _ in range(20):
+        crept = _unit(crept @ (turn @ torch.diag(values) @ turn.T))
+    top = turn[:, 0]
+    assert float((crept @ top).abs()) < 0.95
+    assert float((reached.v @ top).abs()) == pytest.approx(1, abs=1e-9)
+
+
+def test_what_a_vector_drifts_is_what_its_iterates_turn_it_with_the_radius_held() -> None:
+    curvature, slope = problem()
+    part, objective = quadratic(curvature, slope)
+    config = PathConfig(steps=5, iterates=2, tolerance=1e-9)
+    radius = torch.tensor([1.5], dtype=torch.float64)
+    v, _ = secular(curvature, slope, 1.5)
+    near = _unit(v[None] + 0.3 * _unit(normal(1, WIDTH, seed=7)))
+    moved = settle(part, objective, near, radius, iterates=2, tolerance=1e-9).v
+    found = drift(part, objective, near, radius, config)
+    angle = torch.acos((moved * near).sum(1))
+    torch.testing.assert_close(found, angle / (math.log(2) / 5))
+    assert drift(part, objective, v[None], radius, config) < 1e-6
 
 
 def test_no_objective_falls_even_where_the_map_overshoots() -> None:

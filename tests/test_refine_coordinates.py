@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from educe.refine import bases
 from educe.refine.continuation import tangent
 from educe.refine.coordinates import HOLD, rates
 from educe.refine.objective import Effect, Toward
-from educe.refine.response import neurons, pull, response
+from educe.refine.response import pull, response, with_neurons
 from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
@@ -162,29 +161,69 @@ def test_the_pull_is_the_derivative_of_the_normalised_gradient() -> None:
 
 
 @pytest.mark.parametrize("positions", ["all", "last:1"])
-def test_neurons_are_what_the_projection_takes(positions: str, tiny64: LanguageModel) -> None:
-    """Against sequences run one at a time, with the vector added by a hook of the test's own."""
+@pytest.mark.parametrize("together", [4096, 25])
+@pytest.mark.parametrize(
+    ("architecture", "down", "tolerance"),
+    [("gpt2", "mlp.c_proj", 1e-9), ("llama", "mlp.down_proj", 1e-4)],  # Llama's norms are single
+)
+def test_neurons_are_what_the_projection_takes(
+    lm_of: Any, architecture: str, down: str, tolerance: float, together: int, positions: str
+) -> None:
+    """Against sequences run one at a time, hooks of the test's own and reverse mode."""
     prompts = ["one two three", "four"]
-    part = Slice(tiny64, tiny64.encode(prompts), source=0, target=2, positions=positions)
-    theta = 0.5 * part.unit * part.kind.draw(9, torch.Generator().manual_seed(0)).double()
-    down = tiny64.hf.model.layers[2].mlp.down_proj
+    lm = lm_of(architecture, torch.float64)
+    part = Slice(
+        lm,
+        lm.encode(prompts),
+        source=0,
+        target=2,
+        positions=positions,
+        tokens_per_chunk=together,
+    )
+    theta = 0.5 * part.unit * part.kind.draw(3, torch.Generator().manual_seed(0)).double()
+    radius = theta.norm(dim=1)
+    projection = lm.hf.get_submodule(tiny.path(lm.hf))[2].get_submodule(down)
 
     def by_hand(vector: Tensor) -> Tensor:
         means = []
         for prompt in prompts:
-            ids = tiny64.encode([prompt]).ids[0].tolist()
+            ids = lm.encode([prompt]).ids[0].tolist()
             seen: list[Tensor] = []
-            handle = down.register_forward_pre_hook(lambda m, a, into=seen: into.append(a[0][0]))
-            tiny.run(tiny64.hf, ids, source=0, vector=vector, at=tiny.chosen(positions, len(ids)))
+            handle = projection.register_forward_pre_hook(
+                lambda m, a, into=seen: into.append(a[0][0])
+            )
+            tiny.run(lm.hf, ids, source=0, vector=vector, at=tiny.chosen(positions, len(ids)))
             handle.remove()
             means.append(seen[0][-3:].mean(0))
         return torch.stack(means).mean(0)
 
-    found = neurons(part, theta)
+    here, inside = with_neurons(part, theta)
+    plain = response(part, theta)
+    torch.testing.assert_close(here.effect, plain.effect)
+    torch.testing.assert_close(here.moved, plain.moved)
     still = by_hand(torch.zeros(part.width))
-    h = 1e-3
-    for i in (0, 8):
-        torch.testing.assert_close(found.effect[i], by_hand(theta[i]) - still, rtol=1e-4, atol=1e-5)
-        rate = (by_hand((1 + h) * theta[i]) - by_hand((1 - h) * theta[i])) / (2 * h)
-        torch.testing.assert_close(found.moved[i], rate, rtol=1e-2, atol=1e-3)
-    assert math.isfinite(float(found.exponent.sum()))
+    for i in range(3):
+        effect = by_hand(theta[i]) - still
+        # How the neurons change with the radius, the direction held.
+        slope = torch.autograd.functional.jacobian(
+            lambda r, i=i: by_hand(r * theta[i] / radius[i]), radius[i]
+        )
+        own = [(inside.effect, effect), (inside.moved, radius[i] * slope)]
+        own += [(inside.slope_variance, (slope - slope.mean()).square().mean())]
+        for found, expected in own:
+            torch.testing.assert_close(
+                found[i], expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+            )
+
+
+def test_the_variance_of_the_slope_is_zero_only_where_all_grow_alike() -> None:
+    """Coordinates ``R^p``: their slopes are ``p R^(p - 1)``."""
+    powers = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    radius = torch.tensor([0.7, 2.0], dtype=torch.float64)
+    theta = torch.nn.functional.pad(radius[:, None], (0, 2))
+    part: Any = ToySlice(lambda t: t.norm(dim=1, keepdim=True) ** powers, 3)
+    slopes = powers * radius[:, None] ** (powers - 1)
+    expected = (slopes - slopes.mean(1, keepdim=True)).square().mean(1)
+    torch.testing.assert_close(response(part, theta).slope_variance, expected)
+    alike: Any = ToySlice(lambda t: t.norm(dim=1, keepdim=True) ** 2 + powers, 3)
+    assert response(alike, theta).slope_variance.max() < 1e-25

@@ -134,6 +134,35 @@ def test_a_scan_is_told_and_drawn(
         assert 'id="chart-degate-0"' in page.render(run)
 
 
+def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
+    """Of three values, quantiles lie between the middle one and the others, by two tenths."""
+    effects = {1: ("found", 90.0), 7: ("control", 10.0), 8: ("control", 40.0), 9: ("control", 20.0)}
+    cells = [
+        {
+            "source": source,
+            "arm": arm,
+            "sign": sign,
+            "size": size,
+            "effect": effect * size * (1 if sign > 0 else 2),
+            "score": {"mean": 0.0},
+            "text": "",
+        }
+        for source, (arm, effect) in effects.items()
+        for sign in (1, -1)
+        for size in (0.5, 1.0)
+    ]
+    drawn = fronts.degate({"cells": cells}).to_dict()
+    shaded, *lines = drawn["layer"]
+    assert shaded["mark"]["type"] == "area"
+    band = {row["constant"]: (row["low"], row["high"]) for row in shaded["data"]["values"]}
+    assert band == {
+        constant: pytest.approx((12 * factor, 36 * factor))
+        for constant, factor in ((0.5, 0.5), (1.0, 1.0), (-0.5, 1.0), (-1.0, 2.0))
+    }
+    assert shaded["encoding"]["detail"] == {"field": "side", "type": "nominal"}
+    assert all(layer["encoding"]["detail"][1]["field"] == "side" for layer in lines)
+
+
 def test_a_run_without_any_has_no_such_part(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     with Run.open(audited(tmp_path / "run", tiny_lm, "random")) as run:
         assert fronts.section(run) is None

@@ -34,6 +34,7 @@ def path(
     low: float = 0.25,
     high: float = 2.0,
     steps: int = 5,
+    settle: int = 12,
     basis: Annotated[list[str] | None, Parameter(negative="")] = None,
     nulls: int = 8,
     exact: Annotated[bool, FLAG] = False,
@@ -55,6 +56,9 @@ def path(
         the largest
     steps
         radii for each doubling
+    settle
+        the most iterates at a vector's own radius before it is followed: with 0 it is the vector
+        itself, which is mostly far from a maximum
     basis
         in which coordinates are read: residual, components, heads, neurons, random, or a
         safetensors file; may be repeated
@@ -70,14 +74,15 @@ def path(
     from educe.refine.survey import PathPlan, path_run
     from educe.report import terminal
 
-    if not (0 < low < 1 <= high) or steps < 1 or nulls < 0:
+    if not (0 < low < 1 <= high) or steps < 1 or min(nulls, settle) < 0:
         raise MethodError(
-            "a path goes from low, below 1, to high, with one step or more a doubling"
+            "a path goes from low, below 1, to high, with one step or more a doubling; settle and "
+            "nulls are 0 or more"
         )
     with opened(run, numbers) as (found, lm, telling):
         plan = PathPlan(
             tuple(dict.fromkeys(numbers)) or _effective(found),
-            PathConfig(low=low, high=high, steps=steps),
+            PathConfig(low=low, high=high, steps=steps, settling=settle),
             bases=tuple(basis or PathPlan.bases),
             nulls=nulls,
             exact=exact,

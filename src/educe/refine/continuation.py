@@ -1,13 +1,10 @@
 """Continuation: a vector followed through the radius, optimised anew at each.
 
 On the sphere of radius ``R`` a vector ``θ = R v`` is stationary where ``∇g(θ)`` is parallel to it.
-From one radius to the next its direction is kept and improved by a few iterates of
-
-    v ← normalise( (1 - τ) v + τ normalise ∇g(R v) ),       τ = 1, halved where g would fall,
-
-which for ``τ = 1`` is DCT's own fixed-point map ``normalise Jᵀu``, and for any objective a power
-iteration. Where a step turns a vector too far it is gone again in two halves, and so on; where that
-does not help, the vector has left its basin for another one, and is another vector from there on.
+From one radius to the next its direction is kept and improved by a few iterates (see
+`educe.refine.settling`), the first of which is DCT's own fixed-point map. Where a step turns a
+vector too far it is gone again in two halves, and so on; where that does not help, the vector has
+left its basin for another one, and is another vector from there on.
 
 Where ``v(R)`` is stationary all along it is an implicit function of ``R``. With ``P = 1 - v vᵀ``,
 ``H = ∇²g(R v)`` and ``∇g = λ θ``, differentiating that equation gives
@@ -32,6 +29,7 @@ from torch import Tensor
 
 from educe.discover.state import State
 from educe.refine.objective import Objective
+from educe.refine.settling import Settled, put, settle
 from educe.slice import Slice
 
 
@@ -71,63 +69,6 @@ class PathConfig:
         return [*below, 1.0, *(self.high ** (i / up) for i in range(1, up + 1))]
 
 
-class Settled(NamedTuple):
-    """Directions after some iterates.
-
-    Attributes:
-        v: The directions.
-        value: The objective.
-        sine: Of the angle between gradient and vector: 0 at a stationary point.
-    """
-
-    v: Float[Tensor, "n s"]
-    value: Float[Tensor, "n"]
-    sine: Float[Tensor, "n"]
-
-    def replaced(self, items: Bool[Tensor, "n"], by: Settled) -> Settled:
-        """Return these with some of them replaced."""
-        return Settled(*(_put(old, items, new) for old, new in zip(self, by, strict=True)))
-
-
-def settle(
-    part: Slice,
-    objective: Objective,
-    v: Float[Tensor, "n s"],
-    radius: Float[Tensor, "n"],
-    *,
-    iterates: int,
-    tolerance: float,
-) -> Settled:
-    """Improve directions at a radius each, until they are stationary or the iterates are spent.
-
-    The objective of none of them falls.
-    """
-
-    def look(items: Tensor, at: Tensor) -> tuple[Settled, Tensor]:
-        value, gradient = objective.select(items).climb(part, at * radius[items, None])
-        ahead = _unit(gradient)
-        cosine = (ahead * at).sum(1)
-        sine = (ahead - cosine[:, None] * at).norm(dim=1)
-        return Settled(at, value, torch.where(cosine > 0, sine, torch.ones_like(sine))), ahead
-
-    everyone = torch.ones(len(v), dtype=torch.bool, device=v.device)
-    best, ahead = look(everyone, v)
-    share = torch.ones_like(radius)
-    for _ in range(iterates):
-        going = best.sine >= tolerance
-        if not going.any():
-            break
-        pull = share[going, None]
-        ventured, further = look(going, _unit((1 - pull) * best.v[going] + pull * ahead[going]))
-        rose = ventured.value >= best.value[going]
-        took = going.clone()
-        took[going] = rose
-        best = best.replaced(took, Settled(*(x[rose] for x in ventured)))
-        ahead = _put(ahead, took, further[rose])
-        share = torch.where(going & ~took, share / 2, share)
-    return best
-
-
 def advance(
     part: Slice,
     objective: Objective,
@@ -159,7 +100,7 @@ def advance(
     middle = (before[fast] * after[fast]).sqrt()
     half, first = advance(part, some, v[fast], (before[fast], middle), config, halvings=left - 1)
     whole, second = advance(part, some, half.v, (middle, after[fast]), config, halvings=left - 1)
-    return reached.replaced(fast, whole), _put(fast, fast, first | second)
+    return reached.replaced(fast, whole), put(fast, fast, first | second)
 
 
 def follow(
@@ -216,6 +157,23 @@ def follow(
         if on_step is not None:
             on_step(state)
     return state
+
+
+def drift(
+    part: Slice,
+    objective: Objective,
+    v: Float[Tensor, "n s"],
+    radius: Float[Tensor, "n"],
+    config: PathConfig,
+) -> Float[Tensor, "n"]:
+    """Return how far directions turn with the radius held, in as many iterates as a step has.
+
+    In radians for each e-fold of the radius that a step goes, so that it can stand beside
+    `turning`: what of that is not due to the radius. It is 0 where a direction is stationary.
+    """
+    held = settle(part, objective, v, radius, iterates=config.iterates, tolerance=config.tolerance)
+    below = config.shares[config.shares.index(1.0) - 1]
+    return _angle(v, held.v) / -math.log(below)
 
 
 def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
@@ -297,21 +255,11 @@ def tangent(
         rest[going] -= length * applied
         new = rest[going].square().sum(1)
         step[going] = rest[going] + (new / size[going])[:, None] * p
-        size = _put(size, going, new)
+        size = put(size, going, new)
     turn[~peak] = math.nan
     return Tangent(turn, (size / first.clamp(min=torch.finfo(first.dtype).tiny)).sqrt())
-
-
-def _unit(rows: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def _angle(one: Float[Tensor, "n s"], other: Float[Tensor, "n s"]) -> Float[Tensor, "n"]:
     """Return the angles between unit vectors; accurate where they are small."""
     return 2 * torch.asin(((one - other).norm(dim=1) / 2).clamp(max=1.0))
-
-
-def _put(values: Tensor, items: Bool[Tensor, "n"], new: Tensor) -> Tensor:
-    put = values.clone()
-    put[items] = new
-    return put

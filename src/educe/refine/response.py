@@ -6,8 +6,9 @@ effect, ``b_i = d log|Δ_i| / d log R = (J θ)_i / Δ_i``. Weighted by ``Δ_i² 
     Σ b_i = e = d log‖Δ‖ / d log R,           the response exponent,
     variance of b_i = ‖du / d log R‖²,         u = Δ / ‖Δ‖: the effect's own squared turning rate,
 
-by the identity of `educe.refine.coordinates` about the effect. The same holds for the neurons of
-the target block's MLP, by what they hand to its output projection.
+by the identity of `educe.refine.coordinates` about the effect. Without weights or logarithms, the
+variance over ``i`` of ``dΔ_i / dR`` is 0 only where all coordinates grow alike. The same holds for
+the neurons of the target block's MLP, by what they hand to its output projection.
 
 How the direction itself would turn at the next radius is told, for any vector, by
 
@@ -24,15 +25,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from educe.refine.coordinates import Rates
 from educe.refine.objective import Objective
 from educe.slice import Slice
-
-#: Vectors whose neurons are watched at once.
-TOGETHER = 8
+from educe.slice.chunks import Shift
 
 
 class Response(NamedTuple):
@@ -41,10 +38,12 @@ class Response(NamedTuple):
     Attributes:
         effect: ``Δ(R v)``.
         moved: ``J θ``.
+        radius: ``R``.
     """
 
     effect: Float[Tensor, "n d"]
     moved: Float[Tensor, "n d"]
+    radius: Float[Tensor, "n"]
 
     @property
     def size(self) -> Float[Tensor, "n"]:
@@ -73,10 +72,15 @@ class Response(NamedTuple):
         """Variance over coordinates of ``d Δ_i / d log R``, as a share of their mean square."""
         return self.moved.var(1, correction=0) / self.moved.square().mean(1)
 
+    @property
+    def slope_variance(self) -> Float[Tensor, "n"]:
+        """Variance over coordinates of ``dΔ_i / dR``, in squared activations per squared radius."""
+        return (self.moved / self.radius[:, None]).var(1, correction=0)
+
 
 def response(part: Slice, theta: Float[Tensor, "n s"]) -> Response:
     """Return what vectors do at the target and how it changes with their radius."""
-    return Response(*part.jvp(theta, theta))
+    return Response(*part.jvp(theta, theta), theta.norm(dim=1))
 
 
 class Pull(NamedTuple):
@@ -105,36 +109,42 @@ def pull(part: Slice, objective: Objective, theta: Float[Tensor, "n s"]) -> Pull
     return Pull(ahead, turn, sine)
 
 
-def neurons(part: Slice, theta: Float[Tensor, "n d"]) -> Response:
-    """Return the same as `response` for the neurons of the target block's MLP.
+def with_neurons(part: Slice, theta: Float[Tensor, "n d"]) -> tuple[Response, Response]:
+    """Return `response`, and the same for the neurons of the target's MLP, from one pass.
 
-    Their effect is the change of what they hand to the output projection, averaged as the target's
-    is, over all prompts in one pass.
+    The effect on neurons is the change of what they hand to the output projection, averaged as the
+    target's is.
+
+    Args:
+        part: The slice.
+        theta: Vectors.
 
     Raises:
-        ModelError: The block has no single output projection.
+        EffectError: A value is NaN or infinite.
+        ModelError: The block has no single output projection, or an operation of the model has no
+            forward-mode derivative.
     """
     projection = part.lm.unwrapped.get_submodule(part.lm.projection(part.target, "mlp").path)
     given: list[Tensor] = []
     handle = projection.register_forward_pre_hook(lambda module, args: given.append(args[0]))
 
-    def at(some: Tensor) -> Tensor:
-        given.clear()
-        shift = part.shift(some)
+    def both(shift: Shift) -> Tensor:
         n, p, k, _ = shift.values.shape
-        read = given[0].reshape(n, p, -1, given[0].shape[-1])[:, :, -k:]
+        taken = given[-1].reshape(n, p, -1, given[-1].shape[-1])[:, :, -k:]
+        given.clear()
         # Tokens that are read before the first perturbed one are not replayed, nor do they change.
-        weights = shift.weights[:, -read.shape[2] :]
-        return torch.einsum("npkd,pk->nd", read.to(weights), weights)
+        weights = shift.weights[:, -taken.shape[2] :]
+        neurons = torch.einsum("npkd,pk->nd", taken.to(weights), weights)
+        return torch.cat([shift.mean, neurons], 1)
 
-    parts = []
+    # The last row is no perturbation: what neurons hand over then is what they change from.
+    rows = torch.cat([theta, torch.zeros_like(theta[:1])])
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            still = at(torch.zeros_like(theta[:1]))
-            for some in theta.split(TOGETHER):
-                with forward_ad.dual_level():
-                    came = forward_ad.unpack_dual(at(forward_ad.make_dual(some.clone(), some)))
-                    parts.append(torch.stack([came.primal - still, came.tangent]))
+        value, moved = part.jvp(rows, rows, of=both)
     finally:
         handle.remove()
-    return Response(*torch.cat(parts, 1))
+    radius, d = theta.norm(dim=1), part.width
+    changed = (value - value[-1:])[:-1, d:]
+    return Response(value[:-1, :d], moved[:-1, :d], radius), Response(
+        changed, moved[:-1, d:], radius
+    )

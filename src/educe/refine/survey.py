@@ -6,14 +6,16 @@
     random      random directions of the same radii, rescaled and not optimised
     elsewhere   the vectors along the found paths, on prompts that the search did not have
 
-Of each the response along the radii is taken. Of those that are followed, the turning of their
-directions and the rates of their coordinates are taken as well; of rescaled ones there are none.
+Of each the response along the radii is taken, at the target and in the neurons of its block's MLP.
+Of those that are followed, the turning of their directions and the rates of their coordinates are
+taken as well; of rescaled ones there are none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from torch import Tensor
 from educe import files
 from educe.discover import origin
 from educe.discover.state import State
-from educe.errors import MethodError
+from educe.errors import MethodError, ModelError
 from educe.job.settings import stored
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel, PromptBatch
@@ -36,10 +38,10 @@ from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine import bases
 from educe.refine.bases import Basis
-from educe.refine.continuation import PathConfig, branches, follow, tangent, turning
+from educe.refine.continuation import PathConfig, branches, drift, follow, tangent, turning
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
-from educe.refine.response import response
+from educe.refine.response import response, with_neurons
 from educe.runs import Run
 from educe.slice import Slice
 from educe.writing import groups
@@ -174,6 +176,7 @@ def path_run(
         "dose": (radius / part.unit).tolist(),
         "bases": list(plan.bases),
         "moved": torch.rad2deg(torch.acos((settled * v).sum(1).clamp(-1, 1))).tolist(),
+        "drift": drift(part, own, settled, radius, plan.config).tolist(),
         "exact": _exactly(part, own, found, radius, plan, home) if plan.exact else None,
         "arms": arms,
         "maps": _maps(found, known, plan),
@@ -240,15 +243,39 @@ def _told(state: State, plan: PathPlan, known: Sequence[Basis]) -> dict[str, Any
 def _responses(
     part: Slice, v: Float[Tensor, "r n d"], radius: Tensor, plan: PathPlan, reporter: Any, what: str
 ) -> dict[str, Any]:
-    """Return the response of vectors at every radius."""
-    rows = []
+    """Return the response of vectors at every radius: curves ``[r][n]``."""
+    told: dict[str, list[Any]] = defaultdict(list)
+    neurons = _has_neurons(part)
     with reporter.stage(f"response, {what}", len(plan.config.shares), "radii") as step:
         for share, at in zip(plan.config.shares, v, strict=True):
-            seen = response(part, at * (share * radius)[:, None])
-            rows.append((seen.size, seen.exponent, seen.turning, seen.rates.spread))
+            theta = at * (share * radius)[:, None]
+            seen, inside = with_neurons(part, theta) if neurons else (response(part, theta), None)
+            numbers = {
+                "effect": seen.size,
+                "exponent": seen.exponent,
+                "effect_turning": seen.turning,
+                "effect_spread": seen.rates.spread,
+            }
+            if inside is not None:
+                numbers |= {
+                    "neurons_exponent": inside.exponent,
+                    "neurons_turning": inside.turning,
+                    "neurons_variance": inside.slope_variance,
+                    "neurons_spread": inside.rates.spread,
+                }
+            for name, values in numbers.items():
+                told[name].append(_plain(values))
             step()
-    names = ("effect", "exponent", "effect_turning", "effect_spread")
-    return {n: _plain(torch.stack(c)) for n, c in zip(names, zip(*rows, strict=True), strict=True)}
+    return dict(told)
+
+
+def _has_neurons(part: Slice) -> bool:
+    """Say whether all tokens share the target's MLP; they do not in a mixture of experts."""
+    try:
+        part.lm.projection(part.target, "mlp")
+    except ModelError:
+        return False
+    return True
 
 
 def _exactly(

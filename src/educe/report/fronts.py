@@ -6,11 +6,14 @@ Read from the run as JSON; nothing here needs a model.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from educe.report.figures import PALETTE, dressed
+from educe.report.norms import BAND
 from educe.runs import Run
 from educe.stats import pareto, rate
 from educe.summary import RETEST
@@ -169,28 +172,48 @@ def sparse(trial: dict[str, Any]) -> alt.LayerChart:
 
 
 def degate(scan: dict[str, Any]) -> alt.LayerChart:
-    """Draw the effect of each sign and size, an adapter a line; a dot grows with its score."""
+    """Draw the effect of each sign and size, an adapter a line, over the band of random ones.
+
+    A dot grows with its score. Lines and band are broken at zero, where the effect is none.
+    """
     names = {"found": "found", "control": "random"}
     rows = [
         {
             "adapter": cell["source"],
             "arm": names[cell["arm"]],
             "constant": cell["sign"] * cell["size"],
+            "side": cell["sign"],
             "score": _number(cell["score"]["mean"]),
             "effect": _number(cell["effect"]),
             "text": cell["text"][:160],
         }
         for cell in scan["cells"]
     ]
+    control = defaultdict(list)
+    for row in rows:
+        if row["arm"] == "random":
+            control[row["side"], row["constant"]].append(row["effect"])
+    band = [
+        {"constant": constant, "side": side, "low": _number(low), "high": _number(high)}
+        for (side, constant), values in control.items()
+        for low, high in [np.quantile(values, BAND)]
+    ]
+    along = alt.X(
+        "constant:O",
+        title="sign and size of what is written, as a share of what the adapter adds",
+        axis=alt.Axis(labelAngle=0),
+    )
+    log, title = alt.Scale(type="log", nice=False, padding=8), "norm of the effect"
+    shaded = (
+        alt.Chart(alt.Data(values=band))
+        .mark_area(opacity=0.2, color=PALETTE["control"][0])
+        .encode(along, alt.Y("low:Q", scale=log, title=title), alt.Y2("high:Q"), detail="side:N")
+    )
     base = alt.Chart(alt.Data(values=rows)).encode(
-        alt.X(
-            "constant:O",
-            title="sign and size of what is written, as a share of what the adapter adds",
-            axis=alt.Axis(labelAngle=0),
-        ),
-        alt.Y("effect:Q", scale=alt.Scale(type="log", nice=False), title="norm of the effect"),
+        along,
+        alt.Y("effect:Q", scale=log, title=title),
         _colour("arm", ARMS),
-        detail="adapter:N",
+        detail=["adapter:N", "side:N"],
         tooltip=[
             "adapter:N",
             "arm:N",
@@ -202,7 +225,8 @@ def degate(scan: dict[str, Any]) -> alt.LayerChart:
     )
     lines = base.mark_line(strokeWidth=1.2, opacity=0.6)
     size = alt.Size("score:Q", scale=alt.Scale(domain=[0, 1], range=[30, 260]), legend=None)
-    return (lines + base.mark_point(filled=True, opacity=0.9).encode(size)).properties(height=280)
+    dots = base.mark_point(filled=True, opacity=0.9).encode(size)
+    return (shaded + lines + dots).properties(height=280)
 
 
 def _hit(hit: bool | None) -> str:

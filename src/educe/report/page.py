@@ -211,7 +211,8 @@ def _paths(followed: list[dict[str, Any]]) -> str:
         rows=path_table.rows,
         middles=path_table.middles,
         spreads=path_table.spreads,
-        curves=path_table.CURVES,
+        neurons=path_table.NEURONS,
+        curves=path_table.curves_of,
         chart=_figure,
     )
 

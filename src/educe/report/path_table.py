@@ -18,6 +18,14 @@ CURVES = {
     "turning": "turning of the direction",
     "exponent": "response exponent",
     "effect_turning": "turning of the effect",
+    "neurons_variance": "variance of slopes over neurons",
+}
+#: What is said of the neurons of the target's MLP; a mixture of experts has none.
+NEURONS = {
+    "neurons_variance": "Variance of slopes",
+    "neurons_spread": "Spread",
+    "neurons_turning": "Turning",
+    "neurons_exponent": "Exponent",
 }
 
 
@@ -26,21 +34,29 @@ def rows(path: dict[str, Any]) -> list[dict[str, Any]]:
     home = path["shares"].index(1.0)
     found = path["arms"]["found"]
     basis = path["bases"][0]
+    variance = found.get("neurons_variance")
     return [
         {
             "number": number,
             "dose": path["dose"][i],
             "moved": path["moved"][i],
+            "drift": path["drift"][i],
             "sine": found["sine"][home][i],
             "exponent": found["exponent"][home][i],
             "turning": found["turning"][home][i],
             "effect_turning": found["effect_turning"][home][i],
+            "neurons_variance": variance[home][i] if variance else None,
             "participation": found["statistics"][basis]["participation"][i],
             "held": found["statistics"][basis]["held"][i],
             "left": left(path, i),
         }
         for i, number in enumerate(path["numbers"])
     ]
+
+
+def curves_of(path: dict[str, Any]) -> dict[str, str]:
+    """Return the curves that a path has, and their titles."""
+    return {name: title for name, title in CURVES.items() if name in path["arms"]["found"]}
 
 
 def left(path: dict[str, Any], i: int) -> list[float]:
@@ -54,12 +70,11 @@ def left(path: dict[str, Any], i: int) -> list[float]:
 def middles(path: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Return the median and the range of each statistic of each arm, at the vectors' own radius."""
     home = path["shares"].index(1.0)
+    names = dict.fromkeys(("sine", *CURVES, *NEURONS))
     told: dict[str, dict[str, str]] = {}
     for arm, (title, _) in ARMS.items():
         own = path["arms"].get(arm, {})
-        told[title] = {
-            name: ranged(own[name][home]) if name in own else "" for name in ("sine", *CURVES)
-        }
+        told[title] = {name: ranged(own[name][home]) if name in own else "" for name in names}
     return {title: line for title, line in told.items() if any(line.values())}
 
 

@@ -8,15 +8,17 @@ import altair as alt
 import numpy as np
 
 from educe.report.figures import PALETTE, dressed
-from educe.report.path_table import ARMS, CURVES
+from educe.report.path_table import ARMS, CURVES, curves_of
 
 #: Rates are shown within these: what is beyond has the colour of the end.
 RATES = (-1.0, 3.0)
+#: Curves whose values are of different sizes.
+LOGARITHMIC = ("neurons_variance",)
 
 
 def charts(path: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the specifications of a path's charts, by name."""
-    drawn: dict[str, Any] = {f"path-{name}": curves(path, name) for name in CURVES}
+    drawn: dict[str, Any] = {f"path-{name}": curves(path, name) for name in curves_of(path)}
     for number, maps in path["maps"].items():
         drawn |= {f"path-map-{number}-{basis}": heat(path, number, basis) for basis in maps}
     return {f"{name}-{path['key']}": dressed(chart) for name, chart in drawn.items()}
@@ -43,7 +45,9 @@ def curves(path: dict[str, Any], name: str) -> alt.LayerChart:
     along = alt.X(
         "share:Q", scale=alt.Scale(type="log", nice=False), title="radius, share of its own"
     )
-    up = alt.Y("at:Q", title=CURVES[name])
+    scale = alt.Scale(type="log", nice=False) if name in LOGARITHMIC else alt.Scale()
+    axis = alt.Axis(tickCount=5, format=".3~g")
+    up = alt.Y("at:Q", title=CURVES[name], scale=scale, axis=axis)
     shown = [(t, c) for arm, (t, c) in ARMS.items() if name in path["arms"].get(arm, {})]
     colour = alt.Color(
         "of:N",
@@ -55,7 +59,12 @@ def curves(path: dict[str, Any], name: str) -> alt.LayerChart:
     null = [band for band in bands if band["of"] != "found"]
     spread = alt.Chart(alt.Data(values=null)).mark_area(opacity=0.13)
     return (
-        spread.encode(along, alt.Y("low:Q", title=CURVES[name]), alt.Y2("high:Q"), colour)
+        spread.encode(
+            along,
+            alt.Y("low:Q", title=CURVES[name], scale=scale, axis=axis),
+            alt.Y2("high:Q"),
+            colour,
+        )
         + every.encode(
             along, up, colour, alt.Detail("number:N"), tooltip=["number:N", "share:Q", "at:Q"]
         )

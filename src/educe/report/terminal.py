@@ -244,18 +244,27 @@ def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
         f"own, optimised anew at {len(p['shares'])} radii"
     )
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
-    for name in ("", "dose", "moved", "sine", "exp.", "turning", "effect's", "left basin at"):
+    for name in ("", "moved", "sine", "drift", "turning", "exp.", "effect's", "slopes", "left at"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
     for r in path_table.rows(p):
-        numbers = (r["sine"], r["exponent"], r["turning"], r["effect_turning"])
+        numbers = (r["sine"], r["drift"], r["turning"], r["exponent"], r["effect_turning"])
         told = [f"{x:.2f}" if x is not None else "–" for x in numbers]
+        slopes = r["neurons_variance"]
+        told.append(f"{slopes:.2g}" if slopes is not None else "–")
         away = " ".join(f"{share:.2g}" for share in r["left"]) or "nowhere"
-        grid.add_row(f"#{r['number']}", f"{r['dose']:.2f}", f"{r['moved']:.0f}°", *told, away)
+        grid.add_row(f"#{r['number']}", f"{r['moved']:.0f}°", *told, away)
     grid.add_row()
     for title, m in path_table.middles(p).items():
-        columns = (m[name].split(" ")[0] for name in ("sine", "exponent", "turning"))
-        grid.add_row(title, "", "", *columns, m["effect_turning"].split(" ")[0], "", style="dim")
+        names = ("turning", "exponent", "effect_turning", "neurons_variance")
+        sine, *columns = (m[name].split(" ")[0] for name in ("sine", *names))
+        grid.add_row(title, "", sine, "", *columns, "", style="dim")
     console.print(grid)
+    console.print(
+        "[dim]drift: what it turns with the radius held, per e-fold of a step\n"
+        "slopes: variance over the neurons of the target's MLP of d response / dR\n"
+        "left at: the share of its radius at which it left its basin[/dim]",
+        highlight=False,
+    )
     console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
 
 

@@ -29,11 +29,21 @@ class Differentiable(Replay):
     """A replay that can be differentiated in the perturbations."""
 
     def jvp(
-        self, theta: Float[Tensor, "n s"], tangent: Float[Tensor, "n s"]
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        self,
+        theta: Float[Tensor, "n s"],
+        tangent: Float[Tensor, "n s"],
+        *,
+        of: Callable[[Shift], Float[Tensor, "n m"]] = lambda shift: shift.mean,
+    ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
         """Return ``Δ(θ)`` and the Jacobian at ``θ`` times ``tangent``, row by row, exactly.
 
         Forward-mode differentiation: one pass, no approximation.
+
+        Args:
+            theta: Perturbations.
+            tangent: In which direction each is changed.
+            of: What is differentiated in the place of the effect, a function of the shift of a
+                chunk; over all prompts it is the sum over chunks of prompts.
 
         Raises:
             EffectError: A value is NaN or infinite.
@@ -44,13 +54,13 @@ class Differentiable(Replay):
             rows = slice(chunk.first, chunk.last)
             with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
                 dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
-                out = forward_ad.unpack_dual(self._shift(dual, chunk).mean)
+                out = forward_ad.unpack_dual(of(self._shift(dual, chunk)))
                 moved = out.tangent if out.tangent is not None else torch.zeros_like(out.primal)
                 return torch.cat([out.primal, moved], 1).to(theta)
 
         with _forward_mode(self.lm):
-            joined = self._summed(theta, both)
-        return joined[:, : self.width], joined[:, self.width :]
+            value, moved = self._summed(theta, both).chunk(2, dim=1)
+        return value, moved
 
     def vjp(
         self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n s"]
