@@ -225,9 +225,7 @@ def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bo
 
     part: Any = ToySlice(jumping, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    config = PathConfig(
-        iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3
-    )
+    config = PathConfig(iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3)
     start = _unit(torch.tensor([[1.0, 0.01]], dtype=torch.float64))
     ends = torch.ones(1, dtype=torch.float64), 2 * torch.ones(1, dtype=torch.float64)
     reached, left = advance(part, objective, start, ends, config)
