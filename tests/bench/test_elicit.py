@@ -27,6 +27,7 @@ from educe.bench.elicit import (
     run_cell,
 )
 from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from educe.contrast import Forced
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
@@ -126,14 +127,40 @@ def test_noise_is_at_shares_of_what_is_calibrated_for_it(
     assert [float(s.radius[0]) for s in made] == pytest.approx([1.5 * own, 2 * own, 2.5 * own])
 
 
-@pytest.mark.parametrize("family", ["melbo", "dct", "power", "cpe"])
-def test_searches_spend_the_same(subject: Subject, family: str) -> None:
-    budget = replace(BUDGET, passes=24)
+@pytest.mark.parametrize(
+    ("family", "forward", "backward"),
+    [
+        ("random", 1, 0),  # what was drawn is measured
+        ("melbo", 12 + 1, 12),
+        ("dct", 12 + 2, 12),  # scaled at the start, measured at the end
+    ],
+)
+def test_a_search_spends_its_rounds_and_a_pass_to_measure(
+    subject: Subject, family: str, forward: int, backward: int
+) -> None:
     problem = subject.problem(PLACE, 0)
     with elicit.counting(subject.lm) as seen:
-        list(named(family).make(problem, budget, 0))
-    # Of the four blocks in the slice; besides, a few to begin with and to measure what was found.
-    assert 20 <= sum(seen.values()) / 4 / budget.n <= 24 + 9
+        list(named(family).make(problem, replace(BUDGET, passes=24), 0))
+    assert seen == {"forward": forward * 4 * BUDGET.n, "backward": backward * 4 * BUDGET.n}
+
+
+@pytest.mark.parametrize(("family", "blocks"), [("power", 4), ("cpe", 4), ("optimised", 6)])
+def test_other_searches_spend_about_the_same(subject: Subject, family: str, blocks: int) -> None:
+    """Power draws more columns than it returns, CPE calibrates; words go through all blocks."""
+    problem = subject.problem(PLACE, 0)
+    with elicit.counting(subject.lm) as seen:
+        list(named(family).make(problem, replace(BUDGET, passes=24), 0))
+    assert 20 <= sum(seen.values()) / blocks / BUDGET.n <= 32
+
+
+def test_only_blocks_that_compute_are_counted(subject: Subject) -> None:
+    """Those up to the source hand on what is known, in a pass that is forced on some words."""
+    forced = Forced(
+        subject.lm, subject.asked, torch.tensor([[1, 2, 3]] * 4), source=5, positions="all"
+    )
+    with elicit.counting(subject.lm) as seen:
+        forced.value_and_grad(torch.ones(4, subject.lm.width))
+    assert seen == {"forward": 4 * 2, "backward": 4 * 2}
 
 
 def test_the_texts_are_what_the_perturbed_model_writes(subject: Subject, lm: LanguageModel) -> None:
