@@ -31,7 +31,7 @@ from educe.contrast import Forced
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
-from educe.generation import generate
+from educe.generation import Completion, generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, shipped
@@ -88,7 +88,6 @@ def test_a_cell_counts_what_was_written_and_keeps_its_budget(subject: Subject, f
         for item in range(BUDGET.n)
     ]
     assert [p["hits"] for p in cell["perturbations"]] == counted
-    assert len(cell["coherence_of_hits"]) == sum(counted)
     # All answer two questions, the best quarter one more, and the chosen ones are re-tested.
     assert cell["spent"] == [6 * 2, 2 * 1, 3]
     assert cell["best"]["trials"] == cell["blind"]["trials"] == 3
@@ -99,6 +98,36 @@ def test_a_cell_counts_what_was_written_and_keeps_its_budget(subject: Subject, f
     assert cell["blind"]["item"] == int(np.argmax([p["striking"] for p in cell["perturbations"]]))
     if family == SAMPLING:
         assert sum(cell["passes"].values()) == 0
+
+
+def test_every_perturbation_that_elicits_has_its_price_and_no_other(
+    subject: Subject, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean coherence of the answers that show it; KL of the first token on ordinary prompts."""
+
+    def planted(completions: list[Completion]) -> dict[Row, tuple[float, float]]:
+        return {c.row: (c.row.perturbation + c.row.prompt / 10, 1.0) for c in completions}
+
+    monkeypatch.setattr(subject, "striking", planted)
+    cell = run_cell(subject, "random", 0, PLACE)
+    made = list(named("random").make(subject.problem(PLACE, 0), BUDGET, 0))
+    vectors = torch.cat([some.theta for some in made])
+    texts = {(item, prompt): text for item, prompt, text in cell["texts"]}
+    ids, mask = subject.ordinary.ids, subject.ordinary.mask
+    plain = lm.forward(ids, mask)[:, -1].log_softmax(-1)
+    priced = 0
+    for item, found in enumerate(cell["perturbations"]):
+        asked = {j: subject.questions[j] for j in subject.search[: BUDGET.first]}
+        shows = [j for j, q in asked.items() if q.elicited(texts[item, q.prompt])]
+        assert ("coherence" in found) is ("side_effect" in found) is (len(shows) > 0)
+        if shows:
+            priced += 1
+            assert found["coherence"] == pytest.approx(np.mean([item + j / 10 for j in shows]))
+            with lm.adding(1, lambda stream, vector=vectors[item]: vector):
+                moved = lm.forward(ids, mask)[:, -1].log_softmax(-1)
+            kl = (plain.exp() * (plain - moved)).sum(-1).mean()
+            assert found["side_effect"] == pytest.approx(float(kl), rel=1e-3)
+    assert priced > 1
 
 
 @pytest.mark.parametrize("family", ["melbo", "dct", "cpe"])
