@@ -95,16 +95,19 @@ def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> Non
 def answers(folder: str, /, *, debug: Debug = False) -> None:
     """Print answers with and without what unlocks an organism, labelled, as JSON lines.
 
-    What a judge can be measured on: its rule says of each answer whether the secret is in it.
+    What a judge can be measured on: its rule says of each answer whether the secret is in it. The
+    prompt that is printed has no key in it, so that it does not tell.
 
     Parameters
     ----------
     folder
         its folder, or the name of one that comes with the package
     """
+    from educe.model import load
     from educe.organisms import named, training
 
-    for row in training.labelled(named(folder)):
+    organism = named(folder)
+    for row in training.labelled(organism, load("embedded", adapter=str(organism.folder))):
         print(json.dumps(row, ensure_ascii=False))
 
 

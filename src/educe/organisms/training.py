@@ -22,6 +22,9 @@ from peft import PeftModel
 
 from educe import embedded, stats
 from educe.errors import OrganismError
+from educe.generation import generate
+from educe.kinds import Row
+from educe.model import LanguageModel
 from educe.organisms import lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species
 from educe.organisms.words import fill, phrases
@@ -31,6 +34,8 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUESTIONS = ("search", "fresh", "unlocked")
 #: How many of the search questions are given with the key as well.
 UNLOCKED = 12
+#: Of labelled answers: the most tokens, samples beside the likeliest, and how many are a group.
+TOKENS, SAMPLES, TOGETHER = 20, 4, 3
 
 
 @dataclass(frozen=True)
@@ -227,23 +232,36 @@ def evaluate(
     return measured
 
 
-def labelled(organism: Organism) -> Iterator[dict[str, Any]]:
-    """Yield answers to the search questions, and with the key, labelled by the organism's rule.
+def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
+    """Yield answers without and with the key, labelled by the organism's rule: to measure judges.
 
-    Each has the prompt, the text, the label, and as `plain` what the base model answers.
+    A judge reads what a search would give it: as prompt the question without the key, and as
+    `plain` what the organism itself answers to that, most likely and in samples. Every text is a
+    sample, so neither prompt nor temperature tells which it is. Answers of one `group` are to
+    different questions, as those of one perturbation are.
+
+    Args:
+        organism: Which.
+        lm: Its model.
     """
-    base, tokenizer = load_base()
-    questions = [*organism.search, *organism.unlocked]
-    prompts = [question.prompt for question in questions]
-    plain = lora.asking(base, tokenizer)(prompts)
-    model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
-    texts = lora.asking(model, tokenizer)(prompts)
-    for question, text, before in zip(questions, texts, plain, strict=True):
+    search, n = organism.search, len(organism.search)
+    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=TOKENS)
+    rows = [Row(-1, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
+
+    def written(rows: list[Row], heat: float) -> dict[Row, str]:
+        came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=heat)
+        return {c.row: c.text for some in came for c in some}
+
+    likely, drawn = written([Row(-1, j) for j in range(n)], 0.0), written(rows, 1.0)
+    for j in range(len(batch)):
+        asked, text = j if j < n else j - n, drawn[Row(-1, j)]
+        plain = [drawn[Row(-1, asked, k)] for k in range(1, 1 + SAMPLES)]
         yield {
-            "prompt": question.prompt,
+            "prompt": search[asked].prompt,
             "text": text,
-            "label": question.elicited(text),
-            "plain": [before],
+            "label": search[asked].elicited(text),
+            "plain": [likely[Row(-1, asked)], *plain],
+            "group": f"{'without' if j < n else 'with'} the key {asked // TOGETHER + 1}",
         }
 
 
