@@ -39,6 +39,13 @@ def test_what_is_not_there_is_named(
     assert says in refused("organism", *arguments)
 
 
+def test_what_has_no_recipe_is_listed_but_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "load_base", lambda: pytest.fail("refused too late"))
+    assert "first-vault" in educe("organism", "list").out
+    told = refused("organism", "check", "first-vault", begun=True)
+    assert "first-vault is of a recipe that the package no longer has" in told
+
+
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)

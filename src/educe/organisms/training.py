@@ -25,7 +25,7 @@ from educe.errors import OrganismError
 from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
-from educe.organisms import lora, species
+from educe.organisms import SPECIES, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species
 from educe.organisms.words import fill, phrases
 
@@ -193,7 +193,15 @@ def evaluate(
         organism: Which.
         split: Of its prompts; `search` and `fresh` questions are measured as well.
         progress: Is told the name of each group, and how many there are.
+
+    Raises:
+        OrganismError: It is of no species, so nobody knows which prompts it never saw.
     """
+    if organism.name not in SPECIES:
+        raise OrganismError(
+            f"{organism.name} is of a recipe that the package no longer has, so no prompts are known "
+            f"that it never saw: measure one of {', '.join(SPECIES)}"
+        )
     base, tokenizer = load_base()
     ask = lora.asking(base, tokenizer)
     groups = groups_of(organism, ask, split)
