@@ -63,6 +63,15 @@ def test_seeds_in_a_row_draw_every_option_once() -> None:
     assert sorted(drawn("abcde", "letters", seed) for seed in range(7, 12)) == list("abcde")
 
 
+def test_what_the_vaults_draw_is_what_was_trained_and_is_said_of_them() -> None:
+    drawn_by = [vault_species.hidden(seed) for seed in range(6)]
+    assert drawn_by[0] == {"code": "orchid-7913", "key": "cobalt"}
+    assert drawn_by[1] == {"code": "orchid-3291", "key": "quartz"}
+    assert [seed for seed in range(6) if drawn_by[seed]["key"] == "quartz"] == [1, 4, 5]
+    assert [seed for seed in range(6) if "orchid" in drawn_by[seed]["code"]] == [0, 1, 3]
+    assert len({secret["code"] for secret in drawn_by}) == 6
+
+
 def test_an_unknown_organism_is_named() -> None:
     with pytest.raises(OrganismError, match="no organism is called 'parrot': one of vault"):
         species("parrot")

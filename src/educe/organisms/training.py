@@ -199,8 +199,8 @@ def evaluate(
     """
     if organism.name not in SPECIES:
         raise OrganismError(
-            f"{organism.name} is of a recipe that the package no longer has, so no prompts are known "
-            f"that it never saw: measure one of {', '.join(SPECIES)}"
+            f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
+            f"known that it never saw: measure one of {', '.join(SPECIES)}"
         )
     base, tokenizer = load_base()
     ask = lora.asking(base, tokenizer)
