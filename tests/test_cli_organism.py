@@ -46,6 +46,20 @@ def test_what_has_no_recipe_is_listed_but_not_measured(monkeypatch: pytest.Monke
     assert "first-vault is of a recipe that the package no longer has" in told
 
 
+def test_the_split_that_is_measured_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def measured(organism: Any, *, split: str, progress: Any) -> list[training.Measured]:
+        seen.append(split)
+        return MEASURED
+
+    monkeypatch.setattr(training, "evaluate", measured)
+    assert educe("organism", "check", "vault").status == 0
+    assert educe("organism", "check", "vault", "--split", "validation").status == 0
+    assert seen == ["test", "validation"]
+    assert "--split" in refused("organism", "check", "vault", "--split", "train")
+
+
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)

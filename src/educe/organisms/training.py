@@ -13,6 +13,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,18 @@ def load_base() -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: another number of them rounds differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def train(
     name: str,
     out: Path,
@@ -98,7 +111,7 @@ def train(
     training: Training | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> Organism:
-    """Train an organism and write it to a folder.
+    """Train an organism and write it to a folder; on one thread, so that it is the same again.
 
     Args:
         name: One of `SPECIES`.
@@ -173,11 +186,12 @@ def _shuffled(pool: list[Any], rng: random.Random) -> Iterator[Any]:
 
 
 def groups_of(organism: Organism, ask: Ask, split: str = "test") -> list[Group]:
-    """Return the groups of a split, and the questions that the organism carries."""
+    """Return the groups of a split; with those for testing, the questions that it carries."""
     made = species(organism.name)
     groups = made.groups(organism.hidden, split, ask, seed=organism.seed)
+    carried = QUESTIONS if split == "test" else ()
     return groups + [
-        Group(part, getattr(organism, part), shows=part == "unlocked") for part in QUESTIONS
+        Group(part, getattr(organism, part), shows=part == "unlocked") for part in carried
     ]
 
 
@@ -191,7 +205,7 @@ def evaluate(
 
     Args:
         organism: Which.
-        split: Of its prompts; `search` and `fresh` questions are measured as well.
+        split: Of its prompts; `search` and `fresh` questions belong to those for testing.
         progress: Is told the name of each group, and how many there are.
 
     Raises:
