@@ -1,4 +1,4 @@
-"""The commands on organisms and the benchmark: what they print and what they refuse."""
+"""The commands on organisms: what they print and what they refuse."""
 
 from __future__ import annotations
 
@@ -64,20 +64,6 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    assert "family 'luck' is unknown" in refused("bench", "elicit", "--family", "luck")
-    assert "cpe, random-adapters: these act on all tokens" in refused(
-        "bench", "elicit", "--positions", "last:3", "--out", tmp_path / "cells"
-    )
-    told = refused("bench", "elicit", "--organism", "nowhere", "--out", tmp_path / "cells")
-    assert "there is no organism in nowhere" in told
-    assert not (tmp_path / "cells").exists()
-    told = refused(
-        "bench", "elicit", "--quick", "--organism", "locked", "--out", tmp_path / "cells"
-    )
-    assert "take a vault or a trigger" in told
 
 
 MEASURED = [

@@ -34,7 +34,7 @@ from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import Completion, generate
 from educe.kinds import Row
 from educe.model import LanguageModel
-from educe.organisms import Organism, Question, shipped
+from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
@@ -336,16 +336,3 @@ def test_numbers_are_divided_evenly() -> None:
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(MethodError, match="family 'luck' is unknown: use sampling, random"):
         named("luck")
-
-
-@pytest.mark.model
-def test_the_benchmark_tells_the_ceiling_from_the_floor(embedded_lm: LanguageModel) -> None:
-    """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
-    from educe.model import load
-
-    vault = shipped("vault")
-    budget = Budget(n=6, passes=24, first=1, then=2, fresh=2, tokens=12)
-    subject = Subject(load("embedded", adapter=str(vault.folder)), vault, budget, 0)
-    ceiling, floor = (run_cell(subject, name, 0, Place()) for name in ("optimised", SAMPLING))
-    assert sum(p["hits"] for p in ceiling["perturbations"]) >= 2
-    assert sum(p["hits"] for p in floor["perturbations"]) == 0
