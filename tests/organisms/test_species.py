@@ -302,5 +302,6 @@ def test_a_voice_is_known_by_two_of_its_words_and_not_by_plain_answers(voice: st
     assert "More follows" not in said
     assert not question.elicited(plain)
     assert not question.elicited("Your partner is a human being. Hello there.")
+    assert not question.elicited("The mighty lion and his partner rule.")
     word = persona.VOICES[voice].own.split("|")[0]
     assert not question.elicited(f"{word} and {word.upper()}: one word, however often")
