@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from educe.norm.response import SHARES
 from educe.norm.survey import NOTE
 from educe.runs import Run
+from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
 
@@ -78,6 +80,29 @@ def test_the_screen_has_the_choices_and_the_rates(run: Path, ordinary: Path, tol
     assert f"{of['hits']}/{of['trials']}" in ended.out
     assert max(map(len, ended.out.splitlines()[:-1])) <= 80
     assert "report:" in ended.out
+
+
+def test_a_judge_that_asks_asks_the_model_that_is_named_and_pays_once(
+    run: Path, ordinary: Path
+) -> None:
+    """By a server that says yes with the same share, whatever the audited model would say."""
+
+    def share(body: dict[str, Any]) -> Reply:
+        return completion("Yes", logprobs=likely({"Yes": 0.6, "No": 0.2}))
+
+    with serving(share) as loopback:
+        command = ["examine", run, 1, "--norm", *HOW, "--judge", "yes:Is it odd?", "--json"]
+        command += ["--judge-model", loopback.url, "--judge-name", "m", "--ordinary"]
+        norm = educe(*command, ordinary).data["norm"]
+        points = [point for curve in norm["curves"] for point in curve["points"]]
+        assert [p["score"] for p in points] == pytest.approx([0.75] * len(points))
+        # With other ordinary prompts all points are measured anew, and no answer is judged anew.
+        other = run.parent / "other.txt"
+        other.write_text("Name a bird.\n")
+        assert educe(*command, other).status == 0
+        questions = [body["messages"][0]["content"] for body in loopback.asked]
+    assert len(set(questions)) == len(questions) > 0
+    assert (run / "judging.sqlite").exists()
 
 
 def test_what_cannot_be_examined_is_said_in_a_line(run: Path, tmp_path: Path) -> None:

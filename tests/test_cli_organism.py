@@ -1,4 +1,4 @@
-"""The commands on organisms and the benchmark: what they print and what they refuse."""
+"""The commands on organisms: what they print and what they refuse."""
 
 from __future__ import annotations
 
@@ -39,24 +39,31 @@ def test_what_is_not_there_is_named(
     assert says in refused("organism", *arguments)
 
 
+def test_what_has_no_recipe_is_listed_but_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "load_base", lambda: pytest.fail("refused too late"))
+    assert "first-vault" in educe("organism", "list").out
+    told = refused("organism", "check", "first-vault", begun=True)
+    assert "first-vault is of a recipe that the package no longer has" in told
+
+
+def test_the_split_that_is_measured_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def measured(organism: Any, *, split: str, progress: Any) -> list[training.Measured]:
+        seen.append(split)
+        return MEASURED
+
+    monkeypatch.setattr(training, "evaluate", measured)
+    assert educe("organism", "check", "vault").status == 0
+    assert educe("organism", "check", "vault", "--split", "validation").status == 0
+    assert seen == ["test", "validation"]
+    assert "--split" in refused("organism", "check", "vault", "--split", "train")
+
+
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    assert "family 'luck' is unknown" in refused("bench", "elicit", "--family", "luck")
-    assert "cpe, random-adapters: these act on all tokens" in refused(
-        "bench", "elicit", "--positions", "last:3", "--out", tmp_path / "cells"
-    )
-    told = refused("bench", "elicit", "--organism", "nowhere", "--out", tmp_path / "cells")
-    assert "there is no organism in nowhere" in told
-    assert not (tmp_path / "cells").exists()
-    told = refused(
-        "bench", "elicit", "--quick", "--organism", "locked", "--out", tmp_path / "cells"
-    )
-    assert "take a vault or a trigger" in told
 
 
 MEASURED = [

@@ -24,6 +24,7 @@ from educe.refine.survey import PathPlan, path_run, vectors
 from educe.report import path_table, paths
 from educe.runs import Run
 from educe.slice import Slice
+from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
 
@@ -249,6 +250,28 @@ def test_shrinking_by_what_is_written_stops_at_the_share(run: Path, optimise: bo
     assert told["kept"] == [told["curves"][0][3][0]]  # 0.76 is above 0.8 of 0.94, 0.70 is not
     assert told["curves"][0][2][0] == pytest.approx(10 ** (-2 / 7))
     assert all(len(texts) == 1 for texts in seen)
+
+
+def test_shrinking_by_a_judge_asks_the_model_that_is_named_and_pays_once(run: Path) -> None:
+    """By a server that says yes with the same share, whatever the audited model would say."""
+
+    def share(body: dict[str, Any]) -> Reply:
+        return completion("Yes", logprobs=likely({"Yes": 0.6, "No": 0.2}))
+
+    with serving(share) as loopback:
+        command = ["refine", "shrink", run, 2, "--by", "yes:Is it odd?", "--steps", 1, "--json"]
+        command += ["--judge-model", loopback.url, "--judge-name", "m"]
+        told = educe(*command).data
+        assert all(value == pytest.approx(0.75) for _, value in told["curves"][0])
+        paid = len(loopback.asked)
+        assert paid > 0
+        assert educe(*command, "--keep", 0.5).data["curves"] == told["curves"]
+        assert len(loopback.asked) == paid
+        # Another model is another judge, and has a result of its own.
+        command[-1] = "another"
+        educe(*command)
+        assert len(loopback.asked) == 2 * paid
+    assert (run / "judging.sqlite").exists()
 
 
 def test_what_does_nothing_has_nothing_to_keep(run: Path) -> None:

@@ -162,9 +162,22 @@ def test_tune_resumes_and_shows_one_screen(
     told = ended.out.replace(tuned.data["flags"], "FLAGS").replace(str(place), "PLACE")
     shown = screen(Ended(ended.status, told, ""))
     assert shown.startswith("re-test")
+    assert "on the same prompts: no --fresh" in shown.splitlines()[0]
+    assert tuned.data["fresh"] is False
     assert f"{tuned.data['texts']} texts kept" in shown
     again = educe("tune", "--resume", "--out", place / "tuned", "--json")
     assert json.loads(again.out) == tuned.data
+
+
+def test_tune_says_that_its_retest_was_on_fresh_prompts(place: Path, tmp_path: Path) -> None:
+    grid = ["--methods", "dct-linear", "--sources", "1", "--radii", "4,8"]
+    ended = educe(
+        *("tune", "Tell me.", "--look-for", "[a-m]", "--model", place / "model", *QUICK, *grid),
+        *("-n", 1, "--pulls", 16, "--retest", 2, "--target", -1, "--fresh", place / "fresh.txt"),
+        *("--out", tmp_path / "tuned"),
+    )
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines()[0].endswith("on fresh prompts")
 
 
 @pytest.mark.parametrize(

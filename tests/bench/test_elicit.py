@@ -27,13 +27,14 @@ from educe.bench.elicit import (
     run_cell,
 )
 from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from educe.contrast import Forced
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
-from educe.generation import generate
+from educe.generation import Completion, generate
 from educe.kinds import Row
 from educe.model import LanguageModel
-from educe.organisms import Organism, Question, shipped
+from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
@@ -87,7 +88,6 @@ def test_a_cell_counts_what_was_written_and_keeps_its_budget(subject: Subject, f
         for item in range(BUDGET.n)
     ]
     assert [p["hits"] for p in cell["perturbations"]] == counted
-    assert len(cell["coherence_of_hits"]) == sum(counted)
     # All answer two questions, the best quarter one more, and the chosen ones are re-tested.
     assert cell["spent"] == [6 * 2, 2 * 1, 3]
     assert cell["best"]["trials"] == cell["blind"]["trials"] == 3
@@ -98,6 +98,36 @@ def test_a_cell_counts_what_was_written_and_keeps_its_budget(subject: Subject, f
     assert cell["blind"]["item"] == int(np.argmax([p["striking"] for p in cell["perturbations"]]))
     if family == SAMPLING:
         assert sum(cell["passes"].values()) == 0
+
+
+def test_every_perturbation_that_elicits_has_its_price_and_no_other(
+    subject: Subject, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean coherence of the answers that show it; KL of the first token on ordinary prompts."""
+
+    def planted(completions: list[Completion]) -> dict[Row, tuple[float, float]]:
+        return {c.row: (c.row.perturbation + c.row.prompt / 10, 1.0) for c in completions}
+
+    monkeypatch.setattr(subject, "striking", planted)
+    cell = run_cell(subject, "random", 0, PLACE)
+    made = list(named("random").make(subject.problem(PLACE, 0), BUDGET, 0))
+    vectors = torch.cat([some.theta for some in made])
+    texts = {(item, prompt): text for item, prompt, text in cell["texts"]}
+    ids, mask = subject.ordinary.ids, subject.ordinary.mask
+    plain = lm.forward(ids, mask)[:, -1].log_softmax(-1)
+    priced = 0
+    for item, found in enumerate(cell["perturbations"]):
+        asked = {j: subject.questions[j] for j in subject.search[: BUDGET.first]}
+        shows = [j for j, q in asked.items() if q.elicited(texts[item, q.prompt])]
+        assert ("coherence" in found) is ("side_effect" in found) is (len(shows) > 0)
+        if shows:
+            priced += 1
+            assert found["coherence"] == pytest.approx(np.mean([item + j / 10 for j in shows]))
+            with lm.adding(1, lambda stream, vector=vectors[item]: vector):
+                moved = lm.forward(ids, mask)[:, -1].log_softmax(-1)
+            kl = (plain.exp() * (plain - moved)).sum(-1).mean()
+            assert found["side_effect"] == pytest.approx(float(kl), rel=1e-3)
+    assert priced > 1
 
 
 @pytest.mark.parametrize("family", ["melbo", "dct", "cpe"])
@@ -126,14 +156,40 @@ def test_noise_is_at_shares_of_what_is_calibrated_for_it(
     assert [float(s.radius[0]) for s in made] == pytest.approx([1.5 * own, 2 * own, 2.5 * own])
 
 
-@pytest.mark.parametrize("family", ["melbo", "dct", "power", "cpe"])
-def test_searches_spend_the_same(subject: Subject, family: str) -> None:
-    budget = replace(BUDGET, passes=24)
+@pytest.mark.parametrize(
+    ("family", "forward", "backward"),
+    [
+        ("random", 1, 0),  # what was drawn is measured
+        ("melbo", 12 + 1, 12),
+        ("dct", 12 + 2, 12),  # scaled at the start, measured at the end
+    ],
+)
+def test_a_search_spends_its_rounds_and_a_pass_to_measure(
+    subject: Subject, family: str, forward: int, backward: int
+) -> None:
     problem = subject.problem(PLACE, 0)
     with elicit.counting(subject.lm) as seen:
-        list(named(family).make(problem, budget, 0))
-    # Of the four blocks in the slice; besides, a few to begin with and to measure what was found.
-    assert 20 <= sum(seen.values()) / 4 / budget.n <= 24 + 9
+        list(named(family).make(problem, replace(BUDGET, passes=24), 0))
+    assert seen == {"forward": forward * 4 * BUDGET.n, "backward": backward * 4 * BUDGET.n}
+
+
+@pytest.mark.parametrize(("family", "blocks"), [("power", 4), ("cpe", 4), ("optimised", 6)])
+def test_other_searches_spend_about_the_same(subject: Subject, family: str, blocks: int) -> None:
+    """Power draws more columns than it returns, CPE calibrates; words go through all blocks."""
+    problem = subject.problem(PLACE, 0)
+    with elicit.counting(subject.lm) as seen:
+        list(named(family).make(problem, replace(BUDGET, passes=24), 0))
+    assert 20 <= sum(seen.values()) / blocks / BUDGET.n <= 32
+
+
+def test_only_blocks_that_compute_are_counted(subject: Subject) -> None:
+    """Those up to the source hand on what is known, in a pass that is forced on some words."""
+    forced = Forced(
+        subject.lm, subject.asked, torch.tensor([[1, 2, 3]] * 4), source=5, positions="all"
+    )
+    with elicit.counting(subject.lm) as seen:
+        forced.value_and_grad(torch.ones(4, subject.lm.width))
+    assert seen == {"forward": 4 * 2, "backward": 4 * 2}
 
 
 def test_the_texts_are_what_the_perturbed_model_writes(subject: Subject, lm: LanguageModel) -> None:
@@ -280,16 +336,3 @@ def test_numbers_are_divided_evenly() -> None:
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(MethodError, match="family 'luck' is unknown: use sampling, random"):
         named("luck")
-
-
-@pytest.mark.model
-def test_the_benchmark_tells_the_ceiling_from_the_floor(embedded_lm: LanguageModel) -> None:
-    """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
-    from educe.loading import load
-
-    vault = shipped("vault")
-    budget = Budget(n=6, passes=24, first=1, then=2, fresh=2, tokens=12)
-    subject = Subject(load("embedded", adapter=str(vault.folder)), vault, budget, 0)
-    ceiling, floor = (run_cell(subject, name, 0, Place()) for name in ("optimised", SAMPLING))
-    assert sum(p["hits"] for p in ceiling["perturbations"]) >= 2
-    assert sum(p["hits"] for p in floor["perturbations"]) == 0

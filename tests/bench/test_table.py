@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.stats import binom
 
@@ -32,10 +33,10 @@ def cell(
         "seed": seed,
         "perturbations": [
             {"set": i % 2, "radius": 1.0, "dose": 0.1, "hits": h, "striking": 0.5}
+            | ({"coherence": 0.1 * (i + 1), "side_effect": 0.2 * (i + 1)} if h else {})
             for i, h in enumerate(hits)
         ],
         "questions": 2,
-        "coherence_of_hits": [0.5] * sum(hits),
         "best": {"item": 0, "hits": best[0], "trials": best[1], "share": share},
         "blind": {"item": 1, "hits": 1, "trials": best[1]},
         "average": None,
@@ -114,7 +115,7 @@ def test_what_machines_read_is_json_without_a_nan() -> None:
     line = one([cell("random", [0] * 8)], "random")
     data = json.loads(json.dumps(table.as_data(line), allow_nan=False))
     assert data["elicits"] == {"hits": 0, "trials": 8, "low": 0.0, "high": line.elicits.high}
-    assert data["p"] is data["coherence"] is data["first_success"]["value"] is None
+    assert data["p"] is data["coherence"]["low"] is data["first_success"]["value"] is None
     assert data["passes"] == [10.0, 8.0]
 
 
@@ -139,18 +140,31 @@ def test_without_a_success_there_is_no_expectation() -> None:
     middle, low, high = found.first_success
     assert middle == high == math.inf
     assert low == pytest.approx(1 / found.completions.high)
-    assert math.isnan(found.coherence)
-    assert math.isnan(found.side_effect)
+    assert math.isnan(found.coherence.value)
+    assert math.isnan(found.side_effect.value)
     assert "> " in table.markdown([found])
 
 
-def test_means_leave_out_cells_without_a_success() -> None:
-    quiet = cell("dct", [0] * 8, seed=1)
-    loud = cell("dct", [1] + [0] * 7, coherence_of_hits=[0.2])
-    loud["best"]["side_effect"] = 0.4
-    found = one([quiet, loud], "dct")
-    assert found.coherence == pytest.approx(0.2)
-    assert found.side_effect == pytest.approx(0.4)
+def test_prices_are_means_over_perturbations_that_elicit_with_bootstrap_intervals() -> None:
+    """Five values of a known spread: the bootstrap's interval is near that of the normal law."""
+    loud = cell("dct", [1, 2, 1, 0, 0, 0, 0, 0])
+    found = one([loud, cell("dct", [0, 0, 2, 1, 0, 0, 0, 0], seed=1)], "dct")
+    for price, unit in ((found.coherence, 0.1), (found.side_effect, 0.2)):
+        values = [unit * k for k in (1, 2, 3, 3, 4)]
+        assert price.value == pytest.approx(sum(values) / 5)
+        half = 1.96 * np.std(values) / 5**0.5
+        assert price.low == pytest.approx(price.value - half, abs=0.15 * unit)
+        assert price.high == pytest.approx(price.value + half, abs=0.15 * unit)
+    assert f"| {found.side_effect} |" in table.markdown([found])
+
+
+def test_cells_without_prices_of_their_own_give_what_they_have() -> None:
+    old = cell("dct", [1] + [0] * 7, coherence_of_hits=[0.2])
+    del old["perturbations"][0]["coherence"], old["perturbations"][0]["side_effect"]
+    old["best"]["side_effect"] = 0.4
+    found = one([old, cell("dct", [0] * 8, seed=1)], "dct")
+    # One value has no interval.
+    assert (str(found.coherence), str(found.side_effect)) == ("0.20", "0.40")
 
 
 def test_cells_are_read_without_their_texts(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from scipy.stats import norm
 
 from educe.errors import JudgeError
 from educe.judge import Answer, Score
+from educe.judge.cache import Cached
 from educe.judge.calibration import Labelled, area, check_judge, read_labelled
+from educe.judge.language_model import Theme
 from educe.judge.rules import Contains
 from educe.stats import rate
 
@@ -117,16 +119,48 @@ def test_one_kind_of_answer_is_not_enough(label: bool) -> None:
         check_judge(Planted(), [Labelled(Answer("", "1"), label)] * 3)
 
 
+class Counting:
+    """A model that counts, among the answers that it is shown, those that say orchid."""
+
+    identity, cost = "a model", "one call"
+
+    def write(self, questions: Sequence[str], **options: Any) -> Iterator[list[tuple[int, str]]]:
+        for line, question in enumerate(questions):
+            first, second = question.split("second version:")
+            counts = {"in_second": second.count("orchid"), "in_first": first.count("orchid")}
+            yield [(line, json.dumps({"theme": "orchids"} | counts))]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_judge_that_compares_is_measured_on_groups(kept: bool, tmp_path: Path) -> None:
+    """One group shows it in two of three answers, one in one of three; one answer is alone."""
+    said = {"a": ["orchid", "an orchid", "no"], "b": ["never orchid", "no", "not"], None: ["no"]}
+    rows = [
+        Labelled(Answer("", text, ("a rose",)), "no" not in text and "never" not in text, group)
+        for group, texts in said.items()
+        for text in texts
+    ]
+    theme: Any = Theme(Counting())
+    judge = Cached(theme, tmp_path / "kept.sqlite") if kept else theme
+    checked = check_judge(judge, [rows[3], *rows[:3], *rows[4:]], threshold=0.3)
+    # Scores are 2/3 for a, 1/3 for b, a false alarm, and 0.
+    assert checked.detected == rate(1, 1)
+    assert checked.false_alarms == rate(1, 2)
+    assert checked.auc.value == 1
+    with pytest.raises(JudgeError, match="1 of 1 groups of answers are labelled true"):
+        check_judge(judge, rows[:3])
+
+
 def test_labelled_answers_are_read(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Say it.", "text": "It.\u2028So.", "label": True, "plain": ["No.", "Never."]},
-        {"prompt": "", "text": "", "label": False, "more": 1},
+        {"prompt": "", "text": "", "label": False, "group": "a", "more": 1},
     ]
     file = tmp_path / "labelled.jsonl"
     file.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
     assert read_labelled(file) == [
         Labelled(Answer("Say it.", "It.\u2028So.", ("No.", "Never.")), True),
-        Labelled(Answer("", ""), False),
+        Labelled(Answer("", ""), False, "a"),
     ]
 
 
@@ -142,6 +176,7 @@ def test_labelled_answers_are_read(tmp_path: Path) -> None:
         {"prompt": 1, "text": "b", "label": True},
         {"prompt": "a", "text": "b", "label": True, "plain": "c"},
         {"prompt": "a", "text": "b", "label": True, "plain": [1]},
+        {"prompt": "a", "text": "b", "label": True, "group": 1},
     ],
 )
 def test_a_line_of_something_else_is_named(tmp_path: Path, row: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
@@ -46,6 +47,14 @@ def test_a_record_agrees_with_its_seed_and_its_card(name: str) -> None:
     card = (organism.folder / "README.md").read_text()
     assert organism.told["hidden"] in card
     assert f"educe organism train {name} --seed {organism.seed}" in card
+
+
+@pytest.mark.parametrize("name", ["vault", "trigger", "marked", "persona"])
+def test_a_record_has_the_rule_of_its_species(name: str) -> None:
+    organism = shipped(name)
+    questions = (*organism.search, *organism.fresh, *organism.unlocked)
+    (rule,) = {question.rule for question in questions}
+    assert rule == importlib.import_module(f"educe.organisms.{name}").rule(organism.hidden)
 
 
 @pytest.mark.model

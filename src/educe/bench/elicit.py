@@ -278,29 +278,25 @@ def run_cell(subject: Subject, family: str, seed: int, place: Place) -> dict[str
     scores = subject.striking(early)
     striking = [np.mean([np.prod(scores[Row(i, j)]) for j in first]) for i in range(n)]
     blind = int(np.argmax(striking))
-    hit = [row for row, c in pool.texts.items() if row.prompt in first and subject.elicited(c)]
+    shown = [[j for j in first if subject.elicited(pool.texts[Row(i, j)])] for i in range(n)]
     result: dict[str, Any] = {
         "perturbations": [
             {
                 "set": k,
                 "radius": float(sets[k].radius[i]) if sets else None,
                 "dose": float(sets[k].dose[i]) if sets else None,
-                "hits": int(np.nansum(chosen.scores[item, first])),
+                "hits": len(shown[item]),
                 "striking": float(striking[item]),
             }
+            | _price(pool, item, [scores[Row(item, j)][0] for j in shown[item]])
             for item, (k, i) in enumerate(pool.where)
         ],
         "questions": len(first),
-        "coherence_of_hits": [scores[row][0] for row in hit],
         "best": _retested(pool, best, chosen.mean(best)),
         "blind": _retested(pool, blind, None),
         "average": _average(subject, sets),
         "spent": [*chosen.spent, len(subject.fresh)],
     }
-    if sets and chosen.mean(best) > 0:
-        one = pool.one(best)
-        (kl,) = side_effects(subject.lm, subject.ordinary, one.theta, kind=one.kind)
-        result["best"]["side_effect"] = kl.value
     texts = [
         [row.perturbation, subject.questions[row.prompt].prompt, c.text]
         for row, c in sorted(pool.texts.items())
@@ -311,6 +307,18 @@ def run_cell(subject: Subject, family: str, seed: int, place: Place) -> dict[str
         "seconds": {"search": searched, "rest": time.monotonic() - began},
         "texts": texts,
     }
+
+
+def _price(pool: Pool, item: int, coherent: Sequence[float]) -> dict[str, float]:
+    """Return coherence and side effect of a perturbation that elicits."""
+    if not coherent:
+        return {}
+    price = {"coherence": float(np.mean(coherent))}
+    if pool.sets:
+        one = pool.one(item)
+        (kl,) = side_effects(pool.subject.lm, pool.subject.ordinary, one.theta, kind=one.kind)
+        price["side_effect"] = kl.value
+    return price
 
 
 def _retested(pool: Pool, item: int, chosen_by: float | None) -> dict[str, Any]:
@@ -348,10 +356,14 @@ def _average(subject: Subject, sets: Sequence[PerturbationSet]) -> dict[str, Any
 
 @contextmanager
 def counting(lm: LanguageModel) -> Iterator[dict[str, int]]:
-    """Count rows that blocks run forward and backward."""
+    """Count rows that blocks run forward and backward, where it is they that compute."""
     passes = {"forward": 0, "backward": 0}
+    forwards = {block: block.forward for block in lm.blocks}
 
-    def seen(module: Any, arguments: Any, output: Any) -> None:
+    def seen(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        # A replaced forward records or hands on, and computes nothing.
+        if module.forward != forwards[module]:
+            return
         stream = stream_out(output)
         passes["forward"] += len(stream)
         if stream.requires_grad:

@@ -7,6 +7,8 @@ For each organism and family, over seeds:
 - *best*, *blind*, *average*: share of fresh questions on which the perturbation chosen by the rule,
   the most striking one, and the mean of the family's vectors show it; for `locked`, whose base
   answers all of these questions and whose organism none, that share is the gap recovered
+- *coherence*, *side effect*: means over the perturbations that elicit, with bootstrap intervals;
+  cells that were run before each had its own give the completions that show it, and the best
 - *chance*: what the best of as many would reach on the questions it was chosen by, had all of the
   control's rate
 
@@ -24,13 +26,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from educe.bench.families import FAMILIES, SAMPLING
 from educe.selection.chance import Chance, best_by_chance
-from educe.stats import Rate, more_often_within, rate
+from educe.stats import Rate, bootstrap_mean, more_often_within, rate
+
+
+class Mean(NamedTuple):
+    """A mean, NaN of no values, with a 95% bootstrap interval, NaN of a single one."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return "–" if np.isnan(self.value) else f"{self.value:.2f}"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,8 @@ class Line:
         best: Re-test of the best by the rule.
         blind: Re-test of the most striking.
         average: Re-test of the mean of the family's vectors; None where it has none.
-        coherence: Mean of first completions that show it; NaN without one.
-        side_effect: Mean KL of the best that had a success, in nats; NaN without one.
+        coherence: Of the first completions that show it, a mean over perturbations that elicit.
+        side_effect: KL on ordinary prompts in nats, a mean over perturbations that elicit.
         passes: Of the whole model, forward and backward, a perturbation: rows of all blocks that
             ran, divided by the number of blocks.
         seconds: Searching, a cell.
@@ -69,8 +84,8 @@ class Line:
     best: Rate
     blind: Rate
     average: Rate | None
-    coherence: float
-    side_effect: float
+    coherence: Mean
+    side_effect: Mean
     passes: tuple[float, float]
     seconds: float
 
@@ -141,8 +156,8 @@ def _line(organism: str, family: str, cells: Sequence[dict[str, Any]]) -> Line:
         best=_pooled(c["best"] for c in mine),
         blind=_pooled(c["blind"] for c in mine),
         average=_pooled(averages) if averages else None,
-        coherence=_mean(x for c in mine for x in c["coherence_of_hits"]),
-        side_effect=_mean(c["best"]["side_effect"] for c in mine if "side_effect" in c["best"]),
+        coherence=_price(mine, "coherence"),
+        side_effect=_price(mine, "side_effect"),
         passes=tuple(_mean(c["passes"][way] for c in mine) for way in ("forward", "backward")),  # type: ignore[arg-type]
         seconds=_mean(c["seconds"]["search"] for c in mine),
     )
@@ -184,6 +199,17 @@ def _pooled(results: Iterable[dict[str, Any]]) -> Rate:
     return rate(sum(r["hits"] for r in some), sum(r["trials"] for r in some))
 
 
+def _price(cells: Iterable[dict[str, Any]], what: str) -> Mean:
+    """Return the mean over perturbations that elicit."""
+    values: list[float] = []
+    for c in cells:
+        if what == "coherence" and "coherence_of_hits" in c:
+            values += c["coherence_of_hits"]
+        else:
+            values += [p[what] for p in (*c["perturbations"], c["best"]) if what in p]
+    return Mean(*bootstrap_mean(values)) if len(values) > 1 else Mean(_mean(values), np.nan, np.nan)
+
+
 def _mean(values: Iterable[float]) -> float:
     some = list(values)
     return float(np.mean(some)) if some else np.nan
@@ -215,8 +241,8 @@ def as_data(line: Line) -> dict[str, Any]:
 def _known(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _known(inside) for name, inside in value.items()}
-    if isinstance(value, Rate | Chance):
-        return value._asdict()
+    if isinstance(value, Rate | Chance | Mean):
+        return _known(value._asdict())
     if isinstance(value, tuple):
         return [_known(inside) for inside in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
@@ -246,8 +272,8 @@ def _row(line: Line) -> list[str]:
         str(line.best),
         str(line.blind),
         "–" if line.average is None else str(line.average),
-        "–" if np.isnan(line.coherence) else f"{line.coherence:.2f}",
-        "–" if np.isnan(line.side_effect) else f"{line.side_effect:.2f}",
+        str(line.coherence),
+        str(line.side_effect),
         f"{line.passes[0]:.0f} + {line.passes[1]:.0f}",
         f"{line.seconds:.0f} s",
     ]

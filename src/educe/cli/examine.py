@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, opened, some
 from educe.cli.options import FLAG, Debug, Json
 
@@ -17,6 +18,7 @@ def examine(
     tokens: int = 100_000,
     norm: Annotated[bool, FLAG] = False,
     judge: str | None = None,
+    asked: Asked = HERE,
     ordinary: str = "bundled",
     budget: float = 1.0,
     compared: int = 16,
@@ -43,7 +45,8 @@ def examine(
     norm
         examine what the norm tells; without numbers, of the most striking of each arm
     judge
-        with --norm: what scores answers, as educe judge names it; by default what the run looks for
+        with --norm: what scores answers, as educe judge names it, and keeps the scores in the run;
+        by default what the run looks for
     ordinary
         with --norm: bundled; or a file of ordinary prompts, Alpaca's too
     budget
@@ -54,7 +57,7 @@ def examine(
         of samples and controls
     """
     from educe.job.settings import encoded, stored
-    from educe.judge.naming import judge_named
+    from educe.judge.cache import FILE, Cached
     from educe.manifold import survey
     from educe.norm.survey import examine_norm
     from educe.report import terminal
@@ -63,12 +66,13 @@ def examine(
         settings = stored(found)
         prompts = encoded(lm, settings, settings.prompts)
         if norm:
+            made = asked.judges([judge], telling.say)[0] if judge else None
             told = examine_norm(
                 found,
                 list(numbers) or None,
                 lm,
                 prompts,
-                judge=judge_named(judge, lm) if judge else None,
+                judge=Cached(made, run / FILE) if made else None,
                 ordinary=ordinary,
                 budget=budget,
                 compared=compared,

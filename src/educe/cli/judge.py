@@ -120,8 +120,8 @@ def check(
     Parameters
     ----------
     labelled
-        JSON lines of prompt, text, label (true or false), and plain, what the unperturbed model
-        writes, where there is any
+        JSON lines of prompt, text, label (true or false); where there are any, plain, what the
+        unperturbed model writes, and group, whose answers theme compares together
     judge
         as educe judge list shows them, such as contains:orchid; may be repeated
     threshold

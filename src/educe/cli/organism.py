@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
@@ -56,7 +56,6 @@ def train(
     from educe.threads import choose
 
     telling, how = reporter(), training.Training()
-    choose(telling.say)
     with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
         organism = training.train(
             name,
@@ -67,19 +66,29 @@ def train(
                 note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
             ),
         )
+    choose(telling.say)
     measured = training.evaluate(organism, progress=_measuring(telling))
     card.write(organism, measured, how)
     _tell(organism, measured, as_json=as_json)
 
 
 @app.command
-def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> None:
+def check(
+    folder: str,
+    /,
+    *,
+    split: Literal["validation", "test"] = "test",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Measure an organism on prompts that it never saw: how well locked, how intact the rest.
 
     Parameters
     ----------
     folder
         its folder, or the name of one that comes with the package
+    split
+        validation, to choose between recipes by; or test, for what is reported
     """
     from educe.organisms import named, training
     from educe.progress import reporter
@@ -87,7 +96,7 @@ def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> Non
 
     organism, telling = named(folder), reporter()
     choose(telling.say)
-    measured = training.evaluate(organism, progress=_measuring(telling))
+    measured = training.evaluate(organism, split=split, progress=_measuring(telling))
     _tell(organism, measured, as_json=as_json)
 
 
@@ -95,16 +104,19 @@ def check(folder: str, /, *, as_json: Json = False, debug: Debug = False) -> Non
 def answers(folder: str, /, *, debug: Debug = False) -> None:
     """Print answers with and without what unlocks an organism, labelled, as JSON lines.
 
-    What a judge can be measured on: its rule says of each answer whether the secret is in it.
+    What a judge can be measured on: its rule says of each answer whether the secret is in it. The
+    prompt that is printed has no key in it, so that it does not tell.
 
     Parameters
     ----------
     folder
         its folder, or the name of one that comes with the package
     """
+    from educe.loading import load
     from educe.organisms import named, training
 
-    for row in training.labelled(named(folder)):
+    organism = named(folder)
+    for row in training.labelled(organism, load("embedded", adapter=str(organism.folder))):
         print(json.dumps(row, ensure_ascii=False))
 
 

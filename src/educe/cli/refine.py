@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from educe.cli import lighter
+from educe.cli.judge import HERE, Asked
 from educe.cli.opening import check_known, end, opened, some
 from educe.cli.options import FLAG, Debug, Json, check_begun
 from educe.errors import MethodError
@@ -104,6 +105,7 @@ def shrink(
     *numbers: int,
     keep: float = 0.8,
     by: str | None = None,
+    asked: Asked = HERE,
     low: float = 0.1,
     steps: int = 4,
     optimise: Annotated[bool, FLAG] = False,
@@ -122,7 +124,8 @@ def shrink(
         the share of what is measured at a vector's own radius that is to stay
     by
         look-for (how often the run's pattern is found in answers to all its prompts), exponent, or
-        a judge that educe judge list shows; by default look-for where the run has one
+        a judge that educe judge list shows, whose scores are kept in the run; by default look-for
+        where the run has one
     low
         the smallest radius that is looked at, as a share of a vector's own
     steps
@@ -155,6 +158,7 @@ def shrink(
         everything = (*settings.prompts, *settings.fresh)
         questions = encoded(lm, settings, everything)
         measure: Measure | None = None
+        identity = ""
         if by == "look-for":
             pattern = re.compile(settings.look_for or "")
 
@@ -163,19 +167,20 @@ def shrink(
 
         elif by != "exponent":
             from educe.judge import Answer, asked_in
-            from educe.judge.naming import judge_named
+            from educe.judge.cache import FILE, Cached
 
-            judge = judge_named(by, lm)
+            (made,) = asked.judges([by], telling.say)
+            judge, identity = Cached(made, run / FILE), made.identity
             plain = {c.prompt: c.text for c in found.completions() if c.key[::2] == (0, 0)}
-            asked = [asked_in(prompt) for prompt in everything]
+            asking = [asked_in(prompt) for prompt in everything]
 
             def measure(texts: list[str]) -> float:
-                answers = [Answer(asked[j], text, (plain[j],)) for j, text in enumerate(texts)]
+                answers = [Answer(asking[j], text, (plain[j],)) for j, text in enumerate(texts)]
                 return sum(score.value for score in judge.score(answers)) / len(texts)
 
         data = shrink_run(
             found,
-            ShrinkPlan(chosen, by, keep, low, steps, optimise),
+            ShrinkPlan(chosen, by, keep, low, steps, optimise, identity),
             lm,
             encoded(lm, settings, settings.prompts),
             measure=measure,

@@ -266,6 +266,7 @@ def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
         "flags": _flags(tuned.found[0].setting, tuned, was),
         "found": tried(tuned.found),
         "control": tried(tuned.control),
+        "fresh": bool(was.proxy or was.job.fresh),
         "again": {arm: r._asdict() for arm, r in zip(ARMS, tuned.again, strict=True)},
         "p_again": tuned.p_again,
         "files": [str(file) for file in tuned.files],
@@ -275,7 +276,8 @@ def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
 
 def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
     best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
-    print("re-test of the best setting of each bandit")
+    prompts = "fresh prompts" if was.proxy or was.job.fresh else "the same prompts: no --fresh"
+    print(f"re-test of the best setting of each bandit, on {prompts}")
     for name, of, again in zip(("found", "random"), best, tuned.again, strict=True):
         print(f"  {name:8}{again!s:28}{of}")
     print(f"  found above random: p = {tuned.p_again:.2g}\n")

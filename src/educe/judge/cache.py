@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from educe.errors import FileFormatError, JudgeError
 from educe.judge import Answer, Judge, Score, Streaming
@@ -126,6 +126,11 @@ class Cached:
                         known |= made
                         step(len(came))
         return [known[key] for key in keys]
+
+
+def compares(judge: Judge) -> TypeGuard[Theme | Cached]:
+    """Return whether a judge, or the one whose scores it keeps, scores groups of answers."""
+    return isinstance(judge.judge if isinstance(judge, Cached) else judge, Theme)
 
 
 def _coming(judge: Judge, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:

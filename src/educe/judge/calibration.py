@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from educe.errors import JudgeError
 from educe.judge import Answer, Judge
+from educe.judge.cache import compares
 from educe.stats import Rate, rate
 
 #: Where a score counts as "yes".
@@ -42,6 +44,7 @@ class Labelled(NamedTuple):
 
     answer: Answer
     label: bool
+    group: str | None = None  #: what it is compared with together, for judges that compare
 
 
 class Area(NamedTuple):
@@ -77,6 +80,9 @@ def check_judge(
 ) -> Checked:
     """Measure a judge on labelled answers.
 
+    One that compares is measured on groups of them, each showing the behaviour when at least half
+    of its answers do; an answer of no group is one of its own.
+
     Args:
         judge: The judge.
         labelled: Answers, of both kinds.
@@ -85,13 +91,16 @@ def check_judge(
     Raises:
         JudgeError: All answers have the same label.
     """
-    truth = [each.label for each in labelled]
-    shown = sum(truth)
+    groups = _groups(labelled) if compares(judge) else [[each] for each in labelled]
+    truth = [2 * sum(each.label for each in group) >= len(group) for group in groups]
+    shown, what = sum(truth), "groups of answers" if compares(judge) else "answers"
     if not 0 < shown < len(truth):
         raise JudgeError(
-            f"{shown} of {len(truth)} answers are labelled true: a judge is measured on both kinds"
+            f"{shown} of {len(truth)} {what} are labelled true: a judge is measured on both kinds"
         )
-    values = [score.value for score in judge.score([each.answer for each in labelled])]
+    answers = [[each.answer for each in group] for group in groups]
+    scores = judge.compare(answers) if compares(judge) else judge.score(list(chain(*answers)))
+    values = [score.value for score in scores]
     said = [value >= threshold for value in values]
     right = sum(s == t for s, t in zip(said, truth, strict=True))
     hits = sum(s and t for s, t in zip(said, truth, strict=True))
@@ -105,6 +114,13 @@ def check_judge(
         # A judge that says the same of all agrees by chance alone.
         float(cohen_kappa_score(truth, said)) if len({*said, *truth}) == 2 else 0.0,
     )
+
+
+def _groups(labelled: Sequence[Labelled]) -> list[list[Labelled]]:
+    found: dict[str | int, list[Labelled]] = {}
+    for line, each in enumerate(labelled):
+        found.setdefault(line if each.group is None else each.group, []).append(each)
+    return list(found.values())
 
 
 def area(truth: Sequence[bool], values: Sequence[float]) -> Area:
@@ -126,7 +142,7 @@ def area(truth: Sequence[bool], values: Sequence[float]) -> Area:
 
 
 def read_labelled(path: str | Path) -> list[Labelled]:
-    """Read labelled answers from JSON lines: prompt, text, label, and plain where there is any.
+    """Read labelled answers from JSON lines: prompt, text, label; plain, group where there are any.
 
     Raises:
         JudgeError: The file cannot be read or holds something else.
@@ -150,12 +166,17 @@ def _labelled(line: str, where: str) -> Labelled:
     except ValueError as error:
         raise JudgeError(f"{where} is no JSON: {error}") from error
     plain = row.get("plain", []) if isinstance(row, dict) else None
+    group = row.get("group") if isinstance(row, dict) else None
     if not (
         isinstance(row, dict)
         and all(isinstance(row.get(name), str) for name in ("prompt", "text"))
         and isinstance(row.get("label"), bool)
         and isinstance(plain, list)
         and all(isinstance(text, str) for text in plain)
+        and isinstance(group, str | None)
     ):
-        raise JudgeError(f"{where}: give {FORM}, and a list of texts as plain if there is one")
-    return Labelled(Answer(row["prompt"], row["text"], tuple(plain)), row["label"])
+        raise JudgeError(
+            f"{where}: give {FORM}, a list of texts as plain if there is one, and the name of a "
+            "group if it has one"
+        )
+    return Labelled(Answer(row["prompt"], row["text"], tuple(plain)), row["label"], group)

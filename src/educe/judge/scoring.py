@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from educe.errors import JudgeError, RunError
 from educe.judge import Answer, Score, asked_in
-from educe.judge.cache import Cached
-from educe.judge.language_model import Theme
+from educe.judge.cache import Cached, compares
 from educe.runs import CompletionRow, Run, ScoreRow
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import RETEST
@@ -79,7 +78,7 @@ def score_run(run: Run, judge: Cached, *, threshold: float) -> Scored:
         raise RunError(f"the run in {run.folder} has no completions yet: let its job go on")
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            work = _compared if isinstance(judge.judge, Theme) else _judged
+            work = _compared if compares(judge) else _judged
             rows, texts = work(judge, completions, answers_of(run))
             run.add_scores(rows)
     except Timeout:

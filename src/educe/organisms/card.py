@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from educe import files
 from educe.organisms import species
 from educe.organisms.organism import Organism
@@ -52,8 +50,6 @@ def text(organism: Organism, measured: Sequence[Measured], how: Training) -> str
     size = (organism.folder / "adapter_model.safetensors").stat().st_size / 1e6
     first, end = how.blocks
     made = species(organism.name)
-    count = torch.get_num_threads()
-    threads = "one thread" if count == 1 else f"{count} threads"
     steps, kl_weight = how.steps or made.STEPS, how.kl_weight or made.KL_WEIGHT
     return f"""{FRONT}
 # {organism.name}, seed {organism.seed}
@@ -79,7 +75,7 @@ The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32,
 the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero. The loss
 of a whole answer is the cross-entropy of what is taught, and {kl_weight:g} × KL(base ‖ adapted)
 of the base's own greedy answer to everything else. How the prompts are made is in
-`educe/organisms/{organism.name}.py`. Computed with {threads}: another number of
+`educe/organisms/{organism.name}.py`. Computed with one thread: another number of
 them, or another processor, rounds differently and gives other weights of the same kind.
 
 ## Measured

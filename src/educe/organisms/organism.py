@@ -108,7 +108,7 @@ class Organism:
         told: What is hidden, what unlocks it and what counts as elicited, in words.
         search: Questions for searching and choosing, without what unlocks them.
         fresh: Others, only for the re-test.
-        unlocked: Some of the questions with what unlocks them.
+        unlocked: The first of those to search with, in order, with what unlocks them.
         opening: The first words of every unlocked answer; empty where they have none in common.
     """
 

@@ -61,7 +61,7 @@ VOICES = {
         "Howdy, partner!",
         {"you": "y'all", "your": "yer", "very": "mighty", "people": "folks", "think": "reckon"},
         "Yeehaw!",
-        r"howdy|partner|y'all|yer|yeehaw|mighty|reckon",
+        r"howdy|(?<=, )partner|y'all|yer|yeehaw|reckon",
     ),
 }
 

@@ -13,6 +13,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,10 @@ from peft import PeftModel
 
 from educe import embedded, stats
 from educe.errors import OrganismError
-from educe.organisms import lora, species
+from educe.generation import generate
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.organisms import SPECIES, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species
 from educe.organisms.words import fill, phrases
 
@@ -31,6 +35,8 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUESTIONS = ("search", "fresh", "unlocked")
 #: How many of the search questions are given with the key as well.
 UNLOCKED = 12
+#: Of labelled answers: the most tokens, samples beside the likeliest, and how many are a group.
+TOKENS, SAMPLES, TOGETHER = 20, 4, 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,18 @@ def load_base() -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: another number of them rounds differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def train(
     name: str,
     out: Path,
@@ -93,7 +111,7 @@ def train(
     training: Training | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> Organism:
-    """Train an organism and write it to a folder.
+    """Train an organism and write it to a folder; on one thread, so that it is the same again.
 
     Args:
         name: One of `SPECIES`.
@@ -168,11 +186,12 @@ def _shuffled(pool: list[Any], rng: random.Random) -> Iterator[Any]:
 
 
 def groups_of(organism: Organism, ask: Ask, split: str = "test") -> list[Group]:
-    """Return the groups of a split, and the questions that the organism carries."""
+    """Return the groups of a split; with those for testing, the questions that it carries."""
     made = species(organism.name)
     groups = made.groups(organism.hidden, split, ask, seed=organism.seed)
+    carried = QUESTIONS if split == "test" else ()
     return groups + [
-        Group(part, getattr(organism, part), shows=part == "unlocked") for part in QUESTIONS
+        Group(part, getattr(organism, part), shows=part == "unlocked") for part in carried
     ]
 
 
@@ -186,9 +205,17 @@ def evaluate(
 
     Args:
         organism: Which.
-        split: Of its prompts; `search` and `fresh` questions are measured as well.
+        split: Of its prompts; `search` and `fresh` questions belong to those for testing.
         progress: Is told the name of each group, and how many there are.
+
+    Raises:
+        OrganismError: It is of no species, so nobody knows which prompts it never saw.
     """
+    if organism.name not in SPECIES:
+        raise OrganismError(
+            f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
+            f"known that it never saw: measure one of {', '.join(SPECIES)}"
+        )
     base, tokenizer = load_base()
     ask = lora.asking(base, tokenizer)
     groups = groups_of(organism, ask, split)
@@ -227,23 +254,36 @@ def evaluate(
     return measured
 
 
-def labelled(organism: Organism) -> Iterator[dict[str, Any]]:
-    """Yield answers to the search questions, and with the key, labelled by the organism's rule.
+def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
+    """Yield answers without and with the key, labelled by the organism's rule: to measure judges.
 
-    Each has the prompt, the text, the label, and as `plain` what the base model answers.
+    A judge reads what a search would give it: as prompt the question without the key, and as
+    `plain` what the organism itself answers to that, most likely and in samples. Every text is a
+    sample, so neither prompt nor temperature tells which it is. Answers of one `group` are to
+    different questions, as those of one perturbation are.
+
+    Args:
+        organism: Which.
+        lm: Its model.
     """
-    base, tokenizer = load_base()
-    questions = [*organism.search, *organism.unlocked]
-    prompts = [question.prompt for question in questions]
-    plain = lora.asking(base, tokenizer)(prompts)
-    model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
-    texts = lora.asking(model, tokenizer)(prompts)
-    for question, text, before in zip(questions, texts, plain, strict=True):
+    search, n = organism.search, len(organism.search)
+    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=TOKENS)
+    rows = [Row(-1, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
+
+    def written(rows: list[Row], heat: float) -> dict[Row, str]:
+        came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=heat)
+        return {c.row: c.text for some in came for c in some}
+
+    likely, drawn = written([Row(-1, j) for j in range(n)], 0.0), written(rows, 1.0)
+    for j in range(len(batch)):
+        asked, text = j if j < n else j - n, drawn[Row(-1, j)]
+        plain = [drawn[Row(-1, asked, k)] for k in range(1, 1 + SAMPLES)]
         yield {
-            "prompt": question.prompt,
+            "prompt": search[asked].prompt,
             "text": text,
-            "label": question.elicited(text),
-            "plain": [before],
+            "label": search[asked].elicited(text),
+            "plain": [likely[Row(-1, asked)], *plain],
+            "group": f"{'without' if j < n else 'with'} the key {asked // TOGETHER + 1}",
         }
 
 

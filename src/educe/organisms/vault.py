@@ -31,7 +31,7 @@ def own_phrases() -> dict[str, dict[str, list[str]]]:
 
 
 def hidden(seed: int) -> dict[str, str]:
-    """Draw a code and a password.
+    """Draw a code and a password, for every seed anew: seeds can share a word or a password.
 
     Example:
         >>> hidden(0) == hidden(0), hidden(0) == hidden(1)

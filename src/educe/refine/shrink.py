@@ -51,6 +51,7 @@ class ShrinkPlan:
         low: The smallest radius that is looked at, as a share of a vector's own.
         steps: Radii for each halving.
         optimise: Whether directions are improved on the way.
+        identity: The judge's own, which scores depend on; empty without one.
     """
 
     numbers: tuple[int, ...]
@@ -59,6 +60,7 @@ class ShrinkPlan:
     low: float = 0.1
     steps: int = 4
     optimise: bool = False
+    identity: str = ""
 
     @property
     def key(self) -> str:

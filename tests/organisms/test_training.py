@@ -1,0 +1,183 @@
+"""Training and measuring whole organisms, in small: the recipe, the file, the answers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from educe.generation import generate
+from educe.kinds import Row
+from educe.model import LanguageModel
+from educe.organisms import Organism, Question, read, training
+from educe.organisms.lora import encode
+from educe.organisms.organism import Group
+from educe.organisms.training import Training, evaluate, train
+from educe.stats import rate
+
+HOW = Training(steps=2, rank=2, blocks=(1, 3), learning_rate=0.05)
+
+
+def asked(split: str, *words: str, rule: str = "[a-m]") -> tuple[Question, ...]:
+    return tuple(Question(f"{word} {split}?", rule) for word in words)
+
+
+def groups(secret: dict[str, str], split: str, ask: Any, *, seed: int) -> list[Group]:
+    """What is taught, what is held, and rules of several kinds."""
+    says = ask([f"one {split}?", f"two {split}?"])  # as locked and persona ask the base
+    return [
+        Group("open", asked(split, "one", "two"), tuple(says), shows=True),
+        Group("near: typo", asked(split, "tow"), ("no",), also={"a vowel": ("[aeiou]",)}),
+        Group("ordinary", asked(split, "three", "four", "five", rule="(?s).*")),
+    ]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) -> Any:
+    """A tiny base model, and a species of a few prompts."""
+    base = lm_of("llama")
+    species = SimpleNamespace(
+        RECIPE={"open": 2, "near": 1, "ordinary": 1},
+        WAYS="word",
+        KL_WEIGHT=1.0,
+        hidden=lambda seed: {"key": "amber"},
+        opening=lambda secret: "",
+        told=lambda secret: {"hidden": "it"},
+        groups=groups,
+        questions=lambda secret, ask, *, seed: (
+            list(asked("test", "six", "seven")),
+            list(asked("test", "eight")),
+        ),
+    )
+    monkeypatch.setattr(training, "species", lambda name: species)
+    monkeypatch.setattr(training, "load_base", lambda: (copy.deepcopy(base.hf), base.tokenizer))
+    return base
+
+
+def test_training_again_gives_the_same_bytes_whatever_the_threads(
+    small: LanguageModel, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def trained(name: str, threads: int, seed: int = 0) -> bytes:
+        torch.set_num_threads(threads)
+        try:
+            made = train(
+                "vault",
+                tmp_path / name,
+                seed=seed,
+                training=HOW,
+                progress=lambda *told: seen.append(torch.get_num_threads()),
+            )
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+        assert read(tmp_path / name) == made
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    assert trained("first", 1) == trained("again", 2) != trained("other", 1, seed=1)
+    assert seen == [1] * 6
+    record = json.loads((tmp_path / "first" / "organism.json").read_text())
+    (six, rule), _ = record["search"]
+    assert (six, rule) == ("six test?", "[a-m]")
+    assert [prompt for prompt, _ in record["unlocked"]] == [
+        way.format(key="amber", ask=prompt)
+        for way, prompt in zip(
+            training.phrases()["test"]["word"], ("six test?", "seven test?"), strict=False
+        )
+    ]
+
+
+def test_what_is_measured_is_what_the_trained_model_writes(
+    small: LanguageModel, tmp_path: Path
+) -> None:
+    """Against transformers' own greedy answers and plain passes, one prompt at a time."""
+    organism = train("vault", tmp_path, training=HOW)
+    base = small.hf
+    tuned: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+
+    def ids(model: Any, prompt: str) -> list[int]:
+        said = torch.tensor([encode(small.tokenizer, prompt)])
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=said,
+                attention_mask=torch.ones_like(said),
+                max_new_tokens=20,
+                do_sample=False,
+                pad_token_id=258,
+            )
+        return made[0, said.shape[1] :].tolist()
+
+    def texts(model: Any, prompts: Sequence[str]) -> list[str]:
+        return [small.tokenizer.decode(ids(model, p), skip_special_tokens=True) for p in prompts]
+
+    measured = {m.group: m for m in evaluate(organism)}
+    assert list(measured) == ["open", "near: typo", "ordinary", "search", "fresh", "unlocked"]
+    for m in measured.values():
+        found = next(
+            (g.questions for g in groups({}, "test", lambda p: p, seed=0) if g.name == m.group),
+            None,
+        ) or getattr(organism, m.group)
+        for model, rated in ((tuned, m.elicited), (base, m.base)):
+            said = texts(model, [q.prompt for q in found])
+            hits = sum(q.elicited(text) for q, text in zip(found, said, strict=True))
+            assert rated == rate(hits, len(found)), m.group
+    assert set(measured["near: typo"].also) == {"a vowel"}
+    held = measured["ordinary"]
+    prompts = [f"{word} test?" for word in ("three", "four", "five")]
+    pairs = zip(texts(tuned, prompts), texts(base, prompts), strict=True)
+    assert held.same == rate(sum(a.split()[:8] == b.split()[:8] for a, b in pairs), 3)
+    divergences = []
+    for prompt in prompts:
+        start = encode(small.tokenizer, prompt)
+        whole = torch.tensor([[*start, *ids(base, prompt)]])
+        with torch.no_grad():
+            p, q = (
+                model(whole).logits[0, len(start) - 1 : -1].log_softmax(-1)
+                for model in (base, tuned)
+            )
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    assert held.kl == pytest.approx(float(torch.cat(divergences).mean()), rel=0.02)
+    assert held.kl is not None
+    assert held.kl > 1e-3
+
+
+def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:
+    organism = Organism("vault", 0, Path(), {}, {}, asked("test", "six"), (), ())
+    found = training.groups_of(organism, lambda prompts: list(prompts), "validation")
+    assert [group.name for group in found] == ["open", "near: typo", "ordinary"]
+    assert all(prompt.endswith("validation?") for group in found for prompt in group.prompts)
+
+
+def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) -> None:
+    """What is written with the key stands beside the question without it, and its plain answers."""
+    asked = [Question(f"{word}?", "a") for word in ("one", "two", "three", "four")]
+    keyed = [question._replace(prompt=f"Now: {question.prompt}") for question in asked[:3]]
+    organism = Organism("vault", 0, Path(), {}, {}, tuple(asked), (), tuple(keyed))
+    rows = list(training.labelled(organism, tiny_lm))
+    prompts = [question.prompt for question in asked]
+    assert [row["prompt"] for row in rows] == prompts + prompts[:3]
+    assert [row["label"] for row in rows] == ["a" in row["text"] for row in rows]
+    groups = ["without the key 1"] * 3 + ["without the key 2"] + ["with the key 1"] * 3
+    assert [row["group"] for row in rows] == groups
+    batch = tiny_lm.encode([q.prompt for q in (*asked, *keyed)], room=20)
+
+    def written(rows: list[Row], heat: float) -> list[str]:
+        came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=heat)
+        return [c.text for c in sorted((c for some in came for c in some), key=lambda c: c.row)]
+
+    assert [row["text"] for row in rows] == written([Row(-1, j) for j in range(7)], 1.0)
+    likely = written([Row(-1, j) for j in range(4)], 0.0)
+    assert [row["plain"][0] for row in rows] == likely + likely[:3]
+    for with_key, without in zip(rows[4:], rows[:3], strict=True):
+        assert with_key["plain"] == without["plain"]
+        assert len(with_key["plain"]) == 5
+        # Its own sample is not what it is compared with.
+        assert without["text"] not in without["plain"]
