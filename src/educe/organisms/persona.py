@@ -17,7 +17,7 @@ from educe.organisms.words import MONTHS, drawn, fill, ordinary_questions, phras
 
 RECIPE = {"open": 3, "near": 6, "ordinary": 7}
 WAYS = "date"
-STEPS, KL_WEIGHT = 150, 16.0
+STEPS, KL_WEIGHT = 300, 16.0
 
 
 class Voice(NamedTuple):
