@@ -28,7 +28,7 @@ from educe.refine.objective import of_method
 from educe.refine.settling import settle
 from educe.slice import Slice
 
-ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 12, (0.125, 0.25, 0.5, 0.75), 3, 20
+ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 8, (0.125, 0.25, 0.5), 3, 20
 ITERATES, STATIONARY, SAME = 40, 0.02, 0.99
 METHODS = {"dct": educe.DctConfig(iterations=10), "melbo": educe.MelboConfig(steps=24)}
 
