@@ -78,6 +78,57 @@ def test_planted_vectors_are_told_apart(
     assert made.norm == pytest.approx(80 if which == "exaggerated" else 4)
 
 
+@pytest.fixture(scope="module")
+def loud() -> tuple[LanguageModel, Gathered]:
+    """A model one of whose coordinates is massive from block 1 on, and its activations."""
+    hf = tiny.hf_model()
+    hf.model.layers[1].mlp.down_proj.weight.data[5] *= 300
+    lm = LanguageModel(hf, tiny.tokenizer(), name="loud")
+    texts = [text[start : start + 100] for text in corpus.passages() for start in (0, 100)]
+    return lm, gather(lm, [t for t in texts if len(t) > 40], [Place(i) for i in LAYERS])
+
+
+def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, Gathered]) -> None:
+    lm, known = loud
+    natural = known.natural[Place(1)]
+    assert natural.massive == [5]
+    along, rest = torch.eye(32)[5], torch.nn.functional.normalize(natural.sample.rows[3], dim=0)
+    rest = torch.nn.functional.normalize(rest * (1 - along), dim=0)
+    # How much of differences of documents lies in the coordinate, by code of its own.
+    rng, rows = np.random.default_rng(0), natural.sample.rows.double().numpy()
+    pairs = rng.integers(len(rows), size=(20_000, 2))
+    documents = natural.sample.document.numpy()[pairs]
+    apart = (rows[pairs[:, 0]] - rows[pairs[:, 1]])[documents[:, 0] != documents[:, 1]]
+    there = apart[:, 5] ** 2 / (apart**2).sum(1)
+    usual, most = np.quantile(there, [0.5, 0.999])
+    assert most < 1 - 1e-6
+
+    for share in (1.0, (1 + most) / 2):
+        vector = 4 * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
+        made = examined(lm, known, vector[None])
+        assert made.massive_share.found == pytest.approx(share)
+        assert made.massive_share.percentile == pytest.approx(1, abs=2e-3)
+        assert made.massive_share.natural.median == pytest.approx(usual, abs=0.02)
+        assert verdict(made) == "outside"
+        assert words(made) == (
+            "At layer 1 more of it lies in massive coordinates than of 99 in a hundred differences "
+            "between natural activations."
+        )
+        json.dumps(made.data(), allow_nan=False)
+    told = StringIO()
+    terminal.passport(made.data(), Console(file=told, width=100))
+    assert "energy in massive" in told.getvalue()
+
+    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
+    made = examined(lm, known, usual_one)
+    assert made.massive_share.percentile == pytest.approx(0.5, abs=0.05)
+    assert verdict(made) == "natural"
+    # Where natural differences lie there as wholly, nothing else of a vector is left to judge by.
+    alone = replace(made, massive_share=replace(made.massive_share, found=1.0))
+    assert verdict(alone) == "unknown"
+    assert "too small" not in words(alone)
+
+
 def test_what_is_neither_natural_nor_random_is_outside(
     tiny_lm: LanguageModel, known: Gathered
 ) -> None:

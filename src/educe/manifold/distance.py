@@ -9,7 +9,8 @@ With ``μ`` and ``Σ = Σ_i λ_i w_i w_iᵀ`` the mean and covariance of natural
 
 ``k`` is the number of directions that hold 90% of the variance. None of these means anything alone:
 each is placed among its values for held-out natural activations, for differences between natural
-activations, and for random vectors. Massive coordinates are left out of all of them.
+activations, and for random vectors. Massive coordinates are left out of all of them; how much of a
+vector lies there is a measure of its own.
 """
 
 from __future__ import annotations
@@ -92,9 +93,17 @@ class Geometry:
         return v.detach().cpu().double() * self.kept
 
     def energy(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """Return which share of each vector's energy lies along each direction."""
+        """Return which share of each vector's energy lies along each direction.
+
+        Of one that has massive coordinates alone, it is zero along all of them.
+        """
         square = (self.bare(v) @ self.vectors.T).square()
-        return square / square.sum(1, keepdim=True)
+        return square / square.sum(1, keepdim=True).clamp(min=torch.finfo(square.dtype).tiny)
+
+    def massive(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+        """Return which share of each vector's energy lies in massive coordinates."""
+        square = v.detach().cpu().double().square()
+        return (square * ~self.kept).sum(1) / square.sum(1)
 
     def share(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Return which share of each vector's energy lies in the top directions."""

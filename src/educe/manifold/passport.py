@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from educe.generation import generate
 from educe.kinds import Kind, Noise, Row, Vectors, Within
@@ -132,8 +133,9 @@ class _Exam:
 
         bare = float(self.home.bare(self.moved).norm(dim=1).mean())
         self.apart = differences(self.here.sample, MANY, self.draw)
-        self.scaled = bare * torch.nn.functional.normalize(self.home.bare(self.apart), dim=1)
+        self.scaled = bare * normalize(self.home.bare(self.apart), dim=1)
         self.drawn = bare * random_vectors(MANY, self.home, self.draw)
+        self.anywhere = torch.randn(MANY, len(self.home.kept), generator=self.draw)
         self.controls = {
             name: [self.under(v[None]) for v in some[:FEW]]
             for name, some in (("natural", self.scaled), ("random", self.drawn))
@@ -181,7 +183,6 @@ class _Exam:
 
     def place(self) -> dict[str, Any]:
         """Return what is known of the layer."""
-        square = self.moved.detach().cpu().double().square()
         return {
             "layer": self.layer,
             "norm": float(self.moved.norm(dim=1).mean()),
@@ -191,7 +192,6 @@ class _Exam:
             "rank": self.home.rank,
             "chance": Range(*self.home.chance),
             "massive": tuple(self.here.massive),
-            "massive_share": float(square[:, self.here.massive].sum() / square.sum()),
             "massive_tokens": self.gathered.massive,
             "first": self.here.first_norm / self.here.norm,
         }
@@ -199,7 +199,9 @@ class _Exam:
     def standing(self) -> dict[str, Any]:
         """Place the vector among its controls at the layer."""
         home, moved, scaled, drawn = self.home, self.moved, self.scaled, self.drawn
+        massive = (home.massive(v) for v in (moved, self.apart, self.anywhere))
         return {
+            "massive_share": _standing(*massive),
             "share": _standing(home.share(moved), home.share(scaled), home.share(drawn)),
             "length": _standing(home.length(moved), home.length(scaled), home.length(drawn)),
             "size": _standing(home.length(moved), home.length(self.apart), home.length(drawn)),
@@ -214,8 +216,7 @@ class _Exam:
         span = of_rows(rows, centred=False)
 
         def share(v: Tensor) -> Tensor:
-            bare = self.home.bare(v)
-            return (bare @ span.basis.T).square().sum(1) / bare.square().sum(1)
+            return (normalize(self.home.bare(v), dim=1) @ span.basis.T).square().sum(1)
 
         shares = (share(v) for v in (self.moved, self.scaled, self.drawn))
         return {"prompt": _standing(*shares), "prompt_rank": len(span)}

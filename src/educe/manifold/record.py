@@ -14,6 +14,8 @@ import numpy as np
 
 #: A direction is not natural when fewer natural differences than this share lie so far out.
 LEVEL = 0.01
+#: Energy beyond massive coordinates, as a share, of which nothing can be said.
+NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Passport:
         rank: Number of top directions, which hold 90% of the variance.
         chance: Share of a random vector in them: mean, and what 95% lie between.
         massive: Coordinates that were left out.
-        massive_share: Share of the vector's energy in them.
+        massive_share: Share of the energy in them.
         massive_tokens: Tokens that were left out for a massive activation.
         first: Norm of the activations of first tokens, which are left out, over that of the others.
         share: Share of the energy in the top directions.
@@ -180,7 +182,7 @@ class Passport:
     rank: int
     chance: Range
     massive: tuple[int, ...]
-    massive_share: float
+    massive_share: Standing
     massive_tokens: int
     first: float
     share: Standing
@@ -204,14 +206,27 @@ class Passport:
 def verdict(p: Passport) -> str:
     """Say in one word where a perturbation stands.
 
-    ``unknown``: the corpus is too small to say, or half of it says something else.
+    ``unknown``: the corpus is too small to say, or half of it says something else; or the vector
+    lies in massive coordinates alone, and natural differences do too.
     ``natural``: natural activations differ in such directions. ``exaggerated``: they do, but not by
     so much: more than 99 in a hundred differences are shorter. ``outside``: fewer than one in a
     hundred natural differences lie so far out, by share or by length, yet the vector is nearer than
-    random ones. ``random``: as far out as random vectors.
+    random ones; or more of it lies in massive coordinates than of 99 in a hundred. ``random``: as
+    far out as random vectors.
     """
+    return {"massive": "outside", "nothing": "unknown"}.get(found := _found(p), found)
+
+
+def _found(p: Passport) -> str:
+    """Return the verdict, or ``massive`` or ``nothing`` where massive coordinates decide."""
     last, before = p.growth[-1], p.growth[-2] if len(p.growth) > 1 else None
-    if not last.enough or before is None or _beyond(before) != _beyond(last):
+    if not last.enough:
+        return "unknown"
+    if (p.massive_share.percentile or 0) > 1 - LEVEL:
+        return "massive"
+    if p.massive_share.found > 1 - NOTHING:
+        return "nothing"
+    if before is None or _beyond(before) != _beyond(last):
         return "unknown"
     if not _beyond(last):
         return "exaggerated" if (p.size.percentile or 0) > 1 - LEVEL else "natural"
@@ -231,14 +246,21 @@ _WORDS = {
     "than random vectors do",
     "random": "it points where natural activations hardly differ from one another, as random "
     "vectors do",
+    "massive": "more of it lies in massive coordinates than of 99 in a hundred differences between "
+    "natural activations",
+    "nothing": "it lies in massive coordinates alone, as differences between natural activations "
+    "do, and these are in no measure",
     "unknown": "the corpus is too small to say whether it points where natural activations differ",
 }
 
 
 def words(p: Passport) -> str:
     """Say in one sentence what the evidence allows."""
-    told = f"At layer {p.layer} {_WORDS[verdict(p)]}"
-    if len(p.depth) > 1 and (verdict(p) != "unknown" or p.depth[-1].enough):
+    found = _found(p)
+    told = f"At layer {p.layer} {_WORDS[found]}"
+    # Controls are as long as what is not in massive coordinates: no comparison where little is.
+    told_apart = found not in ("massive", "nothing")
+    if told_apart and len(p.depth) > 1 and (found != "unknown" or p.depth[-1].enough):
         told += f"; {_healing(p.depth)}"
     return told + "."
 

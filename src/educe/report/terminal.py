@@ -183,7 +183,8 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
     for name in ("", "this", "natural", "random", "%ile"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
-    rows = {
+    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
+    rows |= {
         f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
         "Mahalanobis, same norm": (p["length"], ".3g"),
         "Mahalanobis, own norms": (p["size"], ".3g"),
