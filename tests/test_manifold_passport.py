@@ -138,6 +138,11 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     made = examined(ground, usual_one)
     assert made.massive_share.percentile == pytest.approx(0.5, abs=0.05)
     assert verdict(made) == "natural"
+    # Share and length are of the rest alone, whether there is much of it or little.
+    bare = examined(ground, usual_one * (1 - along))
+    assert (bare.share.percentile, bare.length.percentile) == pytest.approx(
+        (made.share.percentile, made.length.percentile), abs=1e-3
+    )
     # Where natural differences lie there as wholly, nothing else of a vector is left to judge by.
     alone = replace(made, massive_share=replace(made.massive_share, found=1.0))
     assert verdict(alone) == "unknown"

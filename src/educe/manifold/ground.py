@@ -41,15 +41,11 @@ class Controls(NamedTuple):
 
     Attributes:
         norm: Their norm; massive coordinates of differences are part of it.
-        natural: The differences.
-        random: The random vectors, without massive coordinates.
         seen: What each layer sees of the texts under them, by ``natural`` and ``random``.
         outputs: What the model makes of the texts under those that run.
     """
 
     norm: float
-    natural: Float[Tensor, "n d"]
-    random: Float[Tensor, "n d"]
     seen: dict[str, dict[int, Seen]]
     outputs: list[Output]
 
@@ -110,7 +106,7 @@ class Ground:
                 step()
             here = {self.layer: self.sights[self.layer].under(all_of_them[:SOME])}
             seen[name] = here | {layer: Seen.joined(some) for layer, some in later.items()}
-        return Controls(norm, **vectors, seen=seen, outputs=outputs)
+        return Controls(norm, seen, outputs)
 
     def under(self, vector: Float[Tensor, "1 d"]) -> Outcome:
         """Let the model read the texts with a vector added to every token at the layer."""

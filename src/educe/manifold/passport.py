@@ -146,6 +146,10 @@ class _Exam:
         self.moved, self.is_vector = self._moved()
         self.parts = self._parts() if self.is_vector else {}
         self.controls = ground.controls(float(self.moved.norm(dim=1).mean()), reporter)
+        # Measures leave massive coordinates out: they compare at the norm of what remains.
+        bare = float(self.home.bare(self.moved).norm(dim=1).mean())
+        self.natural = bare * normalize(self.home.bare(ground.apart), dim=1)
+        self.random = bare * ground.drawn
         self.forms, self.others = self._ablations()
 
     def run(self, changing: Any) -> Outcome:
@@ -201,7 +205,7 @@ class _Exam:
     def standing(self) -> dict[str, Any]:
         """Place the vector among its controls at the layer."""
         home, moved, apart = self.home, self.moved, self.ground.apart
-        natural, random = self.controls.natural, self.controls.random
+        natural, random = self.natural, self.random
         deviating = self.here.sample.rows.double() - home.mean
 
         def among(measure: Any, *vectors: Tensor) -> Standing:
@@ -225,7 +229,7 @@ class _Exam:
         def share(v: Tensor) -> Tensor:
             return (normalize(self.home.bare(v), dim=1) @ span.basis.T).square().sum(1)
 
-        shares = map(share, (self.moved, self.controls.natural, self.controls.random))
+        shares = map(share, (self.moved, self.natural, self.random))
         return {"prompt": _standing(*shares), "prompt_rank": len(span)}
 
     def depth(self) -> tuple[Depth, ...]:
@@ -240,7 +244,7 @@ class _Exam:
 
     def growth(self) -> tuple[Grown, ...]:
         """Return what the measures say at an eighth, a quarter, a half and all of the corpus."""
-        natural = self.controls.natural
+        natural = self.natural
         return tuple(
             Grown(
                 *known[:4],
