@@ -88,12 +88,11 @@ def test_massive_coordinates_are_in_no_measure() -> None:
     assert not random_vectors(3, geometry, torch.Generator().manual_seed(0))[:, 3].any()
 
 
-def test_the_nearest_is_by_brute_force() -> None:
-    rows, fresh = gaussian(50), gaussian(4, seed=2)
-    bank = Sample(rows.float(), torch.zeros(50, dtype=torch.long), torch.zeros(50))
-    geometry = Geometry.of(Moments.of(rows))
-    wanted = [min(float((h - a).norm()) for a in rows.float().double()) for h in fresh]
-    np.testing.assert_allclose(geometry.nearest(fresh, bank), wanted, rtol=1e-6)
+def test_distances_with_vectors_added_are_those_of_the_sums() -> None:
+    rows, fresh, vectors = gaussian(50), gaussian(4, seed=2), normal(3, 8, seed=7)
+    geometry = Geometry.of(Moments.of(rows), massive=[2])
+    wanted = torch.stack([geometry.distance(fresh + v) for v in vectors])
+    torch.testing.assert_close(geometry.distances(fresh, vectors), wanted)
 
 
 def test_coverage_is_computed_from_moments_as_from_the_activations() -> None:

@@ -182,6 +182,26 @@ def test_gathered_moments_are_those_of_all_rows(
     assert torch.equal(again.natural[Place(1)].bank.rows, known.bank.rows)
 
 
+def test_texts_to_run_on_are_beginnings_of_documents_of_every_length(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "PIECE", 60)
+    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", {"cpu": 200})
+    monkeypatch.setattr(natural, "TEXTS", 2)
+    # Of 20 documents every fifth is held out: four, from 53 tokens to 143, in up to three pieces.
+    documents = [f"{n:02d}" + "ab" * 10 + chr(65 + n % 26) * (5 + 6 * n) for n in range(20)]
+    ids = [corpus.tokens(tiny_lm, document) for document in documents]
+    counts = dict.fromkeys(range(4, 20, 5), 0)
+    for seed in range(24):
+        texts = gather(tiny_lm, documents, [Place(0)], seed=seed).texts
+        assert len(texts) == 2
+        for piece in texts:
+            assert piece.ids == ids[piece.document][: piece.skip + natural.LONGEST]
+            counts[piece.document] += 1
+    assert min(counts.values()) > 4  # 12 are expected, 2.4 is a standard deviation
+    assert max(counts.values()) < 20
+
+
 def test_samples_are_uniform_over_what_went_by() -> None:
     draw = torch.Generator().manual_seed(0)
     counts = torch.zeros(40)
@@ -209,7 +229,8 @@ def test_memory_does_not_grow_with_the_corpus(
         known = gathered.natural[Place(1)]
         tensors = [known.held.scatter, *(part.scatter for part in known.parts)]
         tensors += [known.bank.rows, known.sample.rows]
-        return sum(tensor.numel() for tensor in tensors) + sum(len(p.ids) for p in gathered.texts)
+        texts = sum(len(p.ids) - p.skip for p in gathered.texts)
+        return sum(tensor.numel() for tensor in tensors) + texts
 
     ahead: list[int] = []
     plain = activations._in_batches

@@ -22,11 +22,12 @@ from educe.generation import generate
 from educe.kinds import Row, TokenNoise, Vectors
 from educe.manifold import corpus, passport
 from educe.manifold.activations import Place
+from educe.manifold.ground import Ground
 from educe.manifold.inside import within
 from educe.manifold.natural import Gathered, gather
-from educe.manifold.passport import depths, examine
+from educe.manifold.passport import depths, examine, examine_on
 from educe.manifold.project import ablating, plain
-from educe.manifold.record import Passport, Range, Standing, verdict, words
+from educe.manifold.record import Passport, verdict, words
 from educe.manifold.subspace import of_moments
 from educe.manifold.trial import Trial, perturbing
 from educe.model import LanguageModel
@@ -57,8 +58,14 @@ def planted(known: Gathered, which: str) -> Tensor:
     return (unit * (80 if which == "exaggerated" else 4))[None].float()
 
 
-def examined(lm: LanguageModel, known: Gathered, theta: Tensor, **options: Any) -> Passport:
-    return examine(lm, Vectors(1, lm.width), theta, known, LAYERS, **options)
+@pytest.fixture(scope="module")
+def ground(tiny_lm: LanguageModel, known: Gathered) -> Ground:
+    """Natural activations and controls at the layers, for perturbations after the first."""
+    return Ground(tiny_lm, known, 1, LAYERS)
+
+
+def examined(ground: Ground, theta: Tensor, **options: Any) -> Passport:
+    return examine_on(ground, Vectors(1, ground.lm.width), theta, **options)
 
 
 @pytest.mark.parametrize(
@@ -71,28 +78,88 @@ def examined(lm: LanguageModel, known: Gathered, theta: Tensor, **options: Any) 
     ],
 )
 def test_planted_vectors_are_told_apart(
-    tiny_lm: LanguageModel, known: Gathered, which: str, told: str
+    ground: Ground, known: Gathered, which: str, told: str
 ) -> None:
-    made = examined(tiny_lm, known, planted(known, which))
+    made = examined(ground, planted(known, which))
     assert verdict(made) == told
     assert made.norm == pytest.approx(80 if which == "exaggerated" else 4)
 
 
-def test_what_is_neither_natural_nor_random_is_outside(
-    tiny_lm: LanguageModel, known: Gathered
-) -> None:
-    made = examined(tiny_lm, known, planted(known, "unused"))
+@pytest.fixture(scope="module")
+def unused(ground: Ground, known: Gathered) -> Passport:
+    """The passport of a vector where natural activations do not differ."""
+    return examined(ground, planted(known, "unused"))
+
+
+@pytest.fixture(scope="module")
+def loud() -> tuple[LanguageModel, Gathered]:
+    """A model one of whose coordinates is massive from block 1 on, and its activations."""
+    hf = tiny.hf_model()
+    hf.model.layers[1].mlp.down_proj.weight.data[5] *= 300
+    lm = LanguageModel(hf, tiny.tokenizer(), name="loud")
+    texts = [text[start : start + 100] for text in corpus.passages() for start in (0, 100)]
+    return lm, gather(lm, [t for t in texts if len(t) > 40], [Place(i) for i in LAYERS])
+
+
+def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, Gathered]) -> None:
+    lm, known = loud
+    ground = Ground(lm, known, 1, LAYERS)
+    natural = known.natural[Place(1)]
+    assert natural.massive == [5]
+    along, rest = torch.eye(32)[5], torch.nn.functional.normalize(natural.sample.rows[3], dim=0)
+    rest = torch.nn.functional.normalize(rest * (1 - along), dim=0)
+    # How much of differences of documents lies in the coordinate, by code of its own.
+    rng, rows = np.random.default_rng(0), natural.sample.rows.double().numpy()
+    pairs = rng.integers(len(rows), size=(20_000, 2))
+    documents = natural.sample.document.numpy()[pairs]
+    apart = (rows[pairs[:, 0]] - rows[pairs[:, 1]])[documents[:, 0] != documents[:, 1]]
+    there = apart[:, 5] ** 2 / (apart**2).sum(1)
+    usual, most = np.quantile(there, [0.5, 0.999])
+    assert most < 1 - 1e-6
+
+    for share in (1.0, (1 + most) / 2):
+        vector = 4 * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
+        made = examined(ground, vector[None])
+        assert made.massive_share.found == pytest.approx(share)
+        assert made.massive_share.percentile == pytest.approx(1, abs=2e-3)
+        assert made.massive_share.natural.median == pytest.approx(usual, abs=0.02)
+        assert verdict(made) == "outside"
+        assert words(made).startswith(
+            "At layer 1 more of it lies in massive coordinates than of 99 in a hundred differences "
+            "between natural activations; activations under it "
+        )
+        assert made.controls == (39, 5)
+        json.dumps(made.data(), allow_nan=False)
+    told = StringIO()
+    terminal.passport(made.data(), Console(file=told, width=100))
+    assert "energy in massive" in told.getvalue()
+
+    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
+    made = examined(ground, usual_one)
+    assert made.massive_share.percentile == pytest.approx(0.5, abs=0.05)
+    assert verdict(made) == "natural"
+    # Share and length are of the rest alone, whether there is much of it or little.
+    bare = examined(ground, usual_one * (1 - along))
+    assert (bare.share.percentile, bare.length.percentile) == pytest.approx(
+        (made.share.percentile, made.length.percentile), abs=1e-3
+    )
+    # Where natural differences lie there as wholly, nothing else of a vector is left to judge by.
+    alone = replace(made, massive_share=replace(made.massive_share, found=1.0))
+    assert verdict(alone) == "unknown"
+    assert "too small" not in words(alone)
+
+
+def test_what_is_neither_natural_nor_random_is_outside(ground: Ground, known: Gathered) -> None:
+    made = examined(ground, planted(known, "unused"))
     nearer = replace(made.length, found=made.length.random.low / 1.01)
     assert verdict(replace(made, length=nearer)) == "outside"
     nearer = replace(made.share, found=made.share.random.high * 1.01)
     assert verdict(replace(made, share=nearer)) == "outside"
 
 
-def test_the_numbers_at_the_layer_are_those_of_numpy(
-    tiny_lm: LanguageModel, known: Gathered
-) -> None:
+def test_the_numbers_at_the_layer_are_those_of_numpy(ground: Ground, known: Gathered) -> None:
     theta = planted(known, "unused") + planted(known, "natural")
-    made = examined(tiny_lm, known, theta)
+    made = examined(ground, theta)
     natural = known.natural[Place(1)]
     size, turn = np.linalg.eigh(natural.moments.covariance.numpy())
     v = theta[0].double().numpy()
@@ -123,10 +190,10 @@ def test_the_numbers_at_the_layer_are_those_of_numpy(
 
 
 def test_what_later_layers_see_is_that_of_each_text_alone(
-    tiny_lm: LanguageModel, known: Gathered
+    tiny_lm: LanguageModel, ground: Ground, known: Gathered
 ) -> None:
     theta = planted(known, "unused")
-    made = examined(tiny_lm, known, theta)
+    made = examined(ground, theta)
     moved, still = [], []
     for piece in known.texts:
         at = torch.ones(len(piece.ids))
@@ -158,6 +225,7 @@ def test_what_later_layers_see_is_that_of_each_text_alone(
 def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathered) -> None:
     theta = planted(known, "natural")
     trial = Trial(tiny_lm, known.texts, 1, LAYERS)
+    same = []
     outcome = trial.under(partial(perturbing, tiny_lm, Vectors(1, 32), theta))
     kl, entropy, surprise = [], [], []
     for piece in known.texts:
@@ -165,6 +233,7 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
         q = tiny.run(tiny_lm.hf, piece.ids, source=1, vector=theta[0], at=at)[0].log_softmax(-1)
         p = tiny.run(tiny_lm.hf, piece.ids)[0].log_softmax(-1)
         kl.append((p.exp() * (p - q)).sum(1)[piece.skip :])
+        same.append((p.argmax(1) == q.argmax(1)).double()[piece.skip :])
         entropy.append(-(q.exp() * q).sum(1)[piece.skip :])
         following = torch.tensor(piece.ids[1:])[:, None]
         surprise.append(-q[:-1].gather(1, following)[piece.skip :, 0])
@@ -173,7 +242,9 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
     assert outcome.perplexity == pytest.approx(
         math.exp(float(torch.cat(surprise).mean())), rel=1e-3
     )
-    assert trial.plain.kl == 0
+    assert 0.2 < outcome.same < 1
+    assert outcome.same == pytest.approx(float(torch.cat(same).mean()))
+    assert (trial.plain.kl, trial.plain.same) == (0, 1)
     again = trial.under(nullcontext)
     assert torch.equal(again.streams[3], trial.plain.streams[3])
 
@@ -216,10 +287,8 @@ def test_other_kinds_are_examined_by_what_they_change(
         assert made.share.found == pytest.approx(made.chance.median, abs=0.1)
 
 
-def test_natural_activations_themselves_are_at_the_middle(
-    tiny_lm: LanguageModel, known: Gathered
-) -> None:
-    made = examined(tiny_lm, known, 1e-4 * planted(known, "natural"))
+def test_natural_activations_themselves_are_at_the_middle(ground: Ground, known: Gathered) -> None:
+    made = examined(ground, 1e-4 * planted(known, "natural"))
     for depth in made.depth:
         assert depth.distance.found == pytest.approx(depth.still_distance, abs=0.01)
         assert depth.nearest.found == pytest.approx(depth.still_nearest, abs=0.01)
@@ -227,8 +296,8 @@ def test_natural_activations_themselves_are_at_the_middle(
     assert made.outputs[1].kl < 1e-4
 
 
-def test_half_of_the_corpus_must_say_the_same(tiny_lm: LanguageModel, known: Gathered) -> None:
-    made = examined(tiny_lm, known, planted(known, "unused"))
+def test_half_of_the_corpus_must_say_the_same(ground: Ground, known: Gathered) -> None:
+    made = examined(ground, planted(known, "unused"))
     assert [grown.tokens for grown in made.growth] == sorted(g.tokens for g in made.growth)
     doubt = replace(made.growth[-2], share=0.5, length=0.5)
     assert verdict(replace(made, growth=(*made.growth[:-2], doubt, made.growth[-1]))) == "unknown"
@@ -238,28 +307,120 @@ def test_half_of_the_corpus_must_say_the_same(tiny_lm: LanguageModel, known: Gat
     assert "too small to say" in words(unsure)
 
 
-def test_words_on_the_depth_follow_the_numbers(tiny_lm: LanguageModel, known: Gathered) -> None:
-    made = examined(tiny_lm, known, planted(known, "unused"))
+UNUSED = (
+    "At layer 1 it points where natural activations hardly differ from one another, as random "
+    "vectors do; activations under it "
+)
+FROM = "stand out from those under natural differences of its norm"
+THERE = f"{FROM} (farther out than 391 of 400), "
+NOT = f"do not {FROM} (farther out than 380 of 400), "
 
-    def told(*found: float, enough: bool = True) -> str:
-        control = Range(0.6, 0.5, 0.7)
-        depth = [
-            replace(d, distance=Standing(f, control, control), enough=enough)
-            for d, f in zip(made.depth[:: len(made.depth) - 1], found, strict=True)
-        ]
-        return words(replace(made, depth=tuple(depth)))
 
-    assert "and by layer 3 no longer do" in told(0.9, 0.6)
-    assert "at layer 3 still do" in told(0.9, 0.8)
-    assert "but at layer 3 they do" in told(0.6, 0.8)
-    assert "no farther out" in told(0.6, 0.6)
-    assert "too small to say what becomes of it" in told(0.9, 0.6, enough=False)
+@pytest.mark.parametrize(
+    ("beaten", "enough", "told"),
+    [
+        ((391, 39), (True, True), f"{UNUSED}{THERE}and at layer 3 still do (39 of 39)."),
+        ((391, 38), (True, True), f"{UNUSED}{THERE}and at layer 3 no longer do (38 of 39)."),
+        ((380, 39), (True, True), f"{UNUSED}{NOT}but at layer 3 they do (39 of 39)."),
+        ((380, 10), (True, True), f"{UNUSED}{NOT}nor do they at layer 3 (10 of 39)."),
+        (
+            (391, 39),
+            (True, False),
+            f"{UNUSED}{THERE}and the corpus is too small to say what becomes of it by layer 3.",
+        ),
+        (
+            (391, 39),
+            (False, True),
+            "At layer 1 the corpus is too small to say whether it points where natural activations "
+            "differ.",
+        ),
+    ],
+)
+def test_words_follow_the_numbers(
+    unused: Passport, beaten: tuple[int, int], enough: tuple[bool, bool], told: str
+) -> None:
+    depth = tuple(
+        replace(
+            d,
+            enough=there,
+            controls=(n, 5),
+            distance=replace(d.distance, percentile=of / n),
+        )
+        for d, there, of, n in zip(
+            (unused.depth[0], unused.depth[-1]), enough, beaten, (400, 39), strict=True
+        )
+    )
+    growth = (*unused.growth[:-1], replace(unused.growth[-1], enough=enough[0]))
+    assert words(replace(unused, depth=depth, growth=growth)) == told
+
+
+def test_at_its_own_layer_it_is_placed_among_many_differences(
+    tiny_lm: LanguageModel, known: Gathered, unused: Passport
+) -> None:
+    """Distance and nearest of natural activations with natural differences added, by numpy."""
+    natural, theta = known.natural[Place(1)], planted(known, "unused")
+    still = np.concatenate(
+        [tiny.run(tiny_lm.hf, p.ids)[1][1][p.skip :].detach().numpy() for p in known.texts]
+    )
+    rng, rows = np.random.default_rng(1), natural.sample.rows.numpy()
+    pairs = rng.integers(len(rows), size=(300, 2))
+    documents = natural.sample.document.numpy()[pairs]
+    apart = (rows[pairs[:, 0]] - rows[pairs[:, 1]])[documents[:, 0] != documents[:, 1]]
+    apart *= 4 / np.linalg.norm(apart, axis=1, keepdims=True)
+    inverse, mean = np.linalg.inv(natural.moments.covariance.numpy()), natural.moments.mean.numpy()
+    bank = natural.bank.rows.double()
+
+    def far(vector: np.ndarray) -> tuple[float, float]:
+        h = still + vector
+        distance = np.sqrt(np.einsum("nd,de,ne->n", h - mean, inverse, h - mean))
+        nearest = torch.cdist(torch.as_tensor(h).double(), bank).min(1).values
+        return np.median(distance), float(nearest.median())
+
+    own, others = far(theta[0].numpy()), np.array([far(vector) for vector in apart])
+    at = unused.depth[0]
+    assert at.controls == (400, 400)
+    beaten = (others < own).mean(0)
+    assert at.distance.percentile == pytest.approx(beaten[0], abs=0.08)
+    assert at.nearest.percentile == pytest.approx(beaten[1], abs=0.08)
+    for d in unused.depth[1:]:
+        assert d.controls == (39, 5)
+
+
+def test_every_measure_along_the_depth_has_its_learning_curve(
+    known: Gathered, unused: Passport
+) -> None:
+    for at in unused.depth:
+        moments = known.natural[Place(at.layer)].growing
+        assert [g.tokens for g in at.growth] == [some.count for some in moments]
+        assert (at.growth[-1].distance, at.growth[-1].nearest) == (at.distance, at.nearest)
+        assert at.growth[0].optimism > at.growth[-1].optimism > 0.9
+        assert len({g.nearest.found for g in at.growth}) > 1
+
+
+def test_share_and_length_stand_among_activations_too(known: Gathered, unused: Passport) -> None:
+    natural = known.natural[Place(1)]
+    rows = natural.sample.rows.double().numpy() - natural.moments.mean.numpy()
+    size, turn = np.linalg.eigh(natural.moments.covariance.numpy())
+    shares = ((rows @ turn[:, -unused.rank :]) ** 2).sum(1) / (rows**2).sum(1)
+    lengths = np.sqrt(((rows @ turn) ** 2 / size).sum(1))
+    assert unused.share.activations == pytest.approx((shares < unused.share.found).mean(), abs=0.01)
+    assert unused.size.activations == pytest.approx((lengths < unused.size.found).mean(), abs=0.02)
+
+
+def test_controls_of_one_norm_run_once(
+    tiny_lm: LanguageModel, known: Gathered, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = Vectors(1, tiny_lm.width)
+    examine_on(ground, kind, planted(known, "unused"))
+    alone = examine(tiny_lm, kind, planted(known, "natural"), known, LAYERS)
+    monkeypatch.setattr(Ground, "_run", None)  # a second time is an error
+    assert examine_on(ground, kind, planted(known, "natural")) == alone
 
 
 def test_taking_the_direction_away_is_compared_with_equal_variance(
-    tiny_lm: LanguageModel, known: Gathered
+    ground: Ground, known: Gathered
 ) -> None:
-    made = examined(tiny_lm, known, planted(known, "principal"))
+    made = examined(ground, planted(known, "principal"))
     forms = {taken.form: taken for taken in made.taken}
     assert set(forms) == set(passport.FORMS)
     assert forms["oblique"].outside < 0.01 < made.unused[1]
@@ -267,11 +428,13 @@ def test_taking_the_direction_away_is_compared_with_equal_variance(
     assert all(taken.kl > 0 and taken.random.low > 0 for taken in made.taken)
 
 
-def test_what_is_written_without_the_direction(tiny_lm: LanguageModel, known: Gathered) -> None:
+def test_what_is_written_without_the_direction(
+    tiny_lm: LanguageModel, ground: Ground, known: Gathered
+) -> None:
     """The text is that of the ablated model, and the random one's is another's."""
     prompts = tiny_lm.encode(["Hello, who is there?"])
     vector = planted(known, "principal")
-    texts = dict(examined(tiny_lm, known, vector, prompts=prompts).writes)
+    texts = dict(examined(ground, vector, prompts=prompts).writes)
     with ablating(tiny_lm, plain(vector), [1]):
         (done,) = generate(tiny_lm, prompts, [Row(-1, 0)], max_new_tokens=passport.WRITTEN)
     assert texts["direction taken away, about the origin"] == done[0].text
@@ -285,9 +448,11 @@ def test_depths_go_from_the_source_to_the_end() -> None:
     assert depths(2, 3, 4) == [2, 3]
 
 
-def test_a_passport_is_json_and_one_screen(tiny_lm: LanguageModel, known: Gathered) -> None:
+def test_a_passport_is_json_and_one_screen(
+    tiny_lm: LanguageModel, ground: Ground, known: Gathered
+) -> None:
     prompts = tiny_lm.encode(["Hello, who is there?"])
-    made = examined(tiny_lm, known, planted(known, "unused"), prompts=prompts)
+    made = examined(ground, planted(known, "unused"), prompts=prompts)
     data = json.loads(json.dumps(made.data(), allow_nan=False))
     assert data["words"] == words(made)
     assert data["share"]["natural"]["median"] == made.share.natural.median

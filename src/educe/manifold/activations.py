@@ -53,6 +53,7 @@ class Piece(NamedTuple):
     document: int  #: which one
     ids: list[int]
     skip: int  #: tokens at its beginning that are not counted
+    start: int = 0  #: the token of the document that it begins with
 
 
 class Read(NamedTuple):
@@ -175,7 +176,7 @@ def _pieces(lm: LanguageModel, documents: Iterable[Prompt]) -> Iterator[Piece]:
             piece = ids[start : start + longest]
             skip = max(1, shared - start)
             if len(piece) > skip:
-                yield Piece(number, piece, skip)
+                yield Piece(number, piece, skip, start)
 
 
 def _shared(ids: list[int], before: list[int]) -> int:

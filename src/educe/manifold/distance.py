@@ -9,7 +9,8 @@ With ``μ`` and ``Σ = Σ_i λ_i w_i w_iᵀ`` the mean and covariance of natural
 
 ``k`` is the number of directions that hold 90% of the variance. None of these means anything alone:
 each is placed among its values for held-out natural activations, for differences between natural
-activations, and for random vectors. Massive coordinates are left out of all of them.
+activations, and for random vectors. Massive coordinates are left out of all of them; how much of a
+vector lies there is a measure of its own.
 """
 
 from __future__ import annotations
@@ -92,9 +93,17 @@ class Geometry:
         return v.detach().cpu().double() * self.kept
 
     def energy(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """Return which share of each vector's energy lies along each direction."""
+        """Return which share of each vector's energy lies along each direction.
+
+        Of one that has massive coordinates alone, it is zero along all of them.
+        """
         square = (self.bare(v) @ self.vectors.T).square()
-        return square / square.sum(1, keepdim=True)
+        return square / square.sum(1, keepdim=True).clamp(min=torch.finfo(square.dtype).tiny)
+
+    def massive(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+        """Return which share of each vector's energy lies in massive coordinates."""
+        square = v.detach().cpu().double().square()
+        return (square * ~self.kept).sum(1) / square.sum(1)
 
     def share(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
         """Return which share of each vector's energy lies in the top directions."""
@@ -108,9 +117,14 @@ class Geometry:
         """Return the Mahalanobis distance of activations from the mean."""
         return self.length(h.detach().cpu().double() - self.mean)
 
-    def nearest(self, h: Float[Tensor, "n d"], bank: Sample) -> Float[Tensor, "n"]:
-        """Return the distance of activations to the nearest of some natural ones."""
-        return torch.cdist(self.bare(h), self.bare(bank.rows)).min(1).values
+    def distances(self, h: Float[Tensor, "m d"], v: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Return the Mahalanobis distance of activations with each of some vectors added."""
+        along = [
+            self.bare(x) @ (self.vectors / self.shrunk.sqrt()[:, None]).T
+            for x in (h.detach().cpu().double() - self.mean, v)
+        ]
+        at, moved = (x.square().sum(1) for x in along)
+        return (moved[:, None] + at + 2 * along[1] @ along[0].T).clamp(min=0).sqrt()
 
     def inside(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the part of vectors that lies in the top directions."""
@@ -174,9 +188,9 @@ def learning(natural: Natural) -> list[tuple[Geometry, Coverage]]:
 
 def percentile(values: Float[Tensor, "n"], among: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
     """Return which share of others is smaller than each value; of equal ones, half."""
-    ordered = among.sort().values
-    below = torch.searchsorted(ordered, values.to(ordered))
-    up_to = torch.searchsorted(ordered, values.to(ordered), right=True)
+    ordered, values = among.sort().values, values.to(among).contiguous()
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
     return (below + up_to).double() / 2 / len(ordered)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,8 @@ from educe.progress import Silent
 HELD, PARTS = 5, (0, 1, 2, 2, 3, 3, 3, 3)
 #: Activations that are kept: to look for the nearest among, and held out.
 BANK, SAMPLE = 4096, 2048
-#: Held-out texts that are kept to run the perturbed model on: how many, and their counted tokens.
+#: Beginnings of held-out documents to run the perturbed model on, drawn uniformly: how many, and
+#: their counted tokens.
 TEXTS, SHORTEST, LONGEST = 12, 24, 48
 #: Coordinates whose mean square is so many times the median one are massive; but where more than
 #: this share of all are, they are no exceptions.
@@ -105,7 +108,7 @@ class Gathered(NamedTuple):
     """What one pass over a corpus leaves."""
 
     natural: dict[Place, Natural]
-    texts: list[Piece]  #: some that are held out
+    texts: list[Piece]  #: beginnings of some documents that are held out
     documents: int
     massive: int  #: tokens that were left out for a massive activation
 
@@ -134,7 +137,9 @@ def gather(
     """
     draw = torch.Generator().manual_seed(seed)
     seen: dict[Place, _Growing] = {}
-    texts: list[Piece] = []
+    # Batches come by length, so the first texts to come are the shortest: chosen by chance as well.
+    choice = torch.Generator().manual_seed(seed)
+    texts: list[tuple[float, Piece]] = []
     last = tokens = massive = 0
     with (reporter or Silent()).stage("reading the corpus", limit or 0, "tokens") as step:
         for batch in read(lm, documents, places, limit=limit):
@@ -143,11 +148,15 @@ def gather(
                 rows = batch.rows[place]
                 known = seen.setdefault(place, _Growing(rows.shape[1]))
                 known.add(rows, batch.document, key, batch.first[place], len(batch.pieces))
-            texts += [
+            begun = [
                 piece._replace(ids=piece.ids[: piece.skip + LONGEST])
                 for piece in batch.pieces
-                if _is_held(piece.document) and len(piece.ids) - piece.skip >= SHORTEST
-            ][: TEXTS - len(texts)]
+                if _is_held(piece.document)
+                and piece.start == 0
+                and len(piece.ids) - piece.skip >= SHORTEST
+            ]
+            chances = torch.rand(len(begun), generator=choice).tolist()
+            texts = nsmallest(TEXTS, [*texts, *zip(chances, begun, strict=True)], itemgetter(0))
             last = max(last, *(piece.document for piece in batch.pieces))
             tokens += len(batch.document)
             massive += batch.massive
@@ -160,7 +169,7 @@ def gather(
             f"the corpus has {tokens} tokens in {last + 1} documents: give one of which a fifth "
             f"can be held out, with texts of {SHORTEST} tokens or more"
         )
-    return Gathered(gathered, texts, last + 1, massive)
+    return Gathered(gathered, [text for _, text in texts], last + 1, massive)
 
 
 def _is_held(document: int | Tensor) -> Any:

@@ -2,9 +2,10 @@
 
 At its layer the vector is compared with thousands of differences between held-out activations and
 thousands of random vectors, all of its norm; this costs nothing. Then the perturbed model runs on
-held-out texts, and so do a few of each control, to see what later layers and the output make of it;
-then the parts of the vector inside and outside of the natural subspace, at the norm of the whole;
-and then the model without the vector's direction, against random directions of equal variance.
+held-out texts, and so do some of each control (see `educe.manifold.ground`), to see what later
+layers and the output make of it; then the parts of the vector inside and outside of the natural
+subspace, at the norm of the whole; and then the model without the vector's direction, against
+random directions of equal variance.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from educe.generation import generate
 from educe.kinds import Kind, Noise, Row, Vectors, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts
-from educe.manifold.distance import Geometry, differences, learning, percentile, random_vectors
+from educe.manifold.distance import Geometry, percentile
+from educe.manifold.ground import FEW, TRIED, Ground, output
 from educe.manifold.natural import Gathered
 from educe.manifold.project import ablating, equal_variance, injection, oblique, plain
 from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
 from educe.manifold.subspace import Moments, of_rows
-from educe.manifold.trial import Outcome, Trial, perturbing
+from educe.manifold.trial import Outcome, perturbing
 from educe.model import LanguageModel, PromptBatch
 from educe.progress import Silent
 
-#: Controls at the layer itself, and those that run through the model, of each kind.
-MANY, FEW = 2000, 5
 #: Layers along the depth, the first and the last among them.
 LAYERS = 5
 #: Points of a curve over the number of directions.
@@ -87,13 +88,37 @@ def examine(
         seed: Of the controls.
         reporter: Is told of the progress.
     """
+    ground = Ground(lm, gathered, kind.before, layers, seed=seed)
+    return examine_on(ground, kind, theta, prompts=prompts, labels=labels, reporter=reporter)
+
+
+def examine_on(
+    ground: Ground,
+    kind: Kind,
+    theta: Float[Tensor, "1 s"],
+    *,
+    prompts: PromptBatch | None = None,
+    labels: Labels = UNLABELLED,
+    reporter: Any = None,
+) -> Passport:
+    """Write the passport of one of several perturbations that begin at the same layer.
+
+    Args:
+        ground: Natural activations and controls there.
+        kind: See `examine`, as for the others.
+        theta: The perturbation, at its radius.
+        prompts: Prompts it was searched on.
+        labels: What it is called.
+        reporter: Is told of the progress.
+    """
     is_vector, directed = isinstance(kind, Vectors | Within), not isinstance(kind, Noise)
-    steps = 2 + 2 * FEW + 2 * is_vector + len(FORMS) * (1 + FEW) * directed
+    steps = 1 + 2 * is_vector + len(FORMS) * (1 + FEW) * directed
+    exam = _Exam(ground, kind, theta, reporter)
     with (reporter or Silent()).stage(f"examining {labels.number}", steps) as step:
-        exam = _Exam(lm, kind, theta, gathered, layers, seed, step)
+        exam.step = step
         return Passport(
             **labels._asdict(),
-            controls=FEW,
+            controls=(TRIED, FEW),
             **exam.place(),
             **exam.standing(),
             **exam.prompt(prompts),
@@ -108,48 +133,30 @@ def examine(
 class _Exam:
     """One perturbation under examination, and its controls."""
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        kind: Kind,
-        theta: Tensor,
-        gathered: Gathered,
-        layers: Sequence[int],
-        seed: int,
-        step: Any,
-    ) -> None:
-        self.lm, self.kind, self.theta, self.gathered, self.step = lm, kind, theta, gathered, step
-        self.layers, self.layer = list(layers), layers[0]
-        self.draw = torch.Generator().manual_seed(seed)
-        self.natural = {layer: gathered.natural[Place(layer)] for layer in layers}
-        self.learned = {layer: learning(known) for layer, known in self.natural.items()}
-        self.here, self.home = self.natural[self.layer], self.learned[self.layer][-1][0]
-        self.trial = Trial(lm, gathered.texts, kind.before, layers)
-        step()
-        self.found = self.run(partial(perturbing, lm, kind, theta))
+    def __init__(self, ground: Ground, kind: Kind, theta: Tensor, reporter: Any) -> None:
+        self.ground, self.kind, self.theta = ground, kind, theta
+        self.lm, self.layer, self.here, self.home = (
+            ground.lm,
+            ground.layer,
+            ground.here,
+            ground.home,
+        )
+        self.step: Any = lambda: None
+        self.found = ground.trial.under(partial(perturbing, self.lm, kind, theta))
         self.moved, self.is_vector = self._moved()
         self.parts = self._parts() if self.is_vector else {}
-
+        self.controls = ground.controls(float(self.moved.norm(dim=1).mean()), reporter)
+        # Measures leave massive coordinates out: they compare at the norm of what remains.
         bare = float(self.home.bare(self.moved).norm(dim=1).mean())
-        self.apart = differences(self.here.sample, MANY, self.draw)
-        self.scaled = bare * torch.nn.functional.normalize(self.home.bare(self.apart), dim=1)
-        self.drawn = bare * random_vectors(MANY, self.home, self.draw)
-        self.controls = {
-            name: [self.under(v[None]) for v in some[:FEW]]
-            for name, some in (("natural", self.scaled), ("random", self.drawn))
-        }
+        self.natural = bare * normalize(self.home.bare(ground.apart), dim=1)
+        self.random = bare * ground.drawn
         self.forms, self.others = self._ablations()
 
     def run(self, changing: Any) -> Outcome:
         """Let the changed model read the texts."""
-        outcome = self.trial.under(changing)
+        outcome = self.ground.trial.under(changing)
         self.step()
         return outcome
-
-    def under(self, vector: Float[Tensor, "1 d"]) -> Outcome:
-        """Let the model read the texts under another vector, at the layer looked at."""
-        kind = Vectors(self.layer, self.lm.width)
-        return self.run(partial(perturbing, self.lm, kind, vector.to(self.theta)))
 
     def _moved(self) -> tuple[Float[Tensor, "m d"], bool]:
         """Return what is added at the layer: one vector, or one for each token of the texts."""
@@ -157,7 +164,7 @@ class _Exam:
             added = self.kind.added(self.theta, [0], [0])
             assert added is not None
             return added[0, 0], True
-        return self.found.streams[self.layer] - self.trial.plain.streams[self.layer], False
+        return self.found.streams[self.layer] - self.ground.trial.plain.streams[self.layer], False
 
     def _parts(self) -> dict[str, Float[Tensor, "1 d"]]:
         """Return the part of the vector in the top directions and the rest, each at its norm."""
@@ -176,34 +183,40 @@ class _Exam:
         if isinstance(self.kind, Noise):
             return {}, []
         direction, moments = self.moved.mean(0, keepdim=True), self.here.moments
-        drawn = equal_variance(direction[0], moments, FEW, self.draw)
+        draw = torch.Generator().manual_seed(self.ground.seed + 1)  # not those of the controls
+        drawn = equal_variance(direction[0], moments, FEW, draw)
         return _forms(direction, moments), [_forms(u[None], moments) for u in drawn]
 
     def place(self) -> dict[str, Any]:
         """Return what is known of the layer."""
-        square = self.moved.detach().cpu().double().square()
         return {
             "layer": self.layer,
             "norm": float(self.moved.norm(dim=1).mean()),
             "tokens": (self.here.moments.count, self.here.held.count),
-            "documents": self.gathered.documents,
+            "documents": self.ground.gathered.documents,
             "width": len(self.home.vectors),
             "rank": self.home.rank,
             "chance": Range(*self.home.chance),
             "massive": tuple(self.here.massive),
-            "massive_share": float(square[:, self.here.massive].sum() / square.sum()),
-            "massive_tokens": self.gathered.massive,
+            "massive_tokens": self.ground.gathered.massive,
             "first": self.here.first_norm / self.here.norm,
         }
 
     def standing(self) -> dict[str, Any]:
         """Place the vector among its controls at the layer."""
-        home, moved, scaled, drawn = self.home, self.moved, self.scaled, self.drawn
+        home, moved, apart = self.home, self.moved, self.ground.apart
+        natural, random = self.natural, self.random
+        deviating = self.here.sample.rows.double() - home.mean
+
+        def among(measure: Any, *vectors: Tensor) -> Standing:
+            return _standing(*map(measure, vectors))
+
         return {
-            "share": _standing(home.share(moved), home.share(scaled), home.share(drawn)),
-            "length": _standing(home.length(moved), home.length(scaled), home.length(drawn)),
-            "size": _standing(home.length(moved), home.length(self.apart), home.length(drawn)),
-            "spectrum": _spectrum(home, self.here.held, moved, scaled),
+            "massive_share": among(home.massive, moved, apart, self.ground.anywhere, deviating),
+            "share": among(home.share, moved, natural, random, deviating),
+            "length": among(home.length, moved, natural, random),
+            "size": among(home.length, moved, apart, random, deviating),
+            "spectrum": _spectrum(home, self.here.held, moved, apart),
         }
 
     def prompt(self, prompts: PromptBatch | None) -> dict[str, Any]:
@@ -214,71 +227,43 @@ class _Exam:
         span = of_rows(rows, centred=False)
 
         def share(v: Tensor) -> Tensor:
-            bare = self.home.bare(v)
-            return (bare @ span.basis.T).square().sum(1) / bare.square().sum(1)
+            return (normalize(self.home.bare(v), dim=1) @ span.basis.T).square().sum(1)
 
-        shares = (share(v) for v in (self.moved, self.scaled, self.drawn))
+        shares = map(share, (self.moved, self.natural, self.random))
         return {"prompt": _standing(*shares), "prompt_rank": len(span)}
 
     def depth(self) -> tuple[Depth, ...]:
         """Follow the perturbation and its controls along the depth."""
-        return tuple(self._seen_at(layer) for layer in self.layers)
-
-    def _seen_at(self, layer: int) -> Depth:
-        natural, (geometry, known) = self.natural[layer], self.learned[layer][-1]
-        distances = geometry.distance(natural.sample.rows)
-        nearests = geometry.nearest(natural.sample.rows, natural.bank)
-        still = self.trial.plain.streams[layer]
-
-        def measured(outcome: Outcome) -> list[float]:
-            stream = outcome.streams[layer]
-            moved = stream - still
-            values = (
-                percentile(geometry.distance(stream), distances),
-                percentile(geometry.nearest(stream, natural.bank), nearests),
-                geometry.share(moved),
-                moved.norm(dim=1) / still.norm(dim=1),
+        seen = self.controls.seen
+        return tuple(
+            sight.depth(
+                sight.of(self.found.streams[layer]), seen["natural"][layer], seen["random"][layer]
             )
-            return [float(v.median()) for v in values]
-
-        rows = {name: [measured(o) for o in some] for name, some in self.controls.items()}
-        own, unmoved = measured(self.found), measured(self.trial.plain)
-
-        def standing(i: int) -> Standing:
-            natural, random = ([row[i] for row in rows[name]] for name in ("natural", "random"))
-            return Standing(own[i], Range.of(natural), Range.of(random))
-
-        return Depth(
-            layer,
-            distance=standing(0),
-            nearest=standing(1),
-            share=standing(2),
-            size=standing(3),
-            still_distance=unmoved[0],
-            still_nearest=unmoved[1],
-            chance=geometry.chance[0],
-            enough=known.enough,
+            for layer, sight in self.ground.sights.items()
         )
 
     def growth(self) -> tuple[Grown, ...]:
         """Return what the measures say at an eighth, a quarter, a half and all of the corpus."""
+        natural = self.natural
         return tuple(
             Grown(
                 *known[:4],
-                share=_percentile(geometry.share(self.moved), geometry.share(self.scaled)),
-                length=_percentile(geometry.length(self.moved), geometry.length(self.scaled)),
+                share=_percentile(geometry.share(self.moved), geometry.share(natural)),
+                length=_percentile(geometry.length(self.moved), geometry.length(natural)),
                 enough=known.enough,
             )
-            for geometry, known in self.learned[self.layer]
+            for geometry, known in self.ground.learned[self.layer]
         )
 
     def outputs(self) -> tuple[Output, ...]:
         """Return what the model makes of the texts, in each way that it is perturbed."""
-        outcomes = [("unperturbed", self.trial.plain), ("the perturbation", self.found)]
-        outcomes += [(name, self.under(part)) for name, part in self.parts.items()]
-        for name, some in self.controls.items():
-            outcomes += [(f"{name} {i}", outcome) for i, outcome in enumerate(some, 1)]
-        return tuple(Output(name, o.kl, o.entropy, o.perplexity) for name, o in outcomes)
+        plain = output("unperturbed", self.ground.trial.plain)
+        parts = []
+        for name, part in self.parts.items():
+            parts.append(output(name, self.ground.under(part)))
+            self.step()
+        found = output("the perturbation", self.found)
+        return (plain, found, *parts, *self.controls.outputs)
 
     def taken(self) -> dict[str, Any]:
         """Take the direction away after the layer, and random directions of equal variance."""
@@ -299,6 +284,8 @@ class _Exam:
                     known.after,
                     own.kl,
                     Range.of([o.kl for o in random]),
+                    own.same,
+                    Range.of([o.same for o in random]),
                     own.perplexity,
                     Range.of([o.perplexity for o in random]),
                 )
@@ -335,24 +322,27 @@ def _percentile(found: Tensor, among: Tensor) -> float:
     return float(percentile(found, among).mean())
 
 
-def _standing(found: Tensor, natural: Tensor, random: Tensor) -> Standing:
+def _standing(
+    found: Tensor, natural: Tensor, random: Tensor, activations: Tensor | None = None
+) -> Standing:
     return Standing(
         float(found.mean()),
         Range.of(natural),
         Range.of(random),
         _percentile(found, natural),
+        None if activations is None else _percentile(found, activations),
     )
 
 
 def _spectrum(
-    home: Geometry, held: Moments, moved: Tensor, scaled: Tensor
+    home: Geometry, held: Moments, moved: Tensor, natural: Tensor
 ) -> dict[str, list[float]]:
     """Return how much energy lies within the first directions, for more and more of them."""
     counts = np.unique(np.geomspace(1, len(home.vectors), POINTS).round().astype(int))
     at = torch.as_tensor(counts) - 1
     along = (home.vectors @ held.about(home.mean) * home.vectors).sum(1)
     apart = (
-        home.energy(scaled)
+        home.energy(natural)
         .cumsum(1)[:, at]
         .quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), dim=0)
     )

@@ -223,7 +223,8 @@ def injection(ablation: Ablation, moments: Moments, *, massive: Sequence[int] = 
     square = project.T @ moments.about(ablation.about) @ project
     left = torch.eye(len(project), dtype=project.dtype) - project
     after = left.T @ moments.covariance @ left
-    changed = square[whole.kept][:, whole.kept].trace()
+    # Nothing where the ablation changes massive coordinates alone: then none of it is outside.
+    changed = square[whole.kept][:, whole.kept].trace().clamp(min=torch.finfo(square.dtype).tiny)
     total = whole.variance.sum()
 
     def within(covariance: Tensor) -> float:

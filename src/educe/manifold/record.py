@@ -14,11 +14,18 @@ import numpy as np
 
 #: A direction is not natural when fewer natural differences than this share lie so far out.
 LEVEL = 0.01
+#: Activations under a perturbation stand out when under a natural difference they would lie so far
+#: out no more often than this.
+CHANCE = 0.025
+#: Values of a control of which no 95% can be told.
+FEWEST = 40
+#: Energy beyond massive coordinates, as a share, of which nothing can be said.
+NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values of a control: the median, and what 95% of them lie between."""
+    """Values of a control: the median, and what 95% of them lie between; of a few, what all do."""
 
     median: float
     low: float
@@ -26,8 +33,10 @@ class Range:
 
     @classmethod
     def of(cls, values: Any) -> Range:
-        """Return the range of some values."""
-        low, median, high = np.quantile(np.asarray(values, dtype=float), [0.025, 0.5, 0.975])
+        """Return the range of some values; from the lowest to the highest below 40 of them."""
+        values = np.asarray(values, dtype=float)
+        ends = [0.025, 0.5, 0.975] if len(values) >= FEWEST else [0, 0.5, 1]
+        low, median, high = np.quantile(values, ends)
         return cls(float(median), float(low), float(high))
 
 
@@ -40,12 +49,35 @@ class Standing:
         natural: Of natural differences.
         random: Of random vectors.
         percentile: The share of the natural differences whose value is smaller.
+        activations: The share of held-out natural activations whose value is smaller: what deviates
+            from the mean in place of the vector.
     """
 
     found: float
     natural: Range
     random: Range
-    percentile: float | None = None
+    percentile: float
+    activations: float | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a layer sees of the perturbation by what some share of the corpus says.
+
+    Attributes:
+        tokens: Tokens that the geometry was computed from; of the activations to look for the
+            nearest among, as large a share is taken.
+        optimism: Mean squared distance of held-out activations over that of the others.
+        enough: Whether held-out activations look like the others.
+        distance: See `Depth`.
+        nearest: See `Depth`.
+    """
+
+    tokens: int
+    optimism: float
+    enough: bool
+    distance: Standing
+    nearest: Standing
 
 
 @dataclass(frozen=True)
@@ -54,8 +86,10 @@ class Depth:
 
     Attributes:
         layer: The layer.
+        controls: How many natural differences and how many random vectors it is compared with.
         distance: Median percentile of perturbed activations' Mahalanobis distance among that of
-            held-out natural ones.
+            held-out natural ones; and the share of natural differences under which they lie less
+            far out.
         nearest: The same of the distance to the nearest natural activation.
         still_distance: The first, of the same texts without perturbation.
         still_nearest: The second.
@@ -63,9 +97,11 @@ class Depth:
         size: Norm of what is changed, as a share of the stream's.
         chance: That share for a random vector at this layer.
         enough: Whether the corpus is large enough at this layer.
+        growth: Distance and nearest at an eighth, a quarter, a half and all of the corpus.
     """
 
     layer: int
+    controls: tuple[int, int]
     distance: Standing
     nearest: Standing
     share: Standing
@@ -74,6 +110,7 @@ class Depth:
     still_nearest: float
     chance: float
     enough: bool
+    growth: tuple[Known, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +141,7 @@ class Output:
 
     name: str
     kl: float
+    same: float
     entropy: float
     perplexity: float
 
@@ -119,6 +157,8 @@ class Taken:
         after: Variance in these directions afterwards, as a share of the natural variance.
         kl: From the unperturbed model on held-out texts, in nats.
         random: The same for random directions of equal variance.
+        same: How often the likeliest next token is still the unperturbed model's.
+        random_same: The same for random directions of equal variance.
         perplexity: Of held-out texts.
         random_perplexity: The same for random directions of equal variance.
     """
@@ -128,6 +168,8 @@ class Taken:
     after: float
     kl: float
     random: Range
+    same: float
+    random_same: Range
     perplexity: float
     random_perplexity: Range
 
@@ -145,12 +187,13 @@ class Passport:
         corpus: Where natural activations come from.
         tokens: How many they are: those fitted to, and those held out.
         documents: Of how many documents.
-        controls: How many of each kind run through the model.
+        controls: How many natural differences, and how many random vectors, run through the model;
+            as many random directions are taken away.
         width: Width of the stream, massive coordinates left out.
         rank: Number of top directions, which hold 90% of the variance.
         chance: Share of a random vector in them: mean, and what 95% lie between.
         massive: Coordinates that were left out.
-        massive_share: Share of the vector's energy in them.
+        massive_share: Share of the energy in them.
         massive_tokens: Tokens that were left out for a massive activation.
         first: Norm of the activations of first tokens, which are left out, over that of the others.
         share: Share of the energy in the top directions.
@@ -175,12 +218,12 @@ class Passport:
     corpus: str
     tokens: tuple[int, int]
     documents: int
-    controls: int
+    controls: tuple[int, int]
     width: int
     rank: int
     chance: Range
     massive: tuple[int, ...]
-    massive_share: float
+    massive_share: Standing
     massive_tokens: int
     first: float
     share: Standing
@@ -204,17 +247,30 @@ class Passport:
 def verdict(p: Passport) -> str:
     """Say in one word where a perturbation stands.
 
-    ``unknown``: the corpus is too small to say, or half of it says something else.
+    ``unknown``: the corpus is too small to say, or half of it says something else; or the vector
+    lies in massive coordinates alone, and natural differences do too.
     ``natural``: natural activations differ in such directions. ``exaggerated``: they do, but not by
     so much: more than 99 in a hundred differences are shorter. ``outside``: fewer than one in a
     hundred natural differences lie so far out, by share or by length, yet the vector is nearer than
-    random ones. ``random``: as far out as random vectors.
+    random ones; or more of it lies in massive coordinates than of 99 in a hundred. ``random``: as
+    far out as random vectors.
     """
+    return {"massive": "outside", "nothing": "unknown"}.get(found := _found(p), found)
+
+
+def _found(p: Passport) -> str:
+    """Return the verdict, or ``massive`` or ``nothing`` where massive coordinates decide."""
     last, before = p.growth[-1], p.growth[-2] if len(p.growth) > 1 else None
-    if not last.enough or before is None or _beyond(before) != _beyond(last):
+    if not last.enough:
+        return "unknown"
+    if p.massive_share.percentile > 1 - LEVEL:
+        return "massive"
+    if p.massive_share.found > 1 - NOTHING:
+        return "nothing"
+    if before is None or _beyond(before) != _beyond(last):
         return "unknown"
     if not _beyond(last):
-        return "exaggerated" if (p.size.percentile or 0) > 1 - LEVEL else "natural"
+        return "exaggerated" if p.size.percentile > 1 - LEVEL else "natural"
     random = p.share.found <= p.share.random.high and p.length.found >= p.length.random.low
     return "random" if random else "outside"
 
@@ -231,14 +287,19 @@ _WORDS = {
     "than random vectors do",
     "random": "it points where natural activations hardly differ from one another, as random "
     "vectors do",
+    "massive": "more of it lies in massive coordinates than of 99 in a hundred differences between "
+    "natural activations",
+    "nothing": "it lies in massive coordinates alone, as differences between natural activations "
+    "do, and these are in no measure",
     "unknown": "the corpus is too small to say whether it points where natural activations differ",
 }
 
 
 def words(p: Passport) -> str:
     """Say in one sentence what the evidence allows."""
-    told = f"At layer {p.layer} {_WORDS[verdict(p)]}"
-    if len(p.depth) > 1 and (verdict(p) != "unknown" or p.depth[-1].enough):
+    found = _found(p)
+    told = f"At layer {p.layer} {_WORDS[found]}"
+    if len(p.depth) > 1 and p.depth[0].enough:
         told += f"; {_healing(p.depth)}"
     return told + "."
 
@@ -246,25 +307,30 @@ def words(p: Passport) -> str:
 def _healing(depth: Sequence[Depth]) -> str:
     """Say what becomes of it along the depth, against natural differences of the same norm."""
     first, last = depth[0], depth[-1]
-    if not last.enough:
-        return f"the corpus is too small to say what becomes of it by layer {last.layer}"
-    began, ended = (d.distance.found > d.distance.natural.high for d in (first, last))
-    if not began and not ended:
-        return (
-            "activations under it lie no farther out than under natural differences of its norm, "
-            f"there and at layer {last.layer}"
-        )
-    if began and not ended:
-        return (
-            "activations under it lie farther out than under natural differences of its norm, "
-            f"and by layer {last.layer} no longer do"
-        )
-    if began:
-        return (
-            "activations under it lie farther out than under natural differences of its norm, and "
-            f"at layer {last.layer} still do"
-        )
-    return (
-        "activations under it lie no farther out than under natural differences of its norm, but "
-        f"at layer {last.layer} they do"
+    began, ended = map(stands_out, (first, last))
+    told = (
+        f"activations under it {'stand' if began else 'do not stand'} out from those under natural "
+        f"differences of its norm (farther out than {_beaten(first)})"
     )
+    if not last.enough:
+        return (
+            f"{told}, and the corpus is too small to say what becomes of it by layer {last.layer}"
+        )
+    ends = {
+        (True, True): "and at layer {} still do",
+        (True, False): "and at layer {} no longer do",
+        (False, True): "but at layer {} they do",
+        (False, False): "nor do they at layer {}",
+    }
+    return f"{told}, {ends[began, ended].format(last.layer)} ({_beaten(last)})"
+
+
+def stands_out(at: Depth) -> bool:
+    """Whether activations lie so far out that exchangeable ones rarely would."""
+    n = at.controls[0]
+    return (1 + n * (1 - at.distance.percentile)) / (1 + n) <= CHANCE
+
+
+def _beaten(at: Depth) -> str:
+    n = at.controls[0]
+    return f"{int(n * at.distance.percentile)} of {n}"

@@ -7,8 +7,9 @@ from typing import Any
 
 from educe.manifold import corpus as texts
 from educe.manifold.activations import Place
+from educe.manifold.ground import Ground
 from educe.manifold.natural import gather
-from educe.manifold.passport import Labels, depths, examine
+from educe.manifold.passport import Labels, depths, examine_on
 from educe.manifold.record import Passport
 from educe.model import LanguageModel, PromptBatch
 from educe.runs import Run
@@ -51,16 +52,14 @@ def examine_run(
     )
     made = {}
     for group, seen in zip(members, layers, strict=True):
+        ground = Ground(lm, gathered, group.kind.before, seen, seed=seed)
         for i, number in enumerate(group.numbers):
-            passport = examine(
-                lm,
+            passport = examine_on(
+                ground,
                 group.kind,
                 group.theta[i : i + 1].to(lm.device),
-                gathered,
-                seen,
                 prompts=prompts,
                 labels=Labels(number, arms[number], target, corpus),
-                seed=seed,
                 reporter=reporter,
             )
             run.add_passport(number, passport.data())

@@ -4,7 +4,8 @@ The same few texts for every perturbation and every control, each token perturbe
 stream at some layers, and of the next-token distributions ``q``, ``p`` without perturbation, and
 the tokens ``x`` that really come next,
 
-    KL(p ‖ q),   entropy of q in nats,   perplexity exp(mean -log q(x)).
+    KL(p ‖ q),   entropy of q in nats,   perplexity exp(mean -log q(x)),
+    how often the likeliest token of q is that of p.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class Outcome:
     Attributes:
         streams: The stream at each layer, counted tokens one after the other, ``[tokens, width]``.
         kl: From the unperturbed model, mean over tokens, in nats.
+        same: Share of the tokens after which the likeliest next one is the unperturbed model's.
         entropy: Of the next token, mean, in nats.
         perplexity: Of the texts.
     """
 
     streams: dict[int, Float[Tensor, "m d"]]
     kl: float
+    same: float
     entropy: float
     perplexity: float
 
@@ -80,7 +83,7 @@ class Trial:
     def under(self, changing: Callable[[], AbstractContextManager[Any]]) -> Outcome:
         """Let the model read the texts while it is changed."""
         streams: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
-        kl, entropy, surprise = [], [], []
+        kl, same, entropy, surprise = [], [], [], []
         for number, ((batch, skips), start) in enumerate(zip(self.parts, self.starts, strict=True)):
             counted = batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None]
             counted &= batch.mask.bool()
@@ -99,6 +102,7 @@ class Trial:
                 self.known.append(said)
             known = self.known[number]
             kl.append((known.exp() * (known - said)).sum(1))
+            same.append((known.argmax(1) == said.argmax(1)).float())
             entropy.append(-(said.exp() * said).sum(1))
             following = torch.cat([batch.ids[:, 1:], batch.ids[:, :1]], 1)[counted].cpu()
             ends = torch.zeros_like(counted)
@@ -108,6 +112,7 @@ class Trial:
         return Outcome(
             {layer: torch.cat(some) for layer, some in streams.items()},
             float(torch.cat(kl).mean()),
+            float(torch.cat(same).mean()),
             float(torch.cat(entropy).mean()),
             math.exp(min(700.0, float(torch.cat(surprise).mean()))),
         )

@@ -11,6 +11,7 @@ from educe.report.figures import PALETTE, dressed
 
 #: How a direction is taken away.
 FORMS = {"origin": "about the origin", "mean": "about the mean", "oblique": "obliquely, by Σ"}
+MEASURED = ("kl", "same", "entropy", "perplexity")
 KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
 
 
@@ -149,7 +150,7 @@ def told(passport: dict[str, Any]) -> list[dict[str, Any]]:
     shown = [o for o in passport["outputs"] if not _control(o["name"])]
     for name in ("natural", "random"):
         own = [o for o in passport["outputs"] if _control(o["name"]) == name]
-        middle = {k: float(np.median([o[k] for o in own])) for k in ("kl", "entropy", "perplexity")}
+        middle = {k: float(np.median([o[k] for o in own])) for k in MEASURED}
         kind = "natural differences" if name == "natural" else "random vectors"
         lows, highs = min(o["kl"] for o in own), max(o["kl"] for o in own)
         said = f"{len(own)} {kind}, median (KL {lows:.3f} to {highs:.3f})"

@@ -183,7 +183,8 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
     grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
     for name in ("", "this", "natural", "random", "%ile"):
         grid.add_column(name, justify="right" if name else "left", no_wrap=True)
-    rows = {
+    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
+    rows |= {
         f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
         "Mahalanobis, same norm": (p["length"], ".3g"),
         "Mahalanobis, own norms": (p["size"], ".3g"),
@@ -199,7 +200,7 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
         small = "" if at["enough"] else "?"
         name = f"distance at {at['layer']}{small} ({still:.0%})"
-        grid.add_row(name, f"{of['found']:.0%}", *controls)
+        grid.add_row(name, f"{of['found']:.0%}", *controls, f"{100 * of['percentile']:.1f}")
     grid.add_row()
     outputs = {o["name"]: o for o in p["outputs"]}
     for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
@@ -217,8 +218,9 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
     console.print(grid)
     console.print(
-        "[dim]natural: differences between activations, random: vectors, of this norm; %ile: "
-        "among the natural ones. In brackets on the left: unperturbed. ?: too little text.[/dim]",
+        "[dim]natural: differences between activations, random: vectors, of this norm; %ile: among "
+        f"natural ones. At later layers and below it {p['controls'][0]} and {p['controls'][1]}, "
+        "lowest to highest. In brackets: unperturbed. ?: too little text.[/dim]",
         highlight=False,
     )
     if p["taken"]:

@@ -1,0 +1,119 @@
+"""Where perturbations are examined: natural activations, held-out texts, and controls.
+
+Controls of a norm are the same for every perturbation of that norm: differences between held-out
+activations of different documents, and random vectors. At their layer thousands of them cost
+nothing. To see what later layers and the output make of it, the model runs under some: under 39
+differences, so that one that lies farther out than all of them does so by chance once in 40 times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import isclose
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from educe.kinds import Vectors
+from educe.manifold.activations import Place
+from educe.manifold.depth import Seen, Sight
+from educe.manifold.distance import differences, learning, random_vectors
+from educe.manifold.natural import Gathered
+from educe.manifold.record import Output
+from educe.manifold.trial import Outcome, Trial, perturbing
+from educe.model import LanguageModel
+from educe.progress import Silent
+
+#: Controls of each kind whose share and length are measured, and those added to the texts there.
+MANY, SOME = 2000, 400
+#: Natural differences that run through the model; random vectors, and random directions taken away.
+TRIED, FEW = 39, 5
+#: Norms that differ by no more than this share have the same controls.
+SAME = 1e-3
+
+
+class Controls(NamedTuple):
+    """What differences between natural activations, and random vectors, of one norm do.
+
+    Attributes:
+        norm: Their norm; massive coordinates of differences are part of it.
+        seen: What each layer sees of the texts under them, by ``natural`` and ``random``.
+        outputs: What the model makes of the texts under those that run.
+    """
+
+    norm: float
+    seen: dict[str, dict[int, Seen]]
+    outputs: list[Output]
+
+
+class Ground:
+    """Natural activations at a layer and later ones, held-out texts, and controls.
+
+    Args:
+        lm: The model.
+        gathered: Natural activations at the layers (see `educe.manifold.natural.gather`).
+        before: The last layer that no perturbation reaches.
+        layers: The last layer that is perturbed, and later ones.
+        seed: Of the controls.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        gathered: Gathered,
+        before: int,
+        layers: Sequence[int],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.lm, self.gathered, self.seed = lm, gathered, seed
+        self.before, self.layers, self.layer = before, list(layers), layers[0]
+        self.natural = {layer: gathered.natural[Place(layer)] for layer in layers}
+        self.learned = {layer: learning(known) for layer, known in self.natural.items()}
+        self.here, self.home = self.natural[self.layer], self.learned[self.layer][-1][0]
+        self.trial = Trial(lm, gathered.texts, before, layers)
+        self.sights = {
+            layer: Sight(self.natural[layer], self.learned[layer], self.trial.plain.streams[layer])
+            for layer in layers
+        }
+        draw = torch.Generator().manual_seed(seed)
+        self.apart = differences(self.here.sample, MANY, draw)
+        self.drawn = random_vectors(MANY, self.home, draw)
+        self.anywhere = torch.randn(MANY, lm.width, generator=draw)
+        self._last: Controls | None = None
+
+    def controls(self, norm: float, reporter: Any = None) -> Controls:
+        """Return the controls of a norm: those of the last time, if it is the same."""
+        if self._last is None or not isclose(norm, self._last.norm, rel_tol=SAME):
+            with (reporter or Silent()).stage("controls", TRIED + FEW) as step:
+                self._last = self._run(norm, step)
+        return self._last
+
+    def _run(self, norm: float, step: Any) -> Controls:
+        vectors = {"natural": norm * normalize(self.apart, dim=1), "random": norm * self.drawn}
+        seen, outputs = {}, []
+        for (name, all_of_them), tried in zip(vectors.items(), (TRIED, FEW), strict=True):
+            later: dict[int, list[Seen]] = {layer: [] for layer in self.layers[1:]}
+            for i, vector in enumerate(all_of_them[:tried], 1):
+                outcome = self.under(vector[None])
+                outputs.append(output(f"{name} {i}", outcome))
+                for layer, some in later.items():
+                    some.append(self.sights[layer].of(outcome.streams[layer]))
+                step()
+            here = {self.layer: self.sights[self.layer].under(all_of_them[:SOME])}
+            seen[name] = here | {layer: Seen.joined(some) for layer, some in later.items()}
+        return Controls(norm, seen, outputs)
+
+    def under(self, vector: Float[Tensor, "1 d"]) -> Outcome:
+        """Let the model read the texts with a vector added to every token at the layer."""
+        kind = Vectors(self.layer, self.lm.width)
+        return self.trial.under(partial(perturbing, self.lm, kind, vector.float()))
+
+
+def output(name: str, outcome: Outcome) -> Output:
+    """Name an outcome, and leave its streams out."""
+    return Output(name, outcome.kl, outcome.same, outcome.entropy, outcome.perplexity)
