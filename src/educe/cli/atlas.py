@@ -9,7 +9,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from educe.cli.options import FLAG, Debug, Json, new_folder
+from educe.cli.options import (
+    FLAG,
+    Adapter,
+    Debug,
+    Device,
+    DeviceMap,
+    DType,
+    Json,
+    Model,
+    Revision,
+    new_folder,
+)
 from educe.errors import PromptError, RunError
 from educe.prompts import read_prompts
 
@@ -17,12 +28,12 @@ from educe.prompts import read_prompts
 def atlas(
     *prompts: str,
     prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
-    model: str = "embedded",
-    adapter: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    device_map: str | None = None,
+    model: Model = "embedded",
+    adapter: Adapter = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    device: Device = None,
+    device_map: DeviceMap = None,
     few: Annotated[bool, FLAG] = False,
     positions: str = "all",
     readout: str = "last:3",
@@ -40,18 +51,6 @@ def atlas(
         what the model is asked
     prompts_file
         a file of prompts: one a line, or .jsonl with strings or lists of messages
-    model
-        embedded, a Hub id, a folder, or a .gguf file
-    adapter
-        a PEFT adapter, loaded beside the weights and never merged
-    revision
-        revision on the Hub
-    dtype
-        auto, float32, bfloat16, float16
-    device
-        cpu, cuda, cuda:1, mps; by default a GPU when there is one
-    device_map
-        auto spreads a large model over all GPUs
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from educe.cli.options import Debug, Json, new_folder
+from educe.cli.options import Adapter, Debug, Device, DType, Json, Model, Revision, new_folder
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
 
@@ -20,11 +20,11 @@ def contrast(
     say: str | None = None,
     positive: Path | None = None,
     negative: Path | None = None,
-    model: str = "embedded",
-    adapter: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
+    model: Model = "embedded",
+    adapter: Adapter = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    device: Device = None,
     source: float = 0.33,
     target: float = 0.6,
     positions: str = "all",
@@ -50,16 +50,6 @@ def contrast(
         a file of prompts that show a behaviour
     negative
         a file of prompts that do not
-    model
-        embedded, a Hub id, a folder, or a .gguf file
-    adapter
-        a PEFT adapter, loaded beside the weights and never merged
-    revision
-        revision on the Hub
-    dtype
-        auto, float32, bfloat16, float16
-    device
-        cpu, cuda, cuda:1, mps; by default a GPU when there is one
     source
         layer after which they are added: an index, or a fraction of the depth
     target

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from educe.cli.options import FLAG, Debug, Json, new_folder
+from educe.cli.options import (
+    FLAG,
+    Adapter,
+    Debug,
+    Device,
+    DeviceMap,
+    DType,
+    Json,
+    Model,
+    Revision,
+    new_folder,
+)
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
 
@@ -20,12 +31,12 @@ if TYPE_CHECKING:
 def discover(
     *prompts: str,
     prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
-    model: str = "embedded",
-    adapter: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    device_map: str | None = None,
+    model: Model = "embedded",
+    adapter: Adapter = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    device: Device = None,
+    device_map: DeviceMap = None,
     method: str = "dct",
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     given: Path | None = None,
@@ -63,18 +74,6 @@ def discover(
         what the model is asked; effects are averaged over them
     prompts_file
         a file of prompts: one a line, or .jsonl with strings or lists of messages
-    model
-        embedded, a Hub id, a folder, or a .gguf file
-    adapter
-        a PEFT adapter, loaded beside the weights and never merged
-    revision
-        revision on the Hub
-    dtype
-        auto, float32, bfloat16, float16
-    device
-        cpu, cuda, cuda:1, mps; by default a GPU when there is one
-    device_map
-        auto spreads a large model over all GPUs
     method
         how to search; educe methods lists them
     setting

@@ -18,6 +18,18 @@ FLAG = Parameter(negative="", show_default=False)
 Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
 Json = Annotated[bool, FLAG, Parameter(name="--json", help="print JSON for machines")]
 
+#: The options of every command that loads a model.
+Model = Annotated[str, Parameter(help="embedded, a Hub id, a folder, or a .gguf file")]
+Adapter = Annotated[
+    str | None, Parameter(help="a PEFT adapter, loaded beside the weights and never merged")
+]
+Revision = Annotated[str | None, Parameter(help="revision on the Hub")]
+DType = Annotated[str, Parameter(help="auto, float32, bfloat16, float16")]
+Device = Annotated[
+    str | None, Parameter(help="cpu, cuda, cuda:1, mps; by default a GPU when there is one")
+]
+DeviceMap = Annotated[str | None, Parameter(help="auto spreads a large model over all GPUs")]
+
 
 def check_begun(run: Run) -> None:
     """Make sure that a run has something to show.

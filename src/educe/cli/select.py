@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.options import FLAG, Debug, Json, new_folder
+from educe.cli.options import (
+    FLAG,
+    Adapter,
+    Debug,
+    Device,
+    DeviceMap,
+    DType,
+    Json,
+    Model,
+    Revision,
+    new_folder,
+)
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
 
@@ -110,12 +121,12 @@ def tune(
     look_for: str | None = None,
     proxy: Literal["plain", "base64"] | None = None,
     fresh: Path | None = None,
-    model: str = "embedded",
-    adapter: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    device_map: str | None = None,
+    model: Model = "embedded",
+    adapter: Adapter = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+    device: Device = None,
+    device_map: DeviceMap = None,
     methods: str = "dct,power",
     sources: str = "0.2,0.33,0.5",
     radii: str = "0.3x,0.5x,0.75x",
@@ -148,18 +159,6 @@ def tune(
         instead: secrets in the system prompt, as they are or in base64
     fresh
         a file of other prompts, for the re-test
-    model
-        embedded, a Hub id, a folder, or a .gguf file
-    adapter
-        a PEFT adapter, loaded beside the weights and never merged
-    revision
-        revision on the Hub
-    dtype
-        auto, float32, bfloat16, float16
-    device
-        cpu, cuda, cuda:1, mps; by default a GPU when there is one
-    device_map
-        auto spreads a large model over all GPUs
     methods
         how to search, several with commas
     sources
