@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import educe
+from benchmarks.records import lines
 from educe import beside, stats
 from educe.discover.generalised import GeneralisedConfig
 from educe.ordinary import Ordinary, ordinary_prompts
@@ -106,12 +107,6 @@ def points(
         }
         for i in range(N)
     ]
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def tables(file: Path) -> None:

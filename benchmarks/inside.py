@@ -15,7 +15,6 @@ again.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 from scipy.optimize import brentq
 
 import educe
+from benchmarks.records import add, lines
 from educe import stats
 from educe.generation import generate
 from educe.judge.coherence import coherence, ordinary_logprob
@@ -158,15 +158,8 @@ def measure(name: str, file: Path) -> None:
                 continue
             record = trial.record(trial.parts.get(arm, near), found[arm])
             record = trial.told | {"method": method, "arm": arm} | record
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(record) + "\n")
+            add(file, record)
             print(name, method, arm, record["hits"], f"{time.process_time():.0f} s", flush=True)
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def tables(file: Path) -> None:

@@ -12,15 +12,14 @@ is hidden. One line of JSON a method and share.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import educe
+from benchmarks.records import add, lines
 from educe import stats
 from educe.generation import generate
 from educe.organisms import shipped
@@ -78,8 +77,7 @@ def measure(file: Path) -> None:
                 "settled hits": hits(end.v * radius[:, None]),
                 "seconds": time.process_time() - began,
             }
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(record) + "\n")
+            add(file, record)
 
 
 def distinct(v: torch.Tensor) -> int:
@@ -89,12 +87,6 @@ def distinct(v: torch.Tensor) -> int:
         if all(float(one @ other) < SAME for other in kept):
             kept.append(one)
     return len(kept)
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def tables(file: Path) -> None:

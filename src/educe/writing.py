@@ -33,6 +33,22 @@ class Group(NamedTuple):
         return self.kind.scaled(self.directions, self.radius[:, None])
 
 
+def add_set(
+    run: Run, arm: str, file: str, made: PerturbationSet, effect: Sequence[float]
+) -> list[int]:
+    """List what a file of a run holds, with its effects; return the numbers that they have now."""
+    first = len(run.perturbations()) + 1
+    numbers = list(range(first, first + len(made)))
+    sizes = zip(numbers, made.radius.tolist(), made.dose.tolist(), effect, strict=True)
+    run.add_perturbations(
+        [
+            PerturbationRow(number, arm, file, i, made.method, radius, dose, size)
+            for i, (number, radius, dose, size) in enumerate(sizes)
+        ]
+    )
+    return numbers
+
+
 def groups(run: Run, numbers: Sequence[int] | None = None) -> list[Group]:
     """Return the perturbations of a run, or some of them, by their kind."""
     members: dict[Kind, list[PerturbationRow]] = {}

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from educe import discover, files
+from educe import discover, files, writing
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.job.work import Work
 from educe.perturb import PerturbationSet
-from educe.runs import PerturbationRow
 
 #: Seconds between two saves of a method that is still searching.
 SAVE_EVERY = 5.0
@@ -41,7 +40,8 @@ def search(work: Work) -> None:
                     )
                     made.save(path)
                 path.with_suffix(".state").unlink(missing_ok=True)
-                _list(work, arm, name, PerturbationSet.load(path))
+                made = PerturbationSet.load(path)
+                writing.add_set(work.run, arm, name, made, made.scores["effect"].tolist())
 
 
 def _control(work: Work, found: Path, seed: int) -> PerturbationSet:
@@ -98,22 +98,3 @@ def _found(work: Work, path: Path, size: float, seed: int) -> PerturbationSet:
             else State({n: t.to(work.part.device) for n, t in state.items()}),
             on_step=on_step,
         )
-
-
-def _list(work: Work, arm: str, name: str, made: PerturbationSet) -> None:
-    first = len(work.run.perturbations()) + 1
-    work.run.add_perturbations(
-        [
-            PerturbationRow(
-                first + i,
-                arm,
-                name,
-                i,
-                made.method,
-                float(made.radius[i]),
-                float(made.dose[i]),
-                float(made.scores["effect"][i]),
-            )
-            for i in range(len(made))
-        ]
-    )

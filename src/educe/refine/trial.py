@@ -22,12 +22,12 @@ from educe.job.settings import encoded, stored
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.runs import TRIALS, PerturbationRow, PromptRow, Run, ScoreRow
+from educe.runs import TRIALS, PromptRow, Run, ScoreRow
 from educe.selection.judging import Judging, Rule, Striking
 from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
 from educe.summary import RETEST
-from educe.writing import write
+from educe.writing import add_set, write
 
 
 class Share(NamedTuple):
@@ -101,23 +101,7 @@ class Trial:
         made.save(self.kept.tensors / file)
         part = self.part.on(made.kind)
         effect = part.effect(made.theta.to(part.device, part.work_dtype)).norm(dim=1)
-        first = len(self.kept.perturbations()) + 1
-        self.kept.add_perturbations(
-            [
-                PerturbationRow(
-                    first + i,
-                    arm,
-                    file,
-                    i,
-                    made.method,
-                    float(made.radius[i]),
-                    float(made.dose[i]),
-                    float(effect[i]),
-                )
-                for i in range(len(made))
-            ]
-        )
-        return list(range(first, first + len(made)))
+        return add_set(self.kept, arm, file, made, effect.tolist())
 
     def scores(self, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
         """Return what perturbations score on the prompts of the run, writing what is missing."""

@@ -28,13 +28,13 @@ from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.runs import PerturbationRow, PromptRow, Run
+from educe.runs import PromptRow, Run
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.summary import RETEST
-from educe.writing import write
+from educe.writing import add_set, write
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.
 SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
@@ -298,18 +298,8 @@ class _Tuning:
         listed = [p.id for p in self.run.perturbations() if p.file == path.name]
         if not listed:
             made = self._made(arm, k, again=again)
-            first = len(self.run.perturbations()) + 1
-            listed = list(range(first, first + len(made)))
-            self.run.add_perturbations(
-                [
-                    PerturbationRow(
-                        number, arm, path.name, i, made.method, float(r), float(d), float(e)
-                    )
-                    for i, (number, r, d, e) in enumerate(
-                        zip(listed, made.radius, made.dose, made.scores["effect"], strict=True)
-                    )
-                ]
-            )
+            effect = made.scores["effect"].tolist()
+            listed = add_set(self.run, arm, path.name, made, effect)
         return listed
 
     def _made(self, arm: str, k: int, *, again: bool) -> PerturbationSet:
