@@ -10,6 +10,11 @@ import numpy as np
 from scipy.stats import fisher_exact, hypergeom
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: none where it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
 class Rate(NamedTuple):
     """Hits among trials, with a 95% Wilson interval."""
 

@@ -29,6 +29,7 @@ from educe.norm.response import growth
 from educe.ordinary import Ordinary
 from educe.runs import Run
 from educe.slice import Slice
+from educe.stats import finite
 from educe.writing import Group, groups
 
 #: Points that are measured and kept together.
@@ -193,7 +194,7 @@ class Points:
         damage = self._damaged(kind, theta)
         written = self._written(kind, theta)
         return [
-            Point(number, radius, _finite(size), _finite(e), mean, high, *own)
+            Point(number, radius, finite(size), finite(e), mean, high, *own)
             for (number, radius), size, e, (mean, high), own in zip(
                 pairs, effect, exponent, damage, written, strict=True
             )
@@ -228,10 +229,6 @@ class Points:
 
 def _key(number: int, radius: float) -> str:
     return f"{number}@{radius:.7g}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -30,6 +30,7 @@ from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
 from educe.runs import PerturbationRow, Run
 from educe.slice import Slice
+from educe.stats import finite
 from educe.summary import summarise
 
 #: Perturbations of each arm that get curves, the most striking, and those that are compared.
@@ -154,13 +155,13 @@ def _curves(points: Points, row: PerturbationRow, *, budget: float) -> list[dict
                 "dose": row.dose,
                 "points": [_data(p, {row.id: row}) for p in own],
                 "fine": [
-                    {"share": share, "effect": _number(size), "exponent": _number(e)}
+                    {"share": share, "effect": finite(size), "exponent": finite(e)}
                     for share, size, e in zip(
                         FINE, grown.effect[0].tolist(), exponents, strict=True
                     )
                 ],
                 "marks": bends._asdict(),
-                "choices": {name: _number(radius / row.radius) for name, radius in chosen.items()},
+                "choices": {name: finite(radius / row.radius) for name, radius in chosen.items()},
             }
         )
     return made
@@ -318,7 +319,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
         return {name: _plain(part) for name, part in value._asdict().items()}
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -21,6 +21,7 @@ from educe.model import LanguageModel
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
 from educe.runs import Run
+from educe.stats import finite
 from educe.writing import groups
 
 #: What a run keeps its side effects under.
@@ -137,7 +138,7 @@ def measure(
                         group.radius[items],
                     )
                     known["kl"] |= {
-                        str(group.numbers[i]): value if math.isfinite(value) else None
+                        str(group.numbers[i]): finite(value)
                         for i, value in zip(items.tolist(), kl.tolist(), strict=True)
                     }
                     run.remember(NOTE, known)
