@@ -1,13 +1,14 @@
 """Does anything that the norm tells of a vector predict whether it elicits what is hidden?
 
-python -m benchmarks.predict make FOLDER       # search, and let every vector answer
-python -m benchmarks.predict measure FOLDER    # the statistics of every vector
-python -m benchmarks.predict table FOLDER      # what predicts, as markdown
+python -m benchmarks.predict make FOLDER [ORGANISM...]     # search, and let every vector answer
+python -m benchmarks.predict measure FOLDER [ORGANISM...]  # the statistics of every vector
+python -m benchmarks.predict table FOLDER [ORGANISM...]    # what predicts, as markdown
 
-A cell is an organism, a method and a seed, which also chooses the questions. Vectors are searched
-on the first of its questions, at two radii, and elicit when the organism's rule finds what is
-hidden in one of their answers to four. Questions that the unperturbed model answers so are left
-out. Every cell is kept in a file when it is done; done work is not done again.
+ORGANISM is the name of one that comes with the package, or the folder of another. A cell is an
+organism, a method and a seed, which also chooses the questions. Vectors are searched on the first
+of its questions, at two radii, and elicit when the organism's rule finds what is hidden in one of
+their answers to four. Questions that the unperturbed model answers so are left out. Every cell is
+kept in a file when it is done; done work is not done again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel, PromptBatch
 from educe.ordinary import ordinary_prompts
-from educe.organisms import Question, shipped
+from educe.organisms import Organism, Question, named
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.refine import bases
@@ -48,7 +52,8 @@ ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
     4,
     20,
 )
-BASES, ARMS = ("residual", "heads", "neurons", "random"), ("found", "random", "shuffled")
+BASES = ("residual", "components", "heads", "neurons", "random")
+ARMS = ("found", "random", "shuffled")
 #: Vectors a radius of each null, and the iterates that those for a shuffled target are given.
 RANDOM, STEPS = 4, 10
 SETTINGS = {
@@ -57,14 +62,39 @@ SETTINGS = {
 }
 
 
-def cells() -> list[tuple[str, str, int]]:
-    """Return organism, method and seed of every cell, seed after seed."""
-    return [(o, m, s) for s, o, m in itertools.product(range(SEEDS), ORGANISMS, SETTINGS)]
+class Cell(NamedTuple):
+    """An organism, by its name or folder, a method and a seed."""
+
+    organism: str
+    method: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return f"{Path(self.organism).name}-{self.method}-{self.seed}"
 
 
-def questions(lm: LanguageModel, name: str, seed: int) -> tuple[PromptBatch, list[str]]:
+def cells(organisms: Sequence[str]) -> list[Cell]:
+    """Return every cell, seed after seed."""
+    return [Cell(o, m, s) for s, o, m in itertools.product(range(SEEDS), organisms, SETTINGS)]
+
+
+@cache
+def model(organism: str) -> LanguageModel:
+    """Return the embedded model with an organism beside it."""
+    return educe.load("embedded", adapter=named(organism).folder)
+
+
+@cache
+def coordinates(organism: str, layer: int) -> list[Basis]:
+    """Return the bases in which vectors are read."""
+    return [bases.parse(name, model(organism), layer) for name in BASES]
+
+
+def questions(lm: LanguageModel, organism: Organism, seed: int) -> tuple[PromptBatch, list[str]]:
     """Return a cell's questions, the searched one first, and their rules."""
-    pool = list(shipped(name).search)
+    pool = list(organism.search)
     random.Random(f"questions {seed}").shuffle(pool)
     batch = lm.encode([q.prompt for q in pool], room=TOKENS)
     rows = [Row(-1, j) for j in range(len(pool))]
@@ -82,16 +112,15 @@ def first(lm: LanguageModel, batch: PromptBatch) -> PromptBatch:
     return lm.pad([batch.ids[0][batch.mask[0].bool()].tolist()])
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, organisms: Sequence[str]) -> None:
     """Search the vectors of every cell and let them answer."""
-    for name, method, seed in cells():
-        file = folder / f"{name}-{method}-{seed}.safetensors"
+    for cell in cells(organisms):
+        organism, method, seed = cell
+        file = folder / f"{cell.stem}.safetensors"
         if file.with_suffix(".json").exists():
             continue
-        began = time.monotonic()
-        organism = shipped(name)
-        lm = educe.load("embedded", adapter=organism.folder)
-        batch, rules = questions(lm, name, seed)
+        began, lm = time.process_time(), model(organism)
+        batch, rules = questions(lm, named(organism), seed)
         part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
         unit = calibrate(part, seed=seed).radius
         for k, share in enumerate(SHARES):
@@ -115,36 +144,29 @@ def make(folder: Path) -> None:
         hits = told.int().tolist()
         file.with_suffix(".json").write_text(json.dumps({"hits": hits, "texts": texts}))
         elicit = int(told.any(1).sum())
-        print(
-            name,
-            method,
-            seed,
-            f"{elicit} of {len(theta)}",
-            f"{time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        spent = time.process_time() - began
+        print(cell.stem, f"{elicit} of {len(theta)}", f"{spent:.0f} s", flush=True)
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, organisms: Sequence[str]) -> None:
     """Take the statistics of every vector, of random ones, and of such as were optimised for the
     effect of one that was found with its coordinates shuffled, all on the cell's own question."""
-    for name, method, seed in cells():
-        stem = f"{name}-{method}-{seed}"
-        file = folder / f"{stem}.measured.json"
-        if not (folder / f"{stem}.json").exists():
+    for cell in cells(organisms):
+        organism, method, seed = cell
+        file = folder / f"{cell.stem}.measured.json"
+        if not (folder / f"{cell.stem}.json").exists():
             continue
         rows = json.loads(file.read_text()) if file.exists() else []
         missing = [arm for arm in ARMS if all(row["arm"] != arm for row in rows)]
         if not missing:
             continue
-        began = time.monotonic()
-        lm = educe.load("embedded", adapter=shipped(name).folder)
-        batch, _ = questions(lm, name, seed)
+        began, lm = time.process_time(), model(organism)
+        batch, _ = questions(lm, named(organism), seed)
         part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
         other = Slice(lm, lm.encode(ordinary_prompts()[seed : seed + 1]), source=0.33, target=0.6)
-        known = [bases.parse(b, lm, part.source) for b in BASES]
+        known = coordinates(organism, part.source)
         for k in range(len(SHARES)):
-            found = PerturbationSet.load(folder / f"{stem}-{k}.safetensors")
+            found = PerturbationSet.load(folder / f"{cell.stem}-{k}.safetensors")
             radius = float(found.radius[0])
             draw = torch.Generator().manual_seed(7 * seed + k)
             random_ones = found.kind.draw(RANDOM, draw)
@@ -168,7 +190,7 @@ def measure(folder: Path) -> None:
                     for i in range(len(theta))
                 ]
         file.write_text(json.dumps(rows))
-        print(name, method, seed, f"{time.monotonic() - began:.0f} s", flush=True)
+        print(cell.stem, f"{time.process_time() - began:.0f} s", flush=True)
 
 
 def statistics(
@@ -203,17 +225,17 @@ def statistics(
     return told
 
 
-def table(folder: Path) -> None:
+def table(folder: Path, organisms: Sequence[str]) -> None:
     """Say what predicts: AUC within cells and radii, and beside the effect."""
     rows: list[dict[str, float]] = []
     strata: list[int] = []
     hits: list[bool] = []
     nulls: dict[str, list[dict[str, float]]] = {"random": [], "shuffled": []}
-    for i, (name, method, seed) in enumerate(cells()):
-        file = folder / f"{name}-{method}-{seed}.measured.json"
+    for i, cell in enumerate(cells(organisms)):
+        file = folder / f"{cell.stem}.measured.json"
         if not file.exists():
             continue
-        told = json.loads(file.with_name(f"{name}-{method}-{seed}.json").read_text())["hits"]
+        told = json.loads((folder / f"{cell.stem}.json").read_text())["hits"]
         measured = json.loads(file.read_text())
         own = [row for row in measured if row["arm"] == "found"]
         for arm, some in nulls.items():
@@ -303,4 +325,4 @@ def holm(ps: list[float]) -> list[float]:
 if __name__ == "__main__":
     stage, where = sys.argv[1], Path(sys.argv[2])
     where.mkdir(parents=True, exist_ok=True)
-    {"make": make, "measure": measure, "table": table}[stage](where)
+    {"make": make, "measure": measure, "table": table}[stage](where, sys.argv[3:] or ORGANISMS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from educe.job.settings import encoded, stored
 from educe.loading import load
@@ -151,6 +152,21 @@ def test_the_screen_has_a_line_for_each_and_each_null(run: Path, data: dict) -> 
     for value in data["arms"]["found"]["neurons_variance"][home]:
         assert f" {value:.2g} " in ended.out
     assert "radii" not in ended.err  # what is kept is not done again
+
+
+def test_coordinates_are_read_in_a_basis_from_a_file(run: Path, tmp_path: Path) -> None:
+    with Run.open(run) as kept:
+        v = vectors(kept, [2])[0][0]
+    draw = torch.Generator().manual_seed(3)
+    turn = torch.linalg.qr(torch.randn(len(v), len(v), generator=draw)).Q
+    save_file({"Q": turn.contiguous()}, tmp_path / "turned.safetensors")
+    short = [*SHORT, "--settle", 0, "--basis", tmp_path / "turned.safetensors"]
+    ended = educe("refine", "path", run, 2, *short, "--basis", "residual", "--json")
+    assert ended.status == 0, ended.err
+    assert ended.data["bases"] == ["turned", "residual"]
+    weight = (turn @ v).square().sort(descending=True).values[: survey.SHOWN]
+    assert ended.data["maps"]["2"]["turned"]["weight"] == pytest.approx(weight.tolist(), rel=1e-4)
+    assert f"path-map-2-turned-{ended.data['key']}" in (run / "report.html").read_text()
 
 
 def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any) -> None:

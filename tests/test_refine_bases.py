@@ -174,6 +174,8 @@ def test_blocks_without_heads_or_neurons_say_so(lm_of: Make) -> None:
         bases.neurons(lm_of("mixtral"), LAYER)
     with pytest.raises(ModelError, match="told apart"):
         bases.heads(lm_of("qwen3_next"), 0)
+    assert [b.name for b in bases.usual(lm_of("mixtral"), LAYER)] == ["residual", "heads", "random"]
+    assert [b.name for b in bases.usual(lm_of("qwen3_next"), 0)] == ["residual", "random"]
 
 
 # -- files -----------------------------------------------------------------------------------------

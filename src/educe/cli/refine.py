@@ -62,7 +62,8 @@ def path(
         itself, which is mostly far from a maximum
     basis
         in which coordinates are read: residual, components, heads, neurons, random, or a
-        safetensors file; may be repeated
+        safetensors file; may be repeated; by default residual, random, and heads and neurons where
+        the block has them
     nulls
         how many random vectors, and how many optimised for a shuffled target, are put beside
     exact
@@ -84,7 +85,7 @@ def path(
         plan = PathPlan(
             tuple(dict.fromkeys(numbers)) or _effective(found),
             PathConfig(low=low, high=high, steps=steps, settling=settle),
-            bases=tuple(basis or PathPlan.bases),
+            bases=tuple(basis or ()),
             nulls=nulls,
             exact=exact,
             seed=seed,

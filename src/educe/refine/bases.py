@@ -25,6 +25,7 @@ are what is changed to make a vector sparse.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +167,18 @@ def parse(
         return neurons(lm, layer)
     known = {"residual": residual, "random": rotation}
     return known[text](lm.width) if text in known else from_file(text, lm.width)
+
+
+def usual(lm: LanguageModel, layer: int) -> list[Basis]:
+    """Return the bases of a block that need no corpus and no file.
+
+    A mixture of experts has no neurons that all tokens share, and linear attention has no heads.
+    """
+    parts = []
+    for own in (heads, neurons):
+        with suppress(ModelError):
+            parts.append(own(lm, layer))
+    return [residual(lm.width), *parts, rotation(lm.width)]
 
 
 def residual(width: int) -> Basis:

@@ -59,7 +59,8 @@ class PathPlan:
     Attributes:
         numbers: The perturbations, by their numbers in the run.
         config: Of the continuation.
-        bases: In which coordinates are read (see `educe.refine.bases`).
+        bases: In which coordinates are read (see `educe.refine.bases`); by default all that the
+            block has and that need no corpus and no file.
         nulls: How many random vectors, and how many optimised for a shuffled target.
         exact: Solve for the derivative of stationary vectors as well, at their own radius.
         seed: Of the nulls.
@@ -67,7 +68,7 @@ class PathPlan:
 
     numbers: tuple[int, ...]
     config: PathConfig
-    bases: tuple[str, ...] = ("residual", "heads", "neurons", "random")
+    bases: tuple[str, ...] = ()
     nulls: int = 8
     exact: bool = False
     seed: int = 0
@@ -139,7 +140,8 @@ def path_run(
     v, radius = (x.to(part.device, part.work_dtype) for x in vectors(run, plan.numbers))
     facts = run.note("facts")
     own = of_method(facts["method"], stored(run).method_settings)
-    known = [bases.parse(name, lm, part.source, reporter=reporter) for name in plan.bases]
+    named = [bases.parse(name, lm, part.source, reporter=reporter) for name in plan.bases]
+    known = named or bases.usual(lm, part.source)
     folder = run.folder / "paths"
     folder.mkdir(exist_ok=True)
 
@@ -174,7 +176,7 @@ def path_run(
         "shares": plan.config.shares,
         "radius": radius.tolist(),
         "dose": (radius / part.unit).tolist(),
-        "bases": list(plan.bases),
+        "bases": [basis.name for basis in known],
         "moved": torch.rad2deg(torch.acos((settled * v).sum(1).clamp(-1, 1))).tolist(),
         "drift": drift(part, own, settled, radius, plan.config).tolist(),
         "exact": _exactly(part, own, found, radius, plan, home) if plan.exact else None,
