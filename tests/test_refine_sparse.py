@@ -18,7 +18,7 @@ from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation
-from educe.refine.sparse import Contributions, curves, fewest, grid, lasso, mask, ranked
+from educe.refine.lasso import WEIGHTS, Contributions, curves, fewest, grid, lasso, mask, ranked
 from educe.runs import Run
 from educe.slice import Slice
 from toy_slice import ToySlice, linear, normal
@@ -111,7 +111,7 @@ def test_going_on_along_the_path_changes_nothing() -> None:
     of = Contributions(residual(WIDTH), normal(2, WIDTH, seed=1))
     known: list[tuple[Tensor, Tensor]] = []
     whole, _ = lasso(part, of, steps=3, on_weight=lambda *kept: known.append(kept))
-    assert len(known) == sparse.WEIGHTS
+    assert len(known) == WEIGHTS
     again, _ = lasso(part, of, steps=3, known=known[4])
     assert torch.equal(again, whole)
 
@@ -185,7 +185,7 @@ def test_a_run_keeps_its_sparse_vectors_and_goes_on(
             raise AssertionError("it began again")
 
         monkeypatch.setattr("educe.writing.generate", never)
-        monkeypatch.setattr(sparse, "_descend", never)
+        monkeypatch.setattr("educe.refine.lasso._descend", never)
         assert sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7) == done
 
 
@@ -199,7 +199,7 @@ def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) 
         made.save(run.tensors / "found-a.safetensors")
         row = run.perturbations()[0]._replace(id=99, file="found-a.safetensors", item=0)
         run.add_perturbations([row])
-        with pytest.raises(MethodError, match="adapters are no vectors"):
+        with pytest.raises(MethodError, match="adapters, which are no vectors"):
             sparse.sparsify(run, [99], tiny_lm)
     still = ToySlice(lambda theta: 0 * theta, WIDTH)
     with pytest.raises(MethodError, match="without effect"):

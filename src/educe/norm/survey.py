@@ -28,6 +28,7 @@ from educe.norm.response import FINE, SHARES, growth, marks, signs, steepest
 from educe.norm.spread import SCORES, spread
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
+from educe.reopened import slice_of
 from educe.runs import PerturbationRow, Run
 from educe.slice import Slice
 from educe.stats import finite
@@ -69,17 +70,10 @@ def examine_norm(
         PromptError: The ordinary prompts cannot be read.
         ModelError: An operation of the model has no forward-mode derivative.
     """
-    facts, config, reporter = run.note("facts"), run.config, reporter or Silent()
-    if judge is None and config["look_for"]:
-        judge = Regex(config["look_for"])
-    part = Slice(
-        lm,
-        prompts,
-        source=facts["source"],
-        target=facts["target"],
-        positions=facts["positions"],
-        readout=config["readout"],
-    )
+    reporter, look_for = reporter or Silent(), run.config["look_for"]
+    if judge is None and look_for:
+        judge = Regex(look_for)
+    part = slice_of(run, lm, prompts)
     text = Ordinary(lm, lm.encode(ordinary_prompts(ordinary)), before=part.source)
     points = Points(run, lm, part, prompts, text, judge, reporter)
     rows = {p.id: p for p in run.perturbations()}

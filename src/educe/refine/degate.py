@@ -33,7 +33,7 @@ from educe.kinds import Adapters, Biases
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.refine.trial import Share, Trial, share, slice_of
+from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.runs import Run
 from educe.slice import Slice
 from educe.writing import groups
@@ -186,7 +186,7 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
         MethodError: They are no adapters, or the run has no random ones of their radius.
         RunError: The run is not finished.
     """
-    part = slice_of(run, lm)
+    part = finished_slice(run, lm)
     controls = _controls(run, numbers)
     members = groups(run, [*numbers, *controls])
     kind = members[0].kind

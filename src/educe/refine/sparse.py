@@ -1,18 +1,7 @@
 """Sparse: how few groups of coordinates carry what a vector does.
 
-In a basis (`educe.refine.bases`) a vector is the sum of what its groups contribute,
-``θ = Σ_g θ_g``. While ``μ`` grows, every contribution gets a factor, from one towards zero:
-
-    min over 0 ≤ m ≤ 1 of   ½ ‖Δ(Σ_g m_g θ_g) - Δ(θ)‖² / ‖Δ(θ)‖²  +  μ Σ_g m_g
-
-a lasso (Tibshirani 1996) whose groups are a coordinate each, or a head, and whose model is the
-slice itself. Proximal gradient steps, accelerated (Beck & Teboulle 2009) with a restart where they
-overshoot (O'Donoghue & Candès 2015), the step halved until it descends; each ``μ`` begins where the
-one before ended. For a linear slice whose contributions act at right angles,
-``m_g = max(0, 1 - μ ‖Δ(θ)‖² / ‖Δ(θ_g)‖²)``: soft thresholding.
-
-A lasso shrinks what it keeps, so it only ranks the groups: by when they leave, the last first. What
-is kept is kept whole. Of the effect is left, along its own direction ``u``,
+A lasso (`educe.refine.lasso`) ranks the groups by when they leave, the last first. It also shrinks
+what it keeps, so what is kept is kept whole. Of the effect is left, along its own direction ``u``,
 
     share(k) = ⟨u, Δ(sum of the first k θ_g)⟩ / ‖Δ(θ)‖
 
@@ -22,34 +11,31 @@ that of the fewest groups whose share is no less than what is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from educe import files
 from educe.discover import origin
 from educe.errors import MethodError
-from educe.kinds import Vectors, Within
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.refine.bases import Basis, parse
-from educe.refine.trial import Share, Trial, share, slice_of
+from educe.refine.bases import parse
+from educe.refine.lasso import WEIGHTS, Contributions, curves, fewest, grid, lasso, mask, ranked
+from educe.refine.trial import Share, Trial, finished_slice, share
+from educe.reopened import vectors
 from educe.runs import Run
 from educe.slice import Slice
-from educe.writing import groups
 
 NAME = "sparse"
 ORDERS = ("lasso", "magnitude", "random")
-#: Weights ``μ``, and the least of them as a share of the one that leaves nothing.
-WEIGHTS, LEAST = 12, 1e-3
-#: Proximal steps at each weight.
-STEPS = 8
 #: Random orders that a curve is the mean of.
 DRAWS = 4
 
@@ -100,178 +86,6 @@ class Sparse:
         return asdict(self) | named
 
 
-class Contributions:
-    """Vectors as sums of what the groups of a basis contribute.
-
-    Args:
-        basis: The basis.
-        theta: The vectors, ``[n, width]``.
-    """
-
-    def __init__(self, basis: Basis, theta: Float[Tensor, "n d"]) -> None:
-        self.basis = basis
-        self.coordinates = basis.coordinates(theta)
-        self.whole = basis.theta(self.coordinates)
-
-    def weighted(self, m: Float[Tensor, "n g"]) -> Float[Tensor, "n d"]:
-        """Return the vectors with a factor on each group's contribution."""
-        return self.basis.theta(m[:, self.basis.group] * self.coordinates)
-
-    def slope(self, gradient: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
-        """Return the gradient in the factors, from that in the vectors."""
-        return self.basis.summed(self.basis.along(gradient) * self.coordinates)
-
-    @property
-    def magnitudes(self) -> Float[Tensor, "n g"]:
-        """``‖θ_g‖``."""
-        each = [
-            self.basis.theta(torch.where(self.basis.group == g, self.coordinates, 0.0)).norm(dim=1)
-            for g in range(len(self.basis.names))
-        ]
-        return torch.stack(each, 1)
-
-
-def lasso(
-    part: Slice,
-    of: Contributions,
-    *,
-    weights: int = WEIGHTS,
-    least: float = LEAST,
-    steps: int = STEPS,
-    known: tuple[Float[Tensor, "w n g"], Float[Tensor, "n"]] | None = None,
-    on_weight: Callable[[Tensor, Tensor], None] = lambda path, rate: None,
-) -> tuple[Float[Tensor, "w n g"], Float[Tensor, "w n"]]:
-    """Return the factors along the path and the weights, which grow by a constant factor.
-
-    The last weight is that which leaves nothing, to the first order.
-
-    Args:
-        part: The slice.
-        of: The vectors.
-        weights: How many weights.
-        least: The first, as a share of the last.
-        steps: Proximal steps at each.
-        known: The beginning of the path and the step sizes, where it was left off.
-        on_weight: Called with these after each weight.
-
-    Raises:
-        MethodError: A vector has no effect.
-    """
-    like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
-
-    def effect(m: Tensor) -> Tensor:
-        return part.effect(of.weighted(m).to(**like)).double().cpu()
-
-    none = of.coordinates.new_zeros(len(of.whole), len(of.basis.names))
-    aim = part.effect(of.whole.to(**like)).double().cpu()
-    size = aim.square().sum(1)
-    if not bool((size > 0).all()):
-        raise MethodError("a vector without effect has nothing that could be sparse")
-
-    def slope(m: Tensor, off: Tensor) -> Tensor:
-        """Return the gradient of the smooth part, where ``off`` is how far the effect is off."""
-        _, back = part.vjp(of.weighted(m).to(**like), off.to(**like))
-        return of.slope(back) / size[:, None]
-
-    slack = 64 * torch.finfo(part.work_dtype).eps  # what rounding makes of an effect
-    most = slope(none, -aim).abs().amax(1)
-    path, rate = known or (none.new_zeros(0, *none.shape), torch.ones_like(size))
-    m = torch.ones_like(none) if not len(path) else path[-1]
-    grid = torch.logspace(0, 1, weights, base=1 / least, dtype=torch.float64) * least
-    for weight in (grid[:, None] * most)[len(path) :]:
-        m, rate = _descend(effect, slope, aim, size, m, weight, rate, steps, slack)
-        path = torch.cat([path, m[None]])
-        on_weight(path, rate)
-    return path, grid[:, None] * most
-
-
-def _descend(
-    effect: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor, Tensor], Tensor],
-    aim: Tensor,
-    size: Tensor,
-    m: Tensor,
-    weight: Tensor,
-    rate: Tensor,
-    steps: int,
-    slack: float,
-) -> tuple[Tensor, Tensor]:
-    """Take proximal steps at one weight; each vector has its own step size."""
-
-    def smooth(off: Tensor) -> Tensor:
-        return off.square().sum(1) / (2 * size)
-
-    ahead, momentum = m, torch.ones_like(size)
-    for _ in range(steps):
-        off = effect(ahead) - aim
-        gradient, here = slope(ahead, off), smooth(off)
-        while True:
-            new = (ahead - rate[:, None] * (gradient + weight[:, None])).clamp(0, 1)
-            step = new - ahead
-            bound = here + (gradient * step).sum(1) + step.square().sum(1) / (2 * rate)
-            high = smooth(effect(new) - aim) > bound + slack * (here.sqrt() + slack)
-            if not bool(high.any()):
-                break
-            rate = torch.where(high, rate / 2, rate)
-        # Where the step turns back on the last one, what carried it there is dropped.
-        back = ((ahead - new) * (new - m)).sum(1) > 0
-        momentum = torch.where(back, torch.ones_like(momentum), momentum)
-        after = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        carried = torch.where(back, torch.zeros_like(after), (momentum - 1) / after)
-        ahead, m, momentum = (new + carried[:, None] * (new - m)).clamp(0, 1), new, after
-        rate = rate * 1.2
-    return m, rate
-
-
-def ranked(path: Float[Tensor, "w n g"]) -> Int[Tensor, "n g"]:
-    """Return the groups of each vector by when they leave the path, the last one first.
-
-    Of those that leave together, by their factor before.
-    """
-    return path.sum(0).argsort(dim=1, descending=True, stable=True)
-
-
-def curves(
-    part: Slice,
-    of: Contributions,
-    orders: dict[str, Int[Tensor, "n g"]],
-    counts: Sequence[int],
-) -> dict[str, Float[Tensor, "n c"]]:
-    """Return the share of the effect that the first few groups of each order keep."""
-    like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
-    aim = part.effect(of.whole.to(**like)).double().cpu()
-
-    def kept(order: Tensor, count: int) -> Tensor:
-        effect = part.effect(of.weighted(mask(order, count)).to(**like)).double().cpu()
-        return (effect * aim).sum(1) / aim.square().sum(1)
-
-    return {
-        name: torch.stack([kept(order, count) for count in counts], 1)
-        for name, order in orders.items()
-    }
-
-
-def mask(order: Int[Tensor, "n g"], count: int) -> Float[Tensor, "n g"]:
-    """Return factors of one for the first groups of each order, of zero for the others."""
-    return torch.zeros(order.shape, dtype=torch.float64).scatter(1, order[:, :count], 1.0)
-
-
-def grid(groups: int) -> list[int]:
-    """Return the counts that are looked at: 1, 2, 3, 4, 6, 8, 12 … and all."""
-    steps = [n * 2**i for i in range(30) for n in (2, 3)]
-    return sorted({1, *(n for n in steps if n < groups), groups})
-
-
-def fewest(shares: Float[Tensor, "c"], counts: Sequence[int], keep: float) -> int:
-    """Return the fewest groups from which on, in all that are looked at, enough is kept."""
-    short = (shares < keep).nonzero()
-    return (
-        counts[int(short[-1]) + 1]
-        if len(short) and short[-1] + 1 < len(counts)
-        else (counts[-1] if len(short) else counts[0])
-    )
-
-
 def sparsify(
     run: Run,
     numbers: Sequence[int],
@@ -297,9 +111,9 @@ def sparsify(
     """
     if not 0 < keep < 1:
         raise MethodError(f"keep {keep:g}: give a share between 0 and 1")
-    part, telling = slice_of(run, lm), reporter or Silent()
+    part, telling = finished_slice(run, lm), reporter or Silent()
     numbers = list(numbers)
-    theta = _vectors(run, numbers)
+    theta = vectors(run, numbers)
     place = Vectors(part.source, lm.width, part.positions)
     part = part.on(place)
     found = parse(basis, lm, part.source, reporter=telling)
@@ -382,17 +196,6 @@ def _path(part: Slice, of: Contributions, file: Path, telling: Any) -> Float[Ten
             step()
 
         return lasso(part, of, known=known, on_weight=on_weight)[0]
-
-
-def _vectors(run: Run, numbers: Sequence[int]) -> Float[Tensor, "n d"]:
-    """Return what some perturbations of a run add to the stream."""
-    found: dict[int, Tensor] = {}
-    for group in groups(run, numbers):
-        if not isinstance(group.kind, Vectors | Within):
-            raise MethodError(f"{group.kind.name} are no vectors: only these become sparse")
-        added = group.kind.added(group.theta, range(len(group.numbers)), range(1))
-        found |= dict(zip(group.numbers, added[:, 0, 0], strict=True))
-    return torch.stack([found[number] for number in numbers])
 
 
 def _set(part: Slice, theta: Float[Tensor, "n d"]) -> PerturbationSet:

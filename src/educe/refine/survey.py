@@ -29,9 +29,9 @@ from torch import Tensor
 from educe import files
 from educe.discover import origin
 from educe.discover.state import State
-from educe.errors import MethodError, ModelError
+from educe.errors import ModelError
 from educe.job.settings import stored
-from educe.kinds import Vectors, Within
+from educe.kinds import Vectors
 from educe.model import LanguageModel, PromptBatch
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
@@ -42,9 +42,9 @@ from educe.refine.continuation import PathConfig, branches, drift, follow, tange
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import response, with_neurons
+from educe.reopened import slice_of, vectors
 from educe.runs import Run
 from educe.slice import Slice
-from educe.writing import groups
 
 #: Prompts of another kind on which the same vectors are looked at.
 OTHERS = 2
@@ -80,41 +80,6 @@ class PathPlan:
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
-def vectors(run: Run, numbers: Sequence[int]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-    """Return unit vectors of a run and their norms.
-
-    Raises:
-        MethodError: They are no vectors.
-    """
-    found: dict[int, Tensor] = {}
-    for group in groups(run, numbers):
-        if not isinstance(group.kind, Vectors | Within):
-            raise MethodError(
-                f"perturbation {group.numbers[0]} is one of {group.kind.name}: only vectors can be "
-                "followed through the radius"
-            )
-        theta = group.theta
-        if isinstance(group.kind, Within):
-            theta = theta @ group.kind.rows
-        found |= dict(zip(group.numbers, theta, strict=True))
-    theta = torch.stack([found[number] for number in numbers])
-    size = theta.norm(dim=1)
-    return theta / size[:, None], size
-
-
-def slice_of(run: Run, lm: LanguageModel, prompts: PromptBatch) -> Slice:
-    """Return the slice of a run, for vectors, on some prompts."""
-    facts, settings = run.note("facts"), stored(run)
-    return Slice(
-        lm,
-        prompts,
-        source=facts["source"],
-        target=facts["target"],
-        positions=facts["positions"],
-        readout=settings.readout,
-    )
-
-
 def path_run(
     run: Run, plan: PathPlan, lm: LanguageModel, prompts: PromptBatch, *, reporter: Any = None
 ) -> dict[str, Any]:
@@ -128,7 +93,7 @@ def path_run(
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        MethodError: A perturbation is no vector.
+        MethodError: They are no vectors.
         EffectError: A radius is so large that the model breaks down.
     """
     note = f"path-{plan.key}"
@@ -137,7 +102,9 @@ def path_run(
     reporter = reporter or Silent()
     part = slice_of(run, lm, prompts)
     elsewhere = slice_of(run, lm, lm.encode(ordinary_prompts()[:OTHERS]))
-    v, radius = (x.to(part.device, part.work_dtype) for x in vectors(run, plan.numbers))
+    theta = vectors(run, plan.numbers).to(part.device, part.work_dtype)
+    radius = theta.norm(dim=1)
+    v = theta / radius[:, None]
     facts = run.note("facts")
     own = of_method(facts["method"], stored(run).method_settings)
     named = [bases.parse(name, lm, part.source, reporter=reporter) for name in plan.bases]

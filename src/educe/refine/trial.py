@@ -22,6 +22,7 @@ from educe.job.settings import encoded, stored
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.reopened import slice_of
 from educe.runs import TRIALS, PromptRow, Run, ScoreRow
 from educe.selection.judging import Judging, Rule, Striking
 from educe.slice import Slice
@@ -181,20 +182,13 @@ class Trial:
         )
 
 
-def slice_of(run: Run, lm: LanguageModel) -> Slice:
-    """Return the slice of a finished run.
+def finished_slice(run: Run, lm: LanguageModel) -> Slice:
+    """Return the slice of a finished run on its own prompts.
 
     Raises:
         RunError: The run is not finished.
     """
     if not run.has("chosen"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
-    s, facts = stored(run), run.note("facts")
-    return Slice(
-        lm,
-        encoded(lm, s, s.prompts),
-        source=facts["source"],
-        target=facts["target"],
-        positions=facts["positions"],
-        readout=s.readout,
-    )
+    s = stored(run)
+    return slice_of(run, lm, encoded(lm, s, s.prompts))

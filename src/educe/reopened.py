@@ -1,0 +1,48 @@
+"""Reopened: the slice of a run and its vectors, for what begins with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.errors import MethodError
+from educe.kinds import Vectors, Within
+from educe.model import LanguageModel, PromptBatch
+from educe.runs import Run
+from educe.slice import Slice
+from educe.writing import groups
+
+
+def slice_of(run: Run, lm: LanguageModel, prompts: PromptBatch) -> Slice:
+    """Return the slice of a run, for vectors, on some prompts."""
+    facts = run.note("facts")
+    return Slice(
+        lm,
+        prompts,
+        source=facts["source"],
+        target=facts["target"],
+        positions=facts["positions"],
+        readout=run.config["readout"],
+    )
+
+
+def vectors(run: Run, numbers: Sequence[int]) -> Float[Tensor, "n d"]:
+    """Return what some perturbations of a run add to the stream.
+
+    Raises:
+        MethodError: They are no vectors.
+    """
+    found: dict[int, Tensor] = {}
+    for group in groups(run, numbers):
+        if not isinstance(group.kind, Vectors | Within):
+            raise MethodError(
+                f"perturbation {group.numbers[0]} is one of {group.kind.name}, which are no "
+                "vectors: only vectors can be followed, shrunk and made sparse"
+            )
+        inside = isinstance(group.kind, Within)
+        theta = group.theta @ group.kind.rows if inside else group.theta  # type: ignore[union-attr]
+        found |= dict(zip(group.numbers, theta, strict=True))
+    return torch.stack([found[number] for number in numbers])
