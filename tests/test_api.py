@@ -134,6 +134,7 @@ RANKS = {
     "progress": 4,
     "threads": 4,
     "writing": 4,
+    "reopened": 4,
     "beside": 4,
     "norm": 5,
     "refine": 5,
