@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe.atlas import CHEAP, AtlasConfig, grid, survey
+from educe.atlas import AtlasConfig, grid
+from educe.atlas.choice import CHEAP
+from educe.atlas.survey import survey
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
-from educe import atlas as module
-from educe.atlas import (
-    Atlas,
-    AtlasConfig,
-    Pair,
-    choose,
-    cost,
-    grid,
-    promising,
-    survey,
-    thinned,
-)
+from educe.atlas import Atlas, AtlasConfig, Pair, grid
+from educe.atlas.choice import CHEAP, choose, promising, thinned
+from educe.atlas.survey import _octaves, cost, survey
 from educe.errors import FileFormatError, LayerError, RunError
 from educe.model import LanguageModel, PromptBatch
+from educe.slice import Slice
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = 3 + 3 + 2
@@ -93,7 +86,7 @@ def test_pairs_are_those_of_the_dense_decompositions(
 def test_few_products_come_near_and_never_above(
     lm: LanguageModel, jacobians: dict[Pair, Tensor]
 ) -> None:
-    for config, near in ((AtlasConfig(), 0.02), (module.CHEAP, 0.1)):
+    for config, near in ((AtlasConfig(), 0.02), (CHEAP, 0.1)):
         found = whole(lm, config)
         for pair, sigma in zip(found.pairs, found.sigma, strict=True):
             sizes = torch.linalg.svdvals(jacobians[pair])[: config.top].float()
@@ -106,10 +99,10 @@ def test_targets_that_share_a_space_count_alike_however_long_their_streams(
 ) -> None:
     config, pairs = AtlasConfig(top=2, padding=1), [Pair(0, 2), Pair(0, 3)]
     plain = whole(lm, config, pairs)
-    push, pull = module.Slice.push, module.Slice.pull
+    push, pull = Slice.push, Slice.pull
     scale = torch.tensor([1.0, 1000.0], dtype=torch.float64)[:, None, None, None, None]
-    monkeypatch.setattr(module.Slice, "push", lambda self, v, t: push(self, v, t) * scale)
-    monkeypatch.setattr(module.Slice, "pull", lambda self, c, t: pull(self, c * scale, t))
+    monkeypatch.setattr(Slice, "push", lambda self, v, t: push(self, v, t) * scale)
+    monkeypatch.setattr(Slice, "pull", lambda self, c, t: pull(self, c * scale, t))
     scaled = whole(lm, config, pairs)
     torch.testing.assert_close(scaled.sigma, plain.sigma * scale[:, 0, 0, 0].float())
     torch.testing.assert_close(scaled.vectors, plain.vectors)
@@ -182,9 +175,9 @@ def test_what_is_known_is_not_computed_again(
 ) -> None:
     begun = whole(lm, pairs=[Pair(1, 2), Pair(1, 3)])
     sources = []
-    kept = module.Slice.push
+    kept = Slice.push
     monkeypatch.setattr(
-        module.Slice, "push", lambda self, *a: (sources.append(self.source), kept(self, *a))[1]
+        Slice, "push", lambda self, *a: (sources.append(self.source), kept(self, *a))[1]
     )
     found = whole(lm, begun=begun)
     assert set(sources) == {0, 2}
@@ -259,13 +252,13 @@ def test_cost_is_what_a_small_product_took_for_each_pass(
     # Setting a source up takes 5; products with two blocks, 1 to 3, take 9 and 7 at first, because
     # of what is done only then, and 4 and 2 later.
     clock = iter([0, 5, 10, 19, 26, 30, 34, 36])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     found = cost(lm, lm.pad([ROWS[0]]), ALL, AtlasConfig(products=3))
     assert found.seconds == pytest.approx(3 * 5 + (3 * 4 / 2 + 2 * 2 / 2) * (1 + 3 + 1 + 2 + 1))
 
 
 def test_targets_share_passes_by_octaves_of_their_distance() -> None:
-    near = module._octaves(2, [3, 4, 5, 6, 9, 10, 17, 18, 29])
+    near = _octaves(2, [3, 4, 5, 6, 9, 10, 17, 18, 29])
     assert near == [[3], [4, 5], [6, 9], [10, 17], [18, 29]]
 
 
@@ -374,5 +367,5 @@ def test_an_atlas_without_promising_pairs_is_an_error() -> None:
 
 def test_a_choice_needs_the_promising_pairs_alone(lm: LanguageModel) -> None:
     batch: PromptBatch = lm.pad(ROWS)
-    *_, found = survey(lm, batch, thinned(promising(lm.depth)), module.CHEAP)
+    *_, found = survey(lm, batch, thinned(promising(lm.depth)), CHEAP)
     assert tuple(choose(found)[:2]) in promising(lm.depth)

@@ -24,7 +24,8 @@ from rich.cells import cell_len
 
 import tiny
 from educe import cli
-from educe.atlas import Atlas, choose
+from educe.atlas import Atlas
+from educe.atlas.choice import choose
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.job.settings import Settings

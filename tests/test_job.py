@@ -33,7 +33,9 @@ from safetensors import safe_open
 
 import tiny
 from educe import discover, files, generation, writing
-from educe.atlas import Atlas, AtlasConfig, choose, promising, survey, thinned
+from educe.atlas import Atlas, AtlasConfig
+from educe.atlas.choice import choose, promising, thinned
+from educe.atlas.survey import survey
 from educe.errors import (
     EduceError,
     FileFormatError,

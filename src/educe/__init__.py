@@ -20,7 +20,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from educe.atlas import Atlas, AtlasConfig, Choice, Pair, choose, grid, promising, survey
+    from educe.atlas import Atlas, AtlasConfig, Pair, grid
+    from educe.atlas.choice import Choice, choose, promising
+    from educe.atlas.survey import survey
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.cpe import CpeConfig
@@ -75,12 +77,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Atlas": "educe.atlas",
     "AtlasConfig": "educe.atlas",
-    "Choice": "educe.atlas",
+    "Choice": "educe.atlas.choice",
     "Pair": "educe.atlas",
-    "choose": "educe.atlas",
+    "choose": "educe.atlas.choice",
     "grid": "educe.atlas",
-    "promising": "educe.atlas",
-    "survey": "educe.atlas",
+    "promising": "educe.atlas.choice",
+    "survey": "educe.atlas.survey",
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
     "CpeConfig": "educe.discover.cpe",

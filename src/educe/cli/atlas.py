@@ -64,16 +64,9 @@ def atlas(
     resume
         go on with the atlas in --out
     """
-    from educe.atlas import (
-        ATLAS,
-        CHEAP,
-        AtlasConfig,
-        choose,
-        grid,
-        promising,
-        surveyed,
-        thinned,
-    )
+    from educe.atlas import ATLAS, AtlasConfig, grid
+    from educe.atlas.choice import CHEAP, choose, promising, thinned
+    from educe.atlas.survey import surveyed
     from educe.loading import load
     from educe.progress import reporter
     from educe.report import page

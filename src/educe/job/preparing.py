@@ -8,7 +8,9 @@ from importlib.metadata import version
 import torch
 
 from educe import beside, discover, embedded, files, radius
-from educe.atlas import ATLAS, CHEAP, choose, promising, surveyed, thinned
+from educe.atlas import ATLAS
+from educe.atlas.choice import CHEAP, choose, promising, thinned
+from educe.atlas.survey import surveyed
 from educe.job.settings import encoded
 from educe.job.work import Work
 from educe.kinds import Within

@@ -22,7 +22,8 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from educe import files
-from educe.atlas import ATLAS, Atlas, Choice
+from educe.atlas import ATLAS, Atlas
+from educe.atlas.choice import Choice
 from educe.judge.novelty import vectors
 from educe.report import figures, fronts, norms, passports, path_table, paths
 from educe.report.terminal import SCORED
