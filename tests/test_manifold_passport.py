@@ -31,7 +31,7 @@ from educe.manifold.record import Passport, verdict, words
 from educe.manifold.subspace import of_moments
 from educe.manifold.trial import Trial, perturbing
 from educe.model import LanguageModel
-from educe.report import terminal
+from educe.report import tables
 
 LAYERS = [1, 2, 3]
 
@@ -131,7 +131,7 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
         assert made.controls == (39, 5)
         json.dumps(made.data(), allow_nan=False)
     told = StringIO()
-    terminal.passport(made.data(), Console(file=told, width=100))
+    tables.passport(made.data(), Console(file=told, width=100))
     assert "energy in massive" in told.getvalue()
 
     usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
@@ -459,7 +459,7 @@ def test_a_passport_is_json_and_one_screen(
     assert [name for name, _ in data["writes"]][:2] == ["unperturbed", "the perturbation"]
     assert len(data["writes"]) == 3 + 2 * len(passport.FORMS)  # nothing of it is inside
     told = StringIO()
-    terminal.passport(data, Console(file=told, width=100))
+    tables.passport(data, Console(file=told, width=100))
     lines = told.getvalue().splitlines()
     assert len(lines) < 34
     assert f"{made.share.found:.2f}" in told.getvalue()

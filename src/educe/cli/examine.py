@@ -60,7 +60,7 @@ def examine(
     from educe.judge.cache import FILE, Cached
     from educe.manifold import survey
     from educe.norm.survey import examine_norm
-    from educe.report import terminal
+    from educe.report import tables
 
     with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
         settings = stored(found)
@@ -78,7 +78,7 @@ def examine(
                 compared=compared,
                 reporter=telling,
             )
-            end(found, as_json, {"norm": told}, lambda: terminal.norm(told))
+            end(found, as_json, {"norm": told}, lambda: tables.norm(told))
             return
         passports = survey.examine_run(
             found,
@@ -94,6 +94,6 @@ def examine(
 
         def tell() -> None:
             for passport in data:
-                terminal.passport(passport)
+                tables.passport(passport)
 
         end(found, as_json, {"passports": data}, tell)

@@ -74,7 +74,7 @@ def path(
     from educe.job.settings import encoded, stored
     from educe.refine.continuation import PathConfig
     from educe.refine.survey import PathPlan, path_run
-    from educe.report import terminal
+    from educe.report import tables
 
     if not (0 < low < 1 <= high) or steps < 1 or min(nulls, settle) < 0:
         raise MethodError(
@@ -96,7 +96,7 @@ def path(
             data = path_run(found, plan, lm, prompts, reporter=telling)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"educe refine path {shlex.quote(str(run))} ...") from None
-        end(found, as_json, data, lambda: terminal.path(data, run))
+        end(found, as_json, data, lambda: tables.path(data, run))
 
 
 @app.command
@@ -139,7 +139,7 @@ def shrink(
     from educe.job.settings import encoded, loaded, stored
     from educe.progress import reporter
     from educe.refine.shrink import Measure, ShrinkPlan, shrink_run
-    from educe.report import terminal
+    from educe.report import tables
     from educe.runs import Run
     from educe.threads import choose
 
@@ -191,7 +191,7 @@ def shrink(
     if as_json:
         print(json.dumps(data))
         return
-    terminal.shrunk(data, run)
+    tables.shrunk(data, run)
 
 
 def _effective(run: Run) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
 from educe.judge.novelty import vectors
 from educe.report import figures, fronts, norms, passports, path_table, paths
-from educe.report.terminal import SCORED
+from educe.report.tables import SCORED
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise

@@ -1,15 +1,204 @@
-"""Fronts, sparse vectors and adapters without gates on a terminal."""
+"""What `educe examine` and `educe refine` found, as tables on a terminal."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from educe.report import path_table
 from educe.report.fronts import ARMS, within
 from educe.summary import dose
+
+#: What comparisons and scores of `norm` are called.
+EQUAL = {"radius": "as used", "effect": "effect", "kl": "KL"}
+SCORED = {
+    "coherence": "coherence",
+    "novelty": "novelty",
+    "striking": "striking",
+    "kl": "mean KL",
+    "high": "KL, 95%",
+    "score": "judged",
+}
+
+
+def norm(told: dict[str, Any], console: Console | None = None) -> None:
+    """Print what the norm tells (see `educe.norm.survey`)."""
+    console = console or Console()
+    head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
+    rules = ("linear", "steep", f"{told['budget']:g} nat")
+    grid = _grid(*head, *rules)
+    for c in told["curves"]:
+        arm = "found" if c["arm"] == "found" else "random"
+        ends = (*c["marks"].values(), *c["choices"].values())
+        shown = ["–" if v is None else f"{v:.2f}" for v in ends]
+        sign = "+" if c["sign"] > 0 else "−"
+        grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
+    console.print(
+        "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
+        "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
+    )
+    console.print(grid)
+    shows = f"{told['judge']}" if told["judge"] else "–"
+    rates = ("it", "p", "new", "p", "nons.")
+    table = _grid("dose", "at equal", "arm", "n", "radius", "KL 95%", *rates)
+    for e in told["equal"]:
+        for arm in ("found", "control"):
+            of = e[arm]
+            first = arm == "found"
+            table.add_row(
+                dose(e["dose"]) if first else "",
+                EQUAL[e["at"]] if first else "",
+                "found" if first else "random",
+                str(of["reached"]),
+                f"{of['radius']:.3g}",
+                f"{of['high']:.2f}",
+                f"{of['shows']['hits']}/{of['shows']['trials']}" if told["judge"] else "–",
+                f"{e['p_shows']:.2g}" if first and told["judge"] else "",
+                f"{of['new']['hits']}/{of['new']['trials']}",
+                f"{e['p_new']:.2g}" if first else "",
+                f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
+            )
+    console.print(Text(f"Found and random perturbations; it: {shows}", style="bold"))
+    console.print(table)
+    console.print(
+        "[bold]The top of each score[/bold], and its p-values: within its set, and against"
+    )
+    console.print("random ones; as it is, and after regression on the log of the effect")
+    tops = _grid("dose", "score", "top", "", "set", "random", "beyond effect", "set", "random")
+    for s in told["spreads"]:
+        top, left = s["top"], s["left"]
+        tops.add_row(
+            dose(s["dose"]),
+            SCORED[s["score"]],
+            f"{top['value']:.2f}",
+            str(top["number"]),
+            *(f"{top[k]:.2g}" for k in ("grubbs", "random")),
+            str(left["number"]),
+            *(f"{left[k]:.2g}" for k in ("grubbs", "random")),
+        )
+    console.print(tops)
+
+
+def passport(p: dict[str, Any], console: Console | None = None) -> None:
+    """Print a passport (see `educe.manifold.record`) on one screen."""
+    console = console or Console()
+    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+    console.print(
+        Panel(
+            Text(p["words"]),
+            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
+            f"norm {p['norm']:.3g}",
+            title_align="left",
+        )
+    )
+    grid = _grid("", "this", "natural", "random", "%ile")
+    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
+    rows |= {
+        f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
+        "Mahalanobis, same norm": (p["length"], ".3g"),
+        "Mahalanobis, own norms": (p["size"], ".3g"),
+    }
+    if p["prompt"]:
+        rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
+    for name, (of, form) in rows.items():
+        controls = (_range(of[kind], form) for kind in ("natural", "random"))
+        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
+    grid.add_row()
+    for at in p["depth"]:
+        of, still = at["distance"], at["still_distance"]
+        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
+        small = "" if at["enough"] else "?"
+        name = f"distance at {at['layer']}{small} ({still:.0%})"
+        grid.add_row(name, f"{of['found']:.0%}", *controls, f"{100 * of['percentile']:.1f}")
+    grid.add_row()
+    outputs = {o["name"]: o for o in p["outputs"]}
+    for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
+        plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
+        controls = (
+            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
+            for kind in ("natural", "random")
+        )
+        grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
+    for part in ("its part inside", "its part outside"):
+        if part in outputs:
+            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
+    for taken in p["taken"]:
+        name = f"kl, taken away ({taken['form']})"
+        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
+    console.print(grid)
+    console.print(
+        "[dim]natural: differences between activations, random: vectors, of this norm; %ile: among "
+        f"natural ones. At later layers and below it {p['controls'][0]} and {p['controls'][1]}, "
+        "lowest to highest. In brackets: unperturbed. ?: too little text.[/dim]",
+        highlight=False,
+    )
+    if p["taken"]:
+        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+        console.print(
+            f"[dim]of what taking it away changes, in directions not used: {told} "
+            f"(natural {p['unused'][0]:.1%}, random {p['unused'][1]:.0%})[/dim]",
+            highlight=False,
+        )
+    last = p["growth"][-1]
+    console.print(
+        f"[dim]{last['tokens']} tokens ({p['corpus']}), held-out ones {last['optimism']:.2f} "
+        f"times as far out; without first tokens{massive}[/dim]",
+        highlight=False,
+    )
+
+
+def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
+    """Print vectors that were followed through the radius, and their nulls."""
+    console = console or Console()
+    console.print(
+        f"[bold]through the radius[/bold]  {p['shares'][0]:.2g} to {p['shares'][-1]:.2g} of their "
+        f"own, optimised anew at {len(p['shares'])} radii"
+    )
+    grid = _grid("", "moved", "sine", "drift", "turning", "exp.", "effect's", "slopes", "left at")
+    for r in path_table.rows(p):
+        numbers = (r["sine"], r["drift"], r["turning"], r["exponent"], r["effect_turning"])
+        told = [f"{x:.2f}" if x is not None else "–" for x in numbers]
+        slopes = r["neurons_variance"]
+        told.append(f"{slopes:.2g}" if slopes is not None else "–")
+        away = " ".join(f"{share:.2g}" for share in r["left"]) or "nowhere"
+        grid.add_row(f"#{r['number']}", f"{r['moved']:.0f}°", *told, away)
+    grid.add_row()
+    for title, m in path_table.middles(p).items():
+        names = ("turning", "exponent", "effect_turning", "neurons_variance")
+        sine, *columns = (m[name].split(" ")[0] for name in ("sine", *names))
+        grid.add_row(title, "", sine, "", *columns, "", style="dim")
+    console.print(grid)
+    console.print(
+        "[dim]drift: what it turns with the radius held, per e-fold of a step\n"
+        "slopes: variance over the neurons of the target's MLP of d response / dR\n"
+        "left at: the share of its radius at which it left its basin[/dim]",
+        highlight=False,
+    )
+    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
+
+
+def shrunk(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
+    """Print how far vectors could shrink."""
+    console = console or Console()
+    grid = _grid("", p["by"], "kept at", "", "then", "")
+    for number, curve, kept in zip(p["numbers"], p["curves"], p["kept"], strict=True):
+        if kept is None:
+            grid.add_row(f"#{number}", f"{curve[0][1]:.2f}", "nothing to keep")
+            continue
+        values = dict(map(tuple, curve))
+        after = [f"{curve[-1][0]:.2f}", f"{curve[-1][1]:.2f}"] if curve[-1][0] != kept else []
+        grid.add_row(
+            f"#{number}", f"{curve[0][1]:.2f}", f"{kept:.2f}", f"{values[kept]:.2f}", *after
+        )
+    console.print(f"[bold]shrunk[/bold]  while {p['by']} stays at {p['keep']:.0%} or more")
+    console.print(grid)
+    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
 
 
 def front(points: list[dict[str, Any]], console: Console | None = None) -> None:
@@ -79,12 +268,27 @@ def degate(scan: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _grid(*names: str, title: str | None = None) -> Table:
+    """Return an empty table: words on the left, numbers on the right; what is written gives way."""
     grid = Table(
-        box=None, padding=(0, 1), header_style="bold dim", title=title, title_justify="left"
+        box=None,
+        padding=(0, 1),
+        pad_edge=False,
+        header_style="bold dim",
+        title=title,
+        title_justify="left",
     )
-    for name in names:
-        grid.add_column(name, justify="left" if name in ("arm", "writes") else "right")
+    for i, name in enumerate(names):
+        words = name in ("arm", "writes") or not (i or name)
+        grid.add_column(name, justify="left" if words else "right", no_wrap=name != "writes")
     return grid
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def _range(of: dict[str, float], form: str) -> str:
+    return f"{of['median']:{form}} ({of['low']:{form}}–{of['high']:{form}})"
 
 
 def _score(own: dict[str, Any]) -> str:
