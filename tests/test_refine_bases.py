@@ -54,21 +54,18 @@ def weights(lm: LanguageModel, architecture: str, which: int) -> Tensor:
 def test_orthonormal_bases_keep_lengths(name: str, tiny_lm: LanguageModel, tmp_path: Path) -> None:
     basis = bases.parse(name, tiny_lm, LAYER, documents=corpus(tmp_path))
     theta = normal(5, WIDTH)
-    read = basis.coordinates(theta)
-    assert basis.orthogonal
-    assert basis.rank == len(basis.names) == WIDTH
-    assert basis.stretch == pytest.approx(1)
+    read = basis.along(theta)
+    assert basis.orthonormal
+    assert len(basis.names) == WIDTH
     torch.testing.assert_close(read.square().sum(1), theta.square().sum(1))
-    torch.testing.assert_close(basis.theta(read), theta)
-    torch.testing.assert_close(basis.along(theta), read)
+    torch.testing.assert_close(read @ basis.atoms, theta)
     torch.testing.assert_close(basis.sizes(theta), read.abs())
 
 
 def test_the_coordinates_of_the_stream_are_as_they_are(tiny_lm: LanguageModel) -> None:
     theta = normal(3, WIDTH)
-    torch.testing.assert_close(
-        bases.parse("residual", tiny_lm, LAYER).coordinates(theta), theta, rtol=0, atol=1e-12
-    )
+    read = bases.parse("residual", tiny_lm, LAYER).along(theta)
+    torch.testing.assert_close(read, theta, rtol=0, atol=1e-12)
 
 
 def test_random_directions_mix_the_stream() -> None:
@@ -124,18 +121,33 @@ def test_neurons_are_the_columns_of_the_down_projection(architecture: str, lm_of
 
 
 @pytest.mark.parametrize("name", ["heads", "neurons"])
-def test_more_atoms_than_dimensions_are_read_by_the_shortest_coefficients(
+def test_what_some_groups_write_together_is_the_nearest_that_their_atoms_reach(
     name: str, tiny_lm: LanguageModel
 ) -> None:
     basis = bases.parse(name, tiny_lm, LAYER)
-    theta = normal(5, WIDTH)
-    read = basis.coordinates(theta)
-    torch.testing.assert_close(basis.theta(read), theta)
-    torch.testing.assert_close(read, theta @ torch.linalg.pinv(basis.atoms), rtol=1e-6, atol=1e-6)
-    least = torch.linalg.svdvals(basis.atoms)[-1]
-    assert basis.stretch == pytest.approx(float(1 / least), rel=1e-5)
-    assert basis.rank == WIDTH
-    assert not basis.orthogonal
+    theta = normal(3, WIDTH)
+    assert not basis.orthonormal
+    groups = torch.stack([torch.randperm(len(basis.names)) for _ in theta])
+    for some in (groups[:, :1], groups[:, :3], groups):
+        written = basis.onto(theta, some)
+        for vector, own, found in zip(theta, some, written, strict=True):
+            rows = basis.atoms[torch.isin(basis.group, own)]
+            onto = torch.linalg.pinv(rows) @ rows
+            torch.testing.assert_close(found, vector @ onto, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(basis.onto(theta, groups), theta)  # all of them span the stream
+    one = basis.onto(theta, groups[:, :1]).norm(dim=1)
+    torch.testing.assert_close(basis.sizes(theta).gather(1, groups[:, :1])[:, 0], one)
+
+
+def test_atoms_that_nearly_depend_on_one_another_write_no_long_vector() -> None:
+    """The shortest coefficients of the vector would be ten thousand times as long as it is."""
+    near = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-4, 0.0], [0.0, 0.0, 1.0]])
+    basis = bases.Basis.of("near", near, "direction")
+    theta = torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)
+    assert (theta @ torch.linalg.pinv(basis.atoms)).abs().max() > 9e3
+    torch.testing.assert_close(basis.onto(theta, torch.tensor([[0, 1]]))[0, 1].item(), 1.0)
+    assert basis.onto(theta, torch.tensor([[0]])).norm() < 1e-12
+    assert basis.onto(theta, torch.tensor([[1, 2]])).norm() <= theta.norm()
 
 
 def test_the_basis_inside_a_head_makes_no_difference(tokenizer: object) -> None:
@@ -151,8 +163,8 @@ def test_the_basis_inside_a_head_makes_no_difference(tokenizer: object) -> None:
     one, other = (bases.heads(lm, LAYER) for lm in models)
     theta = normal(3, WIDTH)
     torch.testing.assert_close(one.sizes(theta), other.sizes(theta), rtol=1e-3, atol=1e-4)
-    parts = [basis.summed(basis.coordinates(theta).square()).sqrt() for basis in (one, other)]
-    torch.testing.assert_close(parts[0], parts[1], rtol=1e-2, atol=1e-3)
+    first, second = (basis.onto(theta, torch.tensor([[0, 1]] * 3)) for basis in (one, other))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
 def test_an_adapter_beside_the_weights_writes_too(tokenizer: object) -> None:
@@ -195,7 +207,8 @@ def test_directions_come_from_files_in_either_shape(tmp_path: Path) -> None:
         basis = bases.from_file(file, WIDTH)
         torch.testing.assert_close(basis.atoms, unit)
         assert basis.name == name
-        torch.testing.assert_close(basis.theta(basis.coordinates(unit)), unit)
+        whole = torch.arange(len(basis.names)).expand(len(unit), -1)
+        torch.testing.assert_close(basis.onto(unit, whole), unit)
 
 
 def test_a_square_matrix_has_its_directions_in_rows_unless_its_name_says_columns(
@@ -206,7 +219,7 @@ def test_a_square_matrix_has_its_directions_in_rows_unless_its_name_says_columns
         save_file({name: turn.contiguous()}, tmp_path / "turn.safetensors")
         basis = bases.from_file(tmp_path / "turn.safetensors", WIDTH)
         torch.testing.assert_close(basis.atoms, rows)
-        assert basis.orthogonal
+        assert basis.orthonormal
 
 
 def test_fewer_atoms_than_dimensions_leave_the_rest_out(tmp_path: Path) -> None:
@@ -214,9 +227,9 @@ def test_fewer_atoms_than_dimensions_leave_the_rest_out(tmp_path: Path) -> None:
     save_file({"basis": rows.contiguous()}, tmp_path / "few.safetensors")
     basis = bases.from_file(tmp_path / "few.safetensors", WIDTH)
     theta = normal(3, WIDTH)
-    assert basis.rank == 5
-    assert not basis.orthogonal
-    torch.testing.assert_close(basis.theta(basis.coordinates(theta)), theta @ rows.T @ rows)
+    assert basis.orthonormal
+    whole = torch.arange(len(basis.names)).expand(len(theta), -1)
+    torch.testing.assert_close(basis.onto(theta, whole), theta @ rows.T @ rows)
 
 
 def test_files_without_directions_say_so(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation
-from educe.refine.lasso import WEIGHTS, Contributions, curves, fewest, grid, lasso, mask, ranked
+from educe.refine.lasso import WEIGHTS, curves, fewest, grid, lasso, ranked
 from educe.runs import Run
 from educe.slice import Slice
 from toy_slice import ToySlice, linear, normal
@@ -46,8 +46,7 @@ def orthogonal(scales: Tensor) -> Any:
 def test_contributions_at_right_angles_are_soft_thresholded(basis: Basis) -> None:
     part = orthogonal(torch.linspace(0.8, 1.6, WIDTH, dtype=torch.float64))
     theta = normal(3, WIDTH, seed=1).sign() * (1 + normal(3, WIDTH, seed=2).sigmoid())
-    of = Contributions(basis, theta)
-    path, weights = lasso(part, of, weights=5, steps=100)
+    path, weights = lasso(part, basis, theta, weights=5, steps=100)
     size = part.effect(theta).square().sum(1)
     each = []
     for g in range(len(basis.names)):
@@ -61,14 +60,17 @@ def test_contributions_at_right_angles_are_soft_thresholded(basis: Basis) -> Non
     assert torch.equal(ranked(path)[:, 0], own.argmax(1))
 
 
-def test_a_path_is_the_minimum_of_its_objective_on_any_linear_slice() -> None:
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_a_path_is_the_minimum_of_its_objective_on_any_linear_slice(overlapping: bool) -> None:
     """At the minimum the gradient of the smooth part is -μ, but at factors of zero and one."""
     matrix = normal(WIDTH, WIDTH, seed=5)
     part, theta = linear(matrix), normal(2, WIDTH, seed=6)
-    path, weights = lasso(part, Contributions(residual(WIDTH), theta), weights=3, steps=250)
+    some = normal(WIDTH + 4, WIDTH, seed=7)
+    basis = Basis.of("many", some, "direction") if overlapping else residual(WIDTH)
+    path, weights = lasso(part, basis, theta, weights=3, steps=500)
     for v in range(2):
-        acts = matrix * theta[v]
-        whole = acts.sum(1)
+        acts = matrix @ (basis.atoms * (basis.atoms @ theta[v])[:, None]).T
+        whole = matrix @ theta[v]
         for m, weight in zip(path[:, v], weights[:, v], strict=True):
             slope = acts.T @ (acts @ m - whole) / whole.square().sum() + weight
             free = (m > 0) & (m < 1)
@@ -92,27 +94,28 @@ def test_a_planted_sparse_vector_is_found(curved: bool) -> None:
     part = ToySlice(move, WIDTH)
     coordinates = torch.full((1, WIDTH), 3.0, dtype=torch.float64)
     coordinates[0, planted] = torch.tensor([1.0, -0.8, 0.6], dtype=torch.float64)
-    of = Contributions(basis, basis.theta(coordinates))
-    path, _ = lasso(part, of)
-    orders = {"lasso": ranked(path), "magnitude": of.magnitudes.argsort(dim=1, descending=True)}
+    theta = coordinates @ basis.atoms
+    path, _ = lasso(part, basis, theta)
+    largest = basis.sizes(theta).argsort(dim=1, descending=True)
+    orders = {"lasso": ranked(path), "magnitude": largest}
     assert set(orders["lasso"][0, :3].tolist()) == set(planted.tolist())
     counts = grid(WIDTH)
-    seen = curves(part, of, orders, counts)
+    seen = curves(part, basis, theta, orders, counts)
     assert fewest(seen["lasso"][0], counts, 0.99) == 3
     assert fewest(seen["magnitude"][0], counts, 0.99) > 3
     torch.testing.assert_close(
-        of.weighted(mask(orders["lasso"], 3))[0],
+        basis.onto(theta, orders["lasso"][:, :3])[0],
         (coordinates[0, planted, None] * reads).sum(0),
     )
 
 
 def test_going_on_along_the_path_changes_nothing() -> None:
     part = ToySlice(lambda theta: (theta @ normal(WIDTH, WIDTH)).tanh(), WIDTH)
-    of = Contributions(residual(WIDTH), normal(2, WIDTH, seed=1))
+    basis, theta = residual(WIDTH), normal(2, WIDTH, seed=1)
     known: list[tuple[Tensor, Tensor]] = []
-    whole, _ = lasso(part, of, steps=3, on_weight=lambda *kept: known.append(kept))
+    whole, _ = lasso(part, basis, theta, steps=3, on_weight=lambda *kept: known.append(kept))
     assert len(known) == WEIGHTS
-    again, _ = lasso(part, of, steps=3, known=known[4])
+    again, _ = lasso(part, basis, theta, steps=3, known=known[4])
     assert torch.equal(again, whole)
 
 
@@ -122,8 +125,7 @@ def test_going_on_along_the_path_changes_nothing() -> None:
 def test_shares_are_along_the_direction_of_the_whole_effect() -> None:
     matrix, theta = normal(WIDTH, WIDTH, seed=7), normal(2, WIDTH, seed=8)
     order = torch.stack([torch.randperm(WIDTH), torch.arange(WIDTH)])
-    of = Contributions(residual(WIDTH), theta)
-    seen = curves(linear(matrix), of, {"any": order}, [1, 3, WIDTH])["any"]
+    seen = curves(linear(matrix), residual(WIDTH), theta, {"any": order}, [1, 3, WIDTH])["any"]
     for v in range(2):
         whole = matrix @ theta[v]
         for column, count in enumerate((1, 3, WIDTH)):
@@ -203,4 +205,4 @@ def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) 
             sparse.sparsify(run, [99], tiny_lm)
     still = ToySlice(lambda theta: 0 * theta, WIDTH)
     with pytest.raises(MethodError, match="without effect"):
-        lasso(still, Contributions(residual(WIDTH), normal(1, WIDTH)))
+        lasso(still, residual(WIDTH), normal(1, WIDTH))

@@ -1,10 +1,9 @@
 """Bases in which the vectors of a layer are read: what a coordinate of a perturbation stands for.
 
 A basis is a list of unit directions ``b_1 … b_m`` in the stream that leaves a block, its *atoms*,
-in groups. A vector ``θ`` is read in it in two ways, which agree where the atoms are orthonormal:
-
-    coordinates    c = argmin ‖c‖  subject to  Σ_j c_j b_j = θ        what it takes to write θ
-    sizes          s_g = ‖P_g θ‖,  P_g onto the span of group g      what of θ lies in reach of g
+in groups. What of a vector ``θ`` lies in reach of a group is its projection onto what the group
+spans, ``P_g θ``, and the coordinate's size is ``‖P_g θ‖``. What several groups can write together
+is the projection onto all that they span. Both depend on no other atoms.
 
     residual      the coordinates of the stream themselves
     components    principal components of natural activations, largest variance first
@@ -14,13 +13,10 @@ in groups. A vector ``θ`` is read in it in two ways, which agree where the atom
     random        a random rotation: the control, a basis that means nothing
     FILE          an orthogonal matrix, or the decoder of a sparse autoencoder (safetensors)
 
-More atoms than dimensions leave the coefficients of a vector open. The shortest ones (the
-pseudo-inverse) are unique, linear in ``θ``, and give it back exactly. Atoms have norm one, those of
-a head are orthonormal, since a model does the same whatever the scale of a neuron, or the basis
-inside a head. Atoms that nearly depend on one another make the shortest coefficients long, by up to
-`Basis.stretch`: in the heads of a small model a thousandfold. Sizes have no such trouble, and do
-not depend on which other atoms there are, so they are what is followed along a path; coordinates
-are what is changed to make a vector sparse.
+Atoms have norm one, and those of a head are orthonormal, since a model does the same whatever the
+scale of a neuron, or the basis inside a head. Coefficients that write a vector are not used: with
+more atoms than dimensions they are open, and where atoms nearly depend on one another, as the heads
+of a small model do, they are a thousand times as long as the vector.
 """
 
 from __future__ import annotations
@@ -83,49 +79,36 @@ class Basis:
         )
 
     @cached_property
-    def _decomposed(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the sum of all ``b bᵀ``, those above zero."""
-        value, vector = torch.linalg.eigh(self.atoms.T @ self.atoms)
-        there = value > len(self.atoms) * torch.finfo(value.dtype).eps * value[-1]
-        return value[there], vector[:, there]
-
-    @cached_property
-    def orthogonal(self) -> bool:
-        """Whether the atoms are orthonormal and as many as there are dimensions.
-
-        Then coordinates keep lengths (Parseval), and sizes are their magnitudes.
-        """
+    def orthonormal(self) -> bool:
+        """Whether all atoms are at right angles: then sizes are the magnitudes of coordinates."""
         m, d = self.atoms.shape
-        return m == d and torch.allclose(
-            self.atoms @ self.atoms.T, torch.eye(d, dtype=self.atoms.dtype), atol=1e-4
+        return m <= d and torch.allclose(
+            self.atoms @ self.atoms.T, torch.eye(m, dtype=self.atoms.dtype), atol=1e-4
         )
-
-    @property
-    def rank(self) -> int:
-        """Of how many dimensions the atoms are; all of them give every vector back exactly."""
-        return len(self._decomposed[0])
-
-    @property
-    def stretch(self) -> float:
-        """The most that coordinates can be longer than their vector: one over the least singular
-        value of the atoms."""
-        return float(self._decomposed[0][0].rsqrt())
-
-    def coordinates(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Return the shortest coefficients that write some vectors, in double precision.
-
-        What of a vector is outside the atoms' span is left out.
-        """
-        value, vector = self._decomposed
-        return (theta.cpu().double() @ vector / value) @ vector.T @ self.atoms.T
-
-    def theta(self, coordinates: Float[Tensor, "n m"]) -> Float[Tensor, "n d"]:
-        """Return the vectors that coefficients write, ``Σ_j c_j b_j``, in double precision."""
-        return coordinates.cpu().double() @ self.atoms
 
     def along(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
         """Return the component of some vectors along every atom, ``⟨b_j, θ⟩``."""
         return theta.cpu().double() @ self.atoms.T
+
+    def weighted(
+        self, theta: Float[Tensor, "n d"], m: Float[Tensor, "n g"]
+    ) -> Float[Tensor, "n d"]:
+        """Return ``Σ_g m_g P_g θ``, in double precision."""
+        return (m[:, self.group] * self.along(theta)) @ self.atoms
+
+    def onto(self, theta: Float[Tensor, "n d"], groups: Int[Tensor, "n k"]) -> Float[Tensor, "n d"]:
+        """Return what of each vector its own groups can write together, in double precision."""
+        chosen = torch.zeros(len(theta), len(self.names), dtype=torch.float64)
+        chosen = chosen.scatter(1, groups, 1.0)
+        if self.orthonormal:
+            return self.weighted(theta, chosen)
+        written = []
+        for vector, own in zip(theta.cpu().double(), chosen.bool(), strict=True):
+            columns = self.atoms[own[self.group]].T
+            # By singular values: atoms may depend on one another.
+            least = torch.linalg.lstsq(columns, vector[:, None], driver="gelsd").solution
+            written.append((columns @ least)[:, 0])
+        return torch.stack(written)
 
     def sizes(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
         """Return the norm of some vectors' projections onto the span of each group."""

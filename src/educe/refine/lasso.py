@@ -1,15 +1,17 @@
 """The group lasso of a vector: which groups of coordinates leave first as a weight on them grows.
 
-In a basis (`educe.refine.bases`) a vector is the sum of what its groups contribute,
-``θ = Σ_g θ_g``. While ``μ`` grows, every contribution gets a factor, from one towards zero:
+In a basis (`educe.refine.bases`) a vector has a part in reach of each group, ``θ_g = P_g θ``; in an
+orthonormal one they add up to it. While ``μ`` grows, every part gets a factor that goes to zero:
 
     min over 0 ≤ m ≤ 1 of   ½ ‖Δ(Σ_g m_g θ_g) - Δ(θ)‖² / ‖Δ(θ)‖²  +  μ Σ_g m_g
 
 a lasso (Tibshirani 1996) whose groups are a coordinate each, or a head, and whose model is the
 slice itself. Proximal gradient steps, accelerated (Beck & Teboulle 2009) with a restart where they
 overshoot (O'Donoghue & Candès 2015), the step halved until it descends; each ``μ`` begins where the
-one before ended. For a linear slice whose contributions act at right angles,
+one before ended. For a linear slice whose parts act at right angles,
 ``m_g = max(0, 1 - μ ‖Δ(θ)‖² / ‖Δ(θ_g)‖²)``: soft thresholding.
+
+A lasso also shrinks what it keeps, so it only ranks the groups: by when they leave, the last first.
 """
 
 from __future__ import annotations
@@ -31,40 +33,10 @@ WEIGHTS, LEAST = 12, 1e-3
 STEPS = 8
 
 
-class Contributions:
-    """Vectors as sums of what the groups of a basis contribute.
-
-    Args:
-        basis: The basis.
-        theta: The vectors, ``[n, width]``.
-    """
-
-    def __init__(self, basis: Basis, theta: Float[Tensor, "n d"]) -> None:
-        self.basis = basis
-        self.coordinates = basis.coordinates(theta)
-        self.whole = basis.theta(self.coordinates)
-
-    def weighted(self, m: Float[Tensor, "n g"]) -> Float[Tensor, "n d"]:
-        """Return the vectors with a factor on each group's contribution."""
-        return self.basis.theta(m[:, self.basis.group] * self.coordinates)
-
-    def slope(self, gradient: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
-        """Return the gradient in the factors, from that in the vectors."""
-        return self.basis.summed(self.basis.along(gradient) * self.coordinates)
-
-    @property
-    def magnitudes(self) -> Float[Tensor, "n g"]:
-        """``‖θ_g‖``."""
-        each = [
-            self.basis.theta(torch.where(self.basis.group == g, self.coordinates, 0.0)).norm(dim=1)
-            for g in range(len(self.basis.names))
-        ]
-        return torch.stack(each, 1)
-
-
 def lasso(
     part: Slice,
-    of: Contributions,
+    basis: Basis,
+    theta: Float[Tensor, "n d"],
     *,
     weights: int = WEIGHTS,
     least: float = LEAST,
@@ -78,7 +50,8 @@ def lasso(
 
     Args:
         part: The slice.
-        of: The vectors.
+        basis: The basis.
+        theta: The vectors.
         weights: How many weights.
         least: The first, as a share of the last.
         steps: Proximal steps at each.
@@ -89,25 +62,26 @@ def lasso(
         MethodError: A vector has no effect.
     """
     like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
+    along = basis.along(theta)
 
     def effect(m: Tensor) -> Tensor:
-        return part.effect(of.weighted(m).to(**like)).double().cpu()
+        return part.effect(basis.weighted(theta, m).to(**like)).double().cpu()
 
-    none = of.coordinates.new_zeros(len(of.whole), len(of.basis.names))
-    aim = part.effect(of.whole.to(**like)).double().cpu()
+    none = along.new_zeros(len(theta), len(basis.names))
+    aim = part.effect(theta.to(**like)).double().cpu()
     size = aim.square().sum(1)
     if not bool((size > 0).all()):
         raise MethodError("a vector without effect has nothing that could be sparse")
 
     def slope(m: Tensor, off: Tensor) -> Tensor:
         """Return the gradient of the smooth part, where ``off`` is how far the effect is off."""
-        _, back = part.vjp(of.weighted(m).to(**like), off.to(**like))
-        return of.slope(back) / size[:, None]
+        _, back = part.vjp(basis.weighted(theta, m).to(**like), off.to(**like))
+        return basis.summed(basis.along(back) * along) / size[:, None]
 
     slack = 64 * torch.finfo(part.work_dtype).eps  # what rounding makes of an effect
     most = slope(none, -aim).abs().amax(1)
     path, rate = known or (none.new_zeros(0, *none.shape), torch.ones_like(size))
-    m = torch.ones_like(none) if not len(path) else path[-1]
+    m = _even(basis, theta).expand_as(none) if not len(path) else path[-1]
     grid = torch.logspace(0, 1, weights, base=1 / least, dtype=torch.float64) * least
     for weight in (grid[:, None] * most)[len(path) :]:
         m, rate = _descend(effect, slope, aim, size, m, weight, rate, steps, slack)
@@ -154,6 +128,16 @@ def _descend(
     return m, rate
 
 
+def _even(basis: Basis, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
+    """Return the factor that all parts have at the beginning: what brings their sum nearest to θ.
+
+    One where the basis is orthonormal; less where parts overlap.
+    """
+    sums = basis.weighted(theta, theta.new_ones(len(theta), len(basis.names)))
+    size = sums.square().sum(1).clamp(min=torch.finfo(sums.dtype).tiny)
+    return ((sums * theta).sum(1) / size).clamp(max=1)[:, None]
+
+
 def ranked(path: Float[Tensor, "w n g"]) -> Int[Tensor, "n g"]:
     """Return the groups of each vector by when they leave the path, the last one first.
 
@@ -164,27 +148,27 @@ def ranked(path: Float[Tensor, "w n g"]) -> Int[Tensor, "n g"]:
 
 def curves(
     part: Slice,
-    of: Contributions,
+    basis: Basis,
+    theta: Float[Tensor, "n d"],
     orders: dict[str, Int[Tensor, "n g"]],
     counts: Sequence[int],
 ) -> dict[str, Float[Tensor, "n c"]]:
-    """Return the share of the effect that the first few groups of each order keep."""
+    """Return the share of the effect that what the first few groups of each order can write has.
+
+    It is along the direction ``u`` of the whole effect: ``⟨u, Δ(P θ)⟩ / ‖Δ(θ)‖``.
+    """
     like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
-    aim = part.effect(of.whole.to(**like)).double().cpu()
+    aim = part.effect(theta.to(**like)).double().cpu()
 
     def kept(order: Tensor, count: int) -> Tensor:
-        effect = part.effect(of.weighted(mask(order, count)).to(**like)).double().cpu()
+        some = basis.onto(theta, order[:, :count])
+        effect = part.effect(some.to(**like)).double().cpu()
         return (effect * aim).sum(1) / aim.square().sum(1)
 
     return {
         name: torch.stack([kept(order, count) for count in counts], 1)
         for name, order in orders.items()
     }
-
-
-def mask(order: Int[Tensor, "n g"], count: int) -> Float[Tensor, "n g"]:
-    """Return factors of one for the first groups of each order, of zero for the others."""
-    return torch.zeros(order.shape, dtype=torch.float64).scatter(1, order[:, :count], 1.0)
 
 
 def grid(groups: int) -> list[int]:

@@ -1,11 +1,12 @@
 """Sparse: how few groups of coordinates carry what a vector does.
 
-A lasso (`educe.refine.lasso`) ranks the groups by when they leave, the last first. It also shrinks
-what it keeps, so what is kept is kept whole. Of the effect is left, along its own direction ``u``,
+A lasso (`educe.refine.lasso`) ranks the groups of a basis. Of the first ``k`` is kept what they can
+write of the vector together, its projection ``P_k θ`` onto all that they span. Of the effect is
+left, along its own direction ``u``,
 
-    share(k) = ⟨u, Δ(sum of the first k θ_g)⟩ / ‖Δ(θ)‖
+    share(k) = ⟨u, Δ(P_k θ)⟩ / ‖Δ(θ)‖
 
-beside the same for groups by their magnitude ``‖θ_g‖`` and in random order. The sparsest vector is
+beside the same for groups by their size ``‖P_g θ‖`` and in random order. The sparsest vector is
 that of the fewest groups whose share is no less than what is asked for.
 """
 
@@ -27,8 +28,8 @@ from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.refine.bases import parse
-from educe.refine.lasso import WEIGHTS, Contributions, curves, fewest, grid, lasso, mask, ranked
+from educe.refine.bases import Basis, parse
+from educe.refine.lasso import WEIGHTS, curves, fewest, grid, lasso, ranked
 from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.reopened import vectors
 from educe.runs import Run
@@ -113,23 +114,25 @@ def sparsify(
         raise MethodError(f"keep {keep:g}: give a share between 0 and 1")
     part, telling = finished_slice(run, lm), reporter or Silent()
     numbers = list(numbers)
-    theta = vectors(run, numbers)
+    theta = vectors(run, numbers).double()
     place = Vectors(part.source, lm.width, part.positions)
     part = part.on(place)
     found = parse(basis, lm, part.source, reporter=telling)
-    of = Contributions(found, theta)
     trial = Trial(run, NAME, {"numbers": numbers, "basis": basis, "keep": keep}, lm, part, telling)
-    path = _path(part, of, trial.kept.folder / "path.safetensors", telling)
+    path = _path(part, found, theta, trial.kept.folder / "path.safetensors", telling)
 
     draw = torch.Generator().manual_seed(0)
     size = len(found.names)
-    orders = {"lasso": ranked(path), "magnitude": of.magnitudes.argsort(dim=1, descending=True)}
+    orders = {
+        "lasso": ranked(path),
+        "magnitude": found.sizes(theta).argsort(dim=1, descending=True),
+    }
     for i in range(DRAWS):
         drawn = [torch.randperm(size, generator=draw) for _ in numbers]
         orders[f"random {i}"] = torch.stack(drawn)
     counts = grid(size)
     with telling.stage("keeping the first groups", 1, "") as step:
-        seen = curves(part, of, orders, counts)
+        seen = curves(part, found, theta, orders, counts)
         step()
     random = torch.stack([seen.pop(f"random {i}") for i in range(DRAWS)])
     seen["random"] = random.mean(0)
@@ -139,11 +142,11 @@ def sparsify(
         for i in range(len(numbers))
     ]
     orders["random"] = orders["random 0"]
-    rows = {"whole": of.whole} | {
+    rows = {"whole": theta} | {
         name: torch.cat(
             [
-                of.weighted(mask(orders[name], needed[i]["lasso"]))[i : i + 1]
-                for i in range(len(numbers))
+                found.onto(theta[i : i + 1], orders[name][i : i + 1, : own["lasso"]])
+                for i, own in enumerate(needed)
             ]
         )
         for name in ORDERS
@@ -161,7 +164,7 @@ def sparsify(
                 needed[i],
             ),
             tuple(found.names[g] for g in orders["lasso"][i, : needed[i]["lasso"]].tolist()),
-            float(rows["lasso"][i].norm() / of.whole[i].norm()),
+            float(rows["lasso"][i].norm() / theta[i].norm()),
             {name: share(scores[own[i]], trial.rule) for name, own in listed.items()},
             {name: share(again[own[i]], trial.rule) for name, own in listed.items()},
             {name: trial.text(own[i]) for name, own in listed.items()},
@@ -182,7 +185,9 @@ def sparsify(
     return done
 
 
-def _path(part: Slice, of: Contributions, file: Path, telling: Any) -> Float[Tensor, "w n g"]:
+def _path(
+    part: Slice, basis: Basis, theta: Float[Tensor, "n d"], file: Path, telling: Any
+) -> Float[Tensor, "w n g"]:
     """Follow the path, or go on with it; every weight is kept."""
     known = None
     if file.exists():
@@ -195,7 +200,7 @@ def _path(part: Slice, of: Contributions, file: Path, telling: Any) -> Float[Ten
             files.write_tensors(file, {"path": path, "rate": rate}, {})
             step()
 
-        return lasso(part, of, known=known, on_weight=on_weight)[0]
+        return lasso(part, basis, theta, known=known, on_weight=on_weight)[0]
 
 
 def _set(part: Slice, theta: Float[Tensor, "n d"]) -> PerturbationSet:
