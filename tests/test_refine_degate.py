@@ -15,14 +15,13 @@ import tiny
 from educe.discover import search
 from educe.errors import MethodError, SteeringError
 from educe.generation import generate, rows_of
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.kinds import Adapters, Biases, Row, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate
 from educe.runs import Run
 from educe.slice import Slice
+from small_run import small_run
 
 ROWS = tiny.ragged([7, 15, 1])
 PATHS = ("model.layers.2.self_attn.o_proj", "model.layers.3.self_attn.o_proj")
@@ -169,20 +168,7 @@ def test_gates_are_means_over_what_the_projections_take(tiny64: LanguageModel) -
 @pytest.fixture(scope="module")
 def audited(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audited") / "run"
-    settings = Settings(
-        prompts=("Where is it?",),
-        method="cpe",
-        method_settings={"iterations": 2, "blocks": 2},
-        n=3,
-        source=1,
-        target=3,
-        radius="2",
-        max_new_tokens=4,
-        look_for="[a-m]",
-    )
-    with begin(folder, settings) as run:
-        discover_behaviours(run, lm=tiny_lm)
-    return folder
+    return small_run(folder, tiny_lm, "cpe", iterations=2, blocks=2)
 
 
 def test_a_scan_has_both_arms_at_the_same_sizes_and_goes_on(

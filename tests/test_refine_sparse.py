@@ -12,8 +12,6 @@ from torch import Tensor
 import tiny
 from educe.discover import search
 from educe.errors import MethodError
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
@@ -21,6 +19,7 @@ from educe.refine.bases import Basis, residual, rotation
 from educe.refine.lasso import WEIGHTS, curves, fewest, grid, lasso, ranked
 from educe.runs import Run
 from educe.slice import Slice
+from small_run import small_run
 from toy_slice import ToySlice, linear, normal
 
 WIDTH = 8
@@ -151,20 +150,7 @@ def test_the_fewest_keep_enough_from_there_on() -> None:
 @pytest.fixture(scope="module")
 def audited(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audited") / "run"
-    settings = Settings(
-        prompts=("Where is it?",),
-        method="dct",
-        method_settings={"iterations": 2},
-        n=3,
-        source=1,
-        target=3,
-        radius="2",
-        max_new_tokens=4,
-        look_for="[a-m]",
-    )
-    with begin(folder, settings) as run:
-        discover_behaviours(run, lm=tiny_lm)
-    return folder
+    return small_run(folder, tiny_lm, "dct", iterations=2)
 
 
 def test_a_run_keeps_its_sparse_vectors_and_goes_on(

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from educe.cli import main
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -18,28 +16,14 @@ from educe.refine import degate, front, sparse
 from educe.report import fronts, page, tables
 from educe.runs import Run
 from educe.stats import pareto
-
-
-def audited(folder: Path, lm: LanguageModel, method: str, **settings: object) -> Path:
-    asked = Settings(
-        prompts=("Where is it?",),
-        method=method,
-        method_settings=dict(settings),
-        n=3,
-        source=1,
-        target=3,
-        radius="1,3",
-        max_new_tokens=4,
-        look_for="[a-m]",
-    )
-    with begin(folder, asked) as run:
-        discover_behaviours(run, lm=lm)
-    return folder
+from small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def vectors(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return audited(tmp_path_factory.mktemp("v") / "run", tiny_lm, "dct", iterations=2)
+    return small_run(
+        tmp_path_factory.mktemp("v") / "run", tiny_lm, "dct", radius="1,3", iterations=2
+    )
 
 
 @pytest.fixture
@@ -124,7 +108,7 @@ def test_sparse_vectors_are_told_and_drawn(
 def test_a_scan_is_told_and_drawn(
     tiny_lm: LanguageModel, tmp_path: Path, here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = audited(tmp_path / "run", tiny_lm, "cpe", iterations=2, blocks=2)
+    folder = small_run(tmp_path / "run", tiny_lm, "cpe", radius="1,3", iterations=2, blocks=2)
     out = json.loads(command(capsys, "refine", "degate", folder, 1, "--json"))["degate"]
     tables.degate(out)
     assert "with their gates 1:" in capsys.readouterr().out
@@ -164,7 +148,7 @@ def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
 
 
 def test_a_run_without_any_has_no_such_part(tiny_lm: LanguageModel, tmp_path: Path) -> None:
-    with Run.open(audited(tmp_path / "run", tiny_lm, "random")) as run:
+    with Run.open(small_run(tmp_path / "run", tiny_lm, "random", radius="1,3")) as run:
         assert fronts.section(run) is None
         assert 'id="fronts"' not in page.render(run)
 
