@@ -16,7 +16,7 @@ from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation
-from educe.refine.lasso import WEIGHTS, curves, fewest, grid, lasso, ranked
+from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.runs import Run
 from educe.slice import Slice
 from small_run import small_run
@@ -99,7 +99,7 @@ def test_a_planted_sparse_vector_is_found(curved: bool) -> None:
     orders = {"lasso": ranked(path), "magnitude": largest}
     assert set(orders["lasso"][0, :3].tolist()) == set(planted.tolist())
     counts = grid(WIDTH)
-    seen = curves(part, basis, theta, orders, counts)
+    seen = {name: shares(part, basis, theta, order, counts) for name, order in orders.items()}
     assert fewest(seen["lasso"][0], counts, 0.99) == 3
     assert fewest(seen["magnitude"][0], counts, 0.99) > 3
     torch.testing.assert_close(
@@ -124,7 +124,7 @@ def test_going_on_along_the_path_changes_nothing() -> None:
 def test_shares_are_along_the_direction_of_the_whole_effect() -> None:
     matrix, theta = normal(WIDTH, WIDTH, seed=7), normal(2, WIDTH, seed=8)
     order = torch.stack([torch.randperm(WIDTH), torch.arange(WIDTH)])
-    seen = curves(linear(matrix), residual(WIDTH), theta, {"any": order}, [1, 3, WIDTH])["any"]
+    seen = shares(linear(matrix), residual(WIDTH), theta, order, [1, 3, WIDTH])
     for v in range(2):
         whole = matrix @ theta[v]
         for column, count in enumerate((1, 3, WIDTH)):

@@ -146,29 +146,24 @@ def ranked(path: Float[Tensor, "w n g"]) -> Int[Tensor, "n g"]:
     return path.sum(0).argsort(dim=1, descending=True, stable=True)
 
 
-def curves(
+def shares(
     part: Slice,
     basis: Basis,
     theta: Float[Tensor, "n d"],
-    orders: dict[str, Int[Tensor, "n g"]],
+    order: Int[Tensor, "n g"],
     counts: Sequence[int],
-) -> dict[str, Float[Tensor, "n c"]]:
-    """Return the share of the effect that what the first few groups of each order can write has.
+) -> Float[Tensor, "n c"]:
+    """Return the share of the effect that what the first few groups can write has.
 
     It is along the direction ``u`` of the whole effect: ``⟨u, Δ(P θ)⟩ / ‖Δ(θ)‖``.
     """
-    like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
-    aim = part.effect(theta.to(**like)).double().cpu()
 
-    def kept(order: Tensor, count: int) -> Tensor:
-        some = basis.onto(theta, order[:, :count])
-        effect = part.effect(some.to(**like)).double().cpu()
-        return (effect * aim).sum(1) / aim.square().sum(1)
+    def effect(theta: Tensor) -> Tensor:
+        return part.effect(theta.to(part.device, part.work_dtype)).double().cpu()
 
-    return {
-        name: torch.stack([kept(order, count) for count in counts], 1)
-        for name, order in orders.items()
-    }
+    aim = effect(theta)
+    kept = [effect(basis.onto(theta, order[:, :count])) for count in counts]
+    return torch.stack([(some * aim).sum(1) / aim.square().sum(1) for some in kept], 1)
 
 
 def grid(groups: int) -> list[int]:

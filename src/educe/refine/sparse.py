@@ -24,12 +24,11 @@ from torch import Tensor
 from educe import files
 from educe.discover import origin
 from educe.errors import MethodError
-from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine.bases import Basis, parse
-from educe.refine.lasso import WEIGHTS, curves, fewest, grid, lasso, ranked
+from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.reopened import vectors
 from educe.runs import Run
@@ -115,8 +114,6 @@ def sparsify(
     part, telling = finished_slice(run, lm), reporter or Silent()
     numbers = list(numbers)
     theta = vectors(run, numbers).double()
-    place = Vectors(part.source, lm.width, part.positions)
-    part = part.on(place)
     found = parse(basis, lm, part.source, reporter=telling)
     trial = Trial(run, NAME, {"numbers": numbers, "basis": basis, "keep": keep}, lm, part, telling)
     path = _path(part, found, theta, trial.kept.folder / "path.safetensors", telling)
@@ -131,9 +128,11 @@ def sparsify(
         drawn = [torch.randperm(size, generator=draw) for _ in numbers]
         orders[f"random {i}"] = torch.stack(drawn)
     counts = grid(size)
-    with telling.stage("keeping the first groups", 1, "") as step:
-        seen = curves(part, found, theta, orders, counts)
-        step()
+    seen = {}
+    with telling.stage("keeping the first groups", len(orders), "orders") as step:
+        for name, order in orders.items():
+            seen[name] = shares(part, found, theta, order, counts)
+            step()
     random = torch.stack([seen.pop(f"random {i}") for i in range(DRAWS)])
     seen["random"] = random.mean(0)
     needed = [
