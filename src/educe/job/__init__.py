@@ -58,12 +58,13 @@ def _do(work: Work) -> None:
     preparing.remember_facts(work)
     with work.timed("discover"):
         searching.search(work)
-    rows.write(work, "baseline", rows.baseline(work))
-    rows.write(work, "completions", rows.main(work))
+    rows.write(work, "baseline", rows.baseline(len(work.batch)))
+    everything = [p.id for p in run.perturbations()]
+    rows.write(work, "completions", rows.answers(work.settings, everything))
     if not run.has("chosen"):
         judging.judge(work)
     numbers = chosen.choose(work)
-    rows.write(work, "re-test", rows.retest(work, numbers))
+    rows.write(work, "re-test", rows.retest(work.settings, numbers))
     judging.judge(work)
     chosen.measure_side_effects(work, numbers)
     chosen.measure_responses(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from educe import writing
+from educe.job.settings import Settings
 from educe.job.work import Work
 from educe.kinds import Row
 from educe.summary import RETEST
@@ -15,36 +16,35 @@ BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
 BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
 
 
-def baseline(work: Work) -> dict[float, list[Row]]:
+def baseline(prompts: int, samples: int = BASELINE_SAMPLES) -> dict[float, list[Row]]:
     """Return the rows of the unperturbed model: its likeliest answers, and samples."""
-    prompts = range(len(work.batch))
     return {
-        0.0: [Row(-1, j, 0) for j in prompts],
+        0.0: [Row(-1, j, 0) for j in range(prompts)],
         BASELINE_TEMPERATURE: [
-            Row(-1, j, k) for j in prompts for k in range(1, BASELINE_SAMPLES + 1)
+            Row(-1, j, k) for j in range(prompts) for k in range(1, samples + 1)
         ],
     }
 
 
-def main(work: Work) -> dict[float, list[Row]]:
-    """Return the rows of all perturbations on the prompts asked."""
+def answers(settings: Settings, chosen: Iterable[int]) -> dict[float, list[Row]]:
+    """Return the rows of some perturbations, by their numbers, on the prompts asked."""
     return {
-        work.settings.temperature: [
-            Row(p.id - 1, j, k)
-            for p in work.run.perturbations()
-            for j in range(len(work.asked))
-            for k in range(work.settings.samples)
+        settings.temperature: [
+            Row(number - 1, j, k)
+            for number in chosen
+            for j in range(len(settings.prompts))
+            for k in range(settings.samples)
         ]
     }
 
 
-def retest(work: Work, chosen: Iterable[int]) -> dict[float, list[Row]]:
+def retest(settings: Settings, chosen: Iterable[int]) -> dict[float, list[Row]]:
     """Return the rows of some perturbations on fresh prompts, or else on fresh samples."""
-    heat, samples = work.settings.temperature, 1
-    prompts = range(len(work.asked), len(work.batch))
+    asked, heat, samples = len(settings.prompts), settings.temperature, 1
+    prompts = range(asked, asked + len(settings.fresh))
     if not prompts:  # no fresh prompts: fresh samples
         heat, samples = heat or RETEST_TEMPERATURE, RETEST_SAMPLES
-        prompts = range(len(work.asked))
+        prompts = range(asked)
     return {
         heat: [
             Row(number - 1, j, RETEST + k)

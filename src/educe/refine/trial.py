@@ -12,12 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from educe.errors import RunError
-from educe.job.rows import (
-    BASELINE_SAMPLES,
-    BASELINE_TEMPERATURE,
-    RETEST_SAMPLES,
-    RETEST_TEMPERATURE,
-)
+from educe.job.rows import answers, baseline, retest
 from educe.job.settings import encoded, stored
 from educe.kinds import Row
 from educe.model import LanguageModel
@@ -27,7 +22,6 @@ from educe.runs import TRIALS, PromptRow, Run, ScoreRow
 from educe.selection.judging import Judging, Rule, Striking
 from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
-from educe.summary import RETEST
 from educe.writing import add_set, write
 
 
@@ -106,37 +100,25 @@ class Trial:
 
     def scores(self, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
         """Return what perturbations score on the prompts of the run, writing what is missing."""
-        prompts = range(len(self.settings.prompts))
-        rows = [Row(n - 1, j, k) for n in numbers for j in prompts for k in self._samples]
-        return self._scored(numbers, rows, self.settings.temperature, what)
+        return self._scored(numbers, answers(self.settings, numbers), what)
 
     def again(self, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
         """Return what they score on fresh prompts, or where there are none on fresh samples."""
-        s, heat, samples = self.settings, self.settings.temperature, 1
-        prompts = range(len(s.prompts), len(self.batch))
-        if not prompts:
-            heat, samples = heat or RETEST_TEMPERATURE, RETEST_SAMPLES
-            prompts = range(len(s.prompts))
-        rows = [Row(n - 1, j, RETEST + k) for n in numbers for j in prompts for k in range(samples)]
-        return self._scored(numbers, rows, heat, what)
+        return self._scored(numbers, retest(self.settings, numbers), what)
 
     def text(self, number: int) -> str:
         """Return the first text that a perturbation wrote."""
         return next(c.text for c in self.kept.completions() if c.perturbation == number)
 
-    @property
-    def _samples(self) -> range:
-        return range(self.settings.samples)
-
     def _scored(
-        self, numbers: Sequence[int], rows: list[Row], heat: float, what: str
+        self, numbers: Sequence[int], rows: dict[float, list[Row]], what: str
     ) -> dict[int, list[float]]:
-        self._write(what, {heat: rows})
+        self._write(what, rows)
         judge = self._judging()
         known = {
             (s.perturbation, s.prompt, s.sample): s.value for s in self.kept.scores(judge.name)
         }
-        wanted = [(row.perturbation + 1, row.prompt, row.sample) for row in rows]
+        wanted = [(r.perturbation + 1, r.prompt, r.sample) for some in rows.values() for r in some]
         missing = set(wanted) - known.keys()
         if missing:
             texts = [c for c in self.kept.completions() if c.key in missing]
@@ -151,15 +133,8 @@ class Trial:
 
     def _judging(self) -> Judging:
         if self._judge is None:
-            prompts, numbers = range(len(self.batch)), range(1, BASELINE_SAMPLES + 1)
-            self._write(
-                "unperturbed",
-                {
-                    0.0: [Row(-1, j, 0) for j in prompts],
-                    BASELINE_TEMPERATURE: [Row(-1, j, k) for j in prompts for k in numbers],
-                },
-            )
-            base: dict[int, list[str]] = {j: [] for j in prompts}
+            self._write("unperturbed", baseline(len(self.batch)))
+            base: dict[int, list[str]] = {j: [] for j in range(len(self.batch))}
             for c in self.kept.completions():
                 if c.perturbation == 0:
                     base[c.prompt].append(c.text)

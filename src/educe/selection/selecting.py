@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from educe.errors import MethodError, PromptError, RunError
-from educe.job.rows import BASELINE_SAMPLES, BASELINE_TEMPERATURE, RETEST_TEMPERATURE
+from educe.job.rows import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
 from educe.job.settings import encoded, loaded, stored
 from educe.judge import Judge, asked_in
 from educe.kinds import Row
@@ -283,13 +283,8 @@ class _Selection:
 
     def _unperturbed(self, samples: int) -> dict[int, list[str]]:
         """Return the unperturbed model's most likely answers, and so many samples."""
-        prompts, numbers = range(len(self.batch)), range(1, samples + 1)
-        rows = {
-            0.0: [Row(-1, j, 0) for j in prompts],
-            BASELINE_TEMPERATURE: [Row(-1, j, k) for j in prompts for k in numbers],
-        }
-        self._write("unperturbed", rows)
-        texts: dict[int, list[str]] = {j: [] for j in prompts}
+        self._write("unperturbed", baseline(len(self.batch), samples))
+        texts: dict[int, list[str]] = {j: [] for j in range(len(self.batch))}
         for c in self.kept.completions():
             if c.perturbation == 0 and c.sample <= samples:
                 texts[c.prompt].append(c.text)
