@@ -16,6 +16,7 @@ from educe.model import LanguageModel
 from educe.reopened import slice_of, vectors
 from educe.runs import Run
 from educe.slice import Slice
+from educe.writing import add_set
 from small_run import small_run
 from toy_slice import normal
 
@@ -30,14 +31,8 @@ def test_vectors_are_what_is_added_and_have_the_effect_that_the_run_lists(
         rows = normal(4, tiny_lm.width).float()  # of any length, as in a whitened ball
         inside = search(part.on(Within(part.source, rows)), "random", n=2, radius=1.5)
         inside.save(run.tensors / "found-w.safetensors")
-        first = run.perturbations()[0]
-        run.add_perturbations(
-            [
-                first._replace(id=90 + i, file="found-w.safetensors", item=i, radius=1.5)
-                for i in range(2)
-            ]
-        )
-        theta = vectors(run, [91, 2, 90, 1])
+        one, other = add_set(run, "found", "found-w.safetensors", inside, [0.0, 0.0])
+        theta = vectors(run, [other, 2, one, 1])
         listed = {p.id: p for p in run.perturbations()}
     torch.testing.assert_close(theta[[2, 0]], inside.theta @ rows)
     torch.testing.assert_close(theta[[3, 1]].norm(dim=1), torch.full((2,), 2.0))
@@ -51,7 +46,6 @@ def test_adapters_are_no_vectors(tiny_lm: LanguageModel, tmp_path: Path) -> None
     with Run.open(folder) as run:
         made = search(part.on(adapters(tiny_lm, first=2, blocks=1)), "random", n=1, radius=1.0)
         made.save(run.tensors / "found-a.safetensors")
-        row = run.perturbations()[0]._replace(id=99, file="found-a.safetensors", item=0)
-        run.add_perturbations([row])
-        with pytest.raises(MethodError, match="99 is one of adapters, which are no vectors"):
-            vectors(run, [1, 99])
+        (number,) = add_set(run, "found", "found-a.safetensors", made, [0.0])
+        with pytest.raises(MethodError, match=f"{number} is one of adapters, which are no vectors"):
+            vectors(run, [1, number])

@@ -46,3 +46,16 @@ def vectors(run: Run, numbers: Sequence[int]) -> Float[Tensor, "n d"]:
         theta = group.theta @ group.kind.rows if inside else group.theta  # type: ignore[union-attr]
         found |= dict(zip(group.numbers, theta, strict=True))
     return torch.stack([found[number] for number in numbers])
+
+
+def directions(
+    run: Run, numbers: Sequence[int], part: Slice
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+    """Return the unit vectors of some perturbations and their norms, where a slice computes.
+
+    Raises:
+        MethodError: They are no vectors.
+    """
+    theta = vectors(run, numbers).to(part.device, part.work_dtype)
+    radius = theta.norm(dim=1)
+    return theta / radius[:, None], radius

@@ -91,17 +91,17 @@ class Basis:
         return theta.cpu().double() @ self.atoms.T
 
     def weighted(
-        self, theta: Float[Tensor, "n d"], m: Float[Tensor, "n g"]
+        self, along: Float[Tensor, "n m"], factors: Float[Tensor, "n g"]
     ) -> Float[Tensor, "n d"]:
-        """Return ``Σ_g m_g P_g θ``, in double precision."""
-        return (m[:, self.group] * self.along(theta)) @ self.atoms
+        """Return ``Σ_g factor_g P_g θ`` from the components of ``θ``, in double precision."""
+        return (factors[:, self.group] * along) @ self.atoms
 
     def onto(self, theta: Float[Tensor, "n d"], groups: Int[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Return what of each vector its own groups can write together, in double precision."""
         chosen = torch.zeros(len(theta), len(self.names), dtype=torch.float64)
         chosen = chosen.scatter(1, groups, 1.0)
         if self.orthonormal:
-            return self.weighted(theta, chosen)
+            return self.weighted(self.along(theta), chosen)
         written = []
         for vector, own in zip(theta.cpu().double(), chosen.bool(), strict=True):
             columns = self.atoms[own[self.group]].T

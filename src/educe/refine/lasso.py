@@ -17,7 +17,6 @@ A lasso also shrinks what it keeps, so it only ranks the groups: by when they le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -61,27 +60,27 @@ def lasso(
     Raises:
         MethodError: A vector has no effect.
     """
-    like: dict[str, Any] = {"device": part.device, "dtype": part.work_dtype}
     along = basis.along(theta)
 
     def effect(m: Tensor) -> Tensor:
-        return part.effect(basis.weighted(theta, m).to(**like)).double().cpu()
+        return _effect(part, basis.weighted(along, m))
 
     none = along.new_zeros(len(theta), len(basis.names))
-    aim = part.effect(theta.to(**like)).double().cpu()
+    aim = _effect(part, theta)
     size = aim.square().sum(1)
     if not bool((size > 0).all()):
         raise MethodError("a vector without effect has nothing that could be sparse")
 
     def slope(m: Tensor, off: Tensor) -> Tensor:
         """Return the gradient of the smooth part, where ``off`` is how far the effect is off."""
-        _, back = part.vjp(basis.weighted(theta, m).to(**like), off.to(**like))
+        like = (part.device, part.work_dtype)
+        _, back = part.vjp(basis.weighted(along, m).to(*like), off.to(*like))
         return basis.summed(basis.along(back) * along) / size[:, None]
 
     slack = 64 * torch.finfo(part.work_dtype).eps  # what rounding makes of an effect
     most = slope(none, -aim).abs().amax(1)
     path, rate = known or (none.new_zeros(0, *none.shape), torch.ones_like(size))
-    m = _even(basis, theta).expand_as(none) if not len(path) else path[-1]
+    m = _even(theta, basis.weighted(along, none + 1)).expand_as(none) if not len(path) else path[-1]
     grid = torch.logspace(0, 1, weights, base=1 / least, dtype=torch.float64) * least
     for weight in (grid[:, None] * most)[len(path) :]:
         m, rate = _descend(effect, slope, aim, size, m, weight, rate, steps, slack)
@@ -128,12 +127,11 @@ def _descend(
     return m, rate
 
 
-def _even(basis: Basis, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
+def _even(theta: Float[Tensor, "n d"], sums: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
     """Return the factor that all parts have at the beginning: what brings their sum nearest to θ.
 
     One where the basis is orthonormal; less where parts overlap.
     """
-    sums = basis.weighted(theta, theta.new_ones(len(theta), len(basis.names)))
     size = sums.square().sum(1).clamp(min=torch.finfo(sums.dtype).tiny)
     return ((sums * theta).sum(1) / size).clamp(max=1)[:, None]
 
@@ -157,13 +155,14 @@ def shares(
 
     It is along the direction ``u`` of the whole effect: ``⟨u, Δ(P θ)⟩ / ‖Δ(θ)‖``.
     """
-
-    def effect(theta: Tensor) -> Tensor:
-        return part.effect(theta.to(part.device, part.work_dtype)).double().cpu()
-
-    aim = effect(theta)
-    kept = [effect(basis.onto(theta, order[:, :count])) for count in counts]
+    aim = _effect(part, theta)
+    kept = [_effect(part, basis.onto(theta, order[:, :count])) for count in counts]
     return torch.stack([(some * aim).sum(1) / aim.square().sum(1) for some in kept], 1)
+
+
+def _effect(part: Slice, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
+    """Return effects in double precision on the processor."""
+    return part.effect(theta.to(part.device, part.work_dtype)).double().cpu()
 
 
 def grid(groups: int) -> list[int]:
@@ -175,8 +174,5 @@ def grid(groups: int) -> list[int]:
 def fewest(shares: Float[Tensor, "c"], counts: Sequence[int], keep: float) -> int:
     """Return the fewest groups from which on, in all that are looked at, enough is kept."""
     short = (shares < keep).nonzero()
-    return (
-        counts[int(short[-1]) + 1]
-        if len(short) and short[-1] + 1 < len(counts)
-        else (counts[-1] if len(short) else counts[0])
-    )
+    first = int(short[-1]) + 1 if len(short) else 0
+    return counts[min(first, len(counts) - 1)]

@@ -32,7 +32,7 @@ from educe.progress import Silent
 from educe.refine.continuation import PathConfig, advance
 from educe.refine.objective import of_method
 from educe.refine.response import response
-from educe.reopened import slice_of, vectors
+from educe.reopened import directions, slice_of
 from educe.runs import Run
 from educe.slice import Slice
 
@@ -100,9 +100,7 @@ def shrink_run(
         return done
     reporter = reporter or Silent()
     part = slice_of(run, lm, prompts)
-    theta = vectors(run, plan.numbers).to(part.device, part.work_dtype)
-    radius = theta.norm(dim=1)
-    v = theta / radius[:, None]
+    v, radius = directions(run, plan.numbers, part)
     objective = of_method(run.note("facts")["method"], stored(run).method_settings)
     config = PathConfig(low=plan.low, high=1.0, steps=plan.steps)
     shares = config.shares[::-1]

@@ -42,7 +42,7 @@ from educe.refine.continuation import PathConfig, branches, drift, follow, tange
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import response, with_neurons
-from educe.reopened import slice_of, vectors
+from educe.reopened import directions, slice_of
 from educe.runs import Run
 from educe.slice import Slice
 
@@ -102,9 +102,7 @@ def path_run(
     reporter = reporter or Silent()
     part = slice_of(run, lm, prompts)
     elsewhere = slice_of(run, lm, lm.encode(ordinary_prompts()[:OTHERS]))
-    theta = vectors(run, plan.numbers).to(part.device, part.work_dtype)
-    radius = theta.norm(dim=1)
-    v = theta / radius[:, None]
+    v, radius = directions(run, plan.numbers, part)
     facts = run.note("facts")
     own = of_method(facts["method"], stored(run).method_settings)
     named = [bases.parse(name, lm, part.source, reporter=reporter) for name in plan.bases]
