@@ -21,8 +21,8 @@ import educe
 from educe.discover import words
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
-from educe.model import PromptBatch
 from educe.organisms import named
+from educe.rendering import PromptBatch
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
 DOSES = (0.3, 0.45, 0.6, 0.75)

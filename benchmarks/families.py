@@ -18,7 +18,8 @@ import torch
 from benchmarks.measuring import Section, flops, in_turns, matmul_rates, spread
 from educe.bench.elicit import counting
 from educe.discover import METHODS, prepared, search
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 DOSE = 0.3

@@ -36,8 +36,9 @@ from educe.manifold.activations import Place
 from educe.manifold.inside import within
 from educe.manifold.natural import gather
 from educe.manifold.subspace import of_moments, random_subspace
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.organisms import Question, shipped
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 N, RANK, SHARE, TOKENS, FRESH, LONG = 16, 64, 0.75, 20_000, 2, 24

@@ -31,7 +31,7 @@ import educe
 from educe.discover import METHODS, search
 from educe.generation import generate
 from educe.kinds import Row
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question, named
 from educe.perturb import PerturbationSet
@@ -42,6 +42,7 @@ from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import pull, response, with_neurons
 from educe.refine.settling import settle
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (

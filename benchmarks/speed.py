@@ -50,7 +50,7 @@ from educe.discover.state import Progress, State
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
 from educe.loading import load
-from educe.model import PromptBatch
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 PROMPT = "Tell me a story about a dragon."

@@ -114,6 +114,8 @@ RANKS = {
     "prompts": 1,
     "embedded": 1,
     "runs": 1,
+    "rendering": 1,
+    "proof": 2,
     "model": 2,
     "loading": 2,
     "kinds": 3,

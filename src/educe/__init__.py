@@ -60,11 +60,12 @@ if TYPE_CHECKING:
     from educe.manifold.record import Passport
     from educe.manifold.subspace import Moments, Subspace
     from educe.manifold.survey import examine_run
-    from educe.model import LanguageModel, PromptBatch
+    from educe.model import LanguageModel
     from educe.norm.survey import examine_norm
     from educe.ordinary import Ordinary
     from educe.perturb import Origin, PerturbationSet
     from educe.radius import Calibration, calibrate, response
+    from educe.rendering import PromptBatch
     from educe.runs import Run
     from educe.selection.bandit import Setting, Thompson
     from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
@@ -136,7 +137,7 @@ _HOME = {
     "Subspace": "educe.manifold.subspace",
     "examine_run": "educe.manifold.survey",
     "LanguageModel": "educe.model",
-    "PromptBatch": "educe.model",
+    "PromptBatch": "educe.rendering",
     "load": "educe.loading",
     "examine_norm": "educe.norm.survey",
     "Ordinary": "educe.ordinary",

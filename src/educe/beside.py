@@ -30,9 +30,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.kinds import Kind
-from educe.model import PromptBatch
 from educe.ordinary import Ordinary
 from educe.prompts import read_prompts
+from educe.rendering import PromptBatch
 from educe.slice import Beside, Slice
 from educe.slice.chunks import Shift
 

@@ -1,5 +1,13 @@
 """What can go wrong, one class a kind. Messages name the thing and the remedy."""
 
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class EduceError(Exception):
     """Base of every error that educe raises on purpose; the command line prints it in one line."""
@@ -59,3 +67,15 @@ class ServerError(EduceError):
 
 class BudgetError(EduceError):
     """A budget in calls or tokens is spent; what was paid for is kept."""
+
+
+@contextmanager
+def as_model_error(what: str) -> Iterator[None]:
+    """Turn what transformers, PEFT and the Hub's client raise into one sentence."""
+    try:
+        yield
+    except EduceError:
+        raise
+    except Exception as error:
+        reason = next((s for line in str(error).splitlines() if (s := line.strip())), "no reason")
+        raise ModelError(f"cannot load {what}: {type(error).__name__}: {reason}") from error

@@ -23,7 +23,8 @@ from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
 from educe.kinds import Kind, Row, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 
 T = TypeVar("T")
 

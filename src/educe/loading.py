@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from educe import embedded
-from educe.errors import ModelError
-from educe.model import LanguageModel, as_model_error
+from educe.errors import ModelError, as_model_error
+from educe.model import LanguageModel
 from educe.quiet import quiet
 
 

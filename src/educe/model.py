@@ -8,15 +8,13 @@ padding on the left and decoding with a cache leave the logits as they are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from educe.blocks import (
     Projection,
@@ -27,40 +25,15 @@ from educe.blocks import (
     find_tail,
     find_writers,
     replaced,
-    stream_in,
     stream_out,
     with_stream,
 )
-from educe.errors import EduceError, LayerError, ModelError, PromptError
-
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """Prompts as the model reads them, padded on the left to one length.
-
-    Attributes:
-        texts: Each prompt with every special token, as the tokenizer got it.
-        ids: Token numbers, ``[prompts, tokens]``.
-        mask: 1 where a token is one, 0 where it is padding, ``[prompts, tokens]``.
-    """
-
-    texts: tuple[str, ...]
-    ids: Int[Tensor, "p t"]
-    mask: Int[Tensor, "p t"]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of tokens of each prompt, padding not counted."""
-        return [int(n) for n in self.mask.sum(1)]
+from educe.errors import LayerError, ModelError
+from educe.proof import prove
+from educe.rendering import Reads
 
 
-class LanguageModel:
+class LanguageModel(Reads):
     """A causal language model, its tokenizer, and its decoder blocks.
 
     Attributes:
@@ -93,7 +66,7 @@ class LanguageModel:
             self._takes.add("use_cache")
         ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
         self.stack: Stack = find_stack(hf, lambda: self.forward(ids, torch.ones_like(ids)))
-        self._prove(ids)
+        prove(self, ids)
 
     @property
     def unwrapped(self) -> Any:
@@ -221,109 +194,6 @@ class LanguageModel:
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
 
-    # -- prompts -----------------------------------------------------------------------------
-
-    def render(
-        self,
-        prompt: Prompt,
-        *,
-        chat: bool | None = None,
-        enable_thinking: bool | None = None,
-        prefill: str = "",
-    ) -> str:
-        """Write a prompt as the model reads it, special tokens and all.
-
-        Args:
-            prompt: Text, or messages with ``role`` and ``content``. When the last message is the
-                assistant's, the model goes on with it.
-            chat: Whether text goes through the chat template; by default, when there is one.
-            enable_thinking: Passed to templates that know it.
-            prefill: The first words of the answer, put after the rendered prompt.
-
-        Raises:
-            PromptError: The prompt is empty, or needs a chat template and there is none.
-        """
-        template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("a prompt is empty: give it some text")
-            if chat is False or (chat is None and not template):
-                return prompt + prefill
-            prompt = [{"role": "user", "content": prompt}]
-        if not prompt:
-            raise PromptError("a prompt has no messages: give it at least one")
-        if not template:
-            raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
-        goes_on = prompt[-1].get("role") == "assistant"
-        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in prompt],
-            tokenize=False,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            **extra,
-        )
-        return text + prefill
-
-    def encode(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        chat: bool | None = None,
-        enable_thinking: bool | None = None,
-        prefill: str = "",
-        room: int = 0,
-    ) -> PromptBatch:
-        """Render prompts and turn them into token numbers, padded on the left.
-
-        Args:
-            prompts: Texts or lists of messages.
-            chat: See `render`.
-            enable_thinking: See `render`.
-            prefill: See `render`.
-            room: Tokens that must still fit into the context after the prompt.
-
-        Raises:
-            PromptError: There is no prompt, one is empty, or one is longer than the context.
-        """
-        if not prompts:
-            raise PromptError("no prompt: give at least one")
-        options = {"chat": chat, "enable_thinking": enable_thinking, "prefill": prefill}
-        texts = tuple(self.render(prompt, **options) for prompt in prompts)  # type: ignore[arg-type]
-        template = bool(getattr(self.tokenizer, "chat_template", None))
-        templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
-        # A template writes its own special tokens; plain text gets the tokenizer's.
-        rows = [
-            self.tokenizer(text, add_special_tokens=not through)["input_ids"]
-            for text, through in zip(texts, templated, strict=True)
-        ]
-        return self.pad(rows, texts, room=room)
-
-    def pad(
-        self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0
-    ) -> PromptBatch:
-        """Pad lists of token numbers on the left to one length.
-
-        Raises:
-            PromptError: One is empty or longer than the context less ``room``.
-        """
-        longest = max(len(row) for row in rows)
-        if min(len(row) for row in rows) == 0:
-            raise PromptError("a prompt has no token: give it some text")
-        if self.context is not None and longest + room > self.context:
-            raise PromptError(
-                f"a prompt of {longest} tokens and {room} new ones do not fit into the "
-                f"{self.context} tokens of {self.name}: shorten it, or ask for fewer new tokens"
-            )
-        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        ids = torch.full((len(rows), longest), pad if pad is not None else 0)
-        mask = torch.zeros_like(ids)
-        for line, row in enumerate(rows):
-            ids[line, longest - len(row) :] = torch.tensor(row)
-            mask[line, longest - len(row) :] = 1
-        texts = texts or [self.tokenizer.decode(row) for row in rows]
-        return PromptBatch(tuple(texts), ids.to(self.device), mask.to(self.device))
-
     # -- running -----------------------------------------------------------------------------
 
     def forward(
@@ -401,59 +271,3 @@ class LanguageModel:
             yield calls
         finally:
             handle.remove()
-
-    def _prove(self, ids: Tensor) -> None:
-        """Show that hooks on the blocks act on the residual stream, and on nothing else.
-
-        Show too that padding on the left and decoding with a cache, as `educe.generate` does, give
-        the model's own logits: an architecture that ignores either would write other text.
-        """
-        mask = torch.ones_like(ids)
-        plain = self.forward(ids, mask)
-        draw = torch.Generator().manual_seed(0)
-        for layer in sorted({0, self.depth // 2, self.depth - 2} & set(range(self.depth - 1))):
-            moved: list[Tensor] = []
-
-            def note(module: nn.Module, args: Any, kwargs: Any, into: Any = moved) -> None:
-                into.append(stream_in(args, kwargs)[0])
-
-            handle = self.blocks[layer + 1].register_forward_pre_hook(note, with_kwargs=True)
-            try:
-                with self.adding(layer, torch.zeros_like):
-                    zero = self.forward(ids, mask)
-                step = torch.randn(self.width, generator=draw).to(moved[0]) * moved[0].std()
-                with self.adding(layer, step.expand_as):
-                    self.forward(ids, mask)
-            finally:
-                handle.remove()
-            if not torch.allclose(zero, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max())):
-                raise ModelError(f"{self.name}: adding zero after block {layer} changes the logits")
-            if not torch.allclose(moved[0] + step, moved[1]):
-                raise ModelError(
-                    f"{self.name}: adding a vector after block {layer} does not move the residual "
-                    "stream by that vector; educe cannot perturb this architecture"
-                )
-        padded, ones = torch.cat([ids[:, :2], ids], 1), torch.cat([0 * mask[:, :2], mask], 1)
-        with as_model_error(f"{self.name} for decoding with a cache"):
-            cache = DynamicCache(config=self.unwrapped.config)
-            self.forward(padded[:, :-1], ones[:, :-1], cache=cache)
-            decoded = self.forward(padded[:, -1:], ones, cache=cache)
-        # A model that forgets what came before is off by more than its logits vary; rounding in
-        # half precision, with experts that flip, stays far below.
-        if (decoded - plain).float().norm() > 0.3 * (plain - plain.mean()).float().norm():
-            raise ModelError(
-                f"{self.name}: padding on the left or decoding with a cache changes the logits; "
-                "educe cannot generate with this architecture"
-            )
-
-
-@contextmanager
-def as_model_error(what: str) -> Iterator[None]:
-    """Turn what transformers, PEFT and the Hub's client raise into one sentence."""
-    try:
-        yield
-    except EduceError:
-        raise
-    except Exception as error:
-        reason = next((s for line in str(error).splitlines() if (s := line.strip())), "no reason")
-        raise ModelError(f"cannot load {what}: {type(error).__name__}: {reason}") from error

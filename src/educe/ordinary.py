@@ -29,8 +29,9 @@ from educe import positions as where
 from educe.errors import EffectError, PositionsError
 from educe.generation import generate
 from educe.kinds import Kind, Row
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.prompts import read_prompts
+from educe.rendering import PromptBatch
 from educe.slice.chunks import TOKENS_PER_CHUNK
 
 BUNDLED = "bundled"

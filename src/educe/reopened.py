@@ -10,7 +10,8 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.kinds import Vectors, Within
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 from educe.runs import Run
 from educe.slice import Slice
 from educe.writing import groups

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from educe.generation import Completion, generate
 from educe.kinds import Kind, Row, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.rendering import PromptBatch
 from educe.runs import CompletionRow, PerturbationRow, Run
 
 

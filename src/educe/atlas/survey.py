@@ -27,8 +27,9 @@ from educe.atlas import Atlas, AtlasConfig, Pair
 from educe.discover.linear import orthonormal
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.perturb import digest
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 #: An estimate of the cost is from products with so many blocks.

@@ -42,12 +42,13 @@ from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import side_effects
 from educe.kinds import Kind, Row, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS, MONTHS
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
+from educe.rendering import PromptBatch
 from educe.selection.halving import halve
 from educe.slice import Slice
 

@@ -21,9 +21,9 @@ from educe import discover
 from educe.contrast import difference_of_means, optimised
 from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
-from educe.model import PromptBatch
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
+from educe.rendering import PromptBatch
 from educe.slice import Slice
 
 

@@ -13,8 +13,9 @@ from educe import beside, discover
 from educe.errors import MethodError, PromptError, RunError
 from educe.loading import load
 from educe.manifold import inside
-from educe.model import LanguageModel, Prompt, PromptBatch
+from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.rendering import Prompt, PromptBatch
 from educe.runs import Run
 
 

@@ -23,7 +23,8 @@ import torch
 from educe.errors import JudgeError
 from educe.generation import generate, next_logits
 from educe.kinds import Row, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 
 #: Questions that run together, of similar length.
 ROWS_PER_BATCH = 32

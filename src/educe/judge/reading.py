@@ -15,7 +15,8 @@ import torch
 from transformers import DynamicCache
 
 from educe.generation import Completion
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 
 #: Completions read together; their logits over the vocabulary are the memory that counts.
 ROWS_PER_BATCH = 32

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from educe.judge import Score
 from educe.kinds import Kind
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.ordinary import Ordinary
+from educe.rendering import PromptBatch
 
 
 def side_effects(

@@ -20,7 +20,8 @@ from torch import Tensor
 from educe.blocks import stream_out
 from educe.errors import PromptError
 from educe.manifold import corpus
-from educe.model import LanguageModel, Prompt, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import Prompt, PromptBatch
 
 #: A token whose largest coordinate is so many times its median one has a massive activation.
 MASSIVE = 1000.0

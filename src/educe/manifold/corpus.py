@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from educe.errors import PromptError
-from educe.model import LanguageModel, Prompt
+from educe.model import LanguageModel
+from educe.rendering import Prompt
 
 DATA = Path(__file__).parent / "data"
 BUNDLED, HUB = "bundled", "hub:"

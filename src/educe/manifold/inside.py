@@ -22,7 +22,8 @@ from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts
 from educe.manifold.natural import gather
 from educe.manifold.subspace import Subspace, of_moments, of_rows, random_subspace
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 
 Ball = Literal["plain", "whitened"]
 #: Tokens of the corpus that a subspace is computed from.

@@ -23,8 +23,9 @@ from torch import Tensor
 from educe.errors import PromptError
 from educe.manifold.activations import Piece, Place, read
 from educe.manifold.subspace import Moments
-from educe.model import LanguageModel, Prompt
+from educe.model import LanguageModel
 from educe.progress import Silent
+from educe.rendering import Prompt
 
 #: Every so many documents one is held out, and which of eight others belong to which part.
 HELD, PARTS = 5, (0, 1, 2, 2, 3, 3, 3, 3)

@@ -31,8 +31,9 @@ from educe.manifold.project import ablating, equal_variance, injection, oblique,
 from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
 from educe.manifold.subspace import Moments, of_rows
 from educe.manifold.trial import Outcome, perturbing
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.progress import Silent
+from educe.rendering import PromptBatch
 
 #: Layers along the depth, the first and the last among them.
 LAYERS = 5

@@ -11,7 +11,8 @@ from educe.manifold.ground import Ground
 from educe.manifold.natural import gather
 from educe.manifold.passport import Labels, depths, examine_on
 from educe.manifold.record import Passport
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 from educe.runs import Run
 from educe.writing import groups
 

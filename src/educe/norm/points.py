@@ -24,9 +24,10 @@ from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.kinds import Kind, Row
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.norm.response import growth
 from educe.ordinary import Ordinary
+from educe.rendering import PromptBatch
 from educe.runs import Run
 from educe.slice import Slice
 from educe.stats import finite

@@ -20,7 +20,7 @@ import torch
 
 from educe.judge import Judge
 from educe.judge.rules import Regex
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.norm.choice import BUDGET, crossing, linear
 from educe.norm.equal import equal
 from educe.norm.points import Point, Points
@@ -28,6 +28,7 @@ from educe.norm.response import FINE, SHARES, growth, marks, signs, steepest
 from educe.norm.spread import SCORES, spread
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
+from educe.rendering import PromptBatch
 from educe.reopened import slice_of
 from educe.runs import PerturbationRow, Run
 from educe.slice import Slice

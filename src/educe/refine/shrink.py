@@ -26,12 +26,13 @@ from educe.discover import origin
 from educe.generation import generate
 from educe.job.settings import stored
 from educe.kinds import Row, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine.continuation import PathConfig, advance
 from educe.refine.objective import of_method
 from educe.refine.response import response
+from educe.rendering import PromptBatch
 from educe.reopened import directions, slice_of
 from educe.runs import Run
 from educe.slice import Slice

@@ -32,7 +32,7 @@ from educe.discover.state import State
 from educe.errors import ModelError
 from educe.job.settings import stored
 from educe.kinds import Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
@@ -42,6 +42,7 @@ from educe.refine.continuation import PathConfig, branches, drift, follow, tange
 from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import response, with_neurons
+from educe.rendering import PromptBatch
 from educe.reopened import directions, slice_of
 from educe.runs import Run
 from educe.slice import Slice

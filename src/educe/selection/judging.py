@@ -17,7 +17,8 @@ from educe.judge import Answer, Judge
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 from educe.runs import CompletionRow
 from educe.writing import as_completion
 

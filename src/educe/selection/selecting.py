@@ -25,8 +25,9 @@ from educe.job.rows import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
 from educe.job.settings import encoded, loaded, stored
 from educe.judge import Judge, asked_in
 from educe.kinds import Row
-from educe.model import LanguageModel, Prompt
+from educe.model import LanguageModel
 from educe.progress import Silent
+from educe.rendering import Prompt
 from educe.runs import CompletionRow, PromptRow, Run, ScoreRow
 from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.selection.halving import RUNGS, Halving, checked, halve

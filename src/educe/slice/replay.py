@@ -29,7 +29,8 @@ from educe import positions as where
 from educe.blocks import Call, narrowed, stream_out
 from educe.errors import EffectError, LayerError, PositionsError
 from educe.kinds import Kind, Vectors
-from educe.model import LanguageModel, PromptBatch
+from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 from educe.slice.chunks import TOKENS_PER_CHUNK, Chunk, Shift, even, halved
 from educe.slice.recording import recording
 
