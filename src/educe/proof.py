@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,34 @@ from transformers import DynamicCache
 from educe.blocks import stream_in
 from educe.errors import ModelError, as_model_error
 
-if TYPE_CHECKING:
-    from educe.model import LanguageModel
+
+class Held(Protocol):
+    """What the proof needs of a model that educe has its hold on: `LanguageModel` has it."""
+
+    name: str
+
+    @property
+    def unwrapped(self) -> Any: ...  # noqa: D102
+
+    @property
+    def blocks(self) -> list[nn.Module]: ...  # noqa: D102
+
+    @property
+    def depth(self) -> int: ...  # noqa: D102
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    def forward(  # noqa: D102
+        self, ids: Tensor, mask: Tensor, *, cache: Any = None, last: int = 1
+    ) -> Tensor: ...
+
+    def adding(  # noqa: D102
+        self, layer: int, value: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[Any]: ...
 
 
-def prove(lm: LanguageModel, ids: Tensor) -> None:
+def prove(lm: Held, ids: Tensor) -> None:
     """Show that hooks on the blocks act on the residual stream, and on nothing else.
 
     Show too that padding on the left and decoding with a cache, as `educe.generate` does, give
