@@ -66,7 +66,8 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
         run: Runs the model once on a short input.
 
     Raises:
-        ModelError: No list of modules passes a stream along; the message names the lists there are.
+        ModelError: No list of two modules or more passes a stream along; the message names the
+            lists there are.
     """
     lists = {
         n: list(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)
@@ -87,7 +88,8 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
     chains = [
         (name, blocks)
         for name, blocks in lists.items()
-        if all(len(seen[block]) == 1 for block in blocks)
+        if len(blocks) > 1  # one alone hands the stream to none
+        and all(len(seen[block]) == 1 for block in blocks)
         and _is_chain([seen[block][0] for block in blocks])
     ]
     if not chains:

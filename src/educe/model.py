@@ -1,8 +1,8 @@
-"""LanguageModel: any causal language model of transformers, its blocks and its chat prompts.
+"""LanguageModel: a causal language model of transformers, its blocks and its chat prompts.
 
-Making one ends with a proof that educe's hold on the model is right: adding zero to the residual
-stream changes no logit, adding ``v`` after block ``i`` moves the stream there by exactly ``v``, and
-padding on the left and decoding with a cache leave the logits as they are.
+Making one ends with a proof that educe's hold on the model is right (see `educe.proof`): the logits
+are those of the model's own plain call, whatever way it is run, and adding ``v`` after block ``i``
+moves the stream there by exactly ``v``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from educe.blocks import (
     stream_out,
     with_stream,
 )
-from educe.errors import LayerError, ModelError
-from educe.proof import prove
+from educe.errors import LayerError, ModelError, as_model_error
+from educe.pair import ordinary_tokens, plain_call, plain_model, plain_tokenizer
+from educe.proof import TOKENS, prove
 from educe.rendering import Reads
 
 
@@ -54,19 +55,24 @@ class LanguageModel(Reads):
         revision: str | None = None,
         adapter: str | None = None,
     ) -> None:
-        self.hf = hf.eval()
-        self.tokenizer = tokenizer
+        self.hf = plain_model(hf).eval()
+        self.hf.requires_grad_(False)
+        self.tokenizer = plain_tokenizer(tokenizer)
         self.name, self.revision, self.adapter = name, revision, adapter
-        hf.requires_grad_(False)
         # A PeftModel's forward takes anything; the model inside it says what it really takes.
         accepted = inspect.signature(self.unwrapped.forward).parameters
         self._takes = {k for k in ("position_ids", "logits_to_keep", "use_cache") if k in accepted}
         # Some hand it on without naming it, and fill a cache that nobody asked for if it is absent.
         if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             self._takes.add("use_cache")
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
-        self.stack: Stack = find_stack(hf, lambda: self.forward(ids, torch.ones_like(ids)))
-        prove(self, ids)
+        ids = ordinary_tokens(self.vocabulary, self.unwrapped.config, self.tokenizer, TOKENS)
+        ids = ids.to(self.device)
+        own, whole = plain_call(self.hf, ids, name), []
+        with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
+            self.stack: Stack = find_stack(
+                self.hf, lambda: whole.append(self.forward(ids, torch.ones_like(ids), last=0))
+            )
+        prove(self, ids, own, *whole)
 
     @property
     def unwrapped(self) -> Any:
@@ -109,7 +115,9 @@ class LanguageModel(Reads):
         """The most tokens the model takes, where its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def _vocabulary(self) -> int:
+    @property
+    def vocabulary(self) -> int:
+        """How many token numbers the model takes."""
         return self.unwrapped.get_input_embeddings().weight.shape[0]
 
     # -- layers ------------------------------------------------------------------------------
@@ -143,7 +151,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, as a mixture of experts has no single one.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_projections(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -161,7 +169,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, or none for its feed-forward part.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_reads(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -178,7 +186,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: There are no such two.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_writers(self.blocks[block], lambda: self.forward(ids, torch.ones_like(ids)))
         if not found:
             raise ModelError(
@@ -189,7 +197,7 @@ class LanguageModel(Reads):
 
     def tail(self, block: int) -> list[nn.Module]:
         """Return the modules with which a block ends that work token by token."""
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         return find_tail(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -218,8 +226,10 @@ class LanguageModel(Reads):
         if "position_ids" in self._takes:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             arguments["position_ids"] = places[:, -ids.shape[1] :]
-        if "logits_to_keep" in self._takes:
-            arguments["logits_to_keep"] = last
+        if "logits_to_keep" in self._takes and last:
+            # As places, not as a number: told a number, Gemma 4 drops tokens from its blocks too.
+            first = max(ids.shape[1] - last, 0)
+            arguments["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
         if "use_cache" in self._takes:
             arguments["use_cache"] = cache is not None
         if cache is not None:
