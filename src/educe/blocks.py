@@ -96,7 +96,7 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
         found = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
         raise ModelError(
             f"no stack of decoder blocks found in {type(model).__name__}: none of its lists of "
-            f"modules hands a residual stream from each member to the next (lists: {found})"
+            f"two modules or more hands a residual stream from each to the next (lists: {found})"
         )
     name, blocks = max(chains, key=lambda chain: len(chain[1]))
     outputs = [seen[block][0][1] for block in blocks]

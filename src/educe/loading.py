@@ -14,6 +14,7 @@ import torch
 from educe import embedded
 from educe.errors import ModelError, as_model_error
 from educe.model import LanguageModel
+from educe.pair import auto_class
 from educe.quiet import quiet
 
 
@@ -51,9 +52,9 @@ def load(
     """
     if isinstance(model, tuple):
         hf, tokenizer = model
-        name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+        name = getattr(getattr(hf, "config", None), "_name_or_path", "") or type(hf).__name__
     else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         name = str(model)
         place = str(embedded.folder(progress=progress)) if name == "embedded" else name
@@ -67,7 +68,8 @@ def load(
         device = device or _default_device()
         with quiet(), as_model_error(name):
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            hf = AutoModelForCausalLM.from_pretrained(
+            made = auto_class(name, AutoConfig.from_pretrained(place, **options))
+            hf = made.from_pretrained(
                 place,
                 **options,
                 dtype=_dtype(dtype, device if device_map is None else None),

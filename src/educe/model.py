@@ -30,7 +30,7 @@ from educe.blocks import (
 )
 from educe.errors import LayerError, ModelError, as_model_error
 from educe.pair import ordinary_tokens, plain_call, plain_model, plain_tokenizer
-from educe.proof import TOKENS, prove
+from educe.proof import TOKENS, Same, prove
 from educe.rendering import Reads
 
 
@@ -67,12 +67,13 @@ class LanguageModel(Reads):
             self._takes.add("use_cache")
         ids = ordinary_tokens(self.vocabulary, self.unwrapped.config, self.tokenizer, TOKENS)
         ids = ids.to(self.device)
-        own, whole = plain_call(self.hf, ids, name), []
+        same = Same(name, self.unwrapped, plain_call(self.hf, ids, name))
+        whole: list[Tensor] = []
         with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
             self.stack: Stack = find_stack(
                 self.hf, lambda: whole.append(self.forward(ids, torch.ones_like(ids), last=0))
             )
-        prove(self, ids, own, *whole)
+        prove(self, ids, whole[0], same)
 
     @property
     def unwrapped(self) -> Any:

@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from educe.errors import ModelError, as_model_error
 
+ENDS = ("get_input_embeddings", "get_output_embeddings")
 REMEDY = "load the model with AutoModelForCausalLM"
 
 
@@ -27,13 +34,22 @@ def plain_model(hf: Any) -> Any:
     """
     hf = getattr(hf, "_orig_mod", hf)
     kind = type(hf).__name__
-    if not isinstance(hf, nn.Module) or not callable(getattr(hf, "get_input_embeddings", None)):
+    if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
         raise ModelError(f"{kind} is no model of transformers: give a pair (model, tokenizer)")
     for part in hf.modules():
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
             raise ModelError(f"{kind} has compiled parts: hand it over before it is compiled")
-    if getattr(getattr(hf, "config", None), "is_encoder_decoder", False):
+    if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} is an encoder-decoder, and educe audits decoders: {REMEDY}")
+    ends: list[Any]
+    try:
+        ends = [getattr(hf, end)() for end in ENDS]
+    except (AttributeError, NotImplementedError):
+        ends = [None]
+    if any(getattr(getattr(end, "weight", None), "ndim", 0) != 2 for end in ends):
+        raise ModelError(
+            f"{kind} does not read tokens and write logits over a vocabulary: {REMEDY}"
+        )
     return hf
 
 
@@ -50,6 +66,26 @@ def plain_tokenizer(tokenizer: Any) -> Any:
             "second from AutoTokenizer"
         )
     return tokenizer
+
+
+def auto_class(name: str, config: Any) -> Any:
+    """Return the class of transformers that loads a decoder of this configuration.
+
+    Some models that read images too are not among the causal language models of transformers.
+
+    Raises:
+        ModelError: It is the configuration of no decoder.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map"):
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(
+        config, "is_encoder_decoder", False
+    ):
+        return AutoModelForImageTextToText
+    raise ModelError(
+        f"{name} has a {type(config).__name__}, which is that of no causal language model: educe "
+        "audits decoders, those that AutoModelForCausalLM or AutoModelForImageTextToText loads"
+    )
 
 
 def ordinary_tokens(vocabulary: int, config: Any, tokenizer: Any, count: int) -> Int[Tensor, "1 t"]:
@@ -73,9 +109,8 @@ def plain_call(hf: nn.Module, ids: Int[Tensor, "r t"], name: str) -> Tensor:
     """
     with as_model_error(f"{name} ({type(hf).__name__}) for text alone"):
         logits = getattr(hf(input_ids=ids), "logits", None)
-    if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape or logits.shape[-1] < 3:
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape:
         raise ModelError(
-            f"{name} ({type(hf).__name__}) does not answer with logits over a vocabulary for each "
-            f"token: {REMEDY}"
+            f"{name} ({type(hf).__name__}) does not answer with logits for each token: {REMEDY}"
         )
     return logits

@@ -54,8 +54,8 @@ TOKENS, SHARED = 8, 5
 def prove(
     lm: Held,
     ids: Int[Tensor, "1 t"],
-    own: Float[Tensor, "1 t v"],
     whole: Float[Tensor, "1 t v"],
+    same: Same,
 ) -> None:
     """Show that educe's ways of running a model are the model's own, and that hooks act.
 
@@ -64,16 +64,15 @@ def prove(
     Args:
         lm: The model.
         ids: `TOKENS` token numbers.
-        own: What the model's own plain call answers to them.
         whole: What educe's forward answers to them.
+        same: Holds logits against each other; made from the model's own plain call.
 
     Raises:
         ModelError: One of the ways gives other logits, or NaN; or a hook does not act.
     """
-    same = _Same(lm, own)
     same(
         whole,
-        own,
+        same.own,
         "run with a mask and position numbers",
         "it counts positions in its own way, or answers anew at each call",
     )
@@ -100,9 +99,10 @@ def prove(
     same(decoded, beside, "decoding with a cache", why)
 
 
-class _Same:
+class Same:
     """Hold logits against others of the same tokens, position by position.
 
+    ``own`` is what the model's own plain call answers to the tokens that are tried.
     What is compared is the norm of the difference, as a share of the norm of how the logits vary.
     The tolerance is sixteen roundings of the model's floating-point type, as many as the sum of 256
     independent ones has: over 200 architectures, padding and a cache changed the logits by up to
@@ -112,37 +112,39 @@ class _Same:
     there on but leaves most positions as they are: there it is the median position that counts.
     """
 
-    def __init__(self, lm: Held, own: Tensor) -> None:
-        self.lm = lm
+    def __init__(self, name: str, hf: Any, own: Float[Tensor, "1 t v"]) -> None:
+        self.name, self.hf, self.own = name, hf, own
         # Some fill what they never write, as the numbers of image tokens, with one low value.
         self.varies = (own != own[:, :1]).any(1)[0]
         unit = torch.finfo(own.dtype).eps
         self.tolerance, self.exact = max(16 * unit, 1e-3), unit < 1e-6
         self.finite(own, "for a plain prompt")
         if not self.varies.any():
-            raise ModelError(f"{lm.name} gives the same logits whatever it reads")
+            raise ModelError(f"{name} gives the same logits whatever it reads")
 
     def finite(self, logits: Tensor, when: str) -> None:
+        """Raise a ModelError where a logit is NaN or infinite."""
         if not logits[..., self.varies].isfinite().all():
-            attention = getattr(self.lm.unwrapped.config, "_attn_implementation", None)
+            attention = getattr(self.hf.config, "_attn_implementation", None)
             raise ModelError(
-                f"{self.lm.name} gives NaN or infinite logits {when} (in {logits.dtype}, with "
+                f"{self.name} gives NaN or infinite logits {when} (in {logits.dtype}, with "
                 f"{attention} attention): load it with another dtype or attn_implementation"
             )
 
     def __call__(self, logits: Tensor, expected: Tensor, when: str, why: str) -> None:
+        """Raise a ModelError where logits ``[rows, tokens, vocabulary]`` are not those expected."""
         self.finite(logits, f"when {when}")
         a, b = (x[..., self.varies].double() for x in (logits, expected))
         off = (a - b).norm(dim=-1) / (b - b.mean(-1, keepdim=True)).norm(dim=-1)
         share = float(off.max() if self.exact else off.median())
         if not share <= self.tolerance:
             raise ModelError(
-                f"{self.lm.name} ({type(self.lm.unwrapped).__name__}) gives other logits when "
+                f"{self.name} ({type(self.hf).__name__}) gives other logits when "
                 f"{when}, by {share:.2g} of how they vary: {why}"
             )
 
 
-def _prove_hooks(lm: Held, ids: Tensor, plain: Tensor, same: _Same) -> None:
+def _prove_hooks(lm: Held, ids: Tensor, plain: Tensor, same: Same) -> None:
     """Show that adding to the stream leaving a block moves the next block's, and the logits."""
     mask = torch.ones_like(ids)
     draw = torch.Generator().manual_seed(0)

@@ -60,6 +60,11 @@ class Reads:
         """The most tokens the model takes, where its configuration says so."""
         raise NotImplementedError
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token numbers the model takes."""
+        raise NotImplementedError
+
     def render(
         self,
         prompt: Prompt,
@@ -102,6 +107,21 @@ class Reads:
         )
         return text + prefill
 
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the token numbers of a text, with the special tokens that plain text gets or not.
+
+        Raises:
+            PromptError: The tokenizer knows one that the model does not.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        if unknown := next((token for token in ids if token >= self.vocabulary), None):
+            raise PromptError(
+                f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
+                f"tokenizer gives it the number {unknown}, but its embedding has only "
+                f"{self.vocabulary}; leave it out, or resize the embedding"
+            )
+        return ids
+
     def encode(
         self,
         prompts: Sequence[Prompt],
@@ -121,7 +141,8 @@ class Reads:
             room: Tokens that must still fit into the context after the prompt.
 
         Raises:
-            PromptError: There is no prompt, one is empty, or one is longer than the context.
+            PromptError: There is no prompt, one is empty, one is longer than the context, or one
+                has a token that the model does not know.
         """
         if not prompts:
             raise PromptError("no prompt: give at least one")
@@ -131,7 +152,7 @@ class Reads:
         templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
         # A template writes its own special tokens; plain text gets the tokenizer's.
         rows = [
-            self.tokenizer(text, add_special_tokens=not through)["input_ids"]
+            self.tokens(text, special=not through)
             for text, through in zip(texts, templated, strict=True)
         ]
         return self.pad(rows, texts, room=room)
@@ -153,7 +174,9 @@ class Reads:
                 f"{self.context} tokens of {self.name}: shorten it, or ask for fewer new tokens"
             )
         pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        ids = torch.full((len(rows), longest), pad if pad is not None else 0)
+        # Padding is masked, so that any token will do where the tokenizer's is not the model's.
+        pad = pad if pad is not None and pad < self.vocabulary else 0
+        ids = torch.full((len(rows), longest), pad)
         mask = torch.zeros_like(ids)
         for line, row in enumerate(rows):
             ids[line, longest - len(row) :] = torch.tensor(row)

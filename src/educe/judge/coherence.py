@@ -120,7 +120,7 @@ class Coherence:
             Completion(
                 Row(0, prompts.index(answer.prompt), line),
                 answer.text,
-                tuple(self.lm.tokenizer(answer.text, add_special_tokens=False)["input_ids"]),
+                tuple(self.lm.tokens(answer.text)),
                 True,
             )
             for line, answer in enumerate(answers)

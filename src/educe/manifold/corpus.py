@@ -57,7 +57,7 @@ def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
         document = "\n\n".join(message["content"] for message in document)
     text = lm.render(document, chat=False)
     plain = isinstance(document, str)
-    return list(lm.tokenizer(text, add_special_tokens=plain)["input_ids"])
+    return lm.tokens(text, special=plain)
 
 
 def _bundled() -> Iterator[Prompt]:
