@@ -123,7 +123,7 @@ def _in_batches(
         )
     if unknown := [r for r in rows if not -1 <= r.perturbation < len(theta)]:
         raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
-    layer = lm.layer(kind.before)
+    layer = lm.source(kind.before)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
     todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))[::-1]

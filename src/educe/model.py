@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from educe.blocks import (
     Projection,
@@ -66,14 +67,16 @@ class LanguageModel(Reads):
         if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             self._takes.add("use_cache")
         ids = ordinary_tokens(self.vocabulary, self.unwrapped.config, self.tokenizer, TOKENS)
-        ids = ids.to(self.device)
-        same = Same(name, self.unwrapped, plain_call(self.hf, ids, name))
+        self._tried = ids.to(self.device)
+        self._same = Same(name, self.unwrapped, plain_call(self.hf, self._tried, name))
+        self._begins: dict[int, bool] = {}
         whole: list[Tensor] = []
         with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
-            self.stack: Stack = find_stack(
-                self.hf, lambda: whole.append(self.forward(ids, torch.ones_like(ids), last=0))
-            )
-        prove(self, ids, whole[0], same)
+            self.stack: Stack = find_stack(self.hf, lambda: whole.append(self._try()))
+        prove(self, self._tried, whole[0], self._same)
+
+    def _try(self) -> Tensor:
+        return self.forward(self._tried, torch.ones_like(self._tried), last=0)
 
     @property
     def unwrapped(self) -> Any:
@@ -143,6 +146,44 @@ class LanguageModel(Reads):
                 f"(0 to {self.depth - 1}); a fraction such as 0.5 names the middle"
             )
         return index % self.depth
+
+    def source(self, which: int | float) -> int:
+        """Return the index of a block above which the model can begin, given the stream there.
+
+        Raises:
+            LayerError: There is no such block, or blocks above it need more of those below than the
+                stream, as the last of Gemma 4 need keys and values, or keep their past in a cache
+                that is not one layer a block.
+        """
+        layer = self.layer(which)
+        if not self._can_begin(layer):
+            below = next((i for i in range(layer)[::-1] if self._can_begin(i)), None)
+            raise LayerError(
+                f"nothing can be added after block {layer} of {self.name}: blocks above it need "
+                "more of those below than the stream; "
+                + ("it cannot be perturbed" if below is None else f"block {below} is the last")
+            )
+        return layer
+
+    def _can_begin(self, layer: int) -> bool:
+        """Try what `educe.generate` does: the stream and the cache of the blocks below, kept."""
+        if layer not in self._begins:
+            head, tail = self._tried.split([TOKENS - 1, 1], 1)
+            mask = torch.ones_like(self._tried)
+            kept, cache = (DynamicCache(config=self.unwrapped.config) for _ in range(2))
+            with self.watching([layer]) as streams:
+                whole = self.forward(head, mask[:, :-1], cache=kept, last=0)
+            try:
+                with self.starting(layer, streams[layer]):
+                    begun = self.forward(head, mask[:, :-1], cache=cache, last=0)
+                cache.layers[: layer + 1] = kept.layers[: layer + 1]
+                begun = torch.cat([begun, self.forward(tail, mask, cache=cache)], 1)
+                whole = torch.cat([whole, self._try()[:, -1:]], 1)
+                self._same(begun, whole, f"begun above block {layer}", "it needs those below")
+                self._begins[layer] = True
+            except Exception:  # whatever comes of blocks that miss something
+                self._begins[layer] = False
+        return self._begins[layer]
 
     def projection(self, block: int, which: str) -> Projection:
         """Return the output projection of a block: of its ``attention``, or of its ``mlp``.

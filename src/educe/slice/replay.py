@@ -68,6 +68,7 @@ class Replay:
                 f"source {self.source} is not below target {self.target}: "
                 "the effect is read in a later layer than the one perturbed"
             )
+        lm.source(self.source)
         self.readout = readout
         self._take(Vectors(self.source, lm.width, positions))
         read = where.in_prompt(readout, batch.mask)
