@@ -115,6 +115,7 @@ RANKS = {
     "embedded": 1,
     "runs": 1,
     "rendering": 1,
+    "digest": 1,
     "proof": 2,
     "model": 2,
     "loading": 2,
