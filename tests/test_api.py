@@ -113,6 +113,8 @@ RANKS = {
     "blocks": 1,
     "prompts": 1,
     "embedded": 1,
+    "complete": 1,
+    "converted": 1,
     "runs": 1,
     "rendering": 1,
     "digest": 1,
