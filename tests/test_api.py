@@ -121,6 +121,7 @@ RANKS = {
     "proof": 2,
     "model": 2,
     "loading": 2,
+    "same_model": 2,
     "kinds": 3,
     "peft_folder": 3,
     "perturb": 3,
