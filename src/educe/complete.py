@@ -68,8 +68,9 @@ def check_numbers(name: str, hf: nn.Module) -> None:
         ModelError: One holds NaN or infinity.
     """
     for key, weight in hf.named_parameters():
-        if not weight.is_floating_point() or weight.itemsize < 2 or weight.is_meta:
-            continue  # quantised, or put off the device
+        quantised = weight.itemsize < 2 or hasattr(weight, "__tensor_flatten__")
+        if quantised or weight.is_meta or not weight.is_floating_point():
+            continue  # meta: put off the device
         if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
             raise ModelError(
                 f"{name}: the weight {key} holds NaN or infinity; the checkpoint is damaged"

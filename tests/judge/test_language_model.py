@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from educe.errors import JudgeError, PromptError
 from educe.judge import Answer, Streaming, in_order
 from educe.judge import asking as asking_module
