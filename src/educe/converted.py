@@ -1,6 +1,6 @@
 """Models that are converted once and kept in the user's cache folder.
 
-A GGUF file is dequantised by transformers at some 10 MB a second, so it is done once. What is kept
+transformers takes minutes to dequantise a GGUF file of a gigabyte, so it is done once. What is kept
 is float32, which holds every number that dequantising gives; half precision would round most. The
 name of what is kept has the SHA-256 of the file's content, read anew at every load: another file is
 never taken for it, whatever its path, size and date. Delete ``educe`` in the cache folder to be rid
@@ -75,7 +75,8 @@ def from_gguf(file: Path, say: Callable[[str], None]) -> Path:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
 
     def make(scratch: Path) -> Path:
-        say(f"converting {file.name} to safetensors (once; a minute or two for each gigabyte)")
+        size = file.stat().st_size / GIGABYTE
+        say(f"converting {file.name} ({size:.1f} GB) to safetensors, once: this can take minutes")
         return convert(file, scratch / "converted", f"# {file.name}, converted by educe\n")
 
     room = f"{8 * file.stat().st_size / GIGABYTE:.1f} GB"
