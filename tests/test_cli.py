@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
+import platformdirs
 import pytest
 import torch
 from rich.cells import cell_len
@@ -47,7 +48,7 @@ COMMANDS = (
     "report",
     "demo",
 )
-PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
+PROGRESS = re.compile(r".+: \d+/\d+(, .*)?|converting .+")
 
 
 class Ended(NamedTuple):
@@ -673,7 +674,10 @@ def gguf_of(file: Path, architecture: str) -> Path:
     return file
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     (tmp_path / "text.gguf").write_text("hello " * 100)
     (tmp_path / "empty").mkdir()
     tiny.write_gguf(tmp_path / "whole.gguf", tiny.hf_model("llama"))

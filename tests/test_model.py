@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -404,26 +403,6 @@ def test_load_takes_a_pair_as_it_is(tokenizer: Any) -> None:
     assert lm.hf is hf
     assert lm.tokenizer is tokenizer
     assert lm.name == "OPTForCausalLM"
-
-
-def test_load_a_gguf_file(tmp_path: Path) -> None:
-    hf = tiny.hf_model("llama")
-    tiny.write_gguf(tmp_path / "tiny.gguf", hf)
-    lm = load(tmp_path / "tiny.gguf", device="cpu", dtype=torch.float32)
-    (ids,) = tiny.ragged([9])
-    torch.testing.assert_close(last_logits(lm, [ids])[0], tiny.run(hf, ids)[0][-1].detach())
-    lm.hf.save_pretrained(tmp_path / "again")  # fails when it still believes to be quantised
-
-
-def test_a_gguf_file_of_an_unknown_architecture_is_one_sentence(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(str(tmp_path / "odd.gguf"), "nonsense")
-    writer.add_block_count(1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match=r"cannot load .*odd\.gguf.*nonsense") as error:
-        load(tmp_path / "odd.gguf")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "missing", "empty", "no-such/model"])

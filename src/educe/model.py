@@ -8,8 +8,9 @@ moves the stream there by exactly ``v``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from educe import digest
 from educe.blocks import (
     Projection,
     Stack,
@@ -118,6 +120,19 @@ class LanguageModel(Reads):
     def context(self) -> int | None:
         """The most tokens the model takes, where its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
+
+    @cached_property
+    def parts(self) -> Mapping[str, str]:
+        """What the model is known by again, part by part (see `educe.digest`); read once."""
+        return digest.parts(self.hf, self.tokenizer)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of weights, adapter, configuration, tokenizer, chat template and dtype.
+
+        It is the same on every device; a change of a single weight changes it.
+        """
+        return digest.whole(self.parts)
 
     @property
     def vocabulary(self) -> int:

@@ -75,6 +75,7 @@ class Asked:
         asker = as_asker(
             self.judge_model,
             name=self.judge_name,
+            progress=say,
             concurrency=self.at_once,
             timeout=self.time_out,
             retries=self.retries,

@@ -155,7 +155,7 @@ def shrink(
         if by == "look-for" and not settings.look_for:
             raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
         choose(telling.say)
-        lm = loaded(settings, telling.say)
+        lm = loaded(found, settings, telling.say)
         everything = (*settings.prompts, *settings.fresh)
         questions = encoded(lm, settings, everything)
         measure: Measure | None = None

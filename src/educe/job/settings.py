@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from educe import beside, discover
+from educe import beside, discover, same_model
 from educe.errors import MethodError, PromptError, RunError
 from educe.loading import load
 from educe.manifold import inside
@@ -164,9 +164,15 @@ def stored(run: Run) -> Settings:
     return Settings(**config)
 
 
-def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
-    """Load the model of some settings."""
-    return load(
+def loaded(
+    run: Run, s: Settings, say: Callable[[str], None], lm: LanguageModel | None = None
+) -> LanguageModel:
+    """Load the model of a run, or take one that is loaded, and make sure that it is the same.
+
+    Raises:
+        RunError: It is not the model that the run began with.
+    """
+    lm = lm or load(
         s.model,
         adapter=s.adapter,
         revision=s.revision,
@@ -175,6 +181,8 @@ def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
         device_map=s.device_map,
         progress=say,
     )
+    same_model.check(run, lm, say)
+    return lm
 
 
 def encoded(lm: LanguageModel, s: Settings, prompts: Sequence[Prompt]) -> PromptBatch:

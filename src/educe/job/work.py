@@ -39,7 +39,7 @@ class Work:
         self.given = PerturbationSet.load(given) if given else None
         self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
         with self.timed("load"):
-            self.lm = lm or loaded(self.settings, self.reporter.say)
+            self.lm = loaded(run, self.settings, self.reporter.say, lm)
         self.asked = encoded(self.lm, self.settings, self.settings.prompts)
         everything = (*self.settings.prompts, *self.settings.fresh)
         self.batch = encoded(self.lm, self.settings, everything)

@@ -153,7 +153,8 @@ def select_best(
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        RunError: The run is not finished, or another process is at work on the selection.
+        RunError: The run is not finished, its model is another now, or another process is at work
+            on the selection.
         PromptError: See `SelectionPlan.check`.
         MethodError: See `SelectionPlan.check`.
     """
@@ -192,7 +193,7 @@ class _Selection:
     ) -> None:
         self.run, self.kept, self.plan, self.reporter = run, kept, plan, reporter
         self.settings = settings = stored(run)
-        self.lm = lm or loaded(settings, reporter.say)
+        self.lm = loaded(run, settings, reporter.say, lm)
         everything = (*plan.prompts, *plan.fresh)
         self.batch = encoded(self.lm, settings, everything)
         self.fresh = range(len(plan.prompts), len(everything))

@@ -169,7 +169,7 @@ def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> 
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        RunError: Another process is at work on it.
+        RunError: Another process is at work on it, or its model is another now.
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
@@ -187,7 +187,7 @@ class _Tuning:
         self.run, self.reporter = run, reporter
         self.tuning = stored_tuning(run)
         job = self.tuning.job
-        self.lm = lm or loaded(job, reporter.say)
+        self.lm = loaded(run, job, reporter.say, lm)
         if self.tuning.proxy is None:
             asked, fresh = list(job.prompts), list(job.fresh)
             searched = asked
