@@ -554,7 +554,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         ("a.jsonl", b'"good"\n{"messages": [}\n'),
         ("a.jsonl", b"5"),
         ("a.jsonl", b"null"),
-        ("a.jsonl", b'{"prompt": "x"}'),
+        ("a.jsonl", b'{"answer": "x"}'),
         ("a.jsonl", b'["x", "y"]'),
         ("a.jsonl", b'[{"role": "user"}]'),
         ("a.jsonl", b'{"messages": 7}'),

@@ -11,8 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from educe.errors import PromptError
+from educe.prompts import checked, well_formed
 
-Message = Mapping[str, str]
+#: A role and a content; a content may also be a list of text parts.
+Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
@@ -32,6 +34,13 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def read(self) -> list[tuple[int, ...]]:
+        """Token numbers of each prompt, padding not counted."""
+        return [
+            tuple(row[kept].tolist()) for row, kept in zip(self.ids, self.mask.bool(), strict=True)
+        ]
 
     @property
     def lengths(self) -> list[int]:
@@ -78,29 +87,52 @@ class Reads:
             prefill: The first words of the answer, put after the rendered prompt.
 
         Raises:
-            PromptError: The prompt is empty, or needs a chat template and there is none.
+            PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
+                chat template and there is none, or the template refuses it or leaves some out.
         """
         template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("a prompt is empty: give it some text")
+        asked, prefill = checked(prompt), well_formed(prefill, "the prefill")
+        if isinstance(asked, str):
             if chat is False or (chat is None and not template):
-                return prompt + prefill
-            prompt = [{"role": "user", "content": prompt}]
-        if not prompt:
-            raise PromptError("a prompt has no messages: give it at least one")
+                return asked + prefill
+            asked = [{"role": "user", "content": asked}]
         if not template:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
-        goes_on = prompt[-1].get("role") == "assistant"
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in prompt],
-            tokenize=False,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            **extra,
+        text = self._templated(asked, extra)
+        # A short content can stand in the template's own words: marks in its place cannot.
+        marks = [f"q7Zk{i}Xw9" for i in range(len(asked))]
+        marked = self._templated(
+            [m | {"content": mark} for m, mark in zip(asked, marks, strict=True)], extra
         )
+        for i, (message, mark) in enumerate(zip(asked, marks, strict=True), 1):
+            if mark not in marked or message["content"].strip() not in text:
+                raise PromptError(
+                    f"the chat template of {self.name} leaves out or changes message {i} "
+                    f"({message['role']}): the model would not read what it says; leave the "
+                    "message out, or write it into another"
+                )
         return text + prefill
+
+    def _templated(self, messages: list[dict[str, str]], extra: dict[str, Any]) -> str:
+        """Write messages by the chat template; it is a program, and its errors are of any kind."""
+        goes_on = messages[-1]["role"] == "assistant"
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **extra,
+            )
+        except Exception as error:
+            roles = ", ".join(message["role"] for message in messages)
+            reason = next(filter(None, str(error).splitlines()), "no reason")
+            raise PromptError(
+                f"the chat template of {self.name} does not take a prompt of {roles}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        return text
 
     def encode(
         self,
@@ -126,15 +158,46 @@ class Reads:
         if not prompts:
             raise PromptError("no prompt: give at least one")
         options = {"chat": chat, "enable_thinking": enable_thinking, "prefill": prefill}
-        texts = tuple(self.render(prompt, **options) for prompt in prompts)  # type: ignore[arg-type]
+        texts = tuple(
+            self._rendered(prompt, i, len(prompts), options) for i, prompt in enumerate(prompts, 1)
+        )
         template = bool(getattr(self.tokenizer, "chat_template", None))
         templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
-        # A template writes its own special tokens; plain text gets the tokenizer's.
         rows = [
-            self.tokenizer(text, add_special_tokens=not through)["input_ids"]
+            self.tokens(text, templated=through)
             for text, through in zip(texts, templated, strict=True)
         ]
         return self.pad(rows, texts, room=room)
+
+    def _rendered(self, prompt: Prompt, number: int, of: int, options: dict[str, Any]) -> str:
+        """Render one of several prompts; an error says which."""
+        try:
+            return self.render(prompt, **options)
+        except PromptError as error:
+            if of == 1:
+                raise
+            raise PromptError(f"prompt {number} of {of}: {error}") from error
+
+    def tokens(self, text: str, *, templated: bool) -> list[int]:
+        """Return the token numbers of a rendered prompt.
+
+        A template writes its own special tokens. A bare text gets those that the tokenizer puts
+        before it, once, though the text may begin with them; not those that it puts behind it, such
+        as an end token, after which nobody goes on writing.
+        """
+        bare = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if templated or not bare:
+            return bare
+        whole = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        places = range(len(whole) - len(bare) + 1)
+        place = next((i for i in places if whole[i : i + len(bare)] == bare), None)
+        if place is None:
+            raise PromptError(
+                f"the tokenizer of {self.name} reads a bare text otherwise beside its special "
+                "tokens: give the prompt as messages"
+            )
+        before = whole[:place]
+        return bare if bare[: len(before)] == before else before + bare
 
     def pad(
         self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from educe.errors import PromptError
 from educe.model import LanguageModel
+from educe.prompts import messages_of
 from educe.rendering import Prompt
 
 DATA = Path(__file__).parent / "data"
@@ -54,10 +55,9 @@ def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
     """Return a document as the model reads it; a chat is plain text where there is no template."""
     template = bool(getattr(lm.tokenizer, "chat_template", None))
     if not isinstance(document, str) and not template:
-        document = "\n\n".join(message["content"] for message in document)
+        document = "\n\n".join(message["content"] for message in messages_of(document))
     text = lm.render(document, chat=False)
-    plain = isinstance(document, str)
-    return list(lm.tokenizer(text, add_special_tokens=plain)["input_ids"])
+    return lm.tokens(text, templated=not isinstance(document, str))
 
 
 def _bundled() -> Iterator[Prompt]:
