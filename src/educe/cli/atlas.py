@@ -19,6 +19,7 @@ from educe.cli.options import (
     Json,
     Model,
     Revision,
+    encoded_once,
     new_folder,
 )
 from educe.errors import PromptError, RunError
@@ -90,7 +91,7 @@ def atlas(
         device_map=device_map,
         progress=telling.say,
     )
-    batch = lm.encode(asked)
+    batch = encoded_once(lm, asked, telling.say)
     pairs, config = (
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
