@@ -51,7 +51,7 @@ def atlas(
     prompts
         what the model is asked
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
