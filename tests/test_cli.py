@@ -671,6 +671,17 @@ def test_a_prompt_that_does_not_suit_the_model_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "told"), [("--positions middle", "positions"), ("--readout generated", "generated")]
+)
+def test_an_atlas_that_cannot_be_leaves_nothing(
+    model: Path, options: str, told: str, tmp_path: Path
+) -> None:
+    arguments = ["atlas", "Hi.", "--model", model, *options.split(), "--out", tmp_path / "a" / "b"]
+    assert told in refused(*arguments, begun=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["--model", "--look-for", "--prefill", "--out", "--prompts"])
 def test_an_argument_that_is_not_text_is_one_line(
     tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,30 @@ def distinct(
     return sorted(first.values()), said
 
 
+def read_of(whole: Sequence[int], bare: Sequence[int]) -> slice:
+    """Return what a model reads of a bare text with the special tokens of its tokenizer.
+
+    These are the tokens that the tokenizer puts before the text, once, though the text may begin
+    with them; and not those that it puts behind it, such as an end, after which nobody goes on.
+
+    Args:
+        whole: Token numbers with special tokens.
+        bare: Without.
+
+    Raises:
+        PromptError: The tokenizer reads the text otherwise beside its special tokens.
+    """
+    places = range(len(whole) - len(bare) + 1)
+    place = next((i for i in places if list(whole[i : i + len(bare)]) == list(bare)), None)
+    if place is None:
+        raise PromptError(
+            "the tokenizer reads a bare text otherwise beside its special tokens: give the prompt "
+            "as messages"
+        )
+    begun = list(bare[:place]) == list(whole[:place])
+    return slice(place if begun else 0, place + len(bare))
+
+
 class Reads:
     """What a `LanguageModel` does with prompts.
 
@@ -125,33 +149,44 @@ class Reads:
             PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
                 chat template and there is none, or the template refuses it or leaves some out.
         """
+        prefill = well_formed(prefill, "the prefill")
+        messages = self._messages(prompt, chat)
+        if messages is None:
+            return f"{prompt}{prefill}"
+        return self._held(messages, enable_thinking) + prefill
+
+    def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
+        """Return what goes through the chat template; None for text that does not."""
         template = getattr(self.tokenizer, "chat_template", None)
-        asked, prefill = checked(prompt), well_formed(prefill, "the prefill")
+        asked = checked(prompt)
         if isinstance(asked, str):
             if chat is False or (chat is None and not template):
-                return asked + prefill
+                return None
             asked = [{"role": "user", "content": asked}]
         if not template:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
-        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        text = self._templated(asked, extra)
+        return asked
+
+    def _held(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
+        """Write messages by the chat template, and hold the text against what was asked."""
+        text = self._templated(messages, enable_thinking)
         # A short content can stand in the template's own words: marks in its place cannot.
-        marks = [f"q7Zk{i}Xw9" for i in range(len(asked))]
-        marked = self._templated(
-            [m | {"content": mark} for m, mark in zip(asked, marks, strict=True)], extra
-        )
-        for i, (message, mark) in enumerate(zip(asked, marks, strict=True), 1):
+        marks = [f"q7Zk{i}Xw9" for i in range(len(messages))]
+        pairs = list(zip(messages, marks, strict=True))
+        marked = self._templated([m | {"content": mark} for m, mark in pairs], enable_thinking)
+        for i, (message, mark) in enumerate(pairs, 1):
             if mark not in marked or message["content"].strip() not in text:
                 raise PromptError(
                     f"the chat template of {self.name} leaves out or changes message {i} "
                     f"({message['role']}): the model would not read what it says; leave the "
                     "message out, or write it into another"
                 )
-        return text + prefill
+        return text
 
-    def _templated(self, messages: list[dict[str, str]], extra: dict[str, Any]) -> str:
+    def _templated(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
         """Write messages by the chat template; it is a program, and its errors are of any kind."""
         goes_on = messages[-1]["role"] == "assistant"
+        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
@@ -216,23 +251,16 @@ class Reads:
     def tokens(self, text: str, *, templated: bool) -> list[int]:
         """Return the token numbers of a rendered prompt.
 
-        A template writes its own special tokens. A bare text gets those that the tokenizer puts
-        before it, once, though the text may begin with them; not those that it puts behind it, such
-        as an end token, after which nobody goes on writing.
+        A template writes its own special tokens; of a bare text see `read_of`.
+
+        Raises:
+            PromptError: See `read_of`.
         """
         bare = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if templated or not bare:
             return bare
         whole = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-        places = range(len(whole) - len(bare) + 1)
-        place = next((i for i in places if whole[i : i + len(bare)] == bare), None)
-        if place is None:
-            raise PromptError(
-                f"the tokenizer of {self.name} reads a bare text otherwise beside its special "
-                "tokens: give the prompt as messages"
-            )
-        before = whole[:place]
-        return bare if bare[: len(before)] == before else before + bare
+        return whole[read_of(whole, bare)]
 
     def pad(
         self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0

@@ -96,7 +96,6 @@ def atlas(
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
     known = surveyed(lm, batch, pairs, config, file, telling)
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
