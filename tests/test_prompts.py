@@ -97,6 +97,7 @@ LINES = '"Hi"\n\n{"messages": [{"role": "user", "content": "Hi"}]}\r\n{"text": "
         ("a.csv", "prompt\na\n", ["a"]),
         ("a.CSV", 'id,Prompt \r\n1,"two\nlines, ""so"""\r\n\r\n2,b\r\n', ['two\nlines, "so"', "b"]),
         ("a.csv", "question,answer\n?,!\n", ["?"]),
+        ("a.csv", 'prompt\r\n"two\r\nlines"\r\n', ["two\r\nlines"]),
         ("a.csv", "instruction,input,output\nDo,this,x\nDo,,x\n", ["Do\n\nthis", "Do"]),
         ("a.tsv", 'text\tid\n"a\tb"\t1\n', ["a\tb"]),
     ],
