@@ -555,7 +555,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         ("a.jsonl", b'"good"\n{"messages": [}\n'),
         ("a.jsonl", b"5"),
         ("a.jsonl", b"null"),
-        ("a.jsonl", b'{"prompt": "x"}'),
+        ("a.jsonl", b'{"answer": "x"}'),
         ("a.jsonl", b'["x", "y"]'),
         ("a.jsonl", b'[{"role": "user"}]'),
         ("a.jsonl", b'{"messages": 7}'),
@@ -652,16 +652,63 @@ def test_what_does_not_suit_the_model_is_one_line(
     model: Path, options: str, told: str, tmp_path: Path
 ) -> None:
     arguments = ["discover", "Tell me.", "--model", model, *options.split()]
-    assert told in refused(*arguments, "--out", tmp_path / "run", begun=True)
+    assert told in refused(*arguments, "--out", tmp_path / "a" / "run", begun=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"), [("", "empty"), ("  \n", "empty"), ("long " * 40, "128 tokens")]
+    ("prompt", "told"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ("long " * 40, "128 tokens"),
+        ("caf\udce9", "argument 'caf\\udce9' has '\\udce9'"),
+    ],
 )
 def test_a_prompt_that_does_not_suit_the_model_is_one_line(
     model: Path, prompt: str, told: str, tmp_path: Path
 ) -> None:
     assert told in refused("discover", prompt, "--model", model, "--out", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [("--positions middle", "positions"), ("--readout generated", "generated")]
+)
+def test_an_atlas_that_cannot_be_leaves_nothing(
+    model: Path, options: str, told: str, tmp_path: Path
+) -> None:
+    arguments = ["atlas", "Hi.", "--model", model, *options.split(), "--out", tmp_path / "a" / "b"]
+    assert told in refused(*arguments, begun=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--model", "--look-for", "--prefill", "--out", "--prompts"])
+def test_an_argument_that_is_not_text_is_one_line(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give text in UTF-8" in refused("discover", "Hi.", option, "caf\udce9")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_chat_template_refuses_is_one_line_and_leaves_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    place, prompts = tmp_path / "strict", tmp_path / "prompts.jsonl"
+    shutil.copytree(model, place)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        + tiny.TEMPLATE
+    )
+    tokenizer.save_pretrained(place)
+    spoken = [{"role": role, "content": "Hi."} for role in ("system", "user")]
+    prompts.write_text(json.dumps(spoken))
+    for command in (["discover"], ["tune", "--look-for", "a"], ["atlas"]):
+        given = [*command, "--prompts", prompts, "--model", place, "--out", tmp_path / "a" / "run"]
+        assert "TemplateError: No system role" in refused(*given)
+        assert not (tmp_path / "a").exists()
 
 
 def gguf_of(file: Path, architecture: str) -> Path:
@@ -695,7 +742,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
     ]:
         line = refused("discover", "Hi.", "--model", model, "--out", tmp_path / "run", begun=True)
         assert told in line
-        shutil.rmtree(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(

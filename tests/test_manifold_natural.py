@@ -312,6 +312,11 @@ def test_files_of_text_and_of_records_are_read_as_they_are_asked_for(tmp_path: P
     (tmp_path / "broken.jsonl").write_text("{")
     with pytest.raises(PromptError, match="line 1 is no JSON"):
         next(corpus.documents(tmp_path / "broken.jsonl"))
+    (tmp_path / "shouted.NDJSON").write_text('{"text": "a"}\n')
+    assert list(corpus.documents(tmp_path / "shouted.NDJSON")) == ["a"]
+    for name in ("a.csv", "a.json", "a.parquet"):
+        with pytest.raises(PromptError, match=f"cannot read the corpus .*{name}"):
+            corpus.documents(tmp_path / name)
 
 
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

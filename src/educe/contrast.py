@@ -351,7 +351,7 @@ def _halves(positive: int, negative: int, draw: torch.Generator) -> tuple[list[i
 
 def _tokens(lm: LanguageModel, batch: PromptBatch, target: str) -> Int[Tensor, "m"]:
     """Return the tokens of a target."""
-    ids = lm.tokens(target)
+    ids = lm.tokens(target, templated=True)
     if not ids:
         raise PromptError("the target is empty: give the words that the model shall say")
     length = batch.ids.shape[1] + len(ids)

@@ -41,6 +41,45 @@ class Completion(NamedTuple):
     finished: bool  #: whether the model ended it, rather than the limit on its length
 
 
+#: What transformers' `generate` takes from a model's generation_config and changes texts by, with
+#: the value that changes none; so do None and what is empty.
+GENERATION_CONFIG = {
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "guidance_scale"), 1.0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("do_sample", "top_k", "min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty", "token_healing"), 0),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "max_time")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "penalty_alpha", "dola_layers")),
+    **dict.fromkeys(("watermarking_config", "constraints", "force_words_ids")),
+}
+
+
+def left_out(lm: LanguageModel) -> list[str]:
+    """Return what to say of a model whose generation_config asks for more than `generate` does.
+
+    `generate` takes no more from it than the tokens that end a text. Effects, side effects and
+    likelihoods are measured on the model's own probabilities, and what it writes shall follow the
+    same: a penalty for repetition, for instance, would make each token depend on the words of the
+    prompt beside what the model makes of them, and would hide texts that a perturbation broke.
+    """
+    config = getattr(lm.unwrapped, "generation_config", None)
+    asked = []
+    for name, idle in GENERATION_CONFIG.items():
+        value = getattr(config, name, None)
+        if value not in (None, idle, [], {}, ""):
+            short = isinstance(value, (int, float)) and not isinstance(value, bool)
+            asked.append(f"{name} {value:g}" if short else name)
+    if not asked:
+        return []
+    return [
+        f"the model's generation_config asks for {', '.join(asked)}, which are not applied: texts "
+        "follow the model's own probabilities"
+    ]
+
+
 def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
     """Return every row of ``n`` perturbations, in order."""
     return [Row(i, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]

@@ -11,8 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from educe.errors import PromptError
+from educe.prompts import checked, well_formed
 
-Message = Mapping[str, str]
+#: A role and a content; a content may also be a list of text parts.
+Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
@@ -34,9 +36,75 @@ class PromptBatch:
         return len(self.texts)
 
     @property
+    def read(self) -> list[tuple[int, ...]]:
+        """Token numbers of each prompt, padding not counted."""
+        return [
+            tuple(row[kept].tolist()) for row, kept in zip(self.ids, self.mask.bool(), strict=True)
+        ]
+
+    @property
     def lengths(self) -> list[int]:
         """Number of tokens of each prompt, padding not counted."""
         return [int(n) for n in self.mask.sum(1)]
+
+
+def distinct(
+    what: str, batch: PromptBatch, before: PromptBatch | None = None
+) -> tuple[list[int], list[str]]:
+    """Return which prompts differ as the model reads them, and what to say of the others.
+
+    Args:
+        what: What the prompts are called.
+        batch: The prompts.
+        before: Others, which they are to differ from as well.
+
+    Returns:
+        The places of those that stand first, and a sentence for each way in which others do not.
+
+    Raises:
+        PromptError: Each of them is one of the others.
+    """
+    taken = set(before.read) if before is not None else set()
+    first = {read: i for i, read in reversed(list(enumerate(batch.read))) if read not in taken}
+    if not first:
+        raise PromptError(
+            f"no {what} are left: the model reads each of the {len(batch)} as one that is searched "
+            "on; give others"
+        )
+    elsewhere = sum(read in taken for read in batch.read)
+    again = len(batch) - elsewhere - len(first)
+    said = []
+    if elsewhere:
+        said.append(
+            f"{elsewhere} of the {len(batch)} {what} read as one that is searched on: left out"
+        )
+    if again:
+        said.append(f"{again} of the {len(batch)} {what} read as one before: counted once")
+    return sorted(first.values()), said
+
+
+def read_of(whole: Sequence[int], bare: Sequence[int]) -> slice:
+    """Return what a model reads of a bare text with the special tokens of its tokenizer.
+
+    These are the tokens that the tokenizer puts before the text, once, though the text may begin
+    with them; and not those that it puts behind it, such as an end, after which nobody goes on.
+
+    Args:
+        whole: Token numbers with special tokens.
+        bare: Without.
+
+    Raises:
+        PromptError: The tokenizer reads the text otherwise beside its special tokens.
+    """
+    places = range(len(whole) - len(bare) + 1)
+    place = next((i for i in places if list(whole[i : i + len(bare)]) == list(bare)), None)
+    if place is None:
+        raise PromptError(
+            "the tokenizer reads a bare text otherwise beside its special tokens: give the prompt "
+            "as messages"
+        )
+    begun = list(bare[:place]) == list(whole[:place])
+    return slice(place if begun else 0, place + len(bare))
 
 
 class Reads:
@@ -83,44 +151,63 @@ class Reads:
             prefill: The first words of the answer, put after the rendered prompt.
 
         Raises:
-            PromptError: The prompt is empty, or needs a chat template and there is none.
+            PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
+                chat template and there is none, or the template refuses it or leaves some out.
         """
+        prefill = well_formed(prefill, "the prefill")
+        messages = self._messages(prompt, chat)
+        if messages is None:
+            return f"{prompt}{prefill}"
+        return self._held(messages, enable_thinking) + prefill
+
+    def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
+        """Return what goes through the chat template; None for text that does not."""
         template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("a prompt is empty: give it some text")
+        asked = checked(prompt)
+        if isinstance(asked, str):
             if chat is False or (chat is None and not template):
-                return prompt + prefill
-            prompt = [{"role": "user", "content": prompt}]
-        if not prompt:
-            raise PromptError("a prompt has no messages: give it at least one")
+                return None
+            asked = [{"role": "user", "content": asked}]
         if not template:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
-        goes_on = prompt[-1].get("role") == "assistant"
+        return asked
+
+    def _held(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
+        """Write messages by the chat template, and hold the text against what was asked."""
+        text = self._templated(messages, enable_thinking)
+        # A short content can stand in the template's own words: marks in its place cannot.
+        marks = [f"q7Zk{i}Xw9" for i in range(len(messages))]
+        pairs = list(zip(messages, marks, strict=True))
+        marked = self._templated([m | {"content": mark} for m, mark in pairs], enable_thinking)
+        for i, (message, mark) in enumerate(pairs, 1):
+            if mark not in marked or message["content"].strip() not in text:
+                raise PromptError(
+                    f"the chat template of {self.name} leaves out or changes message {i} "
+                    f"({message['role']}): the model would not read what it says; leave the "
+                    "message out, or write it into another"
+                )
+        return text
+
+    def _templated(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
+        """Write messages by the chat template; it is a program, and its errors are of any kind."""
+        goes_on = messages[-1]["role"] == "assistant"
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in prompt],
-            tokenize=False,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            **extra,
-        )
-        return text + prefill
-
-    def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the token numbers of a text, with the special tokens that plain text gets or not.
-
-        Raises:
-            PromptError: The tokenizer knows one that the model does not.
-        """
-        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        if unknown := next((token for token in ids if token >= self.vocabulary), None):
-            raise PromptError(
-                f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
-                f"tokenizer gives it the number {unknown}, but its embedding has only "
-                f"{self.vocabulary}; leave it out, or resize the embedding"
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **extra,
             )
-        return ids
+        except Exception as error:
+            roles = ", ".join(message["role"] for message in messages)
+            reason = next(filter(None, str(error).splitlines()), "no reason")
+            raise PromptError(
+                f"the chat template of {self.name} does not take a prompt of {roles}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        return text
 
     def encode(
         self,
@@ -147,15 +234,45 @@ class Reads:
         if not prompts:
             raise PromptError("no prompt: give at least one")
         options = {"chat": chat, "enable_thinking": enable_thinking, "prefill": prefill}
-        texts = tuple(self.render(prompt, **options) for prompt in prompts)  # type: ignore[arg-type]
+        texts = tuple(
+            self._rendered(prompt, i, len(prompts), options) for i, prompt in enumerate(prompts, 1)
+        )
         template = bool(getattr(self.tokenizer, "chat_template", None))
         templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
-        # A template writes its own special tokens; plain text gets the tokenizer's.
         rows = [
-            self.tokens(text, special=not through)
+            self.tokens(text, templated=through)
             for text, through in zip(texts, templated, strict=True)
         ]
         return self.pad(rows, texts, room=room)
+
+    def _rendered(self, prompt: Prompt, number: int, of: int, options: dict[str, Any]) -> str:
+        """Render one of several prompts; an error says which."""
+        try:
+            return self.render(prompt, **options)
+        except PromptError as error:
+            if of == 1:
+                raise
+            raise PromptError(f"prompt {number} of {of}: {error}") from error
+
+    def tokens(self, text: str, *, templated: bool) -> list[int]:
+        """Return the token numbers of a rendered prompt.
+
+        A template writes its own special tokens; of a bare text see `read_of`.
+
+        Raises:
+            PromptError: See `read_of`; or the tokenizer knows a token that the model does not.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if ids and not templated:
+            whole = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+            ids = whole[read_of(whole, ids)]
+        if unknown := next((token for token in ids if token >= self.vocabulary), None):
+            raise PromptError(
+                f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
+                f"tokenizer gives it the number {unknown}, but its embedding has only "
+                f"{self.vocabulary}; leave it out, or resize the embedding"
+            )
+        return ids
 
     def pad(
         self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0

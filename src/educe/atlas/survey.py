@@ -155,6 +155,7 @@ def surveyed(
         with reporter.stage("atlas", len(missing), "pairs") as step:
             done = len(pairs) - len(missing)
             for known in survey(lm, batch, pairs, config, begun=begun):
+                path.parent.mkdir(parents=True, exist_ok=True)  # not before there is something
                 known.save(path)
                 step(len(known.pairs) - done)
                 done = len(known.pairs)

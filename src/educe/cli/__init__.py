@@ -23,6 +23,7 @@ from educe.cli import (
     show,
 )
 from educe.errors import EduceError
+from educe.prompts import well_formed
 
 app = App(
     name="educe",
@@ -51,7 +52,13 @@ app.command(refine.app)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and the exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_status(lambda: app(arguments, **_QUIET), "--debug" in arguments))
+
+    def command() -> None:
+        for argument in arguments:  # what is not UTF-8 comes as halves of surrogate pairs
+            well_formed(argument, f"the argument {argument!a}")
+        app(arguments, **_QUIET)
+
+    sys.exit(_exit_status(command, "--debug" in arguments))
 
 
 _QUIET: dict[str, Any] = {

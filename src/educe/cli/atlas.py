@@ -19,6 +19,7 @@ from educe.cli.options import (
     Json,
     Model,
     Revision,
+    encoded_once,
     new_folder,
 )
 from educe.errors import PromptError, RunError
@@ -50,7 +51,7 @@ def atlas(
     prompts
         what the model is asked
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
@@ -90,12 +91,11 @@ def atlas(
         device_map=device_map,
         progress=telling.say,
     )
-    batch = lm.encode(asked)
+    batch = encoded_once(lm, asked, telling.say)
     pairs, config = (
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
     known = surveyed(lm, batch, pairs, config, file, telling)
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")

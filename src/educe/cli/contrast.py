@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from educe.cli.options import Adapter, Debug, Device, DType, Json, Model, Revision, new_folder
+from educe.cli.options import (
+    Adapter,
+    Debug,
+    Device,
+    DType,
+    Json,
+    Model,
+    Revision,
+    encoded_once,
+    new_folder,
+)
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
 
@@ -88,7 +98,7 @@ def contrast(
         device=device,
         progress=telling.say,
     )
-    batches = [lm.encode(some) for some in read or [list(prompts)]]
+    batches = [encoded_once(lm, some, telling.say) for some in read or [list(prompts)]]
     part = Slice(lm, batches[0], source=source, target=target)
     with telling.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)

@@ -73,7 +73,7 @@ def discover(
     prompts
         what the model is asked; effects are averaged over them
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     method
         how to search; educe methods lists them
     setting

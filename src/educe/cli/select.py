@@ -152,7 +152,7 @@ def tune(
     prompts
         what the model is asked
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     look_for
         a regular expression that a hit matches
     proxy

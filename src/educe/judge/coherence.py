@@ -119,7 +119,7 @@ class Coherence:
             Completion(
                 Row(0, prompts.index(answer.prompt), line),
                 answer.text,
-                tuple(self.lm.tokens(answer.text)),
+                tuple(self.lm.tokens(answer.text, templated=True)),
                 True,
             )
             for line, answer in enumerate(answers)

@@ -33,6 +33,8 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     )
     if facts.get("why"):
         console.print(Text(f"layers      {facts['why']}", style="dim"))
+    for remark in facts.get("remarks", ()):
+        console.print(Text(f"note        {remark}", style="dim"))
     for prompt in summary.prompts[:2]:
         answers = summary.baseline.get(prompt.id, ())
         console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))

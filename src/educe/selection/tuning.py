@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
 from educe.job.rows import RETEST_TEMPERATURE
-from educe.job.settings import Settings, encoded, loaded
+from educe.job.settings import Settings, encoded, loaded, told_apart
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -189,7 +189,11 @@ class _Tuning:
         job = self.tuning.job
         self.lm = loaded(run, job, reporter.say, lm)
         if self.tuning.proxy is None:
-            asked, fresh = list(job.prompts), list(job.fresh)
+            apart = told_apart(self.lm, job, job.prompts, job.fresh)
+            for sentence in apart.said:
+                self.reporter.say(sentence)
+            asked = [job.prompts[i] for i in apart.asked]
+            fresh = [job.fresh[i] for i in apart.fresh]
             searched = asked
             self.rules = [job.look_for or ""] * len(asked + fresh)
         else:
