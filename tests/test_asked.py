@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from educe.errors import PositionsError
 from educe.model import LanguageModel
-from educe.slice import Slice
 
 # As chat models have them: what stands behind the message is of 0 to some 20 bytes.
 TEMPLATES = {
     "chatml": (
-        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a user's assistant.<|im_end|>\n"
-        "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+        "You are a user's assistant.<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "llama": (
@@ -109,16 +109,14 @@ def check(lm: LanguageModel, prompt: Any, before: str, content: str, **options: 
     ids = batch.ids[0][batch.mask[0].bool()].tolist()
     own = batch.asked[0][batch.mask[0].bool()].nonzero()[:, 0].tolist()
 
-    def decoded(tokens: list[int]) -> bytes:
-        raw = lm.tokenizer.convert_ids_to_tokens(tokens)
-        return _bytes(lm.name, raw)
-
-    whole = decoded(ids)
+    each = [_bytes(lm.name, token) for token in lm.tokenizer.convert_ids_to_tokens(ids)]
+    whole = b"".join(each)
     start, stop = len(before.encode()), len((before + content).encode())
     skipped = len(whole) - len(batch.texts[0].encode())  # a space that the tokenizer puts first
     start, stop = start + skipped, stop + skipped
     assert whole[start:stop] == content.encode()
-    ends = [len(decoded(ids[: i + 1])) for i in range(len(ids))]
+    start = start if before else 0  # that space belongs to the first character
+    ends = list(accumulate(map(len, each)))
     begins = [0, *ends[:-1]]
     over = [i for i, (a, b) in enumerate(zip(begins, ends, strict=True)) if a < stop and b > start]
     assert own == over
@@ -126,25 +124,23 @@ def check(lm: LanguageModel, prompt: Any, before: str, content: str, **options: 
     assert last == over[-1]
 
 
-def _bytes(how: str, tokens: list[str]) -> bytes:
+def _bytes(how: str, token: str) -> bytes:
     if how == "slow":
-        return b"".join(t.encode("latin-1") if len(t) == 1 else t.encode() for t in tokens)
+        return token.encode("latin-1") if len(token) == 1 else token.encode()
     if how == "pieces":
-        return b"".join(
-            bytes([int(t[3:5], 16)]) if t.startswith("<0x") else t.replace("▁", " ").encode()
-            for t in tokens
-        )
-    letter = {c: i for i, c in _alphabet().items()}
-    return b"".join(
-        bytes(letter[c] for c in t) if set(t) <= set(letter) else t.encode() for t in tokens
-    )
+        known = token.startswith("<0x")
+        return bytes([int(token[3:5], 16)]) if known else token.replace("▁", " ").encode()
+    letters = _alphabet()
+    known = set(token) <= set(letters)
+    return bytes(letters[letter] for letter in token) if known else token.encode()
 
 
-def _alphabet() -> dict[int, str]:
+@cache
+def _alphabet() -> dict[str, int]:
     """Return the letters that stand for bytes, as GPT-2 has them."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -156,7 +152,7 @@ def test_the_message_is_what_stands_between_what_the_template_writes(
     said = [
         {"role": "system", "content": f"You hear {content} and user"},
         {"role": "user", "content": content},
-        {"role": "assistant", "content": content},
+        {"role": "assistant", "content": content.strip()},
     ]
     for earlier in ([], said[:1], said):
         for behind, prefill in (
@@ -166,6 +162,8 @@ def test_the_message_is_what_stands_between_what_the_template_writes(
         ):
             prompt = [*earlier, {"role": "user", "content": content}, *behind]
             if not content.strip():
+                if not reader.render(prompt, prefill=prefill):
+                    continue  # no prompt at all
                 with pytest.raises(PositionsError, match="in prompt 0"):
                     reader.encode([prompt], prefill=prefill).at("asked:1")
                 continue
@@ -177,3 +175,41 @@ def test_the_message_is_what_stands_between_what_the_template_writes(
             lead = content[: len(content) - len(content.lstrip())]
             before += lead if text.startswith(before + lead + content.strip()) else ""
             check(reader, prompt, before, content.strip(), prefill=prefill)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_plain_text_is_all_the_persons_but_what_the_tokenizer_adds(bos: bool) -> None:
+    lm = LanguageModel(tiny.hf_model(), tiny.tokenizer(chat=False, bos=bos), name="plain")
+    batch = lm.encode([" ab ", "no more"], prefill="xyz")
+    own = [ids[at].tolist() for ids, at in zip(batch.ids, batch.asked, strict=True)]
+    assert [lm.tokenizer.decode(ids) for ids in own] == ["ab", "no more"]
+    assert batch.spans == [(1 + bos, 3 + bos), (bos, 7 + bos)]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (tiny.TEMPLATE, [{"role": "system", "content": "Be kind."}]),
+        (tiny.TEMPLATE, [{"role": "user", "content": " "}]),
+        ("{% for m in messages %}{{ m.content[:1] }}{% endfor %}...", "abc"),
+        ("{% for m in messages %}{{ m.content | length }}{% endfor %}", "abc"),
+    ],
+)
+def test_a_message_that_cannot_be_found_is_refused_only_where_it_is_needed(
+    template: str, prompt: Any
+) -> None:
+    lm = LanguageModel(tiny.hf_model(), tiny.tokenizer(), name="tiny")
+    lm.tokenizer.chat_template = template
+    batch = lm.encode([prompt])
+    assert batch.at("last:1").sum() == 1
+    with pytest.raises(PositionsError, match="'asked:1' are tokens of a person's message"):
+        batch.at("asked:1")
+
+
+def test_tokens_that_do_not_decode_to_the_prompt_say_nothing() -> None:
+    lm = LanguageModel(tiny.hf_model("bloom"), ByT5Tokenizer(), name="slow")
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} </s>{% endfor %}"
+    batch = lm.encode(["abc"])  # this tokenizer drops the space before an end
+    assert lm.tokenizer.decode(batch.ids[0]) != batch.texts[0]
+    with pytest.raises(PositionsError, match="cannot be found in prompt 0"):
+        batch.at("asked")

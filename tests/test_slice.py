@@ -20,6 +20,7 @@ from educe.kinds import TokenNoise, Vectors, adapters
 from educe.model import LanguageModel
 from educe.slice import Slice
 from educe.slice.chunks import Chunk, Shift
+from educe.slice.norms import after_first, median_norm
 from educe.slice.replay import CALLS_KEPT
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
@@ -192,6 +193,39 @@ def test_median_norm_of_single_tokens_is_theirs(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad([[7], [9]]), source=1, target=3)
     norms = [float(tiny.run(tiny_lm.hf, [token])[1][1].norm()) for token in (7, 9)]
     assert part.median_norm == pytest.approx(sum(norms) / 2, rel=1e-5)
+
+
+ASKED = ["Why?", "Name three countries.", [{"role": "user", "content": "so\n"}]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "readout", "perturbed", "read"),
+    [
+        ("asked", "last:2", slice(0, None), None),
+        ("asked:1", "last:2", slice(-1, None), None),
+        ("asked:2", "asked:1", slice(-2, -1), slice(-1, None)),
+        ("asked:1", "asked", slice(-1, None), slice(0, None)),
+    ],
+)
+def test_the_message_of_ragged_prompts_is_perturbed_and_read(
+    tiny64: LanguageModel, positions: str, readout: str, perturbed: slice, read: slice | None
+) -> None:
+    batch = tiny64.encode(ASKED)
+    part = Slice(tiny64, batch, source=1, target=3, positions=positions, readout=readout)
+    theta, expected = vectors(part), []
+    for row in theta:
+        shift = []
+        for ids, text in zip(batch.ids, ("Why?", "Name three countries.", "so"), strict=True):
+            own = ids[ids != 258].tolist()  # padding
+            first = len(own) - 2 - len(text)  # bytes, <eos> and <|assistant|>
+            first -= int("\n" in tiny64.tokenizer.decode(own))  # white space is the template's
+            at, there = torch.zeros(len(own)).bool(), torch.zeros(len(own)).bool()
+            at[range(first, first + len(text))[perturbed]] = True
+            there[range(first, first + len(text))[read] if read else [-2, -1]] = True
+            moved = tiny.run(tiny64.hf, own, source=1, vector=row, at=at)[1][3]
+            shift.append((moved - tiny.run(tiny64.hf, own)[1][3])[there].mean(0))
+        expected.append(torch.stack(shift).mean(0))
+    assert_near(part.effect(theta), torch.stack(expected).detach())
 
 
 # -- tokens before the first perturbed one -------------------------------------------------------
