@@ -18,7 +18,8 @@ from educe.model import LanguageModel
 TEMPLATES = {
     "chatml": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\n"
-        "You are a user's assistant.<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "You are a user's assistant.<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "llama": (
