@@ -155,27 +155,27 @@ def test_the_message_is_what_stands_between_what_the_template_writes(
         {"role": "user", "content": content},
         {"role": "assistant", "content": content.strip()},
     ]
-    for earlier in ([], said[:1], said):
-        for behind, prefill in (
-            ([], ""),
-            ([], content),
-            ([{"role": "assistant", "content": "So it"}], ""),
-        ):
-            prompt = [*earlier, {"role": "user", "content": content}, *behind]
-            if not content.strip():
-                if not reader.render(prompt, prefill=prefill):
-                    continue  # no prompt at all
-                with pytest.raises(PositionsError, match="in prompt 0"):
-                    reader.encode([prompt], prefill=prefill).at("asked:1")
-                continue
-            text = reader.render(prompt, prefill=prefill)
-            # The template once more, with a word that nothing else has in the message's place.
-            word = [*earlier, {"role": "user", "content": "QQQ"}, *behind]
-            before, _, _ = reader.render(word, prefill=prefill).rpartition("QQQ")
-            before = before.replace("QQQ", content)
-            lead = content[: len(content) - len(content.lstrip())]
-            before += lead if text.startswith(before + lead + content.strip()) else ""
-            check(reader, prompt, before, content.strip(), prefill=prefill)
+    ways: list[tuple[list[Any], list[Any], str]] = [
+        ([], [], ""),
+        (said[:1], [], content),
+        (said, [{"role": "assistant", "content": "So it"}], ""),
+    ]
+    for earlier, behind, prefill in ways:
+        prompt = [*earlier, {"role": "user", "content": content}, *behind]
+        if not content.strip():
+            if not reader.render(prompt, prefill=prefill):
+                continue  # no prompt at all
+            with pytest.raises(PositionsError, match="in prompt 0"):
+                reader.encode([prompt], prefill=prefill).at("asked:1")
+            continue
+        text = reader.render(prompt, prefill=prefill)
+        # The template once more, with a word that nothing else has in the message's place.
+        word = [*earlier, {"role": "user", "content": "QQQ"}, *behind]
+        before, _, _ = reader.render(word, prefill=prefill).rpartition("QQQ")
+        before = before.replace("QQQ", content)
+        lead = content[: len(content) - len(content.lstrip())]
+        before += lead if text.startswith(before + lead + content.strip()) else ""
+        check(reader, prompt, before, content.strip(), prefill=prefill)
 
 
 @pytest.mark.parametrize("bos", [False, True])

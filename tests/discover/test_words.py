@@ -84,10 +84,10 @@ def test_some_of_the_words_are_drawn_by_lot(part: Slice) -> None:
 
 def test_by_default_words_stand_for_the_last_token_of_the_question(part: Slice) -> None:
     # Behind it the template writes two tokens.
-    there = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:3"))
-    found = search(part, "words", n=4, radius=RADIUS)
+    there = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:3", steps=4))
+    found = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(steps=4))
     assert torch.equal(found.directions, there.directions)
-    other = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:2"))
+    other = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:2", steps=4))
     assert not torch.equal(found.directions, other.directions)
 
 
