@@ -61,7 +61,7 @@ def main() -> None:
         part,
         options.method,
         n=options.n,
-        radius=options.dose * part.mean_norm,
+        radius=options.dose * part.median_norm,
         config=configured(options.method, settings),
     )
     took = time.monotonic() - began

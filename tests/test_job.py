@@ -628,7 +628,7 @@ def test_the_facts(whole: Path, lm: LanguageModel) -> None:
     assert (facts["depth"], facts["width"]) == (4, 32)
     radius = facts["calibrated_radius"]
     assert facts["radii"] == [0.5 * radius, radius]
-    assert facts["calibrated_dose"] == pytest.approx(radius / facts["mean_norm"])
+    assert facts["calibrated_dose"] == pytest.approx(radius / facts["median_norm"])
     for (kept,) in rows(whole, ASKED):
         assert kept.startswith("<|user|>")
         assert kept.endswith("<|assistant|>")
@@ -743,7 +743,7 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     assert listed["found"] == listed["control"]
     assert [n for _, n in sorted(Counter(r for r, _ in listed["found"]).items())] == [3, 3]
     for radius, dose in listed["found"]:
-        assert dose == pytest.approx(radius / note(place, "facts")["mean_norm"])
+        assert dose == pytest.approx(radius / note(place, "facts")["median_norm"])
     assert all(v.norm() > 0 for v in vectors(place).values())
     every = torch.stack(list(vectors(place).values()))
     alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)

@@ -145,11 +145,13 @@ def test_tokens_with_a_massive_activation_are_left_out_and_counted(tiny_lm: Lang
     hook = tiny_lm.blocks[1].register_forward_hook(louder)
     try:
         (batch,) = read(tiny_lm, [marked], [Place(0), Place(1)])
+        prompts = read_prompts(tiny_lm, tiny_lm.encode([marked], chat=False), Place(1))
     finally:
         hook.remove()
         note.remove()
     assert batch.massive == 2
-    assert len(batch.document) == len(marked) - 1 - 2
+    assert len(batch.document) == len(prompts) == len(marked) - 1 - 2
+    torch.testing.assert_close(prompts, batch.rows[Place(1)])
     assert float(batch.rows[Place(1)].abs().max()) < 1e5
 
 

@@ -22,13 +22,13 @@ WIDTH = 8
 J = normal(WIDTH, WIDTH, seed=1)
 
 
-def bent(b: float, *, mean_norm: float = 4.0) -> Any:
+def bent(b: float, *, median_norm: float = 4.0) -> Any:
     """``Δ(x) = J x (1 + b ‖x‖)``: its linearisation error at ``R`` is ``b R`` in any direction."""
 
     def move(theta: Tensor) -> Tensor:
         return theta @ J.T * (1 + b * theta.norm(dim=1, keepdim=True))
 
-    return ToySlice(move, WIDTH, mean_norm=mean_norm)
+    return ToySlice(move, WIDTH, median_norm=median_norm)
 
 
 # -- calibrate -----------------------------------------------------------------------------------
@@ -114,12 +114,12 @@ def test_a_model_has_the_error_at_its_radius(tiny64: LanguageModel) -> None:
         return total
 
     v = Vectors(0, 32).draw(6, torch.Generator().manual_seed(0)).double()
-    tiny_step = 1e-5 * part.mean_norm
+    tiny_step = 1e-5 * part.median_norm
     moves = (effect(tiny_step * v) - effect(-tiny_step * v)) / (2 * tiny_step)
     off = (effect(found.radius * v) - found.radius * moves).norm(dim=1)
     error = (off / (found.radius * moves.norm(dim=1))).square().mean().sqrt()
     assert float(error) == pytest.approx(0.5, rel=0.03)
-    assert found.dose == pytest.approx(found.radius / part.mean_norm)
+    assert found.dose == pytest.approx(found.radius / part.median_norm)
 
 
 # -- parse ---------------------------------------------------------------------------------------
@@ -154,7 +154,10 @@ def test_shares_are_of_the_calibrated_radius(text: str, expected: list[float]) -
 
 
 def test_doses_are_of_the_activations_norm() -> None:
-    assert parse("0.6d, 2", ToySlice(lambda theta: theta, WIDTH, mean_norm=50.0)) == ([30, 2], None)
+    assert parse("0.6d, 2", ToySlice(lambda theta: theta, WIDTH, median_norm=50.0)) == (
+        [30, 2],
+        None,
+    )
 
 
 @pytest.mark.parametrize(

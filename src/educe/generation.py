@@ -194,10 +194,10 @@ class Prefix:
         self, lm: LanguageModel, batch: PromptBatch, prompts: list[int], source: int
     ) -> None:
         self.prompts, self.source = prompts, source
-        self.ids, self.mask = batch.ids[prompts], batch.mask[prompts]
+        self.batch = batch.select(prompts)
         cache = DynamicCache(config=lm.unwrapped.config)
         with lm.watching([source]) as streams:
-            lm.forward(self.ids, self.mask, cache=cache)
+            lm.forward(self.batch.ids, self.batch.mask, cache=cache)
         if source not in streams:
             raise SteeringError(f"block {source} was never called: nothing can be added after it")
         self.stream = streams[source]
@@ -292,11 +292,12 @@ class _Decoder:
     def prefill(self) -> tuple[Tensor, Any, Tensor]:
         """Run the prompts; return the last logits, the cache of all blocks, and the mask."""
         lm, prefix, lines = self.lm, self.prefix, self.lines
-        mask = prefix.mask[lines.to(prefix.mask.device)]
+        batch = prefix.batch.select(lines.tolist())
+        mask = batch.mask
         start = prefix.stream[lines]
         added = self._added(range(-mask.shape[1], 0))
         if added is not None:
-            start = start + added * where.in_prompt(self.kind.positions, mask).to(start)[:, :, None]
+            start = start + added * batch.at(self.kind.positions).to(start)[:, :, None]
         reached = []
 
         def passed(layer: int) -> Any:
@@ -312,7 +313,7 @@ class _Decoder:
         cache = DynamicCache(config=lm.unwrapped.config)
         below = range(self.source + 1)
         with replaced(lm.blocks[: self.source + 1], [passed(i) for i in below]):
-            logits = lm.forward(prefix.ids[lines.to(prefix.ids.device)], mask, cache=cache)
+            logits = lm.forward(batch.ids, mask, cache=cache)
         if not reached:
             raise SteeringError(
                 f"block {self.source} was never called: the text would be unperturbed"
@@ -323,7 +324,7 @@ class _Decoder:
     def _step(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
         added = None
         if self.perturbed and where.in_generated(self.kind.positions):
-            place = mask.shape[1] - self.prefix.mask.shape[1] - 1
+            place = mask.shape[1] - self.prefix.batch.mask.shape[1] - 1
             added = self._added(range(place, place + 1))
         if added is None:
             return self.lm.forward(tokens, mask, cache=cache)

@@ -146,7 +146,7 @@ def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
     """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
 
-    A dose is a share of the mean activation norm at the source (``0.6d``; see `Slice.unit`).
+    A dose is a share of the stream's median norm at the source (``0.6d``; see `Slice.unit`).
     Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
 
     Raises:

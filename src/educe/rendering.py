@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from educe import positions
+from educe.asked import (
+    NOWHERE,
+    Message,
+    Span,
+    by_decoding,
+    by_offsets,
+    in_rendered,
+    stripped,
+)
 from educe.errors import PromptError
 from educe.prompts import checked, well_formed
 
-#: A role and a content; a content may also be a list of text parts.
-Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 
@@ -26,11 +34,14 @@ class PromptBatch:
         texts: Each prompt with every special token, as the tokenizer got it.
         ids: Token numbers, ``[prompts, tokens]``.
         mask: 1 where a token is one, 0 where it is padding, ``[prompts, tokens]``.
+        asked: Which tokens are the person's last message (see `educe.asked`); none of a prompt
+            in which it cannot be found, ``[prompts, tokens]``.
     """
 
     texts: tuple[str, ...]
     ids: Int[Tensor, "p t"]
     mask: Int[Tensor, "p t"]
+    asked: Bool[Tensor, "p t"]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -46,6 +57,36 @@ class PromptBatch:
     def lengths(self) -> list[int]:
         """Number of tokens of each prompt, padding not counted."""
         return [int(n) for n in self.mask.sum(1)]
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where the person's last message is in each prompt, padding not counted."""
+        there = [own[mask.bool()] for own, mask in zip(self.asked, self.mask, strict=True)]
+        return [Span(int(own.int().argmax()), int(own.int().argmax() + own.sum())) for own in there]
+
+    def at(self, where: str) -> Bool[Tensor, "p t"]:
+        """Return which tokens are meant by some positions (see `educe.positions`).
+
+        Raises:
+            PositionsError: They cannot be read, or need a message that cannot be found.
+        """
+        return positions.in_prompt(where, self.mask, self.asked)
+
+    def select(self, prompts: Sequence[int], tokens: int | None = None) -> PromptBatch:
+        """Return some of the prompts, in the order given.
+
+        Args:
+            prompts: Which.
+            tokens: How many tokens at the end are kept, padding among them; by default all.
+        """
+        first = 0 if tokens is None else self.ids.shape[1] - tokens
+        lines = list(prompts)
+        return PromptBatch(
+            tuple(self.texts[line] for line in lines),
+            self.ids[lines, first:],
+            self.mask[lines, first:],
+            self.asked[lines, first:],
+        )
 
 
 def distinct(
@@ -154,11 +195,17 @@ class Reads:
             PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
                 chat template and there is none, or the template refuses it or leaves some out.
         """
-        prefill = well_formed(prefill, "the prefill")
+        rendered, _ = self._written(prompt, chat, enable_thinking)
+        return rendered + well_formed(prefill, "the prefill")
+
+    def _written(
+        self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None
+    ) -> tuple[str, list[dict[str, str]] | None]:
+        """Return a rendered prompt, and the messages that went through the chat template."""
         messages = self._messages(prompt, chat)
         if messages is None:
-            return f"{prompt}{prefill}"
-        return self._held(messages, enable_thinking) + prefill
+            return str(prompt), None
+        return self._held(messages, enable_thinking), messages
 
     def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
         """Return what goes through the chat template; None for text that does not."""
@@ -188,13 +235,13 @@ class Reads:
                 )
         return text
 
-    def _templated(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
+    def _templated(self, messages: Sequence[Message], enable_thinking: bool | None) -> str:
         """Write messages by the chat template; it is a program, and its errors are of any kind."""
         goes_on = messages[-1]["role"] == "assistant"
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         try:
             text: str = self.tokenizer.apply_chat_template(
-                messages,
+                [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=not goes_on,
                 continue_final_message=goes_on,
@@ -233,26 +280,34 @@ class Reads:
         """
         if not prompts:
             raise PromptError("no prompt: give at least one")
-        options = {"chat": chat, "enable_thinking": enable_thinking, "prefill": prefill}
-        texts = tuple(
-            self._rendered(prompt, i, len(prompts), options) for i, prompt in enumerate(prompts, 1)
-        )
-        template = bool(getattr(self.tokenizer, "chat_template", None))
-        templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
-        rows = [
-            self.tokens(text, templated=through)
-            for text, through in zip(texts, templated, strict=True)
-        ]
-        return self.pad(rows, texts, room=room)
+        well_formed(prefill, "the prefill")
+        read = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                read.append(self._read(prompt, chat, enable_thinking, prefill))
+            except PromptError as error:
+                if len(prompts) == 1:
+                    raise
+                raise PromptError(f"prompt {number} of {len(prompts)}: {error}") from error
+        texts, rows, own = zip(*read, strict=True)
+        return self.pad(rows, texts, own, room=room)
 
-    def _rendered(self, prompt: Prompt, number: int, of: int, options: dict[str, Any]) -> str:
-        """Render one of several prompts; an error says which."""
-        try:
-            return self.render(prompt, **options)
-        except PromptError as error:
-            if of == 1:
-                raise
-            raise PromptError(f"prompt {number} of {of}: {error}") from error
+    def _read(
+        self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None, prefill: str
+    ) -> tuple[str, list[int], Span]:
+        """Return a prompt as the model reads it, its tokens, and where the person's message is."""
+        rendered, messages = self._written(prompt, chat, enable_thinking)
+        if messages is None:
+            part = stripped(rendered)
+        else:
+            part = in_rendered(
+                lambda marked: self._templated(marked, enable_thinking), messages, rendered
+            )
+        text = rendered + prefill
+        ids, offsets = self._tokenized(text, templated=messages is not None)
+        if offsets is None:
+            return text, ids, by_decoding(self.tokenizer, text, ids, part)
+        return text, ids, by_offsets(offsets, part)
 
     def tokens(self, text: str, *, templated: bool) -> list[int]:
         """Return the token numbers of a rendered prompt.
@@ -262,22 +317,43 @@ class Reads:
         Raises:
             PromptError: See `read_of`; or the tokenizer knows a token that the model does not.
         """
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if ids and not templated:
-            whole = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-            ids = whole[read_of(whole, ids)]
+        return self._tokenized(text, templated)[0]
+
+    def _tokenized(
+        self, text: str, templated: bool
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return the tokens of a text, and the characters of each where the tokenizer tells."""
+        offsets = bool(getattr(self.tokenizer, "is_fast", False))
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=offsets)
+        part = slice(None)
+        if found["input_ids"] and not templated:
+            bare = found["input_ids"]
+            found = self.tokenizer(text, add_special_tokens=True, return_offsets_mapping=offsets)
+            part = read_of(found["input_ids"], bare)
+        ids = list(found["input_ids"])[part]
         if unknown := next((token for token in ids if token >= self.vocabulary), None):
             raise PromptError(
                 f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
                 f"tokenizer gives it the number {unknown}, but its embedding has only "
                 f"{self.vocabulary}; leave it out, or resize the embedding"
             )
-        return ids
+        return ids, list(found["offset_mapping"])[part] if offsets else None
 
     def pad(
-        self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0
+        self,
+        rows: Sequence[Sequence[int]],
+        texts: Sequence[str] | None = None,
+        own: Sequence[Span] | None = None,
+        *,
+        room: int = 0,
     ) -> PromptBatch:
         """Pad lists of token numbers on the left to one length.
+
+        Args:
+            rows: The token numbers of each prompt.
+            texts: What they read; by default as they decode.
+            own: Which of them are the person's last message; by default that is unknown.
+            room: Tokens that must still fit into the context.
 
         Raises:
             PromptError: One is empty or longer than the context less ``room``.
@@ -294,9 +370,13 @@ class Reads:
         # Padding is masked, so that any token will do where the tokenizer's is not the model's.
         pad = pad if pad is not None and pad < self.vocabulary else 0
         ids = torch.full((len(rows), longest), pad)
-        mask = torch.zeros_like(ids)
+        mask, theirs = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for line, row in enumerate(rows):
-            ids[line, longest - len(row) :] = torch.tensor(row)
-            mask[line, longest - len(row) :] = 1
+            first = longest - len(row)
+            ids[line, first:] = torch.tensor(row)
+            mask[line, first:] = 1
+            start, stop = own[line] if own else NOWHERE
+            theirs[line, first + start : first + stop] = True
         texts = texts or [self.tokenizer.decode(row) for row in rows]
-        return PromptBatch(tuple(texts), ids.to(self.device), mask.to(self.device))
+        there = (tensor.to(self.device) for tensor in (ids, mask, theirs))
+        return PromptBatch(tuple(texts), *there)

@@ -85,7 +85,9 @@ class Summary:
     """Everything a page or a table shows."""
 
     config: dict
-    facts: dict  #: model, source, target, mean norm, calibration: what the run noted when it began
+    facts: (
+        dict  #: model, source, target, median norm, calibration: what the run noted when it began
+    )
     prompts: tuple[PromptRow, ...]  #: asked
     fresh: tuple[PromptRow, ...]  #: of the re-test
     baseline: dict[int, tuple[CompletionRow, ...]]  #: by prompt, greedy first, then samples

@@ -55,9 +55,9 @@ def atlas(
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
-        tokens that are perturbed: all, prompt, last:k, at:k
+        tokens that are perturbed: all, prompt, asked, asked:k, last:k, at:k
     readout
-        prompt tokens at which the effect is read: last:k, all
+        prompt tokens at which the effect is read: last:k, asked, asked:k, all
     seed
         of everything that is drawn
     out

@@ -55,7 +55,7 @@ def elicit(
     target
         layer at which effects are read
     positions
-        tokens they are added to: all, prompt, last:k, at:k
+        tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
     quick
         a few perturbations of three families, by default on the vault; fails if the ceiling does
         not bring the secret out, or plain sampling does

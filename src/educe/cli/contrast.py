@@ -65,7 +65,7 @@ def contrast(
     target
         layer for which the radius is calibrated
     positions
-        tokens they are added to: all, prompt, generated, last:k, at:k
+        tokens they are added to: all, prompt, generated, asked, asked:k, last:k, at:k
     radius
         their norm: a number, or a share of the calibrated one
     n

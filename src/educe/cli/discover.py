@@ -101,9 +101,9 @@ def discover(
     target
         layer at which their effect is read; auto chooses it from an atlas
     positions
-        tokens they are added to: all, prompt, last:k, at:k
+        tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
     readout
-        prompt tokens at which the effect is read: last:k, all
+        prompt tokens at which the effect is read: last:k, asked, asked:k, all
     radius
         auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the calibrated
         one, 0.6d of the activations' norm; several with commas

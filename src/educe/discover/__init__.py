@@ -275,7 +275,6 @@ def origin(part: Slice) -> Origin:
         source=part.source,
         target=part.target,
         readout=part.readout,
-        mean_resid_norm=part.mean_norm,
         unit=part.unit,
         prompts_sha256=digest(part.batch.texts),
     )

@@ -29,6 +29,7 @@ def cut(work: Work) -> Slice:
         if work.given is not None:
             work.given.check(work.lm)
             positions = work.given.kind.positions
+        work.batch.at(positions)  # the fresh prompts too, before anything is searched
         source, target = _layers(work, positions)
         part = Slice(
             work.lm,
@@ -125,7 +126,7 @@ def remember_facts(work: Work) -> None:
             "width": work.lm.width,
             "source": work.part.source,
             "target": work.part.target,
-            "mean_norm": work.part.mean_norm,
+            "median_norm": work.part.median_norm,
             "method": s.method if work.given is None else work.given.method,
             "positions": work.part.positions,
             "kind": part.kind.name,

@@ -123,11 +123,7 @@ class Local:
         for first in range(0, len(order), ROWS_PER_BATCH):
             lines = order[first : first + ROWS_PER_BATCH]
             longest = max(lengths[line] for line in lines)
-            texts = tuple(whole.texts[line] for line in lines)
-            yield (
-                lines,
-                PromptBatch(texts, whole.ids[lines, -longest:], whole.mask[lines, -longest:]),
-            )
+            yield lines, whole.select(lines, longest)
 
     @cached_property
     def _tokens(self) -> dict[str, list[int]]:
