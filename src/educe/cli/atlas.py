@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from educe.cli.options import (
     Revision,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import PromptError, RunError
 from educe.prompts import read_prompts
 
@@ -100,7 +100,7 @@ def atlas(
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
     if as_json:
-        print(json.dumps(choice._asdict() | {"atlas": str(file), "report": str(written)}))
+        print_json(choice._asdict() | {"atlas": str(file), "report": str(written)})
     else:
-        print(f"--source {choice.source} --target {choice.target}: {choice.why}")
-        print(f"report: {written}")
+        print_text(f"--source {choice.source} --target {choice.target}: {choice.why}")
+        print_text(f"report: {written}")

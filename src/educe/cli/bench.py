@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from educe.cli.options import FLAG, Debug, Json
+from educe.cli.streams import print_json, print_text
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
 
@@ -111,10 +111,10 @@ def elicit(
         )
     known = table.lines(table.read_cells(out))
     if as_json:
-        print(json.dumps([table.as_data(line) for line in known], indent=1))
+        print_json([table.as_data(line) for line in known], indent=1)
     else:
-        print(table.markdown(known))
-        print(f"\ncells: {out}")
+        print_text(table.markdown(known))
+        print_text(f"\ncells: {out}")
     if quick:
         told = {line.elicits.hits > 0 for line in known if line.family == "optimised"}
         free = {line.elicits.hits > 0 for line in known if line.family == SAMPLING}

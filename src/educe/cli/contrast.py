@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from educe.cli.options import Adapter, Debug, Device, DType, Json, Model, Revision, new_folder
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
 
@@ -109,7 +109,9 @@ def contrast(
         files[role] = folder / f"{made.method}.safetensors"
         made.save(files[role])
     if as_json:
-        print(json.dumps({role: str(file) for role, file in files.items()}))
+        print_json({role: str(file) for role, file in files.items()})
     else:
         told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
-        print(f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}")
+        print_text(
+            f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}"
+        )

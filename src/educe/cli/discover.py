@@ -21,6 +21,7 @@ from educe.cli.options import (
     Revision,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
 
@@ -95,7 +96,8 @@ def discover(
         a file of these prompts: ordinary ones as in Alpaca, or some that match those asked but have
         nothing to hide; by default bundled ordinary ones
     n
-        perturbations at each radius; as many random ones are the control
+        perturbations at each radius, so that 16 with three radii are 48 in all; as many random ones
+        are the control
     source
         layer after which they are added: an index, a fraction of the depth, or auto
     target
@@ -186,11 +188,11 @@ def methods(*, as_json: Json = False, debug: Debug = False) -> None:
 
     known = described()
     if as_json:
-        print(json.dumps(known, indent=1, ensure_ascii=False))
+        print_json(known, indent=1)
         return
     for name, about in known.items():
         settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
-        print(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
+        print_text(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
 
 
 def demo(
@@ -244,7 +246,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
         raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None
     if as_json:
         data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
-        print(json.dumps(data, indent=1, ensure_ascii=False))
+        print_json(data, indent=1)
     else:
         terminal.table(summary, out)
         terminal.where(written)

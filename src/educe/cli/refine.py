@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from educe.cli import lighter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import check_known, end, opened, some
 from educe.cli.options import FLAG, Debug, Json, check_begun
+from educe.cli.streams import print_json
 from educe.errors import MethodError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def shrink(
             reporter=telling,
         )
     if as_json:
-        print(json.dumps(data))
+        print_json(data)
         return
     tables.shrunk(data, run)
 

@@ -43,7 +43,7 @@ class Settings:
             `educe.beside`).
         quiet_by: What is kept small on them.
         ordinary: The other prompts: ``bundled``, or a file.
-        n: Perturbations at each radius.
+        n: Perturbations at each radius, not in all.
         source: Layer after which they are added; ``auto`` chooses it from an atlas.
         target: Layer at which their effect is read; ``auto`` likewise.
         positions: Tokens they are added to.
