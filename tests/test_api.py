@@ -107,6 +107,7 @@ def test_every_error_is_an_educe_error() -> None:
 RANKS = {
     "errors": 0,
     "visible": 0,
+    "whole": 1,
     "quiet": 0,
     "files": 0,
     "stats": 0,

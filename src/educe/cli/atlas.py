@@ -18,6 +18,7 @@ from educe.cli.options import (
     Json,
     Model,
     Revision,
+    Seed,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -37,7 +38,7 @@ def atlas(
     few: Annotated[bool, FLAG] = False,
     positions: str = "all",
     readout: str = "last:3",
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
     resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,

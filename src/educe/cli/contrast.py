@@ -5,11 +5,21 @@ from __future__ import annotations
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from educe.cli.options import Adapter, Debug, Device, DType, Json, Model, Revision, new_folder
+from educe.cli.options import (
+    Adapter,
+    Debug,
+    Device,
+    DType,
+    Json,
+    Model,
+    N,
+    Real,
+    Revision,
+    Seed,
+    new_folder,
+)
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
@@ -25,12 +35,12 @@ def contrast(
     revision: Revision = None,
     dtype: DType = "auto",
     device: Device = None,
-    source: float = 0.33,
-    target: float = 0.6,
+    source: Real = 0.33,
+    target: Real = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
-    seed: int = 0,
+    n: N = 8,
+    seed: Seed = 0,
     out: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,

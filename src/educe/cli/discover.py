@@ -12,13 +12,18 @@ from cyclopts import Parameter
 from educe.cli.options import (
     FLAG,
     Adapter,
+    Count,
     Debug,
     Device,
     DeviceMap,
     DType,
     Json,
     Model,
+    N,
+    Real,
+    RealOrAuto,
     Revision,
+    Seed,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -44,19 +49,19 @@ def discover(
     control: Path | None = None,
     within: str | None = None,
     ball: Literal["plain", "whitened"] = "plain",
-    quiet: float = 0.0,
+    quiet: Real = 0.0,
     quiet_by: Literal["effect", "kl"] = "effect",
     ordinary: str = "bundled",
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
-    source: float | Literal["auto"] = 0.33,
-    target: float | Literal["auto"] = 0.6,
+    n: N = 64,
+    source: RealOrAuto = 0.33,
+    target: RealOrAuto = 0.6,
     positions: str = "all",
     readout: str = "last:3",
     radius: str = "auto",
-    samples: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    samples: Count = 1,
+    temperature: Real = 0.0,
+    max_new_tokens: Count = 32,
+    seed: Seed = 0,
     fresh: Path | None = None,
     look_for: str | None = None,
     prefill: str = "",
@@ -116,7 +121,7 @@ def discover(
     max_new_tokens
         the most tokens of a completion
     seed
-        of everything that is drawn
+        of everything that is drawn, from 0 to 4294967295
     fresh
         a file of prompts, unseen by the search, for the re-test of the most striking
     look_for
@@ -196,7 +201,7 @@ def methods(*, as_json: Json = False, debug: Debug = False) -> None:
 
 
 def demo(
-    *, out: Path | None = None, seed: int = 0, as_json: Json = False, debug: Debug = False
+    *, out: Path | None = None, seed: Seed = 0, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Audit a small model that hides a code: the main job, in a few minutes.
 

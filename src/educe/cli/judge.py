@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import Debug, Json
+from educe.cli.options import Count, Debug, Json, Natural, Real
 from educe.cli.streams import print_json, print_text
 from educe.errors import JudgeError
 from educe.visible import isolated, visible
@@ -54,11 +54,11 @@ class Asked:
 
     judge_model: str = "embedded"
     judge_name: str | None = None
-    at_once: int = 8
-    time_out: float = 60.0
-    retries: int = 4
-    max_calls: int | None = None
-    max_tokens: int | None = None
+    at_once: Count = 8
+    time_out: Real = 60.0
+    retries: Natural = 4
+    max_calls: Count | None = None
+    max_tokens: Count | None = None
 
     def judges(self, specs: list[str], say: Callable[[str], None]) -> list[Judge]:
         """Return the judges of some names; the model is loaded once, if one asks it."""
@@ -109,7 +109,7 @@ def check(
     *,
     judge: Judges,
     asked: Asked = HERE,
-    threshold: float = 0.5,
+    threshold: Real = 0.5,
     cache: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -159,7 +159,7 @@ def score(
     *,
     judge: str,
     asked: Asked = HERE,
-    threshold: float = 0.5,
+    threshold: Real = 0.5,
     cache: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from educe.cli.options import Debug, Json
+from educe.cli.options import Debug, Json, Seed
 from educe.cli.streams import print_json, print_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command
 def train(
-    name: str, *, seed: int = 0, out: Path, as_json: Json = False, debug: Debug = False
+    name: str, *, seed: Seed = 0, out: Path, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Train an organism on the embedded model, measure it, and write its card.
 

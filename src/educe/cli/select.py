@@ -13,18 +13,23 @@ from educe.cli.judge import HERE, Asked
 from educe.cli.options import (
     FLAG,
     Adapter,
+    Count,
     Debug,
     Device,
     DeviceMap,
     DType,
     Json,
     Model,
+    N,
+    Real,
     Revision,
+    Seed,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
+from educe.whole import read_whole
 
 ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
@@ -45,9 +50,9 @@ def select(
     judge: str | None = None,
     asked: Asked = HERE,
     rungs: str = "10:0.25,30:0.25,60:1",
-    top: int = 4,
-    samples: int = 1,
-    seed: int = 0,
+    top: Count = 4,
+    samples: Count = 1,
+    seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -131,12 +136,12 @@ def tune(
     sources: str = "0.2,0.33,0.5",
     radii: str = "0.3x,0.5x,0.75x",
     signs: Literal["both", "one"] = "both",
-    target: float = 0.6,
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
-    pulls: int = 240,
-    retest: int = 64,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    target: Real = 0.6,
+    n: N = 8,
+    pulls: Count = 240,
+    retest: Count = 64,
+    max_new_tokens: Count = 32,
+    seed: Seed = 0,
     out: Path | None = None,
     resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,
@@ -302,7 +307,7 @@ def _rungs(text: str) -> tuple[tuple[int, float], ...]:
     """
     try:
         pairs = [word.split(":") for word in text.split(",")]
-        return tuple((int(many), float(share)) for many, share in pairs)
+        return tuple((read_whole(many), float(share)) for many, share in pairs)
     except ValueError:
         raise MethodError(f"rungs {text!r}: write prompts:share, as in 10:0.25,60:1") from None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from educe.cli.options import Debug, Json, check_begun
+from educe.cli.options import Debug, Json, Natural, check_begun
 from educe.cli.streams import print_json, print_text
 
 
 def show(
-    run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False
+    run: Path, number: Natural | None = None, /, *, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Show what a run found, or one perturbation with everything it wrote.
 
