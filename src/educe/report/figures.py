@@ -15,6 +15,7 @@ from educe.atlas import Atlas
 from educe.runs import CompletionRow
 from educe.stats import Rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
+from educe.visible import one_line
 
 #: Light and dark colour by role.
 PALETTE = {
@@ -316,7 +317,7 @@ def telling(item: Item, summary: Summary) -> CompletionRow | None:
 
 def shorten(text: str, length: int) -> str:
     """Return a text on one line, cut at a length."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
