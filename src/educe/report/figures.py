@@ -302,7 +302,7 @@ def by_radius(summary: Summary) -> alt.LayerChart | None:
 
 def label(behaviour: Behaviour, words: int = 5) -> str:
     """Return the words that a behaviour is called by."""
-    return "\u00a0· ".join(behaviour.words[:words]) or "no words"
+    return "\u00a0· ".join(shorten(w, 32) for w in behaviour.words[:words]) or "no words"
 
 
 def telling(item: Item, summary: Summary) -> CompletionRow | None:

@@ -23,12 +23,13 @@ def escaped(text: str) -> str:
 
 def written(text: str, style: str = "", *, lead: str = "") -> Text:
     """Return text as it was written, after a lead of ours; hidden signs are escapes."""
-    pieces = runs(text)
-    if isolated(text) != text:
-        pieces = ["\u2068" + pieces[0], *pieces[1:], "", "\u2069"]
     shown = Text(lead, style)
-    for i, piece in enumerate(pieces):
-        shown.append(piece, SIGN if i % 2 else None)
+    for number, row in enumerate(text.split("\n")):
+        opened, closed = isolated(row).split(row, 1) if row else ("", "")
+        shown.append("\n" * bool(number) + opened)
+        for i, piece in enumerate(runs(row)):
+            shown.append(piece, SIGN if i % 2 else None)
+        shown.append(closed)
     return shown
 
 
