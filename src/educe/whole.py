@@ -1,4 +1,4 @@
-"""Whole numbers and seeds that are asked for: what of them can be meant.
+"""Numbers and seeds that are asked for: what of them can be meant.
 
 A seed is from 0 to 2³² − 1: so every library that draws takes it, and so do the seeds that the job
 makes of it, `2 (1000 seed + k)`.
@@ -6,6 +6,7 @@ makes of it, `2 (1000 seed + k)`.
 
 from __future__ import annotations
 
+import math
 import re
 from numbers import Integral
 
@@ -44,6 +45,19 @@ def read_whole(text: str, low: int = 1, high: int = MOST) -> int:
     if not re.fullmatch("[+-]?[0-9]{1,20}", text) or not low <= int(text) <= high:
         raise ValueError(f"{text!r} cannot be meant, {_wanted(low, high)}")
     return int(text)
+
+
+def read_real(text: str) -> float:
+    """Read a finite number in plain digits, with a point or an exponent.
+
+    Raises:
+        ValueError: It is not written so, or too large.
+    """
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        raise ValueError(f"{text!r} cannot be meant, give a number")
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text!r} is too large")
+    return float(text)
 
 
 def _wanted(low: int, high: int) -> str:

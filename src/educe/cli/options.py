@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from cyclopts import Parameter, Token
 
 from educe.errors import RunError
-from educe.whole import MOST, SEEDS, read_whole
+from educe.whole import MOST, SEEDS, read_real, read_whole
 
 if TYPE_CHECKING:
     from educe.runs import Run
@@ -33,11 +31,7 @@ def _real(type_: Any, tokens: Sequence[Token]) -> float | str:
     text = tokens[0].value
     if text in [word for kind in get_args(type_) for word in get_args(kind)]:
         return text
-    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
-        raise ValueError(f"{text!r} cannot be meant, give a number")
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text!r} is too large")
-    return float(text)
+    return read_real(text)
 
 
 #: Numbers. What is counted is 1 or more, or 0 or more; a seed has bounds of its own.
