@@ -579,7 +579,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "--nonsense"], "--nonsense"),
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
-        (["discover", "Hi.", "-n", "0"], "of 1 or more"),
+        (["discover", "Hi.", "-n", "0"], "whole number from 1 to"),
         (["discover", "Hi.", "--method", "pca"], "is unknown: use"),
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),

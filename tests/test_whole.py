@@ -77,18 +77,26 @@ def test_every_command_with_numbers_is_here() -> None:
 def test_a_number_is_what_was_written_or_an_error(
     option: Option, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for text in ("nan", "0x10", "1_000", "٣", *(["2.7", "1e3", "9" * 20] if option.whole else [])):
+    for text in (
+        "nan",
+        "0x10",
+        "1_000",
+        "٣",
+        *(["2.7", "1e3", "9" * 5000] if option.whole else []),
+    ):
         told = refused(capsys, *option.words, text)
-        assert f"{text!r} cannot be meant" in told
+        assert f"number{' from' if option.whole else ', not'}" in told
+        assert text[:9] in told
+        assert len(told) < 200
         assert option.name in told or not option.name.startswith("-")
 
 
 @pytest.mark.parametrize("text", NONE + REAL)
 def test_what_is_no_number(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot be meant"):
+    with pytest.raises(ValueError, match="give a whole number from 1 to"):
         read_whole(text)
     if text in NONE:
-        with pytest.raises(ValueError, match=r"cannot be meant|too large"):
+        with pytest.raises(ValueError, match=r"give a (finite )?number, not"):
             read_real(text)
     elif len(text) < 300:
         assert read_real(text) == float(text)
@@ -102,7 +110,7 @@ def test_digits_are_read(text: str) -> None:
 def test_bounds_are_told() -> None:
     with pytest.raises(ValueError, match="from 0 to 4294967295"):
         read_whole("4294967296", 0, SEEDS)
-    with pytest.raises(ValueError, match="of 1 or more"):
+    with pytest.raises(ValueError, match="from 1 to 2147483647, not '0'"):
         read_whole("0")
     assert (read_whole("0", 0), read_whole(str(MOST))) == (0, MOST)
 

@@ -1,4 +1,4 @@
-"""Numbers and seeds that are asked for: what of them can be meant.
+"""Numbers and seeds that are asked for: which of them are taken.
 
 A seed is from 0 to 2³² − 1: so every library that draws takes it, and so do the seeds that the job
 makes of it, `2 (1000 seed + k)`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from numbers import Integral
+from reprlib import repr  # short, however long the value is
 
 from educe.errors import MethodError
 
@@ -24,7 +25,7 @@ def check_whole(name: str, value: object, low: int = 1, high: int = MOST) -> Non
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise MethodError(f"{name} is {value!r}: {_wanted(low, high)}")
+        raise MethodError(f"{name} is {repr(value)}: give a whole number from {low} to {high}")
 
 
 def check_seed(value: object) -> None:
@@ -43,7 +44,7 @@ def read_whole(text: str, low: int = 1, high: int = MOST) -> int:
         ValueError: It is not written so, or not within bounds.
     """
     if not re.fullmatch("[+-]?[0-9]{1,20}", text) or not low <= int(text) <= high:
-        raise ValueError(f"{text!r} cannot be meant, {_wanted(low, high)}")
+        raise ValueError(f"give a whole number from {low} to {high}, not {repr(text)}")
     return int(text)
 
 
@@ -54,12 +55,7 @@ def read_real(text: str) -> float:
         ValueError: It is not written so, or too large.
     """
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
-        raise ValueError(f"{text!r} cannot be meant, give a number")
+        raise ValueError(f"give a number, not {repr(text)}")
     if not math.isfinite(float(text)):
-        raise ValueError(f"{text!r} is too large")
+        raise ValueError(f"give a finite number, not {repr(text)}")
     return float(text)
-
-
-def _wanted(low: int, high: int) -> str:
-    bounds = f"from {low} to {high}" if high != MOST else f"of {low} or more"
-    return f"give a whole number {bounds}"
