@@ -186,7 +186,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
     shown = screen(educe("show", run), lines=24)
     flat = " ".join(shown.split())
-    assert "12 found and 12 random" in flat
+    assert "12 perturbations: 4 at each of 3 radii, and as many random ones" in flat
     assert "[tiny]" in shown
     assert "asked Tell me." in flat
     assert f"looked for {PATTERN!r}" in flat
@@ -295,7 +295,8 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 ) -> None:
     ended = educe(*asked, "--radius", 8, "-n", 2, "--out", tmp_path / "run")
     assert ended.status == 0
-    assert "2 found and 2 random" in " ".join(ended.out.split())
+    counts = "2 perturbations at one radius, and as many random ones"
+    assert counts in " ".join(ended.out.split())
     assert f"report: {tmp_path / 'run' / 'report.html'}" in ended.out
     assert "calibrating" in ended.err
     # Done already: resuming it draws the table and the report again.
@@ -579,7 +580,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "--nonsense"], "--nonsense"),
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
-        (["discover", "Hi.", "-n", "0"], "at least 1"),
+        (["discover", "Hi.", "-n", "0"], "whole number from 1 to"),
         (["discover", "Hi.", "--method", "pca"], "is unknown: use"),
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),
@@ -627,7 +628,7 @@ def test_what_is_wrong_is_one_line(
         ("--source 99", "4 blocks"),
         ("--target -5", "4 blocks"),
         ("--source 1.5", "fraction"),
-        ("--source nan", "layer nan"),
+        ("--source nan", "'nan'"),
         ("--source 3 --target 2", "not below"),
         ("--source 2 --target 0.5", "not below"),
         ("--radius much", "much"),

@@ -340,7 +340,7 @@ def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
         ({"judge": "striking"}, MethodError, "--look-for or --judge"),
         ({"look_for": None, "judge": "taste"}, MethodError, "taste"),
         ({"look_for": "["}, MethodError, "regular expression"),
-        ({"top": 0}, MethodError, "at least 1"),
+        ({"top": 0}, MethodError, "whole number from 1 to"),
         ({"rungs": ((4, 2.0),)}, MethodError, "rungs"),
     ],
 )

@@ -313,7 +313,7 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
         ({"radii": ("0x",)}, RadiusError, "0x"),
         ({"sources": ()}, MethodError, "one source"),
         ({"pulls": 20}, MethodError, "multiple of 8"),
-        ({"n": 0}, MethodError, "at least 1"),
+        ({"n": 0}, MethodError, "whole number from 1 to"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(

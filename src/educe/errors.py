@@ -65,6 +65,10 @@ class ServerError(EduceError):
     """A server does not answer, or does not offer what a judge needs."""
 
 
+class OutputError(EduceError):
+    """What a command says cannot be printed."""
+
+
 class BudgetError(EduceError):
     """A budget in calls or tokens is spent; what was paid for is kept."""
 

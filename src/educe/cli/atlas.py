@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +18,11 @@ from educe.cli.options import (
     Json,
     Model,
     Revision,
+    Seed,
     encoded_once,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import PromptError, RunError
 from educe.prompts import read_prompts
 
@@ -38,7 +39,7 @@ def atlas(
     few: Annotated[bool, FLAG] = False,
     positions: str = "all",
     readout: str = "last:3",
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
     resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,
@@ -100,7 +101,7 @@ def atlas(
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
     if as_json:
-        print(json.dumps(choice._asdict() | {"atlas": str(file), "report": str(written)}))
+        print_json(choice._asdict() | {"atlas": str(file), "report": str(written)})
     else:
-        print(f"--source {choice.source} --target {choice.target}: {choice.why}")
-        print(f"report: {written}")
+        print_text(f"--source {choice.source} --target {choice.target}: {choice.why}")
+        print_text(f"report: {written}")

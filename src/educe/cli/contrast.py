@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from educe.cli.options import (
     Adapter,
@@ -17,10 +14,14 @@ from educe.cli.options import (
     DType,
     Json,
     Model,
+    N,
+    Real,
     Revision,
+    Seed,
     encoded_once,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
 
@@ -35,12 +36,12 @@ def contrast(
     revision: Revision = None,
     dtype: DType = "auto",
     device: Device = None,
-    source: float = 0.33,
-    target: float = 0.6,
+    source: Real = 0.33,
+    target: Real = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
-    seed: int = 0,
+    n: N = 8,
+    seed: Seed = 0,
     out: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -119,7 +120,9 @@ def contrast(
         files[role] = folder / f"{made.method}.safetensors"
         made.save(files[role])
     if as_json:
-        print(json.dumps({role: str(file) for role, file in files.items()}))
+        print_json({role: str(file) for role, file in files.items()})
     else:
         told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
-        print(f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}")
+        print_text(
+            f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}"
+        )

@@ -19,6 +19,7 @@ from educe.perturb import PerturbationSet
 from educe.prompts import checked, well_formed
 from educe.rendering import Prompt, PromptBatch, distinct
 from educe.runs import Run
+from educe.whole import check_seed, check_whole
 
 #: The note of a run that says which of its prompts count.
 DISTINCT = "distinct"
@@ -48,7 +49,7 @@ class Settings:
             `educe.beside`).
         quiet_by: What is kept small on them.
         ordinary: The other prompts: ``bundled``, or a file.
-        n: Perturbations at each radius.
+        n: Perturbations at each radius, not in all.
         source: Layer after which they are added; ``auto`` chooses it from an atlas.
         target: Layer at which their effect is read; ``auto`` likewise.
         positions: Tokens they are added to.
@@ -57,7 +58,7 @@ class Settings:
         samples: Completions a perturbation and prompt; more than one needs a temperature.
         temperature: 0 for the most likely token.
         max_new_tokens: The most tokens a completion has.
-        seed: Of everything that is drawn.
+        seed: Of everything that is drawn, from 0 to 2³² − 1.
         fresh: Prompts for the re-test that the search has not seen.
         look_for: A regular expression that is counted in the end; it takes no part in the search.
         prefill: First words of every answer.
@@ -127,8 +128,9 @@ class Settings:
             raise MethodError("ordinary prompts have no weight here: say how much with quiet")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
-        if min(self.n, self.samples, self.max_new_tokens) < 1:
-            raise MethodError("n, samples and max-new-tokens must be at least 1")
+        for name in ("n", "samples", "max_new_tokens"):
+            check_whole(name.replace("_", "-"), getattr(self, name))
+        check_seed(self.seed)
         if not 0 <= self.temperature < math.inf:
             raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:

@@ -34,6 +34,7 @@ from educe.selection.halving import RUNGS, Halving, checked, halve
 from educe.selection.judging import Judged, Judging, Rule, Striking
 from educe.stats import bootstrap_mean, more_often, rate
 from educe.summary import RETEST
+from educe.whole import check_seed, check_whole
 from educe.writing import write
 
 ARMS = ("found", "control")
@@ -80,8 +81,9 @@ class SelectionPlan:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
         if self.judge not in (None, "striking"):
             raise MethodError(f"judge {self.judge!r} is unknown: use striking")
-        if min(self.top, self.samples) < 1:
-            raise MethodError("top and samples must be at least 1")
+        check_whole("top", self.top)
+        check_whole("samples", self.samples)
+        check_seed(self.seed)
         Rule(self.look_for or "")
         checked(self.rungs)
 

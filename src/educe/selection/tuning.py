@@ -34,6 +34,7 @@ from educe.selection.proxy import secrets
 from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.summary import RETEST
+from educe.whole import check_seed, check_whole
 from educe.writing import add_set, write
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.
@@ -107,8 +108,12 @@ class Tuning:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
-        if min(self.n, self.pulls, self.retest) < 1 or self.pulls % ROUND:
-            raise MethodError(f"n and retest must be at least 1, pulls a multiple of {ROUND}")
+        for name in ("n", "pulls", "retest"):
+            check_whole(name, getattr(self, name))
+        check_whole("max-new-tokens", self.job.max_new_tokens)
+        check_seed(self.job.seed)
+        if self.pulls % ROUND:
+            raise MethodError(f"pulls is {self.pulls}: give a multiple of {ROUND}")
 
 
 class Tried(NamedTuple):
