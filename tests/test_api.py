@@ -110,6 +110,7 @@ RANKS = {
     "files": 0,
     "stats": 0,
     "positions": 0,
+    "orthogonal": 0,
     "blocks": 1,
     "prompts": 1,
     "embedded": 1,
