@@ -39,7 +39,7 @@ def main() -> None:
     ask.add_argument("--source", type=float, default=0.33)
     ask.add_argument("--target", type=float, default=0.6)
     ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
-    ask.add_argument("--starts", type=int, nargs="+", default=[1, 4, 8], help="of that search")
+    ask.add_argument("--starts", type=int, nargs="+", default=[1, 4], help="of that search")
     ask.add_argument("--atlas", help="sources, with commas, whose targets are all decomposed")
     options = ask.parse_args()
     torch.set_num_threads(1)

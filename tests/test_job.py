@@ -629,6 +629,9 @@ def test_the_facts(whole: Path, lm: LanguageModel) -> None:
     radius = facts["calibrated_radius"]
     assert facts["radii"] == [0.5 * radius, radius]
     assert facts["calibrated_dose"] == pytest.approx(radius / facts["mean_norm"])
+    low, high = facts["calibrated_interval"]
+    assert low < radius < high
+    assert low * high == pytest.approx(radius**2)
     for (kept,) in rows(whole, ASKED):
         assert kept.startswith("<|user|>")
         assert kept.endswith("<|assistant|>")

@@ -123,6 +123,7 @@ def remember_facts(work: Work) -> None:
             "unit": part.unit,
             "calibrated_radius": found.radius if found else None,
             "calibrated_dose": found.dose if found else None,
+            "calibrated_interval": found.interval if found else None,
             "radii": radii,
             "seconds": {},
             **{name: version(name) for name in ("educe", "torch", "transformers")},
