@@ -36,8 +36,8 @@ from educe.slice import Slice
 #: The bracket of the search, as doses: shares of the mean activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0
 
-#: Random directions over which the error is taken; fewer where each costs a pass of its own. It
-#: varies by some 8% from direction to direction, for vectors and for weight noise alike.
+#: Random directions over which the error is taken; fewer where each costs a pass of its own. What
+#: that leaves open is in the interval.
 DIRECTIONS, ALONE = 30, 4
 
 #: What ``--radius auto`` looks at, as shares of the calibrated radius. No single share serves every
