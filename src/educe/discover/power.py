@@ -41,7 +41,7 @@ from educe.slice import Slice
 #: Eigenvalues of ``JᵀJ`` are equal if they differ by less than so many roundings of the largest.
 BLURRED = 100
 
-#: The effects of two starts of a search are equal if they differ by less than this share.
+#: Effects that a search compares are equal if they differ by less than this share.
 ALIKE = 1e-4
 
 
@@ -126,7 +126,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     size = effect.norm(dim=1)
     order = torch.arange(len(w), device=w.device)
     if "turned" in state:  # what is said of a turned vector is said of its band
-        order = size[::2].argsort(descending=True)
+        order = ranked(size[::2])
         order = order[found.band[order].argsort(stable=True)]
         gap = gap[torch.searchsorted(found.band, found.band, right=True) - 1]
         residual = torch.stack([residual[found.band == b].max() for b in found.band])
@@ -211,7 +211,7 @@ def _climb(part: Slice, radius: float, config: PowerConfig, state: State) -> tup
     size = effect.norm(dim=1).reshape(w.shape[:2])
     gradient = part.vjp(rows, effect)[1].reshape(w.shape)
     for at in inside:
-        order = size[:, at].argsort(dim=1, descending=True)
+        order = ranked(size[:, at])
         w[:, at] = projected(gradient[:, at].take_along_dim(order[..., None], 1), v[at])
     climb = torch.cat([state.get("climb", size[None][:0]), size[None]])
     state = state | {"climbers": w, "climb": climb}
@@ -221,6 +221,12 @@ def _climb(part: Slice, radius: float, config: PowerConfig, state: State) -> tup
     turned = found.v.clone()
     turned[wide] = torch.cat([w[strongest(size[:, at]), at] for at in inside])
     return state | {"turned": turned}, Progress(True, float(size.mean()))
+
+
+def ranked(size: Float[Tensor, "*s k"]) -> Int[Tensor, "*s k"]:
+    """Return places by size, largest first; of those that are alike the first, whatever rounds."""
+    steps = (size / (ALIKE * size.amax(-1, keepdim=True))).round()
+    return steps.argsort(dim=-1, descending=True, stable=True)
 
 
 def strongest(size: Float[Tensor, "s k"]) -> int:
