@@ -35,8 +35,8 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         console.print(Text(f"layers      {facts['why']}", style="dim"))
     if facts.get("calibrated_interval"):
         low, high = facts["calibrated_interval"]
-        told = f"{facts['calibrated_radius']:.3g}, 95% from {low:.3g} to {high:.3g}"
-        console.print(Text(f"calibrated  radius {told} over the directions drawn", style="dim"))
+        known = f"{facts['calibrated_radius']:.3g}, 95% from {low:.3g} to {high:.3g}"
+        console.print(Text(f"calibrated  radius {known} over the directions drawn", style="dim"))
     for prompt in summary.prompts[:2]:
         answers = summary.baseline.get(prompt.id, ())
         console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))
