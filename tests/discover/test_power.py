@@ -331,7 +331,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, at: int) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("n", [5, 6, 24])
+@pytest.mark.parametrize("n", [6, 24])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_seed_decides_the_rotation_of_an_exactly_degenerate_band(n: int, seed: int) -> None:
     # Wider than the blocks ever span: whatever they contain of a band is not known before.
