@@ -304,6 +304,7 @@ def _facts() -> dict[str, Any]:
         "unit": MEDIAN_NORM,
         "calibrated_radius": RADII[1],
         "calibrated_dose": RADII[1] / MEDIAN_NORM,
+        "calibrated_interval": [0.93 * RADII[1], 1.07 * RADII[1]],
         "radii": list(RADII),
         "educe": "0.1.0",
         "torch": "2.13.0",

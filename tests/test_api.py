@@ -29,15 +29,6 @@ def test_importing_educe_loads_nothing_heavy() -> None:
     assert loaded == {"educe"}
 
 
-def test_importing_educe_takes_under_half_a_second() -> None:
-    code = "import time; a = time.perf_counter(); import educe; print(time.perf_counter() - a)"
-    took = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(took) < 0.5
-
-
 def test_reading_a_run_needs_no_torch() -> None:
     loaded = loaded_after("import educe.runs, educe.summary, educe.report.terminal")
     assert not {"torch", "transformers"} & loaded
@@ -113,6 +104,7 @@ RANKS = {
     "stats": 0,
     "positions": 0,
     "asked": 0,
+    "orthogonal": 0,
     "blocks": 1,
     "prompts": 1,
     "embedded": 1,

@@ -122,6 +122,47 @@ def test_a_model_has_the_error_at_its_radius(tiny64: LanguageModel) -> None:
     assert found.dose == pytest.approx(found.radius / part.median_norm)
 
 
+# -- the interval over directions ----------------------------------------------------------------
+
+UNEVEN = torch.tensor([3.0, 2, 1, 1, 0.5, 0, 0, 0], dtype=torch.float64)
+
+
+def uneven() -> Any:
+    """``Δ(x) = x + ‖x‖² C x``: off by ``R² ‖C v‖`` in the direction ``v``, ``C`` diagonal."""
+    return ToySlice(
+        lambda theta: theta + theta.square().sum(1, keepdim=True) * (theta * UNEVEN), WIDTH
+    )
+
+
+@pytest.mark.parametrize(("directions", "quantile"), [(30, 2.045230), (4, 3.182446), (2, 12.7062)])
+def test_the_interval_is_that_of_the_root_of_a_mean(directions: int, quantile: float) -> None:
+    found = calibrate(uneven(), seed=5, directions=directions)
+    v = Vectors(0, WIDTH).draw(directions, torch.Generator().manual_seed(5)).double().numpy()
+    squares = ((v * UNEVEN.numpy()) ** 2).sum(1)  # e² is R⁴ times that, and de²/d log R four e²
+    spread = squares.std(ddof=1) / math.sqrt(directions) / (4 * squares.mean())
+    expected = [found.radius * math.exp(sign * quantile * spread) for sign in (-1, 1)]
+    assert found.interval == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_interval_holds_the_radius_over_all_directions() -> None:
+    # ‖C v‖² is tr C² / d in the mean over the sphere.
+    true = (0.25 / float(UNEVEN.square().mean())) ** 0.25
+    found = [calibrate(uneven(), seed=seed).interval for seed in range(100)]
+    held = sum(low <= true <= high for low, high in filter(None, found))
+    assert 88 <= held <= 99
+
+
+def test_where_all_directions_agree_the_interval_is_the_radius() -> None:
+    found = calibrate(bent(0.4))
+    assert found.interval == pytest.approx((found.radius, found.radius))
+
+
+def test_nothing_is_said_of_a_draw_that_was_none() -> None:
+    along = Vectors(0, WIDTH).draw(3, torch.Generator().manual_seed(0)).double()
+    assert calibrate(uneven(), along=along).interval is None
+    assert calibrate(uneven(), directions=1).interval is None
+
+
 # -- parse ---------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import altair as alt
 import pytest
+from rich.console import Console
 
 from educe.errors import RunError
-from educe.report import figures, markup, page
+from educe.report import figures, markup, page, terminal
 from educe.stats import Rate
 from educe.summary import Summary, Verdict, dose, summarise
 from educe.visible import visible
@@ -446,6 +447,23 @@ def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:
         facts = run.note("facts")
         run.remember("facts", facts | {"unit": facts["unit"] * 100})
         assert "(dose 0.004)" in page.write(run, tmp_path / "page.html").read_text()
+
+
+def test_the_interval_of_the_calibrated_radius_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "95% from 22.2 to 30.7 over the directions drawn"
+    with build(tmp_path / "run") as run:
+        facts = run.note("facts") | {"calibrated_radius": 26.1}
+        run.remember("facts", facts | {"calibrated_interval": [22.19, 30.71]})
+        assert f"26.1, {said}." in page.write(run, tmp_path / "page.html").read_text()
+        terminal.table(summarise(run), tmp_path, Console(width=200))
+        assert f"calibrated  radius 26.1, {said}\n" in capsys.readouterr().out
+        del facts["calibrated_interval"]  # of a run that was made before there was one
+        run.remember("facts", facts)
+        assert "Calibrated radius: 26.1.<" in page.write(run, tmp_path / "page.html").read_text()
+        terminal.table(summarise(run), tmp_path, Console(width=200))
+        assert "calibrated" not in capsys.readouterr().out
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.atlas import Atlas, AtlasConfig, Pair
-from educe.discover.linear import orthonormal
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
 from educe.model import LanguageModel
+from educe.orthogonal import orthonormal, upright
 from educe.perturb import digest
 from educe.rendering import PromptBatch
 from educe.slice import Slice
@@ -183,7 +183,7 @@ def _decomposed(
         if not len(block):  # the space is complete
             break
     sigma = square.flip(1)[:, : config.top].clamp(min=0).sqrt()
-    return sigma, turn[:, :, -1] @ basis
+    return sigma, upright(turn[:, :, -1] @ basis)
 
 
 def _slice(

@@ -134,6 +134,7 @@ def remember_facts(work: Work) -> None:
             "unit": part.unit,
             "calibrated_radius": found.radius if found else None,
             "calibrated_dose": found.dose if found else None,
+            "calibrated_interval": found.interval if found else None,
             "radii": radii,
             "remarks": work.remarks,
             "seconds": {},
