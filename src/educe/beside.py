@@ -32,7 +32,7 @@ from torch import Tensor
 from educe.kinds import Kind
 from educe.ordinary import Ordinary
 from educe.prompts import read_prompts
-from educe.rendering import PromptBatch
+from educe.rendering import Prompt, PromptBatch
 from educe.slice import Beside, Slice
 from educe.slice.chunks import Shift
 
@@ -109,7 +109,7 @@ def with_others(
     return kept
 
 
-def other_prompts(source: str = BUNDLED, *, seed: int = 0) -> Sequence[object]:
+def other_prompts(source: str = BUNDLED, *, seed: int = 0) -> Sequence[Prompt]:
     """Return the bundled other prompts, or those of a file: at most `MOST`, drawn by a seed.
 
     Raises:
