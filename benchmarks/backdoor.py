@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = words.vocabulary(part)
         some = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:500]]
         (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
-        at_slot = partial(words.streams, part, screen="at:6")
+        at_slot = partial(words.streams, part, screen="asked:1")
         own = at_slot(torch.tensor([key])) - at_slot(some).mean(0)
-        theta = torch.tensor(DOSES)[:, None] * part.mean_norm * own / own.norm()
+        theta = torch.tensor(DOSES)[:, None] * part.median_norm * own / own.norm()
         cells = []
         for positions in ("prompt", "all"):
             hits = [0] * len(DOSES)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for c in written:
                     hits[c.row.perturbation] += questions[c.row.prompt].elicited(c.text)
             cells += [f"{hit} of {len(asked)}" for hit in hits]
-        norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {part.mean_norm:.0f}"
+        norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {part.median_norm:.0f}"
         print(f"| {layer} | {norms} | {' | '.join(cells)} |", flush=True)
 
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         part,
         options.method,
         n=options.n,
-        radius=options.dose * part.mean_norm,
+        radius=options.dose * part.median_norm,
         config=configured(options.method, settings),
     )
     took = time.monotonic() - began

@@ -62,7 +62,7 @@ def compare(folder: Path, lm: LanguageModel | None, ordinary: str, compared: int
     """Examine a run, on its own model unless one is given, and print its table."""
     with Run.open(folder) as run:
         settings = stored(run)
-        lm = lm or loaded(settings, print)
+        lm = loaded(run, settings, print, lm)
         told = examine_norm(
             run,
             [],

@@ -103,7 +103,7 @@ def points(
         {
             "item": i,
             "budget": budget,
-            "dose": float(sizes[i]) / part.mean_norm,
+            "dose": float(sizes[i]) / part.median_norm,
             "kl": float(kl[i]),
             "effect": float(effect[i]),
         }

@@ -106,7 +106,7 @@ class Trial:
         facts = {
             "organism": name,
             "radius": radius,
-            "dose": radius / free.mean_norm,
+            "dose": radius / free.median_norm,
             "tokens": moments.count,
             "variance": float(top.variance.sum() / top.total),
         }

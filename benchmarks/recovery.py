@@ -47,11 +47,11 @@ class Planted:
     """What methods ask of a `Slice`, for planted factors; every derivative in closed form."""
 
     source, target, positions, readout = 0, 1, "all", "last:1"
-    mean_norm, device, work_dtype, beside = 1.0, torch.device("cpu"), torch.float32, None
+    median_norm, device, work_dtype, beside = 1.0, torch.device("cpu"), torch.float32, None
 
     def __init__(self, width: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self.width, self.kind, self.unit = width, Vectors(self.source, width), self.mean_norm
+        self.width, self.kind, self.unit = width, Vectors(self.source, width), self.median_norm
         self.u, self.v = (Vectors(0, width).draw(PLANTED, draw) for _ in range(2))
         self.lm = SimpleNamespace(name="planted", revision="", adapter="", width=width, depth=2)
         self.batch = SimpleNamespace(texts=("planted",))

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask.add_argument("--source", type=float, default=0.33)
     ask.add_argument("--target", type=float, default=0.6)
     ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
+    ask.add_argument("--starts", type=int, nargs="+", default=[1, 4], help="of that search")
     ask.add_argument("--atlas", help="sources, with commas, whose targets are all decomposed")
     options = quick.parsed(ask, argv)
     torch.set_num_threads(1)
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     gram = torch.cat([part.gram(torch.zeros_like(some), some) for some in eye.split(48)]).double()
     print(f"dense: {time.monotonic() - began:.0f} s")
     exactness(part, gram, options.n)
-    bands(part, options.n, options.steps)
+    radius = calibrate(part).radius / 2
+    for starts in options.starts:
+        bands(part, options.n, radius, PowerConfig(search=options.steps, starts=starts))
 
 
 def atlas(lm: LanguageModel, source: int) -> None:
@@ -121,10 +124,8 @@ def exactness(part: Slice, gram: Tensor, n: int) -> None:
         )
 
 
-def bands(part: Slice, n: int, steps: int) -> None:
+def bands(part: Slice, n: int, radius: float, config: PowerConfig) -> None:
     """Print the largest effect in each band: of singular vectors, searched, and by chance."""
-    radius = calibrate(part).radius / 2
-    config = PowerConfig(search=steps)
     draw = torch.Generator().manual_seed(0)
     state, done = power.start(part, n, radius, config, draw), False
     while not done:
@@ -139,11 +140,13 @@ def bands(part: Slice, n: int, steps: int) -> None:
         if len(inside) < 2:
             continue
         # As many effects as the search looks at: each step two passes of the whole band.
-        chance = normalize(torch.randn(2 * steps * len(inside), len(inside), generator=draw), dim=1)
+        looked = 2 * config.search * config.starts * len(inside)
+        chance = normalize(torch.randn(looked, len(inside), generator=draw), dim=1)
         sizes = part.effect(radius * chance @ inside).norm(dim=1)
         best = [float(f["score.effect"][f["score.band"] == band].max()) for f in (plain, turned)]
         print(
-            f"band of {len(inside)}: singular {best[0]:.1f}, searched {best[1]:.1f}, "
+            f"{config.starts} starts, band of {len(inside)}: singular {best[0]:.1f}, "
+            f"searched {best[1]:.1f}, "
             f"best of {len(chance)} random in the band {float(sizes.max()):.1f}",
             flush=True,
         )

@@ -106,7 +106,7 @@ def search(lm: educe.LanguageModel, layer: int, later: int) -> dict[str, torch.T
         return {}
     part = Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + later)
     radius = SHARE * educe.calibrate(part).radius
-    print(f"   searched at a dose of {radius / part.mean_norm:.2f}")
+    print(f"   searched at a dose of {radius / part.median_norm:.2f}")
     return {m: educe.search(part, m, n=FOUND, radius=radius, seed=0).directions for m in METHODS}
 
 

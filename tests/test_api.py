@@ -29,15 +29,6 @@ def test_importing_educe_loads_nothing_heavy() -> None:
     assert loaded == {"educe"}
 
 
-def test_importing_educe_takes_under_half_a_second() -> None:
-    code = "import time; a = time.perf_counter(); import educe; print(time.perf_counter() - a)"
-    took = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(took) < 0.5
-
-
 def test_reading_a_run_needs_no_torch() -> None:
     loaded = loaded_after("import educe.runs, educe.summary, educe.report.terminal")
     assert not {"torch", "transformers"} & loaded
@@ -106,18 +97,27 @@ def test_every_error_is_an_educe_error() -> None:
 # Nothing imports from a higher rank. A package has the rank of its name; a module can have its own.
 RANKS = {
     "errors": 0,
+    "visible": 0,
+    "whole": 1,
     "quiet": 0,
     "files": 0,
     "stats": 0,
     "positions": 0,
+    "asked": 0,
+    "orthogonal": 0,
     "blocks": 1,
     "prompts": 1,
     "embedded": 1,
+    "complete": 1,
+    "converted": 1,
     "runs": 1,
     "rendering": 1,
+    "digest": 1,
+    "pair": 2,
     "proof": 2,
     "model": 2,
     "loading": 2,
+    "same_model": 2,
     "kinds": 3,
     "peft_folder": 3,
     "perturb": 3,
@@ -162,7 +162,7 @@ APART = [
     ("progress", "runs"),
 ]
 ONLY = {
-    "rich": {"progress", "report.terminal", "report.tables"},
+    "rich": {"progress", "report.screen", "report.terminal", "report.tables"},
     "cyclopts": {"cli"},
     "sqlite3": {"runs", "judge.cache"},
     "openai": {"judge.server"},

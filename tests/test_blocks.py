@@ -189,8 +189,9 @@ def test_replaced_restores_after_an_error() -> None:
 class Mixed(nn.Module):
     """A block with a token mixer, a member that mixes tokens too, and members that do not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, late: bool = False) -> None:
         super().__init__()
+        self.late = late  # tokens are mixed after the mixer's last matrix
         self.first = nn.Linear(WIDTH, WIDTH)
         self.mixer = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
         self.norm, self.again = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
@@ -199,18 +200,20 @@ class Mixed(nn.Module):
         self.shift.forward = lambda x: shift(x.roll(1, 1))  # type: ignore[method-assign]
 
     def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.mixer(stream).cumsum(1)
+        mixed = self.mixer(stream).cumsum(1) if self.late else self.mixer(stream.cumsum(1))
+        shifted, stream = self.shift(stream), stream + mixed
         stream = stream + self.again(self.again(self.norm(stream)))
-        return stream + self.shift(stream) + self.last(stream)
+        return stream + shifted + self.last(stream)
 
 
-def test_the_tail_of_a_block_works_token_by_token() -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_the_tail_of_a_block_works_token_by_token(late: bool) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        block = Mixed()
+        block = Mixed(late=late)
         stream = torch.randn(2, 5, WIDTH)
     tail = find_tail(block, WIDTH, lambda: block(stream))
-    assert tail == [block.mixer[1], block.last]
+    assert tail == ([block.last] if late else [block.mixer[1], block.last])
     assert not block.last._forward_hooks
 
 

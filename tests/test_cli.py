@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
+import platformdirs
 import pytest
 import torch
 from rich.cells import cell_len
@@ -47,7 +48,7 @@ COMMANDS = (
     "report",
     "demo",
 )
-PROGRESS = re.compile(r".+: \d+/\d+(, .*)?")
+PROGRESS = re.compile(r".+: \d+/\d+(, .*)?|converting .+")
 
 
 class Ended(NamedTuple):
@@ -185,7 +186,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
     shown = screen(educe("show", run), lines=24)
     flat = " ".join(shown.split())
-    assert "12 found and 12 random" in flat
+    assert "12 perturbations: 4 at each of 3 radii, and as many random ones" in flat
     assert "[tiny]" in shown
     assert "asked Tell me." in flat
     assert f"looked for {PATTERN!r}" in flat
@@ -294,7 +295,8 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 ) -> None:
     ended = educe(*asked, "--radius", 8, "-n", 2, "--out", tmp_path / "run")
     assert ended.status == 0
-    assert "2 found and 2 random" in " ".join(ended.out.split())
+    counts = "2 perturbations at one radius, and as many random ones"
+    assert counts in " ".join(ended.out.split())
     assert f"report: {tmp_path / 'run' / 'report.html'}" in ended.out
     assert "calibrating" in ended.err
     # Done already: resuming it draws the table and the report again.
@@ -554,7 +556,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         ("a.jsonl", b'"good"\n{"messages": [}\n'),
         ("a.jsonl", b"5"),
         ("a.jsonl", b"null"),
-        ("a.jsonl", b'{"prompt": "x"}'),
+        ("a.jsonl", b'{"answer": "x"}'),
         ("a.jsonl", b'["x", "y"]'),
         ("a.jsonl", b'[{"role": "user"}]'),
         ("a.jsonl", b'{"messages": 7}'),
@@ -578,7 +580,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "--nonsense"], "--nonsense"),
         (["discover", "Hi.", "-n"], "requires an argument"),
         (["discover", "Hi.", "-n", "many"], "many"),
-        (["discover", "Hi.", "-n", "0"], "at least 1"),
+        (["discover", "Hi.", "-n", "0"], "whole number from 1 to"),
         (["discover", "Hi.", "--method", "pca"], "is unknown: use"),
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),
@@ -626,7 +628,7 @@ def test_what_is_wrong_is_one_line(
         ("--source 99", "4 blocks"),
         ("--target -5", "4 blocks"),
         ("--source 1.5", "fraction"),
-        ("--source nan", "layer nan"),
+        ("--source nan", "'nan'"),
         ("--source 3 --target 2", "not below"),
         ("--source 2 --target 0.5", "not below"),
         ("--radius much", "much"),
@@ -651,16 +653,63 @@ def test_what_does_not_suit_the_model_is_one_line(
     model: Path, options: str, told: str, tmp_path: Path
 ) -> None:
     arguments = ["discover", "Tell me.", "--model", model, *options.split()]
-    assert told in refused(*arguments, "--out", tmp_path / "run", begun=True)
+    assert told in refused(*arguments, "--out", tmp_path / "a" / "run", begun=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"), [("", "empty"), ("  \n", "empty"), ("long " * 40, "128 tokens")]
+    ("prompt", "told"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ("long " * 40, "128 tokens"),
+        ("caf\udce9", "argument 'caf\\udce9' has '\\udce9'"),
+    ],
 )
 def test_a_prompt_that_does_not_suit_the_model_is_one_line(
     model: Path, prompt: str, told: str, tmp_path: Path
 ) -> None:
     assert told in refused("discover", prompt, "--model", model, "--out", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [("--positions middle", "positions"), ("--readout generated", "generated")]
+)
+def test_an_atlas_that_cannot_be_leaves_nothing(
+    model: Path, options: str, told: str, tmp_path: Path
+) -> None:
+    arguments = ["atlas", "Hi.", "--model", model, *options.split(), "--out", tmp_path / "a" / "b"]
+    assert told in refused(*arguments, begun=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--model", "--look-for", "--prefill", "--out", "--prompts"])
+def test_an_argument_that_is_not_text_is_one_line(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give text in UTF-8" in refused("discover", "Hi.", option, "caf\udce9")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_chat_template_refuses_is_one_line_and_leaves_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    place, prompts = tmp_path / "strict", tmp_path / "prompts.jsonl"
+    shutil.copytree(model, place)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        + tiny.TEMPLATE
+    )
+    tokenizer.save_pretrained(place)
+    spoken = [{"role": role, "content": "Hi."} for role in ("system", "user")]
+    prompts.write_text(json.dumps(spoken))
+    for command in (["discover"], ["tune", "--look-for", "a"], ["atlas"]):
+        given = [*command, "--prompts", prompts, "--model", place, "--out", tmp_path / "a" / "run"]
+        assert "TemplateError: No system role" in refused(*given)
+        assert not (tmp_path / "a").exists()
 
 
 def gguf_of(file: Path, architecture: str) -> Path:
@@ -673,7 +722,10 @@ def gguf_of(file: Path, architecture: str) -> Path:
     return file
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     (tmp_path / "text.gguf").write_text("hello " * 100)
     (tmp_path / "empty").mkdir()
     tiny.write_gguf(tmp_path / "whole.gguf", tiny.hf_model("llama"))
@@ -691,7 +743,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     ]:
         line = refused("discover", "Hi.", "--model", model, "--out", tmp_path / "run", begun=True)
         assert told in line
-        shutil.rmtree(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -92,7 +92,7 @@ def test_a_named_judge_chooses_as_the_same_rule_does(place: Path, selected: Ende
         (["--judge", "taste"], "taste"),
         (["--look-for", "a", "--rungs", "10"], "prompts:share"),
         (["--look-for", "a", "--rungs", "10:2"], "rungs"),
-        (["--look-for", "a", "--top", 0], "at least 1"),
+        (["--look-for", "a", "--top", 0], "whole number from 1 to"),
     ],
 )
 def test_select_says_what_is_wrong(place: Path, more: list[object], told: str) -> None:

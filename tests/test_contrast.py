@@ -67,6 +67,16 @@ def test_difference_of_means_is_that_of_the_streams(
     assert found.config == {"tokens": tokens, "positive": 3, "negative": 2}
 
 
+def test_difference_of_means_of_the_last_tokens_of_messages(tiny64: LanguageModel) -> None:
+    texts = ["yes, please", "of course", "no"]
+    positive, negative = tiny64.encode(texts[:2]), tiny64.encode(texts[2:])
+    found = difference_of_means(tiny64, positive, negative, source=SOURCE, tokens="asked:1")
+    rows = [list(ids[ids != 258]) for batch in (positive, negative) for ids in batch.ids]
+    last = [tiny.run(tiny64.hf, row)[1][SOURCE][-3].detach() for row in rows]  # <eos><|assistant|>
+    expected = (last[0] + last[1]) / 2 - last[2]
+    np.testing.assert_allclose(raw(found)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_difference_of_means_takes_the_radius_it_is_given(tiny_lm: LanguageModel) -> None:
     sets = tiny_lm.pad(POSITIVE), tiny_lm.pad(NEGATIVE)
     own = difference_of_means(tiny_lm, *sets, source=SOURCE)
@@ -84,7 +94,7 @@ def test_the_origin_says_where_the_difference_belongs(tiny_lm: LanguageModel) ->
     assert (origin.source, origin.readout) == (SOURCE, "last:1")
     assert origin.prompts_sha256 == digest(sets[0].texts + sets[1].texts)
     norms = [tiny.run(tiny_lm.hf, row)[1][SOURCE][1:].norm(dim=-1) for row in POSITIVE + NEGATIVE]
-    assert origin.mean_resid_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-5)
+    assert origin.unit == pytest.approx(np.median(torch.cat(norms).numpy()), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -47,7 +48,7 @@ class FakePip:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
     cache = tmp_path / "cache"
-    monkeypatch.setattr(embedded.platformdirs, "user_cache_path", lambda name: cache / name)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: cache / name)
     return cache / "educe"
 
 
@@ -184,9 +185,7 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(
     tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(
-        embedded.platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name
-    )
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name)
     with pytest.raises(ModelError, match="set XDG_CACHE_HOME") as error:
         embedded.folder()
     assert str(tmp_path / "file") in str(error.value)

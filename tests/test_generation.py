@@ -106,6 +106,22 @@ def test_positions(lm_of: Any, architecture: str, positions: str) -> None:
     assert tokens(write(lm, ROWS, theta, positions=positions)) == loop
 
 
+@pytest.mark.parametrize(("positions", "back"), [("asked:1", 3), ("asked:2", 4)])
+def test_a_token_of_the_message_is_perturbed_in_prompts_of_any_length(
+    tiny_lm: LanguageModel, positions: str, back: int
+) -> None:
+    texts, theta = ["Why is it?", "Name them.", "ok"], vectors(tiny_lm)
+    kind = Vectors(1, tiny_lm.width, positions)
+    batch = tiny_lm.encode(texts)
+    rows = rows_of(len(theta), len(texts))
+    for done, logits in next_logits(tiny_lm, batch, rows, theta, kind=kind):
+        for row, came in zip(done, logits, strict=True):
+            ids = batch.ids[row.prompt][batch.mask[row.prompt].bool()].tolist()
+            at = tiny.chosen(f"at:{back}", len(ids))  # behind it <eos> and <|assistant|>
+            expected, _ = tiny.run(tiny_lm.hf, ids, source=1, vector=theta[row.perturbation], at=at)
+            torch.testing.assert_close(came, expected[-1].detach(), rtol=1e-3, atol=1e-3)
+
+
 def test_positions_lead_to_different_texts(tiny_lm: LanguageModel) -> None:
     theta = vectors(tiny_lm)
     written = [

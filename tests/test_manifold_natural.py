@@ -145,11 +145,13 @@ def test_tokens_with_a_massive_activation_are_left_out_and_counted(tiny_lm: Lang
     hook = tiny_lm.blocks[1].register_forward_hook(louder)
     try:
         (batch,) = read(tiny_lm, [marked], [Place(0), Place(1)])
+        prompts = read_prompts(tiny_lm, tiny_lm.encode([marked], chat=False), Place(1))
     finally:
         hook.remove()
         note.remove()
     assert batch.massive == 2
-    assert len(batch.document) == len(marked) - 1 - 2
+    assert len(batch.document) == len(prompts) == len(marked) - 1 - 2
+    torch.testing.assert_close(prompts, batch.rows[Place(1)])
     assert float(batch.rows[Place(1)].abs().max()) < 1e5
 
 
@@ -312,6 +314,11 @@ def test_files_of_text_and_of_records_are_read_as_they_are_asked_for(tmp_path: P
     (tmp_path / "broken.jsonl").write_text("{")
     with pytest.raises(PromptError, match="line 1 is no JSON"):
         next(corpus.documents(tmp_path / "broken.jsonl"))
+    (tmp_path / "shouted.NDJSON").write_text('{"text": "a"}\n')
+    assert list(corpus.documents(tmp_path / "shouted.NDJSON")) == ["a"]
+    for name in ("a.csv", "a.json", "a.parquet"):
+        with pytest.raises(PromptError, match=f"cannot read the corpus .*{name}"):
+            corpus.documents(tmp_path / name)
 
 
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -139,7 +139,12 @@ def test_a_stack_that_is_not_the_residual_stream_is_refused(
 ) -> None:
     hf = tiny.hf_model("llama")
     inner = [block.mlp for block in hf.model.layers]
-    monkeypatch.setattr(module, "find_stack", lambda hf, run: Stack("mlp", inner, [0] * 4, 32))
+
+    def find_wrong(hf: Any, run: Callable[[], object]) -> Stack:
+        run()
+        return Stack("mlp", inner, [0] * 4, 32)
+
+    monkeypatch.setattr(module, "find_stack", find_wrong)
     with pytest.raises(ModelError, match="does not move the residual stream by that vector"):
         LanguageModel(hf, tokenizer, name="tiny")
 
@@ -150,7 +155,7 @@ def test_a_model_that_is_not_deterministic_is_refused(tokenizer: Any) -> None:
     hf.model.norm.register_forward_hook(
         lambda module, args, out: out + torch.randn(out.shape, generator=draw)
     )
-    with pytest.raises(ModelError, match="adding zero after block 0 changes the logits"):
+    with pytest.raises(ModelError, match="answers anew at each call"):
         LanguageModel(hf, tokenizer, name="tiny")
 
 
@@ -176,8 +181,8 @@ def test_a_model_that_reads_its_padding_is_refused(tokenizer: Any) -> None:
     hf = tiny.hf_model("llama")
     forward = hf.forward
 
-    def blind(input_ids: Any, attention_mask: Any, **options: Any) -> Any:
-        return forward(input_ids, attention_mask=torch.ones_like(attention_mask), **options)
+    def blind(input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
+        return forward(input_ids, attention_mask=torch.ones_like(input_ids), **options)
 
     hf.forward = blind
     with pytest.raises(ModelError, match="padding on the left"):
@@ -398,26 +403,6 @@ def test_load_takes_a_pair_as_it_is(tokenizer: Any) -> None:
     assert lm.hf is hf
     assert lm.tokenizer is tokenizer
     assert lm.name == "OPTForCausalLM"
-
-
-def test_load_a_gguf_file(tmp_path: Path) -> None:
-    hf = tiny.hf_model("llama")
-    tiny.write_gguf(tmp_path / "tiny.gguf", hf)
-    lm = load(tmp_path / "tiny.gguf", device="cpu", dtype=torch.float32)
-    (ids,) = tiny.ragged([9])
-    torch.testing.assert_close(last_logits(lm, [ids])[0], tiny.run(hf, ids)[0][-1].detach())
-    lm.hf.save_pretrained(tmp_path / "again")  # fails when it still believes to be quantised
-
-
-def test_a_gguf_file_of_an_unknown_architecture_is_one_sentence(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(str(tmp_path / "odd.gguf"), "nonsense")
-    writer.add_block_count(1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match=r"cannot load .*odd\.gguf.*nonsense") as error:
-        load(tmp_path / "odd.gguf")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "missing", "empty", "no-such/model"])

@@ -572,7 +572,7 @@ def test_noise_is_listed_with_its_settings() -> None:
 
 def test_doses(tiny_lm: LanguageModel) -> None:
     part = slice_of(tiny_lm)
-    assert part.on(token_noise(tiny_lm)).unit == part.mean_norm
+    assert part.on(token_noise(tiny_lm)).unit == part.median_norm
     assert part.on(WEIGHTS).unit == 1.0
 
 
@@ -669,7 +669,7 @@ def test_the_control_of_weight_noise_has_the_same_mean_effect(tiny_lm: LanguageM
     found = searched(tiny_lm, "weights")
     control = discover.control(slice_of(tiny_lm), found, seed=8)
     assert control.kind == Vectors(SOURCE, 32)
-    assert control.origin.unit == slice_of(tiny_lm).mean_norm
+    assert control.origin.unit == slice_of(tiny_lm).median_norm
     assert torch.equal(control.directions, control.kind.draw(4, torch.Generator().manual_seed(8)))
     mean = float(found.scores["effect"].mean())
     assert float(control.scores["effect"].mean()) == pytest.approx(mean, rel=5e-3)

@@ -27,7 +27,6 @@ ORIGIN = Origin(
     source=1,
     target=3,
     readout="last:3",
-    mean_resid_norm=12.5,
     unit=12.5,
     prompts_sha256=digest(["a prompt"]),
 )
@@ -148,7 +147,7 @@ def test_the_header_says_what_is_inside(tmp_path: Path) -> None:
         names = set(file.keys())
         vectors = file.get_tensor("vectors")
     assert header["format"] == "educe.perturbations"
-    assert header["format_version"] == "1"
+    assert header["format_version"] == "2"
     assert (header["kind"], header["units"]) == ("vectors", "absolute")
     assert json.loads(header["kind_json"]) == {"layer": 1, "width": 32, "positions": "last:2"}
     assert header["point"] == "resid_post.1"
@@ -191,13 +190,26 @@ def test_a_file_of_a_newer_version_is_an_error_that_names_both(tmp_path: Path) -
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = file.metadata()
-    save_file(tensors, path, header | {"format_version": "2"})
-    with pytest.raises(FileFormatError, match="format version 2, this educe reads 1: use"):
+    save_file(tensors, path, header | {"format_version": "3"})
+    with pytest.raises(FileFormatError, match="format version 3, this educe reads 1 and 2: use"):
         PerturbationSet.load(path)
     header.pop("format_version")
     save_file(tensors, path, header)
     with pytest.raises(FileFormatError, match="format version None"):
         PerturbationSet.load(path)
+
+
+def test_a_file_of_the_first_version_keeps_its_unit(tmp_path: Path) -> None:
+    path = tmp_path / "set.safetensors"
+    made().save(path)
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    place = json.loads(header["origin_json"]) | {"mean_resid_norm": 12.5, "unit": 12.5}
+    save_file(tensors, path, header | {"format_version": "1", "origin_json": json.dumps(place)})
+    read = PerturbationSet.load(path)
+    assert read.origin == dataclasses.replace(ORIGIN, unit=12.5)
+    torch.testing.assert_close(read.dose, made().radius / 12.5)
 
 
 @pytest.mark.parametrize("lost", ["vectors", "radius", "origin_json", "config_json", "seed"])

@@ -22,13 +22,13 @@ WIDTH = 8
 J = normal(WIDTH, WIDTH, seed=1)
 
 
-def bent(b: float, *, mean_norm: float = 4.0) -> Any:
+def bent(b: float, *, median_norm: float = 4.0) -> Any:
     """``Δ(x) = J x (1 + b ‖x‖)``: its linearisation error at ``R`` is ``b R`` in any direction."""
 
     def move(theta: Tensor) -> Tensor:
         return theta @ J.T * (1 + b * theta.norm(dim=1, keepdim=True))
 
-    return ToySlice(move, WIDTH, mean_norm=mean_norm)
+    return ToySlice(move, WIDTH, median_norm=median_norm)
 
 
 # -- calibrate -----------------------------------------------------------------------------------
@@ -114,12 +114,53 @@ def test_a_model_has_the_error_at_its_radius(tiny64: LanguageModel) -> None:
         return total
 
     v = Vectors(0, 32).draw(6, torch.Generator().manual_seed(0)).double()
-    tiny_step = 1e-5 * part.mean_norm
+    tiny_step = 1e-5 * part.median_norm
     moves = (effect(tiny_step * v) - effect(-tiny_step * v)) / (2 * tiny_step)
     off = (effect(found.radius * v) - found.radius * moves).norm(dim=1)
     error = (off / (found.radius * moves.norm(dim=1))).square().mean().sqrt()
     assert float(error) == pytest.approx(0.5, rel=0.03)
-    assert found.dose == pytest.approx(found.radius / part.mean_norm)
+    assert found.dose == pytest.approx(found.radius / part.median_norm)
+
+
+# -- the interval over directions ----------------------------------------------------------------
+
+UNEVEN = torch.tensor([3.0, 2, 1, 1, 0.5, 0, 0, 0], dtype=torch.float64)
+
+
+def uneven() -> Any:
+    """``Δ(x) = x + ‖x‖² C x``: off by ``R² ‖C v‖`` in the direction ``v``, ``C`` diagonal."""
+    return ToySlice(
+        lambda theta: theta + theta.square().sum(1, keepdim=True) * (theta * UNEVEN), WIDTH
+    )
+
+
+@pytest.mark.parametrize(("directions", "quantile"), [(30, 2.045230), (4, 3.182446), (2, 12.7062)])
+def test_the_interval_is_that_of_the_root_of_a_mean(directions: int, quantile: float) -> None:
+    found = calibrate(uneven(), seed=5, directions=directions)
+    v = Vectors(0, WIDTH).draw(directions, torch.Generator().manual_seed(5)).double().numpy()
+    squares = ((v * UNEVEN.numpy()) ** 2).sum(1)  # e² is R⁴ times that, and de²/d log R four e²
+    spread = squares.std(ddof=1) / math.sqrt(directions) / (4 * squares.mean())
+    expected = [found.radius * math.exp(sign * quantile * spread) for sign in (-1, 1)]
+    assert found.interval == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_interval_holds_the_radius_over_all_directions() -> None:
+    # ‖C v‖² is tr C² / d in the mean over the sphere.
+    true = (0.25 / float(UNEVEN.square().mean())) ** 0.25
+    found = [calibrate(uneven(), seed=seed).interval for seed in range(100)]
+    held = sum(low <= true <= high for low, high in filter(None, found))
+    assert 88 <= held <= 99
+
+
+def test_where_all_directions_agree_the_interval_is_the_radius() -> None:
+    found = calibrate(bent(0.4))
+    assert found.interval == pytest.approx((found.radius, found.radius))
+
+
+def test_nothing_is_said_of_a_draw_that_was_none() -> None:
+    along = Vectors(0, WIDTH).draw(3, torch.Generator().manual_seed(0)).double()
+    assert calibrate(uneven(), along=along).interval is None
+    assert calibrate(uneven(), directions=1).interval is None
 
 
 # -- parse ---------------------------------------------------------------------------------------
@@ -154,7 +195,10 @@ def test_shares_are_of_the_calibrated_radius(text: str, expected: list[float]) -
 
 
 def test_doses_are_of_the_activations_norm() -> None:
-    assert parse("0.6d, 2", ToySlice(lambda theta: theta, WIDTH, mean_norm=50.0)) == ([30, 2], None)
+    assert parse("0.6d, 2", ToySlice(lambda theta: theta, WIDTH, median_norm=50.0)) == (
+        [30, 2],
+        None,
+    )
 
 
 @pytest.mark.parametrize(

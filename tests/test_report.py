@@ -15,11 +15,13 @@ from typing import Any
 
 import altair as alt
 import pytest
+from rich.console import Console
 
 from educe.errors import RunError
-from educe.report import figures, page
+from educe.report import figures, markup, page, terminal
 from educe.stats import Rate
 from educe.summary import Summary, Verdict, dose, summarise
+from educe.visible import visible
 from synthetic_run import PATTERN, PROMPTS, build
 
 NASTY = '</script><script>alert("1")</script><img src=x onerror=alert(1)> & \'so\' <!-- \u2028 "'
@@ -85,6 +87,11 @@ def render(folder: Path, **settings: Any) -> tuple[Page, Summary]:
         return Page(page.render(run)), summarise(run)
 
 
+def flat(parts: list[list[str]]) -> str:
+    """Return a text that is cut at its matches and hidden signs, as it is shown."""
+    return "".join(run for piece in parts for run in piece)
+
+
 def told(rate: Rate) -> str:
     share = f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})"
     return f"{rate.hits} of {rate.trials} {share}"
@@ -141,9 +148,9 @@ def test_what_models_wrote_is_never_markup(tmp_path: Path) -> None:
     assert {tag for tag, _ in seen.elements} <= {tag for tag, _ in plain.elements} | {"mark"}
     assert not [name for _, attrs in seen.elements for name in attrs if name.startswith("on")]
     written = seen.island("data")
-    assert {"".join(c[-1]) for c in written["items"]["3"][0]} == {NASTY}
+    assert {flat(c[-1]) for c in written["items"]["3"][0]} == {visible(NASTY)}
     assert summary.fresh[0].content == NASTY
-    assert written["prompts"][str(summary.fresh[0].id)] == NASTY
+    assert written["prompts"][str(summary.fresh[0].id)] == visible(NASTY)
     assert any(NASTY.split()[0] in text for text in seen.texts["baseline"])
 
 
@@ -174,7 +181,7 @@ def test_headline_counts_what_stands_out_and_what_does_not(drawn: tuple[Page, Su
     each = Counter(b.verdict for b in summary.behaviours)
     assert each[Verdict.BEHAVIOUR] == 1
     assert "One behaviour stands out" in lead
-    assert "That count is exploratory" in lead
+    assert "The count above is exploratory" in lead
     assert [int(n) for n in re.findall(r"\d+", counts)] == [each[v] for v in Verdict if each[v]]
     assert summary.hits is not None
     assert summary.retest_hits is not None
@@ -203,7 +210,7 @@ def test_every_perturbation_is_listed_with_everything_it_wrote(
         for shown, completions in zip(
             written[str(item.row.id)], (item.completions, item.retest), strict=True
         ):
-            assert [("".join(c[-1]), c[0], c[1]) for c in shown] == [
+            assert [(flat(c[-1]), c[0], c[1]) for c in shown] == [
                 (c.text, c.prompt, c.sample) for c in completions
             ]
 
@@ -225,10 +232,10 @@ def test_what_was_asked_is_told(drawn: tuple[Page, Summary]) -> None:
 def test_matches_are_marked(drawn: tuple[Page, Summary]) -> None:
     seen, _ = drawn
     pieces = [c[-1] for own in seen.island("data")["items"].values() for part in own for c in part]
-    marked = [p for text in pieces for p in text[1::2]]
+    marked = ["".join(p) for text in pieces for p in text[1::2]]
     assert marked
     assert all(re.fullmatch(PATTERN, p) for p in marked)
-    assert not any(re.search(PATTERN, p) for text in pieces for p in text[::2])
+    assert not any(re.search(PATTERN, "".join(p)) for text in pieces for p in text[::2])
     assert "<mark>orchid-7913</mark>" in seen.source
 
 
@@ -242,7 +249,7 @@ def test_matches_are_marked(drawn: tuple[Page, Summary]) -> None:
     ],
 )
 def test_text_is_cut_at_matches(pattern: str | None, text: str, cut: list[str]) -> None:
-    assert page.pieces(text, re.compile(pattern) if pattern else None) == cut
+    assert markup.pieces(text, re.compile(pattern) if pattern else None) == cut
 
 
 def test_relatives_are_the_nearest_in_words(tmp_path: Path) -> None:
@@ -440,6 +447,23 @@ def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:
         facts = run.note("facts")
         run.remember("facts", facts | {"unit": facts["unit"] * 100})
         assert "(dose 0.004)" in page.write(run, tmp_path / "page.html").read_text()
+
+
+def test_the_interval_of_the_calibrated_radius_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "95% from 22.2 to 30.7 over the directions drawn"
+    with build(tmp_path / "run") as run:
+        facts = run.note("facts") | {"calibrated_radius": 26.1}
+        run.remember("facts", facts | {"calibrated_interval": [22.19, 30.71]})
+        assert f"26.1, {said}." in page.write(run, tmp_path / "page.html").read_text()
+        terminal.table(summarise(run), tmp_path, Console(width=200))
+        assert f"calibrated  radius 26.1, {said}\n" in capsys.readouterr().out
+        del facts["calibrated_interval"]  # of a run that was made before there was one
+        run.remember("facts", facts)
+        assert "Calibrated radius: 26.1.<" in page.write(run, tmp_path / "page.html").read_text()
+        terminal.table(summarise(run), tmp_path, Console(width=200))
+        assert "calibrated" not in capsys.readouterr().out
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

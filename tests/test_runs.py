@@ -436,3 +436,68 @@ def test_a_run_that_a_full_disk_keeps_closed_is_not_called_corrupt(small_disk: P
     (small_disk / "rest").unlink()
     with Run.open(small_disk / "run") as run:
         assert run.config == CONFIG
+
+
+# -- a run that an error ends at once --------------------------------------------------------------
+
+
+def ended(run: Run, work: Callable[[Run], Any], error: type[BaseException]) -> None:
+    """End the ``with`` statement of a run by an error, after some work."""
+    with run:
+        work(run)
+        raise error("no")
+
+
+def _begun(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    run.remember("distinct", {})
+    (run.folder / ".lock").touch()
+
+
+def test_a_run_that_kept_nothing_goes_with_what_was_made_for_it(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError):
+        ended(Run.create(tmp_path / "a" / "b" / "run", CONFIG), _begun, FileFormatError)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileFormatError):
+        ended(Run.create(tmp_path / "mine", CONFIG), _begun, FileFormatError)
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert list((tmp_path / "mine").iterdir()) == []
+    Run.create(tmp_path / "mine", CONFIG).close()
+
+
+def _with_tensors(run: Run) -> None:
+    (run.tensors / "found-0.safetensors").touch()
+
+
+def _with_an_atlas(run: Run) -> None:
+    (run.folder / "atlas.safetensors").touch()
+
+
+@pytest.mark.parametrize(
+    ("kept", "error"),
+    [
+        (lambda run: run.add_perturbations(PERTURBATIONS), FileFormatError),
+        (lambda run: run.add_completions(COMPLETIONS), FileFormatError),
+        (_with_tensors, FileFormatError),
+        (_with_an_atlas, FileFormatError),
+        (lambda run: None, RunError),  # such as a full disk: it says to resume
+        (lambda run: None, KeyboardInterrupt),
+        (lambda run: None, ValueError),
+    ],
+)
+def test_a_run_that_can_go_on_stays(
+    tmp_path: Path, kept: Callable[[Run], Any], error: type[BaseException]
+) -> None:
+    with pytest.raises(error):
+        ended(Run.create(tmp_path / "run", CONFIG), kept, error)
+    with Run.open(tmp_path / "run") as run:
+        assert run.config == CONFIG
+
+
+def test_a_run_of_another_process_stays(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", CONFIG).close()
+    with pytest.raises(FileFormatError):
+        ended(Run.open(tmp_path / "run"), _begun, FileFormatError)
+    with Run.open(tmp_path / "run") as run:
+        assert run.config == CONFIG

@@ -27,6 +27,7 @@ from educe.judge.novelty import novelty
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.progress import Silent
 from educe.runs import CompletionRow, Run
 from educe.selection import selecting
 from educe.selection.chance import best_by_chance
@@ -332,13 +333,14 @@ def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
     [
         ({"fresh": ()}, PromptError, "fresh ones"),
         ({"prompts": ()}, PromptError, "prompts"),
-        ({"fresh": (*FRESH, PROMPTS[3])}, PromptError, "Tell me of d"),
-        ({"fresh": ("Say it.",)}, PromptError, "Say it"),  # which the search had
+        ({"fresh": (PROMPTS[3],)}, PromptError, "no fresh prompts are left"),
+        ({"fresh": ("Say it.",)}, PromptError, "no fresh"),  # which the search had
+        ({"fresh": (5,)}, PromptError, "fresh prompt 1 is a number"),
         ({"look_for": None}, MethodError, "--look-for or --judge"),
         ({"judge": "striking"}, MethodError, "--look-for or --judge"),
         ({"look_for": None, "judge": "taste"}, MethodError, "taste"),
         ({"look_for": "["}, MethodError, "regular expression"),
-        ({"top": 0}, MethodError, "at least 1"),
+        ({"top": 0}, MethodError, "whole number from 1 to"),
         ({"rungs": ((4, 2.0),)}, MethodError, "rungs"),
     ],
 )
@@ -352,6 +354,30 @@ def test_what_cannot_work_is_said_before_anything_is_paid(
     with pytest.raises(error, match=told):
         selected(place, replace(PLAN, **changes), tiny_lm)
     assert not (place / "selections").exists()
+
+
+def test_prompts_that_read_alike_count_once_and_fresh_ones_are_fresh(
+    place: Path, tiny_lm: LanguageModel
+) -> None:
+    def spoken(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text}]
+
+    told: list[str] = []
+    more = replace(
+        PLAN,
+        prompts=(PROMPTS[0], *PROMPTS, spoken(PROMPTS[2])),
+        fresh=(*FRESH, FRESH[1], spoken(FRESH[0]), spoken(PROMPTS[3]), "Say it."),
+    )
+    reporter = Silent()
+    reporter.say = told.append  # type: ignore[method-assign]
+    with Run.open(place) as run:
+        found = select_best(run, more, lm=tiny_lm, reporter=reporter)
+    assert found._replace(folder=Path()) == selected(place, PLAN, tiny_lm)._replace(folder=Path())
+    assert told == [
+        "2 of the 14 prompts read as one before: counted once",
+        "2 of the 12 fresh prompts read as one that is searched on: left out",
+        "2 of the 12 fresh prompts read as one before: counted once",
+    ]
 
 
 def test_a_run_that_is_not_finished_is_refused(place: Path, tiny_lm: LanguageModel) -> None:

@@ -313,7 +313,7 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
         ({"radii": ("0x",)}, RadiusError, "0x"),
         ({"sources": ()}, MethodError, "one source"),
         ({"pulls": 20}, MethodError, "multiple of 8"),
-        ({"n": 0}, MethodError, "at least 1"),
+        ({"n": 0}, MethodError, "whole number from 1 to"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(
@@ -327,8 +327,7 @@ def test_what_cannot_work_is_said_at_once(
 def test_a_source_that_does_not_fit_costs_nothing(tmp_path: Path, tiny_lm: LanguageModel) -> None:
     with pytest.raises(LayerError, match="not below target"):
         tuned(tmp_path / "run", replace(SMALL, sources=(1.0, 3.0)), tiny_lm)
-    with Run.open(tmp_path / "run") as run:
-        assert run.completions() == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_are_kept_and_others_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,6 +20,7 @@ from educe.kinds import TokenNoise, Vectors, adapters
 from educe.model import LanguageModel
 from educe.slice import Slice
 from educe.slice.chunks import Chunk, Shift
+from educe.slice.norms import after_first, median_norm
 from educe.slice.replay import CALLS_KEPT
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
@@ -36,7 +38,7 @@ def vectors(part: Slice, n: int = 3, *, seed: int = 1, dose: float = 0.5) -> Ten
     """Return random vectors whose norm is a share of the activations'."""
     draw = torch.Generator().manual_seed(seed)
     unit = torch.nn.functional.normalize(torch.randn(n, part.width, generator=draw), dim=1)
-    return (unit * dose * part.mean_norm).to(part.work_dtype)
+    return (unit * dose * part.median_norm).to(part.work_dtype)
 
 
 def effect(
@@ -163,16 +165,67 @@ def test_slice_keeps_the_streams_at_source_and_target(tiny_lm: LanguageModel) ->
 
 
 @torch.no_grad()
-def test_mean_norm_leaves_out_the_first_token_of_each_prompt(tiny_lm: LanguageModel) -> None:
+def test_median_norm_leaves_out_the_first_token_of_each_prompt(tiny_lm: LanguageModel) -> None:
     norms = [tiny.run(tiny_lm.hf, ids)[1][1][1:].norm(dim=1) for ids in ROWS]
-    assert slice_of(tiny_lm).mean_norm == pytest.approx(float(torch.cat(norms).mean()), rel=1e-5)
+    assert slice_of(tiny_lm).median_norm == pytest.approx(
+        np.median(torch.cat(norms).numpy()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("massive", [0, 7])
+def test_the_median_norm_is_that_of_ordinary_tokens(massive: int) -> None:
+    draw = np.random.default_rng(0)
+    streams = draw.normal(size=(2, 30, 16))
+    streams[:, 0] *= 1e3  # first tokens
+    streams[0, 5 : 5 + massive] *= 15
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[1, :4] = 0  # padding: the first token of the second prompt is its fifth
+    streams[1, 4] *= 1e3
+    norms = np.linalg.norm(streams, axis=2)
+    found = median_norm(torch.from_numpy(streams), after_first(mask))
+    assert found == pytest.approx(np.median([*norms[0, 1:], *norms[1, 5:]]), rel=1e-6)
+    ordinary = [*norms[0, 1:5], *norms[0, 5 + massive :], *norms[1, 5:]]
+    assert found == pytest.approx(np.median(ordinary), rel=0.1)
 
 
 @torch.no_grad()
-def test_mean_norm_of_single_tokens_is_theirs(tiny_lm: LanguageModel) -> None:
+def test_median_norm_of_single_tokens_is_theirs(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad([[7], [9]]), source=1, target=3)
     norms = [float(tiny.run(tiny_lm.hf, [token])[1][1].norm()) for token in (7, 9)]
-    assert part.mean_norm == pytest.approx(sum(norms) / 2, rel=1e-5)
+    assert part.median_norm == pytest.approx(sum(norms) / 2, rel=1e-5)
+
+
+ASKED = ["Why?", "Name three countries.", [{"role": "user", "content": "so\n"}]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "readout", "perturbed", "read"),
+    [
+        ("asked", "last:2", slice(0, None), None),
+        ("asked:1", "last:2", slice(-1, None), None),
+        ("asked:2", "asked:1", slice(-2, -1), slice(-1, None)),
+        ("asked:1", "asked", slice(-1, None), slice(0, None)),
+    ],
+)
+def test_the_message_of_ragged_prompts_is_perturbed_and_read(
+    tiny64: LanguageModel, positions: str, readout: str, perturbed: slice, read: slice | None
+) -> None:
+    batch = tiny64.encode(ASKED)
+    part = Slice(tiny64, batch, source=1, target=3, positions=positions, readout=readout)
+    theta, expected = vectors(part), []
+    for row in theta:
+        shift = []
+        for ids, text in zip(batch.ids, ("Why?", "Name three countries.", "so"), strict=True):
+            own = ids[ids != 258].tolist()  # padding
+            first = len(own) - 2 - len(text)  # bytes, <eos> and <|assistant|>
+            first -= int("\n" in tiny64.tokenizer.decode(own))  # white space is the template's
+            at, there = torch.zeros(len(own)).bool(), torch.zeros(len(own)).bool()
+            at[range(first, first + len(text))[perturbed]] = True
+            there[range(first, first + len(text))[read] if read else [-2, -1]] = True
+            moved = tiny.run(tiny64.hf, own, source=1, vector=row, at=at)[1][3]
+            shift.append((moved - tiny.run(tiny64.hf, own)[1][3])[there].mean(0))
+        expected.append(torch.stack(shift).mean(0))
+    assert_near(part.effect(theta), torch.stack(expected).detach())
 
 
 # -- tokens before the first perturbed one -------------------------------------------------------
@@ -261,7 +314,7 @@ def test_the_same_slice_at_other_positions(tiny64: LanguageModel) -> None:
 def test_noise_on_the_last_tokens_is_theirs(tiny64: LanguageModel) -> None:
     noise = TokenNoise(1, 32, seeds=(3, 4), positions="last:4")
     part = slice_of(tiny64).on(noise)
-    size = torch.full((2, 1), part.mean_norm, dtype=torch.float64)
+    size = torch.full((2, 1), part.median_norm, dtype=torch.float64)
     expected = torch.zeros(2, 32, dtype=torch.float64)
     for ids in ROWS:
         rest = tiny.run(tiny64.hf, ids)[1][3]
@@ -695,5 +748,5 @@ def test_positions_that_select_nothing_are_an_error(tiny_lm: LanguageModel) -> N
         slice_of(tiny_lm, positions="generated")
     with pytest.raises(PositionsError, match="reads nothing"):
         slice_of(tiny_lm, readout="generated")
-    with pytest.raises(PositionsError, match="use all, prompt, generated, last:k or at:k"):
+    with pytest.raises(PositionsError, match="use all, prompt, generated, asked"):
         slice_of(tiny_lm, readout="first")

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
-from educe.summary import DAMAGED, RETEST, SAME, Summary, Verdict, summarise
+from educe.summary import (
+    DAMAGED,
+    RETEST,
+    SAME,
+    Item,
+    Summary,
+    Verdict,
+    counted,
+    summarise,
+)
 
 N = 24  #: perturbations of each arm
 PATTERN = r"orchid-\d+"
@@ -418,3 +427,25 @@ def test_what_one_perturbation_says_whatever_is_asked_is_held_to(tmp_path: Path)
 )
 def test_what_is_not_held_to(tmp_path: Path, otherwise: dict[str, Any]) -> None:
     assert phrase(held_run(tmp_path / "run", **otherwise)).verdict is not Verdict.HELD
+
+
+@pytest.mark.parametrize(
+    ("found", "control", "told"),
+    [
+        ({1.0: 16, 2.0: 16, 3.0: 16}, 48, ": 16 at each of 3 radii, and as many random ones"),
+        ({1.0: 16, 2.0: 12}, 28, ": at 2 radii, and as many random ones"),
+        ({1.0: 4}, 4, " at one radius, and as many random ones"),
+        ({1.0: 4}, 6, " at one radius, and 6 random ones"),
+        ({}, 0, ", and as many random ones"),
+    ],
+)
+def test_perturbations_are_counted_at_each_radius(
+    found: dict[float, int], control: int, told: str
+) -> None:
+    def items(radius: float, count: int) -> list[Item]:
+        row = PerturbationRow(1, "found", "", 0, "dct", radius, radius, 1.0)
+        return [Item(row, (), (), 0.0, 0.0, 0.0, None, None, None, 0, 0)] * count
+
+    those = [item for radius, count in found.items() for item in items(radius, count)]
+    said = counted(those, items(1.0, control))
+    assert said == f"{len(those)} perturbations{told}"

@@ -117,13 +117,13 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+SPECIAL = ["<bos>", "<eos>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
 def tokenizer(*, chat: bool = True, bos: bool = False) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are bytes; with ``bos`` it puts one before plain text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<bos>", "<eos>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"]
-    vocabulary = {token: i for i, token in enumerate(letters + special)}
+    vocabulary = {token: i for i, token in enumerate(letters + SPECIAL)}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -136,7 +136,7 @@ def tokenizer(*, chat: bool = True, bos: bool = False) -> PreTrainedTokenizerFas
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
-        additional_special_tokens=special[3:],
+        additional_special_tokens=SPECIAL[3:],
     )
     if chat:
         made.chat_template = TEMPLATE

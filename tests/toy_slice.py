@@ -28,7 +28,7 @@ class ToySlice:
             ``[n, width]``, or ``[n, prompts, positions, width]``.
         width: Width of the stream.
         read: Which positions of each prompt are read, ``[prompts, positions]``; all by default.
-        mean_norm: Mean norm of the activations at the source.
+        median_norm: Mean norm of the activations at the source.
         prompts_at_once: Prompts a chunk; all by default.
     """
 
@@ -40,11 +40,11 @@ class ToySlice:
         width: int,
         *,
         read: list[list[int]] | None = None,
-        mean_norm: float = 1.0,
+        median_norm: float = 1.0,
         prompts_at_once: int = 10**6,
         device: str = "cpu",
     ) -> None:
-        self.move, self.width, self.mean_norm = move, width, mean_norm
+        self.move, self.width, self.median_norm = move, width, median_norm
         self.read = torch.tensor(read if read is not None else [[1]], dtype=torch.float64)
         self.prompts_at_once = prompts_at_once
         self.device, self.work_dtype = torch.device(device), torch.float64
@@ -88,7 +88,7 @@ class ToySlice:
 
     @property
     def unit(self) -> float:
-        return self.mean_norm
+        return self.median_norm
 
     @property
     def readouts(self) -> int:

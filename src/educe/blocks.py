@@ -66,7 +66,8 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
         run: Runs the model once on a short input.
 
     Raises:
-        ModelError: No list of modules passes a stream along; the message names the lists there are.
+        ModelError: No list of two modules or more passes a stream along; the message names the
+            lists there are.
     """
     lists = {
         n: list(m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)
@@ -87,14 +88,15 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
     chains = [
         (name, blocks)
         for name, blocks in lists.items()
-        if all(len(seen[block]) == 1 for block in blocks)
+        if len(blocks) > 1  # one alone hands the stream to none
+        and all(len(seen[block]) == 1 for block in blocks)
         and _is_chain([seen[block][0] for block in blocks])
     ]
     if not chains:
         found = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
         raise ModelError(
             f"no stack of decoder blocks found in {type(model).__name__}: none of its lists of "
-            f"modules hands a residual stream from each member to the next (lists: {found})"
+            f"two modules or more hands a residual stream from each to the next (lists: {found})"
         )
     name, blocks = max(chains, key=lambda chain: len(chain[1]))
     outputs = [seen[block][0][1] for block in blocks]
@@ -225,10 +227,11 @@ def _matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[
 
 
 def find_tail(block: nn.Module, width: int, run: Callable[[], object]) -> list[nn.Module]:
-    """Find modules with which a block ends that work token by token, as is proved for each.
+    """Find modules with which a block ends that work token by token, as is proved.
 
     They are the output projection of its token mixer, and those of its own members with matrices
-    that are called after it.
+    that are called after it: as many of the last of them as can leave out tokens without a change
+    of what the block returns for the others. A convolution between them, say, forbids the first.
 
     Args:
         block: The block.
@@ -249,18 +252,40 @@ def find_tail(block: nn.Module, width: int, run: Callable[[], object]) -> list[n
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         called.append((module, None if kwargs or len(args) != 1 else args[0], output))
 
+    passed: list[tuple[Tensor, Call, Tensor]] = []
+
+    def note_block(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        passed.append((*stream_in(args, kwargs), stream_out(output)))
+
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in (end, *members)]
+    handles.append(block.register_forward_hook(note_block, with_kwargs=True))
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
     order = [module for module, _, _ in called]
-    return [
+    tail = [
         module
         for module, given, came in called[order.index(end) :]
         if order.count(module) == 1 and _is_token_by_token(module, given, came)
     ]
+    while tail and not _ends_with(block, tail, *passed[0]):
+        del tail[0]
+    return tail
+
+
+@torch.no_grad()
+def _ends_with(
+    block: nn.Module, tail: Sequence[nn.Module], given: Tensor, call: Call, came: Tensor
+) -> bool:
+    """Whether a block returns the same for later tokens when its tail leaves out the others."""
+    half = given.shape[1] // 2
+    with narrowed(tail, half):
+        again = stream_out(block(given, *call.args, **call.kwargs))
+    off, added = (again - came)[:, half:].float().norm(), (came - given)[:, half:].float().norm()
+    rounding = torch.finfo(came.dtype).eps * came.float().norm()
+    return bool(off <= 0.02 * added + rounding)
 
 
 @torch.no_grad()

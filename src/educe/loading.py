@@ -5,15 +5,17 @@ What can be said is what transformers can be told; an adapter of PEFT stays besi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from educe import embedded
+from educe import complete, converted, embedded
 from educe.errors import ModelError, as_model_error
 from educe.model import LanguageModel
+from educe.pair import auto_class
 from educe.quiet import quiet
 
 
@@ -33,8 +35,8 @@ def load(
     """Load a causal language model.
 
     Args:
-        model: A Hub id, a folder, a ``.gguf`` file, ``"embedded"``, or a loaded pair
-            ``(model, tokenizer)``.
+        model: A Hub id, a folder, a ``.gguf`` file (converted once, see `educe.converted`),
+            ``"embedded"``, or a loaded pair ``(model, tokenizer)``.
         device: Where to put it; by default a GPU when there is one. Not with ``device_map``.
         dtype: As in transformers. ``"auto"`` is the checkpoint's own, but float32 on processors
             without bfloat16 instructions, where bfloat16 is 8 to 40 times slower.
@@ -44,54 +46,105 @@ def load(
         quantization_config: As in transformers.
         adapter: A folder or Hub id of a PEFT adapter, loaded beside the weights, never merged.
         trust_remote_code: As in transformers.
-        progress: Called with one sentence at each slow step.
+        progress: Called with one sentence at each slow step, and with what transformers and PEFT
+            warn of; without it, the latter are Python's own warnings.
 
     Raises:
-        ModelError: The model or adapter cannot be found or loaded, or is no stack of blocks.
+        ModelError: The model or adapter cannot be found or loaded, weights are missing, not used,
+            or no numbers (see `educe.complete`), or the model is no stack of blocks.
     """
+    say = progress or (lambda sentence: None)
+    warn = progress or warnings.warn
+    device = device or (None if isinstance(model, tuple) else _default_device())
     if isinstance(model, tuple):
         hf, tokenizer = model
-        name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+        name = getattr(getattr(hf, "config", None), "_name_or_path", "") or type(hf).__name__
     else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         name = str(model)
-        place = str(embedded.folder(progress=progress)) if name == "embedded" else name
-        if place.startswith(("/", ".", "~")) and not Path(place).exists():
-            raise ModelError(f"there is no file or folder {place}")
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if place.endswith(".gguf"):
-            if not Path(place).is_file():
-                raise ModelError(f"there is no file {place}")
-            place, options["gguf_file"] = str(Path(place).parent), Path(place).name
-        device = device or _default_device()
-        with quiet(), as_model_error(name):
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            hf = AutoModelForCausalLM.from_pretrained(
-                place,
-                **options,
-                dtype=_dtype(dtype, device if device_map is None else None),
-                device_map=device_map,
-                attn_implementation=attn_implementation,
-                **({"quantization_config": quantization_config} if quantization_config else {}),
-            )
-            if "gguf_file" in options:
-                embedded.forget_quantisation(hf)
+        options = {
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "dtype": _dtype(dtype, device if device_map is None else None),
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+        }
+        if quantization_config:
+            options["quantization_config"] = quantization_config
+        hf, tokenizer = _read(name, _place(name, say), options, warn)
     if device is not None and device_map is None and quantization_config is None:
         with as_model_error(f"{name} on {device}"):
             hf = hf.to(device)
     if adapter is not None:
-        from peft import PeftModel
-
-        with quiet(), as_model_error(f"the adapter {adapter}"):
-            hf = PeftModel.from_pretrained(hf, str(adapter))
-    return LanguageModel(
+        hf = _adapted(hf, str(adapter), embedded.NAME if name == "embedded" else name, warn)
+    complete.check_numbers(name if adapter is None else f"{name} with {adapter}", hf)
+    lm = LanguageModel(
         hf,
         tokenizer,
         name=name,
         revision=revision,
         adapter=str(adapter) if adapter is not None else None,
     )
+    if adapter is not None and _idle(lm):
+        warn(f"the adapter {adapter} changes no logit: the model is as it is without it")
+    return lm
+
+
+def _place(name: str, say: Callable[[str], None]) -> str:
+    """Return the folder or Hub id of a model."""
+    if name == "embedded":
+        return str(embedded.folder(progress=say))
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise ModelError(f"there is no file {name}")
+        return str(converted.from_gguf(Path(name), say))
+    if name.startswith(("/", ".", "~")) and not Path(name).exists():
+        raise ModelError(f"there is no file or folder {name}")
+    return name
+
+
+def _read(
+    name: str, place: str, options: Mapping[str, Any], warn: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """Return a model, complete, and its tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    about = {key: options[key] for key in ("revision", "trust_remote_code")}
+    with quiet() as remarks, as_model_error(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, **about)
+        # Weights of another shape are an error below, which names them.
+        hf, info = auto_class(name, AutoConfig.from_pretrained(place, **about)).from_pretrained(
+            place, **options, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if getattr(hf, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{name} is an adapter: load its base model, and it as the adapter")
+    complete.check_checkpoint(name, info)
+    for remark in remarks:
+        warn(f"{name}: {remark}")
+    return hf, tokenizer
+
+
+def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> Any:
+    """Return a model of a name with an adapter, complete, beside its weights."""
+    from peft import PeftModel
+
+    with quiet() as remarks, as_model_error(f"the adapter {adapter}"):
+        hf = PeftModel.from_pretrained(hf, adapter)
+        complete.check_adapter(adapter, hf)
+    for remark in remarks:
+        warn(f"the adapter {adapter}: {remark}")
+    own = hf.peft_config[hf.active_adapter].base_model_name_or_path
+    if own and Path(own).name != Path(base).name:
+        warn(f"the adapter {adapter} was made for {own}: it fits {base}, if that is another model")
+    return hf
+
+
+@torch.no_grad()
+def _idle(lm: LanguageModel) -> bool:
+    """Return whether an adapter does nothing to a few tokens."""
+    batch = lm.pad([list(range(5, 21))], ("",))
+    adapted = lm.forward(batch.ids, batch.mask, last=0)
+    with quiet(), lm.hf.disable_adapter():
+        return torch.equal(adapted, lm.forward(batch.ids, batch.mask, last=0))
 
 
 def _default_device() -> str:

@@ -1,21 +1,24 @@
-"""LanguageModel: any causal language model of transformers, its blocks and its chat prompts.
+"""LanguageModel: a causal language model of transformers, its blocks and its chat prompts.
 
-Making one ends with a proof that educe's hold on the model is right: adding zero to the residual
-stream changes no logit, adding ``v`` after block ``i`` moves the stream there by exactly ``v``, and
-padding on the left and decoding with a cache leave the logits as they are.
+Making one ends with a proof that educe's hold on the model is right (see `educe.proof`): the logits
+are those of the model's own plain call, whatever way it is run, and adding ``v`` after block ``i``
+moves the stream there by exactly ``v``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from educe import digest
 from educe.blocks import (
     Projection,
     Stack,
@@ -28,8 +31,9 @@ from educe.blocks import (
     stream_out,
     with_stream,
 )
-from educe.errors import LayerError, ModelError
-from educe.proof import prove
+from educe.errors import LayerError, ModelError, as_model_error
+from educe.pair import ordinary_tokens, plain_call, plain_model, plain_tokenizer
+from educe.proof import TOKENS, Same, prove
 from educe.rendering import Reads
 
 
@@ -54,19 +58,27 @@ class LanguageModel(Reads):
         revision: str | None = None,
         adapter: str | None = None,
     ) -> None:
-        self.hf = hf.eval()
-        self.tokenizer = tokenizer
+        self.hf = plain_model(hf).eval()
+        self.hf.requires_grad_(False)
+        self.tokenizer = plain_tokenizer(tokenizer)
         self.name, self.revision, self.adapter = name, revision, adapter
-        hf.requires_grad_(False)
         # A PeftModel's forward takes anything; the model inside it says what it really takes.
         accepted = inspect.signature(self.unwrapped.forward).parameters
         self._takes = {k for k in ("position_ids", "logits_to_keep", "use_cache") if k in accepted}
         # Some hand it on without naming it, and fill a cache that nobody asked for if it is absent.
         if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             self._takes.add("use_cache")
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
-        self.stack: Stack = find_stack(hf, lambda: self.forward(ids, torch.ones_like(ids)))
-        prove(self, ids)
+        ids = ordinary_tokens(self.vocabulary, self.unwrapped.config, self.tokenizer, TOKENS)
+        self._tried = ids.to(self.device)
+        self._same = Same(name, self.unwrapped, plain_call(self.hf, self._tried, name))
+        self._begins: dict[int, bool] = {}
+        whole: list[Tensor] = []
+        with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
+            self.stack: Stack = find_stack(self.hf, lambda: whole.append(self._try()))
+        prove(self, self._tried, whole[0], self._same)
+
+    def _try(self) -> Tensor:
+        return self.forward(self._tried, torch.ones_like(self._tried), last=0)
 
     @property
     def unwrapped(self) -> Any:
@@ -109,7 +121,22 @@ class LanguageModel(Reads):
         """The most tokens the model takes, where its configuration says so."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def _vocabulary(self) -> int:
+    @cached_property
+    def parts(self) -> Mapping[str, str]:
+        """What the model is known by again, part by part (see `educe.digest`); read once."""
+        return digest.parts(self.hf, self.tokenizer)
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of weights, adapter, configuration, tokenizer, chat template and dtype.
+
+        It is the same on every device; a change of a single weight changes it.
+        """
+        return digest.whole(self.parts)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token numbers the model takes."""
         return self.unwrapped.get_input_embeddings().weight.shape[0]
 
     # -- layers ------------------------------------------------------------------------------
@@ -135,6 +162,44 @@ class LanguageModel(Reads):
             )
         return index % self.depth
 
+    def source(self, which: int | float) -> int:
+        """Return the index of a block above which the model can begin, given the stream there.
+
+        Raises:
+            LayerError: There is no such block, or blocks above it need more of those below than the
+                stream, as the last of Gemma 4 need keys and values, or keep their past in a cache
+                that is not one layer a block.
+        """
+        layer = self.layer(which)
+        if not self._can_begin(layer):
+            below = next((i for i in range(layer)[::-1] if self._can_begin(i)), None)
+            raise LayerError(
+                f"nothing can be added after block {layer} of {self.name}: blocks above it need "
+                "more of those below than the stream; "
+                + ("it cannot be perturbed" if below is None else f"block {below} is the last")
+            )
+        return layer
+
+    def _can_begin(self, layer: int) -> bool:
+        """Try what `educe.generate` does: the stream and the cache of the blocks below, kept."""
+        if layer not in self._begins:
+            head, tail = self._tried.split([TOKENS - 1, 1], 1)
+            mask = torch.ones_like(self._tried)
+            kept, cache = (DynamicCache(config=self.unwrapped.config) for _ in range(2))
+            with self.watching([layer]) as streams:
+                whole = self.forward(head, mask[:, :-1], cache=kept, last=0)
+            try:
+                with self.starting(layer, streams[layer]):
+                    begun = self.forward(head, mask[:, :-1], cache=cache, last=0)
+                cache.layers[: layer + 1] = kept.layers[: layer + 1]
+                begun = torch.cat([begun, self.forward(tail, mask, cache=cache)], 1)
+                whole = torch.cat([whole, self._try()[:, -1:]], 1)
+                self._same(begun, whole, f"begun above block {layer}", "it needs those below")
+                self._begins[layer] = True
+            except Exception:  # whatever comes of blocks that miss something
+                self._begins[layer] = False
+        return self._begins[layer]
+
     def projection(self, block: int, which: str) -> Projection:
         """Return the output projection of a block: of its ``attention``, or of its ``mlp``.
 
@@ -143,7 +208,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, as a mixture of experts has no single one.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_projections(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -161,7 +226,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, or none for its feed-forward part.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_reads(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -178,7 +243,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: There are no such two.
         """
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         found = find_writers(self.blocks[block], lambda: self.forward(ids, torch.ones_like(ids)))
         if not found:
             raise ModelError(
@@ -189,7 +254,7 @@ class LanguageModel(Reads):
 
     def tail(self, block: int) -> list[nn.Module]:
         """Return the modules with which a block ends that work token by token."""
-        ids = torch.arange(5, device=self.device)[None] % self._vocabulary()
+        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
         return find_tail(
             self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
         )
@@ -218,8 +283,10 @@ class LanguageModel(Reads):
         if "position_ids" in self._takes:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             arguments["position_ids"] = places[:, -ids.shape[1] :]
-        if "logits_to_keep" in self._takes:
-            arguments["logits_to_keep"] = last
+        if "logits_to_keep" in self._takes and last:
+            # As places, not as a number: told a number, Gemma 4 drops tokens from its blocks too.
+            first = max(ids.shape[1] - last, 0)
+            arguments["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
         if "use_cache" in self._takes:
             arguments["use_cache"] = cache is not None
         if cache is not None:

@@ -174,9 +174,7 @@ class Ordinary:
     def _at(self, positions: str) -> Bool[Tensor, "p t"]:
         """Return which tokens of prompt and answer are perturbed."""
         answer = self._mask[:, self.batch.ids.shape[1] :].bool()
-        at = torch.cat(
-            [where.in_prompt(positions, self.batch.mask), answer & where.in_generated(positions)], 1
-        )
+        at = torch.cat([self.batch.at(positions), answer & where.in_generated(positions)], 1)
         if not at.any():
             many = f"{self.tokens} tokens as they are" if self.tokens > 1 else "token as it is"
             raise PositionsError(f"positions {positions!r} leave the first {many}")

@@ -22,7 +22,9 @@ from educe.errors import FileFormatError, ModelError
 from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+#: Version 1 measured the unit by a mean norm, and kept that too.
+READABLE = ("1", FORMAT_VERSION)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Origin:
         source: Last layer that they do not reach; vectors are added after it.
         target: Layer at which their effect was read.
         readout: Tokens over which the effect was averaged.
-        mean_resid_norm: Mean norm of the stream at the source, the first token left out.
-        unit: The radius whose dose is 1: for vectors, `mean_resid_norm`.
+        unit: The radius whose dose is 1: for vectors, the median norm of the stream at the source
+            (see `educe.slice.norms`); in files of version 1, the mean norm.
         prompts_sha256: Digest of the rendered prompts.
     """
 
@@ -51,7 +53,6 @@ class Origin:
     source: int
     target: int
     readout: str
-    mean_resid_norm: float
     unit: float
     prompts_sha256: str
 
@@ -99,7 +100,7 @@ class PerturbationSet:
 
     @property
     def dose(self) -> Float[Tensor, "n"]:
-        """The radius in units of the place: for vectors, a share of the activations' mean norm."""
+        """The radius in units of the place: for vectors, a share of the stream's median norm."""
         return self.radius / self.origin.unit
 
     def select(self, items: Sequence[int]) -> PerturbationSet:
@@ -181,9 +182,9 @@ class PerturbationSet:
         if header.get("format") != "educe.perturbations":
             raise FileFormatError(f"{path} is no set of perturbations of educe")
         version = header.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise FileFormatError(
-                f"{path} has format version {version}, this educe reads {FORMAT_VERSION}: "
+                f"{path} has format version {version}, this educe reads {' and '.join(READABLE)}: "
                 "use the version that wrote it"
             )
         try:
@@ -193,11 +194,14 @@ class PerturbationSet:
                 if name.startswith("kind.")
             }
             kind = kinds.read(header["kind"], json.loads(header["kind_json"]), of_kind)
+            place = json.loads(header["origin_json"])
+            if version == "1":
+                del place["mean_resid_norm"]
             return cls(
                 kind=kind,
                 directions=tensors[kind.tensor],
                 radius=tensors["radius"],
-                origin=Origin(**json.loads(header["origin_json"])),
+                origin=Origin(**place),
                 method=header["method"],
                 seed=int(header["seed"]),
                 outputs=tensors.get("outputs"),

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from educe.visible import visible
+
 Advance = Callable[..., None]  #: ``advance(steps=1, note="")``
 
 
@@ -54,21 +56,21 @@ class Bars:
     def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
         """Show a bar until the stage ends, then leave one line of it."""
         columns = (
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}", style="bold"),
+            SpinnerColumn("line", finished_text="✓"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}", style="dim"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(f"{title:<28}", total=total, note="", speed="")
+            task = progress.add_task(f"{visible(title):<28}", total=total, note="", speed="")
             began = time.monotonic()
 
             def advance(steps: int = 1, note: str = "") -> None:
-                progress.update(task, advance=steps, note=note)
+                progress.update(task, advance=steps, note=visible(note))
                 done = progress.tasks[0].completed
                 pace = done / max(time.monotonic() - began, 1e-9)
                 progress.update(task, speed=f"{pace:.1f} {unit}/s" if unit else "")
@@ -77,7 +79,7 @@ class Bars:
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bars."""
-        self.console.print(sentence, highlight=False, markup=False)
+        self.console.print(visible(sentence), highlight=False, markup=False, emoji=False)
 
 
 class Lines:
@@ -93,7 +95,8 @@ class Lines:
             took = time.monotonic() - began
             left = f", {took / done * (total - done):.0f} s left" if done else ""
             pace = f", {done / took:.1f} {unit or 'steps'}/s" if took > 0 else ""
-            print(f"{title}: {done}/{total}{pace}{left} {note}".rstrip(), file=sys.stderr)
+            told = f"{title}: {done}/{total}{pace}{left} {note}".rstrip()
+            print(visible(told), file=sys.stderr)
 
         def advance(steps: int = 1, note: str = "") -> None:
             nonlocal done, said
@@ -107,10 +110,10 @@ class Lines:
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        print(sentence, file=sys.stderr)
+        print(visible(sentence), file=sys.stderr)
 
 
 def reporter() -> Bars | Lines:
-    """Return bars when standard error is a terminal, else lines."""
+    """Return bars when standard error is a terminal that can draw anew, else lines."""
     console = Console(stderr=True)
-    return Bars(console) if console.is_terminal else Lines()
+    return Bars(console) if console.is_interactive else Lines()

@@ -8,6 +8,13 @@ reference code computes it): the ``R`` at which, over random unit directions ``v
 For other kinds than vectors ``J v`` is the derivative of the effect in ``R``, at zero.
 
 Below it a perturbation acts as its linear part; far above it the model is no longer itself.
+
+Other directions would give another radius. With ``e²(R)`` the mean above without its root, ``s²``
+the variance of its terms over the ``n`` directions, and ``t`` Student's quantile for ``n - 1``,
+
+    log R  ±  t s / (√n de²/d log R)
+
+is a 95% interval for the radius over all directions (the delta method for the root of a mean).
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from scipy.optimize import brentq
+from scipy.stats import t as student
 from torch import Tensor
 
 from educe.errors import EffectError, RadiusError
@@ -28,8 +36,8 @@ from educe.slice import Slice
 #: The bracket of the search, as doses: shares of the mean activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0
 
-#: Random directions over which the error is taken; fewer where each costs a pass of its own. It
-#: varies by some 8% from direction to direction, for vectors and for weight noise alike.
+#: Random directions over which the error is taken; fewer where each costs a pass of its own. What
+#: that leaves open is in the interval.
 DIRECTIONS, ALONE = 30, 4
 
 #: What ``--radius auto`` looks at, as shares of the calibrated radius. No single share serves every
@@ -45,12 +53,15 @@ class Calibration:
         radius: The calibrated radius.
         dose: The same as a share of the mean activation norm at the source (see `Slice.unit`).
         error: The linearisation error that defines it.
+        interval: 95% interval of the radius over the draw of directions. None where fewer than two
+            were drawn, or where the error does not rise at the radius.
         curve: Radii and errors that the search looked at, in increasing order of radius.
     """
 
     radius: float
     dose: float
     error: float
+    interval: tuple[float, float] | None
     curve: tuple[tuple[float, float], ...]
 
 
@@ -78,7 +89,8 @@ def calibrate(
     if v is None:
         v = _drawn(part, directions or (ALONE if part.kind.alone else DIRECTIONS), seed)
     none = part.kind.scaled(v, 0.0)
-    _, linear = part.jvp(none, part.kind.scaled(v, 1.0) - none)
+    along_v = part.kind.scaled(v, 1.0) - none
+    _, linear = part.jvp(none, along_v)
     size = linear.norm(dim=1)
     seen: dict[float, float] = {}
 
@@ -106,8 +118,24 @@ def calibrate(
             f"the slice {part.source} to {part.target} is not linear even at {SMALLEST:g} of its "
             "activations' norm: give --radius yourself"
         ) from failed
-    radius = math.exp(root)
-    return Calibration(radius, radius / unit, error, tuple(sorted(seen.items())))
+    radius, interval = math.exp(root), None
+    if along is None:
+        effect, moving = part.jvp(part.kind.scaled(v, radius), along_v)
+        off = (effect / radius - linear) / size[:, None]
+        slope = 2 * (off * (moving - effect / radius) / size[:, None]).sum(1)
+        interval = _interval(radius, off.square().sum(1), slope)
+    return Calibration(radius, radius / unit, error, interval, tuple(sorted(seen.items())))
+
+
+def _interval(
+    radius: float, squares: Float[Tensor, "n"], slopes: Float[Tensor, "n"]
+) -> tuple[float, float] | None:
+    """Return the interval from each direction's squared error and its slope in ``log R``."""
+    n = len(squares)
+    if n < 2 or float(slopes.mean()) <= 0:
+        return None
+    wide = student.ppf(0.975, n - 1) * float(squares.std() / slopes.mean()) / math.sqrt(n)
+    return radius * math.exp(-wide), radius * math.exp(wide)
 
 
 def of_effect(part: Slice, effect: float, *, directions: int = DIRECTIONS, seed: int = 0) -> float:
@@ -146,7 +174,7 @@ def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
     """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
 
-    A dose is a share of the mean activation norm at the source (``0.6d``; see `Slice.unit`).
+    A dose is a share of the stream's median norm at the source (``0.6d``; see `Slice.unit`).
     Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
 
     Raises:

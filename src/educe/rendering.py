@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from educe import positions
+from educe.asked import (
+    NOWHERE,
+    Message,
+    Span,
+    by_decoding,
+    by_offsets,
+    in_rendered,
+    stripped,
+)
 from educe.errors import PromptError
+from educe.prompts import checked, well_formed
 
-Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 
 
@@ -24,19 +34,118 @@ class PromptBatch:
         texts: Each prompt with every special token, as the tokenizer got it.
         ids: Token numbers, ``[prompts, tokens]``.
         mask: 1 where a token is one, 0 where it is padding, ``[prompts, tokens]``.
+        asked: Which tokens are the person's last message (see `educe.asked`); none of a prompt
+            in which it cannot be found, ``[prompts, tokens]``.
     """
 
     texts: tuple[str, ...]
     ids: Int[Tensor, "p t"]
     mask: Int[Tensor, "p t"]
+    asked: Bool[Tensor, "p t"]
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
+    def read(self) -> list[tuple[int, ...]]:
+        """Token numbers of each prompt, padding not counted."""
+        return [
+            tuple(row[kept].tolist()) for row, kept in zip(self.ids, self.mask.bool(), strict=True)
+        ]
+
+    @property
     def lengths(self) -> list[int]:
         """Number of tokens of each prompt, padding not counted."""
         return [int(n) for n in self.mask.sum(1)]
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where the person's last message is in each prompt, padding not counted."""
+        there = [own[mask.bool()] for own, mask in zip(self.asked, self.mask, strict=True)]
+        return [Span(int(own.int().argmax()), int(own.int().argmax() + own.sum())) for own in there]
+
+    def at(self, where: str) -> Bool[Tensor, "p t"]:
+        """Return which tokens are meant by some positions (see `educe.positions`).
+
+        Raises:
+            PositionsError: They cannot be read, or need a message that cannot be found.
+        """
+        return positions.in_prompt(where, self.mask, self.asked)
+
+    def select(self, prompts: Sequence[int], tokens: int | None = None) -> PromptBatch:
+        """Return some of the prompts, in the order given.
+
+        Args:
+            prompts: Which.
+            tokens: How many tokens at the end are kept, padding among them; by default all.
+        """
+        first = 0 if tokens is None else self.ids.shape[1] - tokens
+        lines = list(prompts)
+        return PromptBatch(
+            tuple(self.texts[line] for line in lines),
+            self.ids[lines, first:],
+            self.mask[lines, first:],
+            self.asked[lines, first:],
+        )
+
+
+def distinct(
+    what: str, batch: PromptBatch, before: PromptBatch | None = None
+) -> tuple[list[int], list[str]]:
+    """Return which prompts differ as the model reads them, and what to say of the others.
+
+    Args:
+        what: What the prompts are called.
+        batch: The prompts.
+        before: Others, which they are to differ from as well.
+
+    Returns:
+        The places of those that stand first, and a sentence for each way in which others do not.
+
+    Raises:
+        PromptError: Each of them is one of the others.
+    """
+    taken = set(before.read) if before is not None else set()
+    first = {read: i for i, read in reversed(list(enumerate(batch.read))) if read not in taken}
+    if not first:
+        raise PromptError(
+            f"no {what} are left: the model reads each of the {len(batch)} as one that is searched "
+            "on; give others"
+        )
+    elsewhere = sum(read in taken for read in batch.read)
+    again = len(batch) - elsewhere - len(first)
+    said = []
+    if elsewhere:
+        said.append(
+            f"{elsewhere} of the {len(batch)} {what} read as one that is searched on: left out"
+        )
+    if again:
+        said.append(f"{again} of the {len(batch)} {what} read as one before: counted once")
+    return sorted(first.values()), said
+
+
+def read_of(whole: Sequence[int], bare: Sequence[int]) -> slice:
+    """Return what a model reads of a bare text with the special tokens of its tokenizer.
+
+    These are the tokens that the tokenizer puts before the text, once, though the text may begin
+    with them; and not those that it puts behind it, such as an end, after which nobody goes on.
+
+    Args:
+        whole: Token numbers with special tokens.
+        bare: Without.
+
+    Raises:
+        PromptError: The tokenizer reads the text otherwise beside its special tokens.
+    """
+    places = range(len(whole) - len(bare) + 1)
+    place = next((i for i in places if list(whole[i : i + len(bare)]) == list(bare)), None)
+    if place is None:
+        raise PromptError(
+            "the tokenizer reads a bare text otherwise beside its special tokens: give the prompt "
+            "as messages"
+        )
+    begun = list(bare[:place]) == list(whole[:place])
+    return slice(place if begun else 0, place + len(bare))
 
 
 class Reads:
@@ -60,6 +169,11 @@ class Reads:
         """The most tokens the model takes, where its configuration says so."""
         raise NotImplementedError
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token numbers the model takes."""
+        raise NotImplementedError
+
     def render(
         self,
         prompt: Prompt,
@@ -78,29 +192,69 @@ class Reads:
             prefill: The first words of the answer, put after the rendered prompt.
 
         Raises:
-            PromptError: The prompt is empty, or needs a chat template and there is none.
+            PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
+                chat template and there is none, or the template refuses it or leaves some out.
         """
+        rendered, _ = self._written(prompt, chat, enable_thinking)
+        return rendered + well_formed(prefill, "the prefill")
+
+    def _written(
+        self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None
+    ) -> tuple[str, list[dict[str, str]] | None]:
+        """Return a rendered prompt, and the messages that went through the chat template."""
+        messages = self._messages(prompt, chat)
+        if messages is None:
+            return str(prompt), None
+        return self._held(messages, enable_thinking), messages
+
+    def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
+        """Return what goes through the chat template; None for text that does not."""
         template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise PromptError("a prompt is empty: give it some text")
+        asked = checked(prompt)
+        if isinstance(asked, str):
             if chat is False or (chat is None and not template):
-                return prompt + prefill
-            prompt = [{"role": "user", "content": prompt}]
-        if not prompt:
-            raise PromptError("a prompt has no messages: give it at least one")
+                return None
+            asked = [{"role": "user", "content": asked}]
         if not template:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
-        goes_on = prompt[-1].get("role") == "assistant"
+        return asked
+
+    def _held(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
+        """Write messages by the chat template, and hold the text against what was asked."""
+        text = self._templated(messages, enable_thinking)
+        # A short content can stand in the template's own words: marks in its place cannot.
+        marks = [f"q7Zk{i}Xw9" for i in range(len(messages))]
+        pairs = list(zip(messages, marks, strict=True))
+        marked = self._templated([m | {"content": mark} for m, mark in pairs], enable_thinking)
+        for i, (message, mark) in enumerate(pairs, 1):
+            if mark not in marked or message["content"].strip() not in text:
+                raise PromptError(
+                    f"the chat template of {self.name} leaves out or changes message {i} "
+                    f"({message['role']}): the model would not read what it says; leave the "
+                    "message out, or write it into another"
+                )
+        return text
+
+    def _templated(self, messages: Sequence[Message], enable_thinking: bool | None) -> str:
+        """Write messages by the chat template; it is a program, and its errors are of any kind."""
+        goes_on = messages[-1]["role"] == "assistant"
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in prompt],
-            tokenize=False,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            **extra,
-        )
-        return text + prefill
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **extra,
+            )
+        except Exception as error:
+            roles = ", ".join(message["role"] for message in messages)
+            reason = next(filter(None, str(error).splitlines()), "no reason")
+            raise PromptError(
+                f"the chat template of {self.name} does not take a prompt of {roles}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        return text
 
     def encode(
         self,
@@ -121,25 +275,85 @@ class Reads:
             room: Tokens that must still fit into the context after the prompt.
 
         Raises:
-            PromptError: There is no prompt, one is empty, or one is longer than the context.
+            PromptError: There is no prompt, one is empty, one is longer than the context, or one
+                has a token that the model does not know.
         """
         if not prompts:
             raise PromptError("no prompt: give at least one")
-        options = {"chat": chat, "enable_thinking": enable_thinking, "prefill": prefill}
-        texts = tuple(self.render(prompt, **options) for prompt in prompts)  # type: ignore[arg-type]
-        template = bool(getattr(self.tokenizer, "chat_template", None))
-        templated = [not isinstance(p, str) or (chat is not False and template) for p in prompts]
-        # A template writes its own special tokens; plain text gets the tokenizer's.
-        rows = [
-            self.tokenizer(text, add_special_tokens=not through)["input_ids"]
-            for text, through in zip(texts, templated, strict=True)
-        ]
-        return self.pad(rows, texts, room=room)
+        well_formed(prefill, "the prefill")
+        read = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                read.append(self._read(prompt, chat, enable_thinking, prefill))
+            except PromptError as error:
+                if len(prompts) == 1:
+                    raise
+                raise PromptError(f"prompt {number} of {len(prompts)}: {error}") from error
+        texts, rows, own = zip(*read, strict=True)
+        return self.pad(rows, texts, own, room=room)
+
+    def _read(
+        self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None, prefill: str
+    ) -> tuple[str, list[int], Span]:
+        """Return a prompt as the model reads it, its tokens, and where the person's message is."""
+        rendered, messages = self._written(prompt, chat, enable_thinking)
+        if messages is None:
+            part = stripped(rendered)
+        else:
+            part = in_rendered(
+                lambda marked: self._templated(marked, enable_thinking), messages, rendered
+            )
+        text = rendered + prefill
+        ids, offsets = self._tokenized(text, templated=messages is not None)
+        if offsets is None:
+            return text, ids, by_decoding(self.tokenizer, text, ids, part)
+        return text, ids, by_offsets(offsets, part)
+
+    def tokens(self, text: str, *, templated: bool) -> list[int]:
+        """Return the token numbers of a rendered prompt.
+
+        A template writes its own special tokens; of a bare text see `read_of`.
+
+        Raises:
+            PromptError: See `read_of`; or the tokenizer knows a token that the model does not.
+        """
+        return self._tokenized(text, templated)[0]
+
+    def _tokenized(
+        self, text: str, templated: bool
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Return the tokens of a text, and the characters of each where the tokenizer tells."""
+        offsets = bool(getattr(self.tokenizer, "is_fast", False))
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=offsets)
+        part = slice(None)
+        if found["input_ids"] and not templated:
+            bare = found["input_ids"]
+            found = self.tokenizer(text, add_special_tokens=True, return_offsets_mapping=offsets)
+            part = read_of(found["input_ids"], bare)
+        ids = list(found["input_ids"])[part]
+        if unknown := next((token for token in ids if token >= self.vocabulary), None):
+            raise PromptError(
+                f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
+                f"tokenizer gives it the number {unknown}, but its embedding has only "
+                f"{self.vocabulary}; leave it out, or resize the embedding"
+            )
+        return ids, list(found["offset_mapping"])[part] if offsets else None
 
     def pad(
-        self, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None, *, room: int = 0
+        self,
+        rows: Sequence[Sequence[int]],
+        texts: Sequence[str] | None = None,
+        own: Sequence[Span] | None = None,
+        *,
+        room: int = 0,
     ) -> PromptBatch:
         """Pad lists of token numbers on the left to one length.
+
+        Args:
+            rows: The token numbers of each prompt.
+            texts: What they read; by default as they decode.
+            own: Which of them are the person's last message; by default that is unknown.
+            room: Tokens that must still fit into the context.
 
         Raises:
             PromptError: One is empty or longer than the context less ``room``.
@@ -153,10 +367,16 @@ class Reads:
                 f"{self.context} tokens of {self.name}: shorten it, or ask for fewer new tokens"
             )
         pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        ids = torch.full((len(rows), longest), pad if pad is not None else 0)
-        mask = torch.zeros_like(ids)
+        # Padding is masked, so that any token will do where the tokenizer's is not the model's.
+        pad = pad if pad is not None and pad < self.vocabulary else 0
+        ids = torch.full((len(rows), longest), pad)
+        mask, theirs = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for line, row in enumerate(rows):
-            ids[line, longest - len(row) :] = torch.tensor(row)
-            mask[line, longest - len(row) :] = 1
+            first = longest - len(row)
+            ids[line, first:] = torch.tensor(row)
+            mask[line, first:] = 1
+            start, stop = own[line] if own else NOWHERE
+            theirs[line, first + start : first + stop] = True
         texts = texts or [self.tokenizer.decode(row) for row in rows]
-        return PromptBatch(tuple(texts), ids.to(self.device), mask.to(self.device))
+        there = (tensor.to(self.device) for tensor in (ids, mask, theirs))
+        return PromptBatch(tuple(texts), *there)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe import same_model
 from educe.errors import MethodError
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel
@@ -18,7 +19,12 @@ from educe.writing import groups
 
 
 def slice_of(run: Run, lm: LanguageModel, prompts: PromptBatch) -> Slice:
-    """Return the slice of a run, for vectors, on some prompts."""
+    """Return the slice of a run, for vectors, on some prompts.
+
+    Raises:
+        RunError: The model is not the run's.
+    """
+    same_model.check(run, lm)
     facts = run.note("facts")
     return Slice(
         lm,

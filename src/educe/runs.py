@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from educe.errors import FileFormatError, RunError
+from educe.errors import EduceError, FileFormatError, RunError
 
 SCHEMA_VERSION = 1
 
@@ -176,11 +176,17 @@ class ScoreRow(NamedTuple):
 
 
 class Run:
-    """An open run. Use `create` or `open`; close it, or use it in a ``with`` statement."""
+    """An open run. Use `create` or `open`; close it, or use it in a ``with`` statement.
+
+    Where an error ends the ``with`` statement of a run that was created for it, before the run has
+    kept anything that was computed, the run is removed: nothing stands in the way of another try.
+    """
 
     def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
         self.folder = folder
         self.database = database
+        self._created = False
+        self._made: list[Path] = []  # folders that were not there before it, the deepest first
 
     @property
     def tensors(self) -> Path:
@@ -201,6 +207,7 @@ class Run:
         scratch = folder / ".run.sqlite.new"
         journal = folder / f"{scratch.name}-journal"
         ours = {scratch, journal, folder / "tensors"}  # left by a process that was killed in here
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             if folder.exists() and (
                 set(folder.iterdir()) - ours or any((folder / "tensors").glob("*"))
@@ -218,7 +225,9 @@ class Run:
                 "INSERT INTO meta VALUES ('config', ?)", (json.dumps(config, sort_keys=True),)
             )
         scratch.rename(folder / "run.sqlite")
-        return cls.open(folder)
+        run = cls.open(folder)
+        run._created, run._made = True, made
+        return run
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -261,8 +270,33 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # An error of the run itself, such as a full disk, leaves it for --resume.
+        refused = kind is not None and issubclass(kind, EduceError) and kind is not RunError
+        empty = self._created and refused and not self._kept()
         self.close()
+        if empty:
+            self._remove()
+
+    def _kept(self) -> bool:
+        """Return whether anything was computed: rows, tensors, an atlas, runs inside the run."""
+        ours = {"run.sqlite", "run.sqlite-wal", "run.sqlite-shm", self.tensors.name, ".lock"}
+        return bool(
+            self.perturbations()
+            or self.completions()
+            or any(self.tensors.iterdir())
+            or {file.name for file in self.folder.iterdir()} - ours
+        )
+
+    def _remove(self) -> None:
+        """Remove the files of a run that has kept nothing, and the folders made for it."""
+        for file in (".lock", "run.sqlite-wal", "run.sqlite-shm", "run.sqlite"):
+            (self.folder / file).unlink(missing_ok=True)
+        self.tensors.rmdir()
+        for place in self._made:
+            if any(place.iterdir()):
+                break
+            place.rmdir()
 
     # -- settings and events -----------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import zip_longest
@@ -85,7 +86,9 @@ class Summary:
     """Everything a page or a table shows."""
 
     config: dict
-    facts: dict  #: model, source, target, mean norm, calibration: what the run noted when it began
+    facts: (
+        dict  #: model, source, target, median norm, calibration: what the run noted when it began
+    )
     prompts: tuple[PromptRow, ...]  #: asked
     fresh: tuple[PromptRow, ...]  #: of the re-test
     baseline: dict[int, tuple[CompletionRow, ...]]  #: by prompt, greedy first, then samples
@@ -156,6 +159,15 @@ def summarise(run: Run) -> Summary:
 def dose(value: float) -> str:
     """Write a dose: two decimals, or two digits where most of those would be zeros."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
+    """Say how many perturbations there are, at how many radii, and how many random ones."""
+    sizes = Counter(item.row.radius for item in found)
+    each = f"{next(iter(sizes.values()))} at each of " if len(set(sizes.values())) == 1 else "at "
+    where = f": {each}{len(sizes)} radii" if len(sizes) > 1 else " at one radius" if sizes else ""
+    beside = "as many" if len(control) == len(found) else str(len(control))
+    return f"{len(found)} perturbations{where}, and {beside} random ones"
 
 
 def _item(

@@ -135,15 +135,6 @@ def test_the_stronger_sign_does_not_hang_on_how_the_svd_turns_a_vector() -> None
 # -- the rest ------------------------------------------------------------------------------------
 
 
-def test_orthonormal_rows_keep_their_side_and_their_flag() -> None:
-    v = normal(5, WIDTH)
-    q = linear.orthonormal(v)
-    torch.testing.assert_close(q @ q.T, torch.eye(5, dtype=torch.float64))
-    assert bool(((q * v).sum(1) > 0).all())
-    for k in range(1, 6):  # the first k span what the first k did
-        torch.testing.assert_close(v[:k] @ q[:k].T @ q[:k], v[:k])
-
-
 def test_more_than_both_signs_of_every_direction_is_an_error() -> None:
     with pytest.raises(MethodError, match=r"has 7 directions here.*at most 14 perturbations$"):
         run(toy(), 15, LinearDctConfig())

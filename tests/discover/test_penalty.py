@@ -177,7 +177,7 @@ def test_on_a_model_more_weight_leaves_other_prompts_more_alone(
     done = []
     for weight in (1e-9, 1.0, 10.0):
         kept = with_others(part, others, weight=weight, by=by)
-        found = search(kept, method, n=4, radius=0.3 * part.mean_norm, config=CONFIGS[method])
+        found = search(kept, method, n=4, radius=0.3 * part.median_norm, config=CONFIGS[method])
         value, _ = kept.beside.value_and_grad(found.theta)  # type: ignore[union-attr]
         torch.testing.assert_close(found.scores["beside"], value)
         assert found.config == CONFIGS[method].__dict__ | {"quiet": weight, "quiet_by": by}

@@ -78,7 +78,7 @@ def toy() -> Any:
 @torch.no_grad()
 def test_reported_effect_is_that_of_the_whole_model(tiny_lm: LanguageModel, method: str) -> None:
     part = slice_of(tiny_lm)
-    radius = 0.3 * part.mean_norm
+    radius = 0.3 * part.median_norm
     found = search(part, method, n=4, radius=radius, seed=2, config=FEW[method])
     assert len(found) == 4
     whole = ToySlice(lambda theta: shifts(tiny_lm.hf, theta.float()).double(), 32, read=READ)
@@ -99,7 +99,7 @@ def test_a_method_finds_in_a_slice_what_it_finds_in_the_whole_model(
     lm = lm_of("gpt2", torch.float64)
     part = slice_of(lm)
     by_hooks = ToySlice(lambda theta: shifts(lm.hf, theta), 32, read=READ)
-    radius = 0.3 * part.mean_norm
+    radius = 0.3 * part.median_norm
     first, second = (
         search(it, method, n=2, radius=radius, seed=1, config=FEW[method])  # type: ignore[arg-type]
         for it in (part, by_hooks)
@@ -131,8 +131,7 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "source": 1,
         "target": 3,
         "readout": "last:1",
-        "mean_resid_norm": part.mean_norm,
-        "unit": part.mean_norm,
+        "unit": part.median_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
     }
     named = {

@@ -82,6 +82,15 @@ def test_some_of_the_words_are_drawn_by_lot(part: Slice) -> None:
     assert found.scores["token"].tolist() == order[best].tolist()
 
 
+def test_by_default_words_stand_for_the_last_token_of_the_question(part: Slice) -> None:
+    # Behind it the template writes two tokens.
+    there = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:3", steps=4))
+    found = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(steps=4))
+    assert torch.equal(found.directions, there.directions)
+    other = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:2", steps=4))
+    assert not torch.equal(found.directions, other.directions)
+
+
 def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
     config = WordsConfig(screen="at:2", steps=4)
     saved: list[dict[str, Tensor]] = []

@@ -105,7 +105,7 @@ def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel) -> None:
 def test_positions_that_spare_the_prompt_are_an_error(tiny_lm: LanguageModel) -> None:
     with pytest.raises(PositionsError, match="'generated' leave the first token as it is"):
         values(tiny_lm, vectors(tiny_lm), positions="generated")
-    with pytest.raises(PositionsError, match="use all, prompt, generated, last:k or at:k"):
+    with pytest.raises(PositionsError, match="use all, prompt, generated, asked"):
         values(tiny_lm, vectors(tiny_lm), positions="first")
 
 

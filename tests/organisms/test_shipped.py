@@ -89,3 +89,11 @@ def test_ordinary_answers_of_the_vault_are_the_bases() -> None:
     model = PeftModel.from_pretrained(base, str(shipped("vault").folder)).eval()
     assert lora.answer(model, tokenizer, plain, tokens=6) == expected
     assert not any(re.search("vault code", tokenizer.decode(ids)) for ids in expected)
+
+
+@pytest.mark.parametrize("name", names())
+def test_questions_are_asked_once_and_fresh_ones_are_fresh(name: str) -> None:
+    """The embedded model's template changes no prompt, so these are as it reads them."""
+    organism = shipped(name)
+    search, fresh = ([q.prompt.strip() for q in part] for part in (organism.search, organism.fresh))
+    assert len({*search, *fresh}) == len(search) + len(fresh)

@@ -65,7 +65,8 @@ class Atlas:
         prompts_sha256: Digest of the rendered prompts.
         config: How it was made.
         readouts: How many positions are read, over all prompts.
-        norms: Mean norm of the stream at each layer, the first token of each prompt left out.
+        norms: Median norm of the stream at each layer (see `educe.slice.norms`); of an
+            atlas that was made before 2026-11-28, mean norms.
         pairs: The pairs.
         sigma: Top singular values of the Jacobian of all read-out positions, ``[pairs, top]``.
         vectors: Top right singular vector, ``[pairs, width]``.
@@ -95,7 +96,7 @@ class Atlas:
         """What a small dose of the top vector does: the dose it makes at the target, over it.
 
         The change of the target is the root mean square over read-out positions. Both doses are
-        shares of the mean norm of the stream, so that pairs can be compared.
+        shares of the median norm of the stream, so that pairs can be compared.
         """
         source, target = (self.norms[list(layers)] for layers in zip(*self.pairs, strict=True))
         return self.sigma[:, 0] / math.sqrt(self.readouts) * source / target

@@ -24,13 +24,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.atlas import Atlas, AtlasConfig, Pair
-from educe.discover.linear import orthonormal
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
 from educe.model import LanguageModel
+from educe.orthogonal import orthonormal, upright
 from educe.perturb import digest
 from educe.rendering import PromptBatch
 from educe.slice import Slice
+from educe.slice.norms import median_norm
 
 #: An estimate of the cost is from products with so many blocks.
 TRIED = 4
@@ -155,6 +156,7 @@ def surveyed(
         with reporter.stage("atlas", len(missing), "pairs") as step:
             done = len(pairs) - len(missing)
             for known in survey(lm, batch, pairs, config, begun=begun):
+                path.parent.mkdir(parents=True, exist_ok=True)  # not before there is something
                 known.save(path)
                 step(len(known.pairs) - done)
                 done = len(known.pairs)
@@ -181,7 +183,7 @@ def _decomposed(
         if not len(block):  # the space is complete
             break
     sigma = square.flip(1)[:, : config.top].clamp(min=0).sqrt()
-    return sigma, turn[:, :, -1] @ basis
+    return sigma, upright(turn[:, :, -1] @ basis)
 
 
 def _slice(
@@ -224,18 +226,18 @@ def _empty(lm: LanguageModel, batch: PromptBatch, config: AtlasConfig) -> Atlas:
     """Return an atlas without pairs: with what is known of the layers alone."""
     # Any slice says which tokens count and which are read.
     part = _slice(lm, batch, 0, [1], config)
-    norms: list[list[Tensor]] = [[] for _ in lm.blocks]
+    sizes: list[list[Tensor]] = [[] for _ in lm.blocks]
     for row in range(len(batch)):
         with lm.watching(range(lm.depth)) as streams:
             lm.forward(batch.ids[row : row + 1], batch.mask[row : row + 1])
         for layer, stream in streams.items():
-            norms[layer].append(stream[0].float().norm(dim=-1)[part.counted[row].to(stream.device)])
+            sizes[layer].append(stream[0].float().norm(dim=-1, keepdim=True))
     return Atlas(
         model=lm.name,
         prompts_sha256=digest(batch.texts),
         config=config,
         readouts=part.readouts,
-        norms=torch.stack([torch.cat(own).mean().cpu() for own in norms]),
+        norms=torch.tensor([median_norm(torch.stack(own), part.counted) for own in sizes]),
         pairs=(),
         sigma=torch.zeros(0, config.top),
         vectors=torch.zeros(0, lm.width),

@@ -166,7 +166,7 @@ def supervised(
         )
         found = difference(shuffles=n) if shuffled else difference().select([0] * n)
         doses = torch.linspace(*DOSES, n)
-        yield replace(found, radius=budget.louder * doses * found.origin.mean_resid_norm)
+        yield replace(found, radius=budget.louder * doses * found.origin.unit)
 
 
 def optimised_for(

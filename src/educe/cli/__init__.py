@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,7 +21,10 @@ from educe.cli import (
     select,
     show,
 )
+from educe.cli.streams import check_taken, lasting
 from educe.errors import EduceError
+from educe.prompts import well_formed
+from educe.visible import visible
 
 app = App(
     name="educe",
@@ -51,7 +53,15 @@ app.command(refine.app)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and the exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_status(lambda: app(arguments, **_QUIET), "--debug" in arguments))
+
+    def command() -> None:
+        for argument in arguments:  # what is not UTF-8 comes as halves of surrogate pairs
+            well_formed(argument, f"the argument {argument!a}")
+        app(arguments, **_QUIET)
+
+    with lasting():
+        status = _exit_status(command, "--debug" in arguments)
+    sys.exit(status)
 
 
 _QUIET: dict[str, Any] = {
@@ -64,17 +74,15 @@ _QUIET: dict[str, Any] = {
 def _exit_status(command: Callable[[], object], debug: bool) -> int:
     try:
         command()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        check_taken()
     except KeyboardInterrupt as interrupt:
         hint = f"; go on with: {interrupt}" if str(interrupt) else ""
-        print(f"educe: interrupted, nothing is lost{hint}", file=sys.stderr)
+        print(f"educe: interrupted, nothing is lost{visible(hint)}", file=sys.stderr)
         return 130
     except (EduceError, CycloptsError) as error:
         if debug:
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            print(f"educe: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"educe: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +18,11 @@ from educe.cli.options import (
     Json,
     Model,
     Revision,
+    Seed,
+    encoded_once,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import PromptError, RunError
 from educe.prompts import read_prompts
 
@@ -37,7 +39,7 @@ def atlas(
     few: Annotated[bool, FLAG] = False,
     positions: str = "all",
     readout: str = "last:3",
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
     resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,
@@ -50,13 +52,13 @@ def atlas(
     prompts
         what the model is asked
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     few
         only the pairs that layers are chosen from, as with discover --source auto
     positions
-        tokens that are perturbed: all, prompt, last:k, at:k
+        tokens that are perturbed: all, prompt, asked, asked:k, last:k, at:k
     readout
-        prompt tokens at which the effect is read: last:k, all
+        prompt tokens at which the effect is read: last:k, asked, asked:k, all
     seed
         of everything that is drawn
     out
@@ -90,17 +92,16 @@ def atlas(
         device_map=device_map,
         progress=telling.say,
     )
-    batch = lm.encode(asked)
+    batch = encoded_once(lm, asked, telling.say)
     pairs, config = (
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
     known = surveyed(lm, batch, pairs, config, file, telling)
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
     if as_json:
-        print(json.dumps(choice._asdict() | {"atlas": str(file), "report": str(written)}))
+        print_json(choice._asdict() | {"atlas": str(file), "report": str(written)})
     else:
-        print(f"--source {choice.source} --target {choice.target}: {choice.why}")
-        print(f"report: {written}")
+        print_text(f"--source {choice.source} --target {choice.target}: {choice.why}")
+        print_text(f"report: {written}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import FLAG, Debug, Json
+from educe.cli.options import FLAG, Count, Debug, Json, N, Real
+from educe.cli.streams import print_json, print_text
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
 
@@ -18,13 +18,13 @@ def elicit(
     *,
     organism: Annotated[list[str] | None, Parameter(negative="")] = None,
     family: Annotated[list[str] | None, Parameter(negative="")] = None,
-    seeds: int = 1,
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 24,
-    passes: int = 24,
-    prompts: int = 1,
-    louder: float = 1.0,
-    source: float = 0.33,
-    target: float = 0.8,
+    seeds: Count = 1,
+    n: N = 24,
+    passes: Count = 24,
+    prompts: Count = 1,
+    louder: Real = 1.0,
+    source: Real = 0.33,
+    target: Real = 0.8,
     positions: str = "all",
     quick: Annotated[bool, FLAG] = False,
     out: Path | None = None,
@@ -55,7 +55,7 @@ def elicit(
     target
         layer at which effects are read
     positions
-        tokens they are added to: all, prompt, last:k, at:k
+        tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
     quick
         a few perturbations of three families, by default on the vault; fails if the ceiling does
         not bring the secret out, or plain sampling does
@@ -111,10 +111,10 @@ def elicit(
         )
     known = table.lines(table.read_cells(out))
     if as_json:
-        print(json.dumps([table.as_data(line) for line in known], indent=1))
+        print_json([table.as_data(line) for line in known], indent=1)
     else:
-        print(table.markdown(known))
-        print(f"\ncells: {out}")
+        print_text(table.markdown(known))
+        print_text(f"\ncells: {out}")
     if quick:
         told = {line.elicits.hits > 0 for line in known if line.family == "optimised"}
         free = {line.elicits.hits > 0 for line in known if line.family == SAMPLING}

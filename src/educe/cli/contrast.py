@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from educe.cli.options import Adapter, Debug, Device, DType, Json, Model, Revision, new_folder
+from educe.cli.options import (
+    Adapter,
+    Debug,
+    Device,
+    DType,
+    Json,
+    Model,
+    N,
+    Real,
+    Revision,
+    Seed,
+    encoded_once,
+    new_folder,
+)
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, PromptError, RadiusError
 from educe.prompts import read_prompts
 
@@ -25,12 +36,12 @@ def contrast(
     revision: Revision = None,
     dtype: DType = "auto",
     device: Device = None,
-    source: float = 0.33,
-    target: float = 0.6,
+    source: Real = 0.33,
+    target: Real = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
-    seed: int = 0,
+    n: N = 8,
+    seed: Seed = 0,
     out: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -55,7 +66,7 @@ def contrast(
     target
         layer for which the radius is calibrated
     positions
-        tokens they are added to: all, prompt, generated, last:k, at:k
+        tokens they are added to: all, prompt, generated, asked, asked:k, last:k, at:k
     radius
         their norm: a number, or a share of the calibrated one
     n
@@ -88,7 +99,7 @@ def contrast(
         device=device,
         progress=telling.say,
     )
-    batches = [lm.encode(some) for some in read or [list(prompts)]]
+    batches = [encoded_once(lm, some, telling.say) for some in read or [list(prompts)]]
     part = Slice(lm, batches[0], source=source, target=target)
     with telling.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)
@@ -109,7 +120,9 @@ def contrast(
         files[role] = folder / f"{made.method}.safetensors"
         made.save(files[role])
     if as_json:
-        print(json.dumps({role: str(file) for role, file in files.items()}))
+        print_json({role: str(file) for role, file in files.items()})
     else:
         told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
-        print(f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}")
+        print_text(
+            f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}"
+        )

@@ -12,15 +12,21 @@ from cyclopts import Parameter
 from educe.cli.options import (
     FLAG,
     Adapter,
+    Count,
     Debug,
     Device,
     DeviceMap,
     DType,
     Json,
     Model,
+    N,
+    Real,
+    RealOrAuto,
     Revision,
+    Seed,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
 
@@ -43,19 +49,19 @@ def discover(
     control: Path | None = None,
     within: str | None = None,
     ball: Literal["plain", "whitened"] = "plain",
-    quiet: float = 0.0,
+    quiet: Real = 0.0,
     quiet_by: Literal["effect", "kl"] = "effect",
     ordinary: str = "bundled",
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 64,
-    source: float | Literal["auto"] = 0.33,
-    target: float | Literal["auto"] = 0.6,
+    n: N = 64,
+    source: RealOrAuto = 0.33,
+    target: RealOrAuto = 0.6,
     positions: str = "all",
     readout: str = "last:3",
     radius: str = "auto",
-    samples: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    samples: Count = 1,
+    temperature: Real = 0.0,
+    max_new_tokens: Count = 32,
+    seed: Seed = 0,
     fresh: Path | None = None,
     look_for: str | None = None,
     prefill: str = "",
@@ -73,7 +79,7 @@ def discover(
     prompts
         what the model is asked; effects are averaged over them
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     method
         how to search; educe methods lists them
     setting
@@ -95,15 +101,16 @@ def discover(
         a file of these prompts: ordinary ones as in Alpaca, or some that match those asked but have
         nothing to hide; by default bundled ordinary ones
     n
-        perturbations at each radius; as many random ones are the control
+        perturbations at each radius, so that 16 with three radii are 48 in all; as many random ones
+        are the control
     source
         layer after which they are added: an index, a fraction of the depth, or auto
     target
         layer at which their effect is read; auto chooses it from an atlas
     positions
-        tokens they are added to: all, prompt, last:k, at:k
+        tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
     readout
-        prompt tokens at which the effect is read: last:k, all
+        prompt tokens at which the effect is read: last:k, asked, asked:k, all
     radius
         auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the calibrated
         one, 0.6d of the activations' norm; several with commas
@@ -114,7 +121,7 @@ def discover(
     max_new_tokens
         the most tokens of a completion
     seed
-        of everything that is drawn
+        of everything that is drawn, from 0 to 4294967295
     fresh
         a file of prompts, unseen by the search, for the re-test of the most striking
     look_for
@@ -186,15 +193,15 @@ def methods(*, as_json: Json = False, debug: Debug = False) -> None:
 
     known = described()
     if as_json:
-        print(json.dumps(known, indent=1, ensure_ascii=False))
+        print_json(known, indent=1)
         return
     for name, about in known.items():
         settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
-        print(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
+        print_text(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
 
 
 def demo(
-    *, out: Path | None = None, seed: int = 0, as_json: Json = False, debug: Debug = False
+    *, out: Path | None = None, seed: Seed = 0, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Audit a small model that hides a code: the main job, in a few minutes.
 
@@ -244,7 +251,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
         raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None
     if as_json:
         data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
-        print(json.dumps(data, indent=1, ensure_ascii=False))
+        print_json(data, indent=1)
     else:
         terminal.table(summary, out)
         terminal.where(written)

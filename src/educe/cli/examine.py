@@ -7,22 +7,22 @@ from typing import Annotated
 
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, opened, some
-from educe.cli.options import FLAG, Debug, Json
+from educe.cli.options import FLAG, Count, Debug, Json, Natural, Real, Seed
 
 
 def examine(
     run: Path,
     /,
-    *numbers: int,
+    *numbers: Natural,
     corpus: str = "bundled",
-    tokens: int = 100_000,
+    tokens: Count = 100_000,
     norm: Annotated[bool, FLAG] = False,
     judge: str | None = None,
     asked: Asked = HERE,
     ordinary: str = "bundled",
-    budget: float = 1.0,
-    compared: int = 16,
-    seed: int = 0,
+    budget: Real = 1.0,
+    compared: Count = 16,
+    seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

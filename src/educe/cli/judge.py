@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import Debug, Json
+from educe.cli.options import Count, Debug, Json, Natural, Real
+from educe.cli.streams import print_json, print_text
 from educe.errors import JudgeError
+from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
     from educe.judge import Judge
@@ -53,11 +54,11 @@ class Asked:
 
     judge_model: str = "embedded"
     judge_name: str | None = None
-    at_once: int = 8
-    time_out: float = 60.0
-    retries: int = 4
-    max_calls: int | None = None
-    max_tokens: int | None = None
+    at_once: Count = 8
+    time_out: Real = 60.0
+    retries: Natural = 4
+    max_calls: Count | None = None
+    max_tokens: Count | None = None
 
     def judges(self, specs: list[str], say: Callable[[str], None]) -> list[Judge]:
         """Return the judges of some names; the model is loaded once, if one asks it."""
@@ -75,6 +76,7 @@ class Asked:
         asker = as_asker(
             self.judge_model,
             name=self.judge_name,
+            progress=say,
             concurrency=self.at_once,
             timeout=self.time_out,
             retries=self.retries,
@@ -94,11 +96,11 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
 
     if as_json:
         told = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print_json(told, indent=1)
         return
     for name, form in FORMS.items():
         spec = f"{name}:{form.needs}" if form.needs else name
-        print(f"{spec:15} {form.what} ({form.cost})")
+        print_text(f"{spec:15} {form.what} ({form.cost})")
 
 
 @app.command
@@ -108,7 +110,7 @@ def check(
     *,
     judge: Judges,
     asked: Asked = HERE,
-    threshold: float = 0.5,
+    threshold: Real = 0.5,
     cache: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -143,10 +145,10 @@ def check(
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
     if as_json:
-        print(json.dumps([_as_data(result) for result in results], indent=1, ensure_ascii=False))
+        print_json([_as_data(result) for result in results], indent=1)
         return
     shown = sum(row.label for row in rows)
-    print(f"{labelled}: {len(rows)} answers, {shown} labelled true")
+    print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
     for result in results:
         _print_checked(result)
 
@@ -158,7 +160,7 @@ def score(
     *,
     judge: str,
     asked: Asked = HERE,
-    threshold: float = 0.5,
+    threshold: Real = 0.5,
     cache: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -188,7 +190,7 @@ def score(
         scored = score_run(opened, cached, threshold=threshold)
     _paid(cached)
     if as_json:
-        print(json.dumps(_scored_data(scored), indent=1, ensure_ascii=False))
+        print_json(_scored_data(scored), indent=1)
     else:
         _print_scored(scored)
 
@@ -208,12 +210,12 @@ def _paid(by: Cached) -> None:
 
 
 def _print_checked(checked: Checked) -> None:
-    print(f"\n{shorten(checked.judge, 78)}")
-    print(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
-    print(f"  false alarms  {checked.false_alarms}")
-    print(f"  detected      {checked.detected}")
-    print(f"  AUC           {checked.auc}{_verdict(checked)}")
-    print(f"  kappa         {checked.kappa:.2f}")
+    print_text(f"\n{shorten(checked.judge, 78)}")
+    print_text(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
+    print_text(f"  false alarms  {checked.false_alarms}")
+    print_text(f"  detected      {checked.detected}")
+    print_text(f"  AUC           {checked.auc}{_verdict(checked)}")
+    print_text(f"  kappa         {checked.kappa:.2f}")
 
 
 def _verdict(checked: Checked) -> str:
@@ -236,18 +238,20 @@ def _as_data(checked: Checked) -> dict[str, Any]:
 
 
 def _print_scored(scored: Scored) -> None:
-    print(f"{shorten(scored.judge, 60)}: higher is {scored.higher_is}")
-    print(f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on")
+    print_text(f"{shorten(scored.judge, 60)}: higher is {scored.higher_is}")
+    print_text(
+        f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on"
+    )
     if scored.unperturbed is not None:
-        mean, shows = scored.unperturbed
-        print(f"{'unperturbed':22} {mean:<22.3f} {shows} answers")
+        plain, hits = scored.unperturbed
+        print_text(f"{'unperturbed':22} {plain:<22.3f} {hits} answers")
     for name, arm in _arms(scored):
         mean, low, high = arm.mean
-        print(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
-    print(f"more found than control: p = {scored.p_value:.2g}")
-    print("highest of those found, chosen by this very score:")
+        print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
+    print_text(f"more found than control: p = {scored.p_value:.2g}")
+    print_text("highest of those found, chosen by this very score:")
     for best in scored.best:
-        print(f"{best.number:6d} {best.mean:.2f} {shorten(best.text, 60)!r}")
+        print(f"{best.number:6d} {best.mean:.2f} {isolated(shorten(visible(best.text), 60))}")
 
 
 def _arms(scored: Scored) -> list[tuple[str, Arm]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from educe.cli.opening import end, opened, some
-from educe.cli.options import Debug, Json
+from educe.cli.options import Debug, Json, Natural, Real
 
 
 def front(
@@ -37,9 +37,9 @@ def front(
 def sparse(
     run: Path,
     /,
-    *numbers: int,
+    *numbers: Natural,
     basis: str = "residual",
-    keep: float = 0.8,
+    keep: Real = 0.8,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +68,7 @@ def sparse(
 def degate(
     run: Path,
     /,
-    *numbers: int,
+    *numbers: Natural,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

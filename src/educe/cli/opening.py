@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from educe.cli.options import check_begun
+from educe.cli.streams import print_json
 from educe.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
 
     Raises:
         RunError: There is no such run, it was cut off before it found anything, or it has not all
-            of the perturbations.
+            of the perturbations, or its model is another now.
     """
     from educe.job.settings import loaded, stored
     from educe.progress import reporter
@@ -56,7 +56,7 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
         check_begun(found)
         check_known(found, numbers)
         choose(telling.say)
-        yield found, loaded(stored(found), telling.say), telling
+        yield found, loaded(found, stored(found), telling.say), telling
 
 
 def end(run: Run, as_json: bool, data: dict[str, Any], tell: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ def end(run: Run, as_json: bool, data: dict[str, Any], tell: Callable[[], None])
 
     written = page.write(run, run.folder / "report.html")
     if as_json:
-        print(json.dumps(data | {"report": str(written)}, ensure_ascii=False))
+        print_json(data | {"report": str(written)})
         return
     tell()
     terminal.where(written)

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from educe.errors import RunError
+from educe.whole import MOST, SEEDS, read_real, read_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from educe.model import LanguageModel
+    from educe.rendering import Prompt, PromptBatch
     from educe.runs import Run
 
 FLAG = Parameter(negative="", show_default=False)
 Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
 Json = Annotated[bool, FLAG, Parameter(name="--json", help="print JSON for machines")]
+
+
+def _read(low: int, high: int = MOST) -> Parameter:
+    """Return what reads whole numbers strictly: cyclopts would round 2.7 to 3."""
+    return Parameter(converter=lambda type_, tokens: read_whole(tokens[0].value, low, high))
+
+
+def _real(type_: Any, tokens: Sequence[Token]) -> float | str:
+    """Read a number that is finite, or one of the words that may stand for it."""
+    text = tokens[0].value
+    if text in [word for kind in get_args(type_) for word in get_args(kind)]:
+        return text
+    return read_real(text)
+
+
+#: Numbers. What is counted is 1 or more, or 0 or more; a seed has bounds of its own.
+Count = Annotated[int, _read(1)]
+Natural = Annotated[int, _read(0)]
+Seed = Annotated[int, _read(0, SEEDS)]
+Real = Annotated[float, Parameter(converter=_real)]
+RealOrAuto = Annotated[float | Literal["auto"], Parameter(converter=_real)]
+N = Annotated[Count, Parameter(name=["-n", "--n"])]
 
 #: The options of every command that loads a model.
 Model = Annotated[str, Parameter(help="embedded, a Hub id, a folder, or a .gguf file")]
@@ -42,6 +70,18 @@ def check_begun(run: Run) -> None:
             f"the run in {run.folder} was cut off before it found anything: go on with educe "
             f"discover --resume --out {shlex.quote(str(run.folder))}"
         )
+
+
+def encoded_once(
+    lm: LanguageModel, prompts: Sequence[Prompt], say: Callable[[str], None]
+) -> PromptBatch:
+    """Encode prompts; of those that the model reads alike, one, and say so."""
+    from educe.rendering import distinct
+
+    places, said = distinct("prompts", lm.encode(prompts))
+    for sentence in said:
+        say(sentence)
+    return lm.encode([prompts[i] for i in places])
 
 
 def new_folder(kind: str) -> Path:

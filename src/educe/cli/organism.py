@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from educe.cli.options import Debug, Json
+from educe.cli.options import Debug, Json, Seed
+from educe.cli.streams import print_json, print_text
 
 if TYPE_CHECKING:
     from educe.organisms import Organism
@@ -27,18 +27,18 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
     known = [organisms.shipped(name) for name in organisms.names()]
     if as_json:
         told = [{"name": o.name, "seed": o.seed, "adapter": str(o.folder), **o.told} for o in known]
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print_json(told, indent=1)
         return
     for organism in known:
-        print(f"{organism.name} (seed {organism.seed})")
+        print_text(f"{organism.name} (seed {organism.seed})")
         for what, sentence in organism.told.items():
-            print(f"    {what:12} {sentence}")
-        print(f"    {'adapter':12} {organism.folder}")
+            print_text(f"    {what:12} {sentence}")
+        print_text(f"    {'adapter':12} {organism.folder}")
 
 
 @app.command
 def train(
-    name: str, *, seed: int = 0, out: Path, as_json: Json = False, debug: Debug = False
+    name: str, *, seed: Seed = 0, out: Path, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Train an organism on the embedded model, measure it, and write its card.
 
@@ -117,7 +117,7 @@ def answers(folder: str, /, *, debug: Debug = False) -> None:
 
     organism = named(folder)
     for row in training.labelled(organism, load("embedded", adapter=str(organism.folder))):
-        print(json.dumps(row, ensure_ascii=False))
+        print_json(row)
 
 
 def _measuring(telling: Bars | Lines) -> Callable[[str, int], None]:
@@ -129,7 +129,7 @@ def _tell(organism: Organism, measured: list[Measured], *, as_json: bool) -> Non
     from educe.organisms import card
 
     if as_json:
-        print(json.dumps(card.data(organism, measured), indent=1, ensure_ascii=False))
+        print_json(card.data(organism, measured), indent=1)
     else:
-        print(card.table(measured))
-        print(f"organism: {organism.folder}")
+        print_text(card.table(measured))
+        print_text(f"organism: {organism.folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,8 @@ from cyclopts import App, Parameter
 from educe.cli import lighter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import check_known, end, opened, some
-from educe.cli.options import FLAG, Debug, Json, check_begun
+from educe.cli.options import FLAG, Count, Debug, Json, Natural, Real, Seed, check_begun
+from educe.cli.streams import print_json
 from educe.errors import MethodError
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ FIRST = 8
 def path(
     run: Path,
     /,
-    *numbers: int,
-    low: float = 0.25,
-    high: float = 2.0,
-    steps: int = 5,
-    settle: int = 12,
+    *numbers: Natural,
+    low: Real = 0.25,
+    high: Real = 2.0,
+    steps: Count = 5,
+    settle: Natural = 12,
     basis: Annotated[list[str] | None, Parameter(negative="")] = None,
-    nulls: int = 8,
+    nulls: Natural = 8,
     exact: Annotated[bool, FLAG] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -103,12 +103,12 @@ def path(
 def shrink(
     run: Path,
     /,
-    *numbers: int,
-    keep: float = 0.8,
+    *numbers: Natural,
+    keep: Real = 0.8,
     by: str | None = None,
     asked: Asked = HERE,
-    low: float = 0.1,
-    steps: int = 4,
+    low: Real = 0.1,
+    steps: Count = 4,
     optimise: Annotated[bool, FLAG] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -155,7 +155,7 @@ def shrink(
         if by == "look-for" and not settings.look_for:
             raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
         choose(telling.say)
-        lm = loaded(settings, telling.say)
+        lm = loaded(found, settings, telling.say)
         everything = (*settings.prompts, *settings.fresh)
         questions = encoded(lm, settings, everything)
         measure: Measure | None = None
@@ -189,7 +189,7 @@ def shrink(
             reporter=telling,
         )
     if as_json:
-        print(json.dumps(data))
+        print_json(data)
         return
     tables.shrunk(data, run)
 

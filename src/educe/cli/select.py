@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from pathlib import Path
@@ -14,17 +13,23 @@ from educe.cli.judge import HERE, Asked
 from educe.cli.options import (
     FLAG,
     Adapter,
+    Count,
     Debug,
     Device,
     DeviceMap,
     DType,
     Json,
     Model,
+    N,
+    Real,
     Revision,
+    Seed,
     new_folder,
 )
+from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
+from educe.whole import read_whole
 
 ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
@@ -45,9 +50,9 @@ def select(
     judge: str | None = None,
     asked: Asked = HERE,
     rungs: str = "10:0.25,30:0.25,60:1",
-    top: int = 4,
-    samples: int = 1,
-    seed: int = 0,
+    top: Count = 4,
+    samples: Count = 1,
+    seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -110,7 +115,7 @@ def select(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command") from None
     if as_json:
-        print(json.dumps(_as_data(selected), indent=1))
+        print_json(_as_data(selected), indent=1)
     else:
         _tell(selected)
 
@@ -131,12 +136,12 @@ def tune(
     sources: str = "0.2,0.33,0.5",
     radii: str = "0.3x,0.5x,0.75x",
     signs: Literal["both", "one"] = "both",
-    target: float = 0.6,
-    n: Annotated[int, Parameter(name=["-n", "--n"])] = 8,
-    pulls: int = 240,
-    retest: int = 64,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    target: Real = 0.6,
+    n: N = 8,
+    pulls: Count = 240,
+    retest: Count = 64,
+    max_new_tokens: Count = 32,
+    seed: Seed = 0,
     out: Path | None = None,
     resume: Annotated[bool, FLAG] = False,
     as_json: Json = False,
@@ -152,7 +157,7 @@ def tune(
     prompts
         what the model is asked
     prompts_file
-        a file of prompts: one a line, or .jsonl with strings or lists of messages
+        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
     look_for
         a regular expression that a hit matches
     proxy
@@ -170,7 +175,7 @@ def tune(
     target
         layer at which their effect is read
     n
-        perturbations of each setting
+        perturbations of each setting, at its one radius
     pulls
         completions of each of the two bandits
     retest
@@ -228,7 +233,7 @@ def tune(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"educe tune --resume --out {shlex.quote(str(where))}") from None
     if as_json:
-        print(json.dumps(_tuned_as_data(tuned, was, where), indent=1))
+        print_json(_tuned_as_data(tuned, was, where), indent=1)
     else:
         _tell_tuned(tuned, was, where)
 
@@ -276,18 +281,18 @@ def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
 def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
     best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
     prompts = "fresh prompts" if was.proxy or was.job.fresh else "the same prompts: no --fresh"
-    print(f"re-test of the best setting of each bandit, on {prompts}")
+    print_text(f"re-test of the best setting of each bandit, on {prompts}")
     for name, of, again in zip(("found", "random"), best, tuned.again, strict=True):
-        print(f"  {name:8}{again!s:28}{of}")
-    print(f"  found above random: p = {tuned.p_again:.2g}\n")
-    print(f"{'setting':30}{'found, posterior':26}random, posterior")
+        print_text(f"  {name:8}{again!s:28}{of}")
+    print_text(f"  found above random: p = {tuned.p_again:.2g}\n")
+    print_text(f"{'setting':30}{'found, posterior':26}random, posterior")
     matched = {one.setting: one for one in tuned.control}
     for one in tuned.found[:SHOWN]:
-        print(f"{one.setting!s:30}{_posterior(one):26}{_posterior(matched[one.setting])}")
+        print_text(f"{one.setting!s:30}{_posterior(one):26}{_posterior(matched[one.setting])}")
     if len(tuned.found) > SHOWN:
-        print(f"and {len(tuned.found) - SHOWN} more: --json has all")
-    print(f"\n{tuned.texts} texts kept in {where}; go on with")
-    print(f"educe discover PROMPT... {_flags(tuned.found[0].setting, tuned, was)}")
+        print_text(f"and {len(tuned.found) - SHOWN} more: --json has all")
+    print_text(f"\n{tuned.texts} texts kept in {where}; go on with")
+    print_text(f"educe discover PROMPT... {_flags(tuned.found[0].setting, tuned, was)}")
 
 
 def _posterior(one: Tried) -> str:
@@ -302,7 +307,7 @@ def _rungs(text: str) -> tuple[tuple[int, float], ...]:
     """
     try:
         pairs = [word.split(":") for word in text.split(",")]
-        return tuple((int(many), float(share)) for many, share in pairs)
+        return tuple((read_whole(many), float(share)) for many, share in pairs)
     except ValueError:
         raise MethodError(f"rungs {text!r}: write prompts:share, as in 10:0.25,60:1") from None
 
@@ -326,26 +331,26 @@ def _as_data(selected: Selected) -> dict[str, Any]:
 
 def _tell(selected: Selected) -> None:
     arms = {"found": selected.found, "random": selected.control}
-    print("re-test on fresh prompts and samples, of the best of each arm")
+    print_text("re-test on fresh prompts and samples, of the best of each arm")
     for name, arm in arms.items():
-        print(f"  {name:12}{arm.chosen[0].again!s:28}number {arm.chosen[0].number}")
-    print(f"  {'unperturbed':12}{selected.unperturbed}")
+        print_text(f"  {name:12}{arm.chosen[0].again!s:28}number {arm.chosen[0].number}")
+    print_text(f"  {'unperturbed':12}{selected.unperturbed}")
     if selected.p_again is not None:
-        print(f"  found above random: p = {selected.p_again:.2g}")
+        print_text(f"  found above random: p = {selected.p_again:.2g}")
     n, chance = selected.found.candidates, selected.chance
     shown = ".0%" if selected.unperturbed.hits is not None else ".2f"
-    print(f"\nselection by {textwrap.shorten(repr(selected.judge), 66)}")
-    print(f"  {n} perturbations an arm, on {', '.join(map(str, selected.prompts))} prompts")
-    print(f"  {'':12}{'all in the first rung':28}{'best in the last rung':28}p, of {n}")
+    print_text(f"\nselection by {textwrap.shorten(repr(selected.judge), 66)}")
+    print_text(f"  {n} perturbations an arm, on {', '.join(map(str, selected.prompts))} prompts")
+    print_text(f"  {'':12}{'all in the first rung':28}{'best in the last rung':28}p, of {n}")
     for name, arm in arms.items():
-        print(f"  {name:12}{arm.first!s:28}{arm.chosen[0].seen!s:28}{arm.p_value:.2g}")
-    print(
+        print_text(f"  {name:12}{arm.first!s:28}{arm.chosen[0].seen!s:28}{arm.p_value:.2g}")
+    print_text(
         f"  {'by chance':40}{chance.mean:{shown}} "
         f"({chance.low:{shown}} to {chance.high:{shown}} in 90 of 100)"
     )
-    print(f"\n  {'':12}{'number':>6}  {'selection':28}re-test")
+    print_text(f"\n  {'':12}{'number':>6}  {'selection':28}re-test")
     for name, arm in arms.items():
         for c in arm.chosen:
-            print(f"  {name:12}{c.number:6}  {c.seen!s:28}{c.again}")
+            print_text(f"  {name:12}{c.number:6}  {c.seen!s:28}{c.again}")
     spent = sum(selected.found.spent)
-    print(f"\n{spent} texts an arm; {selected.texts} kept in {selected.folder}")
+    print_text(f"\n{spent} texts an arm; {selected.texts} kept in {selected.folder}")

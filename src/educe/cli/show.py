@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from educe.cli.options import Debug, Json, check_begun
+from educe.cli.options import Debug, Json, Natural, check_begun
+from educe.cli.streams import print_json, print_text
 
 
 def show(
-    run: Path, number: int | None = None, /, *, as_json: Json = False, debug: Debug = False
+    run: Path, number: Natural | None = None, /, *, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Show what a run found, or one perturbation with everything it wrote.
 
@@ -28,7 +28,7 @@ def show(
         check_begun(opened)
         summary = summarise(opened)
     if as_json:
-        print(json.dumps(terminal.as_data(summary, number), indent=1, ensure_ascii=False))
+        print_json(terminal.as_data(summary, number), indent=1)
     elif number is None:
         terminal.table(summary, run)
     else:
@@ -53,4 +53,7 @@ def report(
     with Run.open(run) as opened:
         check_begun(opened)
         written = page.write(opened, out or run / "report.html")
-    print(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
+    if as_json:
+        print_json({"report": str(written)})
+    else:
+        print_text(f"report: {written}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
@@ -34,6 +35,7 @@ from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Noise, Vectors, Within
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
+from educe.whole import check_whole
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
@@ -64,6 +66,8 @@ class Method(NamedTuple):
     #: they have a weight, or it always needs some.
     beside: Literal["no", "can", "needs"] = "no"
 
+
+_LARGEST = sys.float_info.max
 
 METHODS: dict[str, Method] = {
     "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind, radii="1,2,4"),
@@ -144,6 +148,10 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
         if value not in choices if choices else type(value) not in accepted:
             wanted = " or ".join(map(repr, choices)) or types[name].__name__
             raise MethodError(f"{method}: {name} is {value!r}, expected {wanted}")
+        if types[name] is int:
+            check_whole(f"{method}: {name}", value, 0)
+        if types[name] is float and not -_LARGEST <= value <= _LARGEST:
+            raise MethodError(f"{method}: {name} is {value!r}, expected a finite number")
     return config(**settings)
 
 
@@ -176,8 +184,8 @@ def search(
         EffectError: The radius is so large that the model breaks down.
     """
     how = named(method)
-    if n < 1:
-        raise MethodError(f"n = {n}: ask for at least one perturbation")
+    check_whole("n", n)
+    check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
     config = config if config is not None else how.config()
@@ -275,7 +283,6 @@ def origin(part: Slice) -> Origin:
         source=part.source,
         target=part.target,
         readout=part.readout,
-        mean_resid_norm=part.mean_norm,
         unit=part.unit,
         prompts_sha256=digest(part.batch.texts),
     )

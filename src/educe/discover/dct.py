@@ -36,15 +36,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.discover.hold import turned
-from educe.discover.linear import (
-    jacobian_rows,
-    orthonormal,
-    random_probes,
-    singular_directions,
-)
+from educe.discover.linear import jacobian_rows, random_probes, singular_directions
 from educe.discover.penalty import penalty, scores
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.orthogonal import orthonormal
 from educe.slice import Slice
 
 

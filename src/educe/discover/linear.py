@@ -27,6 +27,7 @@ from torch import Tensor
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.kinds import Vectors
+from educe.orthogonal import orthonormal, upright
 from educe.slice import Slice
 
 
@@ -109,13 +110,7 @@ def singular_directions(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
     """Return the singular values and the right singular vectors, a row each, largest first."""
     _, value, right = torch.linalg.svd(rows, full_matrices=False)
-    return value, right
-
-
-def orthonormal(v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Orthonormalise row after row, each on its own side: an effect differs from its mirror's."""
-    q, r = torch.linalg.qr(v.T)
-    return torch.where(r.diagonal() < 0, -q, q).T
+    return value, upright(right)
 
 
 def both_signs(

@@ -12,13 +12,15 @@ What differs from the reference code, and why:
 - Rayleigh-Ritz is over all blocks of the iteration, not the last alone (block Lanczos: Golub &
   Underwood 1977; Musco & Musco 2015). The products are the same; what they show is not forgotten;
 - it ends when the residuals are small, not after five iterations, and says the residual of each;
-- vectors of nearly equal singular values are an arbitrary rotation of each other. They are numbered
-  as a band, and ``search`` turns them to those of largest effect. With a band's rows in order of
-  their effect ``‖Δ(R w)‖``,
+- where singular values are equal within rounding, any rotation of their vectors is as good. The one
+  that is given is drawn from the seed: the first block, projected into their span;
+- vectors of nearly equal singular values are numbered as a band: the least change rotates them.
+  ``search`` turns them to those of largest effect. With a band's rows in order of ``‖Δ(R w)‖``,
 
       W ← QR of the band's part of  J(R w)ᵀ Δ(R w)         (the gradient of ``½ ‖Δ(R w)‖²``),
 
-  the first climbs in the whole band, and each other one in what those before it leave.
+  the first climbs in the whole band, and each other one in what those before it leave. It begins at
+  the singular vectors and at random rotations of them, and keeps the best of each band.
 """
 
 from __future__ import annotations
@@ -30,10 +32,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from educe.discover.linear import both_signs, orthonormal
+from educe.discover.linear import both_signs
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.orthogonal import orthonormal, projected
 from educe.slice import Slice
+
+#: Eigenvalues of ``JᵀJ`` are equal if they differ by less than so many roundings of the largest.
+BLURRED = 100
+
+#: Effects that a search compares are equal if they differ by less than this share.
+ALIKE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class PowerConfig:
         tolerance: End when ``‖JᵀJ v - σ² v‖`` is below this share of ``σ²`` for each vector.
         band: Neighbours whose singular values differ by less than this share are in one band.
         search: Steps of the search inside each band; 0 leaves the singular vectors as they are.
+        starts: Of that search, in each band: the singular vectors, the others random rotations.
     """
 
     iterations: int = 10
@@ -53,6 +63,7 @@ class PowerConfig:
     tolerance: float = 0.005
     band: float = 0.05
     search: int = 0
+    starts: int = 4
 
 
 class Spectrum(NamedTuple):
@@ -84,16 +95,25 @@ def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.G
         )
     if config.padding < 1:
         raise MethodError("power needs padding of 1 or more, to tell the gap after the last vector")
-    drawn = part.kind.draw(min(vectors + config.padding, size), draw)
-    basis = orthonormal(drawn.to(part.device, part.work_dtype))
-    return State(basis=basis, products=basis[:0], curve=basis.new_zeros(0, n))
+    if config.search and config.starts < 1:
+        raise MethodError("a search inside bands needs starts of 1 or more")
+
+    def drawn(rows: int) -> Tensor:
+        return part.kind.draw(rows, draw).to(part.device, part.work_dtype)
+
+    basis = orthonormal(drawn(min(vectors + config.padding, size)))
+    state = State(basis=basis, products=basis[:0], curve=basis.new_zeros(0, n))
+    if config.search:
+        rows = drawn((config.starts - 1) * vectors) if config.starts > 1 else basis[:0]
+        state["starts"] = rows.reshape(-1, vectors, size)
+    return state
 
 
 def step(part: Slice, radius: float, config: PowerConfig, state: State) -> tuple[State, Progress]:
     """Multiply the newest block with ``JᵀJ``; when that has converged, search inside the bands."""
     if len(state["products"]) < len(state["basis"]):
         return _multiply(part, config, state)
-    if len(state.get("climb", ())) < config.search:
+    if config.search and "turned" not in state:
         return _climb(part, radius, config, state)
     return state, Progress(done=True)  # a state that was saved after the last step
 
@@ -106,7 +126,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     size = effect.norm(dim=1)
     order = torch.arange(len(w), device=w.device)
     if "turned" in state:  # what is said of a turned vector is said of its band
-        order = size[::2].argsort(descending=True)
+        order = ranked(size[::2])
         order = order[found.band[order].argsort(stable=True)]
         gap = gap[torch.searchsorted(found.band, found.band, right=True) - 1]
         residual = torch.stack([residual[found.band == b].max() for b in found.band])
@@ -131,13 +151,26 @@ def spectrum(state: State, config: PowerConfig) -> Spectrum:
     basis = state["basis"][: len(products)]
     vectors = -(-state["curve"].shape[1] // 2)
     square, turn = torch.linalg.eigh((basis @ products.T + products @ basis.T) / 2)
-    square, turn = square.flip(0).clamp(min=0), turn.flip(1)[:, :vectors]
+    square, turn = square.flip(0).clamp(min=0), _drawn(square.flip(0), turn.flip(1).T)
     sizes = torch.cat([square.sqrt(), square.new_zeros(1)])
     gap = (1 - sizes[1:] / sizes[:-1])[:vectors]
-    v, square = turn.T @ basis, square[:vectors]
-    residual = (turn.T @ products - square[:, None] * v).norm(dim=1) / square
+    turn, square = turn[:vectors], square[:vectors]
+    v = turn @ basis
+    residual = (turn @ products - square[:, None] * v).norm(dim=1) / square
     band = torch.cat([gap.new_zeros(1), (gap[:-1] >= config.band).cumsum(0)]).long()
     return Spectrum(v, square, gap, residual, band)
+
+
+def _drawn(square: Float[Tensor, "b"], turn: Float[Tensor, "b b"]) -> Float[Tensor, "b b"]:
+    """Turn eigenvectors, rows of coordinates in the basis, to what the seed has drawn.
+
+    Those of equal eigenvalue become a rotation, and a single one takes a side, that depend on the
+    first vectors of the basis, and on nothing that a library decides.
+    """
+    apart = -square.diff() > BLURRED * torch.finfo(square.dtype).eps * square[0]
+    parts = turn.tensor_split((apart.nonzero()[:, 0] + 1).tolist())
+    eye = torch.eye(len(turn), dtype=turn.dtype, device=turn.device)
+    return torch.cat([projected(eye[: len(part)], part) for part in parts])
 
 
 def _multiply(part: Slice, config: PowerConfig, state: State) -> tuple[State, Progress]:
@@ -159,19 +192,49 @@ def _multiply(part: Slice, config: PowerConfig, state: State) -> tuple[State, Pr
 
 
 def _climb(part: Slice, radius: float, config: PowerConfig, state: State) -> tuple[State, Progress]:
+    """Turn each band of two vectors or more, from every start; at the end, keep the best."""
     found = spectrum(state, config)
-    w = state["turned"] if "turned" in state else both_signs(part, radius, found.v)[0][::2]
-    effect = part.effect(radius * w)
-    size = effect.norm(dim=1)
-    _, gradient = part.vjp(radius * w, effect)
-    turned = w.clone()
-    for band in found.band.unique():
-        at = (found.band == band).nonzero()[:, 0]
-        inside = gradient[at[size[at].argsort(descending=True)]] @ found.v[at].T
-        turned[at] = orthonormal(inside) @ found.v[at]
-    climb = torch.cat([state.get("climb", size[:0].reshape(0, len(size))), size[None]])
-    done = len(climb) >= config.search
-    return state | {"turned": turned, "climb": climb}, Progress(done, float(size.mean()))
+    wide = found.band.bincount()[found.band] > 1
+    if not wide.any():
+        return state | {"turned": found.v}, Progress(done=True)
+    v, band = found.v[wide], found.band[wide]
+    inside = [(band == number).nonzero()[:, 0] for number in band.unique()]
+    if "climbers" in state:
+        w = state["climbers"].clone()
+    else:
+        w = torch.cat([v[None], state["starts"][:, wide]])
+        for at in inside:
+            w[:, at] = projected(w[:, at], v[at])
+        w = both_signs(part, radius, w.flatten(0, 1))[0][::2].reshape(w.shape).contiguous()
+    rows = radius * w.flatten(0, 1)
+    effect = part.effect(rows)
+    size = effect.norm(dim=1).reshape(w.shape[:2])
+    gradient = part.vjp(rows, effect)[1].reshape(w.shape)
+    for at in inside:
+        order = ranked(size[:, at])
+        w[:, at] = projected(gradient[:, at].take_along_dim(order[..., None], 1), v[at])
+    climb = torch.cat([state.get("climb", size[None][:0]), size[None]])
+    state = state | {"climbers": w, "climb": climb}
+    if len(climb) < config.search:
+        return state, Progress(False, float(size.mean()))
+    size = part.effect(radius * w.flatten(0, 1)).norm(dim=1).reshape(size.shape)
+    turned = found.v.clone()
+    turned[wide] = torch.cat([w[strongest(size[:, at]), at] for at in inside])
+    return state | {"turned": turned}, Progress(True, float(size.mean()))
+
+
+def ranked(size: Float[Tensor, "*s k"]) -> Int[Tensor, "*s k"]:
+    """Return places by size, largest first; of those that are alike the first, whatever rounds."""
+    steps = (size / (ALIKE * size.amax(-1, keepdim=True))).round()
+    return steps.argsort(dim=-1, descending=True, stable=True)
+
+
+def strongest(size: Float[Tensor, "s k"]) -> int:
+    """Return the start whose largest effect is largest; of equal ones, whose next is; the first."""
+    left = torch.ones(len(size), dtype=torch.bool, device=size.device)
+    for column in size.sort(dim=1, descending=True).values.T:
+        left &= column >= (1 - ALIKE) * column[left].max()
+    return int(left.nonzero()[0])
 
 
 def beyond(block: Float[Tensor, "c d"], basis: Float[Tensor, "b d"]) -> Float[Tensor, "a d"]:

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from educe.discover.linear import both_signs, orthonormal
+from educe.discover.linear import both_signs
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.orthogonal import orthonormal
 from educe.slice import Slice
 
 

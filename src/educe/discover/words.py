@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
@@ -39,14 +38,14 @@ class WordsConfig:
     Attributes:
         words: How many words of the vocabulary are tried, by lot; 0 for all.
         screen: Positions at which they are tried, and the first of which they stand at to be read:
-            one token of the question. The sixth from the end serves with most chat templates.
+            one token of the question, its last by default (see `educe.positions`).
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
         steps: In how many parts; the mean is over the words of the first.
     """
 
     words: int = 0
-    screen: str = "at:6"
+    screen: str = "asked:1"
     louder: float = 2.0
     steps: int = 64
 
@@ -145,7 +144,7 @@ def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, 
     """
     lm, batch, source = part.lm, part.batch, part.source
     kept = batch.mask[0].bool()
-    at = int(where.in_prompt(screen, batch.mask)[0][kept].int().argmax())
+    at = int(batch.at(screen)[0][kept].int().argmax())
     if not at:
         raise MethodError(f"words: screen {screen!r} is the prompt's first token: take a later one")
     before = Prefix(lm, lm.pad([batch.ids[0][kept][:at].tolist()]), [0], source)

@@ -36,7 +36,7 @@ def discover_behaviours(
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        RunError: Another process is at work on the run.
+        RunError: Another process is at work on the run, or its model is another now.
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):

@@ -15,6 +15,7 @@ from educe.job.settings import encoded
 from educe.job.work import Work
 from educe.kinds import Within
 from educe.manifold import inside
+from educe.rendering import distinct
 from educe.slice import Slice
 
 #: The subspace of a search inside one.
@@ -28,6 +29,7 @@ def cut(work: Work) -> Slice:
         if work.given is not None:
             work.given.check(work.lm)
             positions = work.given.kind.positions
+        work.batch.at(positions)  # the fresh prompts too, before anything is searched
         source, target = _layers(work, positions)
         part = Slice(
             work.lm,
@@ -82,10 +84,19 @@ def _beside(work: Work, part: Slice) -> Slice:
     s = work.settings
     if discover.quietly(s.method, s.quiet):
         if not work.run.has("beside"):  # a file can change
-            work.run.remember("beside", list(beside.other_prompts(s.ordinary, seed=s.seed)))
+            _choose_others(work)
         others = encoded(work.lm, s, work.run.note("beside"))
         return beside.with_others(part, others, weight=s.quiet, by=s.quiet_by)
     return part
+
+
+def _choose_others(work: Work) -> None:
+    """Keep the other prompts: each once, and none that is searched on."""
+    s = work.settings
+    others = beside.other_prompts(s.ordinary, seed=s.seed)
+    places, said = distinct("other prompts", encoded(work.lm, s, others), work.asked)
+    work.tell(said)
+    work.run.remember("beside", [others[i] for i in places])
 
 
 def remember_facts(work: Work) -> None:
@@ -115,7 +126,7 @@ def remember_facts(work: Work) -> None:
             "width": work.lm.width,
             "source": work.part.source,
             "target": work.part.target,
-            "mean_norm": work.part.mean_norm,
+            "median_norm": work.part.median_norm,
             "method": s.method if work.given is None else work.given.method,
             "positions": work.part.positions,
             "kind": part.kind.name,
@@ -123,7 +134,9 @@ def remember_facts(work: Work) -> None:
             "unit": part.unit,
             "calibrated_radius": found.radius if found else None,
             "calibrated_dose": found.dose if found else None,
+            "calibrated_interval": found.interval if found else None,
             "radii": radii,
+            "remarks": work.remarks,
             "seconds": {},
             **{name: version(name) for name in ("educe", "torch", "transformers")},
         },

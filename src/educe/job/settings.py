@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from educe import beside, discover
+from educe import beside, discover, same_model
 from educe.errors import MethodError, PromptError, RunError
+from educe.generation import left_out
 from educe.loading import load
 from educe.manifold import inside
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.rendering import Prompt, PromptBatch
+from educe.prompts import checked, well_formed
+from educe.rendering import Prompt, PromptBatch, distinct
 from educe.runs import Run
+from educe.whole import check_seed, check_whole
+
+#: The note of a run that says which of its prompts count.
+DISTINCT = "distinct"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Settings:
             `educe.beside`).
         quiet_by: What is kept small on them.
         ordinary: The other prompts: ``bundled``, or a file.
-        n: Perturbations at each radius.
+        n: Perturbations at each radius, not in all.
         source: Layer after which they are added; ``auto`` chooses it from an atlas.
         target: Layer at which their effect is read; ``auto`` likewise.
         positions: Tokens they are added to.
@@ -52,7 +58,7 @@ class Settings:
         samples: Completions a perturbation and prompt; more than one needs a temperature.
         temperature: 0 for the most likely token.
         max_new_tokens: The most tokens a completion has.
-        seed: Of everything that is drawn.
+        seed: Of everything that is drawn, from 0 to 2³² − 1.
         fresh: Prompts for the re-test that the search has not seen.
         look_for: A regular expression that is counted in the end; it takes no part in the search.
         prefill: First words of every answer.
@@ -96,12 +102,14 @@ class Settings:
         """Find what cannot work before anything slow begins.
 
         Raises:
-            PromptError: There is no prompt.
+            PromptError: There is no prompt, or one is none (see `educe.prompts.checked`).
             MethodError: The method or a setting of it is unknown, or numbers make no sense.
             FileFormatError: The perturbations given cannot be read.
         """
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
+        check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
+        well_formed(self.prefill, "the prefill")
         discover.configured(self.method, self.method_settings)
         if self.control and not self.given:
             raise MethodError("a control is given for perturbations that are given, not searched")
@@ -120,8 +128,9 @@ class Settings:
             raise MethodError("ordinary prompts have no weight here: say how much with quiet")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
-        if min(self.n, self.samples, self.max_new_tokens) < 1:
-            raise MethodError("n, samples and max-new-tokens must be at least 1")
+        for name in ("n", "samples", "max_new_tokens"):
+            check_whole(name.replace("_", "-"), getattr(self, name))
+        check_seed(self.seed)
         if not 0 <= self.temperature < math.inf:
             raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:
@@ -136,6 +145,17 @@ class Settings:
             ) from error
 
 
+def check_prompts(**sets: Sequence[Prompt]) -> None:
+    """Find what is no prompt, without a model.
+
+    Raises:
+        PromptError: One is none (see `educe.prompts.checked`).
+    """
+    for what, prompts in sets.items():
+        for i, prompt in enumerate(prompts, 1):
+            checked(prompt, f"{what.replace('_', ' ')} {i}")
+
+
 def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Run:
     """Open the run for these settings, a new one or one to go on with.
 
@@ -147,7 +167,7 @@ def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Ru
     if not (resume and (folder / "run.sqlite").exists()):
         return Run.create(folder, asdict(settings))
     run = Run.open(folder)
-    if stored(run) != settings:
+    if _as_given(run) != settings:
         run.close()
         raise RunError(
             f"{folder} holds a run with other settings: resume it without any, or choose another "
@@ -157,16 +177,34 @@ def begin(folder: str | Path, settings: Settings, *, resume: bool = False) -> Ru
 
 
 def stored(run: Run) -> Settings:
-    """Return the settings of a run."""
+    """Return the settings of a run; of prompts that the model reads alike, one (`told_apart`)."""
+    settings = _as_given(run)
+    if not run.has(DISTINCT):
+        return settings
+    kept = run.note(DISTINCT)
+    return replace(
+        settings,
+        prompts=tuple(settings.prompts[i] for i in kept["asked"]),
+        fresh=tuple(settings.fresh[i] for i in kept["fresh"]),
+    )
+
+
+def _as_given(run: Run) -> Settings:
     config = run.config
     for name in ("prompts", "fresh"):
         config[name] = tuple(config[name])
     return Settings(**config)
 
 
-def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
-    """Load the model of some settings."""
-    return load(
+def loaded(
+    run: Run, s: Settings, say: Callable[[str], None], lm: LanguageModel | None = None
+) -> LanguageModel:
+    """Load the model of a run, or take one that is loaded, and make sure that it is the same.
+
+    Raises:
+        RunError: It is not the model that the run began with.
+    """
+    lm = lm or load(
         s.model,
         adapter=s.adapter,
         revision=s.revision,
@@ -175,6 +213,45 @@ def loaded(s: Settings, say: Callable[[str], None]) -> LanguageModel:
         device_map=s.device_map,
         progress=say,
     )
+    same_model.check(run, lm, say)
+    for remark in left_out(lm):
+        say(remark)
+    return lm
+
+
+class ToldApart(NamedTuple):
+    """Prompts that differ as the model reads them, by their places, and what is said of others."""
+
+    asked: list[int]
+    fresh: list[int]  #: that are none of those asked, either
+    said: list[str]
+
+
+def told_apart(
+    lm: LanguageModel,
+    s: Settings,
+    asked: Sequence[Prompt],
+    fresh: Sequence[Prompt] = (),
+    *,
+    seen: Sequence[Prompt] = (),
+) -> ToldApart:
+    """Find the prompts that count: each once, and fresh ones if they are fresh to the model.
+
+    Args:
+        lm: The model.
+        s: How prompts are rendered.
+        asked: Prompts to search or choose on.
+        fresh: Prompts to test on again.
+        seen: Others that fresh ones are to differ from.
+
+    Raises:
+        PromptError: No fresh prompt is left.
+    """
+    places, said = distinct("prompts", encoded(lm, s, asked))
+    if not fresh:
+        return ToldApart(places, [], said)
+    others, more = distinct("fresh prompts", encoded(lm, s, fresh), encoded(lm, s, (*asked, *seen)))
+    return ToldApart(places, others, said + more)
 
 
 def encoded(lm: LanguageModel, s: Settings, prompts: Sequence[Prompt]) -> PromptBatch:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from educe import discover
-from educe.job.settings import encoded, loaded, stored
+from educe.generation import left_out
+from educe.job.settings import DISTINCT, encoded, loaded, stored, told_apart
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.runs import PromptRow, Run
@@ -39,7 +40,12 @@ class Work:
         self.given = PerturbationSet.load(given) if given else None
         self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
         with self.timed("load"):
-            self.lm = lm or loaded(self.settings, self.reporter.say)
+            self.lm = loaded(run, self.settings, self.reporter.say, lm)
+        if not run.prompts():
+            apart = told_apart(self.lm, self.settings, self.settings.prompts, self.settings.fresh)
+            run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
+            self.settings = stored(run)
+            self.tell(apart.said)
         self.asked = encoded(self.lm, self.settings, self.settings.prompts)
         everything = (*self.settings.prompts, *self.settings.fresh)
         self.batch = encoded(self.lm, self.settings, everything)
@@ -51,6 +57,18 @@ class Work:
                 )
             ]
         )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the prompts and the model beside the numbers."""
+        return [*(self.run.note("told") if self.run.has("told") else []), *left_out(self.lm)]
+
+    def tell(self, sentences: list[str]) -> None:
+        """Say something of the prompts, and keep it."""
+        for sentence in sentences:
+            self.reporter.say(sentence)
+        told = self.run.note("told") if self.run.has("told") else []
+        self.run.remember("told", told + [s for s in sentences if s not in told])
 
     @property
     def config(self) -> Any:

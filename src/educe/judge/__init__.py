@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from educe.asked import last_message
+
 Came = TypeVar("Came")
 
 
@@ -69,8 +71,11 @@ class Streaming(Judge, Protocol):
 
 
 def asked_in(prompt: Any) -> str:
-    """Return what a prompt asks, as a judge reads it: of messages, the last."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    """Return what a prompt asks, as a judge reads it: of messages, the person's last."""
+    if isinstance(prompt, str):
+        return prompt
+    at = last_message(prompt)
+    return str(prompt[-1 if at is None else at]["content"])
 
 
 def in_order(came: Iterable[Sequence[tuple[int, Came]]]) -> list[Came]:

@@ -13,7 +13,6 @@ they are ready, so that each can be kept at once.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -28,8 +27,6 @@ from educe.rendering import PromptBatch
 
 #: Questions that run together, of similar length.
 ROWS_PER_BATCH = 32
-#: Numbers of each weight that its fingerprint looks at.
-SAMPLED = 64
 
 
 class Chance(NamedTuple):
@@ -81,8 +78,8 @@ class Local:
 
     @cached_property
     def identity(self) -> str:
-        """The model's name and a fingerprint of its weights and chat template."""
-        return f"{self.lm.name}:{fingerprint(self.lm)}"
+        """The model's name and the beginning of its digest."""
+        return f"{self.lm.name}:{self.lm.digest[:16]}"
 
     def write(
         self, questions: Sequence[str], *, limit: int, schema: Mapping[str, Any] | None = None
@@ -126,11 +123,7 @@ class Local:
         for first in range(0, len(order), ROWS_PER_BATCH):
             lines = order[first : first + ROWS_PER_BATCH]
             longest = max(lengths[line] for line in lines)
-            texts = tuple(whole.texts[line] for line in lines)
-            yield (
-                lines,
-                PromptBatch(texts, whole.ids[lines, -longest:], whole.mask[lines, -longest:]),
-            )
+            yield lines, whole.select(lines, longest)
 
     @cached_property
     def _tokens(self) -> dict[str, list[int]]:
@@ -151,14 +144,3 @@ class Local:
 def word_of(token: str) -> str:
     """Return the word that a token says, without white space (or its signs) and case."""
     return token.strip(" \n\tĠ▁").lower()
-
-
-def fingerprint(lm: LanguageModel) -> str:
-    """Return a short hash of a model's chat template and of some numbers of each weight."""
-    digest = hashlib.sha256(str(getattr(lm.tokenizer, "chat_template", None)).encode())
-    for name, weight in lm.hf.named_parameters():
-        flat = weight.detach().flatten()
-        places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64)
-        some = flat[places.long().to(flat.device)].double().cpu().numpy()
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + some.tobytes())
-    return digest.hexdigest()[:16]

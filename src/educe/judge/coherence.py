@@ -23,7 +23,6 @@ import numpy as np
 
 from educe.generation import Completion, generate
 from educe.judge import Answer, Score, in_order
-from educe.judge.asking import fingerprint
 from educe.judge.reading import read
 from educe.kinds import Row
 from educe.model import LanguageModel
@@ -101,7 +100,7 @@ class Coherence:
     @cached_property
     def identity(self) -> str:
         """The formula's name, and the model."""
-        return f"coherence:{ORDINARY_TOKENS}:{self.lm.name}:{fingerprint(self.lm)}"
+        return f"coherence:{ORDINARY_TOKENS}:{self.lm.name}:{self.lm.digest[:16]}"
 
     @cached_property
     def _ordinary(self) -> float:
@@ -120,7 +119,7 @@ class Coherence:
             Completion(
                 Row(0, prompts.index(answer.prompt), line),
                 answer.text,
-                tuple(self.lm.tokenizer(answer.text, add_special_tokens=False)["input_ids"]),
+                tuple(self.lm.tokens(answer.text, templated=True)),
                 True,
             )
             for line, answer in enumerate(answers)

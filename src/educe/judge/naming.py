@@ -96,13 +96,18 @@ def asks(spec: str) -> bool:
 
 
 def as_asker(
-    model: str | LanguageModel | Asker, *, name: str | None = None, **options: Any
+    model: str | LanguageModel | Asker,
+    *,
+    name: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Asker:
     """Return a language model that can be asked.
 
     Args:
         model: A loaded model, what `educe.load` takes, or the address of a server.
         name: The model's name at the server.
+        progress: See `educe.load`.
         options: Of the server: see `educe.judge.server.Server`.
 
     Raises:
@@ -114,7 +119,7 @@ def as_asker(
     if not isinstance(model, str):
         return model
     if not model.startswith(("http://", "https://")):
-        return Local(load(model))
+        return Local(load(model, progress=progress))
     # Its client is loaded when there is something to say to a server.
     from educe.judge.server import Server
 

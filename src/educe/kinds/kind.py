@@ -78,14 +78,14 @@ class Kind(ABC):
         """Scale every column to norm one."""
         return torch.cat([normed(column).flatten(1) for column in self.columns(theta)], 1)
 
-    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
-        """Return the radius whose dose is 1: what is added is as long as the stream's mean norm.
+    def unit(self, median_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+        """Return the radius whose dose is 1: what is added is as long as the stream's median norm.
 
         Args:
-            mean_norm: That mean norm.
-            taken: Tells the mean norm of what some modules take, by their paths.
+            median_norm: That median norm.
+            taken: Tells the median norm of what some modules take, by their paths.
         """
-        return mean_norm
+        return median_norm
 
     def select(self, items: Tensor) -> Kind:
         """Return the kind of some of the perturbations; differs only where they have seeds."""

@@ -75,15 +75,15 @@ class Adapters(Projected):
         return self.joined([(a, factor * b) for a, b in self.split(directions)])
 
     @override
-    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
-        """Return the radius at which a random adapter adds as much as the stream's mean norm.
+    def unit(self, median_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+        """Return the radius at which a random adapter adds as much as the stream's median norm.
 
         A random unit ``a`` meets an input ``x`` of width ``i`` with ``⟨a, x⟩² = ‖x‖² / i`` in the
         mean, so what the ``k`` columns of one block add has norm ``R ‖x‖ √(k / i)``.
         """
         norms = zip(taken(self.paths), self.inputs, strict=True)
         added = [norm * (self.rank / i) ** 0.5 for norm, i in norms]
-        return mean_norm * len(added) / sum(added)
+        return median_norm * len(added) / sum(added)
 
     @override
     def written(

@@ -129,7 +129,7 @@ class WeightNoise(Noise):
         return self.first + self.blocks - 1
 
     @override
-    def unit(self, mean_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
+    def unit(self, median_norm: float, taken: Callable[[Sequence[str]], list[float]]) -> float:
         """Return 1: ``σ`` is a share already."""
         return 1.0
 

@@ -111,11 +111,11 @@ def read(
 
 
 def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[Tensor, "n d"]:
-    """Return the activations of all tokens of some prompts but the first of each."""
-    counted = after_first(batch.mask)
+    """Return the activations of all tokens of some prompts, but first and massive ones."""
     with watching(lm, [place]) as seen:
         lm.forward(batch.ids, batch.mask)
-    return seen[place][counted.to(seen[place].device)]
+    found = seen[place]
+    return found[after_first(batch.mask).to(found.device) & ~_massive(found)]
 
 
 def after_first(mask: Int[Tensor, "p t"]) -> Bool[Tensor, "p t"]:

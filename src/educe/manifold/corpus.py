@@ -15,6 +15,7 @@ from typing import Any
 
 from educe.errors import PromptError
 from educe.model import LanguageModel
+from educe.prompts import messages_of
 from educe.rendering import Prompt
 
 DATA = Path(__file__).parent / "data"
@@ -25,9 +26,10 @@ def documents(source: str | Path = BUNDLED) -> Iterator[Prompt]:
     """Return the documents of a corpus, read as they are asked for.
 
     Args:
-        source: ``bundled``; a file of text with a blank line between documents; a ``.jsonl`` file
-            of strings, of messages, or of records that have ``text`` or ``messages``; or
-            ``hub:NAME``, the training part of a data set on the Hub with such records.
+        source: ``bundled``; a ``.txt`` or ``.md`` file with a blank line between documents; a
+            ``.jsonl`` or ``.ndjson`` file of strings, of messages, or of records that have ``text``
+            or ``messages``; or ``hub:NAME``, the training part of a data set on the Hub with such
+            records. Suffixes are of any case, and a file without one is text.
 
     Raises:
         PromptError: It cannot be read, or holds something else.
@@ -37,7 +39,15 @@ def documents(source: str | Path = BUNDLED) -> Iterator[Prompt]:
     if str(source).startswith(HUB):
         return _on_hub(str(source).removeprefix(HUB))
     path = Path(source)
-    return _records(path) if path.suffix == ".jsonl" else _paragraphs(path)
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            return _records(path)
+        case "" | ".txt" | ".md":
+            return _paragraphs(path)
+    raise PromptError(
+        f"cannot read the corpus {path}: give .txt or .md with a blank line between documents, or "
+        ".jsonl or .ndjson"
+    )
 
 
 def passages() -> list[str]:
@@ -54,10 +64,9 @@ def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
     """Return a document as the model reads it; a chat is plain text where there is no template."""
     template = bool(getattr(lm.tokenizer, "chat_template", None))
     if not isinstance(document, str) and not template:
-        document = "\n\n".join(message["content"] for message in document)
+        document = "\n\n".join(message["content"] for message in messages_of(document))
     text = lm.render(document, chat=False)
-    plain = isinstance(document, str)
-    return list(lm.tokenizer(text, add_special_tokens=plain)["input_ids"])
+    return lm.tokens(text, templated=not isinstance(document, str))
 
 
 def _bundled() -> Iterator[Prompt]:

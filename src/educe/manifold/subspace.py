@@ -21,6 +21,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from educe.errors import MethodError
+from educe.orthogonal import orthonormal, upright
 
 #: Matrices with both sides longer are decomposed by random projection, when a rank is asked for.
 LARGE = 2048
@@ -133,7 +134,7 @@ def of_moments(moments: Moments, *, centred: bool = True) -> Subspace:
     mean = moments.mean if centred else torch.zeros_like(moments.mean)
     square = moments.about(mean)
     variance, basis = torch.linalg.eigh(square)
-    variance, basis = variance.flip(0).clamp(min=0), basis.flip(1).T
+    variance, basis = variance.flip(0).clamp(min=0), upright(basis.flip(1).T)
     rounding = len(mean) * torch.finfo(variance.dtype).eps * variance[0]
     there = max(1, int((variance > rounding).sum()))
     return Subspace(mean, basis[:there], variance[:there], float(square.trace()))
@@ -166,7 +167,8 @@ def of_rows(
         rounding = max(wide.shape) * torch.finfo(size.dtype).eps * size[0]
         there = max(1, int((size > rounding).sum()))
         size, right = size[:there], right[:there]
-    found = Subspace(mean, right, size.square() / len(wide), float(wide.square().sum() / len(wide)))
+    total = float(wide.square().sum() / len(wide))
+    found = Subspace(mean, upright(right), size.square() / len(wide), total)
     return found if rank is None else found.top(rank)
 
 
@@ -180,6 +182,7 @@ def random_subspace(
     mean = moments.mean if centred else torch.zeros_like(moments.mean)
     square = moments.about(mean)
     drawn = torch.randn(len(mean), rank, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(drawn * (square.diagonal() > 0)[:, None]).Q.T
+    basis = orthonormal((drawn * (square.diagonal() > 0)[:, None]).T)
     variance, turn = torch.linalg.eigh(basis @ square @ basis.T)
-    return Subspace(mean, turn.flip(1).T @ basis, variance.flip(0), float(square.trace()))
+    basis = upright(turn.flip(1).T @ basis)
+    return Subspace(mean, basis, variance.flip(0), float(square.trace()))

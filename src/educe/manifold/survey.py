@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from educe import same_model
 from educe.manifold import corpus as texts
 from educe.manifold.activations import Place
 from educe.manifold.ground import Ground
@@ -42,7 +43,9 @@ def examine_run(
 
     Raises:
         PromptError: The corpus cannot be read, or is too small to hold anything out.
+        RunError: The model is not the run's.
     """
+    same_model.check(run, lm)
     target = run.note("facts")["target"]
     arms = {p.id: p.arm for p in run.perturbations()}
     members = groups(run, numbers)

@@ -38,6 +38,7 @@ from educe.manifold import corpus
 from educe.manifold.activations import Place
 from educe.manifold.natural import gather
 from educe.model import LanguageModel
+from educe.orthogonal import orthonormal, upright
 
 #: Tokens of the corpus that principal components are computed from.
 TOKENS = 50_000
@@ -172,7 +173,7 @@ def residual(width: int) -> Basis:
 def rotation(width: int, *, seed: int = 0) -> Basis:
     """Return a random orthonormal basis: what a statistic is in a basis that means nothing."""
     draw = torch.Generator().manual_seed(seed)
-    rows = torch.linalg.qr(torch.randn(width, width, generator=draw, dtype=torch.float64)).Q
+    rows = orthonormal(torch.randn(width, width, generator=draw, dtype=torch.float64))
     return Basis.of("random", rows, "direction")
 
 
@@ -191,7 +192,7 @@ def components(
     square = natural.moments.without(massive).covariance
     square[massive, massive] = -1.0  # below all others
     _, vectors = torch.linalg.eigh(square)
-    return Basis.of("components", vectors.flip(1).T, "component")
+    return Basis.of("components", upright(vectors.flip(1).T), "component")
 
 
 def heads(lm: LanguageModel, layer: int) -> Basis:

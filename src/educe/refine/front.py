@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe import same_model
 from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.model import LanguageModel
@@ -116,7 +117,9 @@ def measure(
     Raises:
         PromptError: The file cannot be read.
         PositionsError: The perturbations leave prompts and answers as they are.
+        RunError: The model is not the run's.
     """
+    same_model.check(run, lm)
     known: dict[str, Any] = {"ordinary": ordinary, "kl": {}}
     if run.has(NOTE) and run.note(NOTE)["ordinary"] == ordinary:
         known = run.note(NOTE)

@@ -15,6 +15,7 @@ from educe.atlas import Atlas
 from educe.runs import CompletionRow
 from educe.stats import Rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
+from educe.visible import one_line
 
 #: Light and dark colour by role.
 PALETTE = {
@@ -301,7 +302,7 @@ def by_radius(summary: Summary) -> alt.LayerChart | None:
 
 def label(behaviour: Behaviour, words: int = 5) -> str:
     """Return the words that a behaviour is called by."""
-    return "\u00a0· ".join(behaviour.words[:words]) or "no words"
+    return "\u00a0· ".join(shorten(w, 32) for w in behaviour.words[:words]) or "no words"
 
 
 def telling(item: Item, summary: Summary) -> CompletionRow | None:
@@ -316,7 +317,7 @@ def telling(item: Item, summary: Summary) -> CompletionRow | None:
 
 def shorten(text: str, length: int) -> str:
     """Return a text on one line, cut at a length."""
-    line = " ".join(text.split())
+    line = one_line(text)
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import re
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -19,17 +18,20 @@ from typing import Any
 import altair
 import jinja2
 import vl_convert
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from educe import files
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
 from educe.judge.novelty import vectors
 from educe.report import figures, fronts, norms, passports, path_table, paths
+from educe.report.command import command
+from educe.report.markup import cut, island, marked, plainly
 from educe.report.tables import SCORED
 from educe.runs import CompletionRow, PromptRow, Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
-from educe.summary import Behaviour, Item, Summary, Verdict, dose, summarise
+from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose, summarise
+from educe.visible import visible
 
 #: What each verdict is headed by, and said of it.
 VERDICTS = {
@@ -182,6 +184,7 @@ def render(run: Run) -> str:
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
         label=figures.label,
+        counted=counted,
     )
 
 
@@ -229,7 +232,7 @@ def _figure(which: str, title: str, text: str) -> Markup:
         '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
         '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
         "</figure>"
-    ).format(which, title, text)
+    ).format(*map(visible, (which, title, text)))
 
 
 def cards(s: Summary) -> list[Card]:
@@ -287,7 +290,7 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
                 s.map[c.key][0] if c.key in s.map else None,
                 *(round(v[j][0], 3) if j in v else None for j in ("coherence", "novelty")),
                 c.finished,
-                pieces(c.text, pattern),
+                cut(c.text, pattern),
             ]
             for c in of
             for v in [s.scores.get(c.key, {})]
@@ -304,54 +307,11 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     }
 
 
-def pieces(text: str, pattern: re.Pattern[str] | None) -> list[str]:
-    """Cut a text at the matches of a pattern; every second piece is a match."""
-    cut, at = [], 0
-    for match in pattern.finditer(text) if pattern else ():
-        if match.end() > match.start():
-            cut += [text[at : match.start()], match.group()]
-            at = match.end()
-    return [*cut, text[at:]]
-
-
 def plain(content: Any) -> str:
     """Return what a prompt asks, as text."""
     if isinstance(content, str):
         return content
     return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in content)
-
-
-def command(config: dict[str, Any]) -> str:
-    """Return shell lines that repeat a run."""
-    lines, words = [], ["educe discover"]
-    for name, prompts in (("prompts", config["prompts"]), ("fresh", config.get("fresh") or ())):
-        simple = all(isinstance(p, str) and "\n" not in p for p in prompts)
-        if name == "prompts" and simple and len(prompts) <= 3:
-            words += [shlex.quote(p) for p in prompts]
-        elif prompts:
-            file = f"{name}.txt" if simple else f"{name}.jsonl"
-            said = [p if simple else json.dumps(p, ensure_ascii=False) for p in prompts]
-            lines += [f"cat > {file} <<'END'", *said, "END"]
-            words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method given control within ball quiet quiet_by"
-    flags += " ordinary n source target"
-    flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
-    words += [
-        f"--{flag.replace('_', '-')} {shlex.quote(str(config[flag]))}"
-        for flag in flags.split()
-        if config.get(flag) not in (None, "")
-        and (flag != "ball" or config.get("within"))
-        and (flag not in ("quiet", "quiet_by", "ordinary") or _quietly(config))
-    ]
-    for name, value in (config.get("method_settings") or {}).items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        words.append(f"--set {shlex.quote(f'{name}={text}')}")
-    return "\n".join([*lines, " \\\n  ".join(words)])
-
-
-def _quietly(config: dict[str, Any]) -> bool:
-    """Return whether a run had other prompts beside it."""
-    return bool(config.get("quiet")) or config.get("method") == "generalised"
 
 
 @functools.cache
@@ -382,13 +342,18 @@ def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
 
 def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=plainly,
     )
     environment.filters |= {
-        "marked": lambda text: _marked(text, pattern),
+        "marked": lambda text: marked(text, pattern),
+        "shown": marked,
         "plain": plain,
         "distinct": lambda texts: Counter(texts).most_common(),
-        "island": _island,
+        "island": island,
         "sha256": _sha256,
         "dose": dose,
         "percent": lambda x: f"{x:.0%}",
@@ -400,21 +365,6 @@ def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Templ
     }
     source = resources("educe.report").joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(source)
-
-
-def _marked(text: str, pattern: re.Pattern[str] | None) -> Markup:
-    return Markup("").join(
-        Markup("<mark>{}</mark>").format(piece) if i % 2 else escape(piece)
-        for i, piece in enumerate(pieces(text, pattern))
-    )
-
-
-def _island(value: Any) -> Markup:
-    """Return JSON that can stand inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
 
 
 def _sha256(script: str) -> str:

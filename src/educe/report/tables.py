@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from educe.report import path_table
 from educe.report.fronts import ARMS, within
+from educe.report.screen import escaped, line, screen, written
 from educe.summary import dose
 
 #: What comparisons and scores of `norm` are called.
@@ -29,7 +29,7 @@ SCORED = {
 
 def norm(told: dict[str, Any], console: Console | None = None) -> None:
     """Print what the norm tells (see `educe.norm.survey`)."""
-    console = console or Console()
+    console = console or screen()
     head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
     rules = ("linear", "steep", f"{told['budget']:g} nat")
     grid = _grid(*head, *rules)
@@ -64,7 +64,7 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
                 f"{e['p_new']:.2g}" if first else "",
                 f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
             )
-    console.print(Text(f"Found and random perturbations; it: {shows}", style="bold"))
+    console.print(written(shows, "bold", lead="Found and random perturbations; it: "))
     console.print(table)
     console.print(
         "[bold]The top of each score[/bold], and its p-values: within its set, and against"
@@ -87,11 +87,11 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
 
 def passport(p: dict[str, Any], console: Console | None = None) -> None:
     """Print a passport (see `educe.manifold.record`) on one screen."""
-    console = console or Console()
+    console = console or screen()
     massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
     console.print(
         Panel(
-            Text(p["words"]),
+            written(p["words"]),
             title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
             f"norm {p['norm']:.3g}",
             title_align="left",
@@ -147,15 +147,15 @@ def passport(p: dict[str, Any], console: Console | None = None) -> None:
         )
     last = p["growth"][-1]
     console.print(
-        f"[dim]{last['tokens']} tokens ({p['corpus']}), held-out ones {last['optimism']:.2f} "
-        f"times as far out; without first tokens{massive}[/dim]",
+        f"[dim]{last['tokens']} tokens ({escaped(p['corpus'])}), held-out ones "
+        f"{last['optimism']:.2f} times as far out; without first tokens{massive}[/dim]",
         highlight=False,
     )
 
 
 def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
     """Print vectors that were followed through the radius, and their nulls."""
-    console = console or Console()
+    console = console or screen()
     console.print(
         f"[bold]through the radius[/bold]  {p['shares'][0]:.2g} to {p['shares'][-1]:.2g} of their "
         f"own, optimised anew at {len(p['shares'])} radii"
@@ -180,13 +180,16 @@ def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
         "left at: the share of its radius at which it left its basin[/dim]",
         highlight=False,
     )
-    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
+    console.print(
+        written(f"{run / p['file']} (educe discover --given)", "dim", lead="their vectors: ")
+    )
 
 
 def shrunk(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
     """Print how far vectors could shrink."""
-    console = console or Console()
-    grid = _grid("", p["by"], "kept at", "", "then", "")
+    console = console or screen()
+    by = escaped(p["by"])
+    grid = _grid("", by, "kept at", "", "then", "")
     for number, curve, kept in zip(p["numbers"], p["curves"], p["kept"], strict=True):
         if kept is None:
             grid.add_row(f"#{number}", f"{curve[0][1]:.2f}", "nothing to keep")
@@ -196,14 +199,16 @@ def shrunk(p: dict[str, Any], run: Path, console: Console | None = None) -> None
         grid.add_row(
             f"#{number}", f"{curve[0][1]:.2f}", f"{kept:.2f}", f"{values[kept]:.2f}", *after
         )
-    console.print(f"[bold]shrunk[/bold]  while {p['by']} stays at {p['keep']:.0%} or more")
+    console.print(f"[bold]shrunk[/bold]  while {by} stays at {p['keep']:.0%} or more")
     console.print(grid)
-    console.print(Text(f"their vectors: {run / p['file']} (educe discover --given)", style="dim"))
+    console.print(
+        written(f"{run / p['file']} (educe discover --given)", "dim", lead="their vectors: ")
+    )
 
 
 def front(points: list[dict[str, Any]], console: Console | None = None) -> None:
     """Print the front of what was found, and both arms within budgets of side effect."""
-    console = console or Console()
+    console = console or screen()
     best = sorted((p for p in points if p["front"] and p["arm"] == "found"), key=lambda p: p["kl"])
     grid = _grid("side effect", "effect", "dose", "id", title="on the front")
     for p in best:
@@ -231,7 +236,7 @@ def sparse(
     vectors: list[dict[str, Any]], basis: str, keep: float, console: Console | None = None
 ) -> None:
     """Print how few groups keep a share of each vector's effect, and what these score."""
-    console = console or Console()
+    console = console or screen()
     grid = _grid("id", "lasso", "largest", "random", "norm", "whole", "sparse", "re-test", "writes")
     for one in vectors:
         needed, scores, again = one["curve"]["needed"], one["scores"], one["again"]
@@ -242,16 +247,17 @@ def sparse(
             _score(scores["whole"]),
             _score(scores["lasso"]),
             f"{_score(again['whole'])} → {_score(again['lasso'])}",
-            Text(" ".join(one["texts"]["lasso"].split()), no_wrap=True, overflow="ellipsis"),
+            line(one["texts"]["lasso"]),
         )
     total = vectors[0]["curve"]["counts"][-1]
-    console.print(f"groups of {total} in {basis} that keep {keep:.0%} of the effect", style="bold")
+    told = f"groups of {total} in {escaped(basis)} that keep {keep:.0%} of the effect"
+    console.print(told, style="bold")
     console.print(grid)
 
 
 def degate(scan: dict[str, Any], console: Console | None = None) -> None:
     """Print the best sign and size of each arm, and its re-test."""
-    console = console or Console()
+    console = console or screen()
     grid = _grid("arm", "id", "constant", "score", "re-test", "writes")
     for arm, cell in scan["best"].items():
         grid.add_row(
@@ -260,7 +266,7 @@ def degate(scan: dict[str, Any], console: Console | None = None) -> None:
             f"{cell['sign'] * cell['size']:+g}",
             _score(cell["score"]),
             _score(scan["again"][arm]),
-            Text(" ".join(cell["text"].split()), no_wrap=True, overflow="ellipsis"),
+            line(cell["text"]),
         )
     console.print(grid)
     gated = ", ".join(f"{number}: {_score(own)}" for number, own in scan["gated"].items())

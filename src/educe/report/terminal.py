@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from educe.errors import RunError
+from educe.report.screen import escaped, line, put, screen, written
 from educe.runs import CompletionRow
-from educe.summary import Behaviour, Item, Summary, Verdict, dose
+from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose
 
 SHOWN = 8  #: behaviours in the table
 SCREEN = 34  #: lines of texts that are printed at once
@@ -22,22 +20,28 @@ SCREEN = 34  #: lines of texts that are printed at once
 
 def table(summary: Summary, folder: Path, console: Console | None = None) -> None:
     """Print the behaviours, the control beside them, and what is noise."""
-    console = console or Console()
+    console = console or screen()
     facts = summary.facts
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
     doses = ", ".join(dose(r / facts["unit"]) for r in facts["radii"])
+    console.print(counted(summary.found, summary.control), style="bold")
     console.print(
-        f"[bold]{escape(facts['model'] + adapter)}[/bold]  {facts['method']}, "
-        f"resid_post.{facts['source']} → {facts['target']}, doses {doses}, "
-        f"{len(summary.found)} found and {len(summary.control)} random perturbations"
+        f"[bold]{escaped(facts['model'] + adapter)}[/bold]  {escaped(facts['method'])}, "
+        f"resid_post.{facts['source']} → {facts['target']}, doses {doses}"
     )
     if facts.get("why"):
-        console.print(Text(f"layers      {facts['why']}", style="dim"))
+        console.print(written(facts["why"], "dim", lead="layers      "))
+    if facts.get("calibrated_interval"):
+        low, high = facts["calibrated_interval"]
+        known = f"{facts['calibrated_radius']:.3g}, 95% from {low:.3g} to {high:.3g}"
+        console.print(Text(f"calibrated  radius {known} over the directions drawn", style="dim"))
+    for remark in facts.get("remarks", ()):
+        console.print(written(remark, "dim", lead="note        "))
     for prompt in summary.prompts[:2]:
         answers = summary.baseline.get(prompt.id, ())
-        console.print(Text(f"asked       {_short(str(prompt.content), 68)}"))
+        put(console, line(str(prompt.content), lead="asked       ", limit=68))
         if answers:
-            console.print(Text(f"unperturbed {_short(answers[0].text, 68)}", style="dim"))
+            put(console, line(answers[0].text, "dim", lead="unperturbed ", limit=68))
     shown = (Verdict.BEHAVIOUR, Verdict.HELD, Verdict.RARE)
     told = [b for b in summary.behaviours if b.verdict in shown]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
@@ -52,12 +56,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
             f"{again.hits}/{again.trials}" if again.trials else "",
             f"{behaviour.striking:.2f}",
             str(behaviour.example.perturbation),
-            Text(
-                _short(behaviour.example.text, 200),
-                style="" if _clear(behaviour) else "dim",
-                no_wrap=True,
-                overflow="ellipsis",
-            ),
+            line(behaviour.example.text, "" if _clear(behaviour) else "dim", limit=200),
         )
     console.print(grid if told else "No behaviour but those of the unperturbed model and damage.")
     for verdict in Verdict:
@@ -71,7 +70,7 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     if summary.hits:
         found, control = summary.hits
         console.print(
-            f"looked for {escape(repr(summary.config['look_for']))}: "
+            f"looked for {escaped(repr(summary.config['look_for']))}: "
             f"found {found}, random {control}",
             highlight=False,
         )
@@ -81,14 +80,14 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
             f"re-test of the most striking: found {found}, random {control} texts", highlight=False
         )
     console.print(
-        f"[dim]one perturbation: educe show {escape(str(folder))} ID[/dim]", highlight=False
+        f"[dim]one perturbation: educe show {escaped(str(folder))} ID[/dim]", highlight=False
     )
 
 
 def where(report: Path, console: Console | None = None) -> None:
     """Say where the report is."""
-    (console or Console()).print(
-        f"[bold]report:[/bold] {escape(str(report.resolve()))}", soft_wrap=True, highlight=False
+    (console or screen()).print(
+        f"[bold]report:[/bold] {escaped(str(report.resolve()))}", soft_wrap=True, highlight=False
     )
 
 
@@ -98,7 +97,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     Raises:
         RunError: The run has no perturbation of that number.
     """
-    console = console or Console()
+    console = console or screen()
     contents = {p.id: str(p.content) for p in (*summary.prompts, *summary.fresh)}
     if number == 0:
         _unperturbed(summary, contents, console)
@@ -112,28 +111,29 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
         again = f"{mean:.2f} ({low:.2f} to {high:.2f}) on {len(item.retest)} texts"
     console.print(
         Panel(
-            f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, effect "
-            f"{row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f}, "
-            f"striking {item.striking:.2f}; re-test {again}; side effect {side}\n"
-            f"{row.file}, item {row.item}",
+            f"{escaped(row.method)} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, "
+            f"effect {row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f},"
+            f" striking {item.striking:.2f}; re-test {again}; side effect {side}\n"
+            f"{escaped(row.file)}, item {row.item}",
             title=f"perturbation {row.id}",
             title_align="left",
         )
     )
-    written: dict[int, list[CompletionRow]] = {}
+    by_prompt: dict[int, list[CompletionRow]] = {}
     for completion in (*item.completions, *item.retest):
-        written.setdefault(completion.prompt, []).append(completion)
-    texts = [c.text for own in written.values() for c in own]
-    long = sum(len(text) // (console.width - 15) + 1 for text in texts) + 2 * len(written) > SCREEN
-    for prompt, own in written.items():
+        by_prompt.setdefault(completion.prompt, []).append(completion)
+    texts = [c.text for own in by_prompt.values() for c in own]
+    room = max(1, console.width - 15)
+    long = sum(len(text) // room + 1 for text in texts) + 2 * len(by_prompt) > SCREEN
+    for prompt, own in by_prompt.items():
         base = summary.baseline[prompt][0].text
-        _line(console, "", contents[prompt], "bold")
-        _line(console, "  unperturbed  ", base, "dim")
+        put(console, line(contents[prompt], "bold"))
+        put(console, line(base, "dim", lead="  unperturbed  "))
         for completion in own:
             if long:
-                _line(console, "  perturbed    ", completion.text)
+                put(console, line(completion.text, lead="  perturbed    "))
             else:
-                console.print(Text(f"  perturbed    {_visible(completion.text)}"))
+                console.print(written(completion.text, lead="  perturbed    "))
     if long:
         console.print("[dim]the whole texts: --json, or the report[/dim]", highlight=False)
 
@@ -142,16 +142,11 @@ def _unperturbed(summary: Summary, contents: dict[int, str], console: Console) -
     """Print what the unperturbed model answers, of every prompt as much as fits on a screen."""
     each = max(1, SCREEN // max(1, len(summary.baseline)) - 1)
     for prompt, answers in summary.baseline.items():
-        _line(console, "", contents[prompt], "bold")
+        put(console, line(contents[prompt], "bold"))
         for answer in answers[:each]:
-            _line(console, f"  T={answer.temperature:g}  ", answer.text)
+            put(console, line(answer.text, lead=f"  T={answer.temperature:g}  "))
     if any(len(answers) > each for answers in summary.baseline.values()):
         console.print("[dim]the other samples: --json, or the report[/dim]", highlight=False)
-
-
-def _line(console: Console, lead: str, text: str, style: str = "") -> None:
-    line = lead + " ".join(_visible(text).split())
-    console.print(Text(line, style), no_wrap=True, overflow="ellipsis")
 
 
 def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
@@ -220,13 +215,3 @@ def _clear(behaviour: Behaviour) -> bool:
 
 def _plural(those: list[Behaviour]) -> str:
     return "behaviour " if len(those) == 1 else "behaviours"
-
-
-def _short(text: str, limit: int) -> str:
-    line = " ".join(_visible(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _visible(text: str) -> str:
-    """Replace what a terminal would obey rather than show: a model can write escape sequences."""
-    return "".join("�" if category(c) == "Cc" and c not in "\n\t" else c for c in text)

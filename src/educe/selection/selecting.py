@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from educe.errors import MethodError, PromptError, RunError
 from educe.job.rows import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
-from educe.job.settings import encoded, loaded, stored
+from educe.job.settings import check_prompts, encoded, loaded, stored, told_apart
 from educe.judge import Judge, asked_in
 from educe.kinds import Row
 from educe.model import LanguageModel
@@ -34,6 +34,7 @@ from educe.selection.halving import RUNGS, Halving, checked, halve
 from educe.selection.judging import Judged, Judging, Rule, Striking
 from educe.stats import bootstrap_mean, more_often, rate
 from educe.summary import RETEST
+from educe.whole import check_seed, check_whole
 from educe.writing import write
 
 ARMS = ("found", "control")
@@ -45,7 +46,7 @@ class SelectionPlan:
 
     Attributes:
         prompts: On which perturbations are chosen, in this order.
-        fresh: On which the chosen are tested again; none of them was seen before.
+        fresh: On which the chosen are tested again; those that were seen before are left out.
         look_for: A regular expression: a text scores 1 where it is found.
         judge: ``striking``, where nothing is looked for.
         rungs: See `educe.halve`.
@@ -63,27 +64,26 @@ class SelectionPlan:
     samples: int = 1
     seed: int = 0
 
-    def check(self, seen: Sequence[Prompt] = (), judge: Judge | None = None) -> None:
+    def check(self, judge: Judge | None = None) -> None:
         """Find what cannot work before anything slow begins.
 
         Args:
-            seen: Prompts that the perturbations were searched on.
             judge: What the selection goes by, where the plan does not say it.
 
         Raises:
-            PromptError: There are no prompts, or fresh ones were seen before.
+            PromptError: There are no prompts, or one is none.
             MethodError: The judge is unknown, or numbers make no sense.
         """
         if not (self.prompts and self.fresh):
             raise PromptError("a selection needs prompts to choose on and fresh ones to test on")
-        if again := [p for p in self.fresh if p in (*self.prompts, *seen)]:
-            raise PromptError(f"{again[0]!r} is no fresh prompt: the selection or search had it")
+        check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
         if sum(by is not None for by in (self.look_for, self.judge, judge)) != 1:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
         if self.judge not in (None, "striking"):
             raise MethodError(f"judge {self.judge!r} is unknown: use striking")
-        if min(self.top, self.samples) < 1:
-            raise MethodError("top and samples must be at least 1")
+        check_whole("top", self.top)
+        check_whole("samples", self.samples)
+        check_seed(self.seed)
         Rule(self.look_for or "")
         checked(self.rungs)
 
@@ -153,12 +153,12 @@ def select_best(
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        RunError: The run is not finished, or another process is at work on the selection.
-        PromptError: See `SelectionPlan.check`.
+        RunError: The run is not finished, its model is another now, or another process is at work
+            on the selection.
+        PromptError: See `SelectionPlan.check`; or no fresh prompt is left.
         MethodError: See `SelectionPlan.check`.
     """
-    settings = stored(run)
-    plan.check(settings.prompts, judge)
+    plan.check(judge)
     listed = {p.file for p in run.perturbations()}
     if not run.has("facts") or len(listed) < len(ARMS) * len(run.note("facts")["radii"]):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
@@ -192,10 +192,14 @@ class _Selection:
     ) -> None:
         self.run, self.kept, self.plan, self.reporter = run, kept, plan, reporter
         self.settings = settings = stored(run)
-        self.lm = lm or loaded(settings, reporter.say)
-        everything = (*plan.prompts, *plan.fresh)
+        self.lm = loaded(run, settings, reporter.say, lm)
+        apart = told_apart(self.lm, settings, plan.prompts, plan.fresh, seen=settings.prompts)
+        for sentence in apart.said:
+            reporter.say(sentence)
+        asked, fresh = [plan.prompts[i] for i in apart.asked], [plan.fresh[i] for i in apart.fresh]
+        everything = (*asked, *fresh)
         self.batch = encoded(self.lm, settings, everything)
-        self.fresh = range(len(plan.prompts), len(everything))
+        self.fresh = range(len(asked), len(everything))
         kept.add_prompts(
             [
                 PromptRow(i, "fresh" if i in self.fresh else "asked", prompt, text, length)
@@ -308,7 +312,7 @@ class _Selection:
             return np.array(values).reshape(len(items), len(prompts))
 
         heat = self.settings.temperature
-        many = len(self.plan.prompts)
+        many = self.fresh.start
         rungs, seed = self.plan.rungs, self.plan.seed
         return halve(len(numbers), score, prompts=many, rungs=rungs, seed=seed)
 

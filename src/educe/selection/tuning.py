@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
 from educe.job.rows import RETEST_TEMPERATURE
-from educe.job.settings import Settings, encoded, loaded
+from educe.job.settings import Settings, encoded, loaded, told_apart
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -34,6 +34,7 @@ from educe.selection.proxy import secrets
 from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.summary import RETEST
+from educe.whole import check_seed, check_whole
 from educe.writing import add_set, write
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.
@@ -107,8 +108,12 @@ class Tuning:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
-        if min(self.n, self.pulls, self.retest) < 1 or self.pulls % ROUND:
-            raise MethodError(f"n and retest must be at least 1, pulls a multiple of {ROUND}")
+        for name in ("n", "pulls", "retest"):
+            check_whole(name, getattr(self, name))
+        check_whole("max-new-tokens", self.job.max_new_tokens)
+        check_seed(self.job.seed)
+        if self.pulls % ROUND:
+            raise MethodError(f"pulls is {self.pulls}: give a multiple of {ROUND}")
 
 
 class Tried(NamedTuple):
@@ -169,7 +174,7 @@ def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> 
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
-        RunError: Another process is at work on it.
+        RunError: Another process is at work on it, or its model is another now.
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
@@ -187,9 +192,13 @@ class _Tuning:
         self.run, self.reporter = run, reporter
         self.tuning = stored_tuning(run)
         job = self.tuning.job
-        self.lm = lm or loaded(job, reporter.say)
+        self.lm = loaded(run, job, reporter.say, lm)
         if self.tuning.proxy is None:
-            asked, fresh = list(job.prompts), list(job.fresh)
+            apart = told_apart(self.lm, job, job.prompts, job.fresh)
+            for sentence in apart.said:
+                self.reporter.say(sentence)
+            asked = [job.prompts[i] for i in apart.asked]
+            fresh = [job.fresh[i] for i in apart.fresh]
             searched = asked
             self.rules = [job.look_for or ""] * len(asked + fresh)
         else:

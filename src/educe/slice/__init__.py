@@ -25,6 +25,7 @@ from educe.errors import LayerError
 from educe.kinds import Kind
 from educe.slice.chunks import Chunk, Shift
 from educe.slice.derivatives import Differentiable
+from educe.slice.norms import median_norm
 
 
 class Slice(Differentiable):
@@ -44,9 +45,9 @@ class Slice(Differentiable):
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
         beside: Other prompts that a search keeps as they are, if any (see `educe.beside`).
-        counted: Tokens that means are taken over, ``[prompts, tokens]``: the first of each prompt
-            is left out, its norm is several times the others' (a massive activation).
-        mean_norm: Mean norm of the stream at the source over these.
+        counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
+            each prompt (see `educe.slice.norms`).
+        median_norm: Median norm of the stream at the source over these.
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
@@ -77,15 +78,15 @@ class Slice(Differentiable):
     @property
     def unit(self) -> float:
         """The radius whose dose is 1, for the kind of perturbation at hand."""
-        return self.kind.unit(self.mean_norm, self._taken)
+        return self.kind.unit(self.median_norm, self._taken)
 
     def _taken(self, paths: Sequence[str]) -> list[float]:
-        """Return the mean norm of what some modules of the slice take, without perturbation."""
-        norms: dict[str, list[Tensor]] = {path: [] for path in paths}
+        """Return the median norm of what some modules of the slice take, without perturbation."""
+        taken: dict[str, list[Tensor]] = {path: [] for path in paths}
 
         def note(path: str) -> Callable[..., None]:
             def hook(module: Any, args: Any) -> None:
-                norms[path].append(args[0].float().norm(dim=-1).cpu())
+                taken[path].append(args[0].float().norm(dim=-1, keepdim=True).cpu())
 
             return hook
 
@@ -101,7 +102,7 @@ class Slice(Differentiable):
         finally:
             for handle in handles:
                 handle.remove()
-        return [float(torch.cat(lines)[self.counted].mean()) for lines in norms.values()]
+        return [median_norm(torch.cat(lines), self.counted) for lines in taken.values()]
 
     @torch.no_grad()
     def effect(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n d"]:

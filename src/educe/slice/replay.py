@@ -25,13 +25,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from educe import positions as where
 from educe.blocks import Call, narrowed, stream_out
 from educe.errors import EffectError, LayerError, PositionsError
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 from educe.slice.chunks import TOKENS_PER_CHUNK, Chunk, Shift, even, halved
+from educe.slice.norms import after_first, median_norm
 from educe.slice.recording import recording
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
@@ -68,9 +68,10 @@ class Replay:
                 f"source {self.source} is not below target {self.target}: "
                 "the effect is read in a later layer than the one perturbed"
             )
+        lm.source(self.source)
         self.readout = readout
         self._take(Vectors(self.source, lm.width, positions))
-        read = where.in_prompt(readout, batch.mask)
+        read = batch.at(readout)
         if not read.any(1).all():
             raise PositionsError(f"read-out {readout!r} reads nothing: use last:k, all or prompt")
         self._window = int(torch.where(read.any(0))[0][0])
@@ -85,7 +86,7 @@ class Replay:
 
     def _take(self, kind: Kind) -> None:
         self.kind, self.positions = kind, kind.positions
-        self._perturbed = where.in_prompt(kind.positions, self.batch.mask)
+        self._perturbed = self.batch.at(kind.positions)
         if not self._perturbed.any(1).all():
             raise PositionsError(
                 f"positions {kind.positions!r} leave a prompt unperturbed, so there is nothing to "
@@ -120,11 +121,8 @@ class Replay:
 
         starts, rests = zip(*self._over_prompts(run), strict=True)
         self.start, self.rest = torch.cat(starts), torch.cat(rests).to(self.work_dtype)
-        self.counted = self.batch.mask.bool().cpu().clone()
-        if self.counted.sum() > len(self.counted):  # else every prompt is a single token
-            self.counted[range(len(self.counted)), self.counted.int().argmax(1)] = False
-        norms = self.start.float().norm(dim=-1)
-        self.mean_norm = float(norms[self.counted.to(norms.device)].mean())
+        self.counted = after_first(self.batch.mask)
+        self.median_norm = median_norm(self.start, self.counted)
 
     def _run_past(self) -> None:
         """Fill a cache with the tokens before the first that is perturbed, if blocks can use it."""

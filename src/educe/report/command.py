@@ -1,0 +1,55 @@
+"""Shell lines that repeat a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from educe.visible import visible
+
+
+def command(config: dict[str, Any]) -> str:
+    """Return shell lines that repeat a run."""
+    lines, words = [], ["educe discover"]
+    for name, prompts in (("prompts", config["prompts"]), ("fresh", config.get("fresh") or ())):
+        simple = all(isinstance(p, str) and "\n" not in p and visible(p) == p for p in prompts)
+        if name == "prompts" and simple and len(prompts) <= 3:
+            words += [_quoted(p) for p in prompts]
+        elif prompts:
+            file = f"{name}.txt" if simple else f"{name}.jsonl"
+            said = [p if simple else _in_json(p) for p in prompts]
+            lines += [f"cat > {file} <<'END'", *said, "END"]
+            words.append(f"--{name} {file}")
+    flags = "model adapter revision dtype device method given control within ball quiet quiet_by"
+    flags += " ordinary n source target"
+    flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
+    words += [
+        f"--{flag.replace('_', '-')} {_quoted(str(config[flag]))}"
+        for flag in flags.split()
+        if config.get(flag) not in (None, "")
+        and (flag != "ball" or config.get("within"))
+        and (flag not in ("quiet", "quiet_by", "ordinary") or _quietly(config))
+    ]
+    for name, value in (config.get("method_settings") or {}).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words.append(f"--set {_quoted(f'{name}={text}')}")
+    return "\n".join([*lines, " \\\n  ".join(words)])
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell: hidden signs are escapes there, as bash and zsh read them."""
+    if visible(word) == word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{visible(escaped)}'"
+
+
+def _in_json(prompt: Any) -> str:
+    text = json.dumps(prompt, ensure_ascii=False)
+    return text if visible(text) == text else json.dumps(prompt)
+
+
+def _quietly(config: dict[str, Any]) -> bool:
+    """Return whether a run had other prompts beside it."""
+    return bool(config.get("quiet")) or config.get("method") == "generalised"

@@ -1,0 +1,61 @@
+"""Numbers and seeds that are asked for: which of them are taken.
+
+A seed is from 0 to 2³² − 1: so every library that draws takes it, and so do the seeds that the job
+makes of it, `2 (1000 seed + k)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Integral
+from reprlib import repr  # short, however long the value is
+
+from educe.errors import MethodError
+
+MOST = 2**31 - 1  #: of anything that is counted
+SEEDS = 2**32 - 1  #: the largest seed
+
+
+def check_whole(name: str, value: object, low: int = 1, high: int = MOST) -> None:
+    """Make sure that a value is a whole number within bounds.
+
+    Raises:
+        MethodError: It is not; True, 3.0 and "3" are none.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
+        raise MethodError(f"{name} is {repr(value)}: give a whole number from {low} to {high}")
+
+
+def check_seed(value: object) -> None:
+    """Make sure that a value is a seed.
+
+    Raises:
+        MethodError: It is not.
+    """
+    check_whole("seed", value, 0, SEEDS)
+
+
+def read_whole(text: str, low: int = 1, high: int = MOST) -> int:
+    """Read a whole number in plain digits.
+
+    Raises:
+        ValueError: It is not written so, or not within bounds.
+    """
+    if not re.fullmatch("[+-]?[0-9]{1,20}", text) or not low <= int(text) <= high:
+        raise ValueError(f"give a whole number from {low} to {high}, not {repr(text)}")
+    return int(text)
+
+
+def read_real(text: str) -> float:
+    """Read a finite number in plain digits, with a point or an exponent.
+
+    Raises:
+        ValueError: It is not written so, or too large.
+    """
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        raise ValueError(f"give a number, not {repr(text)}")
+    if not math.isfinite(float(text)):
+        raise ValueError(f"give a finite number, not {repr(text)}")
+    return float(text)
