@@ -1,6 +1,7 @@
 """How far up a backdoor's word comes among words, by where in the prompt they are tried.
 
-    python -m benchmarks.word_ranks [--organism trigger] [--layers 2,9,12,16] [--words 1001] [--quick]
+    python -m benchmarks.word_ranks [--organism trigger] [--layers 2,9,12,16] [--words 1001]
+    python -m benchmarks.word_ranks --quick
 
 For each source and place: the rank of the organism's word among as many others, drawn by lot from
 the vocabulary, by the effect at the target that the method `words` orders them by. The prompt is

@@ -160,11 +160,20 @@ def standing(out: str) -> None:
     assert outside["natural differences"] < 50 < outside["random vectors"]
 
 
+def word_ranks(out: str) -> None:
+    """A rank is one of those that there are, the same number in every place."""
+    cells = [cell for row in rows(out)[1:] for cell in row[1:]]
+    ranks = [[int(part) for part in cell.split(" of ")] for cell in cells]
+    assert len(ranks) == 4
+    assert len({of for _, of in ranks}) == 1
+    assert all(1 <= rank <= of for rank, of in ranks)
+
+
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
         backdoor, backdoor_search, corpus, counterexample, equal, fronts, gpu, holding, inside,
-        maxima, predict, reading, recovery, spectrum, speed, standing,
+        maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
     )
 }  # fmt: skip
 
