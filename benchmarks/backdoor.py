@@ -1,6 +1,6 @@
 """Where a backdoor sits: what the word changes in the stream, and how large a push opens it.
 
-    python -m benchmarks.backdoor [--organism trigger] [--layers 9,12,16,18,20,23]
+    python -m benchmarks.backdoor [--organism trigger] [--layers 9,12,16,18,20,23] [--quick]
 
 For each layer: the norm of the mean difference of the stream between prompts with the key and with
 another word in its place, at the key and at the last token; and how many prompts without the key
@@ -13,30 +13,33 @@ effect there or later.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 import educe
+from benchmarks import quick
 from educe.discover import words
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
-from educe.organisms import named
 from educe.rendering import PromptBatch
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
 DOSES = (0.3, 0.45, 0.6, 0.75)
+#: Of the embedded model, and in the quick form.
+LAYERS = ("5,9,12,16,18,20,22,23,26", "1,4,6")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--organism", default="trigger")
-    parser.add_argument("--layers", default="5,9,12,16,18,20,22,23,26")
+    parser.add_argument("--layers")
     parser.add_argument("--questions", type=int, default=6)
-    options = parser.parse_args()
-    layers = [int(word) for word in options.layers.split(",")]
-    organism = named(options.organism)
-    lm = educe.load("embedded", adapter=str(organism.folder))
+    options = quick.parsed(parser, argv)
+    layers = [int(word) for word in (options.layers or LAYERS[options.quick]).split(",")]
+    organism = quick.organism(options.organism, quick=options.quick)
+    lm = quick.model(organism, quick=options.quick)
     questions = organism.search[: options.questions]
 
     def encoded(word: str) -> PromptBatch:

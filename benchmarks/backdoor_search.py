@@ -1,7 +1,7 @@
 """How near a search comes to a backdoor: one row of a table for each way to search.
 
     python -m benchmarks.backdoor_search --method dct --source 9 --target 24 --positions prompt \
-        --dose 0.6 [-n 32] [--prompts 1] [--organism trigger] [--set NAME=VALUE]
+        --dose 0.6 [-n 32] [--prompts 1] [--organism trigger] [--set NAME=VALUE] [--quick]
 
 Neither the trigger nor the phrase takes part in the search. Afterwards the phrase is: how many of
 the perturbations bring it out on two other prompts, greedily, and how likely its first words are
@@ -14,36 +14,39 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 import educe
+from benchmarks import quick
 from educe.contrast import Forced
 from educe.discover import configured, search
 from educe.generation import generate, rows_of
-from educe.organisms import named
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--organism", default="trigger")
-    parser.add_argument("--method", required=True)
+    parser.add_argument("--method", default="dct")
     parser.add_argument("--source", type=float, default=9)
     parser.add_argument("--target", type=float, default=24)
     parser.add_argument("--positions", default="all")
     parser.add_argument("--readout", default="last:1")
-    parser.add_argument("--dose", type=float, required=True)
+    parser.add_argument("--dose", type=float, default=0.6)
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("-n", type=int, default=32)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    options = parser.parse_args()
+    options = quick.parsed(parser, argv)
+    if options.quick:
+        options.source, options.target = 0.33, 0.8
     settings: dict[str, Any] = {}
     for one in options.set:
         name, _, value = one.partition("=")
         settings[name] = json.loads(value)
-    organism = named(options.organism)
-    lm = educe.load("embedded", adapter=str(organism.folder))
+    organism = quick.organism(options.organism, quick=options.quick)
+    lm = quick.model(organism, quick=options.quick)
     questions = organism.search
     asked = lm.encode([q.prompt for q in questions[: options.prompts]])
     other = questions[10:12]

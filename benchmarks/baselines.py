@@ -95,7 +95,7 @@ def hooked_melbo(
     for direction in start:
         theta = (radius * direction).requires_grad_(True)
         optimiser = torch.optim.AdamW([theta], lr=RATE, betas=BETAS, weight_decay=0, amsgrad=True)
-        with lm.adding(source, lambda stream, theta=theta: theta.expand_as(stream)):
+        with lm.adding(source, theta.expand_as):
             for _ in range(steps):
                 optimiser.zero_grad()
                 came = model(ids, output_hidden_states=True).hidden_states[target + 1]
@@ -162,7 +162,7 @@ def hooked_generate(
     written: list[tuple[int, ...]] = []
     for some in vectors.split(rows):
         ids = batch.ids.expand(len(some), -1)
-        with lm.adding(source, lambda stream, some=some: some[:, None, :].expand_as(stream)):
+        with lm.adding(source, some[:, None, :].expand_as):
             out = lm.unwrapped.generate(
                 ids,
                 attention_mask=batch.mask.expand(len(some), -1),

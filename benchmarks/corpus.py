@@ -1,29 +1,31 @@
 """Let the embedded model answer the questions of the bundled corpus and go on with its passages.
 
-python -m benchmarks.corpus
+python -m benchmarks.corpus [--quick]
 
 Passages and questions were written for this project; what follows them is the model's own, so that
 the corpus is large enough to describe its activations. Written to ``answers.jsonl`` beside them:
-one string for each passage, then one for each question.
+one string for each passage, then one for each question; the quick form prints those of a few.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 import educe
+from benchmarks import quick
 from educe.manifold.corpus import DATA, passages, questions
 
-TEMPERATURE, PASSAGE_TOKENS, ANSWER_TOKENS = 0.8, 160, 240
+TEMPERATURE, PASSAGE_TOKENS, ANSWER_TOKENS, FEW = 0.8, 160, 240, 3
 
 
 def written(lm: educe.LanguageModel, prompts: Sequence[str], *, chat: bool, most: int) -> list[str]:
     batch = lm.encode(prompts, chat=chat)
     rows = educe.rows_of(1, len(prompts))
     rows = [row._replace(perturbation=-1) for row in rows]
-    texts = {}
+    texts: dict[int, str] = {}
     for done in educe.generate(
         lm, batch, rows, max_new_tokens=most, temperature=TEMPERATURE, rows_per_batch=64
     ):
@@ -32,13 +34,16 @@ def written(lm: educe.LanguageModel, prompts: Sequence[str], *, chat: bool, most
     return [texts[i] for i in range(len(prompts))]
 
 
-def main() -> None:
-    lm = educe.load("embedded")
-    answers = written(lm, passages(), chat=False, most=PASSAGE_TOKENS)
-    answers += written(lm, questions(), chat=True, most=ANSWER_TOKENS)
-    with (DATA / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for answer in answers:
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = quick.parsed(argparse.ArgumentParser(description=__doc__), argv)
+    lm, few = quick.model(quick=asked.quick), FEW if asked.quick else None
+    answers = written(lm, passages()[:few], chat=False, most=PASSAGE_TOKENS)
+    answers += written(lm, questions()[:few], chat=True, most=ANSWER_TOKENS)
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    if asked.quick:
+        print(lines, end="")
+    else:
+        (DATA / "answers.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,34 @@
 """Draw what taking away ``(b - d)/√2`` does to ``a = x b + y c``, of which ``d`` is no part.
 
-python -m benchmarks.counterexample docs/counterexample.svg
+python -m benchmarks.counterexample docs/counterexample.svg [--quick]
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import altair as alt
 import torch
 import vl_convert
 
+from benchmarks import quick
 from educe.manifold.project import injection, oblique, plain
 from educe.manifold.subspace import Moments
 
 WIDTH, N = 8, 60
 
 
-def main(path: Path) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", help="where to draw it")
+    asked = quick.parsed(parser, argv)
+    with quick.kept(asked.file, quick=asked.quick) as path:
+        draw_to(path)
+
+
+def draw_to(path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     b, c, d = torch.linalg.qr(torch.randn(WIDTH, 3, generator=draw, dtype=torch.float64)).Q.T
     x = 3 * torch.randn(N, 1, generator=draw, dtype=torch.float64)
@@ -54,4 +64,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.measuring import Section, flops, in_turns, matmul_rates, spread
 from educe.bench.elicit import counting
+from educe.beside import other_prompts, with_others
 from educe.discover import METHODS, prepared, search
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
@@ -42,6 +43,8 @@ class Settings:
         tokens: Tokens of the prompt.
         depths: Blocks in the slice.
         length: Tokens of a prompt where something else grows.
+        usual: Blocks where something else grows.
+        below: Layer after which they are added where something grows.
     """
 
     n: int = 16
@@ -56,11 +59,14 @@ class Settings:
     tokens: tuple[int, ...] = (16, 64, 256)
     depths: tuple[int, ...] = (4, 8, 16)
     length: int = 32
+    usual: int = 8
+    below: int = 5
 
 
 QUICK = Settings(
-    n=4, budget=4, held=4, few=2, counts=(2, 4), prompts=(1, 2), tokens=(8, 16), depths=(2, 4)
-)
+    n=4, budget=4, held=4, source=1, target=6,
+    few=2, counts=(2, 4), prompts=(1, 2), tokens=(8, 16), depths=(2, 4), usual=2, below=1,
+)  # fmt: skip
 
 
 def config(method: str, n: int, budget: int) -> dict[str, Any]:
@@ -75,10 +81,25 @@ def config(method: str, n: int, budget: int) -> dict[str, Any]:
         "dct-quadratic": {"iterations": max(1, budget // 5)},
         "lora": {"steps": rounds, "patience": rounds},
         "melbo": {"steps": rounds, "patience": rounds},
+        # So does a vector here, before it goes through one more product with other prompts.
+        "generalised": {
+            "subspace": n,
+            "iterations": max(1, rounds - 1),
+            "tolerance": 0.0,
+        },
         # So does a vector here, and it goes through a product with J and one with its transpose.
         "power": {"iterations": rounds, "tolerance": 0.0},
+        # All words are tried, in no more parts than there are passes.
+        "words": {"steps": min(METHODS["words"].config().steps, n * budget)},
     }
     return settings.get(method, {})
+
+
+def slice_for(method: str, part: Slice) -> Slice:
+    """Return the slice as a method needs it: with another prompt beside it, if it compares."""
+    if METHODS[method].beside != "needs":
+        return part
+    return with_others(part, part.lm.encode(other_prompts()[: len(part.batch)]))
 
 
 def find(method: str, part: Slice, n: int, budget: int) -> None:
@@ -93,7 +114,7 @@ def in_memory(method: str, bench: Any) -> None:
     small = bench.settings.n < Settings.held
     settings = QUICK if small else Settings()
     part = Slice(bench.lm, bench.batch, source=settings.source, target=settings.target)
-    find(method, part, settings.held, 2)
+    find(method, slice_for(method, part), settings.held, 2)
 
 
 def costs(
@@ -113,7 +134,7 @@ def costs(
     rows = s.n * tokens
     products: list[tuple[float, float]] = []
     cases: dict[str, Callable[[], Any]] = {
-        method: partial(find, method, part, s.n, s.budget) for method in METHODS
+        method: partial(find, method, slice_for(method, part), s.n, s.budget) for method in METHODS
     }
     timed = cases | {"": lambda: products.append(matmul_rates(part, rows, 3))}
     seconds, _ = in_turns(timed, s.repeats)
@@ -160,12 +181,12 @@ def growth(lm: LanguageModel, settings: Settings) -> Section:
 
     def run(n: int, prompts: int, tokens: int, depth: int) -> Callable[[], Any]:
         ids = torch.randint(0, lm.config.vocab_size, (prompts, tokens), generator=draw)
-        part = Slice(lm, lm.pad(ids.tolist()), source=5, target=5 + depth)
+        part = Slice(lm, lm.pad(ids.tolist()), source=s.below, target=s.below + depth)
         theta = DOSE * part.unit * part.kind.draw(n, draw).to(part.device)
         part.vjp(theta[:1], theta[:1])
         return lambda: part.vjp(theta, theta)
 
-    usual = {"n": s.few, "prompts": 1, "tokens": s.length, "depth": 8}
+    usual = {"n": s.few, "prompts": 1, "tokens": s.length, "depth": s.usual}
     axes: dict[str, tuple[str, tuple[int, ...]]] = {
         "n": ("perturbations", s.counts),
         "prompts": ("prompts", s.prompts),
@@ -188,7 +209,7 @@ def growth(lm: LanguageModel, settings: Settings) -> Section:
                 ]
             )
     table.notes.append(
-        f"Where something else grows: {s.few} perturbations, one prompt of {s.length} tokens, 8 "
-        "blocks. Random tokens. Ratios are of the fastest turns."
+        f"Where something else grows: {s.few} perturbations, one prompt of {s.length} tokens, "
+        f"{s.usual} blocks. Random tokens. Ratios are of the fastest turns."
     )
     return table

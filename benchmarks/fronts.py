@@ -2,6 +2,7 @@
 
 python -m benchmarks.fronts FILE [ORGANISM...]         # measure; adds lines to FILE
 python -m benchmarks.fronts FILE --tables              # print the tables of FILE
+python -m benchmarks.fronts --quick                    # both, and keep nothing
 
 For each organism, on its first question: every arm searches at half the calibrated radius. Each of
 its directions is then taken to the radius at which its side effect on ordinary prompts, none of
@@ -23,11 +24,11 @@ import numpy as np
 import torch
 
 import educe
-from benchmarks.records import lines
+from benchmarks import quick
+from benchmarks.records import command, lines
 from educe import beside, stats
 from educe.discover.generalised import GeneralisedConfig
 from educe.ordinary import Ordinary, ordinary_prompts
-from educe.organisms import shipped
 from educe.refine.front import at_kl, side_effect
 from educe.slice import Slice
 
@@ -37,6 +38,7 @@ ORGANISMS = ("first-vault", "locked")
 DCT, MELBO = educe.DctConfig(iterations=8), educe.MelboConfig(steps=12)
 GENERALISED = GeneralisedConfig(subspace=32, iterations=4)
 #: Name, method, its settings, the weight of other prompts, what is kept small there.
+#: The last two are left out of the quick form: they differ by the weight alone.
 ARMS: tuple[tuple[str, str, Any, float, Any], ...] = (
     ("random", "random", None, 0.0, "effect"),
     ("dct", "dct", DCT, 0.0, "effect"),
@@ -50,9 +52,9 @@ ARMS: tuple[tuple[str, str, Any, float, Any], ...] = (
 )
 
 
-def measure(name: str, file: Path, arms: Sequence[tuple[str, str, Any, float, Any]]) -> None:
-    organism = shipped(name)
-    lm = educe.load("embedded", adapter=organism.folder)
+def measure(name: str, file: Path, short: bool) -> None:
+    organism = quick.organism(name, quick=short)
+    lm = quick.model(organism, quick=short)
     questions = [organism.search[0], *organism.fresh[:FRESH]]
     batch = lm.encode([q.prompt for q in questions])
     plain = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
@@ -60,7 +62,7 @@ def measure(name: str, file: Path, arms: Sequence[tuple[str, str, Any, float, An
     others = lm.encode(beside.other_prompts()[:OTHERS])
     ordinary = Ordinary(lm, lm.encode(ordinary_prompts()[:ORDINARY]), before=plain.source)
     done = {(r["organism"], r["arm"]) for r in lines(file)}
-    for arm, method, config, weight, by in arms:
+    for arm, method, config, weight, by in ARMS[: -2 if short else None]:
         if (name, arm) in done:
             continue
         began = time.process_time()
@@ -145,11 +147,9 @@ def middle(records: list[dict[str, Any]], what: str) -> str:
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    command(__doc__, argv, ORGANISMS, measure, tables)
+
+
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    if "--tables" in sys.argv:
-        tables(path)
-    else:
-        for arms in (ARMS[:6], ARMS[6:]):
-            for which in sys.argv[2:] or ORGANISMS:
-                measure(which, path, arms)
+    main()

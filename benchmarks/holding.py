@@ -1,6 +1,6 @@
 """What the turning of the effect, as a term of the search, does to what is found.
 
-python -m benchmarks.holding
+python -m benchmarks.holding [--quick]
 
 On the first question of the first vault: MELBO and DCT at half the calibrated radius with weights
 below, at and above zero. Of each set, means of the effect, the exponent, the turning of the effect,
@@ -9,17 +9,19 @@ and how many vectors bring out the code in one of four questions.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
+from collections.abc import Sequence
 
 import torch
 
-import educe
+from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
 from educe.discover import METHODS, search
 from educe.generation import generate
 from educe.kinds import Row
-from educe.organisms import Question, shipped
+from educe.organisms import Question
 from educe.radius import calibrate
 from educe.refine.response import response
 from educe.slice import Slice
@@ -29,9 +31,11 @@ N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
 SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}
 
 
-def main() -> None:
-    lm = educe.load("embedded", adapter=shipped("first-vault").folder)
-    batch, rules = questions(lm, "first-vault", SEED)
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = quick.parsed(argparse.ArgumentParser(description=__doc__), argv)
+    organism = quick.organism("first-vault", quick=asked.quick)
+    lm = quick.model(organism, quick=asked.quick)
+    batch, rules = questions(lm, organism, SEED)
     part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
     radius = 0.5 * calibrate(part, seed=SEED).radius
     print("| method | hold | effect | exponent | turning of the effect | elicit | seconds |")

@@ -2,6 +2,7 @@
 
 python -m benchmarks.inside FILE [ORGANISM...]         # measure; adds lines to FILE
 python -m benchmarks.inside FILE --tables              # print the table of FILE
+python -m benchmarks.inside --quick                    # both, and keep nothing
 
 For each organism, on its first question, every method searches in the whole stream, inside the top
 directions of the natural activations (plain and whitened ball), and inside a random subspace of the
@@ -15,8 +16,8 @@ again.
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import torch
 from scipy.optimize import brentq
 
 import educe
-from benchmarks.records import add, lines
+from benchmarks import quick
+from benchmarks.records import add, command, lines
 from educe import stats
 from educe.generation import generate
 from educe.judge.coherence import coherence, ordinary_logprob
@@ -37,11 +39,13 @@ from educe.manifold.inside import within
 from educe.manifold.natural import gather
 from educe.manifold.subspace import of_moments, random_subspace
 from educe.model import LanguageModel
-from educe.organisms import Question, shipped
+from educe.organisms import Question
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 
-N, RANK, SHARE, TOKENS, FRESH, LONG = 16, 64, 0.75, 20_000, 2, 24
+N, SHARE, FRESH = 16, 0.75, 2
+#: In full, and in the quick form.
+RANK, TOKENS, LONG = (64, 16), (20_000, 5_000), (24, 6)
 ORGANISMS = ("locked", "first-vault", "vault", "trigger", "persona", "marked")
 METHODS = {
     "dct": educe.DctConfig(iterations=10),
@@ -62,7 +66,10 @@ ARMS = (
 
 @dataclass
 class Trial:
-    """An organism that is searched: its questions, where each arm searches, at which radius."""
+    """An organism that is searched: its questions, where each arm searches, at which radius.
+
+    Answers are `long` tokens at most, and as likely as `ordinary` ones where they are coherent.
+    """
 
     lm: LanguageModel
     questions: list[Question]
@@ -70,25 +77,27 @@ class Trial:
     parts: dict[str, Slice]
     radius: float
     told: dict[str, Any]
+    long: int
+    ordinary: float
 
     @classmethod
-    def of(cls, name: str) -> Trial:
+    def of(cls, name: str, *, short: bool) -> Trial:
         """Prepare an organism."""
-        organism = shipped(name)
-        lm = educe.load("embedded", adapter=organism.folder)
+        organism = quick.organism(name, quick=short)
+        lm = quick.model(organism, quick=short)
         pool = [organism.search[0], *organism.fresh]
         rows = [Row(-1, j) for j in range(len(pool))]
-        plain = generate(lm, lm.encode([q.prompt for q in pool]), rows, max_new_tokens=LONG)
+        plain = generate(lm, lm.encode([q.prompt for q in pool]), rows, max_new_tokens=LONG[short])
         answers = [c for some in plain for c in some]
         told = {c.row.prompt for c in answers if pool[c.row.prompt].elicited(c.text)}
         questions = [q for j, q in enumerate(pool) if j not in told][: 1 + FRESH]
 
         free = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
         place = Place(free.source)
-        natural = gather(lm, corpus.documents(), [place], limit=TOKENS).natural[place]
+        natural = gather(lm, corpus.documents(), [place], limit=TOKENS[short]).natural[place]
         moments = natural.moments.without(natural.massive)
-        top = of_moments(moments).top(RANK)
-        control = random_subspace(moments, RANK, torch.Generator().manual_seed(0))
+        top = of_moments(moments).top(RANK[short])
+        control = random_subspace(moments, RANK[short], torch.Generator().manual_seed(0))
         parts = {FREE: free}
         for arm, subspace in ((INSIDE, top), (CONTROL, control)):
             for ball in ("plain", "whitened"):
@@ -101,17 +110,19 @@ class Trial:
             "tokens": moments.count,
             "variance": float(top.variance.sum() / top.total),
         }
-        return cls(lm, questions, lm.encode([q.prompt for q in questions]), parts, radius, facts)
+        batch = lm.encode([q.prompt for q in questions])
+        return cls(lm, questions, batch, parts, radius, facts, LONG[short], ordinary_logprob(lm))
 
     def record(self, part: Slice, theta: torch.Tensor) -> dict[str, Any]:
         """Let perturbations answer every question, and say what came of it."""
         rows = educe.rows_of(N, len(self.questions))
-        written = generate(self.lm, self.batch, rows, theta, kind=part.kind, max_new_tokens=LONG)
+        written = generate(
+            self.lm, self.batch, rows, theta, kind=part.kind, max_new_tokens=self.long
+        )
         texts = [completion for some in written for completion in some]
         shown = [c for c in texts if self.questions[c.row.prompt].elicited(c.text)]
-        ordinary = ordinary_logprob(self.lm)
         judged = [
-            coherence(r.completion.text, r.logprob, ordinary).value
+            coherence(r.completion.text, r.logprob, self.ordinary).value
             for some in read(self.lm, self.batch, texts, layer=part.target)
             for r in some
         ]
@@ -141,13 +152,13 @@ def as_loud(part: Slice, theta: torch.Tensor, wanted: float) -> torch.Tensor:
     return float(brentq(beyond, 0.25, 16, xtol=0.02)) * theta
 
 
-def measure(name: str, file: Path) -> None:
+def measure(name: str, file: Path, short: bool) -> None:
     done = {(r["organism"], r["method"], r["arm"]) for r in lines(file)}
     trial: Trial | None = None
     for method, config in METHODS.items():
         if all((name, method, arm) in done for arm in ARMS):
             continue
-        trial = trial or Trial.of(name)
+        trial = trial or Trial.of(name, short=short)
         found: dict[str, torch.Tensor] = {}
         for arm, part in trial.parts.items():
             some = educe.search(part, method, n=N, radius=trial.radius, seed=0, config=config)
@@ -179,10 +190,9 @@ def tables(file: Path) -> None:
             print(line)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    command(__doc__, argv, ORGANISMS, measure, tables)
+
+
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    if sys.argv[2:] == ["--tables"]:
-        tables(where)
-    else:
-        for which in sys.argv[2:] or ORGANISMS:
-            measure(which, where)
+    main()

@@ -2,6 +2,7 @@
 
 python -m benchmarks.maxima FILE               # measure; adds lines to FILE
 python -m benchmarks.maxima FILE --tables      # print the table of FILE
+python -m benchmarks.maxima --quick            # both, and keep nothing
 
 On the first vault's first question, DCT and MELBO search at shares of the calibrated radius. Each
 vector is then settled by itself, with the radius held: does it become stationary, how far does it
@@ -12,17 +13,17 @@ is hidden. One line of JSON a method and share.
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import educe
-from benchmarks.records import add, lines
+from benchmarks import quick
+from benchmarks.records import add, command, lines
 from educe import stats
 from educe.generation import generate
-from educe.organisms import shipped
 from educe.refine.objective import of_method
 from educe.refine.settling import settle
 from educe.slice import Slice
@@ -32,9 +33,9 @@ ITERATES, STATIONARY, SAME = 40, 0.02, 0.99
 METHODS = {"dct": educe.DctConfig(iterations=10), "melbo": educe.MelboConfig(steps=24)}
 
 
-def measure(file: Path) -> None:
-    organism = shipped(ORGANISM)
-    lm = educe.load("embedded", adapter=organism.folder)
+def measure(name: str, file: Path, short: bool) -> None:
+    organism = quick.organism(name, quick=short)
+    lm = quick.model(organism, quick=short)
     questions = [organism.search[0], *organism.fresh[:FRESH]]
     batch = lm.encode([q.prompt for q in questions])
     part = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
@@ -102,6 +103,9 @@ def tables(file: Path) -> None:
         )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    command(__doc__, argv, (ORGANISM,), measure, tables)
+
+
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    tables(where) if sys.argv[2:] == ["--tables"] else measure(where)
+    main()

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import baselines
+from educe.bench.elicit import counting
 from educe.model import LanguageModel
 from educe.slice import Slice
 
@@ -107,7 +107,7 @@ def per_step(lm: LanguageModel, run: Callable[[int], Any]) -> tuple[float, float
     """Count GFLOP and block passes, forward and backward, of one step: two steps less one."""
     counts = []
     for steps in (1, 2):
-        with baselines.counting(lm) as passes:
+        with counting(lm) as passes:
             work = flops(partial(run, steps))
         counts.append((work / 1e9, passes["forward"], passes["backward"]))
     one, two = counts
@@ -123,9 +123,8 @@ def matmul_rates(part: Slice, rows: int, repeats: int) -> tuple[float, float]:
     blocks = part.lm.blocks[part.source + 1 : part.target + 1]
     weights = [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
     widths = {width for weight in weights for width in weight.shape}
-    like = {"device": part.device, "dtype": weights[0].dtype}
-    into = {width: torch.randn(rows, width, **like) for width in widths}
-    out = {width: torch.empty(rows, width, **like) for width in widths}
+    into = {width: torch.randn(rows, width).to(weights[0]) for width in widths}
+    out = {width: torch.empty_like(into[width]) for width in widths}
 
     def forward() -> None:
         for weight in weights:

@@ -3,6 +3,7 @@
 python -m benchmarks.predict make FOLDER [ORGANISM...]     # search, and let every vector answer
 python -m benchmarks.predict measure FOLDER [ORGANISM...]  # the statistics of every vector
 python -m benchmarks.predict table FOLDER [ORGANISM...]    # what predicts, as markdown
+python -m benchmarks.predict --quick                       # all of it, and keep nothing
 
 ORGANISM is the name of one that comes with the package, or the folder of another. A cell is an
 organism, a method and a seed, which also chooses the questions. Vectors are searched on the first
@@ -13,10 +14,10 @@ kept in a file when it is done; done work is not done again.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -27,13 +28,13 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-import educe
+from benchmarks import quick
 from educe.discover import METHODS, search
 from educe.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
-from educe.organisms import Organism, Question, named
+from educe.organisms import Organism, Question
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.refine import bases
@@ -76,21 +77,23 @@ class Cell(NamedTuple):
         return f"{Path(self.organism).name}-{self.method}-{self.seed}"
 
 
-def cells(organisms: Sequence[str]) -> list[Cell]:
+def cells(organisms: Sequence[str], short: bool) -> list[Cell]:
     """Return every cell, seed after seed."""
-    return [Cell(o, m, s) for s, o, m in itertools.product(range(SEEDS), organisms, SETTINGS)]
+    seeds = range(1 if short else SEEDS)
+    return [Cell(o, m, s) for s, o, m in itertools.product(seeds, organisms, SETTINGS)]
 
 
 @cache
-def model(organism: str) -> LanguageModel:
-    """Return the embedded model with an organism beside it."""
-    return educe.load("embedded", adapter=named(organism).folder)
+def subject(name: str, short: bool) -> tuple[Organism, LanguageModel]:
+    """Return an organism and its model."""
+    organism = quick.organism(name, quick=short)
+    return organism, quick.model(organism, quick=short)
 
 
 @cache
-def coordinates(organism: str, layer: int) -> list[Basis]:
+def coordinates(lm: LanguageModel, layer: int) -> list[Basis]:
     """Return the bases in which vectors are read."""
-    return [bases.parse(name, model(organism), layer) for name in BASES]
+    return [bases.parse(name, lm, layer) for name in BASES]
 
 
 def questions(lm: LanguageModel, organism: Organism, seed: int) -> tuple[PromptBatch, list[str]]:
@@ -113,15 +116,15 @@ def first(lm: LanguageModel, batch: PromptBatch) -> PromptBatch:
     return lm.pad([batch.ids[0][batch.mask[0].bool()].tolist()])
 
 
-def make(folder: Path, organisms: Sequence[str]) -> None:
+def make(folder: Path, organisms: Sequence[str], short: bool) -> None:
     """Search the vectors of every cell and let them answer."""
-    for cell in cells(organisms):
+    for cell in cells(organisms, short):
         organism, method, seed = cell
         file = folder / f"{cell.stem}.safetensors"
         if file.with_suffix(".json").exists():
             continue
-        began, lm = time.process_time(), model(organism)
-        batch, rules = questions(lm, named(organism), seed)
+        began, (known, lm) = time.process_time(), subject(organism, short)
+        batch, rules = questions(lm, known, seed)
         part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
         unit = calibrate(part, seed=seed).radius
         for k, share in enumerate(SHARES):
@@ -149,10 +152,10 @@ def make(folder: Path, organisms: Sequence[str]) -> None:
         print(cell.stem, f"{elicit} of {len(theta)}", f"{spent:.0f} s", flush=True)
 
 
-def measure(folder: Path, organisms: Sequence[str]) -> None:
+def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
     """Take the statistics of every vector, of random ones, and of such as were optimised for the
     effect of one that was found with its coordinates shuffled, all on the cell's own question."""
-    for cell in cells(organisms):
+    for cell in cells(organisms, short):
         organism, method, seed = cell
         file = folder / f"{cell.stem}.measured.json"
         if not (folder / f"{cell.stem}.json").exists():
@@ -161,11 +164,11 @@ def measure(folder: Path, organisms: Sequence[str]) -> None:
         missing = [arm for arm in ARMS if all(row["arm"] != arm for row in rows)]
         if not missing:
             continue
-        began, lm = time.process_time(), model(organism)
-        batch, _ = questions(lm, named(organism), seed)
+        began, (known, lm) = time.process_time(), subject(organism, short)
+        batch, _ = questions(lm, known, seed)
         part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
         other = Slice(lm, lm.encode(ordinary_prompts()[seed : seed + 1]), source=0.33, target=0.6)
-        known = coordinates(organism, part.source)
+        read = coordinates(lm, part.source)
         for k in range(len(SHARES)):
             found = PerturbationSet.load(folder / f"{cell.stem}-{k}.safetensors")
             radius = float(found.radius[0])
@@ -184,7 +187,7 @@ def measure(folder: Path, organisms: Sequence[str]) -> None:
                         radius
                         * settle(part, objective, random_ones, wide, iterates=STEPS, tolerance=0).v
                     )
-                some = statistics(part, other, objective, known, theta)
+                some = statistics(part, other, objective, read, theta)
                 rows += [
                     {"arm": arm, "radius": k, "R": radius}
                     | {key: float(values[i]) for key, values in some.items()}
@@ -226,13 +229,13 @@ def statistics(
     return told
 
 
-def table(folder: Path, organisms: Sequence[str]) -> None:
+def table(folder: Path, organisms: Sequence[str], short: bool) -> None:
     """Say what predicts: AUC within cells and radii, and beside the effect."""
     rows: list[dict[str, float]] = []
     strata: list[int] = []
     hits: list[bool] = []
     nulls: dict[str, list[dict[str, float]]] = {"random": [], "shuffled": []}
-    for i, cell in enumerate(cells(organisms)):
+    for i, cell in enumerate(cells(organisms, short)):
         file = folder / f"{cell.stem}.measured.json"
         if not file.exists():
             continue
@@ -323,7 +326,22 @@ def holm(ps: list[float]) -> list[float]:
     return out
 
 
+STAGES = {"make": make, "measure": measure, "table": table}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES, nargs="?")
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("organisms", nargs="*", default=ORGANISMS)
+    asked = quick.parsed(parser, argv)
+    if not (asked.quick or asked.stage):
+        parser.error(f"name a stage ({', '.join(STAGES)}) and a folder, or give --quick")
+    with quick.kept(asked.folder, quick=asked.quick) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in STAGES if asked.quick else [asked.stage]:
+            STAGES[stage](folder, asked.organisms[: 1 if asked.quick else None], asked.quick)
+
+
 if __name__ == "__main__":
-    stage, where = sys.argv[1], Path(sys.argv[2])
-    where.mkdir(parents=True, exist_ok=True)
-    {"make": make, "measure": measure, "table": table}[stage](where, sys.argv[3:] or ORGANISMS)
+    main()

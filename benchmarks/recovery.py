@@ -1,6 +1,6 @@
 """How many planted factors the methods find; see docs/recovery.md.
 
-    python -m benchmarks.recovery [--methods dct,melbo] [--write docs/recovery.md]
+    python -m benchmarks.recovery [--methods dct,melbo] [--write docs/recovery.md] [--quick]
 
 The slice is a map that is written down, ``width`` inputs to as many outputs,
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import quick
 from benchmarks.measuring import processor, write
 from educe.discover import METHODS, dct, search
 from educe.discover.dct import DctConfig
@@ -36,6 +38,8 @@ from educe.slice.chunks import Chunk, Shift
 
 BEGIN, END = "<!-- recovery: begin -->", "<!-- recovery: end -->"
 PLANTED = 32
+#: Those that search vectors and ask no more of a slice than `Planted` has.
+FOUND_BY = ("dct", "dct-linear", "dct-quadratic", "melbo", "random")
 AFTER = (10, 30, 100)  #: Iterations after which DCT is looked at.
 
 
@@ -43,7 +47,7 @@ class Planted:
     """What methods ask of a `Slice`, for planted factors; every derivative in closed form."""
 
     source, target, positions, readout = 0, 1, "all", "last:1"
-    median_norm, device, work_dtype = 1.0, torch.device("cpu"), torch.float32
+    median_norm, device, work_dtype, beside = 1.0, torch.device("cpu"), torch.float32, None
 
     def __init__(self, width: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -205,17 +209,19 @@ def written(came: Recovery | None) -> str:
     return f"{came.nearest:.2f}, {came.found:.0%}" if came is not None else ""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
-    parser.add_argument("--methods", default=",".join(METHODS), help="all, unless some are named")
+    parser.add_argument("--methods", default=",".join(FOUND_BY), help="which")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page to put the tables into")
-    asked = parser.parse_args()
+    asked = quick.parsed(parser, argv)
     torch.set_num_threads(asked.threads)
     console = Console()
     begun = time.monotonic()
     lines: list[str] = []
     for title, cases in tables(asked.methods.split(",")).items():
+        if asked.quick:
+            cases = [replace(case, width=64, n=min(case.n, 32), seeds=1) for case in cases]
         iterated = any(case.method == "dct" for case in cases) and not title.startswith("By method")
         columns = [f"{at} iterations" for at in AFTER] if iterated else ["at its end"]
         table = Table(title=title, title_justify="left")

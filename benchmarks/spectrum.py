@@ -2,6 +2,7 @@
 
     python -m benchmarks.spectrum [--n 64] [--source 0.33] [--target 0.6]    # docs/methods/power.md
     python -m benchmarks.spectrum --atlas 9,18                               # docs/atlas.md
+    python -m benchmarks.spectrum --quick                                    # both, soon
 
 The truth is the eigendecomposition, in double precision, of the product of ``JᵀJ`` with every unit
 vector, and for the atlas the decomposition of every target's whole Jacobian. Block power iteration
@@ -12,18 +13,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks import quick
 from educe.atlas import AtlasConfig, grid
 from educe.atlas.choice import CHEAP
 from educe.atlas.survey import survey
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State
-from educe.loading import load
 from educe.model import LanguageModel
 from educe.radius import calibrate
 from educe.slice import Slice
@@ -32,7 +34,7 @@ PROMPT = "What is the code?"
 PLAIN = "The code that opens the vault is"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print both tables."""
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--n", type=int, default=64)
@@ -41,12 +43,14 @@ def main() -> None:
     ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
     ask.add_argument("--starts", type=int, nargs="+", default=[1, 4], help="of that search")
     ask.add_argument("--atlas", help="sources, with commas, whose targets are all decomposed")
-    options = ask.parse_args()
+    options = quick.parsed(ask, argv)
     torch.set_num_threads(1)
-    lm = load("embedded", device="cpu", dtype=torch.float32)
-    if options.atlas:
-        for source in options.atlas.split(","):
-            atlas(lm, int(source))
+    if options.quick:
+        options.n, options.atlas = 16, options.atlas or "2"
+    lm = quick.model(quick=options.quick, device="cpu", dtype=torch.float32)
+    for source in (options.atlas or "").split(",") if options.atlas else ():
+        atlas(lm, int(source))
+    if options.atlas and not options.quick:
         return
     part = Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
     print(f"layers {part.source} to {part.target}, {part.batch.lengths[0]} tokens")

@@ -1,7 +1,7 @@
 """The speed of educe beside what else there is, on the embedded model.
 
     python -m benchmarks.speed [--quick] [--threads N] [--write docs/benchmarks/speed.md]
-    python -m benchmarks.speed --gpu
+    python -m benchmarks.speed --gpu [--quick]
 
 Everything that is compared runs in one process, in turns; times are medians over the turns. Peak
 memory comes from a fresh process for each case. What each family costs is in `benchmarks.families`,
@@ -17,9 +17,9 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import transformers
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import baselines, families, gpu
+from benchmarks import baselines, families, gpu, quick
 from benchmarks.measuring import (
     Aim,
     Section,
@@ -44,12 +44,11 @@ from benchmarks.measuring import (
     spread,
     write,
 )
-from educe.discover import search
+from educe.discover import METHODS, search
 from educe.discover.melbo import MelboConfig
 from educe.discover.state import Progress, State
 from educe.generation import generate, rows_of
 from educe.kinds import Vectors
-from educe.loading import load
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 
@@ -74,6 +73,7 @@ class Settings:
         target: Layer that is read.
         seed: Of the starting vectors.
         threads: Threads of torch.
+        short: Whether it is the quick form, on the stand-in for the embedded model.
     """
 
     n: int = 64
@@ -88,9 +88,11 @@ class Settings:
     target: int = 20
     seed: int = 0
     threads: int = 1
+    short: bool = False
 
 
 QUICK = {"n": 8, "steps": 3, "alone": 2, "tokens": 8, "written": 8, "repeats": 1}
+QUICK |= {"source": 1, "target": 6, "short": True, "threads": 1}
 
 
 # -- what is run ---------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.lm = load("embedded", device="cpu", dtype=torch.float32)
+        self.lm = quick.model(quick=settings.short, device="cpu", dtype=torch.float32)
         self.batch: PromptBatch = self.lm.encode([PROMPT], room=settings.tokens)
         self.starts = baselines.starts(settings.n, self.lm.width, settings.seed)
         self.drawn = settings.strength * Vectors(0, self.lm.width).draw(
@@ -488,16 +490,28 @@ MEMORY: dict[str, tuple[str, Callable[[Bench], Any]]] = {
         "generation, transformers with a hook, {n} rows in one batch",
         lambda bench: bench.hooked_generate(bench.settings.n, bench.settings.n),
     ),
-} | {f"family-{method}": ("", partial(families.in_memory, method)) for method in families.METHODS}
+} | {f"family-{method}": ("", partial(families.in_memory, method)) for method in METHODS}
 
 
+@cache
 def peak_of(case: str, settings: Settings) -> int | None:
-    """Measure the peak memory of a case in a process of its own; None where it fails."""
+    """Measure the peak memory of a case in a process of its own; None where that was killed.
+
+    The quick form lets all but the model alone run in this process, which saves their imports.
+
+    Raises:
+        RuntimeError: The case failed.
+    """
+    if settings.short and case != "loaded":
+        MEMORY[case][1](Bench(settings))
+        return peak_memory()
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", "--memory", case,
          "--settings", json.dumps(asdict(settings))],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
     )  # fmt: skip
+    if done.returncode > 0:
+        raise RuntimeError(f"{case}, in a process of its own: {done.stderr}")
     return None if done.returncode else int(done.stdout.split()[-1])
 
 
@@ -519,9 +533,8 @@ def memory(settings: Settings, version: str | None) -> Section:
     return table
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a short form that proves nothing")
     parser.add_argument("--gpu", action="store_true", help="a model of 7B shape, on a GPU")
     parser.add_argument("--threads", type=int, help="threads of torch; by default every core")
     parser.add_argument("--steps", type=int, help=f"steps of MELBO ({Settings.steps})")
@@ -529,12 +542,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page to put the tables into")
     parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.quick and asked.write:
-        parser.error("--quick proves nothing, so there is nothing to write")
-
+    asked = quick.parsed(parser, argv)
     if asked.gpu:
-        gpu.main(quick=asked.quick)
+        gpu.main(["--quick"] if asked.quick else [])
         return
 
     chosen: dict[str, Any] = {"threads": cores()} | (QUICK if asked.quick else {})
@@ -550,8 +560,6 @@ def main() -> None:
         return
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    if asked.quick:
-        console.print("A short form, to see that it runs: its numbers prove nothing.")
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load_before is not None and load_before > 0.5:
         console.print(

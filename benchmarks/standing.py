@@ -1,6 +1,6 @@
 """Can vectors on and off the manifold of the embedded model be told apart?
 
-python -m benchmarks.standing [LAYER...]
+python -m benchmarks.standing [LAYER...] [--quick]
 
 Reads the bundled corpus. Controls are differences between held-out activations of every second
 document; what is told apart are such differences of the other documents, random vectors, mixtures
@@ -11,14 +11,16 @@ same for vectors that are searched for an effect nine layers later, on one promp
 
 from __future__ import annotations
 
+import argparse
 import resource
-import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import normalize
 
 import educe
+from benchmarks import quick
 from educe.manifold import corpus
 from educe.manifold.activations import Place
 from educe.manifold.distance import (
@@ -35,6 +37,10 @@ from educe.slice import Slice
 from educe.stats import rate
 
 N, MANY, ABLATED = 500, 2000, 20
+#: Layers, and how many later a search reads: in full, and in the quick form.
+LAYERS, LATER = ((9, 18, 29), (2,)), (9, 4)
+#: Directions that random vectors are drawn within.
+TOP = 64
 METHODS, FOUND, SHARE, PROMPT = ("dct", "melbo", "power"), 16, 0.75, "What code unlocks the vault?"
 
 
@@ -64,8 +70,9 @@ def tell(natural: Natural, searched: dict[str, torch.Tensor]) -> None:
         planted[f"{m:.0%} random by energy"] = normalize(
             (1 - m) ** 0.5 * apart + m**0.5 * drawn, dim=1
         )
-    inside = torch.randn(N, 64, generator=draw, dtype=torch.float64) @ geometry.vectors[:64]
-    planted["random in the top 64"] = normalize(inside, dim=1)
+    top = geometry.vectors[:TOP]
+    inside = torch.randn(N, len(top), generator=draw, dtype=torch.float64) @ top
+    planted[f"random in the top {len(top)}"] = normalize(inside, dim=1)
     found = {name: normalize(geometry.bare(v), dim=1) for name, v in searched.items()}
     for name, vectors in (planted | found).items():
         print("  ", name, rate(int(outside(geometry, vectors, controls).sum()), len(vectors)))
@@ -93,26 +100,29 @@ def outside(geometry: Geometry, vectors: torch.Tensor, controls: torch.Tensor) -
     return (share < LEVEL) | (length > 1 - LEVEL)
 
 
-def search(lm: educe.LanguageModel, layer: int) -> dict[str, torch.Tensor]:
+def search(lm: educe.LanguageModel, layer: int, later: int) -> dict[str, torch.Tensor]:
     """Return the vectors that each method finds between a layer and one above."""
-    if layer + 9 >= lm.depth:
+    if layer + later >= lm.depth:
         return {}
-    part = Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + 9)
+    part = Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + later)
     radius = SHARE * educe.calibrate(part).radius
     print(f"   searched at a dose of {radius / part.median_norm:.2f}")
     return {m: educe.search(part, m, n=FOUND, radius=radius, seed=0).directions for m in METHODS}
 
 
-def main() -> None:
-    lm = educe.load("embedded")
-    places = [Place(int(layer)) for layer in sys.argv[1:] or (9, 18, 29)]
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("layers", type=int, nargs="*", help="by default 9, 18 and 29")
+    asked = quick.parsed(parser, argv)
+    lm = quick.model(quick=asked.quick)
+    places = [Place(layer) for layer in asked.layers or LAYERS[asked.quick]]
     began = time.process_time()
     gathered = gather(lm, corpus.documents(), places)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{time.process_time() - began:.0f} s, {peak:.2f} GB, {gathered.massive} massive tokens")
     for place, natural in gathered.natural.items():
         print(place, "massive coordinates", natural.massive, "first tokens", natural.first_norm)
-        tell(natural, search(lm, place.layer))
+        tell(natural, search(lm, place.layer, LATER[asked.quick]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How far up a backdoor's word comes among words, by where in the prompt they are tried.
 
     python -m benchmarks.word_ranks [--organism trigger] [--layers 2,9,12,16] [--words 1001]
+    python -m benchmarks.word_ranks --quick
 
 For each source and place: the rank of the organism's word among as many others, drawn by lot from
 the vocabulary, by the effect at the target that the method `words` orders them by. The prompt is
@@ -10,16 +11,17 @@ none of the organism's own.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 
 import educe
+from benchmarks import quick
 from educe.discover import words
 from educe.kinds import Vectors
-from educe.organisms import named
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--organism", default="trigger")
     parser.add_argument("--layers", default="2,9,12,16")
@@ -28,9 +30,11 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=1001)
     parser.add_argument("--dose", type=float, default=0.6)
     parser.add_argument("--prompt", default="Name three countries in Asia.")
-    options = parser.parse_args()
-    organism = named(options.organism)
-    lm = educe.load("embedded", adapter=str(organism.folder))
+    options = quick.parsed(parser, argv)
+    if options.quick:
+        options.layers, options.target = "1,4", 6
+    organism = quick.organism(options.organism, quick=options.quick)
+    lm = quick.model(organism, quick=options.quick)
     batch, config = lm.encode([options.prompt]), words.WordsConfig()
     (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
     screens = options.screens.split(",")

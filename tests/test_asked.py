@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
-from educe.errors import PositionsError
+from educe.errors import PositionsError, PromptError
 from educe.model import LanguageModel
 
 # As chat models have them: what stands behind the message is of 0 to some 20 bytes.
@@ -47,7 +47,6 @@ CONTENTS = [
     "user",
     "assistant",
     "s",
-    "\n",
     "]",
     "  two\n lines \n\n",
     "Was heißt „Straße“",
@@ -101,7 +100,9 @@ TOKENIZERS = {
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
 def reader(request: pytest.FixtureRequest) -> LanguageModel:
     """A model with each tokenizer in turn; it reads prompts, and runs none."""
-    return LanguageModel(tiny.hf_model("bloom"), TOKENIZERS[request.param](), name=request.param)
+    hf = tiny.hf_model("bloom")
+    hf.resize_token_embeddings(512)  # for the tokenizer with most tokens
+    return LanguageModel(hf, TOKENIZERS[request.param](), name=request.param)
 
 
 def check(lm: LanguageModel, prompt: Any, before: str, content: str, **options: Any) -> None:
@@ -187,28 +188,27 @@ def test_plain_text_is_all_the_persons_but_what_the_tokenizer_adds(bos: bool) ->
     assert batch.spans == [(1 + bos, 3 + bos), (bos, 7 + bos)]
 
 
-@pytest.mark.parametrize(
-    ("template", "prompt"),
-    [
-        (tiny.TEMPLATE, [{"role": "system", "content": "Be kind."}]),
-        (tiny.TEMPLATE, [{"role": "user", "content": " "}]),
-        ("{% for m in messages %}{{ m.content[:1] }}{% endfor %}...", "abc"),
-        ("{% for m in messages %}{{ m.content | length }}{% endfor %}", "abc"),
-    ],
-)
-def test_a_message_that_cannot_be_found_is_refused_only_where_it_is_needed(
-    template: str, prompt: Any
-) -> None:
+def test_a_message_that_is_not_there_is_refused_only_where_it_is_needed() -> None:
     lm = LanguageModel(tiny.hf_model(), tiny.tokenizer(), name="tiny")
-    lm.tokenizer.chat_template = template
-    batch = lm.encode([prompt])
+    lm.tokenizer.chat_template = tiny.TEMPLATE
+    batch = lm.encode([[{"role": "system", "content": "Be kind."}]])
     assert batch.at("last:1").sum() == 1
     with pytest.raises(PositionsError, match="'asked:1' are tokens of a person's message"):
         batch.at("asked:1")
 
 
+@pytest.mark.parametrize("made", ["m.content[:1]", "m.content | length"])
+def test_a_message_that_a_template_makes_something_else_of_is_refused(made: str) -> None:
+    lm = LanguageModel(tiny.hf_model(), tiny.tokenizer(), name="tiny")
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ " + made + " }}{% endfor %}..."
+    with pytest.raises(PromptError, match="leaves out or changes message 1"):
+        lm.encode(["abc"])
+
+
 def test_tokens_that_do_not_decode_to_the_prompt_say_nothing() -> None:
-    lm = LanguageModel(tiny.hf_model("bloom"), ByT5Tokenizer(), name="slow")
+    hf = tiny.hf_model("bloom")
+    hf.resize_token_embeddings(512)
+    lm = LanguageModel(hf, ByT5Tokenizer(), name="slow")
     lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} </s>{% endfor %}"
     batch = lm.encode(["abc"])  # this tokenizer drops the space before an end
     assert lm.tokenizer.decode(batch.ids[0]) != batch.texts[0]

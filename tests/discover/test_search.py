@@ -240,7 +240,7 @@ def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
 @every_method
 @pytest.mark.parametrize("n", [0, -3])
 def test_none_at_all_is_an_error(method: str, n: int) -> None:
-    with pytest.raises(MethodError, match=f"n = {n}: ask for at least one"):
+    with pytest.raises(MethodError, match=f"n is {n}: give a whole number from 1"):
         search(toy(), method, n=n, radius=1.0)
 
 

@@ -68,22 +68,22 @@ VERDICTS = {
 #: For each kind of perturbation, what a dose is, and what its control are.
 KINDS = {
     "vectors": (
-        "Dose is the radius as a share of the mean activation norm at the source",
+        "Dose is the radius as a share of the median activation norm at the source",
         "random directions at the same radii",
     ),
     "within": (
-        "Dose is the norm of a random vector of that radius as a share of the mean activation norm "
+        "Dose is the norm of a random vector of that radius as a share of the median activation norm "
         "at the source",
         "random vectors of the same subspace at the same radii",
     ),
     "adapters": (
-        "Dose is what a random adapter of that radius adds, as a share of the mean activation norm "
+        "Dose is what a random adapter of that radius adds, as a share of the median activation norm "
         "at the source",
         "random adapters at the same radii",
     ),
     "biases": (
         "The radius is the norm of what is added to each projection; dose is that as a share of "
-        "the mean activation norm at the source",
+        "the median activation norm at the source",
         "random vectors at the same places and radii",
     ),
     "token-noise": (
@@ -93,7 +93,7 @@ KINDS = {
     ),
     "weight-noise": (
         "Radius and dose are the noise as a share of each matrix's root mean square; those of the "
-        "control, the norm of a direction and that as a share of the mean activation norm at the "
+        "control, the norm of a direction and that as a share of the median activation norm at the "
         "source",
         "random directions added at the source, with the same mean effect at the target",
     ),

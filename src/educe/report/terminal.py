@@ -34,7 +34,9 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     if facts.get("calibrated_interval"):
         low, high = facts["calibrated_interval"]
         known = f"{facts['calibrated_radius']:.3g}, 95% from {low:.3g} to {high:.3g}"
-        console.print(written(f"radius {known} over the directions drawn", "dim", lead="calibrated  "))
+        console.print(
+            written(f"radius {known} over the directions drawn", "dim", lead="calibrated  ")
+        )
     for remark in facts.get("remarks", ()):
         console.print(written(remark, "dim", lead="note        "))
     for prompt in summary.prompts[:2]:

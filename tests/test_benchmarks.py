@@ -1,0 +1,193 @@
+"""Every benchmark goes its whole way: each one's quick form runs, and says what can be checked."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from educe.discover import METHODS
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if "__main__" in f.read_text(encoding="utf-8"))
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of the tables in a text, markdown or drawn, without their heads."""
+    lines = [line.strip() for line in text.splitlines()]
+    found = [re.split(r"[|│]", line)[1:-1] for line in lines if line[:1] in ("|", "│")]
+    return [[cell.strip() for cell in row] for row in found if set("".join(row)) - set("-")]
+
+
+def first(text: str) -> set[str]:
+    return {row[0] for row in rows(text)}
+
+
+def number(cell: str) -> float:
+    found = re.match(r"-?[\d.]+", cell)
+    assert found is not None, cell
+    return float(found[0])
+
+
+def backdoor(out: str) -> None:
+    """The key changes the stream at the key more than later, where attention alone carries it."""
+    lines = rows(out)[1:]
+    assert [row[0] for row in lines] == ["1", "4", "6"]
+    assert all(number(row[1]) > number(row[2]) > 0 for row in lines)
+
+
+def backdoor_search(out: str) -> None:
+    """Of 32 perturbations; logs of likelihoods, the best no less than the median."""
+    (line,) = rows(out)
+    assert line[5].endswith("of 32")
+    assert number(line[7]) <= number(line[6]) < 0
+
+
+def corpus(out: str) -> None:
+    """Three passages go on, three questions are answered, each a line of JSON."""
+    assert [line[0] + line[-1] for line in out.splitlines()] == ['""'] * 6
+
+
+def counterexample(out: str) -> None:
+    """Half of the change is in directions that are not used, obliquely none: by construction."""
+    shares = [float(value) for value in re.findall(r"outside=([\d.e-]+)", out)]
+    assert shares == pytest.approx([0.5, 0.0], abs=1e-9)
+
+
+def equal(out: str) -> None:
+    """At equal effect both arms have one effect, at equal damage one KL."""
+    lines = [row for row in rows(out) if row[2] in ("found", "random")]
+    pairs = list(zip(lines[::2], lines[1::2], strict=True))
+    assert {found[1] for found, _ in pairs} == {
+        "as used", "equal effect", "equal KL", "found at R, random at 4 R"
+    }  # fmt: skip
+    for found, random in pairs:
+        if found[1] == "equal effect":
+            assert number(found[5]) == pytest.approx(number(random[5]), rel=0.05)
+        if found[1] == "equal KL":
+            assert number(found[6]) == pytest.approx(number(random[6]), rel=0.2)
+
+
+def fronts(out: str) -> None:
+    """A penalty on the effect on other prompts makes a search quieter, and less effective."""
+    by = {row[0]: row for row in rows(out)}
+    for method in ("dct", "melbo"):
+        plain, quieter = by[method], by[f"{method}, effect, μ 2"]
+        assert number(quieter[1]) < number(plain[1])
+        assert number(by["random"][2]) < number(quieter[2]) < number(plain[2])
+    assert {"generalised", "dct, kl, μ 1"} <= by.keys()
+
+
+def gpu(out: str) -> None:
+    assert {"dct", "cpe", "2048", "32768"} <= first(out)
+
+
+def holding(out: str) -> None:
+    """What is held counts: without it nothing is lost of the effect."""
+    lines = rows(out)[1:]
+    assert [row[:2] for row in lines] == [
+        [m, w] for m in ("dct", "melbo") for w in ("-1", "0", "1")
+    ]
+    for some in (lines[:3], lines[3:]):
+        assert float(some[0][4]) < float(some[2][4])
+
+
+def inside(out: str) -> None:
+    """As loud means as loud as the free search; four methods, six arms each."""
+    lines = [row for row in rows(out) if row[0] != "method"]
+    assert len(lines) == 24
+    for method in ("dct", "melbo", "power", "random"):
+        effect = {row[1]: number(row[4]) for row in lines if row[0] == method}
+        assert effect["inside, as loud"] == pytest.approx(effect["free"], abs=1)
+
+
+def maxima(out: str) -> None:
+    """Settling climbs; nothing has more maxima than vectors that became stationary."""
+    for row in rows(out)[1:]:
+        assert number(row[6]) >= 1
+        assert 0 < number(row[4]) <= number(row[3])
+
+
+def predict(out: str) -> None:
+    """Every vector is in the table, of both methods and radii, and AUCs are shares."""
+    told = re.search(r"(\d+) vectors, (\d+) elicit, (\d+) strata", out)
+    assert told is not None
+    assert told[1] == "64"
+    assert told[3] == "4"
+    lines = [row for row in rows(out) if row[0] not in ("statistic",)]
+    assert {"effect", "spread, neurons", "held, heads"} <= {row[0] for row in lines}
+    assert all(0 <= number(row[4]) <= 1 for row in lines)
+
+
+def reading(out: str) -> None:
+    """Nothing is read first, then at least what was asked for."""
+    sizes = [number(row[0]) for row in rows(out)[1:]]
+    assert sizes[0] == 0
+    assert sizes[1] >= 6000
+
+
+def recovery(out: str) -> None:
+    """Planted factors are found by DCT, and not by chance."""
+    by = {row[0]: row[-1] for row in rows(out)}
+    assert by["dct, radius 4"] == "1.00, 100%"
+    assert by["random"].endswith(" 0%")
+    assert {"melbo", "dct-linear", "dct-quadratic"} <= by.keys()
+
+
+def spectrum(out: str) -> None:
+    """With more products all singular vectors come within the bound, and the atlas is near."""
+    assert re.findall(r"here (\d) of 8", out)[-1] == "8"
+    assert all(float(share) < 5 for share in re.findall(r"sigma too low by ([\d.]+)%", out))
+
+
+def speed(out: str) -> None:
+    """Every way is compared on the same work, and every family has its costs."""
+    assert METHODS.keys() <= first(out)
+    apart = re.search(r"No vector ends further than (\S+) of its norm", " ".join(out.split()))
+    assert apart is not None
+    assert float(apart[1]) < 1e-3
+    same = [cell for row in rows(out) for cell in row if re.fullmatch(r"\d+ of \d+", cell)]
+    assert same
+    assert all(one.split(" of ")[0] == one.split(" of ")[1] for one in same)
+
+
+def standing(out: str) -> None:
+    """Fewer than a tenth of natural differences lie outside, and more of random vectors."""
+    outside = {name: int(hits) for name, hits in re.findall(r"   ([a-z ]+) (\d+) of 500", out)}
+    assert outside["natural differences"] < 50 < outside["random vectors"]
+
+
+def word_ranks(out: str) -> None:
+    """A rank is one of those that there are, the same number in every place."""
+    cells = [cell for row in rows(out)[1:] for cell in row[1:]]
+    ranks = [[int(part) for part in cell.split(" of ")] for cell in cells]
+    assert len(ranks) == 4
+    assert len({of for _, of in ranks}) == 1
+    assert all(1 <= rank <= of for rank, of in ranks)
+
+
+SAYS: dict[str, Callable[[str], None]] = {
+    check.__name__: check
+    for check in (
+        backdoor, backdoor_search, corpus, counterexample, equal, fronts, gpu, holding, inside,
+        maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_form_goes_the_whole_way(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A new benchmark is found by its file, and fails here until what it says is checked."""
+    monkeypatch.chdir(tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in FOLDER.parent.rglob("src/**/*.jsonl")}
+    importlib.import_module(f"benchmarks.{name}").main(["--quick"])
+    said = capsys.readouterr()
+    assert "its numbers prove nothing" in said.err
+    SAYS[name](said.out)
+    assert not list(tmp_path.iterdir())
+    assert before == {file: file.stat().st_mtime_ns for file in before}
