@@ -72,13 +72,13 @@ KINDS = {
         "random directions at the same radii",
     ),
     "within": (
-        "Dose is the norm of a random vector of that radius as a share of the median activation norm "
-        "at the source",
+        "Dose is the norm of a random vector of that radius as a share of the median activation "
+        "norm at the source",
         "random vectors of the same subspace at the same radii",
     ),
     "adapters": (
-        "Dose is what a random adapter of that radius adds, as a share of the median activation norm "
-        "at the source",
+        "Dose is what a random adapter of that radius adds, as a share of the median activation "
+        "norm at the source",
         "random adapters at the same radii",
     ),
     "biases": (
@@ -87,7 +87,7 @@ KINDS = {
         "random vectors at the same places and radii",
     ),
     "token-noise": (
-        "The radius is the norm of the noise at each token; dose is that as a share of the mean "
+        "The radius is the norm of the noise at each token; dose is that as a share of the median "
         "activation norm at the source",
         "random directions, held over the whole text, at the same radii",
     ),
