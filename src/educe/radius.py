@@ -33,7 +33,7 @@ from torch import Tensor
 from educe.errors import EffectError, RadiusError
 from educe.slice import Slice
 
-#: The bracket of the search, as doses: shares of the mean activation norm at the source.
+#: The bracket of the search, as doses: shares of the median activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0
 
 #: Random directions over which the error is taken; fewer where each costs a pass of its own. What
@@ -51,7 +51,7 @@ class Calibration:
 
     Attributes:
         radius: The calibrated radius.
-        dose: The same as a share of the mean activation norm at the source (see `Slice.unit`).
+        dose: The same as a share of the median activation norm at the source (see `Slice.unit`).
         error: The linearisation error that defines it.
         interval: 95% interval of the radius over the draw of directions. None where fewer than two
             were drawn, or where the error does not rise at the radius.
