@@ -288,13 +288,26 @@ def test_prompts_alone_are_read_without_first_tokens(tiny_lm: LanguageModel) -> 
 def test_the_bundled_corpus_is_text_and_chat_by_turns() -> None:
     found = list(corpus.documents())
     texts = [document for document in found if isinstance(document, str)]
-    assert len(texts) == len(corpus.passages())
+    assert len(texts) == len(corpus.passages()) + len(corpus.varied())
     assert len(found) - len(texts) == len(corpus.questions()) >= 150
     assert len(set(texts)) == len(texts)
     assert isinstance(found[0], str)
+    assert found[2] == corpus.varied()[0]
     assert not isinstance(found[1], str)
     assert found[1][0]["content"] == corpus.questions()[0]
-    assert all(message["content"].strip() for chat in found[1::2][:90] for message in chat)
+    assert all(message["content"].strip() for chat in found[1::3][:90] for message in chat)
+
+
+def test_varied_documents_keep_their_lines_and_are_apart() -> None:
+    found = corpus.varied()
+    assert len(found) == 94
+    (code,) = [text for text in found if text.startswith("def merge(left, right):")]
+    assert "        return list(items)\n    middle" in code
+    assert "    return merged\n\n\ndef sort(items):" in code
+    space: dict[str, Any] = {}
+    exec(code, space)
+    assert space["sort"]([3, 1, 2]) == [1, 2, 3]
+    assert all(text.strip() and "%" not in text.splitlines() for text in found)
 
 
 def test_files_of_text_and_of_records_are_read_as_they_are_asked_for(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Ordinary text: the bundled corpus, a file, or a data set of the Hub, one document after another.
 
 The bundled corpus is passages and questions written for this project, with what the embedded model
-wrote in continuation and in answer (``benchmarks/corpus.py``): text and chat of many kinds, so that
-everything works offline. A document that is a string is text; messages are a chat.
+wrote in continuation and in answer (``benchmarks/corpus.py``), and code, lists, tables and other
+languages as they were written: text and chat of many kinds, so that everything works offline. A document that is a string is text; messages are a chat.
 """
 
 from __future__ import annotations
@@ -60,6 +60,12 @@ def questions() -> list[str]:
     return (DATA / "questions.txt").read_text(encoding="utf-8").splitlines()
 
 
+def varied() -> list[str]:
+    """Return the code, lists, tables and texts in other languages of the bundled corpus."""
+    text = (DATA / "varied.txt").read_text(encoding="utf-8")
+    return text.removesuffix("\n").split("\n%\n")
+
+
 def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
     """Return a document as the model reads it; a chat is plain text where there is no template."""
     template = bool(getattr(lm.tokenizer, "chat_template", None))
@@ -70,7 +76,7 @@ def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
 
 
 def _bundled() -> Iterator[Prompt]:
-    """Return passages and chats by turns, so that any part of the corpus has both."""
+    """Return passages, chats and the varied by turns, so that any part of the corpus has all."""
     with (DATA / "answers.jsonl").open(encoding="utf-8") as file:
         answers = [json.loads(line) for line in file]
     texts = passages()
@@ -79,7 +85,7 @@ def _bundled() -> Iterator[Prompt]:
         [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         for asked, answer in zip(questions(), answers[len(texts) :], strict=True)
     ]
-    by_turns = chain.from_iterable(zip_longest(told, chats))
+    by_turns = chain.from_iterable(zip_longest(told, chats, varied()))
     return (document for document in by_turns if document is not None)
 
 
