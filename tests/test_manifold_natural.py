@@ -300,7 +300,7 @@ def test_the_bundled_corpus_is_text_and_chat_by_turns() -> None:
 
 def test_varied_documents_keep_their_lines_and_are_apart() -> None:
     found = corpus.varied()
-    assert len(found) == 94
+    assert len(found) == 100
     (code,) = [text for text in found if text.startswith("def merge(left, right):")]
     assert "        return list(items)\n    middle" in code
     assert "    return merged\n\n\ndef sort(items):" in code

@@ -2,7 +2,8 @@
 
 The bundled corpus is passages and questions written for this project, with what the embedded model
 wrote in continuation and in answer (``benchmarks/corpus.py``), and code, lists, tables and other
-languages as they were written: text and chat of many kinds, so that everything works offline. A document that is a string is text; messages are a chat.
+languages as they were written: text and chat of many kinds, so that everything works offline. A
+document that is a string is text; messages are a chat.
 """
 
 from __future__ import annotations
