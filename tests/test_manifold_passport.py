@@ -117,7 +117,7 @@ def test_bottom_directions_lie_farther_out_than_random_vectors(
 def test_random_vectors_are_seldom_called_farther(
     stand: Callable[[Tensor], Passport],
 ) -> None:
-    """At a level of one in a hundred: of 150 the binomial gives eight or more once in 5000 times."""
+    """At a level of one in a hundred: of 150 eight or more are called so once in 5000 times."""
     drawn = torch.randn(150, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     told = [verdict(stand(4 * v / v.norm())) for v in drawn]
     assert told.count("farther") < 8

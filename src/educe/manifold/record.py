@@ -290,7 +290,8 @@ def _beyond_random(p: Passport) -> bool:
     hundred draws.
     """
     share, length = p.share.among_random, p.length.among_random
-    assert share is not None and length is not None
+    assert share is not None
+    assert length is not None
     return share < LEVEL and length > 1 - LEVEL
 
 
