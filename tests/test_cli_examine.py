@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from educe.manifold import corpus, kept, natural
+from educe.manifold.ground import Ground
 from educe.perturb import PerturbationSet
 from educe.runs import Run
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
@@ -111,10 +112,11 @@ def test_discover_refuses_a_subspace_that_it_cannot_read() -> None:
     assert "needs a subspace" in refused("discover", "a", "--ball", "whitened")
 
 
-def test_a_second_command_reads_no_corpus_and_says_the_same(
+def test_a_second_command_reads_no_corpus_runs_no_controls_and_says_the_same(
     run: Path, notes: Path, data: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(natural, "gather", None)  # to read it is an error
+    monkeypatch.setattr(Ground, "_run", None)  # and so it is to run controls
     ended = educe("examine", run, 2, 3, "--corpus", notes, "--tokens", 12000, "--json")
     assert ended.status == 0, ended.err
     assert ended.data == data

@@ -1,4 +1,4 @@
-"""What was gathered of a model on a corpus, kept in the user's cache: it is read once.
+"""What was gathered of a model on a corpus, and its controls, kept in the user's cache.
 
 The name of a file is a SHA-256 of all that decides what is in it: the model's digest, the tokens of
 the corpus, the places (a token that is massive at one is left out at all), the seed, the device and
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 from torch import Tensor
@@ -28,6 +28,8 @@ from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.rendering import Prompt
+
+T = TypeVar("T")
 
 #: Counts up whenever other numbers would be gathered, or kept in another way.
 FORMAT = 1
@@ -51,22 +53,49 @@ def gather(
     Raises:
         PromptError: The corpus is so small that nothing of it can be held out.
     """
-    say = (reporter or Silent()).say
     taken: list[Prompt] = []
     name = _name(lm, activations.pieces(lm, _noting(documents, taken), limit=limit), places, seed)
+
+    def make() -> Gathered:
+        made = natural.gather(lm, taken, places, limit=limit, seed=seed, reporter=reporter)
+        return made._replace(name=name)
+
+    def unpacked(tensors: dict[str, Tensor], rest: Any) -> Gathered:
+        return _unpacked(tensors, rest, places)._replace(name=name)
+
+    return once(name, make, _packed, unpacked, reporter)
+
+
+def once(
+    name: str,
+    make: Callable[[], T],
+    packed: Callable[[T], tuple[dict[str, Tensor], Any]],
+    unpacked: Callable[[dict[str, Tensor], Any], T],
+    reporter: Any = None,
+) -> T:
+    """Return what is kept by a name; it is made when it is not there.
+
+    Args:
+        name: Has a digest of all that decides what is made.
+        make: Makes it.
+        packed: Returns tensors, and the rest as JSON can hold it.
+        unpacked: Takes these and returns what was packed.
+        reporter: Is told when a file is damaged or cannot be written.
+    """
+    say = (reporter or Silent()).say
     path = folder() / f"{name}.safetensors"
     if path.exists():
         try:
-            found = _read(path, places)
+            found = unpacked(*_read(path))
             path.touch()  # used last
         except (FileFormatError, OSError) as error:
-            say(f"what was kept of the corpus is damaged, so it is read again: {error}")
+            say(f"what was kept of the corpus is damaged, so it is made again: {error}")
         else:
             return found
-    made = natural.gather(lm, taken, places, limit=limit, seed=seed, reporter=reporter)
+    made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, made)
+        _write(path, *packed(made))
         _make_room(path)
     except (RunError, OSError) as error:
         say(f"what was read of the corpus is not kept for the next time: {error}")
@@ -101,7 +130,7 @@ def _name(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place], s
     return content.hexdigest()
 
 
-def _write(path: Path, gathered: Gathered) -> None:
+def _packed(gathered: Gathered) -> tuple[dict[str, Tensor], Any]:
     tensors: dict[str, Tensor] = {}
     counts, first = {}, {}
     for place, known in gathered.natural.items():
@@ -119,17 +148,10 @@ def _write(path: Path, gathered: Gathered) -> None:
         "documents": gathered.documents,
         "massive": gathered.massive,
     }
-    told = json.dumps(rest)
-    write_tensors(path, tensors, {"rest": told, "checksum": _checksum(tensors, told)})
+    return tensors, rest
 
 
-def _read(path: Path, places: Sequence[Place]) -> Gathered:
-    tensors, header = read_tensors(path)
-    told = header.get("rest", "")
-    if header.get("checksum") != _checksum(tensors, told):
-        raise FileFormatError(f"{path} does not hold what was written")
-    rest = json.loads(told)
-
+def _unpacked(tensors: dict[str, Tensor], rest: Any, places: Sequence[Place]) -> Gathered:
     def one(place: Place) -> Natural:
         *parts, held = (
             Moments(count, tensors[f"{place} mean {i}"], tensors[f"{place} scatter {i}"])
@@ -147,6 +169,19 @@ def _read(path: Path, places: Sequence[Place]) -> Gathered:
         rest["documents"],
         rest["massive"],
     )
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], rest: Any) -> None:
+    told = json.dumps(rest)
+    write_tensors(path, tensors, {"rest": told, "checksum": _checksum(tensors, told)})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
+    tensors, header = read_tensors(path)
+    told = header.get("rest", "")
+    if header.get("checksum") != _checksum(tensors, told):
+        raise FileFormatError(f"{path} does not hold what was written")
+    return tensors, json.loads(told)
 
 
 def _checksum(tensors: Mapping[str, Tensor], told: str) -> str:
