@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from educe.manifold import corpus
+from educe.manifold import corpus, kept, natural
+from educe.manifold.ground import Ground
 from educe.perturb import PerturbationSet
 from educe.runs import Run
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +110,13 @@ def test_what_cannot_be_examined_is_said_in_a_line(run: Path, notes: Path, tmp_p
 def test_discover_refuses_a_subspace_that_it_cannot_read() -> None:
     assert "give a rank" in refused("discover", "a", "--within", "some")
     assert "needs a subspace" in refused("discover", "a", "--ball", "whitened")
+
+
+def test_a_second_command_reads_no_corpus_runs_no_controls_and_says_the_same(
+    run: Path, notes: Path, data: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natural, "gather", None)  # to read it is an error
+    monkeypatch.setattr(Ground, "_run", None)  # and so it is to run controls
+    ended = educe("examine", run, 2, 3, "--corpus", notes, "--tokens", 12000, "--json")
+    assert ended.status == 0, ended.err
+    assert ended.data == data

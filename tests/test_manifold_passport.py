@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -74,7 +75,7 @@ def examined(ground: Ground, theta: Tensor, **options: Any) -> Passport:
         ("natural", "natural"),
         ("principal", "natural"),
         ("exaggerated", "exaggerated"),
-        ("unused", "random"),
+        ("unused", "farther"),
     ],
 )
 def test_planted_vectors_are_told_apart(
@@ -83,6 +84,44 @@ def test_planted_vectors_are_told_apart(
     made = examined(ground, planted(known, which))
     assert verdict(made) == told
     assert made.norm == pytest.approx(80 if which == "exaggerated" else 4)
+
+
+@pytest.fixture(scope="module")
+def stand(ground: Ground) -> Callable[[Tensor], Passport]:
+    """Place vectors at the layer alone: no model runs but under the controls of their norm."""
+    blank = examined(ground, torch.eye(32)[:1])
+
+    def placed(theta: Tensor) -> Passport:
+        exam = passport._Exam(ground, Vectors(1, 32), theta[None].float(), None)
+        return replace(blank, **exam.standing(), growth=exam.growth())
+
+    return placed
+
+
+def test_bottom_directions_lie_farther_out_than_random_vectors(
+    stand: Callable[[Tensor], Passport], known: Gathered
+) -> None:
+    """Eigenvectors by numpy: the bottom ones and their mixtures, one with nothing at the top."""
+    _, turn = np.linalg.eigh(known.natural[Place(1)].moments.covariance.numpy())
+    bottom = torch.tensor(turn[:, :4].T)
+    for vector in (*bottom, bottom.sum(0), bottom[0] + 0.1 * torch.tensor(turn[:, -1])):
+        made = stand(4 * vector / vector.norm())
+        assert verdict(made) == "farther"
+        assert (made.share.among_random, made.length.among_random) == (0, 1)
+    # Beyond random ones by one measure alone is not enough.
+    for name, percentile in (("share", 0.02), ("length", 0.98)):
+        standing = replace(getattr(made, name), among_random=percentile)
+        assert verdict(replace(made, **{name: standing})) == "random"
+
+
+def test_random_vectors_are_seldom_called_farther(
+    stand: Callable[[Tensor], Passport],
+) -> None:
+    """At a level of one in a hundred: of 150 eight or more are called so once in 5000 times."""
+    drawn = torch.randn(150, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    told = [verdict(stand(4 * v / v.norm())) for v in drawn]
+    assert told.count("farther") < 8
+    assert told.count("random") > 125
 
 
 @pytest.fixture(scope="module")
@@ -308,8 +347,8 @@ def test_half_of_the_corpus_must_say_the_same(ground: Ground, known: Gathered) -
 
 
 UNUSED = (
-    "At layer 1 it points where natural activations hardly differ from one another, as random "
-    "vectors do; activations under it "
+    "At layer 1 it points where natural activations hardly differ from one another, and lies "
+    "farther out than 99 in a hundred random vectors; activations under it "
 )
 FROM = "stand out from those under natural differences of its norm"
 THERE = f"{FROM} (farther out than 391 of 400), "

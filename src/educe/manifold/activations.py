@@ -94,18 +94,15 @@ def read(
         PromptError: There is no document with a token to count.
     """
     waiting: list[Piece] = []
-    counted = held = 0
-    for piece in _pieces(lm, documents):
+    held, empty = 0, True
+    for piece in pieces(lm, documents, limit=limit):
         waiting.append(piece)
-        counted += len(piece.ids) - piece.skip
         held += len(piece.ids)
-        full = limit is not None and counted >= limit
-        if full or held >= AHEAD * _together(lm):
+        empty = False
+        if held >= AHEAD * _together(lm):
             yield from _in_batches(lm, waiting, places)
             waiting, held = [], 0
-        if full:
-            return
-    if not counted:
+    if empty:
         raise PromptError("the corpus is empty: give documents of at least two tokens")
     yield from _in_batches(lm, waiting, places)
 
@@ -164,8 +161,11 @@ def watching(lm: LanguageModel, places: Sequence[Place]) -> Iterator[dict[Place,
             handle.remove()
 
 
-def _pieces(lm: LanguageModel, documents: Iterable[Prompt]) -> Iterator[Piece]:
-    """Cut documents into pieces."""
+def pieces(
+    lm: LanguageModel, documents: Iterable[Prompt], *, limit: int | None = None
+) -> Iterator[Piece]:
+    """Cut documents into pieces; stop after so many counted tokens."""
+    counted = 0
     last: dict[bool, list[int]] = {True: [], False: []}  # texts and chats by turns
     longest = min(PIECE, lm.context or PIECE)
     for number, document in enumerate(documents):
@@ -178,6 +178,9 @@ def _pieces(lm: LanguageModel, documents: Iterable[Prompt]) -> Iterator[Piece]:
             skip = max(1, shared - start)
             if len(piece) > skip:
                 yield Piece(number, piece, skip, start)
+                counted += len(piece) - skip
+                if limit is not None and counted >= limit:
+                    return
 
 
 def _shared(ids: list[int], before: list[int]) -> int:

@@ -8,9 +8,10 @@ differences, so that one that lies farther out than all of them does so by chanc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
-from math import isclose
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,10 @@ from educe.kinds import Vectors
 from educe.manifold.activations import Place
 from educe.manifold.depth import Seen, Sight
 from educe.manifold.distance import differences, learning, random_vectors
+from educe.manifold.kept import once
 from educe.manifold.natural import Gathered
 from educe.manifold.record import Output
-from educe.manifold.trial import Outcome, Trial, perturbing
+from educe.manifold.trial import TEXTS_PER_BATCH, Outcome, Trial, perturbing
 from educe.model import LanguageModel
 from educe.progress import Silent
 
@@ -32,8 +34,8 @@ from educe.progress import Silent
 MANY, SOME = 2000, 400
 #: Natural differences that run through the model; random vectors, and random directions taken away.
 TRIED, FEW = 39, 5
-#: Norms that differ by no more than this share have the same controls.
-SAME = 1e-3
+#: Norms that are equal to so many digits have the same controls.
+DIGITS = 4
 
 
 class Controls(NamedTuple):
@@ -87,11 +89,24 @@ class Ground:
         self._last: Controls | None = None
 
     def controls(self, norm: float, reporter: Any = None) -> Controls:
-        """Return the controls of a norm: those of the last time, if it is the same."""
-        if self._last is None or not isclose(norm, self._last.norm, rel_tol=SAME):
-            with (reporter or Silent()).stage("controls", TRIED + FEW) as step:
-                self._last = self._run(norm, step)
+        """Return the controls of a norm, rounded: kept with what was gathered, if that is kept."""
+        norm = float(f"{norm:.{DIGITS}g}")
+        if self._last is None or norm != self._last.norm:
+
+            def make() -> Controls:
+                with (reporter or Silent()).stage("controls", TRIED + FEW) as step:
+                    return self._run(norm, step)
+
+            name = self._name(norm)
+            self._last = once(name, make, _packed, _unpacked, reporter) if name else make()
         return self._last
+
+    def _name(self, norm: float) -> str | None:
+        """Return what decides the controls of a norm, as a digest."""
+        of = (self.gathered.name, self.before, self.layers, self.seed, norm)
+        settings = (MANY, SOME, TRIED, FEW, TEXTS_PER_BATCH)
+        digest = hashlib.sha256(repr((of, settings)).encode()).hexdigest()
+        return f"controls-{digest}" if self.gathered.name else None
 
     def _run(self, norm: float, step: Any) -> Controls:
         vectors = {"natural": norm * normalize(self.apart, dim=1), "random": norm * self.drawn}
@@ -117,3 +132,28 @@ class Ground:
 def output(name: str, outcome: Outcome) -> Output:
     """Name an outcome, and leave its streams out."""
     return Output(name, outcome.kl, outcome.same, outcome.entropy, outcome.perplexity)
+
+
+def _packed(controls: Controls) -> tuple[dict[str, Tensor], Any]:
+    tensors = {
+        f"{kind} {layer} {field}": value
+        for kind, layers in controls.seen.items()
+        for layer, seen in layers.items()
+        for field, value in seen._asdict().items()
+    }
+    return tensors, [
+        controls.norm,
+        {kind: list(layers) for kind, layers in controls.seen.items()},
+        [asdict(one) for one in controls.outputs],
+    ]
+
+
+def _unpacked(tensors: dict[str, Tensor], rest: Any) -> Controls:
+    norm, layers, outputs = rest
+    seen = {
+        kind: {
+            at: Seen(*(tensors[f"{kind} {at} {field}"] for field in Seen._fields)) for at in some
+        }
+        for kind, some in layers.items()
+    }
+    return Controls(norm, seen, [Output(**one) for one in outputs])

@@ -112,6 +112,7 @@ class Gathered(NamedTuple):
     texts: list[Piece]  #: beginnings of some documents that are held out
     documents: int
     massive: int  #: tokens that were left out for a massive activation
+    name: str = ""  #: what it is kept by (see `educe.manifold.kept`), if it is
 
 
 def gather(

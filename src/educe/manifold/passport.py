@@ -332,6 +332,7 @@ def _standing(
         Range.of(random),
         _percentile(found, natural),
         None if activations is None else _percentile(found, activations),
+        _percentile(found, random),
     )
 
 

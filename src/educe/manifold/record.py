@@ -51,6 +51,7 @@ class Standing:
         percentile: The share of the natural differences whose value is smaller.
         activations: The share of held-out natural activations whose value is smaller: what deviates
             from the mean in place of the vector.
+        among_random: The share of the random vectors whose value is smaller.
     """
 
     found: float
@@ -58,6 +59,7 @@ class Standing:
     random: Range
     percentile: float
     activations: float | None = None
+    among_random: float | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def verdict(p: Passport) -> str:
     so much: more than 99 in a hundred differences are shorter. ``outside``: fewer than one in a
     hundred natural differences lie so far out, by share or by length, yet the vector is nearer than
     random ones; or more of it lies in massive coordinates than of 99 in a hundred. ``random``: as
-    far out as random vectors.
+    far out as random vectors. ``farther``: farther out than 99 in a hundred of them, by share and
+    by length: it avoids the directions in which natural activations differ.
     """
     return {"massive": "outside", "nothing": "unknown"}.get(found := _found(p), found)
 
@@ -271,12 +274,25 @@ def _found(p: Passport) -> str:
         return "unknown"
     if not _beyond(last):
         return "exaggerated" if p.size.percentile > 1 - LEVEL else "natural"
-    random = p.share.found <= p.share.random.high and p.length.found >= p.length.random.low
-    return "random" if random else "outside"
+    if p.share.found > p.share.random.high or p.length.found < p.length.random.low:
+        return "outside"
+    return "farther" if _beyond_random(p) else "random"
 
 
 def _beyond(at: Grown) -> bool:
     return at.share < LEVEL or at.length > 1 - LEVEL
+
+
+def _beyond_random(p: Passport) -> bool:
+    """Whether it lies farther out than random vectors, by both measures.
+
+    By one alone a random vector would pass twice as often; by both it does in fewer than one of a
+    hundred draws.
+    """
+    share, length = p.share.among_random, p.length.among_random
+    assert share is not None
+    assert length is not None
+    return share < LEVEL and length > 1 - LEVEL
 
 
 _WORDS = {
@@ -287,6 +303,8 @@ _WORDS = {
     "than random vectors do",
     "random": "it points where natural activations hardly differ from one another, as random "
     "vectors do",
+    "farther": "it points where natural activations hardly differ from one another, and lies "
+    "farther out than 99 in a hundred random vectors",
     "massive": "more of it lies in massive coordinates than of 99 in a hundred differences between "
     "natural activations",
     "nothing": "it lies in massive coordinates alone, as differences between natural activations "

@@ -7,9 +7,9 @@ from typing import Any
 
 from educe import same_model
 from educe.manifold import corpus as texts
+from educe.manifold import kept
 from educe.manifold.activations import Place
 from educe.manifold.ground import Ground
-from educe.manifold.natural import gather
 from educe.manifold.passport import Labels, depths, examine_on
 from educe.manifold.record import Passport
 from educe.model import LanguageModel
@@ -51,7 +51,7 @@ def examine_run(
     members = groups(run, numbers)
     layers = [depths(group.kind.last, target, lm.depth) for group in members]
     places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
-    gathered = gather(
+    gathered = kept.gather(
         lm, texts.documents(corpus), places, limit=tokens, seed=seed, reporter=reporter
     )
     made = {}
