@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,10 +60,23 @@ def test_the_quick_form_fails_unless_ceiling_and_floor_are_apart(
     assert ("the benchmark's ends are not where they belong" in ended.err) is (status == 2)
 
 
+@pytest.fixture
+def small_vault(tmp_path: Path) -> Path:
+    """The shipped vault, asked no more than the quick form needs: two questions, and two fresh."""
+    vault = shipped("vault")
+    folder = shutil.copytree(vault.folder, tmp_path / "vault")
+    replace(
+        vault, folder=folder, search=vault.search[:2], fresh=vault.fresh[:2],
+        unlocked=vault.unlocked[:1],
+    ).save()  # fmt: skip
+    return folder
+
+
 @pytest.mark.model
-def test_the_quick_form_tells_the_ceiling_from_the_floor(tmp_path: Path) -> None:
+def test_the_quick_form_tells_the_ceiling_from_the_floor(small_vault: Path, tmp_path: Path) -> None:
     """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
-    ended = educe("bench", "elicit", "--quick", "--out", tmp_path, "--json")
+    cells = tmp_path / "cells"
+    ended = educe("bench", "elicit", "--quick", "--organism", small_vault, "--out", cells, "--json")
     assert ended.status == 0, ended.err
     hits = {line["family"]: line["elicits"]["hits"] for line in ended.data}
     assert set(hits) == {"sampling", "dct", "optimised"}
