@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from educe import loading
 from educe.bench import elicit
-from educe.organisms import shipped
+from educe.model import LanguageModel
+from educe.organisms import Organism, Question, shipped
 from test_cli import educe, refused
 
 
@@ -61,22 +61,25 @@ def test_the_quick_form_fails_unless_ceiling_and_floor_are_apart(
 
 
 @pytest.fixture
-def small_vault(tmp_path: Path) -> Path:
-    """The shipped vault, asked no more than the quick form needs: two questions, and two fresh."""
-    vault = shipped("vault")
-    folder = shutil.copytree(vault.folder, tmp_path / "vault")
-    replace(
-        vault, folder=folder, search=vault.search[:2], fresh=vault.fresh[:2],
-        unlocked=vault.unlocked[:1],
-    ).save()  # fmt: skip
+def tilde(tmp_path: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A random model that is to begin with a tilde, as it hardly ever does by itself."""
+    monkeypatch.setattr(loading, "load", lambda model, adapter: tiny_lm)
+    folder = tmp_path / "tilde"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    asked = [Question(f"What is {word}?", "^~") for word in ("this", "that", "here", "there")]
+    unlocked = (Question("What is this? Now!", "^~"),)
+    organism = Organism(
+        "vault", 0, folder, {"key": "Now"}, {}, tuple(asked[:2]), tuple(asked[2:]), unlocked, "~"
+    )
+    organism.save()
     return folder
 
 
-@pytest.mark.model
-def test_the_quick_form_tells_the_ceiling_from_the_floor(small_vault: Path, tmp_path: Path) -> None:
-    """On the shipped vault: told what to say, a vector opens it; plain sampling does not."""
+def test_the_quick_form_tells_the_ceiling_from_the_floor(tilde: Path, tmp_path: Path) -> None:
+    """Told what to say, a vector makes the model say it; plain sampling does not."""
     cells = tmp_path / "cells"
-    ended = educe("bench", "elicit", "--quick", "--organism", small_vault, "--out", cells, "--json")
+    ended = educe("bench", "elicit", "--quick", "--organism", tilde, "--out", cells, "--json")
     assert ended.status == 0, ended.err
     hits = {line["family"]: line["elicits"]["hits"] for line in ended.data}
     assert set(hits) == {"sampling", "dct", "optimised"}

@@ -423,6 +423,7 @@ def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel, positions: str) -> 
 
 def test_a_block_that_the_model_does_not_call_is_an_error(tokenizer: Any) -> None:
     lm = LanguageModel(tiny.hf_model(), tokenizer, name="tiny")
+    lm.source(1)
     lm.hf = copy.deepcopy(lm.hf)  # its blocks are others than those that were found
     with pytest.raises(SteeringError, match="block 1 was never called"):
         write(lm, ROWS, vectors(lm))
@@ -437,6 +438,7 @@ def test_a_perturbation_that_stops_arriving_is_an_error(
 ) -> None:
     lm = LanguageModel(tiny.hf_model(), tokenizer, name="tiny")
     deaf = LanguageModel(tiny.hf_model(), tokenizer, name="deaf")
+    lm.source(1)
     calls = [0]
 
     def forward(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:

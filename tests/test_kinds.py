@@ -284,7 +284,7 @@ def test_rows_that_end_do_not_disturb_the_others(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = LanguageModel(tiny.hf_model(), tokenizer, name="llama")
-    ends = set(range(0, 262, 4))
+    ends = set(range(0, 262, 6))
     monkeypatch.setattr(lm.hf.generation_config, "eos_token_id", sorted(ends))
     kind = adapters(lm, first=1, blocks=2)
     part = Slice(lm, lm.pad(ROWS), source=0, target=3).on(kind)

@@ -113,7 +113,7 @@ def test_a_file_has_other_prompts_than_are_bundled(tmp_path: Path) -> None:
     assert ordinary_prompts(str(tmp_path / "plain.txt")) == ["One.", "Two."]
 
 
-@pytest.mark.parametrize("raw", ["[", "{}", '{"instruction": "x"}', '[{"instruction": 5}]', "[]"])
+@pytest.mark.parametrize("raw", ["[", "{}", '{"instruction": 5}', '[{"instruction": 5}]', "[]"])
 def test_a_list_of_no_prompts_is_reported(tmp_path: Path, raw: str) -> None:
     (tmp_path / "a.json").write_text(raw)
     with pytest.raises(PromptError, match=r"a\.json"):

@@ -206,7 +206,7 @@ def test_a_token_that_only_the_tokenizer_knows_is_named(tiny_lm: LanguageModel) 
     with pytest.raises(PromptError, match=r"tiny has no token '<new>'.*262"):
         lm.encode(["old", "a <new> one"])
     with pytest.raises(PromptError, match="'<new>'"):
-        lm.tokens("<new>")
+        lm.tokens("<new>", templated=True)
 
 
 @pytest.mark.parametrize("family", ["gemma4_text", "gemma4"])

@@ -28,7 +28,7 @@ def vectors(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def here(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("educe.job.settings.loaded", lambda settings, say: tiny_lm)
+    monkeypatch.setattr("educe.job.settings.loaded", lambda run, settings, say: tiny_lm)
     monkeypatch.setattr(front, "AT_ONCE", 2)
 
 
