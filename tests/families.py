@@ -7,6 +7,7 @@ page against them.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -227,7 +228,8 @@ def verdict(family: str) -> str:
 
 def row(family: str, said: str) -> str:
     """Return the line of the page that tells of one architecture."""
-    return f"| `{family}` | {CLASSES[family]} | {said.replace('|', '/')} |\n"
+    said = re.sub(r", by \S+ of how they vary", "", said).replace("|", "/")
+    return f"| `{family}` | {CLASSES[family]} | {said} |\n"
 
 
 def page(said: dict[str, str]) -> str:

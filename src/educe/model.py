@@ -75,7 +75,7 @@ class LanguageModel(Reads):
         whole: list[Tensor] = []
         with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
             self.stack: Stack = find_stack(self.hf, lambda: whole.append(self._try()))
-        prove(self, self._tried, whole[0], self._same)
+            prove(self, self._tried, whole[0], self._same)
 
     def _try(self) -> Tensor:
         return self.forward(self._tried, torch.ones_like(self._tried), last=0)
