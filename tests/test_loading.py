@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,7 @@ def test_two_at_once_convert_once(file: Path, cache: Path, monkeypatch: pytest.M
 
     def convert(gguf: Path, into: Path, card: str) -> Path:
         made.append(into)
+        time.sleep(0.2)  # so that the others come meanwhile
         into.mkdir()
         return into
 
