@@ -61,13 +61,16 @@ class Work:
     @property
     def remarks(self) -> list[str]:
         """What is to be said of the prompts and the model beside the numbers."""
-        return [*(self.run.note("told") if self.run.has("told") else []), *left_out(self.lm)]
+        return [*self._told(), *left_out(self.lm)]
+
+    def _told(self) -> list[str]:
+        return self.run.note("told") if self.run.has("told") else []
 
     def tell(self, sentences: list[str]) -> None:
         """Say something of the prompts, and keep it."""
         for sentence in sentences:
             self.reporter.say(sentence)
-        told = self.run.note("told") if self.run.has("told") else []
+        told = self._told()
         self.run.remember("told", told + [s for s in sentences if s not in told])
 
     @property
