@@ -31,6 +31,7 @@ from educe.manifold.project import ablating, equal_variance, injection, oblique,
 from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
 from educe.manifold.subspace import Moments, of_rows
 from educe.manifold.trial import Outcome, perturbing
+from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.rendering import PromptBatch
@@ -298,25 +299,25 @@ class _Exam:
         if prompts is None:
             return ()
 
-        def written(row: int, vectors: Tensor | None = None, of: Kind | None = None) -> str:
-            rows = [Row(row, 0)]
-            batches = generate(self.lm, prompts, rows, vectors, kind=of, max_new_tokens=WRITTEN)
-            return next(iter(batches))[0].text
-
-        same = Vectors(self.layer, self.lm.width, self.kind.positions)
-        texts = [
-            ("unperturbed", written(-1)),
-            ("the perturbation", written(0, self.theta, self.kind)),
-        ]
-        texts += [
-            (name, written(0, part.to(self.theta), same)) for name, part in self.parts.items()
-        ]
+        # A perturbation of another kind shares no batch with these: it takes its place below.
+        own = self.moved if self.is_vector else None
+        changes: dict[str, Any] = {"unperturbed": None, "the perturbation": own} | self.parts
         for form, ablation in self.forms.items():
-            random = self.others[0][form]
-            for name, away in (("direction", ablation), ("a random one", random)):
-                with ablating(self.lm, away, [self.layer]):
-                    texts.append((f"{name} taken away, {FORMS[form]}", written(-1)))
-        return tuple(texts)
+            changes[f"direction taken away, {FORMS[form]}"] = ablation
+            changes[f"a random one taken away, {FORMS[form]}"] = self.others[0][form]
+        ways, positions = list(changes.values()), self.kind.positions
+        texts = written(self.lm, prompts, self.layer, ways, positions=positions, limit=WRITTEN)
+        told = dict(zip(changes, texts, strict=True))
+        if not self.is_vector:
+            told["the perturbation"] = self._writes(prompts)
+        return tuple(told.items())
+
+    def _writes(self, prompts: PromptBatch) -> str:
+        """Return what the model writes under a perturbation of another kind than vectors."""
+        (done,) = generate(
+            self.lm, prompts, [Row(0, 0)], self.theta, kind=self.kind, max_new_tokens=WRITTEN
+        )
+        return done[0].text
 
 
 def _percentile(found: Tensor, among: Tensor) -> float:
