@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quick
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin, encoded, loaded, stored
 from educe.model import LanguageModel
 from educe.norm.equal import equal
 from educe.norm.points import Point
 from educe.norm.survey import COMPARED, examine_norm
 from educe.ordinary import BUNDLED
 from educe.progress import reporter
-from educe.runs import Run
+from educe.run.settings import Settings, begin, encoded, loaded, stored
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.stats import rate
 from educe.summary import dose
 

@@ -20,10 +20,10 @@ from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
 from educe.discover import METHODS, search
 from educe.generation import generate
-from educe.kinds import Row
 from educe.organisms import Question
 from educe.radius import calibrate
 from educe.refine.response import response
+from educe.rows import Row
 from educe.slice import Slice
 from educe.stats import rate
 

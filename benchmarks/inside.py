@@ -32,7 +32,7 @@ from educe import stats
 from educe.generation import generate
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
-from educe.kinds import Row, Within
+from educe.kinds import Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place
 from educe.manifold.inside import within
@@ -41,6 +41,7 @@ from educe.manifold.subspace import of_moments, random_subspace
 from educe.model import LanguageModel
 from educe.organisms import Question
 from educe.rendering import PromptBatch
+from educe.rows import Row
 from educe.slice import Slice
 
 N, SHARE, FRESH = 16, 0.75, 2
@@ -86,7 +87,7 @@ class Trial:
         organism = quick.organism(name, quick=short)
         lm = quick.model(organism, quick=short)
         pool = [organism.search[0], *organism.fresh]
-        rows = [Row(-1, j) for j in range(len(pool))]
+        rows = [Row(0, j) for j in range(len(pool))]
         plain = generate(lm, lm.encode([q.prompt for q in pool]), rows, max_new_tokens=LONG[short])
         answers = [c for some in plain for c in some]
         told = {c.row.prompt for c in answers if pool[c.row.prompt].elicited(c.text)}

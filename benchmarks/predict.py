@@ -31,7 +31,6 @@ from scipy.stats import rankdata
 from benchmarks import quick
 from educe.discover import METHODS, search
 from educe.generation import generate
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
@@ -44,6 +43,7 @@ from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import pull, response, with_neurons
 from educe.refine.settling import settle
 from educe.rendering import PromptBatch
+from educe.rows import Row
 from educe.slice import Slice
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
@@ -101,7 +101,7 @@ def questions(lm: LanguageModel, organism: Organism, seed: int) -> tuple[PromptB
     pool = list(organism.search)
     random.Random(f"questions {seed}").shuffle(pool)
     batch = lm.encode([q.prompt for q in pool], room=TOKENS)
-    rows = [Row(-1, j) for j in range(len(pool))]
+    rows = [Row(0, j) for j in range(len(pool))]
     texts = {
         c.row.prompt: c.text
         for some in generate(lm, batch, rows, max_new_tokens=TOKENS)

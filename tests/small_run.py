@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.model import LanguageModel
+from educe.run.settings import Settings, begin
+from educe.run.stages import discover_behaviours
 
 
 def small_run(

@@ -30,9 +30,9 @@ def test_importing_educe_loads_nothing_heavy() -> None:
 
 
 def test_reading_a_run_needs_no_torch() -> None:
-    loaded = loaded_after("import educe.runs, educe.summary, educe.report.terminal")
+    loaded = loaded_after("import educe.run.store, educe.summary, educe.report.terminal")
     assert not {"torch", "transformers"} & loaded
-    assert not {"torch", "scipy", "sklearn", "rich"} & loaded_after("import educe.runs")
+    assert not {"torch", "scipy", "sklearn", "rich"} & loaded_after("import educe.run.store")
 
 
 def test_the_command_line_starts_without_torch() -> None:

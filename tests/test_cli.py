@@ -29,10 +29,10 @@ from educe.atlas import Atlas
 from educe.atlas.choice import choose
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
-from educe.job.settings import Settings
 from educe.perturb import PerturbationSet
 from educe.prompts import read_prompts
-from educe.runs import Run
+from educe.run.settings import Settings
+from educe.run.store import Run
 from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
@@ -235,7 +235,7 @@ def test_long_texts_and_many_lines_leave_room_for_the_numbers(
     with Run.open(tmp_path / "run") as run:
         run.add_completions(
             c._replace(text=f"{c.perturbation} says\n\n" + "a long story " * 30)
-            for c in run.completions()
+            for c in run.completion_rows()
         )
         behaviours = summarise(run).behaviours
     shown = screen(educe("show", tmp_path / "run"), lines=24)
@@ -265,7 +265,7 @@ def test_a_text_cannot_command_the_terminal(finished: tuple[Path, Ended], tmp_pa
     shutil.copytree(finished[0], tmp_path / "run")
     with Run.open(tmp_path / "run") as run:
         number = summarise(run).behaviours[0].example.perturbation
-        rows = [c for c in run.completions() if c.perturbation in (0, number)]
+        rows = [c for c in run.completion_rows() if c.perturbation in (0, number)]
         run.add_completions(
             c._replace(text=f"é \x1b]0;mine\x07\x1b[2J\r\x9b31m[/b][red]{c.sample}") for c in rows
         )

@@ -12,7 +12,7 @@ import pytest
 from educe.manifold import corpus, kept, natural
 from educe.manifold.ground import Ground
 from educe.perturb import PerturbationSet
-from educe.runs import Run
+from educe.run.store import Run
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
 

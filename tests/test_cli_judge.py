@@ -14,7 +14,7 @@ import pytest
 import synthetic_run
 from educe.judge.calibration import check_judge, read_labelled
 from educe.judge.naming import FORMS, judge_named
-from educe.runs import Run
+from educe.run.store import Run
 from educe.stats import rate
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, refused
@@ -147,7 +147,7 @@ def test_score_prints_found_beside_control(run: Path) -> None:
     assert CODE in ended.out.splitlines()[-5]
     assert len(data["best"]) == 5
     with Run.open(run) as opened:
-        assert len(opened.scores(SPEC)) == len(opened.completions())
+        assert len(opened.score_rows(SPEC)) == len(opened.completion_rows())
     assert (run / "judging.sqlite").exists()
 
 
@@ -157,15 +157,15 @@ def test_score_judges_nothing_twice(run: Path) -> None:
         command += ["--judge-model", loopback.url]
         assert "budget is spent" in refused(*command, "--max-calls", 9, begun=True)
         with Run.open(run) as opened:
-            assert opened.scores("yes:A code?") == []
+            assert opened.score_rows("yes:A code?") == []
         first = educe(*command)
         calls = len(loopback.asked)
         assert educe(*command).out == first.out
         assert len(loopback.asked) == calls
     with Run.open(run) as opened:
-        answers = {(c.prompt, c.text) for c in opened.completions()}
+        answers = {(c.prompt, c.text) for c in opened.completion_rows()}
         assert calls == len(answers)  # the nine among them
-        for s in opened.scores("yes:A code?"):
+        for s in opened.score_rows("yes:A code?"):
             assert s.value == pytest.approx(0.75 if "p(yes) 0.75" in s.why else 0.125)
 
 

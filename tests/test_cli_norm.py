@@ -11,7 +11,7 @@ import pytest
 
 from educe.norm.response import SHARES
 from educe.norm.survey import NOTE
-from educe.runs import Run
+from educe.run.store import Run
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page

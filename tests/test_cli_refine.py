@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from educe.job.settings import encoded, stored
 from educe.loading import load
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
@@ -22,9 +21,10 @@ from educe.refine.continuation import PathConfig
 from educe.refine.response import with_neurons
 from educe.refine.shrink import ShrinkPlan, shrink_run
 from educe.refine.survey import PathPlan, path_run
-from educe.reopened import slice_of, vectors
 from educe.report import path_table, paths
-from educe.runs import Run
+from educe.run.reopened import slice_of, vectors
+from educe.run.settings import encoded, stored
+from educe.run.store import Run
 from educe.slice import Slice
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
@@ -73,7 +73,7 @@ def test_a_path_begins_at_the_vectors_that_were_asked_for(run: Path, data: dict)
 
 def test_the_objective_is_that_of_the_runs_method_and_does_not_fall(run: Path, data: dict) -> None:
     with Run.open(run) as kept:
-        arm = {p.id: p for p in kept.perturbations()}
+        arm = {p.id: p for p in kept.perturbation_rows()}
         at = PerturbationSet.load(kept.tensors / arm[2].file)
     home = data["shares"].index(1.0)
     before = float(at.scores["objective"][arm[2].item])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from educe.runs import Run
+from educe.run.store import Run
 from educe.selection.chance import best_by_chance
 from educe.stats import rate
 from test_cli import Ended, educe, refused, screen
@@ -49,8 +49,8 @@ def test_select_counts_what_is_kept(place: Path, selected: Ended) -> None:
     assert data["prompts"] == [2, 6]
     assert data["found"]["spent"] == data["control"]["spent"] == [4 * 2, 2 * 4]
     with Run.open(Path(data["folder"])) as run:
-        texts = run.completions()
-        assert [p.content for p in run.prompts("fresh")] == [f"What is {c}?" for c in "ghij"]
+        texts = run.completion_rows()
+        assert [p.content for p in run.prompt_rows("fresh")] == [f"What is {c}?" for c in "ghij"]
     assert data["texts"] == len(texts)
     best = data["found"]["chosen"][0]
     again = [c.text for c in texts if c.perturbation == best["id"] and c.prompt >= 6]
@@ -63,7 +63,7 @@ def test_select_counts_what_is_kept(place: Path, selected: Ended) -> None:
 def test_select_shows_the_re_test_first_on_one_screen(
     place: Path, selected: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("educe.writing.generate", lambda *_, **__: pytest.fail("paid twice"))
+    monkeypatch.setattr("educe.run.fill.generate", lambda *_, **__: pytest.fail("paid twice"))
     ended = educe(*asked(place, "--look-for", "[a-m]"))
     shown = screen(Ended(ended.status, ended.out.replace(selected.data["folder"], "FOLDER"), ""))
     lines = shown.splitlines()
@@ -156,7 +156,7 @@ def test_the_other_sign_is_handed_on_as_files(place: Path, tmp_path: Path) -> No
 def test_tune_resumes_and_shows_one_screen(
     place: Path, tuned: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("educe.writing.generate", lambda *_, **__: pytest.fail("paid twice"))
+    monkeypatch.setattr("educe.run.fill.generate", lambda *_, **__: pytest.fail("paid twice"))
     ended = educe("tune", "--resume", "--out", place / "tuned")
     assert tuned.data["flags"] in ended.out
     told = ended.out.replace(tuned.data["flags"], "FLAGS").replace(str(place), "PLACE")

@@ -20,8 +20,8 @@ import tiny
 from educe import embedded
 from educe.errors import ModelError
 from educe.generation import generate
-from educe.kinds import Row
 from educe.loading import load
+from educe.rows import Row
 
 CONTENT = b"GGUF and what follows" * 100_000  # more than one piece of a read
 
@@ -318,6 +318,6 @@ def test_embedded_model_gives_the_logits_of_a_straight_load(embedded_lm: Any) ->
 @pytest.mark.model
 def test_embedded_model_knows_a_capital(embedded_lm: Any) -> None:
     batch = embedded_lm.encode(["What is the capital of France?"])
-    ((completion,),) = generate(embedded_lm, batch, [Row(-1, 0)], max_new_tokens=16)
+    ((completion,),) = generate(embedded_lm, batch, [Row(0, 0)], max_new_tokens=16)
     assert completion.text == "The capital of France is Paris."
     assert completion.finished

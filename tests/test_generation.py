@@ -18,12 +18,13 @@ from torch import Tensor
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
 from educe.generation import Completion, generate, next_logits, rows_of
-from educe.kinds import Row, Vectors
+from educe.kinds import Vectors
 from educe.model import LanguageModel
+from educe.rows import Row
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 STEPS = 10
-PLAIN = [Row(-1, prompt) for prompt in range(3)]
+PLAIN = [Row(0, prompt) for prompt in range(3)]
 ROWS = [*rows_of(2, 3), *PLAIN]
 
 
@@ -94,7 +95,7 @@ def test_no_perturbation_writes_what_transformers_writes(any_lm: LanguageModel) 
         )[0, len(ids) :].tolist()
         theirs = theirs[: theirs.index(257)] if 257 in theirs else theirs
         assert list(done[Row(0, prompt)].tokens) == theirs
-        assert list(done[Row(-1, prompt)].tokens) == theirs
+        assert list(done[Row(0, prompt)].tokens) == theirs
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bamba"])
@@ -248,13 +249,13 @@ def test_writing_stops_when_all_rows_have_ended(
 def test_the_end_token_of_the_tokenizer_counts_too(
     tiny_lm: LanguageModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (first, *_) = expected(tiny_lm, Row(-1, 0))
+    (first, *_) = expected(tiny_lm, Row(0, 0))
     monkeypatch.setattr(tiny_lm.hf.generation_config, "eos_token_id", None)
     own = tiny.tokenizer()
     own.eos_token = own.convert_ids_to_tokens(first)
     lm = LanguageModel(tiny_lm.hf, own, name="tiny")
-    assert write(lm, [Row(-1, 0)])[Row(-1, 0)].finished
-    assert not write(tiny_lm, [Row(-1, 0)])[Row(-1, 0)].finished
+    assert write(lm, [Row(0, 0)])[Row(0, 0)].finished
+    assert not write(tiny_lm, [Row(0, 0)])[Row(0, 0)].finished
 
 
 # -- sampling ------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_samples_follow_the_softmax_at_their_temperature(
 
 
 def test_successive_draws_of_a_row_are_independent(tiny_lm: LanguageModel) -> None:
-    rows = [Row(-1, 0, sample) for sample in range(300)]
+    rows = [Row(0, 0, sample) for sample in range(300)]
     done = write(tiny_lm, rows, temperature=100.0, max_new_tokens=2)  # close to uniform
     pairs = [c.tokens for c in done.values() if len(c.tokens) == 2]
     first, second = (torch.tensor(column).double() for column in zip(*pairs, strict=True))

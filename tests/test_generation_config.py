@@ -14,8 +14,8 @@ import torch
 
 import tiny
 from educe.generation import generate, left_out
-from educe.kinds import Row
 from educe.model import LanguageModel
+from educe.rows import Row
 
 (PROMPT,) = tiny.ragged([9])
 STEPS = 8
@@ -23,7 +23,7 @@ STEPS = 8
 
 def ours(lm: LanguageModel) -> list[int]:
     """What educe writes."""
-    ((done,),) = generate(lm, lm.pad([PROMPT]), [Row(-1, 0)], max_new_tokens=STEPS)
+    ((done,),) = generate(lm, lm.pad([PROMPT]), [Row(0, 0)], max_new_tokens=STEPS)
     return list(done.tokens)
 
 

@@ -44,16 +44,17 @@ from educe.errors import (
     PromptError,
     RunError,
 )
-from educe.job import discover_behaviours, judging, searching
-from educe.job.settings import Settings, begin, stored
 from educe.judge import Score
 from educe.loading import load
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
-from educe.runs import Run
-from educe.summary import RETEST, Summary, summarise
+from educe.rows import RETEST
+from educe.run.settings import Settings, begin, stored
+from educe.run.stages import discover_behaviours, judging, searching
+from educe.run.store import Run
+from educe.summary import Summary, summarise
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
@@ -330,7 +331,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     for module, name in ((writing, "generate"), (judging, "ordinary_logprob"), (judging, "read")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it does it again"))
     monkeypatch.setattr(
-        "educe.job.chosen.side_effects", lambda *_, **__: pytest.fail("it does it again")
+        "educe.run.chosen.side_effects", lambda *_, **__: pytest.fail("it does it again")
     )
     monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
@@ -345,7 +346,7 @@ import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
 from educe import cli, generation, loading, progress, threads
-from educe.job import searching
+from educe.run import searching
 from educe.report import page, terminal
 searching.SAVE_EVERY = 0
 generation.ROWS_PER_BATCH = {"cpu": 8}
@@ -733,8 +734,8 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
         return Score("constancy", crc32("".join(texts).encode()) / 2**32, "", "")
 
     monkeypatch.setattr(judging, "constancy", drawn)
-    monkeypatch.setattr("educe.job.chosen.CHOSEN", 4)
-    monkeypatch.setattr("educe.job.chosen.CURVES", 1)
+    monkeypatch.setattr("educe.run.chosen.CHOSEN", 4)
+    monkeypatch.setattr("educe.run.chosen.CURVES", 1)
     place = tmp_path / "run"
     summary = carry_out(place, settings, lm)
     listed = defaultdict(list)
@@ -928,7 +929,7 @@ def test_a_full_disk_stops_the_job_in_one_sentence_and_it_goes_on_later(
         with pytest.raises(RunError, match="full") as caught:
             discover_behaviours(run, lm=lm)
         assert "\n" not in str(caught.value)
-        assert len(run.perturbations()) > 0
+        assert len(run.perturbation_rows()) > 0
     with monkeypatch.context() as patched:
 
         def full(*_: Any) -> None:

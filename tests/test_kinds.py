@@ -26,9 +26,10 @@ from educe.errors import (
     SteeringError,
 )
 from educe.generation import generate, rows_of
-from educe.kinds import Adapters, Row, Vectors, adapters
+from educe.kinds import Adapters, Vectors, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
+from educe.rows import Row
 from educe.slice import Slice
 from educe.slice.chunks import Shift
 from peft_oracle import NAMES, adapted, paths
@@ -269,7 +270,7 @@ def test_batched_generation_is_peft_one_by_one(
     part = Slice(lm, lm.pad(ROWS), source=0, target=3).on(kind)
     directions, radii = random_sizes(part, 2)
     theta = kind.scaled(directions, torch.tensor(radii)[:, None])
-    rows = [*rows_of(2, 3), *(Row(-1, prompt) for prompt in range(3))]
+    rows = [*rows_of(2, 3), *(Row(0, prompt) for prompt in range(3))]
     came = written(lm, kind, theta, rows, rows_per_batch=5)
     models = [by_peft(lm, kind, directions[i], radii[i]) for i in range(2)]
     expected = {

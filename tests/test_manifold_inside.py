@@ -13,15 +13,15 @@ from educe import files
 from educe.discover import control, search
 from educe.errors import MethodError
 from educe.generation import generate, rows_of
-from educe.job import discover_behaviours
-from educe.job.preparing import WITHIN
-from educe.job.settings import Settings, begin
 from educe.kinds import Vectors, Within
 from educe.manifold.inside import described, parse, within
 from educe.manifold.subspace import Moments, Subspace, of_moments, of_rows, random_subspace
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.runs import Run
+from educe.run.preparing import WITHIN
+from educe.run.settings import Settings, begin
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.slice import Slice
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import tiny
 from educe import kinds
 from educe.generation import generate
-from educe.kinds import Row, TokenNoise, Vectors
+from educe.kinds import TokenNoise, Vectors
 from educe.manifold import corpus, passport
 from educe.manifold.activations import Place
 from educe.manifold.ground import Ground
@@ -33,6 +33,7 @@ from educe.manifold.subspace import of_moments
 from educe.manifold.trial import Trial, perturbing
 from educe.model import LanguageModel
 from educe.report import tables
+from educe.rows import Row
 
 LAYERS = [1, 2, 3]
 
@@ -475,7 +476,7 @@ def test_what_is_written_without_the_direction(
     vector = planted(known, "principal")
     texts = dict(examined(ground, vector, prompts=prompts).writes)
     with ablating(tiny_lm, plain(vector), [1]):
-        (done,) = generate(tiny_lm, prompts, [Row(-1, 0)], max_new_tokens=passport.WRITTEN)
+        (done,) = generate(tiny_lm, prompts, [Row(0, 0)], max_new_tokens=passport.WRITTEN)
     assert texts["direction taken away, about the origin"] == done[0].text
     assert {name for name in texts if name.startswith("a random one taken away")} == {
         f"a random one taken away, {how}" for how in passport.FORMS.values()

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from educe import generation
 from educe.generation import generate
-from educe.kinds import Row, Vectors
+from educe.kinds import Vectors
 from educe.manifold.project import Ablation, ablating, plain
 from educe.manifold.written import written
 from educe.model import LanguageModel
+from educe.rows import Row
 
 LAYER, LIMIT = 1, 12
 PROMPTS = ["Hello, who is there?", "No one asks for this."]
@@ -33,9 +34,9 @@ def alone(lm: LanguageModel, change: Tensor | Ablation | None, positions: str) -
     prompts = lm.encode(PROMPTS)
     if isinstance(change, Ablation):
         with ablating(lm, change, [LAYER]):
-            (done,) = generate(lm, prompts, [Row(-1, 0)], max_new_tokens=LIMIT)
+            (done,) = generate(lm, prompts, [Row(0, 0)], max_new_tokens=LIMIT)
     elif change is None:
-        (done,) = generate(lm, prompts, [Row(-1, 0)], max_new_tokens=LIMIT)
+        (done,) = generate(lm, prompts, [Row(0, 0)], max_new_tokens=LIMIT)
     else:
         kind = Vectors(LAYER, lm.width, positions)
         (done,) = generate(lm, prompts, [Row(0, 0)], change, kind=kind, max_new_tokens=LIMIT)

@@ -38,13 +38,14 @@ from educe.errors import (
     SteeringError,
 )
 from educe.generation import generate, rows_of
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
-from educe.kinds import Kind, Row, TokenNoise, Vectors, WeightNoise
+from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
-from educe.runs import Run
+from educe.rows import Row
+from educe.run.settings import Settings, begin
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.slice import Slice
 from educe.summary import summarise
 from toy_slice import linear
@@ -205,7 +206,7 @@ def test_noise_of_weights_is_normal_and_unlike_from_matrix_to_matrix(tiny_lm: An
 
 
 def test_zero_sigma_and_no_perturbation_change_nothing(tiny_lm: LanguageModel) -> None:
-    rows = [*rows_of(1, 3), *[Row(-1, prompt) for prompt in range(3)]]
+    rows = [*rows_of(1, 3), *[Row(0, prompt) for prompt in range(3)]]
     done = write(tiny_lm, WEIGHTS, torch.zeros(1, 1), rows)
     plain = write(tiny_lm, Vectors(0, 32), torch.zeros(0, 32), rows[3:])
     assert all(done[row] == done[Row(0, row.prompt)] == plain[row] for row in plain)
@@ -345,7 +346,7 @@ def test_token_noise_is_that_of_a_loop(lm_of: Any, architecture: str, positions:
     lm = lm_of(architecture)
     kind, size = token_noise(lm, positions), some_radius(lm)
     theta = size * torch.tensor([[1.0], [0.7], [0.4]])
-    rows = [*rows_of(3, 3), Row(-1, 1)]
+    rows = [*rows_of(3, 3), Row(0, 1)]
     loop = {
         row: answer(lm, PROMPTS[row.prompt], SEEDS[row.perturbation], float(s), positions)
         for row in rows
@@ -721,16 +722,16 @@ def test_what_a_run_wrote_is_what_its_seeds_write(
     run_of: Callable[[str], Run], tiny_lm: LanguageModel, per: str
 ) -> None:
     run = run_of(per)
-    ids = {p.id: tiny_lm.tokenizer(p.rendered)["input_ids"] for p in run.prompts()}
+    ids = {p.id: tiny_lm.tokenizer(p.rendered)["input_ids"] for p in run.prompt_rows()}
     replayed = 0
-    for p in run.perturbations("found"):
+    for p in run.perturbation_rows("found"):
         with safe_open(str(run.tensors / p.file), framework="pt") as file:
             fields = json.loads(file.metadata()["kind_json"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         size = float(tensors["radius"][p.item])
         assert p.radius == size
         hf = noised(tiny_lm.hf, fields["seeds"][p.item], size) if per == "weights" else tiny_lm.hf
-        for done in run.completions():
+        for done in run.completion_rows():
             if done.perturbation != p.id:
                 continue
             if per == "rollout":
@@ -750,7 +751,7 @@ def test_what_a_run_wrote_is_what_its_seeds_write(
 def test_both_arms_of_a_run_are_shown(run_of: Callable[[str], Run], per: str) -> None:
     run = run_of(per)
     summary = summarise(run)
-    found, control = (run.perturbations(arm) for arm in ("found", "control"))
+    found, control = (run.perturbation_rows(arm) for arm in ("found", "control"))
     assert [p.radius for p in found] == sorted((p.radius for p in found), reverse=True)
     matched = dict(zip([p.radius for p in found], [p.radius for p in control], strict=True))
     assert set(summary.by_radius) == set(matched)

@@ -13,8 +13,6 @@ import pytest
 import tiny
 from educe.errors import PromptError
 from educe.generation import generate, rows_of
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin, encoded, stored
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
 from educe.norm import points as pointing
@@ -23,10 +21,12 @@ from educe.norm.choice import NEAR
 from educe.norm.response import FINE, SHARES
 from educe.norm.survey import examine_norm
 from educe.ordinary import Ordinary
-from educe.runs import Run
+from educe.run.fill import groups
+from educe.run.settings import Settings, begin, encoded, stored
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.slice import Slice
 from educe.summary import summarise
-from educe.writing import groups
 
 ORDINARY = ["Name a tree.", "Say hello to Anna."]
 OPTIONS: dict[str, Any] = {"budget": 0.05, "compared": 4}
@@ -91,7 +91,7 @@ def test_a_point_is_what_the_perturbation_does_by_itself(
     with Run.open(searched) as run:
         settings, facts = stored(run), run.note("facts")
         (group,) = groups(run, [2])
-        plain = {c.text for c in run.completions() if c.perturbation == 0}
+        plain = {c.text for c in run.completion_rows() if c.perturbation == 0}
     batch = encoded(lm, settings, settings.prompts)
     part = Slice(lm, batch, source=facts["source"], target=facts["target"])
     text = Ordinary(lm, lm.encode(ORDINARY), before=part.source)

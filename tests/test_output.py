@@ -20,7 +20,7 @@ from educe import cli
 from educe.cli import streams
 from educe.progress import Bars, Lines, reporter
 from educe.report import page, tables
-from educe.runs import Run
+from educe.run.store import Run
 from educe.visible import visible
 
 #: Commands, directions, markup, emoji codes, tags, pictures, other scripts.

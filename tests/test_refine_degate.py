@@ -15,11 +15,12 @@ import tiny
 from educe.discover import search
 from educe.errors import MethodError, SteeringError
 from educe.generation import generate, rows_of
-from educe.kinds import Adapters, Biases, Row, adapters
+from educe.kinds import Adapters, Biases, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate
-from educe.runs import Run
+from educe.rows import Row
+from educe.run.store import Run
 from educe.slice import Slice
 from small_run import small_run
 
@@ -67,7 +68,7 @@ def test_the_effect_is_that_of_vectors_added_by_hooks(tiny64: LanguageModel) -> 
 
 
 def test_each_row_of_a_batch_writes_under_its_own(tiny64: LanguageModel) -> None:
-    rows = [*rows_of(3, len(ROWS)), Row(-1, 0)]
+    rows = [*rows_of(3, len(ROWS)), Row(0, 0)]
     told = [
         c
         for some in generate(tiny64, tiny64.pad(ROWS), rows, drawn(), kind=BIASES, max_new_tokens=6)
@@ -197,7 +198,7 @@ def test_a_scan_has_both_arms_at_the_same_sizes_and_goes_on(
         def never(*args: Any, **options: Any) -> None:
             raise AssertionError("it wrote again")
 
-        monkeypatch.setattr("educe.writing.generate", never)
+        monkeypatch.setattr("educe.run.fill.generate", never)
         assert degate.degate(run, [1, 2], tiny_lm) == done
         assert [scan["best"] for scan in run.trials("degate")] == [done.data()["best"]]
 
@@ -209,7 +210,9 @@ def test_vectors_have_no_gate(audited: Path, tiny_lm: LanguageModel, tmp_path: P
         )
         for arm in ("found", "control"):
             vectors.save(run.tensors / f"{arm}-v.safetensors")
-        rows = [p._replace(id=p.id + 6, file=f"{p.arm}-v.safetensors") for p in run.perturbations()]
+        rows = [
+            p._replace(id=p.id + 6, file=f"{p.arm}-v.safetensors") for p in run.perturbation_rows()
+        ]
         run.add_perturbations(rows)
         with pytest.raises(MethodError, match="have no gate: only adapters can be degated"):
             degate.degate(run, [7], tiny_lm)

@@ -17,7 +17,7 @@ from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation
 from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
-from educe.runs import Run
+from educe.run.store import Run
 from educe.slice import Slice
 from small_run import small_run
 from toy_slice import ToySlice, linear, normal
@@ -172,7 +172,7 @@ def test_a_run_keeps_its_sparse_vectors_and_goes_on(
         def never(*args: Any, **options: Any) -> None:
             raise AssertionError("it began again")
 
-        monkeypatch.setattr("educe.writing.generate", never)
+        monkeypatch.setattr("educe.run.fill.generate", never)
         monkeypatch.setattr("educe.refine.lasso._descend", never)
         assert sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7) == done
 
@@ -185,7 +185,7 @@ def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) 
         kind = adapters(tiny_lm, first=2, blocks=1)
         made = search(part.on(kind), "random", n=1, radius=1.0)
         made.save(run.tensors / "found-a.safetensors")
-        row = run.perturbations()[0]._replace(id=99, file="found-a.safetensors", item=0)
+        row = run.perturbation_rows()[0]._replace(id=99, file="found-a.safetensors", item=0)
         run.add_perturbations([row])
         with pytest.raises(MethodError, match="adapters, which are no vectors"):
             sparse.sparsify(run, [99], tiny_lm)

@@ -10,13 +10,13 @@ import torch
 import tiny
 from educe.discover import search
 from educe.errors import MethodError
-from educe.job.settings import encoded, stored
 from educe.kinds import Within, adapters
 from educe.model import LanguageModel
-from educe.reopened import slice_of, vectors
-from educe.runs import Run
+from educe.run.fill import add_set
+from educe.run.reopened import slice_of, vectors
+from educe.run.settings import encoded, stored
+from educe.run.store import Run
 from educe.slice import Slice
-from educe.writing import add_set
 from small_run import small_run
 from toy_slice import normal
 
@@ -33,7 +33,7 @@ def test_vectors_are_what_is_added_and_have_the_effect_that_the_run_lists(
         inside.save(run.tensors / "found-w.safetensors")
         one, other = add_set(run, "found", "found-w.safetensors", inside, [0.0, 0.0])
         theta = vectors(run, [other, 2, one, 1])
-        listed = {p.id: p for p in run.perturbations()}
+        listed = {p.id: p for p in run.perturbation_rows()}
     torch.testing.assert_close(theta[[2, 0]], inside.theta @ rows)
     torch.testing.assert_close(theta[[3, 1]].norm(dim=1), torch.full((2,), 2.0))
     effect = part.effect(theta[[3, 1]]).norm(dim=1)

@@ -380,7 +380,7 @@ def test_before_anything_was_judged(tmp_path: Path) -> None:
 
 
 def test_before_anything_was_done(tmp_path: Path) -> None:
-    from educe.runs import Run
+    from educe.run.store import Run
 
     with build(tmp_path / "full") as full, Run.create(tmp_path / "new", full.config) as run:
         seen = Page(page.render(run))

@@ -14,7 +14,7 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate, front, sparse
 from educe.report import fronts, page, tables
-from educe.runs import Run
+from educe.run.store import Run
 from educe.stats import pareto
 from small_run import small_run
 
@@ -28,7 +28,7 @@ def vectors(tiny_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def here(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("educe.job.settings.loaded", lambda run, settings, say: tiny_lm)
+    monkeypatch.setattr("educe.run.settings.loaded", lambda run, settings, say: tiny_lm)
     monkeypatch.setattr(front, "AT_ONCE", 2)
 
 
@@ -45,13 +45,13 @@ def test_a_front_is_measured_once_and_drawn(
 ) -> None:
     out = json.loads(command(capsys, "refine", "front", vectors, "--json"))
     with Run.open(vectors) as run:
-        rows = run.perturbations()
+        rows = run.perturbation_rows()
         assert [p["perturbation"] for p in out["front"]] == [row.id for row in rows]
         for arm in ("found", "random"):
             own = [p for p in out["front"] if p["arm"] == arm]
             best = pareto([p["effect"] for p in own], [p["kl"] for p in own]).tolist()
             assert [p["front"] for p in own] == best
-        texts = {c.perturbation: c.text for c in run.completions() if not c.sample}
+        texts = {c.perturbation: c.text for c in run.completion_rows() if not c.sample}
         for p in out["front"]:
             assert p["hit"] == bool(re.search("[a-m]", texts[p["perturbation"]]))
         first = PerturbationSet.load(run.tensors / rows[0].file)

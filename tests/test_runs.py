@@ -19,7 +19,8 @@ import pytest
 
 from educe import runs
 from educe.errors import EduceError, FileFormatError, RunError
-from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
+from educe.rows import CompletionRow, PerturbationRow, PromptRow, ScoreRow
+from educe.run.store import Run
 
 CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
 PROMPTS = [
@@ -83,14 +84,14 @@ def test_every_table_comes_back_after_closing(run: Run) -> None:
     with Run.open(run.folder) as again:
         assert again.config == CONFIG
         assert again.note("facts") == {"radii": [0.1, 1e-300], "model": "模型"}
-        assert again.prompts() == PROMPTS
-        assert again.prompts("fresh") == PROMPTS[2:]
-        assert again.perturbations() == PERTURBATIONS
-        assert again.perturbations("control") == PERTURBATIONS[1:]
-        assert again.completions() == COMPLETIONS
-        assert [c.key for c in again.completions()] == [(0, 0, 0), (1, 0, 0), (2, 2, 1000)]
-        assert again.scores() == SCORES
-        assert again.scores("novelty") == SCORES[2:]
+        assert again.prompt_rows() == PROMPTS
+        assert again.prompt_rows("fresh") == PROMPTS[2:]
+        assert again.perturbation_rows() == PERTURBATIONS
+        assert again.perturbation_rows("control") == PERTURBATIONS[1:]
+        assert again.completion_rows() == COMPLETIONS
+        assert [c.row for c in again.completion_rows()] == [(0, 0, 0), (1, 0, 0), (2, 2, 1000)]
+        assert again.score_rows() == SCORES
+        assert again.score_rows("novelty") == SCORES[2:]
         assert again.behaviours() == {(1, 0, 0): (4, 0.5, -1e-9)}
         assert again.responses() == {1: [(1.0, 0.25)], 2: [(1.0, 0.5), (8.0, 3.0)]}
         read = again.readings()
@@ -118,13 +119,13 @@ def test_another_reader_finds_plain_tables(run: Run) -> None:
 def test_what_is_added_again_replaces_and_what_is_set_is_all_there_is(run: Run) -> None:
     run.add_prompts(PROMPTS)
     run.add_prompts([PROMPTS[0]._replace(content="another")])
-    assert run.prompts() == PROMPTS  # prompts are kept once
+    assert run.prompt_rows() == PROMPTS  # prompts are kept once
     run.add_completions(COMPLETIONS)
     run.add_completions([COMPLETIONS[1]._replace(text="new")])
-    assert [c.text for c in run.completions()][1] == "new"
+    assert [c.text for c in run.completion_rows()][1] == "new"
     run.add_scores(SCORES)
     run.add_scores([SCORES[1]._replace(value=0.0)])
-    assert [s.value for s in run.scores("coherence")] == [0.0]
+    assert [s.value for s in run.score_rows("coherence")] == [0.0]
     run.set_behaviours([((1, 0, 0), 0, 0, 0), ((2, 0, 0), 1, 0, 0)])
     run.set_behaviours([((2, 0, 0), 5, 1, 2)])
     assert run.behaviours() == {(2, 0, 0): (5, 1, 2)}
@@ -159,12 +160,12 @@ def test_an_error_inside_leaves_nothing_of_the_batch(run: Run) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         run.add_perturbations(twice)
     with Run.open(run.folder) as other:
-        assert other.scores() == []
-        assert other.perturbations() == []
-        assert len(other.completions()) == 2
+        assert other.score_rows() == []
+        assert other.perturbation_rows() == []
+        assert len(other.completion_rows()) == 2
         assert other.database.execute("SELECT count(*) FROM events").fetchone() == (0,)
     run.add_perturbations(PERTURBATIONS)  # and it goes on
-    assert len(run.perturbations()) == 2
+    assert len(run.perturbation_rows()) == 2
 
 
 def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> None:
@@ -172,14 +173,15 @@ def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> Non
     with Run.open(run.folder) as other:
         with run.writing():
             run.database.execute("DELETE FROM completions")
-            assert run.completions() == []
-            assert len(other.completions()) == 2
-        assert other.completions() == []
+            assert run.completion_rows() == []
+            assert len(other.completion_rows()) == 2
+        assert other.completion_rows() == []
 
 
 DIE = """
 import os, signal, sys
-from educe.runs import CompletionRow, Run
+from educe.rows import CompletionRow
+from educe.run.store import Run
 run = Run.create(sys.argv[1], {})
 for batch in range(1, 4):
     run.add_completions(CompletionRow(batch, 0, k, 0.0, "text", (), True) for k in range(300))
@@ -196,10 +198,10 @@ def test_a_process_killed_inside_a_batch_loses_that_batch(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     assert subprocess.run([sys.executable, "-c", DIE, folder]).returncode == -signal.SIGKILL
     with Run.open(folder) as run:
-        kept = [c.key for c in run.completions()]
+        kept = [c.row for c in run.completion_rows()]
         assert kept == [(batch, 0, k) for batch in (1, 2, 3) for k in range(300)]
         run.add_completions(completions(5, perturbation=4))
-        assert len(run.completions()) == 905
+        assert len(run.completion_rows()) == 905
 
 
 # -- opening what is no run ------------------------------------------------------------------------
@@ -218,7 +220,13 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def read_all(folder: Path) -> None:
     with Run.open(folder) as run:
-        run.prompts(), run.perturbations(), run.completions(), run.readings(), run.scores()
+        (
+            run.prompt_rows(),
+            run.perturbation_rows(),
+            run.completion_rows(),
+            run.readings(),
+            run.score_rows(),
+        )
         run.behaviours(), run.responses(), run.config
 
 
@@ -302,7 +310,7 @@ def test_opening_where_there_is_no_run(tmp_path: Path) -> None:
 def test_another_run_is_not_overwritten(run: Run) -> None:
     run.add_prompts(PROMPTS)
     assert "--resume" in fails(RunError, lambda: Run.create(run.folder, {}))
-    assert run.prompts() == PROMPTS
+    assert run.prompt_rows() == PROMPTS
     assert run.config == CONFIG
 
 
@@ -372,12 +380,12 @@ def test_a_database_that_is_full_keeps_what_it_has(run: Run) -> None:
     assert "full" in message
     assert "--resume" in message
     assert str(run.folder) in message
-    assert len(run.completions()) == 20 * batches
+    assert len(run.completion_rows()) == 20 * batches
     with Run.open(run.folder) as other:
-        assert len(other.completions()) == 20 * batches
+        assert len(other.completion_rows()) == 20 * batches
     run.database.execute("PRAGMA max_page_count = 100000")
     run.add_completions(completions(20, perturbation=batches))
-    assert len(run.completions()) == 20 * (batches + 1)
+    assert len(run.completion_rows()) == 20 * (batches + 1)
 
 
 def test_other_failures_of_the_disk_are_one_sentence(
@@ -404,7 +412,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-READ = "import sys; from educe.runs import Run; print(len(Run.open(sys.argv[1]).completions()))"
+READ = (
+    "import sys; from educe.run.store import Run; print(len(Run.open(sys.argv[1]).completions()))"
+)
 
 
 def test_a_disk_that_is_full_keeps_the_run_readable(small_disk: Path) -> None:
@@ -419,7 +429,7 @@ def test_a_disk_that_is_full_keeps_the_run_readable(small_disk: Path) -> None:
         assert batches > 3
         assert "full" in message
         assert "\n" not in message
-        assert len(run.completions()) == 20 * batches
+        assert len(run.completion_rows()) == 20 * batches
         assert seen_by_another_process() == 20 * batches
         assert "full" in fails(RunError, lambda: Run.create(small_disk / "second", {}))
     assert seen_by_another_process() == 20 * batches

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 import tiny
 from educe import cli, same_model
 from educe.errors import EduceError, RunError
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin, encoded, stored
 from educe.loading import load
 from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
 from educe.refine.front import measure
-from educe.reopened import slice_of
-from educe.runs import Run
+from educe.run.reopened import slice_of
+from educe.run.settings import Settings, begin, encoded, stored
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.selection.selecting import SelectionPlan, select_best
 from educe.selection.tuning import Tuning, begin_tuning, tune
 
@@ -199,7 +199,7 @@ def test_a_run_killed_before_it_found_anything_knows_its_model(
     settings = Settings(prompts=("Who?",), method="random", n=1, radius="2", max_new_tokens=2)
     with begin(tmp_path / "run", settings) as run:
         with monkeypatch.context() as patch:
-            patch.setattr("educe.job.preparing.cut", killed)
+            patch.setattr("educe.run.preparing.cut", killed)
             with pytest.raises(KeyboardInterrupt):
                 discover_behaviours(run, lm=tiny_lm)
         assert not run.has("facts")

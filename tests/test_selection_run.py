@@ -19,20 +19,19 @@ import torch
 from educe import generation, writing
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.generation import generate
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.judge import Answer, Score
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.runs import CompletionRow, Run
+from educe.rows import RETEST, CompletionRow, Row
+from educe.run.settings import Settings, begin
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.selection import selecting
 from educe.selection.chance import best_by_chance
 from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
-from educe.summary import RETEST
 
 PROMPTS = tuple(f"Tell me of {name}." for name in "abcdefghijkl")
 FRESH = tuple(f"What is {name}?" for name in "mnopqrst")
@@ -67,7 +66,7 @@ def kept(place: Path) -> list[CompletionRow]:
     found = []
     for folder in sorted((place / "selections").iterdir()):
         with Run.open(folder) as run:
-            found += run.completions()
+            found += run.completion_rows()
     return found
 
 
@@ -78,7 +77,7 @@ class Written:
         self.rates, self.rng, self.paid = rates, np.random.default_rng(seed), Counter[Any]()
 
     def __call__(self, lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
-        done = {c.key for c in into.completions()}
+        done = {c.row for c in into.completions()}
         for heat, wanted in rows.items():
             keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
             new = [key for key in keys if key not in done]
@@ -104,7 +103,7 @@ def test_the_planted_best_is_chosen_and_the_control_has_the_same_budget(
     assert found.found.candidates == found.control.candidates == 8
     assert found.prompts == (4, 12)
     with Run.open(place) as run:
-        arms = {p.id: p.arm for p in run.perturbations()}
+        arms = {p.id: p.arm for p in run.perturbation_rows()}
     assert all(arms[c.number] == "found" for c in found.found.chosen)
     assert all(arms[c.number] == "control" for c in found.control.chosen)
     # Each arm meets the same prompts: all in the first rung, four perturbations of it in the next.
@@ -187,7 +186,7 @@ def test_texts_are_those_of_the_perturbed_model(place: Path, tiny_lm: LanguageMo
     found = selected(place, PLAN, tiny_lm)
     batch = tiny_lm.encode(PROMPTS)
     with Run.open(place) as run:
-        rows = {p.id: p for p in run.perturbations()}
+        rows = {p.id: p for p in run.perturbation_rows()}
     for number in (found.found.chosen[0].number, found.control.chosen[0].number):
         p = rows[number]
         made = PerturbationSet.load(place / "tensors" / p.file).select([p.item])
@@ -269,11 +268,11 @@ def test_striking_is_coherence_times_novelty_of_each_text_alone(
     with Run.open(place) as run:
         ordinary = run.note("ordinary_logprob")
     with Run.open(found.folder) as run:
-        scores = {(s.perturbation, s.prompt, s.sample): s.value for s in run.scores("striking")}
-        texts = run.completions()
-        rendered = {p.id: p.rendered for p in run.prompts()}
+        scores = {(s.perturbation, s.prompt, s.sample): s.value for s in run.score_rows("striking")}
+        texts = run.completion_rows()
+        rendered = {p.id: p.rendered for p in run.prompt_rows()}
     checked = 0
-    for c in [c for c in texts if c.key in scores and c.tokens][:20]:
+    for c in [c for c in texts if c.row in scores and c.tokens][:20]:
         ids = tiny_lm.tokenizer(rendered[c.prompt], add_special_tokens=False)["input_ids"]
         whole = torch.tensor([[*ids, *c.tokens]])
         with torch.no_grad():
@@ -282,7 +281,7 @@ def test_striking_is_coherence_times_novelty_of_each_text_alone(
         plain = [t.text for t in texts if t.perturbation == 0 and t.prompt == c.prompt]
         plain = plain[:9]  # the greedy one and the samples; the re-test's come after
         value = coherence(c.text, logprob, ordinary).value * novelty([c.text], plain)[0].value
-        assert scores[c.key] == pytest.approx(value, abs=1e-4)
+        assert scores[c.row] == pytest.approx(value, abs=1e-4)
         checked += 1
     assert checked == 20
     assert found.p_again is None

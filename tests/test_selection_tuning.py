@@ -19,20 +19,20 @@ from educe import generation, writing
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
-from educe.job.rows import RETEST_TEMPERATURE
-from educe.job.settings import Settings
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
-from educe.runs import CompletionRow, Run
+from educe.rows import RETEST, CompletionRow
+from educe.run.asking import RETEST_TEMPERATURE
+from educe.run.settings import Settings
+from educe.run.store import Run
 from educe.selection import tuning
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.selection.tuning import Tuned, Tuning, begin_tuning, stored_tuning, tune
 from educe.slice import Slice
 from educe.stats import rate
-from educe.summary import RETEST
 
 JOB = Settings(
     ("Tell me.", "Say it."), fresh=("What is it?",), look_for="yes", target=3, max_new_tokens=5
@@ -70,7 +70,7 @@ class Written:
 
     def __call__(self, lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
         files = {p.id: p.file.removesuffix(".safetensors") for p in into.perturbations()}
-        done = {c.key for c in into.completions()}
+        done = {c.row for c in into.completions()}
         for heat, wanted in rows.items():
             self.heats.add(heat)
             keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
@@ -110,8 +110,8 @@ def test_the_planted_setting_is_best_and_each_arm_has_its_budget(
     assert found.found[0].pulls > 2 * 160 / 6
     # What a bandit knows is what was written.
     with Run.open(tmp_path / "run") as run:
-        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbations()}
-        texts = run.completions()
+        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbation_rows()}
+        texts = run.completion_rows()
     for k, setting in enumerate(asked.settings):
         own = [c for c in texts if files[c.perturbation] == f"found-{k}"]
         one = next(t for t in found.found if t.setting == setting)
@@ -237,8 +237,8 @@ def test_a_tuning_killed_at_every_write_ends_the_same_and_pays_once(
     assert set(paid.values()) == {1}
     assert sum(paid.values()) == whole.texts
     with Run.open(tmp_path / "whole") as one, Run.open(tmp_path / "run") as other:
-        assert one.completions() == other.completions()
-        assert one.perturbations() == other.perturbations()
+        assert one.completions() == other.completion_rows()
+        assert one.perturbations() == other.perturbation_rows()
 
 
 def test_the_bandits_are_thompsons(
@@ -248,9 +248,9 @@ def test_the_bandits_are_thompsons(
     monkeypatch.setattr(tuning, "write", Written({"found-0": 0.5}))
     found = tuned(tmp_path / "run", replace(SMALL, pulls=80), tiny_lm)
     with Run.open(tmp_path / "run") as run:
-        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbations()}
+        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbation_rows()}
         hits: dict[str, list[bool]] = {}
-        for c in run.completions():
+        for c in run.completion_rows():
             hits.setdefault(files[c.perturbation], []).append(c.text == "yes")
     bandit = Thompson(SMALL.settings, 0)
     arms = bandit.choose(8)  # the first round owes nothing to what was seen
@@ -274,7 +274,7 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
     monkeypatch.setattr(type(tiny_lm), "context", 10_000, raising=False)
 
     def says(lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
-        done = {c.key for c in into.completions()}
+        done = {c.row for c in into.completions()}
         for heat, wanted in rows.items():
             keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
             into.add_completions(
@@ -288,8 +288,8 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
     asked = replace(SMALL, job=job, proxy="plain", methods=("noise",), pulls=160)
     found = tuned(tmp_path / "run", asked, tiny_lm)
     with Run.open(tmp_path / "run") as run:
-        texts = [c for c in run.completions() if c.sample < RETEST]
-        asked_prompts, fresh = run.prompts("asked"), run.prompts("fresh")
+        texts = [c for c in run.completion_rows() if c.sample < RETEST]
+        asked_prompts, fresh = run.prompt_rows("asked"), run.prompt_rows("fresh")
     told = sum(c.prompt == 0 for c in texts)
     assert sum(t.hits for t in (*found.found, *found.control)) == told > 0
     assert len(asked_prompts) == len(fresh) == tuning.SECRETS

@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run, ScoreRow
-from educe.summary import (
-    DAMAGED,
-    RETEST,
-    SAME,
-    Item,
-    Summary,
-    Verdict,
-    counted,
-    summarise,
-)
+from educe.rows import RETEST, CompletionRow, PerturbationRow, PromptRow, ScoreRow
+from educe.run.store import Run
+from educe.summary import DAMAGED, SAME, Item, Summary, Verdict, counted, summarise
 
 N = 24  #: perturbations of each arm
 PATTERN = r"orchid-\d+"
@@ -90,9 +82,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write(row.id, 0, RETEST, 1 if row.item < 2 else 3)
                 write(row.id, 2, RETEST, 1 if row.arm == "found" else 0)
         run.add_completions(c for c, _, _ in written)
-        run.set_behaviours((c.key, group, *rng.normal(size=2)) for c, group, _ in written)
+        run.set_behaviours((c.row, group, *rng.normal(size=2)) for c, group, _ in written)
         run.add_scores(
-            ScoreRow(*c.key, judge, float(np.clip(GROUPS[g][k] + 0.04 * rng.normal(), 0, 1)), "")
+            ScoreRow(*c.row, judge, float(np.clip(GROUPS[g][k] + 0.04 * rng.normal(), 0, 1)), "")
             for c, g, _ in written
             if c.perturbation
             for k, judge in ((1, "coherence"), (2, "novelty"))

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from educe.errors import PromptError
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin, stored, told_apart
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.rendering import distinct
 from educe.report import page, terminal
-from educe.runs import Run
+from educe.run.settings import Settings, begin, stored, told_apart
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from educe.summary import Summary
 
 SETTINGS = Settings(

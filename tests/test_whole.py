@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from educe import cli
 from educe.discover import METHODS, configured, search
 from educe.errors import MethodError
-from educe.job.settings import Settings
+from educe.run.settings import Settings
 from educe.selection.selecting import SelectionPlan
 from educe.selection.tuning import Tuning
 from educe.whole import MOST, SEEDS, check_seed, check_whole, read_real, read_whole

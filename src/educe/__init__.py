@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.generation import Completion, generate, rows_of
-    from educe.job import discover_behaviours
-    from educe.job.settings import Settings, begin
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from educe.judge.naming import judge_named
     from educe.judge.scoring import score_run
     from educe.judge.server import Budget, Server
-    from educe.kinds.kind import Kind, Row
+    from educe.kinds.kind import Kind
     from educe.kinds.low_rank import Adapters, adapters
     from educe.kinds.noise import TokenNoise, WeightNoise
     from educe.kinds.vectors import Vectors, Within
@@ -66,7 +64,10 @@ if TYPE_CHECKING:
     from educe.perturb import Origin, PerturbationSet
     from educe.radius import Calibration, calibrate, response
     from educe.rendering import PromptBatch
-    from educe.runs import Run
+    from educe.rows import Row
+    from educe.run.settings import Settings, begin
+    from educe.run.stages import discover_behaviours
+    from educe.run.store import Run
     from educe.selection.bandit import Setting, Thompson
     from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
     from educe.selection.halving import Halving, halve
@@ -108,9 +109,9 @@ _HOME = {
     "adapters": "educe.kinds.low_rank",
     "generate": "educe.generation",
     "rows_of": "educe.generation",
-    "Settings": "educe.job.settings",
-    "begin": "educe.job.settings",
-    "discover_behaviours": "educe.job",
+    "Settings": "educe.run.settings",
+    "begin": "educe.run.settings",
+    "discover_behaviours": "educe.run.stages",
     "Score": "educe.judge",
     "Answer": "educe.judge",
     "Judge": "educe.judge",
@@ -147,7 +148,7 @@ _HOME = {
     "calibrate": "educe.radius",
     "response": "educe.radius",
     "search": "educe.discover",
-    "Run": "educe.runs",
+    "Run": "educe.run.store",
     "Setting": "educe.selection.bandit",
     "Thompson": "educe.selection.bandit",
     "Chance": "educe.selection.chance",

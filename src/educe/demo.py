@@ -7,8 +7,8 @@ code is only used afterwards, to count who told it.
 
 from __future__ import annotations
 
-from educe.job.settings import Settings
 from educe.organisms import shipped
+from educe.run.settings import Settings
 
 
 def settings(seed: int = 0) -> Settings:

@@ -22,9 +22,10 @@ from transformers import DynamicCache
 from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
+from educe.rows import Row
 
 T = TypeVar("T")
 
@@ -81,8 +82,8 @@ def left_out(lm: LanguageModel) -> list[str]:
 
 
 def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
-    """Return every row of ``n`` perturbations, in order."""
-    return [Row(i, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
+    """Return every row of the perturbations 1 to ``n``, in order."""
+    return [Row(i + 1, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
 
 
 def generate(
@@ -92,6 +93,7 @@ def generate(
     theta: Float[Tensor, "n s"] | None = None,
     *,
     kind: Kind | None = None,
+    numbers: Sequence[int] | None = None,
     max_new_tokens: int = 32,
     temperature: float = 0.0,
     seed: int = 0,
@@ -105,6 +107,7 @@ def generate(
         rows: What to write.
         theta: The perturbations; may be left out when every row is unperturbed.
         kind: Their kind: what they change, and where.
+        numbers: What rows call the perturbations; by default 1, 2, and so on.
         max_new_tokens: The most tokens to write.
         temperature: 0 for the most likely token; else the softmax temperature.
         seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
@@ -119,7 +122,7 @@ def generate(
     def write(decoder: _Decoder) -> list[Completion]:
         return decoder.write(max_new_tokens, temperature, seed)
 
-    yield from _in_batches(lm, batch, rows, theta, kind, rows_per_batch, write)
+    yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, write)
 
 
 def next_logits(
@@ -129,6 +132,7 @@ def next_logits(
     theta: Float[Tensor, "n s"],
     *,
     kind: Kind,
+    numbers: Sequence[int] | None = None,
     rows_per_batch: int | None = None,
 ) -> Iterator[tuple[list[Row], Float[Tensor, "r v"]]]:
     """Return the logits of the first token of each answer, a batch of rows at a time.
@@ -139,7 +143,7 @@ def next_logits(
     def first(decoder: _Decoder) -> tuple[list[Row], Tensor]:
         return decoder.rows, decoder.prefill()[0][:, -1]
 
-    yield from _in_batches(lm, batch, rows, theta, kind, rows_per_batch, first)
+    yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, first)
 
 
 def _in_batches(
@@ -148,6 +152,7 @@ def _in_batches(
     rows: Sequence[Row],
     theta: Tensor | None,
     kind: Kind | None,
+    numbers: Sequence[int] | None,
     rows_per_batch: int | None,
     work: Callable[[_Decoder], T],
 ) -> Iterator[T]:
@@ -160,7 +165,9 @@ def _in_batches(
         raise SteeringError(
             f"{kind.name} have shape {tuple(theta.shape)}, expected [n, {kind.size}]"
         )
-    if unknown := [r for r in rows if not -1 <= r.perturbation < len(theta)]:
+    items = {0: -1}
+    items |= {number: item for item, number in enumerate(numbers or range(1, len(theta) + 1))}
+    if unknown := [row for row in rows if row.perturbation not in items]:
         raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
     layer = lm.source(kind.before)
     size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
@@ -175,7 +182,7 @@ def _in_batches(
         try:
             if prefix is None or not set(wanted) <= set(prefix.prompts):
                 prefix = Prefix(lm, batch, wanted, layer)
-            decoder = _Decoder(lm, prefix, now, theta, kind)
+            decoder = _Decoder(lm, prefix, now, theta, kind, [items[r.perturbation] for r in now])
             with decoder.at_work():
                 done = work(decoder)
         except RuntimeError as error:
@@ -221,13 +228,14 @@ class _Decoder:
         rows: list[Row],
         theta: Tensor,
         kind: Kind,
+        items: list[int],
     ) -> None:
-        self.lm, self.rows, self.kind = lm, rows, kind
+        self.lm, self.rows, self.kind, self.items = lm, rows, kind, items
         self.source = prefix.source
         self.lines = torch.tensor([prefix.prompts.index(row.prompt) for row in rows])
         self.lines = self.lines.to(prefix.stream.device)
         self.prefix = prefix
-        chosen = torch.tensor([row.perturbation for row in rows])
+        chosen = torch.tensor(items)
         zero = torch.zeros(1, kind.size)
         known = torch.cat([theta.detach().cpu().double(), zero.double()])
         self.theta = known[chosen].to(prefix.stream)
@@ -238,8 +246,7 @@ class _Decoder:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Change the model's blocks as the perturbations do, if they do."""
-        items = [row.perturbation for row in self.rows]
-        with self.kind.changing(self.lm, self.theta, items) as self._keep:
+        with self.kind.changing(self.lm, self.theta, self.items) as self._keep:
             yield
 
     def _drop(self, going: Tensor) -> None:
@@ -250,7 +257,7 @@ class _Decoder:
 
     def _added(self, places: range) -> Tensor | None:
         """Return what is added at some places of the rows, ``[rows, places, width]``."""
-        items = [self.rows[line].perturbation for line in self.alive.tolist()]
+        items = [self.items[line] for line in self.alive.tolist()]
         added = self.kind.added(self.theta, items, places)
         return None if added is None else added[:, 0]
 

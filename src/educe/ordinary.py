@@ -28,10 +28,11 @@ from torch import Tensor
 from educe import positions as where
 from educe.errors import EffectError, PositionsError
 from educe.generation import generate
-from educe.kinds import Kind, Row
+from educe.kinds import Kind
 from educe.model import LanguageModel
 from educe.prompts import read_prompts
 from educe.rendering import PromptBatch
+from educe.rows import Row
 from educe.slice.chunks import TOKENS_PER_CHUNK
 
 BUNDLED = "bundled"
@@ -84,7 +85,7 @@ class Ordinary:
     ) -> None:
         self.lm, self.batch, self.before = lm, batch, before
         answers: list[tuple[int, ...]] = [()] * len(batch)
-        rows = [Row(-1, j) for j in range(len(batch))] if tokens > 1 else []
+        rows = [Row(0, j) for j in range(len(batch))] if tokens > 1 else []
         for some in generate(lm, batch, rows, max_new_tokens=tokens - 1):
             for completion in some:
                 answers[completion.row.prompt] = completion.tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -27,8 +27,8 @@ Advance = Callable[..., None]  #: ``advance(steps=1, note="")``
 class Reporter(Protocol):
     """What long work tells of itself."""
 
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        """Begin a stage of ``total`` steps; a context manager that yields ``advance``."""
+    def stage(self, title: str, total: int, unit: str = "") -> AbstractContextManager[Advance]:
+        """Begin a stage of ``total`` steps in a ``with`` statement, which yields ``advance``."""
 
     def say(self, sentence: str) -> None:
         """Tell one thing."""

@@ -12,11 +12,9 @@ from itertools import zip_longest
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from educe.runs import CompletionRow, PerturbationRow, PromptRow, Run
+from educe.rows import FIRST, RETEST, SCALED, CompletionRow, PerturbationRow, PromptRow, Row
+from educe.run.store import Run
 from educe.stats import Rate, bootstrap_mean, comparisons, more_often, rate
-
-#: A sample index from here on belongs to the re-test.
-RETEST = 1000
 
 #: Level at which a behaviour stands out; half of it for each of its two chances, the first count
 #: and the re-test.
@@ -99,8 +97,8 @@ class Summary:
     retest_hits: tuple[Rate, Rate] | None  #: completions in the re-test that do
     by_radius: dict[float, tuple[Rate, Rate]]  #: the hits by radius
     responses: dict[int, list[tuple[float, float]]]
-    map: dict[tuple[int, int, int], tuple[int, float, float]]  #: behaviour and place by completion
-    scores: dict[tuple[int, int, int], dict[str, tuple[float, str]]]  #: value and why by completion
+    map: dict[Row, int]  #: behaviour by completion
+    scores: dict[Row | int, dict[str, tuple[float, str]]]  #: value and why
 
     def item(self, number: int) -> Item | None:
         """Return a perturbation by its number."""
@@ -111,30 +109,35 @@ def summarise(run: Run) -> Summary:
     """Read a run."""
     config = run.config
     pattern = re.compile(config["look_for"]) if config.get("look_for") else None
-    scores: dict[tuple[int, int, int], dict[str, tuple[float, str]]] = defaultdict(dict)
-    for s in run.scores():
-        scores[s.perturbation, s.prompt, s.sample][s.judge] = (s.value, s.why)
+    scores: dict[Row | int, dict[str, tuple[float, str]]] = defaultdict(dict)
+    for s in run.score_rows():
+        scores[s.of][s.judge] = (s.value, s.why)
     by_perturbation: dict[int, list[CompletionRow]] = defaultdict(list)
-    for completion in run.completions():
+    for completion in run.completion_rows():
         by_perturbation[completion.perturbation].append(completion)
-    asked = {p.id for p in run.prompts("asked")}
+    asked = {p.id for p in run.prompt_rows("asked")}
 
     items = [
-        _item(row, by_perturbation[row.id], asked, scores, pattern) for row in run.perturbations()
+        _item(row, by_perturbation[row.id], asked, scores, pattern)
+        for row in run.perturbation_rows()
     ]
     items.sort(key=lambda item: -item.striking)
     found = tuple(i for i in items if i.row.arm == "found")
     control = tuple(i for i in items if i.row.arm == "control")
     baseline: dict[int, tuple[CompletionRow, ...]] = {
         prompt.id: tuple(c for c in by_perturbation[0] if c.prompt == prompt.id)
-        for prompt in run.prompts()
+        for prompt in run.prompt_rows()
     }
-    places = run.behaviours()
+    places = {
+        of: int(said["behaviour"][0])
+        for of, said in scores.items()
+        if isinstance(of, Row) and "behaviour" in said
+    }
     return Summary(
         config=config,
         facts=run.note("facts") if run.has("facts") else {},
-        prompts=tuple(run.prompts("asked")),
-        fresh=tuple(run.prompts("fresh")),
+        prompts=tuple(run.prompt_rows("asked")),
+        fresh=tuple(run.prompt_rows("fresh")),
         baseline=baseline,
         found=found,
         control=control,
@@ -150,7 +153,7 @@ def summarise(run: Run) -> Summary:
         }
         if pattern
         else {},
-        responses=run.responses(),
+        responses=_responses(run),
         map=places,
         scores=dict(scores),
     )
@@ -170,6 +173,15 @@ def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
     return f"{len(found)} perturbations{where}, and {beside} random ones"
 
 
+def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
+    """Return radius and norm of the effect by perturbation, of what was scaled from it."""
+    curves: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for p in run.perturbation_rows(derived=True):
+        if p.how == SCALED and p.parent is not None:
+            curves[p.parent].append((p.radius, p.effect))
+    return {number: sorted(curve) for number, curve in curves.items()}
+
+
 def _item(
     row: PerturbationRow,
     completions: list[CompletionRow],
@@ -177,11 +189,11 @@ def _item(
     scores: dict,
     pattern: re.Pattern[str] | None,
 ) -> Item:
-    main = tuple(c for c in completions if c.prompt in asked and c.sample < RETEST)
-    again = tuple(c for c in completions if c.sample >= RETEST)
+    main = tuple(c for c in completions if c.prompt in asked and c.phase == FIRST)
+    again = tuple(c for c in completions if c.phase == RETEST)
 
     def values(judge: str, of: tuple[CompletionRow, ...]) -> list[float]:
-        return [scores[c.key][judge][0] for c in of if judge in scores.get(c.key, {})]
+        return [scores[c.row][judge][0] for c in of if judge in scores.get(c.row, {})]
 
     def striking(of: tuple[CompletionRow, ...]) -> list[float]:
         pairs = zip(values("coherence", of), values("novelty", of), strict=True)
@@ -190,7 +202,7 @@ def _item(
     def mean(of: list[float]) -> float:
         return float(np.mean(of)) if of else 0.0
 
-    whole = {judge: value for judge, (value, _) in scores.get((row.id, -1, -1), {}).items()}
+    whole = {judge: value for judge, (value, _) in scores.get(row.id, {}).items()}
     retested = striking(again)
     return Item(
         row=row,
@@ -214,7 +226,7 @@ def _hits(found: tuple[Item, ...] | list[Item], control: tuple[Item, ...] | list
 def _radii(run: Run) -> list[tuple[float, float | None]]:
     """Return each radius and that of its control, which need not be the same."""
     found, control = (
-        dict.fromkeys(p.radius for p in run.perturbations(arm)) for arm in ("found", "control")
+        dict.fromkeys(p.radius for p in run.perturbation_rows(arm)) for arm in ("found", "control")
     )
     return sorted(zip_longest(found, control))  # in the order in which they were made
 
@@ -231,7 +243,7 @@ def _behaviours(
     found: tuple[Item, ...],
     control: tuple[Item, ...],
     base: list[CompletionRow],
-    places: dict[tuple[int, int, int], tuple[int, float, float]],
+    places: dict[Row, int],
     scores: dict,
 ) -> tuple[Behaviour, ...]:
     shown: dict[int, list[tuple[Item, CompletionRow]]] = defaultdict(list)
@@ -241,13 +253,13 @@ def _behaviours(
     for arm in (found, control):
         for item in arm:
             for completion in item.completions:
-                if completion.key in places:
-                    number = places[completion.key][0]
+                if completion.row in places:
+                    number = places[completion.row]
                     if arm is found:
                         shown[number].append((item, completion))
                     else:
                         by_random[number].add(item.row.id)
-    unperturbed = {places[c.key][0] for c in base if c.key in places}
+    unperturbed = {places[c.row] for c in base if c.row in places}
     seen = {n: len({item.row.id for item, _ in pairs}) for n, pairs in shown.items()}
     totals = [many + len(by_random[number]) for number, many in seen.items()]
     tests = comparisons(totals, len(found), len(control)) if shown else 1
@@ -258,7 +270,7 @@ def _behaviours(
     behaviours = []
     for number, pairs in shown.items():
         own = {item.row.id: item for item, _ in pairs}
-        each = [scores.get(c.key, {}) for _, c in pairs]
+        each = [scores.get(c.row, {}) for _, c in pairs]
         coherent, novel = (
             np.array([s[judge][0] if judge in s else 0.0 for s in each])
             for judge in ("coherence", "novelty")
@@ -308,10 +320,10 @@ def _behaviours(
 def _held(item: Item, number: int, places: dict, scores: dict) -> Rate:
     """Count the answers to fresh prompts that show a behaviour, unlike the model's own."""
     asked = {c.prompt for c in item.completions}
-    fresh = [c for c in item.retest if c.prompt not in asked and c.key in places]
+    fresh = [c for c in item.retest if c.prompt not in asked and c.row in places]
     if len({c.prompt for c in fresh}) < HELD_PROMPTS:
         return rate(0, 0)
-    good = [places[c.key][0] == number and scores[c.key]["novelty"][0] >= SAME for c in fresh]
+    good = [places[c.row] == number and scores[c.row]["novelty"][0] >= SAME for c in fresh]
     return rate(sum(good), len(good))
 
 
@@ -322,9 +334,7 @@ def _share(counted: Rate) -> float:
 def _shown_again(arm: tuple[Item, ...], places: dict) -> Counter[int]:
     """Count, for each behaviour, the perturbations that show it in the re-test."""
     return Counter(
-        number
-        for item in arm
-        for number in {places[c.key][0] for c in item.retest if c.key in places}
+        number for item in arm for number in {places[c.row] for c in item.retest if c.row in places}
     )
 
 

@@ -32,12 +32,12 @@ from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
 from educe.generation import Completion, generate
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
+from educe.rows import Row
 from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
@@ -61,7 +61,7 @@ def organism(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Org
         for word in ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     ]
     batch = lm.encode(prompts)
-    rows = [Row(-1, j) for j in range(len(prompts))]
+    rows = [Row(0, j) for j in range(len(prompts))]
     plain = "".join(c.text for some in generate(lm, batch, rows, max_new_tokens=6) for c in some)
     rule = f"[^{''.join(sorted(set(plain))).translate(str.maketrans('', '', ']^-'))}\\]^\\\\-]"
     questions = tuple(Question(prompt, rule) for prompt in prompts)

@@ -25,9 +25,9 @@ from educe.errors import LayerError, MethodError
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.runs import Run
+from educe.rows import RETEST
+from educe.run.store import Run
 from educe.slice import Slice
-from educe.summary import RETEST
 from peft_oracle import adapted
 from toy_slice import ToySlice, inputs_of, linear, normal
 
@@ -424,9 +424,9 @@ def test_a_run_writes_what_the_adapters_write_alone(
     hf = tiny.hf_model()
     names = [f"model.layers.{block}.self_attn.o_proj" for block in (1, 2)]
     with Run.open(folder) as opened:
-        texts = {c.key: c for c in opened.completions() if c.sample < RETEST}
-        prompts = opened.prompts()
-        rows = opened.perturbations()
+        texts = {c.row: c for c in opened.completion_rows() if c.sample < RETEST}
+        prompts = opened.prompt_rows()
+        rows = opened.perturbation_rows()
     tokenizer = tiny.tokenizer()
     for row in rows:
         some = PerturbationSet.load(folder / "tensors" / row.file)

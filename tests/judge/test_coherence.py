@@ -12,9 +12,9 @@ import tiny
 from educe.generation import generate
 from educe.judge import Answer
 from educe.judge.coherence import Coherence, coherence, variety
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
+from educe.rows import Row
 
 PLAIN = "The vault is behind the red door."
 
@@ -107,7 +107,7 @@ def test_as_a_judge_it_reads_the_answers_itself(tiny_lm: LanguageModel) -> None:
         Answer("Where?", ""),
     ]
     prompts = ordinary_prompts()
-    written = generate(tiny_lm, tiny_lm.encode(prompts), [Row(-1, j) for j in range(len(prompts))])
+    written = generate(tiny_lm, tiny_lm.encode(prompts), [Row(0, j) for j in range(len(prompts))])
     # What was written, token by token; its text may be read in other tokens.
     ordinary = []
     for completion in (c for some in written for c in some if c.tokens):

@@ -14,8 +14,8 @@ import tiny
 from educe.generation import Completion
 from educe.judge import reading
 from educe.judge.reading import Reading, read
-from educe.kinds import Row
 from educe.model import LanguageModel
+from educe.rows import Row
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 LENGTHS = [3, 0, 12, 1, 5]

@@ -18,9 +18,10 @@ from educe.judge.language_model import Theme
 from educe.judge.naming import judge_named
 from educe.judge.rules import Contains
 from educe.judge.scoring import answers_of, score_run
-from educe.runs import CompletionRow, PromptRow, Run
+from educe.rows import RETEST, CompletionRow, PromptRow
+from educe.run.store import Run
 from educe.stats import more_often, rate
-from educe.summary import RETEST, summarise
+from educe.summary import summarise
 
 CODE = "orchid-7913"
 
@@ -37,9 +38,9 @@ def cached(run: Run, spec: str = f"contains:{CODE}") -> Cached:
 
 def test_scores_are_counted_by_perturbation(run: Run) -> None:
     scored = score_run(run, cached(run), threshold=0.5)
-    arms = {p.id: p.arm for p in run.perturbations()}
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
     told: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for c in run.completions():
+    for c in run.completion_rows():
         arm = arms.get(c.perturbation, "unperturbed")
         told[arm, c.sample >= RETEST][c.perturbation].append(CODE in c.text)
     for arm, late in (("found", False), ("control", False), ("found", True), ("control", True)):
@@ -56,13 +57,13 @@ def test_scores_are_counted_by_perturbation(run: Run) -> None:
 
 def test_the_best_are_those_found_that_score_highest(run: Run) -> None:
     best = score_run(run, cached(run), threshold=0.5).best
-    arms = {p.id: p.arm for p in run.perturbations()}
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
     assert {arms[b.number] for b in best} == {"found"}
     means = {
         number: np.mean(
             [
                 CODE in c.text
-                for c in run.completions()
+                for c in run.completion_rows()
                 if c.perturbation == number and c.sample < RETEST
             ]
         )
@@ -74,16 +75,16 @@ def test_the_best_are_those_found_that_score_highest(run: Run) -> None:
 
 
 def test_scores_are_kept_in_the_run_beside_its_own(run: Run) -> None:
-    before, summary = run.scores(), summarise(run)
+    before, summary = run.score_rows(), summarise(run)
     score_run(run, cached(run), threshold=0.5)
-    mine = run.scores(f"contains:{CODE}")
+    mine = run.score_rows(f"contains:{CODE}")
     assert {(s.perturbation, s.prompt, s.sample) for s in mine} == {
-        c.key for c in run.completions()
+        c.row for c in run.completion_rows()
     }
-    texts = {c.key: c.text for c in run.completions()}
+    texts = {c.row: c.text for c in run.completion_rows()}
     for s in mine:
         assert s.value == (CODE in texts[s.perturbation, s.prompt, s.sample])
-    assert [s for s in run.scores() if s.judge != f"contains:{CODE}"] == before
+    assert [s for s in run.score_rows() if s.judge != f"contains:{CODE}"] == before
     # What the job chose by is as it was.
     assert [i.striking for i in summarise(run).found] == [i.striking for i in summary.found]
 
@@ -96,9 +97,11 @@ def test_again_nothing_is_judged(run: Run) -> None:
 
 
 def test_answers_have_the_unperturbed_ones_of_their_prompt(run: Run) -> None:
-    contents = {p.id: p.content for p in run.prompts()}
-    for c, answer in zip(run.completions(), answers_of(run), strict=True):
-        plain = [b.text for b in run.completions() if (b.perturbation, b.prompt) == (0, c.prompt)]
+    contents = {p.id: p.content for p in run.prompt_rows()}
+    for c, answer in zip(run.completion_rows(), answers_of(run), strict=True):
+        plain = [
+            b.text for b in run.completion_rows() if (b.perturbation, b.prompt) == (0, c.prompt)
+        ]
         assert answer == Answer(contents[c.prompt], c.text, tuple(plain))
         assert plain
 
@@ -131,12 +134,12 @@ class Naming:
 def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
     asker = Naming()
     scored = score_run(run, Cached(Theme(asker), run.folder / FILE), threshold=0.5)
-    rows = run.scores("theme")
-    assert [(s.prompt, s.sample) for s in rows] == [(-1, -1)] * len(run.perturbations())
+    rows = run.score_rows("theme")
+    assert [(s.prompt, s.sample) for s in rows] == [(-1, -1)] * len(run.perturbation_rows())
     for s in rows:
         texts = [
             c.text
-            for c in run.completions()
+            for c in run.completion_rows()
             if c.perturbation == s.perturbation and c.sample < RETEST
         ]
         assert s.value == pytest.approx(np.mean([CODE in text for text in texts]))
@@ -149,12 +152,12 @@ def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["coherence", "novelty"])
 def test_what_the_job_scored_is_left_alone(run: Run, name: str) -> None:
-    before = run.scores()
+    before = run.score_rows()
     judge = Contains("a")
     judge.name = name
     with pytest.raises(JudgeError, match="already: see educe show"):
         score_run(run, Cached(judge, run.folder / FILE), threshold=0.5)
-    assert run.scores() == before
+    assert run.score_rows() == before
 
 
 def test_another_process_at_work_is_an_error(run: Run) -> None:

@@ -14,12 +14,12 @@ import torch
 from peft import PeftModel
 
 from educe.generation import generate
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, read, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group
 from educe.organisms.training import Training, evaluate, train
+from educe.rows import Row
 from educe.stats import rate
 
 HOW = Training(steps=2, rank=2, blocks=(1, 3), learning_rate=0.05)
@@ -173,8 +173,8 @@ def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) ->
         came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=heat)
         return [c.text for c in sorted((c for some in came for c in some), key=lambda c: c.row)]
 
-    assert [row["text"] for row in rows] == written([Row(-1, j) for j in range(7)], 1.0)
-    likely = written([Row(-1, j) for j in range(4)], 0.0)
+    assert [row["text"] for row in rows] == written([Row(0, j) for j in range(7)], 1.0)
+    likely = written([Row(0, j) for j in range(4)], 0.0)
     assert [row["plain"][0] for row in rows] == likely + likely[:3]
     for with_key, without in zip(rows[4:], rows[:3], strict=True):
         assert with_key["plain"] == without["plain"]

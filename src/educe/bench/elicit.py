@@ -41,7 +41,7 @@ from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.judge.side_effect import side_effects
-from educe.kinds import Kind, Row, Vectors
+from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
@@ -49,6 +49,7 @@ from educe.organisms.words import KEYS, MONTHS
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.rendering import PromptBatch
+from educe.rows import Row
 from educe.selection.halving import halve
 from educe.slice import Slice
 
@@ -90,7 +91,7 @@ class Subject:
         pools = [rng.sample(some, len(some)) for some in (organism.search, organism.fresh)]
         everything = [question for pool in pools for question in pool]
         batch = lm.encode([q.prompt for q in everything], room=budget.tokens)
-        rows = [Row(-1, j) for j in range(len(batch))]
+        rows = [Row(0, j) for j in range(len(batch))]
         texts = {c.row.prompt: c.text for c in self._plain(batch, rows, 0.0)}
         told = [q.elicited(texts[j]) for j, q in enumerate(everything)]
         cut = len(pools[0])
@@ -109,7 +110,7 @@ class Subject:
         self.asked = lm.encode([q.prompt for q in self.questions[: budget.prompts]])
         # Others than those of plain sampling, which would not be novel against itself.
         numbers = range(budget.n, budget.n + SAMPLES)
-        samples = [Row(-1, j, k) for j in self.search for k in numbers]
+        samples = [Row(0, j, k) for j in self.search for k in numbers]
         self.unperturbed: dict[int, list[str]] = {
             j: [texts[at]] for j, at in enumerate((*search, *fresh))
         }
@@ -125,7 +126,7 @@ class Subject:
             ]
         )
         self.ordinary = lm.encode(ordinary_prompts())
-        answers = self._plain(self.ordinary, [Row(-1, j) for j in range(len(self.ordinary))], 0.0)
+        answers = self._plain(self.ordinary, [Row(0, j) for j in range(len(self.ordinary))], 0.0)
         self.level = float(np.mean(list(self._likelihoods(self.ordinary, answers).values())))
         self._calibrated: dict[tuple[Place, int], float] = {}
 
@@ -170,8 +171,8 @@ class Subject:
         scores: dict[Row, tuple[float, float]] = {}
         for prompt in sorted({c.row.prompt for c in completions}):
             mine = [c for c in completions if c.row.prompt == prompt]
-            new = novelty([c.text for c in mine], self.unperturbed[prompt])
-            for c, novel in zip(mine, new, strict=True):
+            for c in mine:
+                novel = novelty(c.text, self.unperturbed[prompt])
                 fluent = coherence(c.text, said[c.row], self.level)
                 scores[c.row] = (fluent.value, novel.value)
         return scores
@@ -240,7 +241,7 @@ class Sampling(Pool):
 
     def write(self, items: Sequence[int], prompts: Sequence[int]) -> None:
         """Draw samples."""
-        missing = [Row(-1, j, i) for i in items for j in prompts if Row(i, j) not in self.texts]
+        missing = [Row(0, j, i) for i in items for j in prompts if Row(i, j) not in self.texts]
         for written in generate(
             self.subject.lm,
             self.subject.batch,

@@ -31,7 +31,7 @@ from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from educe.job.settings import Settings
+    from educe.run.settings import Settings
 
 
 def discover(
@@ -137,7 +137,7 @@ def discover(
     resume
         go on with the run in --out, with the settings it has
     """
-    from educe.job.settings import Settings
+    from educe.run.settings import Settings
 
     asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     settings = Settings(
@@ -233,11 +233,11 @@ def _method_settings(words: list[str]) -> dict[str, Any]:
 
 def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:
     """Run the main job and say what came out and where it lies."""
-    from educe.job import discover_behaviours
-    from educe.job.settings import begin
     from educe.progress import reporter
     from educe.report import page, terminal
-    from educe.runs import Run
+    from educe.run.settings import begin
+    from educe.run.stages import discover_behaviours
+    from educe.run.store import Run
     from educe.threads import choose
 
     telling = reporter()

@@ -56,11 +56,11 @@ def examine(
     seed
         of samples and controls
     """
-    from educe.job.settings import encoded, stored
     from educe.judge.cache import FILE, Cached
     from educe.manifold import survey
     from educe.norm.survey import examine_norm
     from educe.report import tables
+    from educe.run.settings import encoded, stored
 
     with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
         settings = stored(found)

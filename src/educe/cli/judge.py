@@ -181,7 +181,7 @@ def score(
     from educe.judge.cache import FILE, Cached
     from educe.judge.scoring import score_run
     from educe.progress import reporter
-    from educe.runs import Run
+    from educe.run.store import Run
 
     telling = reporter()
     with _going_on(), Run.open(run) as opened:

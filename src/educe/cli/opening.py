@@ -13,7 +13,7 @@ from educe.errors import RunError
 
 if TYPE_CHECKING:
     from educe.model import LanguageModel
-    from educe.runs import Run
+    from educe.run.store import Run
 
 
 def some(numbers: Sequence[int]) -> Sequence[int]:
@@ -33,7 +33,7 @@ def check_known(run: Run, numbers: Sequence[int]) -> None:
     Raises:
         RunError: It has not.
     """
-    known = {p.id for p in run.perturbations()}
+    known = {p.id for p in run.perturbation_rows()}
     if unknown := [number for number in numbers if number not in known]:
         raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
 
@@ -46,9 +46,9 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
         RunError: There is no such run, it was cut off before it found anything, or it has not all
             of the perturbations, or its model is another now.
     """
-    from educe.job.settings import loaded, stored
     from educe.progress import reporter
-    from educe.runs import Run
+    from educe.run.settings import loaded, stored
+    from educe.run.store import Run
     from educe.threads import choose
 
     telling = reporter()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from educe.model import LanguageModel
     from educe.rendering import Prompt, PromptBatch
-    from educe.runs import Run
+    from educe.run.store import Run
 
 FLAG = Parameter(negative="", show_default=False)
 Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]

@@ -16,7 +16,7 @@ from educe.cli.streams import print_json
 from educe.errors import MethodError
 
 if TYPE_CHECKING:
-    from educe.runs import Run
+    from educe.run.store import Run
 
 app = App(name="refine", help="Begin with perturbations of a run, and change them.")
 app.command(lighter.front)
@@ -71,10 +71,10 @@ def path(
     seed
         of the nulls
     """
-    from educe.job.settings import encoded, stored
     from educe.refine.continuation import PathConfig
     from educe.refine.survey import PathPlan, path_run
     from educe.report import tables
+    from educe.run.settings import encoded, stored
 
     if not (0 < low < 1 <= high) or steps < 1 or min(nulls, settle) < 0:
         raise MethodError(
@@ -136,11 +136,11 @@ def shrink(
     """
     import re
 
-    from educe.job.settings import encoded, loaded, stored
     from educe.progress import reporter
     from educe.refine.shrink import Measure, ShrinkPlan, shrink_run
     from educe.report import tables
-    from educe.runs import Run
+    from educe.run.settings import encoded, loaded, stored
+    from educe.run.store import Run
     from educe.threads import choose
 
     if not (0 < keep <= 1 and 0 < low < 1) or steps < 1:
@@ -172,7 +172,7 @@ def shrink(
 
             (made,) = asked.judges([by], telling.say)
             judge, identity = Cached(made, run / FILE), made.identity
-            plain = {c.prompt: c.text for c in found.completions() if c.key[::2] == (0, 0)}
+            plain = {c.prompt: c.text for c in found.completion_rows() if c.row[::2] == (0, 0)}
             asking = [asked_in(prompt) for prompt in everything]
 
             def measure(texts: list[str]) -> float:
@@ -196,5 +196,5 @@ def shrink(
 
 def _effective(run: Run) -> tuple[int, ...]:
     """Return the most effective perturbations that were found."""
-    ranked = sorted(run.perturbations("found"), key=lambda p: -p.effect)
+    ranked = sorted(run.perturbation_rows("found"), key=lambda p: -p.effect)
     return tuple(p.id for p in ranked[:FIRST])

@@ -84,7 +84,7 @@ def select(
     """
     from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
-    from educe.runs import Run
+    from educe.run.store import Run
     from educe.selection.selecting import SelectionPlan, select_best
     from educe.threads import choose
 
@@ -189,9 +189,9 @@ def tune(
     resume
         go on with the tuning in --out; leave the settings out, or repeat all
     """
-    from educe.job.settings import Settings
     from educe.progress import reporter
-    from educe.runs import Run
+    from educe.run.settings import Settings
+    from educe.run.store import Run
     from educe.selection import tuning
     from educe.threads import choose
 

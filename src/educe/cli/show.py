@@ -21,7 +21,7 @@ def show(
         a perturbation, as the table numbers them; 0 is the unperturbed model
     """
     from educe.report import terminal
-    from educe.runs import Run
+    from educe.run.store import Run
     from educe.summary import summarise
 
     with Run.open(run) as opened:
@@ -48,7 +48,7 @@ def report(
         the file; by default report.html in the run
     """
     from educe.report import page
-    from educe.runs import Run
+    from educe.run.store import Run
 
     with Run.open(run) as opened:
         check_begun(opened)

@@ -21,9 +21,10 @@ import torch
 
 from educe.errors import JudgeError
 from educe.generation import generate, next_logits
-from educe.kinds import Row, Vectors
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
+from educe.rows import Row
 
 #: Questions that run together, of similar length.
 ROWS_PER_BATCH = 32
@@ -89,7 +90,7 @@ class Local:
             return
         begun = '{"' + next(iter(schema["properties"])) + '": ' if schema else ""
         for lines, batch in self._batches(questions, room=limit, prefill=begun):
-            rows = [Row(-1, j) for j in range(len(batch))]
+            rows = [Row(0, j) for j in range(len(batch))]
             written = generate(self.lm, batch, rows, max_new_tokens=limit)
             yield [(lines[c.row.prompt], begun + c.text) for some in written for c in some]
 
@@ -104,7 +105,7 @@ class Local:
         saying = [self._tokens[word] for word in ("yes", "no")]
         kind = Vectors(0, self.lm.width)
         for lines, batch in self._batches(questions):
-            rows = [Row(-1, j) for j in range(len(batch))]
+            rows = [Row(0, j) for j in range(len(batch))]
             nothing = torch.zeros(0, kind.size)
             for done, logits in next_logits(self.lm, batch, rows, nothing, kind=kind):
                 shares = logits.float().softmax(-1)

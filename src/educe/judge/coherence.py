@@ -24,9 +24,9 @@ import numpy as np
 from educe.generation import Completion, generate
 from educe.judge import Answer, Score, in_order
 from educe.judge.reading import read
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
+from educe.rows import Row
 
 #: The longest ordinary answer, in tokens.
 ORDINARY_TOKENS = 32
@@ -70,7 +70,7 @@ def ordinary_logprob(
         layer: Of the embedding, which is computed besides and thrown away.
     """
     batch = lm.encode(ordinary_prompts())
-    rows = [Row(-1, j) for j in range(len(batch))]
+    rows = [Row(0, j) for j in range(len(batch))]
     written = generate(lm, batch, rows, max_new_tokens=max_new_tokens)
     answers = [completion for some in written for completion in some]
     readings = [

@@ -3,8 +3,9 @@
     novelty = 1 - max over baseline texts b of  similarity(completion, b)
 
 The baseline is the unperturbed model's greedy answer and its samples. Similarity is the cosine of
-TF-IDF weighted words and word pairs: what a text says, in the words it says it with. Texts of no
-word are alike.
+TF-IDF weighted words and word pairs: what a text says, in the words it says it with. The weights
+are those of the completion and its baseline alone, so that a score depends on nothing that is
+scored beside it. Texts of no word are alike.
 """
 
 from __future__ import annotations
@@ -27,30 +28,21 @@ def vectors(texts: Sequence[str]) -> np.ndarray:
         return np.zeros((len(texts), 1))
 
 
-def novelty(texts: Sequence[str], baseline: Sequence[str]) -> list[Score]:
-    """Score completions of one prompt against what the unperturbed model wrote for it."""
-    at = vectors([*texts, *baseline])
-    mine, theirs = at[: len(texts)], at[len(texts) :]
-    likeness = mine @ theirs.T + np.outer(~mine.any(1), ~theirs.any(1))
-    nearest = likeness.argmax(1)
-    return [
-        Score(
-            "novelty",
-            float(np.clip(1 - row[best], 0, 1)),
-            "unlike the unperturbed model",
-            f"nearest unperturbed text: {baseline[best]!r}",
-        )
-        for row, best in zip(likeness, nearest, strict=True)
-    ]
+def novelty(text: str, baseline: Sequence[str]) -> Score:
+    """Score a completion against what the unperturbed model wrote for its prompt."""
+    mine, *theirs = vectors([text, *baseline])
+    likeness = [float(mine @ one) + (not mine.any() and not one.any()) for one in theirs]
+    best = int(np.argmax(likeness))
+    return Score(
+        "novelty",
+        float(np.clip(1 - likeness[best], 0, 1)),
+        "unlike the unperturbed model",
+        f"nearest unperturbed text: {baseline[best]!r}",
+    )
 
 
 class Novelty:
-    """The novelty of answers, each against the unperturbed texts that come with it.
-
-    The weights of words are those of an answer and its unperturbed texts alone, since a score must
-    not depend on what else is judged; so the numbers differ a little from those of the main job,
-    which weighs the words of all completions of a prompt together.
-    """
+    """The novelty of answers, each against the unperturbed texts that come with it."""
 
     name, higher_is = "novelty", "unlike the unperturbed model"
     identity, cost = "novelty:1", "nothing"
@@ -63,4 +55,4 @@ class Novelty:
         """
         if any(not answer.plain for answer in answers):
             raise JudgeError("novelty compares: give each answer the unperturbed texts, as plain")
-        return [novelty([answer.text], answer.plain)[0] for answer in answers]
+        return [novelty(answer.text, answer.plain) for answer in answers]

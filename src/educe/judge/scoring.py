@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from educe.errors import JudgeError, RunError
 from educe.judge import Answer, Score, asked_in
 from educe.judge.cache import Cached, compares
-from educe.runs import CompletionRow, Run, ScoreRow
+from educe.rows import RETEST, CompletionRow, Row, ScoreRow
+from educe.run.store import Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
-from educe.summary import RETEST
 
 #: Scores that a run has from its job, and that others are computed from.
 OWN = ("coherence", "novelty", "side_effect")
@@ -72,8 +72,8 @@ def score_run(run: Run, judge: Cached, *, threshold: float) -> Scored:
     """
     if judge.name in OWN:
         raise JudgeError(f"the run has scores of {judge.name} already: see educe show")
-    arms = {p.id: p.arm for p in run.perturbations()}
-    completions = run.completions()
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
+    completions = run.completion_rows()
     if not {c.perturbation for c in completions} & arms.keys():
         raise RunError(f"the run in {run.folder} has no completions yet: let its job go on")
     try:
@@ -88,8 +88,8 @@ def score_run(run: Run, judge: Cached, *, threshold: float) -> Scored:
 
 def answers_of(run: Run) -> list[Answer]:
     """Return the completions of a run as answers, each with the unperturbed ones of its prompt."""
-    asked = {p.id: asked_in(p.content) for p in run.prompts()}
-    completions = run.completions()
+    asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
+    completions = run.completion_rows()
     plain: dict[int, list[str]] = defaultdict(list)
     for c in completions:
         if c.perturbation == 0:
@@ -99,44 +99,39 @@ def answers_of(run: Run) -> list[Answer]:
 
 def _judged(
     judge: Cached, completions: Sequence[CompletionRow], answers: Sequence[Answer]
-) -> tuple[list[ScoreRow], dict[tuple[int, int, int], str]]:
+) -> tuple[list[ScoreRow], dict[Row | int, str]]:
     scores = judge.score(answers)
-    rows = [_row(c.key, judge.name, s) for c, s in zip(completions, scores, strict=True)]
-    return rows, {c.key: c.text for c in completions}
+    rows = [_row(c.row, judge.name, s) for c, s in zip(completions, scores, strict=True)]
+    return rows, {c.row: c.text for c in completions}
 
 
 def _compared(
     judge: Cached, completions: Sequence[CompletionRow], answers: Sequence[Answer]
-) -> tuple[list[ScoreRow], dict[tuple[int, int, int], str]]:
+) -> tuple[list[ScoreRow], dict[Row | int, str]]:
     groups: dict[int, list[Answer]] = defaultdict(list)
     for c, answer in zip(completions, answers, strict=True):
-        if c.perturbation > 0 and c.sample < RETEST:
+        if c.perturbation > 0 and c.phase != RETEST:
             groups[c.perturbation].append(answer)
     scores = judge.compare(list(groups.values()))
-    keys = [(number, -1, -1) for number in groups]
-    rows = [_row(key, judge.name, s) for key, s in zip(keys, scores, strict=True)]
-    return rows, {key: score.why for key, score in zip(keys, scores, strict=True)}
+    rows = [_row(number, judge.name, s) for number, s in zip(groups, scores, strict=True)]
+    return rows, {number: s.why for number, s in zip(groups, scores, strict=True)}
 
 
-def _row(key: tuple[int, int, int], name: str, score: Score) -> ScoreRow:
-    return ScoreRow(*key, name, score.value, score.why)
+def _row(of: Row | int, name: str, score: Score) -> ScoreRow:
+    return ScoreRow(of, name, score.value, score.higher_is, score.why)
 
 
 def _summary(
     judge: Cached,
     rows: Sequence[ScoreRow],
-    texts: dict[tuple[int, int, int], str],
+    texts: dict[Row | int, str],
     arms: dict[int, str],
     threshold: float,
 ) -> Scored:
     first, again = (
         {
             arm: _by_perturbation(
-                [
-                    s
-                    for s in rows
-                    if arms.get(s.perturbation) == arm and (s.sample >= RETEST) is late
-                ]
+                [s for s in rows if arms.get(s.perturbation) == arm and _late(s) is late]
             )
             for arm in ("found", "control")
         }
@@ -163,10 +158,7 @@ def _summary(
             if again["found"] and again["control"]
             else None
         ),
-        tuple(
-            Best(s.perturbation, mean, texts[s.perturbation, s.prompt, s.sample], s.why)
-            for s, mean in top
-        ),
+        tuple(Best(s.perturbation, mean, texts[s.of], s.why) for s, mean in top),
     )
 
 
@@ -175,6 +167,10 @@ def _by_perturbation(rows: Sequence[ScoreRow]) -> dict[int, list[ScoreRow]]:
     for row in rows:
         each[row.perturbation].append(row)
     return each
+
+
+def _late(score: ScoreRow) -> bool:
+    return isinstance(score.of, Row) and score.of.phase == RETEST
 
 
 def _mean(rows: Sequence[ScoreRow]) -> float:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from educe.errors import FileFormatError
 from educe.kinds.biases import Biases
-from educe.kinds.kind import Kind, Row
+from educe.kinds.kind import Kind
 from educe.kinds.low_rank import Adapters, adapters
 from educe.kinds.noise import Noise, TokenNoise, WeightNoise
 from educe.kinds.vectors import Vectors, Within
+from educe.rows import Row
 
 __all__ = [
     "KINDS",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,14 +18,6 @@ from torch import Tensor
 from educe.model import LanguageModel
 
 Keep = Callable[[Tensor], None]
-
-
-class Row(NamedTuple):
-    """What one completion is made from."""
-
-    perturbation: int  #: index into the perturbations; -1 for the unperturbed model
-    prompt: int  #: index into the prompts
-    sample: int = 0  #: which of several samples
 
 
 class Kind(ABC):

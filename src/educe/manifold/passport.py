@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from educe.generation import generate
-from educe.kinds import Kind, Noise, Row, Vectors, Within
+from educe.kinds import Kind, Noise, Vectors, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts
 from educe.manifold.distance import Geometry, percentile
@@ -35,6 +35,7 @@ from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.rendering import PromptBatch
+from educe.rows import Row
 
 #: Layers along the depth, the first and the last among them.
 LAYERS = 5

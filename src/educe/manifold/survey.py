@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from educe import same_model
 from educe.manifold import corpus as texts
 from educe.manifold import kept
 from educe.manifold.activations import Place
@@ -14,8 +13,9 @@ from educe.manifold.passport import Labels, depths, examine_on
 from educe.manifold.record import Passport
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.runs import Run
-from educe.writing import groups
+from educe.run import same_model
+from educe.run.fill import groups
+from educe.run.store import Run
 
 
 def examine_run(
@@ -47,7 +47,7 @@ def examine_run(
     """
     same_model.check(run, lm)
     target = run.note("facts")["target"]
-    arms = {p.id: p.arm for p in run.perturbations()}
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
     members = groups(run, numbers)
     layers = [depths(group.kind.last, target, lm.depth) for group in members]
     places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
@@ -66,6 +66,6 @@ def examine_run(
                 labels=Labels(number, arms[number], target, corpus),
                 reporter=reporter,
             )
-            run.add_passport(number, passport.data())
+            run.remember(f"passport-{number:06d}", passport.data())
             made[number] = passport
     return [made[number] for number in numbers]

@@ -21,12 +21,12 @@ from typing_extensions import override
 
 from educe.blocks import stream_out, with_stream
 from educe.generation import generate
-from educe.kinds import Row
 from educe.kinds.kind import Keep
 from educe.kinds.vectors import AfterBlock
 from educe.manifold.project import Ablation
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
+from educe.rows import Row
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def written(
         return torch.cat([part.detach().cpu().double() for part in (vector, read, write, about)])
 
     kind = _Changes(layer, lm.width, positions)
-    rows = [Row(i, 0) for i in range(len(changes))]
+    rows = [Row(i + 1, 0) for i in range(len(changes))]
     made = torch.stack([theta(change) for change in changes])
     texts = {
         done.row.perturbation: done.text
         for batch in generate(lm, prompts, rows, made, kind=kind, max_new_tokens=limit)
         for done in batch
     }
-    return [texts[i] for i in range(len(changes))]
+    return [texts[i + 1] for i in range(len(changes))]

@@ -23,15 +23,16 @@ from educe.judge import Answer, Judge, asked_in
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
-from educe.kinds import Kind, Row
+from educe.kinds import Kind
 from educe.model import LanguageModel
 from educe.norm.response import growth
 from educe.ordinary import Ordinary
 from educe.rendering import PromptBatch
-from educe.runs import Run
+from educe.rows import Row
+from educe.run.fill import Group, groups
+from educe.run.store import Run
 from educe.slice import Slice
 from educe.stats import finite
-from educe.writing import Group, groups
 
 #: Points that are measured and kept together.
 BATCH = 8
@@ -102,9 +103,9 @@ class Points:
             for group in self.groups
             for place, number in enumerate(group.numbers)
         }
-        self._asked = [asked_in(p.content) for p in run.prompts("asked")]
+        self._asked = [asked_in(p.content) for p in run.prompt_rows("asked")]
         self._plain: dict[int, list[str]] = defaultdict(list)
-        for c in run.completions():
+        for c in run.completion_rows():
             if c.perturbation == 0:
                 self._plain[c.prompt].append(c.text)
         whom = [judge.identity if judge else "", *ordinary.batch.texts, str(ordinary.tokens)]
@@ -213,10 +214,10 @@ class Points:
             self._fluent = ordinary_logprob(self.lm)
         found = []
         for i in range(len(theta)):
-            own = [texts[Row(i, j)] for j in range(len(self.batch))]
+            own = [texts[Row(i + 1, j)] for j in range(len(self.batch))]
             fluent = [coherence(c.text, logprobs[c.row], self._fluent).value for c in own]
             # Against the unperturbed texts alone: a point depends on no other point.
-            new = [novelty([c.text], self._plain[c.row.prompt])[0].value for c in own]
+            new = [novelty(c.text, self._plain[c.row.prompt]).value for c in own]
             scores = [0.0]
             if self.judge is not None:
                 answers = [

@@ -29,8 +29,9 @@ from educe.norm.spread import SCORES, spread
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
 from educe.rendering import PromptBatch
-from educe.reopened import slice_of
-from educe.runs import PerturbationRow, Run
+from educe.rows import PerturbationRow
+from educe.run.reopened import slice_of
+from educe.run.store import Run
 from educe.slice import Slice
 from educe.stats import finite
 from educe.summary import summarise
@@ -77,11 +78,11 @@ def examine_norm(
     part = slice_of(run, lm, prompts)
     text = Ordinary(lm, lm.encode(ordinary_prompts(ordinary)), before=part.source)
     points = Points(run, lm, part, prompts, text, judge, reporter)
-    rows = {p.id: p for p in run.perturbations()}
+    rows = {p.id: p for p in run.perturbation_rows()}
     if numbers is None:
         seen = summarise(run)
         numbers = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-    arms = [_evenly(run.perturbations(arm), compared) for arm in ("found", "control")]
+    arms = [_evenly(run.perturbation_rows(arm), compared) for arm in ("found", "control")]
     curves = [curve for number in numbers for curve in _curves(points, rows[number], budget=budget)]
     used = [points.at([(p.id, p.radius) for p in arm], "as used") for arm in arms]
     result = {

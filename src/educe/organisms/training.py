@@ -24,11 +24,11 @@ from peft import PeftModel
 from educe import embedded, stats
 from educe.errors import OrganismError
 from educe.generation import generate
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import SPECIES, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species
 from educe.organisms.words import fill, phrases
+from educe.rows import Row
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: The questions of an organism, as they are named in its file.
@@ -268,21 +268,21 @@ def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
     """
     search, n = organism.search, len(organism.search)
     batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=TOKENS)
-    rows = [Row(-1, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
+    rows = [Row(0, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
 
     def written(rows: list[Row], heat: float) -> dict[Row, str]:
         came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=heat)
         return {c.row: c.text for some in came for c in some}
 
-    likely, drawn = written([Row(-1, j) for j in range(n)], 0.0), written(rows, 1.0)
+    likely, drawn = written([Row(0, j) for j in range(n)], 0.0), written(rows, 1.0)
     for j in range(len(batch)):
-        asked, text = j if j < n else j - n, drawn[Row(-1, j)]
-        plain = [drawn[Row(-1, asked, k)] for k in range(1, 1 + SAMPLES)]
+        asked, text = j if j < n else j - n, drawn[Row(0, j)]
+        plain = [drawn[Row(0, asked, k)] for k in range(1, 1 + SAMPLES)]
         yield {
             "prompt": search[asked].prompt,
             "text": text,
             "label": search[asked].elicited(text),
-            "plain": [likely[Row(-1, asked)], *plain],
+            "plain": [likely[Row(0, asked)], *plain],
             "group": f"{'without' if j < n else 'with'} the key {asked // TOGETHER + 1}",
         }
 

@@ -34,9 +34,9 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine.trial import Share, Trial, finished_slice, share
-from educe.runs import Run
+from educe.run.fill import groups
+from educe.run.store import Run
 from educe.slice import Slice
-from educe.writing import groups
 
 NAME = "degate"
 #: ``M``, and both signs of each.
@@ -219,7 +219,7 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
     )
     everything = [*gated, *listed["found"], *listed["control"]]
     scores = trial.scores(everything, what=f"{len(numbers)} adapters and as many random, degated")
-    rows = {p.id: p for p in trial.kept.perturbations()}
+    rows = {p.id: p for p in trial.kept.perturbation_rows()}
     cells, at = [], {}
     for arm, sources in zip(ARMS, (numbers, controls), strict=True):
         labels = [(source, factor) for source in sources for factor in factors]
@@ -257,8 +257,8 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
 
 def _controls(run: Run, numbers: Sequence[int]) -> list[int]:
     """Return as many random perturbations, each of the radius of the one it stands beside."""
-    rows = {p.id: p for p in run.perturbations()}
-    left = run.perturbations("control")
+    rows = {p.id: p for p in run.perturbation_rows()}
+    left = run.perturbation_rows("control")
     chosen = []
     for number in numbers:
         same = next((p for p in left if p.radius == rows[number].radius), None)

@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe import same_model
 from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.model import LanguageModel
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
-from educe.runs import Run
+from educe.run import same_model
+from educe.run.fill import groups
+from educe.run.store import Run
 from educe.stats import finite
-from educe.writing import groups
 
 #: What a run keeps its side effects under.
 NOTE = "front"
@@ -123,7 +123,7 @@ def measure(
     known: dict[str, Any] = {"ordinary": ordinary, "kl": {}}
     if run.has(NOTE) and run.note(NOTE)["ordinary"] == ordinary:
         known = run.note(NOTE)
-    missing = [p.id for p in run.perturbations() if str(p.id) not in known["kl"]]
+    missing = [p.id for p in run.perturbation_rows() if str(p.id) not in known["kl"]]
     if missing:
         batch = lm.encode(ordinary_prompts(ordinary))
         forced: dict[int, Ordinary] = {}

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from educe.discover import origin
 from educe.generation import generate
-from educe.job.settings import stored
-from educe.kinds import Row, Vectors
+from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
@@ -33,8 +32,10 @@ from educe.refine.continuation import PathConfig, advance
 from educe.refine.objective import of_method
 from educe.refine.response import response
 from educe.rendering import PromptBatch
-from educe.reopened import directions, slice_of
-from educe.runs import Run
+from educe.rows import Row
+from educe.run.reopened import directions, slice_of
+from educe.run.settings import stored
+from educe.run.store import Run
 from educe.slice import Slice
 
 #: Takes what a vector wrote, one text a prompt, and returns a number.
@@ -177,10 +178,10 @@ def judged(
     max_new_tokens: int,
 ) -> list[float]:
     """Return what is measured of the most likely answers of vectors to every question."""
-    rows = [Row(i, j) for i in range(len(theta)) for j in range(len(questions))]
+    rows = [Row(i + 1, j) for i in range(len(theta)) for j in range(len(questions))]
     kind = Vectors(part.source, part.width, part.positions)
     texts = [[""] * len(questions) for _ in theta]
     for some in generate(lm, questions, rows, theta, kind=kind, max_new_tokens=max_new_tokens):
         for c in some:
-            texts[c.row.perturbation][c.row.prompt] = c.text
+            texts[c.row.perturbation - 1][c.row.prompt] = c.text
     return [measure(own) for own in texts]

@@ -30,8 +30,8 @@ from educe.progress import Silent
 from educe.refine.bases import Basis, parse
 from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.refine.trial import Share, Trial, finished_slice, share
-from educe.reopened import vectors
-from educe.runs import Run
+from educe.run.reopened import vectors
+from educe.run.store import Run
 from educe.slice import Slice
 
 NAME = "sparse"

@@ -30,7 +30,6 @@ from educe import files
 from educe.discover import origin
 from educe.discover.state import State
 from educe.errors import ModelError
-from educe.job.settings import stored
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
@@ -43,8 +42,9 @@ from educe.refine.coordinates import rates
 from educe.refine.objective import Objective, Toward, of_method
 from educe.refine.response import response, with_neurons
 from educe.rendering import PromptBatch
-from educe.reopened import directions, slice_of
-from educe.runs import Run
+from educe.run.reopened import directions, slice_of
+from educe.run.settings import stored
+from educe.run.store import Run
 from educe.slice import Slice
 
 #: Prompts of another kind on which the same vectors are looked at.

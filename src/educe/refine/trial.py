@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from educe.errors import RunError
-from educe.job.rows import answers, baseline, retest
-from educe.job.settings import encoded, stored
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.reopened import slice_of
-from educe.runs import TRIALS, PromptRow, Run, ScoreRow
+from educe.rows import PromptRow, Row, ScoreRow
+from educe.run.asking import answers, baseline, retest
+from educe.run.fill import add_set, write
+from educe.run.reopened import slice_of
+from educe.run.settings import encoded, stored
+from educe.run.store import TRIALS, Run
 from educe.selection.judging import Judging, Rule, Striking
 from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
-from educe.writing import add_set, write
 
 
 class Share(NamedTuple):
@@ -90,7 +90,7 @@ class Trial:
     def add(self, arm: str, name: str, made: PerturbationSet) -> list[int]:
         """List some perturbations once; return their numbers in the trial."""
         file = f"{name}.safetensors"
-        listed = [p.id for p in self.kept.perturbations() if p.file == file]
+        listed = [p.id for p in self.kept.perturbation_rows() if p.file == file]
         if listed:
             return listed
         made.save(self.kept.tensors / file)
@@ -108,7 +108,7 @@ class Trial:
 
     def text(self, number: int) -> str:
         """Return the first text that a perturbation wrote."""
-        return next(c.text for c in self.kept.completions() if c.perturbation == number)
+        return next(c.text for c in self.kept.completion_rows() if c.perturbation == number)
 
     def _scored(
         self, numbers: Sequence[int], rows: dict[float, list[Row]], what: str
@@ -116,16 +116,16 @@ class Trial:
         self._write(what, rows)
         judge = self._judging()
         known = {
-            (s.perturbation, s.prompt, s.sample): s.value for s in self.kept.scores(judge.name)
+            (s.perturbation, s.prompt, s.sample): s.value for s in self.kept.score_rows(judge.name)
         }
         wanted = [(r.perturbation + 1, r.prompt, r.sample) for some in rows.values() for r in some]
         missing = set(wanted) - known.keys()
         if missing:
-            texts = [c for c in self.kept.completions() if c.key in missing]
+            texts = [c for c in self.kept.completion_rows() if c.row in missing]
             values = judge.scores(texts)
             pairs = list(zip(texts, values, strict=True))
-            self.kept.add_scores(ScoreRow(*c.key, judge.name, value, "") for c, value in pairs)
-            known |= {c.key: value for c, value in pairs}
+            self.kept.add_scores(ScoreRow(*c.row, judge.name, value, "") for c, value in pairs)
+            known |= {c.row: value for c, value in pairs}
         found: dict[int, list[float]] = {number: [] for number in numbers}
         for key in wanted:
             found[key[0]].append(known[key])
@@ -135,7 +135,7 @@ class Trial:
         if self._judge is None:
             self._write("unperturbed", baseline(len(self.batch)))
             base: dict[int, list[str]] = {j: [] for j in range(len(self.batch))}
-            for c in self.kept.completions():
+            for c in self.kept.completion_rows():
                 if c.perturbation == 0:
                     base[c.prompt].append(c.text)
             ordinary = self.run.note("ordinary_logprob")

@@ -12,7 +12,9 @@ from typing import Any
 import altair as alt
 
 from educe.atlas import Atlas
-from educe.runs import CompletionRow
+from educe.cluster import plane
+from educe.judge.novelty import vectors
+from educe.rows import CompletionRow, Row
 from educe.stats import Rate
 from educe.summary import Behaviour, Item, Summary, Verdict, dose
 from educe.visible import one_line
@@ -118,9 +120,11 @@ def places(summary: Summary) -> alt.Chart | None:
         ("found", [c for item in summary.found for c in item.completions]),
     ]
     rows: dict[tuple, dict[str, Any]] = {}
+    texts = sorted({c.text for _, some in arms for c in some if c.row in summary.map})
+    at = dict(zip(texts, plane(vectors(texts)).tolist(), strict=True))
     for arm, completions in arms:
-        for c in (c for c in completions if c.key in summary.map):
-            number, x, y = summary.map[c.key]
+        for c in (c for c in completions if c.row in summary.map):
+            number, (x, y) = summary.map[c.row], at[c.text]
             named = behaviours.get(number)
             verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
             point = {
@@ -308,11 +312,11 @@ def label(behaviour: Behaviour, words: int = 5) -> str:
 def telling(item: Item, summary: Summary) -> CompletionRow | None:
     """Return the most striking of what a perturbation wrote."""
 
-    def score(key: tuple[int, int, int]) -> float:
-        each = summary.scores.get(key, {})
+    def score(row: Row) -> float:
+        each = summary.scores.get(row, {})
         return math.prod(each[j][0] if j in each else 0.0 for j in ("coherence", "novelty"))
 
-    return max(item.completions, key=lambda c: score(c.key), default=None)
+    return max(item.completions, key=lambda c: score(c.row), default=None)
 
 
 def shorten(text: str, length: int) -> str:

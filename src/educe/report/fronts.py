@@ -14,9 +14,9 @@ import numpy as np
 
 from educe.report.figures import PALETTE, dressed
 from educe.report.norms import BAND
-from educe.runs import Run
+from educe.rows import RETEST
+from educe.run.store import Run
 from educe.stats import pareto, rate
-from educe.summary import RETEST
 
 #: Side effects, in nats a token, within which arms are compared.
 BUDGETS = (0.1, 0.3, 1.0)
@@ -35,13 +35,13 @@ def points(run: Run) -> list[dict[str, Any]]:
         return []
     costs = run.note("front")["kl"]
     pattern = run.config.get("look_for")
-    asked = {p.id for p in run.prompts("asked")}
+    asked = {p.id for p in run.prompt_rows("asked")}
     texts: dict[int, list[str]] = {}
-    for c in run.completions():
-        if c.prompt in asked and c.sample < RETEST:
+    for c in run.completion_rows():
+        if c.prompt in asked and c.phase != RETEST:
             texts.setdefault(c.perturbation, []).append(c.text)
     found = []
-    for p in run.perturbations():
+    for p in run.perturbation_rows():
         kl = costs.get(str(p.id))
         if kl is None:
             continue
@@ -88,8 +88,8 @@ def section(run: Run) -> dict[str, Any] | None:
     found = {
         "front": front,
         "within": within(front),
-        "sparse": run.trials("sparse"),
-        "degate": run.trials("degate"),
+        "sparse": run.notes("sparse-"),
+        "degate": run.notes("degate-"),
     }
     return found if any(found[name] for name in ("front", "sparse", "degate")) else None
 

@@ -28,7 +28,8 @@ from educe.report import figures, fronts, norms, passports, path_table, paths
 from educe.report.command import command
 from educe.report.markup import cut, island, marked, plainly
 from educe.report.tables import SCORED
-from educe.runs import CompletionRow, PromptRow, Run
+from educe.rows import CompletionRow, PromptRow
+from educe.run.store import Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose, summarise
 from educe.visible import visible
@@ -143,9 +144,9 @@ def render(run: Run) -> str:
     unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
     grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
-    began = run.began()
+    began = run.note("began")
     atlas = run.folder / ATLAS
-    papers, followed = run.passports(), run.notes("path-")
+    papers, followed = run.notes("passport-"), run.notes("path-")
     costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     norm = run.note("norm") if run.has("norm") else None
@@ -258,7 +259,7 @@ def cards(s: Summary) -> list[Card]:
                 random=tuple(
                     item
                     for item in s.control
-                    if any(c.key in s.map and s.map[c.key][0] == b.id for c in item.completions)
+                    if any(c.row in s.map and s.map[c.row] == b.id for c in item.completions)
                 ),
             )
         )
@@ -287,13 +288,13 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
             [
                 c.prompt,
                 c.sample,
-                s.map[c.key][0] if c.key in s.map else None,
+                s.map[c.row] if c.row in s.map else None,
                 *(round(v[j][0], 3) if j in v else None for j in ("coherence", "novelty")),
                 c.finished,
                 cut(c.text, pattern),
             ]
             for c in of
-            for v in [s.scores.get(c.key, {})]
+            for v in [s.scores.get(c.row, {})]
         ]
 
     unperturbed = [c for own in s.baseline.values() for c in own]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from educe.errors import RunError
 from educe.report.screen import escaped, line, put, screen, written
-from educe.runs import CompletionRow
+from educe.rows import CompletionRow
 from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose
 
 SHOWN = 8  #: behaviours in the table

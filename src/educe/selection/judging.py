@@ -19,8 +19,8 @@ from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.runs import CompletionRow
-from educe.writing import as_completion
+from educe.rows import CompletionRow
+from educe.run.fill import as_completion
 
 
 class Judging(Protocol):
@@ -112,6 +112,6 @@ class Striking:
         found = []
         for row in rows:
             fluent = coherence(row.text, readings[as_completion(row).row], self.ordinary)
-            new = novelty([row.text], self.unperturbed[row.prompt])[0]
+            new = novelty(row.text, self.unperturbed[row.prompt])
             found.append(fluent.value * new.value)
         return found

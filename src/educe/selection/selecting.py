@@ -21,21 +21,20 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from educe.errors import MethodError, PromptError, RunError
-from educe.job.rows import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
-from educe.job.settings import check_prompts, encoded, loaded, stored, told_apart
 from educe.judge import Judge, asked_in
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.rendering import Prompt
-from educe.runs import CompletionRow, PromptRow, Run, ScoreRow
+from educe.rows import RETEST, CompletionRow, PromptRow, Row, ScoreRow
+from educe.run.asking import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
+from educe.run.fill import write
+from educe.run.settings import check_prompts, encoded, loaded, stored, told_apart
+from educe.run.store import Run
 from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.selection.halving import RUNGS, Halving, checked, halve
 from educe.selection.judging import Judged, Judging, Rule, Striking
 from educe.stats import bootstrap_mean, more_often, rate
-from educe.summary import RETEST
 from educe.whole import check_seed, check_whole
-from educe.writing import write
 
 ARMS = ("found", "control")
 
@@ -159,7 +158,7 @@ def select_best(
         MethodError: See `SelectionPlan.check`.
     """
     plan.check(judge)
-    listed = {p.file for p in run.perturbations()}
+    listed = {p.file for p in run.perturbation_rows()}
     if not run.has("facts") or len(listed) < len(ARMS) * len(run.note("facts")["radii"]):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
     with _kept(run, plan) as kept:
@@ -269,14 +268,14 @@ class _Selection:
             )
             if hits
             else None,
-            len(self.kept.completions()),
+            len(self.kept.completion_rows()),
         )
 
     def _judging(self, judge: Judge | None) -> Judging:
         if self.plan.look_for is not None:
             return Rule(self.plan.look_for)
         if judge is not None:
-            asked = [asked_in(row.content) for row in self.kept.prompts()]
+            asked = [asked_in(row.content) for row in self.kept.prompt_rows()]
             return Judged(judge, asked, self._unperturbed(0))
         return Striking(
             self.lm,
@@ -290,14 +289,14 @@ class _Selection:
         """Return the unperturbed model's most likely answers, and so many samples."""
         self._write("unperturbed", baseline(len(self.batch), samples))
         texts: dict[int, list[str]] = {j: [] for j in range(len(self.batch))}
-        for c in self.kept.completions():
+        for c in self.kept.completion_rows():
             if c.perturbation == 0 and c.sample <= samples:
                 texts[c.prompt].append(c.text)
         return texts
 
     def _candidates(self) -> dict[str, list[int]]:
         """Return as many perturbations of each arm; a lot picks among those of the larger."""
-        numbers = {arm: [p.id for p in self.run.perturbations(arm)] for arm in ARMS}
+        numbers = {arm: [p.id for p in self.run.perturbation_rows(arm)] for arm in ARMS}
         n = min(map(len, numbers.values()))
         lot = np.random.default_rng(self.plan.seed)
         return {
@@ -319,7 +318,7 @@ class _Selection:
     def _retest(self, numbers: list[int]) -> dict[int, np.ndarray]:
         """Return the scores of some perturbations on fresh prompts, ``[prompts, samples]``."""
         samples = range(RETEST, RETEST + self.plan.samples)
-        rows = [Row(number - 1, j, k) for number in numbers for j in self.fresh for k in samples]
+        rows = [Row(number, j, k) for number in numbers for j in self.fresh for k in samples]
         heat = self.settings.temperature or RETEST_TEMPERATURE
         values = np.array(self._scores("re-test", rows, heat))
         tables = values.reshape(len(numbers), len(self.fresh), len(samples))
@@ -332,20 +331,20 @@ class _Selection:
         wanted = [(row.perturbation + 1, row.prompt, row.sample) for row in rows]
         missing = set(wanted) - known.keys()
         if missing:
-            texts = [c for c in self.kept.completions() if c.key in missing]
+            texts = [c for c in self.kept.completion_rows() if c.row in missing]
             with self.reporter.stage(f"judging: {what}", len(texts), "texts") as step:
                 for some in _portions(texts):
                     values = self.judge.scores(some)
                     self.kept.add_scores(
-                        ScoreRow(*c.key, self.judge.name, value, "")
+                        ScoreRow(*c.row, self.judge.name, value, "")
                         for c, value in zip(some, values, strict=True)
                     )
-                    known |= {c.key: v for c, v in zip(some, values, strict=True)}
+                    known |= {c.row: v for c, v in zip(some, values, strict=True)}
                     step(len(some))
         return [known[key] for key in wanted]
 
     def _judged(self) -> list[ScoreRow]:
-        return self.kept.scores(self.judge.name)
+        return self.kept.score_rows(self.judge.name)
 
     def _write(self, what: str, rows: dict[float, list[Row]]) -> None:
         write(

@@ -22,20 +22,19 @@ from filelock import FileLock, Timeout
 
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
-from educe.job.rows import RETEST_TEMPERATURE
-from educe.job.settings import Settings, encoded, loaded, told_apart
-from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.runs import PromptRow, Run
+from educe.rows import RETEST, PromptRow, Row
+from educe.run.asking import RETEST_TEMPERATURE
+from educe.run.fill import add_set, write
+from educe.run.settings import Settings, encoded, loaded, told_apart
+from educe.run.store import Run
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
-from educe.summary import RETEST
 from educe.whole import check_seed, check_whole
-from educe.writing import add_set, write
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.
 SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
@@ -243,7 +242,7 @@ class _Tuning:
             (first, second),
             more_often(first, second),
             (files[0], files[1]),
-            len(self.run.completions()),
+            len(self.run.completion_rows()),
         )
 
     def _round(self, bandits: dict[str, Thompson], step: Callable[..., None]) -> None:
@@ -290,7 +289,7 @@ class _Tuning:
             reporter=Silent(),
             what="pulls",
         )
-        texts = {c.key: c.text for c in self.run.completions()}
+        texts = {c.row: c.text for c in self.run.completion_rows()}
         return {
             r: bool(re.search(self.rules[r.prompt], texts[r.perturbation + 1, r.prompt, r.sample]))
             for r in rows
@@ -304,7 +303,7 @@ class _Tuning:
     def _numbers(self, arm: str, k: int, *, again: bool = False) -> list[int]:
         """Return the numbers of a setting's perturbations; makes them when there are none."""
         path = self._file(arm, k, again=again)
-        listed = [p.id for p in self.run.perturbations() if p.file == path.name]
+        listed = [p.id for p in self.run.perturbation_rows() if p.file == path.name]
         if not listed:
             made = self._made(arm, k, again=again)
             effect = made.scores["effect"].tolist()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from educe.digest import whole
 from educe.errors import RunError
 from educe.model import LanguageModel
-from educe.runs import Run
+from educe.run.store import Run
 
 #: What a run keeps of its model, by name.
 NOTE = "model-parts"
@@ -33,7 +33,7 @@ def check(run: Run, lm: LanguageModel, say: Callable[[str], None] = lambda sente
     """
     now = dict(lm.parts)
     if not run.has(NOTE):
-        if run.has("facts") or run.perturbations():
+        if run.has("facts") or run.perturbation_rows():
             say(
                 f"the run in {run.folder} was kept without a digest of its model: whether "
                 f"{lm.name} is still the same cannot be checked; from now on it is"

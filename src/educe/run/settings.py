@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from educe import beside, discover, same_model
+from educe import beside, discover
 from educe.errors import MethodError, PromptError, RunError
 from educe.generation import left_out
 from educe.loading import load
@@ -18,7 +18,8 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.prompts import checked, well_formed
 from educe.rendering import Prompt, PromptBatch, distinct
-from educe.runs import Run
+from educe.run import same_model
+from educe.run.store import Run
 from educe.whole import check_seed, check_whole
 
 #: The note of a run that says which of its prompts count.

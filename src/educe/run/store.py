@@ -1,8 +1,14 @@
-"""Run: one folder, one SQLite file, tensors in safetensors. Everything a report shows is in it.
+"""Run: one folder, one SQLite file of five tables, tensors in safetensors beside it.
+
+    prompts         what the model is asked, and in which role
+    perturbations   what is done to the model; a derived one has a parent
+    completions     what it writes then; asked for, and written as soon as there is a text
+    scores          what judges say, of completions and of perturbations as a whole
+    meta            what was asked for, and what is known of the run as a whole
 
 Each batch of work is one transaction in a write-ahead log, each tensor file is written whole under
 another name and renamed: a process killed at any instant loses at most the batch in flight, and
-what is missing can be asked for and done.
+what is missing can be asked for and done (see `educe.run.fill`).
 """
 
 from __future__ import annotations
@@ -15,16 +21,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from educe.errors import EduceError, FileFormatError, RunError
+from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    import pandas as pd
 
-#: Where a run has runs of what was made from its perturbations.
-TRIALS = "refined"
+SCHEMA_VERSION = 2
 
 #: Errors that say nothing of the file itself; their extended codes have more bits.
 OUTSIDE = {
@@ -46,60 +51,47 @@ CREATE TABLE prompts (
   tokens INTEGER NOT NULL
 );
 CREATE TABLE perturbations (
-  id INTEGER PRIMARY KEY,          -- from 1; 0 means the unperturbed model
+  id INTEGER PRIMARY KEY,          -- from 1; 0 is the unperturbed model, which has no row
+  parent INTEGER REFERENCES perturbations (id),
+  how TEXT NOT NULL,               -- how it was derived from its parent
   arm TEXT NOT NULL,               -- found or control
+  method TEXT NOT NULL,
   file TEXT NOT NULL,              -- in tensors/
   item INTEGER NOT NULL,           -- row of that file
-  method TEXT NOT NULL,
-  radius REAL NOT NULL,
+  radius REAL NOT NULL,            -- negative for the other sign
   dose REAL NOT NULL,
   effect REAL NOT NULL             -- norm of its effect at the target
 );
 CREATE TABLE completions (
+  id INTEGER PRIMARY KEY,
   perturbation INTEGER NOT NULL,
   prompt INTEGER NOT NULL REFERENCES prompts (id),
+  phase TEXT NOT NULL,
   sample INTEGER NOT NULL,
   temperature REAL NOT NULL,
-  text TEXT NOT NULL,
-  tokens TEXT NOT NULL,            -- JSON list
-  finished INTEGER NOT NULL,
-  PRIMARY KEY (perturbation, prompt, sample)
-) WITHOUT ROWID;
-CREATE TABLE readings (            -- what the unperturbed model makes of a completion
-  perturbation INTEGER NOT NULL,
-  prompt INTEGER NOT NULL,
-  sample INTEGER NOT NULL,
-  logprob REAL NOT NULL,           -- mean over its tokens, in nats
-  embedding BLOB NOT NULL,         -- float16
-  PRIMARY KEY (perturbation, prompt, sample)
-) WITHOUT ROWID;
+  text TEXT,                       -- NULL until it is written
+  tokens TEXT,                     -- JSON list
+  finished INTEGER,
+  UNIQUE (perturbation, prompt, phase, sample)
+);
 CREATE TABLE scores (
-  perturbation INTEGER NOT NULL,
-  prompt INTEGER NOT NULL,         -- -1: of the perturbation as a whole
-  sample INTEGER NOT NULL,
+  completion INTEGER REFERENCES completions (id),
+  perturbation INTEGER,            -- where it is of the perturbation as a whole
   judge TEXT NOT NULL,
-  value REAL NOT NULL,
+  value REAL,                      -- NULL: there is none, as where the model breaks down
+  unit TEXT NOT NULL,
   why TEXT NOT NULL,
-  PRIMARY KEY (perturbation, prompt, sample, judge)
-) WITHOUT ROWID;
-CREATE TABLE behaviours (          -- clusters of completions that say the same
-  perturbation INTEGER NOT NULL,
-  prompt INTEGER NOT NULL,
-  sample INTEGER NOT NULL,
-  behaviour INTEGER NOT NULL,
-  x REAL NOT NULL,                 -- place on the map
-  y REAL NOT NULL,
-  PRIMARY KEY (perturbation, prompt, sample)
-) WITHOUT ROWID;
-CREATE TABLE responses (
-  perturbation INTEGER NOT NULL,
-  radius REAL NOT NULL,
-  effect REAL NOT NULL,
-  PRIMARY KEY (perturbation, radius)
-) WITHOUT ROWID;
-CREATE TABLE events (at REAL NOT NULL, what TEXT NOT NULL);
+  CHECK ((completion IS NULL) <> (perturbation IS NULL))
+);
+CREATE UNIQUE INDEX of_completion ON scores (completion, judge) WHERE completion IS NOT NULL;
+CREATE UNIQUE INDEX of_perturbation ON scores (perturbation, judge) WHERE perturbation IS NOT NULL;
 """
 
+#: A completion's id by its row.
+COMPLETION = (
+    "(SELECT id FROM completions WHERE perturbation = ? AND prompt = ? AND sample = ? "
+    "AND phase = ?)"
+)
 
 Read = TypeVar("Read", bound=Callable[..., Any])
 
@@ -108,9 +100,9 @@ def _reading(method: Read) -> Read:
     """Make a method of `Run` say in one sentence that the file cannot be read."""
 
     @functools.wraps(method)
-    def checked(run: Run, *arguments: Any) -> Any:
+    def checked(run: Run, *arguments: Any, **named: Any) -> Any:
         try:
-            return method(run, *arguments)
+            return method(run, *arguments, **named)
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             raise _unreadable(run.folder / "run.sqlite", error) from error
 
@@ -122,57 +114,6 @@ def _unreadable(file: Path, why: object) -> FileFormatError | RunError:
     if getattr(why, "sqlite_errorcode", 0) & 0xFF in OUTSIDE:
         return RunError(f"cannot open {file}: {reason}; is the disk full, or the folder read-only?")
     return FileFormatError(f"{file} is corrupt or truncated: {reason}")
-
-
-class PerturbationRow(NamedTuple):
-    """A perturbation as the run lists it."""
-
-    id: int
-    arm: str
-    file: str
-    item: int
-    method: str
-    radius: float
-    dose: float
-    effect: float
-
-
-class CompletionRow(NamedTuple):
-    """A completion as the run keeps it; perturbation 0 is the unperturbed model."""
-
-    perturbation: int
-    prompt: int
-    sample: int
-    temperature: float
-    text: str
-    tokens: tuple[int, ...]
-    finished: bool
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """Perturbation, prompt and sample."""
-        return self.perturbation, self.prompt, self.sample
-
-
-class PromptRow(NamedTuple):
-    """A prompt as the run keeps it."""
-
-    id: int
-    role: str
-    content: Any
-    rendered: str
-    tokens: int
-
-
-class ScoreRow(NamedTuple):
-    """What a judge said; prompt and sample are -1 when it judged the perturbation as a whole."""
-
-    perturbation: int
-    prompt: int
-    sample: int
-    judge: str
-    value: float
-    why: str
 
 
 class Run:
@@ -221,8 +162,9 @@ class Run:
         with _reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
             database.executescript(f"BEGIN; {SCHEMA}")
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            database.execute(
-                "INSERT INTO meta VALUES ('config', ?)", (json.dumps(config, sort_keys=True),)
+            database.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [("config", _json(config)), ("began", _json(time.time()))],
             )
         scratch.rename(folder / "run.sqlite")
         run = cls.open(folder)
@@ -282,8 +224,8 @@ class Run:
         """Return whether anything was computed: rows, tensors, an atlas, runs inside the run."""
         ours = {"run.sqlite", "run.sqlite-wal", "run.sqlite-shm", self.tensors.name, ".lock"}
         return bool(
-            self.perturbations()
-            or self.completions()
+            self.perturbation_rows()
+            or self.completion_rows()
             or any(self.tensors.iterdir())
             or {file.name for file in self.folder.iterdir()} - ours
         )
@@ -298,7 +240,7 @@ class Run:
                 break
             place.rmdir()
 
-    # -- settings and events -----------------------------------------------------------------
+    # -- what is known of the run as a whole ---------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
@@ -323,46 +265,18 @@ class Run:
         query = "SELECT 1 FROM meta WHERE key = ?"
         return self.database.execute(query, (key,)).fetchone() is not None
 
-    def remember(self, key: str, value: Any) -> None:
-        """Remember something that JSON can hold by name."""
-        with self.writing():
-            self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _json(value)))
-
-    def add_passport(self, number: int, passport: Mapping[str, Any]) -> None:
-        """Keep where a perturbation stands (see `educe.manifold`), in place of what was kept."""
-        self.remember(f"passport-{number:06d}", passport)
-
     @_reading
-    def passports(self) -> list[dict[str, Any]]:
-        """Return the passports, by the numbers of their perturbations."""
-        return self.notes("passport-")
-
-    @_reading
-    def notes(self, beginning: str) -> list[dict[str, Any]]:
+    def notes(self, beginning: str) -> list[Any]:
         """Return what is remembered by names that begin so, in their order."""
         rows = self.database.execute(
             "SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (f"{beginning}*",)
         )
         return [json.loads(value) for (value,) in rows]
 
-    def trials(self, name: str) -> list[dict[str, Any]]:
-        """Return what trials of one name came to, those that ended (see `educe.refine.trial`)."""
-        found = []
-        for folder in sorted((self.folder / TRIALS).glob(f"{name}-*")):
-            with Run.open(folder) as own:
-                if own.has("result"):
-                    found.append(own.note("result"))
-        return found
-
-    def event(self, what: str) -> None:
-        """Note that something happened, with the time."""
+    def remember(self, key: str, value: Any) -> None:
+        """Remember something that JSON can hold by name."""
         with self.writing():
-            self.database.execute("INSERT INTO events VALUES (?, ?)", (time.time(), what))
-
-    @_reading
-    def began(self) -> float | None:
-        """Return when the first event was, in seconds since 1970."""
-        return self.database.execute("SELECT min(at) FROM events").fetchone()[0]
+            self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _json(value)))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -373,6 +287,53 @@ class Run:
         """
         with _reporting(self.folder), self.database:
             yield
+
+    # -- frames ------------------------------------------------------------------------------
+
+    @property
+    def prompts(self) -> pd.DataFrame:
+        """The prompts: role, content, rendered, tokens."""
+        return _frame(self.prompt_rows(), PromptRow)
+
+    @property
+    def perturbations(self) -> pd.DataFrame:
+        """The perturbations, derived ones too: parent, how, arm, method, radius, dose, effect."""
+        return _frame(self.perturbation_rows(derived=None), PerturbationRow)
+
+    @property
+    def completions(self) -> pd.DataFrame:
+        """What was written: perturbation, arm, prompt, phase, sample, temperature, text, finished.
+
+        The arm of the unperturbed model is ``unperturbed``.
+        """
+        import pandas as pd
+
+        arms = {p.id: p.arm for p in self.perturbation_rows(derived=None)} | {0: "unperturbed"}
+        rows = [
+            (c.perturbation, arms[c.perturbation], *c.row[1:], *c[1:])
+            for c in self.completion_rows()
+        ]
+        return pd.DataFrame(
+            rows,
+            columns=[
+                *("perturbation", "arm", "prompt", "sample", "phase"),
+                *CompletionRow._fields[1:],
+            ],
+        )
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """What judges said: perturbation, prompt, sample, phase, judge, value, unit, why.
+
+        Prompt, sample and phase are missing where it was said of a perturbation as a whole.
+        """
+        import pandas as pd
+
+        rows = [
+            (*((s.of, None, None, None) if isinstance(s.of, int) else s.of), *s[1:])
+            for s in self.score_rows()
+        ]
+        return pd.DataFrame(rows, columns=[*Row._fields, *ScoreRow._fields[1:]])
 
     # -- rows --------------------------------------------------------------------------------
 
@@ -385,7 +346,7 @@ class Run:
             )
 
     @_reading
-    def prompts(self, role: str | None = None) -> list[PromptRow]:
+    def prompt_rows(self, role: str | None = None) -> list[PromptRow]:
         """Return the prompts, or those of one role, in order."""
         rows = self.database.execute("SELECT * FROM prompts ORDER BY id")
         found = [PromptRow(i, r, json.loads(c), text, n) for i, r, c, text, n in rows]
@@ -395,95 +356,116 @@ class Run:
         """List perturbations."""
         with self.writing():
             self.database.executemany(
-                "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+                "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
     @_reading
-    def perturbations(self, arm: str | None = None) -> list[PerturbationRow]:
-        """Return the perturbations, or those of one arm, in order."""
+    def perturbation_rows(
+        self, arm: str | None = None, *, derived: bool | None = False
+    ) -> list[PerturbationRow]:
+        """Return the perturbations, or those of one arm, in order.
+
+        Args:
+            arm: Which.
+            derived: Whether those with a parent; None for all.
+        """
         rows = self.database.execute("SELECT * FROM perturbations ORDER BY id")
-        return [p for p in map(PerturbationRow._make, rows) if arm in (None, p.arm)]
+        return [
+            p
+            for p in map(PerturbationRow._make, rows)
+            if arm in (None, p.arm) and derived in (None, p.parent is not None)
+        ]
+
+    def ask(self, rows: Iterable[Row], temperature: float) -> None:
+        """Ask for completions; those that were asked for already stay as they are."""
+        with self.writing():
+            self.database.executemany(
+                "INSERT OR IGNORE INTO completions "
+                "(perturbation, prompt, sample, phase, temperature) VALUES (?, ?, ?, ?, ?)",
+                [(*row, temperature) for row in rows],
+            )
+
+    @_reading
+    def missing(self) -> dict[float, list[Row]]:
+        """Return the rows that were asked for and are not written yet, by temperature."""
+        rows = self.database.execute(
+            "SELECT temperature, perturbation, prompt, sample, phase FROM completions "
+            "WHERE text IS NULL ORDER BY id"
+        )
+        found: dict[float, list[Row]] = {}
+        for temperature, *row in rows:
+            found.setdefault(temperature, []).append(Row(*row))
+        return found
 
     def add_completions(self, rows: Iterable[CompletionRow]) -> None:
         """Keep a batch of completions in one transaction."""
         with self.writing():
             self.database.executemany(
-                "INSERT OR REPLACE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(*c[:5], _json(list(c.tokens)), int(c.finished)) for c in rows],
+                "INSERT INTO completions "
+                "(perturbation, prompt, sample, phase, temperature, text, tokens, finished) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET text = excluded.text, tokens = excluded.tokens, "
+                "finished = excluded.finished",
+                [(*c.row, *c[1:3], _json(list(c.tokens)), int(c.finished)) for c in rows],
             )
 
     @_reading
-    def completions(self) -> list[CompletionRow]:
-        """Return every completion, by perturbation, prompt and sample."""
+    def completion_rows(self, phase: str | None = None) -> list[CompletionRow]:
+        """Return what is written, or what of one phase, by perturbation, prompt and sample."""
         rows = self.database.execute(
-            "SELECT * FROM completions ORDER BY perturbation, prompt, sample"
+            "SELECT perturbation, prompt, sample, phase, temperature, text, tokens, finished "
+            "FROM completions WHERE text IS NOT NULL ORDER BY perturbation, prompt, phase, sample"
         )
-        return [
-            CompletionRow(p, q, s, heat, text, tuple(json.loads(tokens)), bool(done))
-            for p, q, s, heat, text, tokens, done in rows
+        found = [
+            CompletionRow(Row(*row), heat, text, tuple(json.loads(tokens)), bool(done))
+            for *row, heat, text, tokens, done in rows
         ]
-
-    def add_readings(self, rows: Iterable[tuple[tuple[int, int, int], float, np.ndarray]]) -> None:
-        """Keep what the unperturbed model makes of completions: key, log-probability, embedding."""
-        with self.writing():
-            self.database.executemany(
-                "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?)",
-                [(*key, lp, e.astype(np.float16).tobytes()) for key, lp, e in rows],
-            )
-
-    @_reading
-    def readings(self) -> dict[tuple[int, int, int], tuple[float, np.ndarray]]:
-        """Return log-probability and embedding by completion."""
-        rows = self.database.execute("SELECT * FROM readings")
-        return {
-            (p, q, s): (lp, np.frombuffer(e, np.float16).astype(np.float32))
-            for p, q, s, lp, e in rows
-        }
+        return [c for c in found if phase in (None, c.phase)]
 
     def add_scores(self, rows: Iterable[ScoreRow]) -> None:
-        """Keep scores."""
+        """Keep scores, in place of what the same judge said before."""
+        of_completions, of_perturbations = [], []
+        for score in rows:
+            value = score.value if abs(score.value) < float("inf") else None
+            if isinstance(score.of, int):
+                of_perturbations.append((score.of, score.judge, value, *score[3:]))
+            else:
+                of_completions.append((*score.of, score.judge, value, *score[3:]))
         with self.writing():
             self.database.executemany(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?)", list(rows)
+                f"INSERT OR REPLACE INTO scores VALUES ({COMPLETION}, NULL, ?, ?, ?, ?)",
+                of_completions,
+            )
+            self.database.executemany(
+                "INSERT OR REPLACE INTO scores VALUES (NULL, ?, ?, ?, ?, ?)", of_perturbations
             )
 
     @_reading
-    def scores(self, judge: str | None = None) -> list[ScoreRow]:
-        """Return the scores, or those of one judge."""
-        query = "SELECT * FROM scores ORDER BY perturbation, prompt, sample, judge"
-        rows = map(ScoreRow._make, self.database.execute(query))
-        return [s for s in rows if judge in (None, s.judge)]
-
-    def set_behaviours(
-        self, rows: Iterable[tuple[tuple[int, int, int], int, float, float]]
-    ) -> None:
-        """Replace the clusters: key, behaviour, place on the map."""
-        with self.writing():
-            self.database.execute("DELETE FROM behaviours")
-            self.database.executemany(
-                "INSERT INTO behaviours VALUES (?, ?, ?, ?, ?, ?)",
-                [(*key, behaviour, x, y) for key, behaviour, x, y in rows],
+    def score_rows(self, judge: str | None = None) -> list[ScoreRow]:
+        """Return the scores, or those of one judge; a value that there is not is infinite."""
+        query = (
+            "SELECT c.perturbation, c.prompt, c.sample, c.phase, s.perturbation, judge, value, "
+            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion ORDER BY "
+            "coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
+        )
+        return [
+            ScoreRow(
+                Row(p, *row) if whole is None else whole,
+                name,
+                float("inf") if value is None else value,
+                unit,
+                why,
             )
+            for p, *row, whole, name, value, unit, why in self.database.execute(query)
+            if judge in (None, name)
+        ]
 
-    @_reading
-    def behaviours(self) -> dict[tuple[int, int, int], tuple[int, float, float]]:
-        """Return the cluster and the place on the map by completion."""
-        rows = self.database.execute("SELECT * FROM behaviours")
-        return {(p, q, s): (b, x, y) for p, q, s, b, x, y in rows}
 
-    def add_responses(self, rows: Iterable[tuple[int, float, float]]) -> None:
-        """Keep points of response curves: perturbation, radius, norm of the effect."""
-        with self.writing():
-            self.database.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?)", rows)
+def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
+    """Return rows as a frame whose index is their number."""
+    import pandas as pd
 
-    @_reading
-    def responses(self) -> dict[int, list[tuple[float, float]]]:
-        """Return radius and norm of the effect by perturbation."""
-        curves: dict[int, list[tuple[float, float]]] = {}
-        rows = self.database.execute("SELECT * FROM responses ORDER BY perturbation, radius")
-        for perturbation, radius, effect in rows:
-            curves.setdefault(perturbation, []).append((radius, effect))
-        return curves
+    return pd.DataFrame(rows, columns=of._fields).set_index("id")
 
 
 def _json(value: Any) -> str:

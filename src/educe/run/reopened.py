@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe import same_model
 from educe.errors import MethodError
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.runs import Run
+from educe.run import same_model
+from educe.run.fill import groups
+from educe.run.store import Run
 from educe.slice import Slice
-from educe.writing import groups
 
 
 def slice_of(run: Run, lm: LanguageModel, prompts: PromptBatch) -> Slice:

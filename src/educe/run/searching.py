@@ -12,19 +12,21 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from educe import discover, files, writing
+from educe import discover, files
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.job.work import Work
 from educe.perturb import PerturbationSet
+from educe.run.fill import add_set
+from educe.run.preparing import Search
 
 #: Seconds between two saves of a method that is still searching.
 SAVE_EVERY = 5.0
 
 
-def search(work: Work) -> None:
+def search(search: Search) -> None:
     """Search at each radius, make the control of what was found, and list both in the run."""
-    listed = {p.file for p in work.run.perturbations()}
+    work = search.work
+    listed = {p.file for p in work.run.perturbation_rows()}
     for k, size in enumerate(work.run.note("facts")["radii"]):
         for arm in ("found", "control"):
             name = f"{arm}-{k}.safetensors"
@@ -34,45 +36,45 @@ def search(work: Work) -> None:
                     # The control draws from its own seed; each radius as well.
                     seed = 2 * (1000 * work.settings.seed + k) + (arm == "control")
                     made = (
-                        _found(work, path, size, seed)
+                        _found(search, path, size, seed)
                         if arm == "found"
-                        else _control(work, work.run.tensors / f"found-{k}.safetensors", seed)
+                        else _control(search, work.run.tensors / f"found-{k}.safetensors", seed)
                     )
                     made.save(path)
                 path.with_suffix(".state").unlink(missing_ok=True)
                 made = PerturbationSet.load(path)
-                writing.add_set(work.run, arm, name, made, made.scores["effect"].tolist())
+                add_set(work.run, arm, name, made, made.scores["effect"].tolist())
 
 
-def _control(work: Work, found: Path, seed: int) -> PerturbationSet:
-    if work.settings.control:
+def _control(search: Search, found: Path, seed: int) -> PerturbationSet:
+    if search.settings.control:
         radii = PerturbationSet.load(found).radius
-        return _measured(work, PerturbationSet.load(work.settings.control), float(radii[0]))
-    with work.reporter.stage("random", 1, "") as step:
-        made = discover.control(work.part, PerturbationSet.load(found), seed=seed)
+        return _measured(search, PerturbationSet.load(search.settings.control), float(radii[0]))
+    with search.work.reporter.stage("random", 1, "") as step:
+        made = discover.control(search.part, PerturbationSet.load(found), seed=seed)
         step()
     return made
 
 
-def _measured(work: Work, given: PerturbationSet, size: float) -> PerturbationSet:
+def _measured(search: Search, given: PerturbationSet, size: float) -> PerturbationSet:
     """Return those of some given perturbations that have a radius, and their effect."""
-    given.check(work.lm)
+    given.check(search.work.lm)
     some = given.select([i for i, r in enumerate(given.radius.tolist()) if r == size])
     if not len(some):
         raise MethodError(f"the control has no perturbation of radius {size:g}")
-    effect = work.part.on(some.kind).effect(some.theta.to(work.part.start.device))
+    effect = search.part.on(some.kind).effect(some.theta.to(search.part.start.device))
     return replace(some, scores={**some.scores, "effect": effect.norm(dim=1).float().cpu()})
 
 
-def _found(work: Work, path: Path, size: float, seed: int) -> PerturbationSet:
-    if work.given is not None:
-        return _measured(work, work.given, size)
+def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSet:
+    if search.given is not None:
+        return _measured(search, search.given, size)
     partial = path.with_suffix(".state")
-    s, config = work.settings, work.config
+    s, config = search.settings, search.config
     steps = getattr(config, "iterations", getattr(config, "steps", 1))
     state = State(load_file(partial)) if partial.exists() else None
-    dose = size / work.run.note("facts")["unit"]
-    with work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
+    dose = size / search.work.run.note("facts")["unit"]
+    with search.work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
         step(len(state.get("curve", ())) if state is not None else 0)
         saved = time.monotonic()
 
@@ -87,7 +89,7 @@ def _found(work: Work, path: Path, size: float, seed: int) -> PerturbationSet:
                 saved = time.monotonic()
 
         return discover.search(
-            work.part,
+            search.part,
             s.method,
             n=s.n,
             radius=size,
@@ -95,6 +97,6 @@ def _found(work: Work, path: Path, size: float, seed: int) -> PerturbationSet:
             config=config,
             state=None
             if state is None
-            else State({n: t.to(work.part.device) for n, t in state.items()}),
+            else State({n: t.to(search.part.device) for n, t in state.items()}),
             on_step=on_step,
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from educe import radius
-from educe.job.work import Work
 from educe.judge.side_effect import side_effects
 from educe.ordinary import ordinary_prompts
-from educe.runs import ScoreRow
+from educe.rows import ARMS, SCALED, ScoreRow
+from educe.run.fill import groups
+from educe.run.work import Work
 from educe.summary import summarise
-from educe.writing import groups
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
@@ -26,9 +26,10 @@ def choose(work: Work) -> list[int]:
     """
     if not work.run.has("chosen"):
         seen = summarise(work.run)
+        several = len(work.prompts("asked")) > 1
         numbers: list[int] = []
         for arm in (seen.found, seen.control):
-            first = arm[: CHOSEN // 2 if len(work.asked) > 1 else CHOSEN]
+            first = arm[: CHOSEN // 2 if several else CHOSEN]
             others = sorted(arm[len(first) :], key=lambda i: -i.striking * (i.constancy or 0))
             numbers += [i.row.id for i in (*first, *others[: CHOSEN - len(first)])]
         work.run.remember("chosen", numbers)
@@ -37,7 +38,7 @@ def choose(work: Work) -> list[int]:
 
 def measure_side_effects(work: Work, chosen: list[int]) -> None:
     """Measure the side effects of the chosen that are not measured yet."""
-    done = {s.perturbation for s in work.run.scores("side_effect")}
+    done = {s.perturbation for s in work.run.score_rows("side_effect")}
     missing = [number for number in chosen if number not in done]
     if not missing or work.settings.positions == "generated":
         return
@@ -49,31 +50,43 @@ def measure_side_effects(work: Work, chosen: list[int]) -> None:
         for group in groups(work.run, missing):
             each = side_effects(work.lm, batch, group.theta, kind=group.kind)
             for number, s in zip(group.numbers, each, strict=True):
-                work.run.add_scores([ScoreRow(number, -1, -1, s.judge, s.value, s.why)])
+                work.run.add_scores([ScoreRow(number, s.judge, s.value, "nats", s.why)])
                 step()
 
 
 def measure_responses(work: Work) -> None:
-    """Measure the response of the most striking to the radius."""
-    if work.run.responses():
+    """Measure the response of the most striking to the radius: each point is derived from one."""
+    run = work.run
+    if any(p.how == SCALED for p in run.perturbation_rows(derived=True)):
         return
-    seen = summarise(work.run)
+    seen = summarise(run)
     wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-    arms = {p.id: p.arm for p in work.run.perturbations()}
-    largest = {
-        arm: max(p.radius for p in work.run.perturbations(arm)) for arm in ("found", "control")
-    }
+    rows = {p.id: p for p in run.perturbation_rows()}
+    largest = {arm: max(p.radius for p in rows.values() if p.arm == arm) for arm in ARMS}
     points = []
     with work.timed("responses"), work.reporter.stage("response to radius", 1, "") as step:
-        for group in groups(work.run, wanted):
+        for group in groups(run, wanted):
             directions = group.directions.to(work.part.device, work.part.work_dtype)
-            radii = [share * largest[arms[group.numbers[0]]] for share in CURVE_SHARES]
+            radii = [share * largest[rows[group.numbers[0]].arm] for share in CURVE_SHARES]
             sizes = radius.response(work.part.on(group.kind), directions, radii)
             points += [
-                (number, r, float(size))
+                (rows[number], r, float(size))
                 for number, line in zip(group.numbers, sizes, strict=True)
                 for r, size in zip(radii, line, strict=True)
                 if torch.isfinite(size)
             ]
         step()
-    work.run.add_responses(points)
+    first = len(rows) + 1
+    run.add_perturbations(
+        [
+            p._replace(
+                id=first + i,
+                parent=p.id,
+                how=SCALED,
+                radius=r,
+                dose=p.dose * r / p.radius,
+                effect=e,
+            )
+            for i, (p, r, e) in enumerate(points)
+        ]
+    )

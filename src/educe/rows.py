@@ -1,0 +1,100 @@
+"""Rows of the five tables of a run, and the keys by which they are known.
+
+One numbering holds everywhere: perturbations are counted from 1, and 0 is the unperturbed model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+#: What a text is written for: the first count; a rung or a pull of a selection; the re-test.
+Phase = Literal["first", "rung", "retest"]
+FIRST: Phase = "first"
+RUNG: Phase = "rung"
+RETEST: Phase = "retest"
+
+#: The arms of a run.
+FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
+
+
+#: How a perturbation is derived: at another radius.
+SCALED = "scaled"
+
+
+class Row(NamedTuple):
+    """What one completion is made from; at a temperature it draws by all that is here."""
+
+    perturbation: int  #: its number, from 1; 0 is the unperturbed model
+    prompt: int  #: index into the prompts
+    sample: int = 0  #: which of several samples
+    phase: Phase = FIRST  #: what it is written for
+
+
+class PromptRow(NamedTuple):
+    """A prompt as a run keeps it."""
+
+    id: int  #: from 0
+    role: str  #: asked: searched and answered; fresh: for the re-test; or what a selection says
+    content: Any  #: a text, or a list of messages
+    rendered: str
+    tokens: int
+
+
+class PerturbationRow(NamedTuple):
+    """A perturbation as a run lists it."""
+
+    id: int
+    parent: int | None  #: the perturbation that it was derived from; None where it was found
+    how: str  #: how it was derived; empty where it was found
+    arm: str  #: found or control
+    method: str
+    file: str  #: in the folder of the run's tensors
+    item: int  #: row of that file
+    radius: float  #: negative for the other sign of what the file holds
+    dose: float
+    effect: float  #: norm of its effect at the target
+
+
+class CompletionRow(NamedTuple):
+    """A completion as a run keeps it."""
+
+    row: Row
+    temperature: float
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+
+    @property
+    def perturbation(self) -> int:
+        """The number of its perturbation."""
+        return self.row.perturbation
+
+    @property
+    def prompt(self) -> int:
+        """The prompt that it answers."""
+        return self.row.prompt
+
+    @property
+    def sample(self) -> int:
+        """Which of several samples it is."""
+        return self.row.sample
+
+    @property
+    def phase(self) -> Phase:
+        """What it was written for."""
+        return self.row.phase
+
+
+class ScoreRow(NamedTuple):
+    """What a judge said of a completion, or of a perturbation as a whole."""
+
+    of: Row | int  #: the completion, or the perturbation's number
+    judge: str
+    value: float
+    unit: str  #: of the value, or what a higher one is more of
+    why: str
+
+    @property
+    def perturbation(self) -> int:
+        """The number of the perturbation."""
+        return self.of if isinstance(self.of, int) else self.of.perturbation

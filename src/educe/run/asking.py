@@ -1,0 +1,40 @@
+"""Which texts the main job asks for: of the unperturbed model, of all, and of the re-tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from educe.rows import RETEST, Row
+from educe.run.work import Work
+
+#: Temperature of the unperturbed model's samples, and of fresh samples in the re-test.
+BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
+#: Samples a prompt: of the unperturbed model, and of the re-test where no fresh prompt is given.
+BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
+
+
+def baseline(work: Work, prompts: Iterable[int], samples: int = BASELINE_SAMPLES) -> None:
+    """Ask the unperturbed model for its likeliest answers, and for samples."""
+    prompts = list(prompts)
+    work.run.ask([Row(0, j) for j in prompts], 0.0)
+    drawn = range(1, samples + 1)
+    work.run.ask([Row(0, j, k) for j in prompts for k in drawn], BASELINE_TEMPERATURE)
+
+
+def answers(work: Work, numbers: Iterable[int]) -> list[Row]:
+    """Ask perturbations for their answers to the prompts that were searched with."""
+    samples = range(work.settings.samples)
+    rows = [Row(i, j, k) for i in numbers for j in work.prompts("asked") for k in samples]
+    work.run.ask(rows, work.settings.temperature)
+    return rows
+
+
+def retest(work: Work, numbers: Iterable[int]) -> list[Row]:
+    """Ask perturbations again: for answers to fresh prompts, or else for fresh samples."""
+    prompts, heat, samples = work.prompts("fresh"), work.settings.temperature, 1
+    if not prompts:
+        prompts, samples = work.prompts("asked"), RETEST_SAMPLES
+        heat = heat or RETEST_TEMPERATURE
+    rows = [Row(i, j, k, RETEST) for i in numbers for j in prompts for k in range(samples)]
+    work.run.ask(rows, heat)
+    return rows

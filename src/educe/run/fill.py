@@ -1,0 +1,208 @@
+"""Fill: what was asked of a run and is missing is written, read and scored, batch by batch.
+
+    write     rows that were asked for and have no text
+    score     texts of perturbations without log-likelihood, coherence and novelty
+
+A process that was killed asks the run again, and pays for what is missing: that is all there is to
+resuming. A score depends on its own text and on what the unperturbed model writes for that prompt,
+on nothing that is scored beside it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from educe.generation import Completion, generate
+from educe.judge import Answer, Judge, asked_in
+from educe.judge.coherence import coherence, ordinary_logprob
+from educe.judge.novelty import novelty
+from educe.judge.reading import read
+from educe.kinds import Kind, Vectors
+from educe.perturb import PerturbationSet
+from educe.rows import CompletionRow, PerturbationRow, Row, ScoreRow
+from educe.run.store import Run
+from educe.run.work import Work
+
+#: Texts that a judge is given at once; after each such batch the scores are kept.
+AT_ONCE = 64
+
+
+class Group(NamedTuple):
+    """Perturbations of one kind, which can share a batch."""
+
+    numbers: list[int]
+    kind: Kind
+    directions: Tensor
+    radius: Tensor
+
+    @property
+    def theta(self) -> Tensor:
+        """The directions at their radius."""
+        return self.kind.scaled(self.directions, self.radius[:, None])
+
+
+def add_set(
+    run: Run,
+    arm: str,
+    file: str,
+    made: PerturbationSet,
+    effect: Sequence[float],
+    *,
+    parents: Sequence[int | None] | None = None,
+    how: str = "",
+) -> list[int]:
+    """List what a file of a run holds, with its effects; return the numbers that they have now."""
+    first = len(run.perturbation_rows(derived=None)) + 1
+    numbers = list(range(first, first + len(made)))
+    run.add_perturbations(
+        [
+            PerturbationRow(number, parent, how, arm, made.method, file, i, radius, dose, size)
+            for i, (number, parent, radius, dose, size) in enumerate(
+                zip(
+                    numbers,
+                    parents or [None] * len(made),
+                    made.radius.tolist(),
+                    made.dose.tolist(),
+                    effect,
+                    strict=True,
+                )
+            )
+        ]
+    )
+    return numbers
+
+
+def groups(run: Run, numbers: Sequence[int] | None = None) -> list[Group]:
+    """Return the perturbations of a run that were found, or those of some numbers, by kind."""
+    members: dict[Kind, list[PerturbationRow]] = {}
+    sets: dict[str, PerturbationSet] = {}
+    wanted = None if numbers is None else set(numbers)
+    for p in run.perturbation_rows(derived=False if wanted is None else None):
+        if wanted is None or p.id in wanted:
+            if p.file not in sets:
+                sets[p.file] = PerturbationSet.load(run.tensors / p.file)
+            members.setdefault(sets[p.file].kind, []).append(p)
+    return [
+        Group(
+            [p.id for p in some],
+            kind.select(torch.tensor([p.item for p in some])),
+            torch.stack([sets[p.file].directions[p.item] for p in some]),
+            torch.tensor([p.radius for p in some]),
+        )
+        for kind, some in members.items()
+    ]
+
+
+def fill(work: Work, what: str = "texts") -> None:
+    """Write and score what was asked for and is missing.
+
+    Args:
+        work: The run at work.
+        what: These texts, for a person.
+    """
+    with work.timed("generate"):
+        write(work, what)
+    with work.timed("judge"):
+        score(work)
+
+
+def write(work: Work, what: str = "texts") -> None:
+    """Write what was asked for and has no text."""
+    run, missing = work.run, work.run.missing()
+    total = sum(map(len, missing.values()))
+    if not total:
+        return
+    unperturbed = Vectors(0, work.lm.width)
+    nothing = Group([0], unperturbed, torch.zeros(0, unperturbed.size), torch.zeros(0))
+    numbers = sorted({row.perturbation for rows in missing.values() for row in rows} - {0})
+    members = [nothing, *(groups(run, numbers) if numbers else [])]
+    with work.reporter.stage(f"writing: {what}", total, "texts") as step:
+        for heat, wanted in missing.items():
+            for group in members:
+                own = set(group.numbers)
+                rows = [row for row in wanted if row.perturbation in own]
+                for came in generate(
+                    work.lm,
+                    work.batch,
+                    rows,
+                    group.theta,
+                    kind=group.kind,
+                    numbers=group.numbers[: len(group.theta)],
+                    temperature=heat,
+                    max_new_tokens=work.settings.max_new_tokens,
+                    seed=work.settings.seed,
+                ):
+                    run.add_completions(
+                        [CompletionRow(c.row, heat, c.text, c.tokens, c.finished) for c in came]
+                    )
+                    step(len(came))
+
+
+def score(work: Work) -> None:
+    """Score the texts of perturbations that have no log-likelihood, coherence and novelty."""
+    run, texts = work.run, work.run.completion_rows()
+    done = {s.of for s in run.score_rows("novelty")}
+    missing = [c for c in texts if c.perturbation and c.row not in done]
+    if not missing:
+        return
+    plain = unperturbed(texts)
+    if not run.has("ordinary_logprob"):
+        value = ordinary_logprob(work.lm, max_new_tokens=work.settings.max_new_tokens)
+        run.remember("ordinary_logprob", value)
+    ordinary = run.note("ordinary_logprob")
+    written = [Completion(c.row, c.text, c.tokens, c.finished) for c in missing]
+    with work.reporter.stage("reading what was written", len(missing), "texts") as step:
+        for batch in read(work.lm, work.batch, written, layer=0):
+            rows = []
+            for r in batch:
+                row, text = r.completion.row, r.completion.text
+                rows.append(ScoreRow(row, "logprob", r.logprob, "nats a token", ""))
+                for s in (
+                    coherence(text, r.logprob, ordinary),
+                    novelty(text, plain[row.prompt]),
+                ):
+                    rows.append(ScoreRow(row, s.judge, s.value, s.higher_is, s.why))
+            run.add_scores(rows)
+            step(len(batch))
+
+
+def judge(work: Work, by: Judge, rows: Sequence[Row], what: str = "texts") -> list[float]:
+    """Return what a judge says of completions, in order; what is missing is judged and kept.
+
+    Scores are kept under the judge's identity, so another rubric or model is another judge.
+    """
+    run = work.run
+    known = {s.of: s.value for s in run.score_rows(by.identity)}
+    missing = set(rows) - known.keys()
+    if missing:
+        everything = run.completion_rows()
+        asked, plain = [asked_in(p.content) for p in run.prompt_rows()], unperturbed(everything)
+        texts = [c for c in everything if c.row in missing]
+        with work.reporter.stage(f"judging: {what}", len(texts), "texts") as step:
+            for first in range(0, len(texts), AT_ONCE):
+                some = texts[first : first + AT_ONCE]
+                answers = [
+                    Answer(asked[c.prompt], c.text, tuple(plain.get(c.prompt, ()))) for c in some
+                ]
+                scores = by.score(answers)
+                run.add_scores(
+                    ScoreRow(c.row, by.identity, s.value, s.higher_is, s.why)
+                    for c, s in zip(some, scores, strict=True)
+                )
+                known |= {c.row: s.value for c, s in zip(some, scores, strict=True)}
+                step(len(some))
+    return [known[row] for row in rows]
+
+
+def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:
+    """Return what the unperturbed model wrote, by prompt, its likeliest answer first."""
+    plain: dict[int, list[str]] = defaultdict(list)
+    for c in texts:
+        if c.perturbation == 0:
+            plain[c.prompt].append(c.text)
+    return plain

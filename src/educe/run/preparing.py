@@ -1,0 +1,150 @@
+"""Before the search: the layers, the slice between them, its restrictions, and the radii."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from educe import beside, discover, embedded, files, radius
+from educe.atlas import ATLAS
+from educe.atlas.choice import CHEAP, choose, promising, thinned
+from educe.atlas.survey import surveyed
+from educe.kinds import Within
+from educe.manifold import inside
+from educe.perturb import PerturbationSet
+from educe.rendering import distinct
+from educe.run.settings import encoded
+from educe.run.work import WITHIN, Work
+from educe.slice import Slice
+
+
+class Search:
+    """What is searched: the slice, its layers chosen, restricted, and with what is beside.
+
+    Args:
+        work: The run at work.
+
+    Attributes:
+        given: Perturbations to put through the job instead of searching, if any.
+        config: The configuration of the method.
+        part: The slice.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.settings = work, work.settings
+        s = self.settings
+        self.given = PerturbationSet.load(s.given) if s.given else None
+        self.config: Any = discover.configured(s.method, s.method_settings)
+        with work.timed("slice"):
+            self.part = self._cut()
+
+    def _cut(self) -> Slice:
+        work, positions, asked = self.work, self.settings.positions, self.work.asked
+        if self.given is not None:
+            self.given.check(work.lm)
+            positions = self.given.kind.positions
+        work.batch.at(positions)  # the fresh prompts too, before anything is searched
+        source, target = self._layers(positions)
+        part = Slice(
+            work.lm,
+            asked,
+            source=source,
+            target=target,
+            positions=positions,
+            readout=self.settings.readout,
+        )
+        return self._beside(self._inside(part))
+
+    def _layers(self, positions: str) -> tuple[float, float]:
+        """Return source and target; those that are ``auto`` are chosen from an atlas."""
+        s, work = self.settings, self.work
+        source = s.source if self.given is None else self.given.kind.before
+        known = {
+            end: work.lm.layer(layer)
+            for end, layer in (("source", source), ("target", s.target))
+            if not isinstance(layer, str)
+        }
+        if len(known) == 2:
+            return known["source"], known["target"]
+        if not work.run.has("layers"):
+            pairs = thinned(promising(work.lm.depth, **known))
+            config = replace(CHEAP, positions=positions, readout=s.readout, seed=s.seed)
+            path = work.run.folder / ATLAS
+            atlas = surveyed(work.lm, work.asked, pairs, config, path, work.reporter)
+            work.run.remember("layers", choose(atlas, **known)._asdict())
+        layers = work.run.note("layers")
+        return layers["source"], layers["target"]
+
+    def _inside(self, part: Slice) -> Slice:
+        """Restrict the search to the subspace that was asked for; computed once, and kept."""
+        s, work = self.settings, self.work
+        if not s.within:
+            return part
+        path = work.run.folder / WITHIN
+        if not path.exists():
+            subspace = inside.described(
+                work.lm, work.asked, part.source, s.within, seed=s.seed, reporter=work.reporter
+            )
+            kind = inside.within(subspace, part.source, ball=s.ball)
+            files.write_tensors(path, {"rows": kind.rows}, {})
+        rows = files.read_tensors(path)[0]["rows"]
+        return part.on(Within(part.source, rows, part.positions))
+
+    def _beside(self, part: Slice) -> Slice:
+        """Put the other prompts beside the slice that the search is to keep as they are."""
+        s, work = self.settings, self.work
+        if discover.quietly(s.method, s.quiet):
+            if not work.run.has("beside"):  # a file can change
+                others = beside.other_prompts(s.ordinary, seed=s.seed)
+                places, said = distinct("other prompts", encoded(work.lm, s, others), work.asked)
+                work.tell(said)
+                work.run.remember("beside", [others[i] for i in places])
+            kept = encoded(work.lm, s, work.run.note("beside"))
+            return beside.with_others(part, kept, weight=s.quiet, by=s.quiet_by)
+        return part
+
+    def remember_facts(self) -> None:
+        """Keep the facts of a run: its model, layers, radii, versions."""
+        work, s, found = self.work, self.settings, None
+        if work.run.has("facts"):
+            return
+        if self.given is not None:
+            part, radii = self.part.on(self.given.kind), sorted(set(self.given.radius.tolist()))
+        else:
+            n = radius.DIRECTIONS
+            part = discover.prepared(self.part, s.method, n=n, config=self.config)
+            with work.timed("calibrate"), work.reporter.stage("calibrating", 1, "") as step:
+                asked = discover.named(s.method).radii if s.radius == "auto" else s.radius
+                radii, found = radius.parse(asked, part, seed=s.seed)
+                step()
+        work.run.remember(
+            "facts",
+            {
+                "model": embedded.NAME if work.lm.name == "embedded" else work.lm.name,
+                "adapter": work.lm.adapter,
+                "revision": work.lm.revision,
+                "dtype": str(work.lm.dtype).removeprefix("torch."),
+                "device": str(work.lm.device),
+                "threads": torch.get_num_threads(),
+                "depth": work.lm.depth,
+                "width": work.lm.width,
+                "source": self.part.source,
+                "target": self.part.target,
+                "median_norm": self.part.median_norm,
+                "method": s.method if self.given is None else self.given.method,
+                "positions": self.part.positions,
+                "kind": part.kind.name,
+                "why": work.run.note("layers")["why"] if work.run.has("layers") else None,
+                "unit": part.unit,
+                "calibrated_radius": found.radius if found else None,
+                "calibrated_dose": found.dose if found else None,
+                "calibrated_interval": found.interval if found else None,
+                "radii": radii,
+                "remarks": work.remarks,
+                "seconds": {},
+                **{name: version(name) for name in ("educe", "torch", "transformers")},
+            },
+        )

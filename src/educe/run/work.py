@@ -1,0 +1,146 @@
+"""Work: a run that is being worked on, with its model and prompts, by one process at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+
+from filelock import FileLock, Timeout
+
+from educe.atlas import ATLAS
+from educe.errors import RunError
+from educe.generation import left_out
+from educe.model import LanguageModel
+from educe.progress import Reporter, Silent
+from educe.rendering import Prompt, PromptBatch
+from educe.rows import PromptRow
+from educe.run.settings import DISTINCT, encoded, loaded, stored, told_apart
+from educe.run.store import Run
+from educe.slice import Slice
+
+#: The subspace of a search inside one.
+WITHIN = "within.safetensors"
+
+
+class Work:
+    """The run that is worked on, its settings, the model, the prompts, and the time it takes.
+
+    Attributes:
+        run: The run.
+        reporter: Is told of the progress (see `educe.progress`).
+        settings: What was asked for.
+        seconds: What each stage took, over all sittings.
+        lm: The model.
+        batch: All prompts of the run, by their numbers.
+    """
+
+    def __init__(self, run: Run, lm: LanguageModel | None, reporter: Reporter) -> None:
+        self.run, self.reporter = run, reporter
+        self.settings = stored(run)
+        self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
+        with self.timed("load"):
+            self.lm = loaded(run, self.settings, reporter.say, lm)
+        if not run.has(DISTINCT):
+            apart = told_apart(self.lm, self.settings, self.settings.prompts, self.settings.fresh)
+            run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
+            self.settings = stored(run)
+            self.tell(apart.said)
+        self.add_prompts("asked", self.settings.prompts)
+        self.add_prompts("fresh", self.settings.fresh)
+
+    def add_prompts(self, role: str, prompts: Sequence[Prompt]) -> list[int]:
+        """Keep prompts in a role, each once; return their numbers."""
+        rows = self.run.prompt_rows()
+        made = encoded(self.lm, self.settings, prompts) if prompts else None
+        known = {(p.role, p.rendered): p.id for p in rows}
+        numbers: list[int] = []
+        new: list[PromptRow] = []
+        for prompt, text, length in zip(
+            prompts, made.texts if made else (), made.lengths if made else (), strict=True
+        ):
+            number = known.setdefault((role, text), len(rows) + len(new))
+            if number == len(rows) + len(new):
+                new.append(PromptRow(number, role, prompt, text, length))
+            numbers.append(number)
+        self.run.add_prompts(new)
+        everything = [p.content for p in (*rows, *new)]
+        self.batch = encoded(self.lm, self.settings, everything)
+        return numbers
+
+    def prompts(self, role: str) -> list[int]:
+        """Return the numbers of the prompts in a role."""
+        return [p.id for p in self.run.prompt_rows(role)]
+
+    @property
+    def asked(self) -> PromptBatch:
+        """The prompts that are searched with."""
+        return encoded(self.lm, self.settings, self.settings.prompts)
+
+    @cached_property
+    def part(self) -> Slice:
+        """The run's slice, for vectors, on the prompts that were searched with."""
+        return self.slice_on(self.asked)
+
+    def slice_on(self, prompts: PromptBatch) -> Slice:
+        """Return the run's slice on other prompts."""
+        facts = self.run.note("facts")
+        return Slice(
+            self.lm,
+            prompts,
+            source=facts["source"],
+            target=facts["target"],
+            positions=facts["positions"],
+            readout=self.settings.readout,
+        )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of the prompts and the model beside the numbers."""
+        return [*self._told(), *left_out(self.lm)]
+
+    def _told(self) -> list[str]:
+        return self.run.note("told") if self.run.has("told") else []
+
+    def tell(self, sentences: Sequence[str]) -> None:
+        """Say something of the prompts, and keep it."""
+        for sentence in sentences:
+            self.reporter.say(sentence)
+        told = self._told()
+        self.run.remember("told", told + [s for s in sentences if s not in told])
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the seconds of a ``with`` statement to a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
+
+
+@contextmanager
+def at_work(
+    run: Run, lm: LanguageModel | None = None, reporter: Reporter | None = None
+) -> Iterator[Work]:
+    """Work on a run in a ``with`` statement; no other process does meanwhile.
+
+    Args:
+        run: The run.
+        lm: Its model, when it is loaded already.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        RunError: Another process is at work on the run, or its model is another now.
+    """
+    try:
+        with FileLock(run.folder / ".lock", timeout=0):
+            own = (run.folder.glob(f".{file}.*") for file in (ATLAS, WITHIN))
+            left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
+            for scratch in left:  # by a process that was killed while it wrote
+                scratch.unlink()
+            yield Work(run, lm, reporter or Silent())
+    except Timeout:
+        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
