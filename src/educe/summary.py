@@ -113,12 +113,14 @@ def summarise(run: Run) -> Summary:
     for s in run.score_rows():
         scores[s.of][s.judge] = (s.value, s.why)
     by_perturbation: dict[int, list[CompletionRow]] = defaultdict(list)
+    asked, fresh = (run.prompt_rows(role) for role in ("asked", "fresh"))
+    own = {p.id for p in (*asked, *fresh)}  # a selection has prompts of its own
     for completion in run.completion_rows():
-        by_perturbation[completion.perturbation].append(completion)
-    asked = {p.id for p in run.prompt_rows("asked")}
+        if completion.prompt in own:
+            by_perturbation[completion.perturbation].append(completion)
 
     items = [
-        _item(row, by_perturbation[row.id], asked, scores, pattern)
+        _item(row, by_perturbation[row.id], {p.id for p in asked}, scores, pattern)
         for row in run.perturbation_rows()
     ]
     items.sort(key=lambda item: -item.striking)
@@ -126,7 +128,7 @@ def summarise(run: Run) -> Summary:
     control = tuple(i for i in items if i.row.arm == "control")
     baseline: dict[int, tuple[CompletionRow, ...]] = {
         prompt.id: tuple(c for c in by_perturbation[0] if c.prompt == prompt.id)
-        for prompt in run.prompt_rows()
+        for prompt in (*asked, *fresh)
     }
     places = {
         of: int(said["behaviour"][0])
@@ -136,8 +138,8 @@ def summarise(run: Run) -> Summary:
     return Summary(
         config=config,
         facts=run.note("facts") if run.has("facts") else {},
-        prompts=tuple(run.prompt_rows("asked")),
-        fresh=tuple(run.prompt_rows("fresh")),
+        prompts=tuple(asked),
+        fresh=tuple(fresh),
         baseline=baseline,
         found=found,
         control=control,

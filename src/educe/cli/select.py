@@ -80,7 +80,7 @@ def select(
     samples
         texts for each fresh prompt
     seed
-        of the lot between equals
+        of the random choice between equals
     """
     from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
@@ -321,7 +321,6 @@ def _as_data(selected: Selected) -> dict[str, Any]:
         return one._asdict() | {"first": one.first._asdict(), "chosen": chosen}
 
     return selected._asdict() | {
-        "folder": str(selected.folder),
         "found": arm(selected.found),
         "control": arm(selected.control),
         "unperturbed": selected.unperturbed._asdict(),
@@ -353,4 +352,4 @@ def _tell(selected: Selected) -> None:
         for c in arm.chosen:
             print_text(f"  {name:12}{c.number:6}  {c.seen!s:28}{c.again}")
     spent = sum(selected.found.spent)
-    print_text(f"\n{spent} texts an arm; {selected.texts} kept in {selected.folder}")
+    print_text(f"\n{spent} texts an arm; {selected.texts} written so far")

@@ -1,7 +1,7 @@
 """Fill: what was asked of a run and is missing is written, read and scored, batch by batch.
 
     write     rows that were asked for and have no text
-    score     texts of perturbations without log-likelihood, coherence and novelty
+    score     texts without log-likelihood, coherence and novelty, but for the baseline
 
 A process that was killed asks the run again, and pays for what is missing: that is all there is to
 resuming. A score depends on its own text and on what the unperturbed model writes for that prompt,
@@ -24,7 +24,7 @@ from educe.judge.novelty import novelty
 from educe.judge.reading import read
 from educe.kinds import Kind, Vectors
 from educe.perturb import PerturbationSet
-from educe.rows import CompletionRow, PerturbationRow, Row, ScoreRow
+from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work
 
@@ -144,10 +144,10 @@ def write(work: Work, what: str = "texts") -> None:
 
 
 def score(work: Work) -> None:
-    """Score the texts of perturbations that have no log-likelihood, coherence and novelty."""
+    """Score texts that have no log-likelihood, coherence and novelty, but for the baseline."""
     run, texts = work.run, work.run.completion_rows()
     done = {s.of for s in run.score_rows("novelty")}
-    missing = [c for c in texts if c.perturbation and c.row not in done]
+    missing = [c for c in texts if not _is_baseline(c) and c.row not in done]
     if not missing:
         return
     plain = unperturbed(texts)
@@ -200,9 +200,21 @@ def judge(work: Work, by: Judge, rows: Sequence[Row], what: str = "texts") -> li
 
 
 def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:
-    """Return what the unperturbed model wrote, by prompt, its likeliest answer first."""
+    """Return the baseline by prompt: the unperturbed model's likeliest answer, then samples."""
     plain: dict[int, list[str]] = defaultdict(list)
     for c in texts:
-        if c.perturbation == 0:
+        if _is_baseline(c):
             plain[c.prompt].append(c.text)
     return plain
+
+
+def _is_baseline(c: CompletionRow) -> bool:
+    return c.perturbation == 0 and c.phase == FIRST
+
+
+def striking(run: Run, rows: Sequence[Row]) -> list[float]:
+    """Return coherence times novelty of completions, in order."""
+    each = {
+        name: {s.of: s.value for s in run.score_rows(name)} for name in ("coherence", "novelty")
+    }
+    return [each["coherence"][row] * each["novelty"][row] for row in rows]

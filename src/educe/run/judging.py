@@ -38,7 +38,8 @@ def _behaviours(work: Work) -> list[ScoreRow]:
     first = [c for c in work.run.completion_rows(FIRST) if c.prompt in asked]
     labels = clusters([c.text for c in first]).tolist()
     # The re-test joins the groups as they are.
-    again = work.run.completion_rows(RETEST)
+    known = set(work.prompts("asked", "fresh"))
+    again = [c for c in work.run.completion_rows(RETEST) if c.perturbation and c.prompt in known]
     nearest = assign([c.text for c in again], [c.text for c in first]).tolist()
     joined = [labels[near] if near >= 0 else -1 for near in nearest]
 

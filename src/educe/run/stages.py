@@ -43,7 +43,7 @@ def _do(work: Work) -> None:
     search.remember_facts()
     with work.timed("discover"):
         searching.search(search)
-    asking.baseline(work, [*work.prompts("asked"), *work.prompts("fresh")])
+    asking.baseline(work, work.prompts("asked", "fresh"))
     asking.answers(work, [p.id for p in run.perturbation_rows()])
     fill(work, "completions")
     if not run.has("chosen"):

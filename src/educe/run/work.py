@@ -70,9 +70,9 @@ class Work:
         self.batch = encoded(self.lm, self.settings, everything)
         return numbers
 
-    def prompts(self, role: str) -> list[int]:
-        """Return the numbers of the prompts in a role."""
-        return [p.id for p in self.run.prompt_rows(role)]
+    def prompts(self, *roles: str) -> list[int]:
+        """Return the numbers of the prompts in some roles."""
+        return [p.id for p in self.run.prompt_rows() if p.role in roles]
 
     @property
     def asked(self) -> PromptBatch:

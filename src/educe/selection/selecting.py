@@ -3,40 +3,38 @@
     both arms → successive halving on the same prompts → the best of each
               → fresh prompts and fresh samples, which give the number that is shown
 
-What is written is kept in a run inside the run, one for each set of prompts, whose perturbations
-are numbered as in the run around it. So a command that was killed goes on, and another judge on the
-same prompts pays only for texts that the first did not see.
+What is written is kept in the run, in the phases ``rung`` and ``retest`` of prompts in roles of
+their own. So a command that was killed goes on, and another judge on the same prompts pays only for
+texts that the first did not see.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from educe.errors import MethodError, PromptError, RunError
-from educe.judge import Judge, asked_in
+from educe.errors import JudgeError, MethodError, PromptError, RunError
+from educe.judge import Judge
+from educe.judge.rules import Regex
 from educe.model import LanguageModel
-from educe.progress import Silent
+from educe.progress import Reporter
 from educe.rendering import Prompt
-from educe.rows import RETEST, CompletionRow, PromptRow, Row, ScoreRow
-from educe.run.asking import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
-from educe.run.fill import write
-from educe.run.settings import check_prompts, encoded, loaded, stored, told_apart
+from educe.rows import ARMS, RETEST, RUNG, Row
+from educe.run import asking
+from educe.run.fill import fill, judge, striking
+from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
+from educe.run.work import Work, at_work
 from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.selection.halving import RUNGS, Halving, checked, halve
-from educe.selection.judging import Judged, Judging, Rule, Striking
 from educe.stats import bootstrap_mean, more_often, rate
 from educe.whole import check_seed, check_whole
 
-ARMS = ("found", "control")
+#: Roles of the prompts that a selection chooses on, and of those that it tests on.
+CHOSEN_ON, TESTED_ON = "chosen on", "tested on"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class SelectionPlan:
         check_whole("top", self.top)
         check_whole("samples", self.samples)
         check_seed(self.seed)
-        Rule(self.look_for or "")
+        _rule(self.look_for or "")
         checked(self.rungs)
 
 
@@ -123,7 +121,6 @@ class Arm(NamedTuple):
 class Selected(NamedTuple):
     """What a selection found."""
 
-    folder: Path
     judge: str
     prompts: tuple[int, ...]  #: of each rung
     found: Arm
@@ -131,7 +128,7 @@ class Selected(NamedTuple):
     unperturbed: Estimate  #: on the fresh prompts, with as many samples
     chance: Chance  #: the best, were every candidate as the mean of the control
     p_again: float | None  #: Fisher's test of the two that were chosen first, for hits
-    texts: int  #: kept, so paid, by all selections on these prompts
+    texts: int  #: written, so paid, by all selections on these prompts
 
 
 def select_best(
@@ -140,7 +137,7 @@ def select_best(
     *,
     judge: Judge | None = None,
     lm: LanguageModel | None = None,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Selected:
     """Choose among the perturbations of a run, or go on with it.
 
@@ -153,64 +150,41 @@ def select_best(
 
     Raises:
         RunError: The run is not finished, its model is another now, or another process is at work
-            on the selection.
+            on it.
         PromptError: See `SelectionPlan.check`; or no fresh prompt is left.
         MethodError: See `SelectionPlan.check`.
     """
     plan.check(judge)
-    listed = {p.file for p in run.perturbation_rows()}
-    if not run.has("facts") or len(listed) < len(ARMS) * len(run.note("facts")["radii"]):
+    if not run.has("chosen"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
-    with _kept(run, plan) as kept:
-        try:
-            with FileLock(kept.folder / ".lock", timeout=0):
-                return _Selection(run, kept, plan, judge, lm, reporter or Silent()).all()
-        except Timeout:
-            raise RunError(f"another process is at work on {kept.folder}: wait for it") from None
-
-
-def _kept(run: Run, plan: SelectionPlan) -> Run:
-    """Return the run that keeps what is written for these prompts."""
-    asked = {"prompts": list(plan.prompts), "fresh": list(plan.fresh)}
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    folder = run.folder / "selections" / name
-    return Run.open(folder) if (folder / "run.sqlite").exists() else Run.create(folder, asked)
+    with at_work(run, lm, reporter) as work:
+        by = _rule(plan.look_for) if plan.look_for is not None else judge
+        return _Selection(work, plan, by).all()
 
 
 class _Selection:
-    """The two halvings and the re-test; each leaves what it did in the kept run."""
+    """The two halvings and the re-test; each leaves what it did in the run.
 
-    def __init__(
-        self,
-        run: Run,
-        kept: Run,
-        plan: SelectionPlan,
-        judge: Judge | None,
-        lm: LanguageModel | None,
-        reporter: Any,
-    ) -> None:
-        self.run, self.kept, self.plan, self.reporter = run, kept, plan, reporter
-        self.settings = settings = stored(run)
-        self.lm = loaded(run, settings, reporter.say, lm)
-        apart = told_apart(self.lm, settings, plan.prompts, plan.fresh, seen=settings.prompts)
-        for sentence in apart.said:
-            reporter.say(sentence)
-        asked, fresh = [plan.prompts[i] for i in apart.asked], [plan.fresh[i] for i in apart.fresh]
-        everything = (*asked, *fresh)
-        self.batch = encoded(self.lm, settings, everything)
-        self.fresh = range(len(asked), len(everything))
-        kept.add_prompts(
-            [
-                PromptRow(i, "fresh" if i in self.fresh else "asked", prompt, text, length)
-                for i, (prompt, text, length) in enumerate(
-                    zip(everything, self.batch.texts, self.batch.lengths, strict=True)
-                )
-            ]
+    Args:
+        work: The run at work.
+        plan: What is asked for.
+        by: What scores a text; how striking it is, if none.
+    """
+
+    def __init__(self, work: Work, plan: SelectionPlan, by: Judge | None) -> None:
+        self.work, self.plan, self.by = work, plan, by
+        apart = told_apart(
+            work.lm, work.settings, plan.prompts, plan.fresh, seen=work.settings.prompts
         )
-        self.judge = self._judging(judge)
+        for sentence in apart.said:
+            work.reporter.say(sentence)
+        self.asked = work.add_prompts(CHOSEN_ON, [plan.prompts[i] for i in apart.asked])
+        self.fresh = work.add_prompts(TESTED_ON, [plan.fresh[i] for i in apart.fresh])
+        self.heat = work.settings.temperature
 
     def all(self) -> Selected:
         """Choose, and test again."""
+        asking.baseline(self.work, [*self.asked, *self.fresh])
         candidates = self._candidates()
         halvings = {arm: self._halve(arm, candidates[arm]) for arm in ARMS}
         best = {
@@ -220,145 +194,108 @@ class _Selection:
         again = self._retest([0, *best["found"], *best["control"]])
         tables = [*(h.scores for h in halvings.values()), *again.values()]
         hits = all(bool(np.isin(t[~np.isnan(t)], (0, 1)).all()) for t in tables)
-        trials = halvings["control"].prompts[-1]
         before = halvings["control"].scores[:, : halvings["control"].prompts[0]]
-        first = estimate(before, hits)
-        arms, chances = {}, {}
-        for arm in ARMS:
-            seen = {
-                number: halvings[arm].scores[candidates[arm].index(number), :trials]
-                for number in best[arm]
-            }
-            top = seen[best[arm][0]]
-            if hits:
-                chance = best_by_chance(len(candidates[arm]), trials, first.mean)
-                control = (first.hits or 0, first.trials)
-                p_value = p_of_best(int(top.sum()), len(candidates[arm]), trials, control)
-            else:
-                chance, p_value = best_mean_by_chance(
-                    len(candidates[arm]), trials, before.ravel().tolist(), float(top.mean())
-                )
-            chances[arm] = chance
-            arms[arm] = Arm(
-                len(candidates[arm]),
-                estimate(halvings[arm].scores[:, : halvings[arm].prompts[0]], hits),
-                halvings[arm].spent,
-                tuple(
-                    Chosen(
-                        number,
-                        estimate(seen[number][:, None], hits),
-                        estimate(again[number], hits),
-                    )
-                    for number in best[arm]
-                ),
-                p_value,
-            )
-        found, control_again = (arms[arm].chosen[0].again for arm in ARMS)
+        arms = {
+            arm: self._arm(halvings[arm], candidates[arm], best[arm], again, before, hits)
+            for arm in ARMS
+        }
+        found, control = (arms[arm][0].chosen[0].again for arm in ARMS)
+        texts = [
+            c for c in self.work.run.completion_rows() if c.prompt in {*self.asked, *self.fresh}
+        ]
         return Selected(
-            self.kept.folder,
-            self.judge.name,
+            self.by.name if self.by else "striking",
             halvings["found"].prompts,
-            arms["found"],
-            arms["control"],
+            arms["found"][0],
+            arms["control"][0],
             estimate(again[0], hits),
-            chances["found"],
-            more_often(
-                rate(found.hits or 0, found.trials),
-                rate(control_again.hits or 0, control_again.trials),
-            )
+            arms["found"][1],
+            more_often(rate(found.hits or 0, found.trials), rate(control.hits or 0, control.trials))
             if hits
             else None,
-            len(self.kept.completion_rows()),
+            len(texts),
         )
 
-    def _judging(self, judge: Judge | None) -> Judging:
-        if self.plan.look_for is not None:
-            return Rule(self.plan.look_for)
-        if judge is not None:
-            asked = [asked_in(row.content) for row in self.kept.prompt_rows()]
-            return Judged(judge, asked, self._unperturbed(0))
-        return Striking(
-            self.lm,
-            self.batch,
-            self._unperturbed(BASELINE_SAMPLES),
-            self.run.note("ordinary_logprob"),
-            self.run.note("facts")["target"],
-        )
+    def _arm(
+        self,
+        halving: Halving,
+        candidates: list[int],
+        best: list[int],
+        again: dict[int, np.ndarray],
+        before: np.ndarray,
+        hits: bool,
+    ) -> tuple[Arm, Chance]:
+        """Return what came of an arm, and how good its best would be by chance.
 
-    def _unperturbed(self, samples: int) -> dict[int, list[str]]:
-        """Return the unperturbed model's most likely answers, and so many samples."""
-        self._write("unperturbed", baseline(len(self.batch), samples))
-        texts: dict[int, list[str]] = {j: [] for j in range(len(self.batch))}
-        for c in self.kept.completion_rows():
-            if c.perturbation == 0 and c.sample <= samples:
-                texts[c.prompt].append(c.text)
-        return texts
+        Args:
+            halving: Its halving.
+            candidates: Its perturbations.
+            best: Those that are tested again.
+            again: The scores of the re-test.
+            before: The control's scores in the first rung, before any was chosen.
+            hits: Whether scores are hits and misses.
+        """
+        trials, n = halving.prompts[-1], len(candidates)
+        seen = {number: halving.scores[candidates.index(number), :trials] for number in best}
+        top, first = seen[best[0]], estimate(before, hits)
+        if hits:
+            chance = best_by_chance(n, trials, first.mean)
+            p_value = p_of_best(int(top.sum()), n, trials, (first.hits or 0, first.trials))
+        else:
+            scores = before.ravel().tolist()
+            chance, p_value = best_mean_by_chance(n, trials, scores, float(top.mean()))
+        chosen = [
+            Chosen(i, estimate(seen[i][:, None], hits), estimate(again[i], hits)) for i in best
+        ]
+        rung = estimate(halving.scores[:, : halving.prompts[0]], hits)
+        return Arm(n, rung, halving.spent, tuple(chosen), p_value), chance
 
     def _candidates(self) -> dict[str, list[int]]:
-        """Return as many perturbations of each arm; a lot picks among those of the larger."""
-        numbers = {arm: [p.id for p in self.run.perturbation_rows(arm)] for arm in ARMS}
+        """Return as many perturbations of each arm, drawn at random from the larger one."""
+        numbers = {arm: [p.id for p in self.work.run.perturbation_rows(arm)] for arm in ARMS}
         n = min(map(len, numbers.values()))
-        lot = np.random.default_rng(self.plan.seed)
+        draw = np.random.default_rng(self.plan.seed)
         return {
-            arm: [some[i] for i in sorted(lot.permutation(len(some))[:n].tolist())]
+            arm: [some[i] for i in sorted(draw.permutation(len(some))[:n].tolist())]
             for arm, some in numbers.items()
         }
 
     def _halve(self, arm: str, numbers: list[int]) -> Halving:
         def score(items: list[int], prompts: list[int]) -> np.ndarray:
-            rows = [Row(numbers[i] - 1, j, 0) for i in items for j in prompts]
-            values = self._scores(f"{arm}, {len(items)} on {prompts[-1] + 1} prompts", rows, heat)
-            return np.array(values).reshape(len(items), len(prompts))
+            rows = [Row(numbers[i], self.asked[j], 0, RUNG) for i in items for j in prompts]
+            what = f"{arm}, {len(items)} on {prompts[-1] + 1} prompts"
+            return np.array(self._scores(what, rows, self.heat)).reshape(len(items), len(prompts))
 
-        heat = self.settings.temperature
-        many = self.fresh.start
-        rungs, seed = self.plan.rungs, self.plan.seed
-        return halve(len(numbers), score, prompts=many, rungs=rungs, seed=seed)
+        many, plan = len(self.asked), self.plan
+        return halve(len(numbers), score, prompts=many, rungs=plan.rungs, seed=plan.seed)
 
     def _retest(self, numbers: list[int]) -> dict[int, np.ndarray]:
         """Return the scores of some perturbations on fresh prompts, ``[prompts, samples]``."""
-        samples = range(RETEST, RETEST + self.plan.samples)
-        rows = [Row(number, j, k) for number in numbers for j in self.fresh for k in samples]
-        heat = self.settings.temperature or RETEST_TEMPERATURE
-        values = np.array(self._scores("re-test", rows, heat))
-        tables = values.reshape(len(numbers), len(self.fresh), len(samples))
+        samples = range(self.plan.samples)
+        rows = [Row(i, j, k, RETEST) for i in numbers for j in self.fresh for k in samples]
+        values = self._scores("re-test", rows, self.heat or asking.RETEST_TEMPERATURE)
+        tables = np.array(values).reshape(len(numbers), len(self.fresh), len(samples))
         return dict(zip(numbers, tables, strict=True))
 
-    def _scores(self, what: str, rows: list[Row], heat: float) -> list[float]:
+    def _scores(self, what: str, rows: Sequence[Row], heat: float) -> list[float]:
         """Write and judge what is missing, and return the scores of all."""
-        self._write(what, {heat: rows})
-        known = {(s.perturbation, s.prompt, s.sample): s.value for s in self._judged()}
-        wanted = [(row.perturbation + 1, row.prompt, row.sample) for row in rows]
-        missing = set(wanted) - known.keys()
-        if missing:
-            texts = [c for c in self.kept.completion_rows() if c.row in missing]
-            with self.reporter.stage(f"judging: {what}", len(texts), "texts") as step:
-                for some in _portions(texts):
-                    values = self.judge.scores(some)
-                    self.kept.add_scores(
-                        ScoreRow(*c.row, self.judge.name, value, "")
-                        for c, value in zip(some, values, strict=True)
-                    )
-                    known |= {c.row: v for c, v in zip(some, values, strict=True)}
-                    step(len(some))
-        return [known[key] for key in wanted]
+        self.work.run.ask(rows, heat)
+        fill(self.work, what)
+        if self.by is None:
+            return striking(self.work.run, rows)
+        return judge(self.work, self.by, rows, what)
 
-    def _judged(self) -> list[ScoreRow]:
-        return self.kept.score_rows(self.judge.name)
 
-    def _write(self, what: str, rows: dict[float, list[Row]]) -> None:
-        write(
-            self.lm,
-            self.batch,
-            rows,
-            of=self.run,
-            into=self.kept,
-            before=self.run.note("facts")["source"],
-            max_new_tokens=self.settings.max_new_tokens,
-            seed=self.settings.seed,
-            reporter=self.reporter,
-            what=what,
-        )
+def _rule(pattern: str) -> Regex:
+    """Return what finds a regular expression.
+
+    Raises:
+        MethodError: It is none.
+    """
+    try:
+        return Regex(pattern)
+    except JudgeError as error:
+        raise MethodError(f"look-for {pattern!r} is no regular expression: {error}") from error
 
 
 def estimate(scores: np.ndarray, hits: bool) -> Estimate:
@@ -368,8 +305,3 @@ def estimate(scores: np.ndarray, hits: bool) -> Estimate:
         return Estimate(found.share, found.low, found.high, found.trials, found.hits)
     mean, low, high = bootstrap_mean(scores.mean(1).tolist())
     return Estimate(mean, low, high, scores.size, None)
-
-
-def _portions(texts: list[CompletionRow]) -> Iterable[list[CompletionRow]]:
-    """Return texts in portions, after each of which scores are kept."""
-    return (texts[i : i + 64] for i in range(0, len(texts), 64))
