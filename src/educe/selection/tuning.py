@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.progress import Silent
-from educe.rows import RETEST, PromptRow, Row
+from educe.progress import Reporter
+from educe.rows import RETEST, RUNG, Phase, Row
 from educe.run.asking import RETEST_TEMPERATURE
 from educe.run.fill import add_set, write
-from educe.run.settings import Settings, encoded, loaded, told_apart
+from educe.run.settings import Settings, encoded
 from educe.run.store import Run
+from educe.run.work import Work, at_work
 from educe.selection.bandit import Setting, Thompson
-from educe.selection.proxy import secrets
+from educe.selection.proxy import Proxy, secrets
 from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.whole import check_seed, check_whole
@@ -42,6 +42,9 @@ SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
 ROUND = 8
 #: Prompts of the proxy task, and of its re-test; and how many of them a method searches on.
 SECRETS, SEARCHED = 12, 3
+
+#: What a run keeps the settings of its tuning under, and how a vector of the other sign is derived.
+NOTE, FLIPPED = "tuning", "flipped"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,24 @@ class Tuning:
             for size in self.radii
             for sign in ((1, -1) if self.signs == "both" and method not in SIGNLESS else (1,))
         ]
+
+    def proxies(self) -> list[Proxy]:
+        """Return the prompts of the proxy task and of its re-test, with their rules."""
+        if self.proxy is None:
+            return []
+        seed, form = self.job.seed, self.proxy
+        return [
+            *secrets(SECRETS, seed=seed, form=form),
+            *secrets(SECRETS, seed=seed, form=form, split="fresh"),
+        ]
+
+    @property
+    def task(self) -> Settings:
+        """The job with its prompts: those of the proxy task, if there is one."""
+        if self.proxy is None:
+            return self.job
+        prompts = [one.prompt for one in self.proxies()]
+        return replace(self.job, prompts=tuple(prompts[:SECRETS]), fresh=tuple(prompts[SECRETS:]))
 
     def check(self) -> None:
         """Find what cannot work before anything slow begins.
@@ -146,9 +167,11 @@ def begin_tuning(folder: str | Path, tuning: Tuning, *, resume: bool = False) ->
     tuning.check()
     folder = Path(folder)
     if not (resume and (folder / "run.sqlite").exists()):
-        return Run.create(folder, asdict(tuning))
+        run = Run.create(folder, asdict(tuning.task))
+        run.remember(NOTE, asdict(tuning))
+        return run
     run = Run.open(folder)
-    if "pulls" not in run.config or stored_tuning(run) != tuning:
+    if not run.has(NOTE) or stored_tuning(run) != tuning:
         run.close()
         raise RunError(f"{folder} holds something with other settings: choose another --out")
     return run
@@ -160,11 +183,11 @@ def stored_tuning(run: Run) -> Tuning:
     def tupled(fields: dict[str, Any]) -> dict[str, Any]:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
-    config = tupled(run.config)
+    config = tupled(run.note(NOTE))
     return Tuning(**config | {"job": Settings(**tupled(config["job"]))})
 
 
-def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> Tuned:
+def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Reporter | None = None) -> Tuned:
     """Do what is missing in a tuning.
 
     Args:
@@ -175,50 +198,26 @@ def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> 
     Raises:
         RunError: Another process is at work on it, or its model is another now.
     """
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            for scratch in run.tensors.glob(".*"):  # by a process that was killed while it wrote
-                scratch.unlink()
-            return _Tuning(run, lm, reporter or Silent()).all()
-    except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+    with at_work(run, lm, reporter) as work:
+        return _Tuning(work).all()
 
 
 class _Tuning:
     """The rounds and the re-test. Bandits follow from what was written, and that is kept."""
 
-    def __init__(self, run: Run, lm: LanguageModel | None, reporter: Any) -> None:
-        self.run, self.reporter = run, reporter
-        self.tuning = stored_tuning(run)
-        job = self.tuning.job
-        self.lm = loaded(run, job, reporter.say, lm)
-        if self.tuning.proxy is None:
-            apart = told_apart(self.lm, job, job.prompts, job.fresh)
-            for sentence in apart.said:
-                self.reporter.say(sentence)
-            asked = [job.prompts[i] for i in apart.asked]
-            fresh = [job.fresh[i] for i in apart.fresh]
-            searched = asked
-            self.rules = [job.look_for or ""] * len(asked + fresh)
-        else:
-            form, seed = self.tuning.proxy, job.seed
-            own = secrets(SECRETS, seed=seed, form=form)
-            others = secrets(SECRETS, seed=seed, form=form, split="fresh")
-            asked, fresh = [p.prompt for p in own], [p.prompt for p in others]
-            searched = asked[:SEARCHED]
-            self.rules = [p.rule for p in (*own, *others)]
-        self.asked = range(len(asked))
-        self.fresh = range(len(asked), len(asked) + len(fresh)) or self.asked
-        self.batch = encoded(self.lm, job, asked + fresh)
-        self.searched = encoded(self.lm, job, searched)
-        run.add_prompts(
-            [
-                PromptRow(i, "asked" if i in self.asked else "fresh", prompt, text, length)
-                for i, (prompt, text, length) in enumerate(
-                    zip(asked + fresh, self.batch.texts, self.batch.lengths, strict=True)
-                )
-            ]
-        )
+    def __init__(self, work: Work) -> None:
+        self.work, self.run = work, work.run
+        self.tuning = stored_tuning(work.run)
+        s = work.settings
+        self.asked = work.prompts("asked")
+        self.fresh = work.prompts("fresh") or self.asked
+        known = self.tuning.proxies()
+        self.rules = {
+            p.id: next((one.rule for one in known if one.prompt == p.content), s.look_for or "")
+            for p in work.run.prompt_rows()
+        }
+        few = s.prompts[:SEARCHED] if self.tuning.proxy else s.prompts
+        self.searched = encoded(work.lm, s, few)
         self.parts: dict[float, Slice] = {}
         for source in self.tuning.sources:  # one that does not fit, before anything is paid
             self._part(source)
@@ -228,7 +227,7 @@ class _Tuning:
         settings, seed = self.tuning.settings, self.tuning.job.seed
         found, control = (Thompson(settings, 2 * seed + i) for i in range(2))
         bandits = {"found": found, "control": control}
-        with self.reporter.stage("pulling", 2 * self.tuning.pulls, "texts") as step:
+        with self.work.reporter.stage("pulling", 2 * self.tuning.pulls, "texts") as step:
             for _ in range(self.tuning.pulls // ROUND):
                 self._round(bandits, step)
         best = {arm: bandit.ranked()[0] for arm, bandit in bandits.items()}
@@ -262,7 +261,7 @@ class _Tuning:
     def _row(self, arm: str, k: int, pull: int) -> Row:
         """Return what a setting's next pull writes: every pair once, by lot, then once more."""
         numbers = self._numbers(arm, k)
-        return _pair(numbers, self.asked, pull, [self.tuning.job.seed, k])
+        return _pair(numbers, self.asked, pull, [self.tuning.job.seed, k], RUNG)
 
     def _again(self, arm: str, k: int) -> Rate:
         numbers = self._numbers(arm, k, again=True)
@@ -270,30 +269,16 @@ class _Tuning:
             _pair(numbers, self.fresh, i, [self.tuning.job.seed, k, 1], RETEST)
             for i in range(self.tuning.retest)
         ]
-        with self.reporter.stage(f"re-test of {arm}", len(rows), "texts") as step:
+        with self.work.reporter.stage(f"re-test of {arm}", len(rows), "texts") as step:
             hits = self._hits(rows)
             step(len(rows))
         return rate(sum(hits.values()), len(rows))
 
     def _hits(self, rows: list[Row]) -> dict[Row, bool]:
-        job = self.tuning.job
-        write(
-            self.lm,
-            self.batch,
-            {job.temperature or RETEST_TEMPERATURE: rows},
-            of=self.run,
-            into=self.run,
-            before=0,
-            max_new_tokens=job.max_new_tokens,
-            seed=job.seed,
-            reporter=Silent(),
-            what="pulls",
-        )
+        self.run.ask(rows, self.work.settings.temperature or RETEST_TEMPERATURE)
+        write(self.work)
         texts = {c.row: c.text for c in self.run.completion_rows()}
-        return {
-            r: bool(re.search(self.rules[r.prompt], texts[r.perturbation + 1, r.prompt, r.sample]))
-            for r in rows
-        }
+        return {row: bool(re.search(self.rules[row.prompt], texts[row])) for row in rows}
 
     # -- the perturbations -------------------------------------------------------------------
 
@@ -303,12 +288,20 @@ class _Tuning:
     def _numbers(self, arm: str, k: int, *, again: bool = False) -> list[int]:
         """Return the numbers of a setting's perturbations; makes them when there are none."""
         path = self._file(arm, k, again=again)
-        listed = [p.id for p in self.run.perturbation_rows() if p.file == path.name]
-        if not listed:
-            made = self._made(arm, k, again=again)
-            effect = made.scores["effect"].tolist()
-            listed = add_set(self.run, arm, path.name, made, effect)
-        return listed
+        every = self.run.perturbation_rows(derived=None)
+        if listed := [p.id for p in every if p.file == path.name]:
+            return listed
+        made = self._made(arm, k, again=again)
+        plain = self._plain(k)
+        parents = None if k == plain else self._numbers(arm, plain, again=again)
+        how = "" if k == plain else FLIPPED
+        effect = made.scores["effect"].tolist()
+        return add_set(self.run, arm, path.name, made, effect, parents=parents, how=how)
+
+    def _plain(self, k: int) -> int:
+        """Return the setting with the sign that was searched for."""
+        settings = self.tuning.settings
+        return settings.index(settings[k]._replace(sign=1))
 
     def _made(self, arm: str, k: int, *, again: bool) -> PerturbationSet:
         path = self._file(arm, k, again=again)
@@ -317,9 +310,7 @@ class _Tuning:
         return PerturbationSet.load(path)
 
     def _make(self, arm: str, k: int, *, again: bool) -> PerturbationSet:
-        settings = self.tuning.settings
-        setting = settings[k]
-        plain = settings.index(setting._replace(sign=1))
+        setting, plain = self.tuning.settings[k], self._plain(k)
         part = self._part(setting.source)
         if k != plain:
             return _turned(part, self._made(arm, plain, again=again))
@@ -337,7 +328,7 @@ class _Tuning:
         if source not in self.parts:
             job = self.tuning.job
             self.parts[source] = Slice(
-                self.lm,
+                self.work.lm,
                 self.searched,
                 source=source,
                 target=job.target,  # type: ignore[arg-type]
@@ -363,12 +354,12 @@ def _turned(part: Slice, made: PerturbationSet) -> PerturbationSet:
     return replace(turned, scores={"effect": effect.norm(dim=1).float().cpu()})
 
 
-def _pair(numbers: list[int], prompts: range, pull: int, seed: list[int], sample: int = 0) -> Row:
-    """Return the row of a pull: each perturbation and prompt once, by lot, then the next sample."""
+def _pair(numbers: list[int], prompts: list[int], pull: int, seed: list[int], phase: Phase) -> Row:
+    """Return the row of a pull: each perturbation and prompt once, shuffled, then once more."""
     again, at = divmod(pull, len(numbers) * len(prompts))
-    lot = np.random.default_rng([*seed, again]).permutation(len(numbers) * len(prompts))
-    i, j = divmod(int(lot[at]), len(prompts))
-    return Row(numbers[i] - 1, prompts[j], sample + again)
+    order = np.random.default_rng([*seed, again]).permutation(len(numbers) * len(prompts))
+    i, j = divmod(int(order[at]), len(prompts))
+    return Row(numbers[i], prompts[j], again, phase)
 
 
 def _tried(bandit: Thompson) -> tuple[Tried, ...]:
