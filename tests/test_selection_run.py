@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation, writing
+from educe import generation
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.generation import generate
 from educe.judge import Answer, Score
@@ -25,10 +23,12 @@ from educe.judge.novelty import novelty
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
-from educe.rows import RETEST, CompletionRow, Row
+from educe.rows import FIRST, RETEST, RUNG, CompletionRow, Row, ScoreRow
+from educe.run.fill import striking
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
+from educe.run.work import Work
 from educe.selection import selecting
 from educe.selection.chance import best_by_chance
 from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
@@ -62,30 +62,37 @@ def selected(place: Path, plan: SelectionPlan, lm: LanguageModel) -> Selected:
 
 
 def kept(place: Path) -> list[CompletionRow]:
-    """Everything that selections wrote."""
-    found = []
-    for folder in sorted((place / "selections").iterdir()):
-        with Run.open(folder) as run:
-            found += run.completion_rows()
-    return found
+    """Everything that selections wrote; their prompts are numbered from 0."""
+    with Run.open(place) as run:
+        ids = [p.id for role in ("chosen on", "tested on") for p in run.prompt_rows(role)]
+        texts = [c for c in run.completion_rows() if c.prompt in ids]
+    return [c._replace(row=c.row._replace(prompt=ids.index(c.prompt))) for c in texts]
+
+
+def forgotten(place: Path) -> None:
+    """Leave the run as it was before any selection."""
+    with Run.open(place) as run, run.writing():
+        mine = "SELECT id FROM prompts WHERE role IN ('chosen on', 'tested on')"
+        own = f"SELECT id FROM completions WHERE prompt IN ({mine})"
+        run.database.execute(f"DELETE FROM scores WHERE completion IN ({own})")
+        run.database.execute(f"DELETE FROM completions WHERE prompt IN ({mine})")
+        run.database.execute("DELETE FROM prompts WHERE role IN ('chosen on', 'tested on')")
 
 
 class Written:
     """Stands for the model: perturbation ``i`` says yes as often as ``rates[i]`` has it."""
 
     def __init__(self, rates: dict[int, float], seed: int = 0) -> None:
-        self.rates, self.rng, self.paid = rates, np.random.default_rng(seed), Counter[Any]()
+        self.rates, self.rng, self.paid = rates, np.random.default_rng(seed), Counter[Row]()
 
-    def __call__(self, lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
-        done = {c.row for c in into.completions()}
-        for heat, wanted in rows.items():
-            keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
-            new = [key for key in keys if key not in done]
-            self.paid.update(new)
-            yes = [self.rng.random() < self.rates.get(key[0], 0.0) for key in new]
-            into.add_completions(
-                CompletionRow(*key, heat, "yes" if says else "no", (1,), True)
-                for key, says in zip(new, yes, strict=True)
+    def __call__(self, work: Work, what: str) -> None:
+        first = work.prompts("chosen on")[0]
+        for heat, rows in work.run.missing().items():
+            self.paid.update(row._replace(prompt=row.prompt - first) for row in rows)
+            yes = [self.rng.random() < self.rates.get(row.perturbation, 0.0) for row in rows]
+            work.run.add_completions(
+                CompletionRow(row, heat, "yes" if says else "no", (1,), True)
+                for row, says in zip(rows, yes, strict=True)
             )
 
 
@@ -96,7 +103,7 @@ def test_the_planted_best_is_chosen_and_the_control_has_the_same_budget(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says = Written({3: 0.95})
-    monkeypatch.setattr(selecting, "write", says)
+    monkeypatch.setattr(selecting, "fill", says)
     found = selected(place, YES, tiny_lm)
     assert found.found.chosen[0].number == 3
     assert found.found.spent == found.control.spent == (8 * 4, 4 * 8)
@@ -109,37 +116,38 @@ def test_the_planted_best_is_chosen_and_the_control_has_the_same_budget(
     # Each arm meets the same prompts: all in the first rung, four perturbations of it in the next.
     for arm in ("found", "control"):
         met = {
-            number: {q for p, q, s in says.paid if p == number and s == 0}
+            number: {r.prompt for r in says.paid if r.perturbation == number and r.phase == RUNG}
             for number in arms
             if arms[number] == arm
         }
         assert sorted(map(sorted, met.values())) == [list(range(4))] * 4 + [list(range(12))] * 4
     # Two of each arm and the unperturbed model, on fresh prompts and samples.
-    again = Counter(p for p, q, s in says.paid if s >= RETEST)
+    again = Counter(r.perturbation for r in says.paid if r.phase == RETEST)
     assert again == {
         0: 8,
         **{c.number: 8 for c in (*found.found.chosen, *found.control.chosen)},
     }
-    assert {q for p, q, s in says.paid if s >= RETEST} == set(range(12, 20))
-    assert sum(says.paid.values()) == found.texts == 2 * (32 + 32) + 5 * 8
+    assert {r.prompt for r in says.paid if r.phase == RETEST} == set(range(12, 20))
+    # And what texts are novel against: the likeliest answer to each prompt, and eight samples.
+    assert sum(says.paid.values()) == found.texts == 2 * (32 + 32) + 5 * 8 + 20 * 9
 
 
 def test_the_numbers_are_those_of_the_texts(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted from the completions by themselves."""
-    monkeypatch.setattr(selecting, "write", Written(dict.fromkeys(range(1, 17), 0.3) | {3: 0.95}))
+    monkeypatch.setattr(selecting, "fill", Written(dict.fromkeys(range(1, 17), 0.3) | {3: 0.95}))
     found = selected(place, YES, tiny_lm)
     texts = kept(place)
     for chosen in (*found.found.chosen, *found.control.chosen):
         own = [c for c in texts if c.perturbation == chosen.number]
         for part, told in (
-            ([c for c in own if c.sample == 0], chosen.seen),
-            ([c for c in own if c.sample >= RETEST], chosen.again),
+            ([c for c in own if c.phase == RUNG], chosen.seen),
+            ([c for c in own if c.phase == RETEST], chosen.again),
         ):
             hits = sum(c.text == "yes" for c in part)
             assert (told.hits, told.trials, told.mean) == (hits, len(part), hits / len(part))
-    first = [c for c in texts if c.perturbation > 8 and c.prompt < 4 and c.sample == 0]
+    first = [c for c in texts if c.perturbation > 8 and c.prompt < 4 and c.phase == RUNG]
     pooled = sum(c.text == "yes" for c in first)
     assert (found.control.first.hits, found.control.first.trials) == (pooled, 32)
     assert found.chance == best_by_chance(8, 12, pooled / 32)
@@ -153,8 +161,8 @@ def test_pure_noise_looks_good_in_the_selection_and_not_in_the_re_test(
     """Everything hits at 20%: the best by selection is above it, the re-test is not."""
     seen, again, p = [], [], []
     for seed in range(30):
-        monkeypatch.setattr(selecting, "write", Written(dict.fromkeys(range(17), 0.2), seed))
-        shutil.rmtree(place / "selections", ignore_errors=True)
+        monkeypatch.setattr(selecting, "fill", Written(dict.fromkeys(range(17), 0.2), seed))
+        forgotten(place)
         got = selected(place, YES, tiny_lm)
         for arm in (got.found, got.control):
             seen.append(arm.chosen[0].seen.mean)
@@ -172,7 +180,7 @@ def test_the_arm_with_more_candidates_gives_some_up(
 ) -> None:
     with Run.open(place) as run, run.writing():
         run.database.execute("DELETE FROM perturbations WHERE arm = 'control' AND id > 13")
-    monkeypatch.setattr(selecting, "write", Written({}))
+    monkeypatch.setattr(selecting, "fill", Written({}))
     found = selected(place, YES, tiny_lm)
     assert found.found.candidates == found.control.candidates == 5
     assert found.found.spent == found.control.spent
@@ -195,14 +203,14 @@ def test_texts_are_those_of_the_perturbed_model(place: Path, tiny_lm: LanguageMo
             for some in generate(
                 tiny_lm,
                 batch,
-                [Row(0, j) for j in range(12)],
+                [Row(1, j) for j in range(12)],
                 made.theta,
                 kind=made.kind,
                 max_new_tokens=5,
             )
             for c in some
         }
-        mine = [c for c in kept(place) if c.perturbation == number and c.sample == 0]
+        mine = [c for c in kept(place) if c.perturbation == number and c.phase == RUNG]
         assert {c.prompt: c.text for c in mine} == alone
 
 
@@ -218,28 +226,29 @@ def test_a_selection_killed_at_every_write_ends_the_same_and_pays_once(
     monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 16})
     whole = selected(place, plan, tiny_lm)
     texts = kept(place)
-    shutil.rmtree(place / "selections")
+    forgotten(place)
 
-    paid, real = Counter[Any](), writing._as_row
-    monkeypatch.setattr(writing, "_as_row", lambda *a: paid.update([(row := real(*a)).key]) or row)
-    real_writing, lives = Run.writing, 0
+    paid, lives = Counter[Row](), 0
+    written, scored = Run.add_completions, Run.add_scores
 
-    @contextmanager
-    def killed(run: Run) -> Iterator[None]:
-        with real_writing(run):
-            yield
-        if run.folder != place and next(left) == 0:
-            raise Killed
+    def once_written(run: Run, rows: list[CompletionRow]) -> None:
+        paid.update(c.row for c in rows)
+        written(run, rows)
+        raise Killed
 
-    monkeypatch.setattr(Run, "writing", killed)
+    def once_scored(run: Run, rows: Iterable[ScoreRow]) -> None:
+        scored(run, rows)
+        raise Killed
+
+    monkeypatch.setattr(Run, "add_completions", once_written)
+    monkeypatch.setattr(Run, "add_scores", once_scored)
     while True:
-        left = itertools.count(-2, 1)  # the prompts are kept in each life, and one write more
         lives += 1
         try:
             again = selected(place, plan, tiny_lm)
             break
         except Killed:
-            assert lives < 100
+            assert lives < 200
     assert lives > 8
     assert again == whole
     assert kept(place) == texts
@@ -251,10 +260,10 @@ def test_another_judge_on_the_same_prompts_pays_only_for_what_it_adds(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says = Written(dict.fromkeys(range(1, 17), 0.5))
-    monkeypatch.setattr(selecting, "write", says)
+    monkeypatch.setattr(selecting, "fill", says)
     selected(place, YES, tiny_lm)
     selected(place, replace(YES, look_for="no"), tiny_lm)
-    first = sum(s == 0 and q < 4 for _, q, s in says.paid)
+    first = sum(r.phase == RUNG and r.prompt < 4 for r in says.paid)
     assert first == 16 * 4
     assert set(says.paid.values()) == {1}
 
@@ -267,20 +276,21 @@ def test_striking_is_coherence_times_novelty_of_each_text_alone(
     found = selected(place, plan, tiny_lm)
     with Run.open(place) as run:
         ordinary = run.note("ordinary_logprob")
-    with Run.open(found.folder) as run:
-        scores = {(s.perturbation, s.prompt, s.sample): s.value for s in run.score_rows("striking")}
-        texts = run.completion_rows()
+        texts = [c for c in run.completion_rows() if c.phase != FIRST]
+        scores = dict(
+            zip([c.row for c in texts], striking(run, [c.row for c in texts]), strict=True)
+        )
+        baseline = [c for c in run.completion_rows(FIRST) if c.perturbation == 0]
         rendered = {p.id: p.rendered for p in run.prompt_rows()}
     checked = 0
-    for c in [c for c in texts if c.row in scores and c.tokens][:20]:
+    for c in [c for c in texts if c.phase == RUNG and c.tokens][:20]:
         ids = tiny_lm.tokenizer(rendered[c.prompt], add_special_tokens=False)["input_ids"]
         whole = torch.tensor([[*ids, *c.tokens]])
         with torch.no_grad():
             logits = tiny_lm.unwrapped(whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
         logprob = float(logits[range(len(c.tokens)), list(c.tokens)].mean())
-        plain = [t.text for t in texts if t.perturbation == 0 and t.prompt == c.prompt]
-        plain = plain[:9]  # the greedy one and the samples; the re-test's come after
-        value = coherence(c.text, logprob, ordinary).value * novelty([c.text], plain)[0].value
+        plain = [t.text for t in baseline if t.prompt == c.prompt]
+        value = coherence(c.text, logprob, ordinary).value * novelty(c.text, plain).value
         assert scores[c.row] == pytest.approx(value, abs=1e-4)
         checked += 1
     assert checked == 20
@@ -306,16 +316,19 @@ def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
     plan = replace(PLAN, look_for=None)
     with Run.open(place) as run:
         found = select_best(run, plan, judge=judge, lm=tiny_lm)
-    assert found.judge == "counts, version 1"
+    assert found.judge == "counts"
     texts = kept(place)
-    plain = {c.prompt: c.text for c in texts if c.perturbation == 0 and c.sample == 0}
     asked = dict(enumerate((*PROMPTS, *FRESH)))
-    judged = [c for c in texts if c.perturbation or c.sample >= RETEST]
+    judged = [c for c in texts if c.phase != FIRST]
+
+    def plain(prompt: int) -> tuple[str, ...]:
+        return tuple(c.text for c in texts if c.phase == FIRST and c.prompt == prompt)
+
     assert Counter(judge.told) == Counter(
-        Answer(asked[c.prompt], c.text, (plain[c.prompt],)) for c in judged
+        Answer(asked[c.prompt], c.text, plain(c.prompt)) for c in judged
     )
     best = found.found.chosen[0]
-    lengths = [len(c.text) for c in judged if c.perturbation == best.number and c.sample == 0]
+    lengths = [len(c.text) for c in judged if c.perturbation == best.number and c.phase == RUNG]
     assert best.seen.mean == np.mean(lengths)
     with Run.open(place) as run:
         assert select_best(run, plan, judge=judge, lm=tiny_lm) == found
@@ -352,7 +365,8 @@ def test_what_cannot_work_is_said_before_anything_is_paid(
 ) -> None:
     with pytest.raises(error, match=told):
         selected(place, replace(PLAN, **changes), tiny_lm)
-    assert not (place / "selections").exists()
+    with Run.open(place) as run:
+        assert not run.prompt_rows("chosen on")
 
 
 def test_prompts_that_read_alike_count_once_and_fresh_ones_are_fresh(
@@ -371,7 +385,7 @@ def test_prompts_that_read_alike_count_once_and_fresh_ones_are_fresh(
     reporter.say = told.append  # type: ignore[method-assign]
     with Run.open(place) as run:
         found = select_best(run, more, lm=tiny_lm, reporter=reporter)
-    assert found._replace(folder=Path()) == selected(place, PLAN, tiny_lm)._replace(folder=Path())
+    assert found == selected(place, PLAN, tiny_lm)
     assert told == [
         "2 of the 14 prompts read as one before: counted once",
         "2 of the 12 fresh prompts read as one that is searched on: left out",
@@ -381,7 +395,7 @@ def test_prompts_that_read_alike_count_once_and_fresh_ones_are_fresh(
 
 def test_a_run_that_is_not_finished_is_refused(place: Path, tiny_lm: LanguageModel) -> None:
     with sqlite3.connect(place / "run.sqlite") as database:
-        database.execute("DELETE FROM perturbations WHERE arm = 'control'")
+        database.execute("DELETE FROM meta WHERE key = 'chosen'")
     with pytest.raises(RunError, match="not finished"):
         selected(place, PLAN, tiny_lm)
 
@@ -392,17 +406,3 @@ def test_intervals_are_over_prompts_where_scores_are_graded() -> None:
     one = rng.random((12, 1))
     assert estimate(np.tile(one, 4), False)[:3] == pytest.approx(estimate(one, False)[:3])
     assert estimate(np.array([[1.0], [0.0]]), True).hits == 1
-
-
-def test_a_plan_is_told_apart_by_its_prompts_alone(
-    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selecting, "write", Written({}))
-
-    def folders(*plans: SelectionPlan) -> Sequence[str]:
-        return [selected(place, plan, tiny_lm).folder.name for plan in plans]
-
-    same = folders(YES, replace(YES, seed=3), replace(YES, top=1))
-    assert len(set(same)) == 1
-    other = folders(replace(YES, fresh=FRESH[1:]))
-    assert set(other).isdisjoint(same)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation, writing
+from educe import generation
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
@@ -23,10 +20,11 @@ from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
-from educe.rows import RETEST, CompletionRow
+from educe.rows import RETEST, RUNG, CompletionRow, Row
 from educe.run.asking import RETEST_TEMPERATURE
 from educe.run.settings import Settings
 from educe.run.store import Run
+from educe.run.work import Work
 from educe.selection import tuning
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
@@ -65,27 +63,26 @@ class Written:
     """Stands for the model: says yes at the rate of the file a perturbation is from."""
 
     def __init__(self, rates: dict[str, float]) -> None:
-        self.rates, self.rng, self.paid = rates, np.random.default_rng(0), Counter[Any]()
+        self.rates, self.rng = rates, np.random.default_rng(0)
+        self.paid = Counter[tuple[str, Row]]()
         self.heats: set[float] = set()
 
-    def __call__(self, lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
-        files = {p.id: p.file.removesuffix(".safetensors") for p in into.perturbations()}
-        done = {c.row for c in into.completions()}
-        for heat, wanted in rows.items():
+    def __call__(self, work: Work) -> None:
+        files = files_of(work.run)
+        for heat, rows in work.run.missing().items():
             self.heats.add(heat)
-            keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
-            new = [key for key in keys if key not in done]
-            self.paid.update((files[key[0]], *key) for key in new)
-            into.add_completions(
-                CompletionRow(
-                    *key,
-                    heat,
-                    "yes" if self.rng.random() < self.rates.get(files[key[0]], 0.1) else "no",
-                    (1,),
-                    True,
-                )
-                for key in new
+            self.paid.update((files[row.perturbation], row) for row in rows)
+            rates = [self.rates.get(files[row.perturbation], 0.1) for row in rows]
+            work.run.add_completions(
+                CompletionRow(row, heat, "yes" if self.rng.random() < rate else "no", (1,), True)
+                for row, rate in zip(rows, rates, strict=True)
             )
+
+
+def files_of(run: Run) -> dict[int, str]:
+    """Return the file of each perturbation, without its ending."""
+    rows = run.perturbation_rows(derived=None)
+    return {p.id: p.file.removesuffix(".safetensors") for p in rows}
 
 
 def test_the_grid_has_the_other_sign_where_that_is_another_perturbation() -> None:
@@ -104,13 +101,13 @@ def test_the_planted_setting_is_best_and_each_arm_has_its_budget(
     asked = replace(SMALL, pulls=160, retest=64)
     found = tuned(tmp_path / "run", asked, tiny_lm)
     assert found.found[0].setting == asked.settings[3] == Setting("melbo", 1.0, "8", -1)
-    by_arm = Counter(file.split("-")[0] for file, _, _, s in says.paid.elements() if s < RETEST)
+    by_arm = Counter(file.split("-")[0] for file, r in says.paid.elements() if r.phase == RUNG)
     assert by_arm == {"found": 160, "control": 160}
     assert sum(t.pulls for t in found.found) == sum(t.pulls for t in found.control) == 160
     assert found.found[0].pulls > 2 * 160 / 6
     # What a bandit knows is what was written.
     with Run.open(tmp_path / "run") as run:
-        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbation_rows()}
+        files = files_of(run)
         texts = run.completion_rows()
     for k, setting in enumerate(asked.settings):
         own = [c for c in texts if files[c.perturbation] == f"found-{k}"]
@@ -124,7 +121,7 @@ def test_the_planted_setting_is_best_and_each_arm_has_its_budget(
         assert not own or max(counts) - min(counts) <= 1
     # The re-test is of other perturbations, on the fresh prompt, with its own samples.
     again = [c for c in texts if files[c.perturbation] == "found-3-again"]
-    assert {(c.prompt, c.sample >= RETEST) for c in again} == {(2, True)}
+    assert {(c.prompt, c.phase) for c in again} == {(2, RETEST)}
     assert found.again[0] == rate(sum(c.text == "yes" for c in again), 64)
     assert 0.4 < found.again[0].share < 0.8  # not the 0.9 it was chosen by
     assert found.p_again < 1e-4
@@ -212,20 +209,16 @@ def test_a_tuning_killed_at_every_write_ends_the_same_and_pays_once(
     whole = tuned(tmp_path / "whole", asked, tiny_lm)
     assert 0 < sum(t.hits for t in whole.found) < 24
 
-    paid, real = Counter[Any](), writing._as_row
-    monkeypatch.setattr(writing, "_as_row", lambda *a: paid.update([(row := real(*a)).key]) or row)
-    real_writing, lives = Run.writing, 0
+    paid, lives = Counter[Row](), 0
+    written = Run.add_completions
 
-    @contextmanager
-    def killed(run: Run) -> Iterator[None]:
-        with real_writing(run):
-            yield
-        if next(left) == 0:
-            raise Killed
+    def once_written(run: Run, rows: list[CompletionRow]) -> None:
+        paid.update(c.row for c in rows)
+        written(run, rows)
+        raise Killed
 
-    monkeypatch.setattr(Run, "writing", killed)
+    monkeypatch.setattr(Run, "add_completions", once_written)
     while True:
-        left = itertools.count(-3, 1)  # the prompts are kept in each life, and two writes more
         lives += 1
         try:
             again = tuned(tmp_path / "run", asked, tiny_lm)
@@ -237,8 +230,8 @@ def test_a_tuning_killed_at_every_write_ends_the_same_and_pays_once(
     assert set(paid.values()) == {1}
     assert sum(paid.values()) == whole.texts
     with Run.open(tmp_path / "whole") as one, Run.open(tmp_path / "run") as other:
-        assert one.completions() == other.completion_rows()
-        assert one.perturbations() == other.perturbation_rows()
+        assert one.completion_rows() == other.completion_rows()
+        assert one.perturbation_rows(derived=None) == other.perturbation_rows(derived=None)
 
 
 def test_the_bandits_are_thompsons(
@@ -248,7 +241,7 @@ def test_the_bandits_are_thompsons(
     monkeypatch.setattr(tuning, "write", Written({"found-0": 0.5}))
     found = tuned(tmp_path / "run", replace(SMALL, pulls=80), tiny_lm)
     with Run.open(tmp_path / "run") as run:
-        files = {p.id: p.file.removesuffix(".safetensors") for p in run.perturbation_rows()}
+        files = files_of(run)
         hits: dict[str, list[bool]] = {}
         for c in run.completion_rows():
             hits.setdefault(files[c.perturbation], []).append(c.text == "yes")
@@ -273,22 +266,17 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
     first = secrets(tuning.SECRETS)[0].secret
     monkeypatch.setattr(type(tiny_lm), "context", 10_000, raising=False)
 
-    def says(lm: Any, batch: Any, rows: dict, *, into: Run, **_: Any) -> None:
-        done = {c.row for c in into.completions()}
-        for heat, wanted in rows.items():
-            keys = [(r.perturbation + 1, r.prompt, r.sample) for r in wanted]
-            into.add_completions(
-                CompletionRow(*key, heat, f"It is {first}.", (1,), True)
-                for key in keys
-                if key not in done
-            )
+    def says(work: Work) -> None:
+        for heat, rows in work.run.missing().items():
+            text = f"It is {first}."
+            work.run.add_completions(CompletionRow(row, heat, text, (1,), True) for row in rows)
 
     monkeypatch.setattr(tuning, "write", says)
     job = Settings((), target=3)
     asked = replace(SMALL, job=job, proxy="plain", methods=("noise",), pulls=160)
     found = tuned(tmp_path / "run", asked, tiny_lm)
     with Run.open(tmp_path / "run") as run:
-        texts = [c for c in run.completion_rows() if c.sample < RETEST]
+        texts = [c for c in run.completion_rows() if c.phase == RUNG]
         asked_prompts, fresh = run.prompt_rows("asked"), run.prompt_rows("fresh")
     told = sum(c.prompt == 0 for c in texts)
     assert sum(t.hits for t in (*found.found, *found.control)) == told > 0
