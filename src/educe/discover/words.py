@@ -30,6 +30,9 @@ from educe.generation import Prefix
 from educe.kinds import Vectors
 from educe.slice import Slice
 
+#: Words over which the mean is taken: of the whole vocabulary, however few of them are tried.
+AVERAGED = 512
+
 
 @dataclass(frozen=True)
 class WordsConfig:
@@ -41,7 +44,7 @@ class WordsConfig:
             one token of the question, its last by default (see `educe.positions`).
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
-        steps: In how many parts; the mean is over the words of the first.
+        steps: In how many parts; it makes no difference to what is found.
     """
 
     words: int = 0
@@ -53,11 +56,11 @@ class WordsConfig:
 def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.Generator) -> State:
     """Put the words of the vocabulary into an order."""
     known = vocabulary(part)
-    words = known[torch.randperm(len(known), generator=draw)]
-    words = words[: config.words] if config.words else words
+    known = known[torch.randperm(len(known), generator=draw)]
+    words = known[: config.words] if config.words else known
     if n > len(words):
         raise MethodError(f"words: {n} perturbations of {len(words)} words; ask for fewer, or more")
-    mean = streams(part, words[: _each(words, config)], config.screen).mean(0)
+    mean = streams(part, known[:AVERAGED], config.screen).mean(0)
     return State(
         words=words,
         wanted=torch.tensor(n),
@@ -122,16 +125,17 @@ def vocabulary(part: Slice) -> Int[Tensor, "w"]:
     """Return the tokens that are a word: a space and letters.
 
     Raises:
-        MethodError: The tokenizer marks no spaces, or there is none.
+        MethodError: The tokenizer marks no spaces, or there are none to tell apart.
     """
     tokens = part.lm.tokenizer.get_vocab() if part.lm.tokenizer is not None else {}
     # How tokenizers of bytes and of pieces write a space.
     found = sorted(
         number for text, number in tokens.items() if text[:1] in "Ġ▁" and text[1:].isalpha()
     )
-    if not found:
+    if len(found) < 2:  # one alone is its own mean, and has no direction
         raise MethodError(
-            f"words: the vocabulary of {part.lm.name} has no words that begin with a space"
+            f"words: the vocabulary of {part.lm.name} has {len(found) or 'no'} words that begin "
+            "with a space, and it takes two to tell them apart"
         )
     return torch.tensor(found)
 
