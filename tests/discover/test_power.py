@@ -368,13 +368,3 @@ def test_a_search_of_a_linear_band_is_decided_by_the_seed() -> None:
 def test_more_items_than_both_signs_of_the_width_are_an_error() -> None:
     with pytest.raises(MethodError, match="at most 24 perturbations"):
         run(toy(), 25)
-
-
-def test_a_search_without_a_start_is_an_error() -> None:
-    with pytest.raises(MethodError, match="starts of 1 or more"):
-        run(toy(), 4, PowerConfig(search=1, starts=0))
-
-
-def test_no_padding_is_an_error() -> None:
-    with pytest.raises(MethodError, match="padding of 1 or more"):
-        run(toy(), 4, PowerConfig(padding=0))

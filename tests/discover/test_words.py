@@ -12,7 +12,7 @@ from torch import Tensor
 import tiny
 from educe.discover import search, words
 from educe.discover.words import WordsConfig
-from educe.errors import MethodError
+from educe.errors import MethodError, PositionsError
 from educe.model import LanguageModel
 from educe.slice import Slice
 
@@ -136,9 +136,11 @@ def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
 
 
 def test_a_word_needs_something_before_it(part: Slice) -> None:
-    config = WordsConfig(screen="all")
-    with pytest.raises(MethodError, match="'all' is the prompt's first token"):
-        search(part, "words", n=3, radius=RADIUS, config=config)
+    for screen in ("all", "generated"):
+        with pytest.raises(MethodError, match=f"'{screen}' is no token after the prompt's first"):
+            search(part, "words", n=3, radius=RADIUS, config=WordsConfig(screen=screen))
+    with pytest.raises(PositionsError, match="'middle': use all"):
+        WordsConfig(screen="middle")
 
 
 def test_more_perturbations_than_words_are_an_error(part: Slice) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ from educe import kinds
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.slice import Slice
+from educe.whole import Above, AtLeast
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class CpeConfig:
             ``φ``.
     """
 
-    iterations: int = 10
-    blocks: int = 4
+    iterations: Annotated[int, AtLeast(1)] = 10
+    blocks: Annotated[int, AtLeast(1)] = 4
     init: Literal["backward", "random"] = "backward"
-    inner: int = 10
-    temperature: float = 1.0
+    inner: Annotated[int, AtLeast(0)] = 10
+    temperature: Annotated[float, Above(0)] = 1.0
     per_block: bool = False
 
 

@@ -29,7 +29,7 @@ where the other prompts move most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,7 @@ from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class DctConfig:
             ``hold ⟨u, Δ⟩ ∇V``.
     """
 
-    iterations: int = 10
+    iterations: Annotated[int, AtLeast(1)] = 10
     init: Literal["random", "jacobian"] = "random"
-    projections: int = 32
+    projections: Annotated[int, AtLeast(1)] = 32
     hold: float = 0.0
 
 

@@ -18,7 +18,7 @@ are close to random directions; here they are the singular vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from educe.errors import MethodError
 from educe.kinds import Vectors
 from educe.orthogonal import orthonormal, upright
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class LinearDctConfig:
     """
 
     mode: Literal["full", "projected"] = "full"
-    projections: int = 32
-    steps: int = 16
+    projections: Annotated[int, AtLeast(1)] = 32
+    steps: Annotated[int, AtLeast(1)] = 16
 
 
 def start(

@@ -26,7 +26,7 @@ What differs from the reference code, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,7 @@ from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal, projected
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 #: Eigenvalues of ``JᵀJ`` are equal if they differ by less than so many roundings of the largest.
 BLURRED = 100
@@ -51,19 +52,20 @@ class PowerConfig:
 
     Attributes:
         iterations: The most products of ``JᵀJ`` with a block.
-        padding: Columns of the block beyond the vectors that are wanted.
+        padding: Columns of the block beyond the vectors that are wanted; one at least, to tell
+            the gap after the last of these.
         tolerance: End when ``‖JᵀJ v - σ² v‖`` is below this share of ``σ²`` for each vector.
         band: Neighbours whose singular values differ by less than this share are in one band.
         search: Steps of the search inside each band; 0 leaves the singular vectors as they are.
         starts: Of that search, in each band: the singular vectors, the others random rotations.
     """
 
-    iterations: int = 10
-    padding: int = 4
-    tolerance: float = 0.005
-    band: float = 0.05
-    search: int = 0
-    starts: int = 4
+    iterations: Annotated[int, AtLeast(1)] = 10
+    padding: Annotated[int, AtLeast(1)] = 4
+    tolerance: Annotated[float, AtLeast(0)] = 0.005
+    band: Annotated[float, AtLeast(0)] = 0.05
+    search: Annotated[int, AtLeast(0)] = 0
+    starts: Annotated[int, AtLeast(1)] = 4
 
 
 class Spectrum(NamedTuple):
@@ -93,10 +95,6 @@ def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.G
             f"power has {size} directions here, with two signs each: ask for at most {2 * size} "
             "perturbations"
         )
-    if config.padding < 1:
-        raise MethodError("power needs padding of 1 or more, to tell the gap after the last vector")
-    if config.search and config.starts < 1:
-        raise MethodError("a search inside bands needs starts of 1 or more")
 
     def drawn(rows: int) -> Tensor:
         return part.kind.draw(rows, draw).to(part.device, part.work_dtype)

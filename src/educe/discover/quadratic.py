@@ -20,6 +20,7 @@ given, one after the other, as the other methods that work at zero do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class QuadraticDctConfig:
         iterations: How often ``U`` and ``V`` are updated.
     """
 
-    iterations: int = 20
+    iterations: Annotated[int, AtLeast(1)] = 20
 
 
 def start(

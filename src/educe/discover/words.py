@@ -16,19 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from educe import positions
 from educe.blocks import replaced, stream_in
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.generation import Prefix
 from educe.kinds import Vectors
 from educe.slice import Slice
+from educe.whole import Above, AtLeast
 
 #: Words over which the mean is taken: of the whole vocabulary, however few of them are tried.
 AVERAGED = 512
@@ -47,10 +49,13 @@ class WordsConfig:
         steps: In how many parts; it makes no difference to what is found.
     """
 
-    words: int = 0
+    words: Annotated[int, AtLeast(0)] = 0
     screen: str = "asked:1"
-    louder: float = 2.0
-    steps: int = 64
+    louder: Annotated[float, Above(0)] = 2.0
+    steps: Annotated[int, AtLeast(1)] = 64
+
+    def __post_init__(self) -> None:
+        positions.check(self.screen)
 
 
 def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.Generator) -> State:
@@ -150,7 +155,9 @@ def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, 
     kept = batch.mask[0].bool()
     at = int(batch.at(screen)[0][kept].int().argmax())
     if not at:
-        raise MethodError(f"words: screen {screen!r} is the prompt's first token: take a later one")
+        raise MethodError(
+            f"words: screen {screen!r} is no token after the prompt's first: take one"
+        )
     before = Prefix(lm, lm.pad([batch.ids[0][kept][:at].tolist()]), [0], source)
     cache = DynamicCache(config=lm.unwrapped.config)
     cache.layers[: source + 1] = before.lower(torch.zeros(len(words), dtype=torch.long))
