@@ -1,5 +1,7 @@
 """Bounds of settings: below them one line and nothing else, at them a method finds what it should.
 
+A radius has no bound that could be declared; there it is what comes out that is looked at.
+
 The table is written by hand, so that a bound that is declared wrongly, or not at all, is found.
 """
 
@@ -14,7 +16,7 @@ import torch
 
 from educe import beside, cli
 from educe.discover import METHODS, configured, search, words
-from educe.errors import MethodError
+from educe.errors import MethodError, RadiusError
 from educe.model import LanguageModel
 from educe.slice import Slice
 
@@ -123,3 +125,33 @@ def test_one_perturbation_at_the_least_of_a_setting_is_found(
     effect = part.on(found.kind).effect(found.theta.double()).norm(dim=1)
     torch.testing.assert_close(found.scores["effect"].double(), effect, rtol=1e-4, atol=0)
     assert float(effect) > 0
+
+
+#: Settings that are fast, by method; the last one is melbo again, with a term more.
+QUICK: list[tuple[str, dict[str, Any]]] = [
+    ("cpe", {"blocks": 2}),
+    ("dct", {}),
+    ("dct", {"init": "jacobian"}),
+    ("dct-linear", {}),
+    ("dct-quadratic", {"iterations": 2}),
+    ("generalised", {"subspace": 2}),
+    ("lora", {"steps": 1}),
+    ("melbo", {"steps": 1}),
+    ("power", {}),
+    ("words", {"words": 4}),
+    ("melbo", {"steps": 1, "hold": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), QUICK)
+def test_a_radius_that_is_lost_in_rounding_is_an_error(
+    tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(words, "vocabulary", lambda part: torch.arange(10, 70))
+    part = Slice(tiny64, tiny64.encode(["tell me"]), source=1, target=3)
+    if METHODS[method].beside == "needs":
+        part = beside.with_others(part, tiny64.encode(["Say it."]))
+    config = configured(method, settings)
+    assert search(part, method, n=2, radius=0.5, config=config).scores["effect"].all()
+    with pytest.raises(RadiusError, match=r"2 of 2 .* change nothing .* larger radius"):
+        search(part, method, n=2, radius=1e-30, config=config)

@@ -189,7 +189,7 @@ def search(
 
     Raises:
         MethodError: The method is unknown or cannot work with these settings.
-        RadiusError: The radius is not above zero.
+        RadiusError: The radius is not above zero, or so small that it is lost in rounding.
         EffectError: The radius is so large that the model breaks down.
     """
     how = named(method)

@@ -38,7 +38,7 @@ from torch import Tensor
 from educe.discover.hold import turned
 from educe.discover.linear import jacobian_rows, random_probes, singular_directions
 from educe.discover.penalty import penalty, scores
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
@@ -76,8 +76,7 @@ def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Gen
         probes = random_probes(part, config.projections, draw)
         _, known = singular_directions(jacobian_rows(part, probes))
         v = torch.cat([known[:n], v[len(known) :]])
-    effect = part.effect(radius * orthonormal(v))
-    u = effect / effect.norm(dim=1, keepdim=True)
+    u, _ = directed(part.effect(radius * orthonormal(v)))
     return State(directions=v, outputs=u, curve=torch.zeros(0, n, dtype=v.dtype, device=v.device))
 
 
@@ -99,7 +98,7 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
         reached, kept = reached - lost.value, lost.kept | {"steepest": steepest}
     new = kept | State(
         directions=gradient / gradient.norm(dim=1, keepdim=True),
-        outputs=effect / effect.norm(dim=1, keepdim=True),
+        outputs=directed(effect)[0],
         curve=torch.cat([state["curve"], reached[None]]),
     )
     return new, Progress(len(new["curve"]) >= config.iterations, float(reached.mean()))
@@ -109,8 +108,7 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
     """Solve for ``α`` and order the factors by it."""
     v = state["directions"]
     effect = part.effect(radius * v)
-    size = effect.norm(dim=1)
-    u = effect / size[:, None]
+    u, size = directed(effect)
     alpha = solve_alpha(u, v, effect)
     order = alpha.square().argsort(descending=True)
     others = scores(part, radius, state)

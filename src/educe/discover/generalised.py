@@ -27,7 +27,7 @@ from torch import Tensor
 from educe.discover import power
 from educe.discover.linear import both_signs
 from educe.discover.power import PowerConfig
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.slice import Slice
 from educe.whole import Above, AtLeast
@@ -100,7 +100,7 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
     wanted = -(-n // 2)
     inside = torch.nn.functional.normalize(rows[:wanted], dim=1)
     v, effect = both_signs(part, radius, inside @ span.v)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
 
     def gain(of: Tensor) -> Tensor:
         """Return ``‖J v‖``, root mean square over positions, for both signs."""
@@ -108,7 +108,7 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
 
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.ratio": value[:wanted].repeat_interleave(2),
         "score.gain": gain(a),
         "score.gain_beside": gain(b),

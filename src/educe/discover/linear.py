@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.kinds import Vectors
 from educe.orthogonal import orthonormal, upright
@@ -82,10 +82,10 @@ def finish(part: Slice, radius: float, config: LinearDctConfig, state: State) ->
     n = int(state["n"])
     value, right = singular_directions(state["rows"])
     v, effect = both_signs(part, radius, right[: -(-n // 2)])
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.singular_value": value.repeat_interleave(2)[: len(v)],
         "score.effect": size,
     }

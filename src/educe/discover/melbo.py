@@ -31,7 +31,7 @@ from torch import Tensor
 
 from educe.discover import hold
 from educe.discover.penalty import penalty, scores, tangent
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.slice import Slice
 from educe.slice.chunks import Shift
@@ -159,12 +159,12 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         part.kind.scaled(state["directions"], radius),
         lambda shift: objective(shift, config.power, config.root),
     )
-    size, others = effect.norm(dim=1), scores(part, radius, state)
+    (u, size), others = directed(effect), scores(part, radius, state)
     if others and part.beside is not None:
         value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
     return others | {
         "directions": state["directions"],
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.objective": value,
         "score.effect": size,
         "curve": torch.cat([state["curve"], value[None]]),

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal, projected
 from educe.slice import Slice
@@ -121,7 +121,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     found = spectrum(state, config)
     w, gap, residual = state.get("turned", found.v), found.gap, found.residual
     pairs, effect = both_signs(part, radius, w)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     order = torch.arange(len(w), device=w.device)
     if "turned" in state:  # what is said of a turned vector is said of its band
         order = ranked(size[::2])
@@ -132,7 +132,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     items = torch.stack([2 * order, 2 * order + 1], 1).flatten()
     both = {
         "directions": pairs[items],
-        "outputs": effect[items] / size[items, None],
+        "outputs": u[items],
         "score.singular_value": value.repeat_interleave(2),
         "score.gap": gap.repeat_interleave(2),
         "score.band": found.band.repeat_interleave(2),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
@@ -80,10 +80,10 @@ def finish(part: Slice, radius: float, config: QuadraticDctConfig, state: State)
     _, curvature = _bent(part, v)
     order = curvature.argsort(descending=True)
     v, effect = both_signs(part, radius, v[order])
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.curvature": curvature[order].repeat_interleave(2),
         "score.effect": size,
     }

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from educe import positions
 from educe.blocks import replaced, stream_in
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.generation import Prefix
 from educe.kinds import Vectors
@@ -114,11 +114,11 @@ def finish(part: Slice, radius: float, config: WordsConfig, state: State) -> Sta
     """
     v = state["directions"]
     effect = part.effect(radius * v)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     return State(
         {
             "directions": v,
-            "outputs": effect / size[:, None],
+            "outputs": u,
             "score.token": state["token"],
             "score.screened": state["size"],
             "score.effect": size,
