@@ -74,6 +74,7 @@ def equal(out: str) -> None:
 def forms(out: str) -> None:
     """With both corpora random vectors are farther out than differences between forms of text."""
     lines = rows(out)[1:]
+    assert all(one[2:] != other[2:] for one, other in zip(lines[:5], lines[5:], strict=True))
     assert [line[0] for line in lines] == ["without varied"] * 5 + ["bundled"] * 5
     for *differences, random in (lines[:5], lines[5:]):
         assert random[2] == "random"
