@@ -75,7 +75,7 @@ class PerturbationSet:
         method: The method that made them.
         seed: Its seed.
         outputs: Unit directions in which each moves the target, ``[n, width]``, if the method has
-            them.
+            them; zero for one that does not move it.
         scores: Numbers the method gives each of them, ``{name: [n]}``.
         config: The method's settings.
     """

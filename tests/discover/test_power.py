@@ -90,6 +90,20 @@ def test_singular_vectors_are_those_of_all_read_out_positions(n: int, prompts_at
     assert_singular(found, stacked(part), n)
 
 
+def test_where_nothing_arrives_every_number_is_a_number() -> None:
+    still = linear(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
+    found, _ = run(still, 4)
+    for name in ("singular_value", "gap", "residual", "effect", "band"):
+        assert found[f"score.{name}"].tolist() == [0] * 4, name
+    assert not found["outputs"].any()
+    assert found["directions"].norm(dim=1).tolist() == pytest.approx([1] * 4)
+
+
+def test_a_share_of_nothing() -> None:
+    part, whole = torch.tensor([0.0, 2.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 4.0, 5.0])
+    assert power.shares(part, whole).tolist() == [0.0, math.inf, 0.75, 0.0]
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "opt"])
 def test_singular_vectors_of_a_model_are_those_of_its_dense_jacobian(
     lm_of: Callable[..., LanguageModel], architecture: str

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.discover import power
-from educe.discover.linear import both_signs
+from educe.discover.linear import both_signs, pointing
 from educe.discover.power import PowerConfig
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
@@ -107,7 +107,7 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
 
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": pointing(effect),
         "score.ratio": value[:wanted].repeat_interleave(2),
         "score.gain": gain(a),
         "score.gain_beside": gain(b),

@@ -84,7 +84,7 @@ def finish(part: Slice, radius: float, config: LinearDctConfig, state: State) ->
     size = effect.norm(dim=1)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": pointing(effect),
         "score.singular_value": value.repeat_interleave(2)[: len(v)],
         "score.effect": size,
     }
@@ -111,6 +111,11 @@ def singular_directions(
     """Return the singular values and the right singular vectors, a row each, largest first."""
     _, value, right = torch.linalg.svd(rows, full_matrices=False)
     return value, upright(right)
+
+
+def pointing(effect: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the unit directions of effects; zero where there is none."""
+    return (effect / effect.norm(dim=1, keepdim=True)).where(effect != 0, 0.0)
 
 
 def both_signs(

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.discover import hold
+from educe.discover.linear import pointing
 from educe.discover.penalty import penalty, scores, tangent
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
@@ -161,7 +162,7 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
     return others | {
         "directions": state["directions"],
-        "outputs": effect / size[:, None],
+        "outputs": pointing(effect),
         "score.objective": value,
         "score.effect": size,
         "curve": torch.cat([state["curve"], value[None]]),

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from educe.discover.linear import both_signs
+from educe.discover.linear import both_signs, pointing
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
@@ -81,7 +81,7 @@ def finish(part: Slice, radius: float, config: QuadraticDctConfig, state: State)
     size = effect.norm(dim=1)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": pointing(effect),
         "score.curvature": curvature[order].repeat_interleave(2),
         "score.effect": size,
     }

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from educe.blocks import replaced, stream_in
+from educe.discover.linear import pointing
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
 from educe.generation import Prefix
@@ -110,7 +111,7 @@ def finish(part: Slice, radius: float, config: WordsConfig, state: State) -> Sta
     return State(
         {
             "directions": v,
-            "outputs": effect / size[:, None],
+            "outputs": pointing(effect),
             "score.token": state["token"],
             "score.screened": state["size"],
             "score.effect": size,
