@@ -19,7 +19,6 @@ from educe.cli.options import (
     Model,
     Revision,
     Seed,
-    encoded_once,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -70,6 +69,7 @@ def atlas(
     from educe.atlas.choice import CHEAP, choose, promising, thinned
     from educe.atlas.survey import surveyed
     from educe.loading import load
+    from educe.once import encoded_once
     from educe.progress import reporter
     from educe.report import page
     from educe.threads import choose as choose_threads

@@ -18,7 +18,6 @@ from educe.cli.options import (
     Real,
     Revision,
     Seed,
-    encoded_once,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -78,6 +77,7 @@ def contrast(
     """
     from educe.contrast import difference_of_means, optimised
     from educe.loading import load
+    from educe.once import encoded_once
     from educe.progress import reporter
     from educe.radius import parse
     from educe.slice import Slice

@@ -135,9 +135,9 @@ def check(
     from educe.judge.calibration import check_judge, read_labelled
     from educe.progress import reporter
 
-    rows = read_labelled(labelled)
-    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     telling = reporter()
+    rows = read_labelled(labelled, telling.say)
+    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with _going_on():
         for each in asked.judges(judge, telling.say):

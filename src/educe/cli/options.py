@@ -14,10 +14,6 @@ from educe.errors import RunError
 from educe.whole import MOST, SEEDS, read_real, read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from educe.model import LanguageModel
-    from educe.rendering import Prompt, PromptBatch
     from educe.runs import Run
 
 FLAG = Parameter(negative="", show_default=False)
@@ -70,18 +66,6 @@ def check_begun(run: Run) -> None:
             f"the run in {run.folder} was cut off before it found anything: go on with educe "
             f"discover --resume --out {shlex.quote(str(run.folder))}"
         )
-
-
-def encoded_once(
-    lm: LanguageModel, prompts: Sequence[Prompt], say: Callable[[str], None]
-) -> PromptBatch:
-    """Encode prompts; of those that the model reads alike, one, and say so."""
-    from educe.rendering import distinct
-
-    places, said = distinct("prompts", lm.encode(prompts))
-    for sentence in said:
-        say(sentence)
-    return lm.encode([prompts[i] for i in places])
 
 
 def new_folder(kind: str) -> Path:

@@ -15,7 +15,7 @@ from educe.job.settings import encoded
 from educe.job.work import Work
 from educe.kinds import Within
 from educe.manifold import inside
-from educe.rendering import distinct
+from educe.once import distinct
 from educe.slice import Slice
 
 #: The subspace of a search inside one.

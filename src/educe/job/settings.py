@@ -15,9 +15,10 @@ from educe.generation import left_out
 from educe.loading import load
 from educe.manifold import inside
 from educe.model import LanguageModel
+from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.prompts import checked, well_formed
-from educe.rendering import Prompt, PromptBatch, distinct
+from educe.rendering import Prompt, PromptBatch
 from educe.runs import Run
 from educe.whole import check_seed, check_whole
 
