@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from educe import files
+from educe.prompts import mended
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -154,7 +155,7 @@ def answer(
 
 def text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Return an answer as text, without the end-of-turn token."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    return mended(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def asking(model: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[str]]:
