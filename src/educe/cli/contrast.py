@@ -13,9 +13,9 @@ from educe.cli.options import (
     Device,
     DType,
     Json,
+    Layer,
     Model,
     N,
-    Real,
     Revision,
     Seed,
     new_folder,
@@ -35,8 +35,8 @@ def contrast(
     revision: Revision = None,
     dtype: DType = "auto",
     device: Device = None,
-    source: Real = 0.33,
-    target: Real = 0.6,
+    source: Layer = 0.33,
+    target: Layer = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
     n: N = 8,
@@ -79,7 +79,7 @@ def contrast(
     from educe.loading import load
     from educe.once import encoded_once
     from educe.progress import reporter
-    from educe.radius import parse
+    from educe.radius import parse, read
     from educe.slice import Slice
     from educe.threads import choose
 
@@ -88,7 +88,9 @@ def contrast(
         raise MethodError("contrast: give --positive and --negative, or prompts with --say")
     if not by_sets and not prompts:
         raise PromptError("no prompt: give what the words are to be the answer to")
-    read = [read_prompts(file) for file in (positive, negative) if file is not None]
+    if len(read(radius)[0]) > 1:
+        raise RadiusError(f"radius {radius!r}: give one")
+    sets = [read_prompts(file) for file in (positive, negative) if file is not None]
     telling = reporter()
     choose(telling.say)
     lm = load(
@@ -99,13 +101,11 @@ def contrast(
         device=device,
         progress=telling.say,
     )
-    batches = [encoded_once(lm, some, telling.say) for some in read or [list(prompts)]]
+    batches = [encoded_once(lm, some, telling.say) for some in sets or [list(prompts)]]
     part = Slice(lm, batches[0], source=source, target=target)
     with telling.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)
         step()
-    if len(sizes) > 1:
-        raise RadiusError(f"radius {radius!r}: give one")
     place: dict[str, Any] = {"source": source, "radius": sizes[0], "positions": positions}
     if say is None:
         found = difference_of_means(lm, *batches, **place)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter, Token, validators
 
 from educe.errors import RunError
-from educe.whole import MOST, SEEDS, read_real, read_whole
+from educe.whole import MOST, SEEDS, read_layer, read_real, read_whole
 
 if TYPE_CHECKING:
     from educe.runs import Run
@@ -26,20 +26,36 @@ def _read(low: int, high: int = MOST) -> Parameter:
     return Parameter(converter=lambda type_, tokens: read_whole(tokens[0].value, low, high))
 
 
-def _real(type_: Any, tokens: Sequence[Token]) -> float | str:
-    """Read a number that is finite, or one of the words that may stand for it."""
-    text = tokens[0].value
-    if text in [word for kind in get_args(type_) for word in get_args(kind)]:
-        return text
-    return read_real(text)
+def _real(read: Callable[[str], float] = read_real, **bounds: float) -> Parameter:
+    """Return what reads finite numbers, or one of the words that may stand for them.
+
+    Args:
+        read: Reads a number.
+        bounds: Between which numbers lie: gt, gte, lt, lte.
+    """
+
+    def converter(type_: Any, tokens: Sequence[Token]) -> float | str:
+        text = tokens[0].value
+        words = [word for kind in get_args(type_) for word in get_args(kind)]
+        return text if text in words else read(text)
+
+    within = validators.Number(**bounds) if bounds else None
+    return Parameter(converter=converter, validator=within)
 
 
 #: Numbers. What is counted is 1 or more, or 0 or more; a seed has bounds of its own.
 Count = Annotated[int, _read(1)]
 Natural = Annotated[int, _read(0)]
 Seed = Annotated[int, _read(0, SEEDS)]
-Real = Annotated[float, Parameter(converter=_real)]
-RealOrAuto = Annotated[float | Literal["auto"], Parameter(converter=_real)]
+Real = Annotated[float, _real()]
+Positive = Annotated[float, _real(gt=0)]
+NonNegative = Annotated[float, _real(gte=0)]
+Share = Annotated[float, _real(gt=0, lte=1)]
+Part = Annotated[float, _real(gt=0, lt=1)]  #: a share that is not all
+AtLeastOne = Annotated[float, _real(gte=1)]
+Seconds = Annotated[float, _real(gt=0, lte=86_400)]  #: of one wait: a day at most
+Layer = Annotated[float, _real(read_layer)]
+LayerOrAuto = Annotated[float | Literal["auto"], _real(read_layer)]
 N = Annotated[Count, Parameter(name=["-n", "--n"])]
 
 #: The options of every command that loads a model.
