@@ -76,6 +76,7 @@ def contrast(
         folder of the two files; by default a new one under runs/
     """
     from educe.contrast import difference_of_means, optimised
+    from educe.files import check_free, make_folder
     from educe.loading import load
     from educe.once import encoded_once
     from educe.progress import reporter
@@ -91,6 +92,8 @@ def contrast(
     if len(read(radius)[0]) > 1:
         raise RadiusError(f"radius {radius!r}: give one")
     sets = [read_prompts(file) for file in (positive, negative) if file is not None]
+    folder = out or new_folder("contrast")
+    check_free(folder)
     telling = reporter()
     choose(telling.say)
     lm = load(
@@ -113,8 +116,7 @@ def contrast(
     else:
         search = partial(optimised, lm, batches[0], say, **place, n=n, seed=seed)
         found, control = search(), search(shuffled=True)
-    folder = out or new_folder("contrast")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {}
     for role, made in (("given", found), ("control", control)):
         files[role] = folder / f"{made.method}.safetensors"

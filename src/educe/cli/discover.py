@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +24,7 @@ from educe.cli.options import (
     Revision,
     Seed,
     new_folder,
+    to_go_on,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
@@ -248,7 +248,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
             summary = discover_behaviours(run, reporter=telling)
             written = page.write(run, out / "report.html")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None
+        raise to_go_on("discover", out) from None
     if as_json:
         data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
         print_json(data, indent=1)

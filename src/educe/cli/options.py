@@ -87,3 +87,10 @@ def check_begun(run: Run) -> None:
 def new_folder(kind: str) -> Path:
     """Return the name of a new folder under runs/."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
+
+
+def to_go_on(command: str, folder: Path) -> KeyboardInterrupt:
+    """Return an interrupt that says how to go on, where there is a run to go on with."""
+    there = (folder / "run.sqlite").exists()  # one that has kept nothing is removed
+    hint = f"educe {command} --resume --out {shlex.quote(str(folder))}"
+    return KeyboardInterrupt(*[hint] if there else [])

@@ -25,6 +25,7 @@ from educe.cli.options import (
     Revision,
     Seed,
     new_folder,
+    to_go_on,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
@@ -224,14 +225,14 @@ def tune(
     )
     where = out or new_folder("tune")
     as_it_was = resume and wanted == tuning.Tuning(Settings(prompts=()))
-    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
     telling = reporter()
     choose(telling.say)
+    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
     try:
         with run:
             tuned, was = tuning.tune(run, reporter=telling), tuning.stored_tuning(run)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"educe tune --resume --out {shlex.quote(str(where))}") from None
+        raise to_go_on("tune", where) from None
     if as_json:
         print_json(_tuned_as_data(tuned, was, where), indent=1)
     else:

@@ -266,7 +266,7 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     `PeftModel.save_pretrained` is not used: it writes single precision, a model card of its own,
     and the local path of the base model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name
     config.inference_mode = True

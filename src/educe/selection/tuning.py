@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from educe import discover, radius
-from educe.errors import MethodError, RadiusError, RunError
+from educe.errors import BlockedError, MethodError, RadiusError, RunError
 from educe.job.rows import RETEST_TEMPERATURE
 from educe.job.settings import Settings, encoded, loaded, told_apart
 from educe.kinds import Row
@@ -184,7 +184,7 @@ def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> 
                 scratch.unlink()
             return _Tuning(run, lm, reporter or Silent()).all()
     except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
 
 
 class _Tuning:
