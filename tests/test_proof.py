@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,3 +277,35 @@ def test_a_slice_that_is_off_would_be_told(monkeypatch: pytest.MonkeyPatch) -> N
     own = families.educe.Slice.effect
     monkeypatch.setattr(families.educe.Slice, "effect", lambda part, x: own(part, x) * 1.01)
     assert families.verdict("llama") == "wrong: the slice of llama is off"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("shared"), "it cannot be perturbed (KeyError: 'shared')"),
+        (RuntimeError("sizes differ\nin two lines"), "(RuntimeError: sizes differ)"),
+        (torch.OutOfMemoryError("out of memory"), None),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), None),
+        (MemoryError(), None),
+    ],
+    ids=repr,
+)
+def test_why_a_model_cannot_begin_is_told_and_a_machine_is_not_blamed_on_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None
+) -> None:
+    lm = LanguageModel(tiny.hf_model(), tokenizer, name="llama")
+
+    @contextmanager
+    def starting(layer: int, stream: torch.Tensor) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(lm, "starting", starting)
+    with pytest.raises(type(error) if told is None else LayerError) as caught:
+        lm.source(1)
+    monkeypatch.undo()
+    if told is None:
+        assert caught.value is error
+        assert lm.source(1) == 1  # nothing is remembered of it
+    else:
+        assert told in str(caught.value)

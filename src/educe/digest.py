@@ -57,6 +57,11 @@ def whole(of: Mapping[str, str]) -> str:
     return _sha256(dict(of))
 
 
+def others(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the parts in which a model is another now."""
+    return [part for part in now if now[part] != was[part]]
+
+
 def checksum(tensor: Tensor) -> bytes:
     """Return 32 bytes that another value anywhere in a tensor changes."""
     flat, sums = tensor.detach().reshape(-1), hashlib.sha256()

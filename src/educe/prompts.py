@@ -92,6 +92,15 @@ def well_formed(text: str, where: str) -> str:
     return text
 
 
+def mended(text: str) -> str:
+    """Return a text that a model wrote in whole characters, which alone can be kept in files.
+
+    Two halves of a surrogate pair that stand side by side become their character, and a half that
+    stands alone becomes U+FFFD, as tokenizers and servers may write them.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is {_named(message)}: give it a role and a content")

@@ -171,11 +171,8 @@ def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
     return part.kind.draw(n, draw).to(part.device, part.work_dtype)
 
 
-def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
-    """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
-
-    A dose is a share of the stream's median norm at the source (``0.6d``; see `Slice.unit`).
-    Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
+def read(text: str) -> tuple[list[str], list[float]]:
+    """Read a radius without a slice (see `parse`): its words, and the numbers in them.
 
     Raises:
         RadiusError: It cannot be read, or is not above zero.
@@ -188,6 +185,21 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
         numbers.append(float(word.strip().rstrip("xd")))
     if min(numbers) <= 0:
         raise RadiusError(f"radius {text!r}: it must be above zero")
+    if max(numbers) == math.inf:
+        raise RadiusError(f"radius {text!r}: it must be finite")
+    return words, numbers
+
+
+def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
+    """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
+
+    A dose is a share of the stream's median norm at the source (``0.6d``; see `Slice.unit`).
+    Several, separated by commas, are all looked at; ``auto`` is ``0.3x,0.5x,0.75x``.
+
+    Raises:
+        RadiusError: It cannot be read, or is not above zero.
+    """
+    words, numbers = read(text)
     found = calibrate(part, seed=seed) if any("x" in word for word in words) else None
     units = [
         found.radius if found and "x" in word else part.unit if "d" in word else 1.0

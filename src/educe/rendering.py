@@ -21,7 +21,7 @@ from educe.asked import (
     stripped,
 )
 from educe.errors import PromptError
-from educe.prompts import checked, well_formed
+from educe.prompts import checked, mended, well_formed
 
 Prompt = str | Sequence[Message]
 
@@ -89,41 +89,6 @@ class PromptBatch:
         )
 
 
-def distinct(
-    what: str, batch: PromptBatch, before: PromptBatch | None = None
-) -> tuple[list[int], list[str]]:
-    """Return which prompts differ as the model reads them, and what to say of the others.
-
-    Args:
-        what: What the prompts are called.
-        batch: The prompts.
-        before: Others, which they are to differ from as well.
-
-    Returns:
-        The places of those that stand first, and a sentence for each way in which others do not.
-
-    Raises:
-        PromptError: Each of them is one of the others.
-    """
-    taken = set(before.read) if before is not None else set()
-    first = {read: i for i, read in reversed(list(enumerate(batch.read))) if read not in taken}
-    if not first:
-        raise PromptError(
-            f"no {what} are left: the model reads each of the {len(batch)} as one that is searched "
-            "on; give others"
-        )
-    elsewhere = sum(read in taken for read in batch.read)
-    again = len(batch) - elsewhere - len(first)
-    said = []
-    if elsewhere:
-        said.append(
-            f"{elsewhere} of the {len(batch)} {what} read as one that is searched on: left out"
-        )
-    if again:
-        said.append(f"{again} of the {len(batch)} {what} read as one before: counted once")
-    return sorted(first.values()), said
-
-
 def read_of(whole: Sequence[int], bare: Sequence[int]) -> slice:
     """Return what a model reads of a bare text with the special tokens of its tokenizer.
 
@@ -173,6 +138,15 @@ class Reads:
     def vocabulary(self) -> int:
         """How many token numbers the model takes."""
         raise NotImplementedError
+
+    def text(self, ids: Any, **options: Any) -> str:
+        """Return what tokens say, in whole characters (see `educe.prompts.mended`).
+
+        Args:
+            ids: Token numbers.
+            options: Go to the tokenizer's ``decode``.
+        """
+        return mended(self.tokenizer.decode(ids, **options))
 
     def render(
         self,
@@ -377,6 +351,6 @@ class Reads:
             mask[line, first:] = 1
             start, stop = own[line] if own else NOWHERE
             theirs[line, first + start : first + stop] = True
-        texts = texts or [self.tokenizer.decode(row) for row in rows]
+        texts = texts or [self.text(row) for row in rows]
         there = (tensor.to(self.device) for tensor in (ids, mask, theirs))
         return PromptBatch(tuple(texts), *there)

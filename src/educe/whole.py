@@ -90,3 +90,15 @@ def read_real(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError(f"give a finite number, not {repr(text)}")
     return float(text)
+
+
+def read_layer(text: str) -> float:
+    """Read a layer: a whole number, or a fraction of the depth.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    number = read_real(text)
+    if not number.is_integer() and not 0 < number < 1:
+        raise ValueError(f"give an index, or a fraction between 0 and 1, not {repr(text)}")
+    return number

@@ -294,4 +294,5 @@ def origin(part: Slice) -> Origin:
         readout=part.readout,
         unit=part.unit,
         prompts_sha256=digest(part.batch.texts),
+        model_parts=dict(lm.parts),
     )

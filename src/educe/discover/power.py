@@ -74,8 +74,8 @@ class Spectrum(NamedTuple):
     Attributes:
         v: Right singular vectors, ``[vectors, width]``.
         square: Their squared singular values.
-        gap: Relative distance of each singular value to the next.
-        residual: ``‖JᵀJ v - σ² v‖ / σ²``.
+        gap: Relative distance of each singular value to the next; 0 of zero to zero.
+        residual: ``‖JᵀJ v - σ² v‖ / σ²``; for ``σ = 0``, 0 if ``JᵀJ v`` is 0 too, else infinite.
         band: Number of the band that each is in.
     """
 
@@ -151,12 +151,17 @@ def spectrum(state: State, config: PowerConfig) -> Spectrum:
     square, turn = torch.linalg.eigh((basis @ products.T + products @ basis.T) / 2)
     square, turn = square.flip(0).clamp(min=0), _drawn(square.flip(0), turn.flip(1).T)
     sizes = torch.cat([square.sqrt(), square.new_zeros(1)])
-    gap = (1 - sizes[1:] / sizes[:-1])[:vectors]
+    gap = shares(sizes[:-1] - sizes[1:], sizes[:-1])[:vectors]
     turn, square = turn[:vectors], square[:vectors]
     v = turn @ basis
-    residual = (turn @ products - square[:, None] * v).norm(dim=1) / square
+    residual = shares((turn @ products - square[:, None] * v).norm(dim=1), square)
     band = torch.cat([gap.new_zeros(1), (gap[:-1] >= config.band).cumsum(0)]).long()
     return Spectrum(v, square, gap, residual, band)
+
+
+def shares(part: Float[Tensor, "k"], whole: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """Return ``part / whole``; 0 of 0 is 0, and anything else of 0 is infinite."""
+    return (part / whole).where(part != 0, 0.0)
 
 
 def _drawn(square: Float[Tensor, "b"], turn: Float[Tensor, "b b"]) -> Float[Tensor, "b b"]:

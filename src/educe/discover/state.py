@@ -23,18 +23,18 @@ class State(dict[str, Tensor]):
 
 
 def directed(effect: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-    """Return the directions of effects, of norm one, and the norms of the effects.
+    """Return the directions of effects, of norm one or zero where nothing arrives, and their norms.
 
     Raises:
-        RadiusError: One is zero, and so has no direction.
+        RadiusError: All are zero: the radius is lost in rounding.
     """
     size = effect.norm(dim=1)
-    if still := int((size == 0).sum()):
+    if not size.any():
         raise RadiusError(
-            f"{still} of {len(size)} perturbations change nothing at the target, not even in the "
-            "last digit: use a larger radius"
+            "no perturbation changes anything at the target, not even in the last digit: use a "
+            "larger radius"
         )
-    return effect / size[:, None], size
+    return (effect / size[:, None]).where(effect != 0, 0.0), size
 
 
 class Progress(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from educe.atlas import ATLAS
-from educe.errors import RunError
+from educe.errors import BlockedError
 from educe.job import chosen, judging, preparing, rows, searching
 from educe.job.preparing import WITHIN
 from educe.job.work import Work
@@ -46,7 +46,7 @@ def discover_behaviours(
                 scratch.unlink()
             _do(Work(run, lm, reporter or Silent()))
     except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
     return summarise(run)
 
 

@@ -15,7 +15,8 @@ from educe.job.settings import encoded
 from educe.job.work import Work
 from educe.kinds import Within
 from educe.manifold import inside
-from educe.rendering import distinct
+from educe.once import distinct
+from educe.perturb import PerturbationSet
 from educe.slice import Slice
 
 #: The subspace of a search inside one.
@@ -27,7 +28,9 @@ def cut(work: Work) -> Slice:
     with work.timed("slice"):
         positions = work.settings.positions
         if work.given is not None:
-            work.given.check(work.lm)
+            given, control = work.given, work.settings.control
+            for some in (given, PerturbationSet.load(control) if control else given):
+                work.tell(some.check(work.lm))
             positions = work.given.kind.positions
         work.batch.at(positions)  # the fresh prompts too, before anything is searched
         source, target = _layers(work, positions)

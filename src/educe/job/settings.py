@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from educe import beside, discover, same_model
+from educe import beside, discover, radius, same_model
 from educe.errors import MethodError, PromptError, RunError
 from educe.generation import left_out
 from educe.loading import load
 from educe.manifold import inside
 from educe.model import LanguageModel
+from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.prompts import checked, well_formed
-from educe.rendering import Prompt, PromptBatch, distinct
+from educe.rendering import Prompt, PromptBatch
 from educe.runs import Run
 from educe.whole import check_seed, check_whole
 
@@ -105,6 +106,7 @@ class Settings:
             PromptError: There is no prompt, or one is none (see `educe.prompts.checked`).
             MethodError: The method or a setting of it is unknown, or numbers make no sense.
             FileFormatError: The perturbations given cannot be read.
+            RadiusError: The radius cannot be read.
         """
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
@@ -131,6 +133,7 @@ class Settings:
         for name in ("n", "samples", "max_new_tokens"):
             check_whole(name.replace("_", "-"), getattr(self, name))
         check_seed(self.seed)
+        radius.read(self.radius)
         if not 0 <= self.temperature < math.inf:
             raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from educe.errors import MethodError, PromptError, RunError
+from educe.errors import BlockedError, MethodError, PromptError, RunError
 from educe.job.rows import BASELINE_SAMPLES, RETEST_TEMPERATURE, baseline
 from educe.job.settings import check_prompts, encoded, loaded, stored, told_apart
 from educe.judge import Judge, asked_in
@@ -167,7 +167,9 @@ def select_best(
             with FileLock(kept.folder / ".lock", timeout=0):
                 return _Selection(run, kept, plan, judge, lm, reporter or Silent()).all()
         except Timeout:
-            raise RunError(f"another process is at work on {kept.folder}: wait for it") from None
+            raise BlockedError(
+                f"another process is at work on {kept.folder}: wait for it"
+            ) from None
 
 
 def _kept(run: Run, plan: SelectionPlan) -> Run:

@@ -11,6 +11,7 @@ have none, are not tried with the other sign.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from educe import discover, radius
-from educe.errors import MethodError, RadiusError, RunError
+from educe.errors import BlockedError, MethodError, RadiusError, RunError
 from educe.job.rows import RETEST_TEMPERATURE
 from educe.job.settings import Settings, encoded, loaded, told_apart
 from educe.kinds import Row
@@ -104,7 +105,8 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            if not re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word) or float(word.rstrip("x")) <= 0:
+            number = re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word)
+            if not number or not 0 < float(number[1]) < math.inf:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
@@ -182,7 +184,7 @@ def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Any = None) -> 
                 scratch.unlink()
             return _Tuning(run, lm, reporter or Silent()).all()
     except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
 
 
 class _Tuning:
