@@ -104,7 +104,10 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            if not re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word) or float(word.rstrip("x")) <= 0:
+            if (
+                not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)x?", word)
+                or float(word.rstrip("x")) <= 0
+            ):
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
