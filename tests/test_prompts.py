@@ -178,3 +178,12 @@ def test_a_file_of_something_else_is_named_with_its_line(
 )
 def test_halves_of_pairs_are_joined_or_replaced(text: str, whole: str) -> None:
     assert mended(text) == whole
+
+
+@pytest.mark.parametrize("key", ["input", "history", "passage", "suffix", "System", " Context "])
+def test_what_stands_beside_a_prompt_and_would_not_be_read_is_refused(
+    tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "So?", key: "It is so."}))
+    with pytest.raises(PromptError, match=rf"line 1 has '{key.strip().lower()}', which would not"):
+        read_prompts(tmp_path / "a.jsonl")

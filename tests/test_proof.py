@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hub
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import families
 import tiny
@@ -70,6 +72,22 @@ def with_a_compiled_block() -> Any:
     return hf
 
 
+def with_a_compiled_forward() -> Any:
+    hf = tiny.hf_model("llama")
+    hf.forward = torch.compile(hf.forward)
+    return hf
+
+
+def adapted_when_compiled() -> Any:
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    return get_peft_model(torch.compile(tiny.hf_model("llama")), config)
+
+
+def not_in_memory() -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(tiny.hf_model("llama").config)
+
+
 def compiled_in_place() -> Any:
     hf = tiny.hf_model()
     hf.compile()
@@ -120,6 +138,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (images, "ViTForImageClassification.*AutoModelForCausalLM"),
     (with_a_compiled_block, "LlamaForCausalLM has compiled parts.*before it is compiled"),
     (compiled_in_place, "LlamaForCausalLM has compiled parts.*before it is compiled"),
+    (with_a_compiled_forward, "LlamaForCausalLM has compiled parts.*before it is compiled"),
+    (adapted_when_compiled, "PeftModel has compiled parts.*before it is compiled"),
+    (not_in_memory, "LlamaForCausalLM has no embedding in memory"),
     (with_nan, r"odd gives NaN .* for a plain prompt .*float32"),
     (nan_under_padding, r"odd gives NaN .*padding on the left .*float64, with eager.*dtype or"),
     (with_a_dead_head, "odd gives the same logits whatever it reads"),

@@ -219,6 +219,7 @@ def test_doses_are_of_the_activations_norm() -> None:
         ".",
         "d",
         "1dx",
+        "٣",
     ],
 )
 def test_what_is_no_radius_is_an_error_that_says_what_is(text: str) -> None:

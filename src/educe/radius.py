@@ -180,7 +180,7 @@ def read(text: str) -> tuple[list[str], list[float]]:
     words = [f"{share}x" for share in LADDER] if text == "auto" else text.split(",")
     numbers = []
     for word in words:
-        if not re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?[xd]?\s*", word):
+        if not re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)(e-?[0-9]+)?[xd]?\s*", word):
             raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, 0.3x, or 0.6d")
         numbers.append(float(word.strip().rstrip("xd")))
     if min(numbers) <= 0:

@@ -155,6 +155,8 @@ def check_prompts(**sets: Sequence[Prompt]) -> None:
         PromptError: One is none (see `educe.prompts.checked`).
     """
     for what, prompts in sets.items():
+        if isinstance(prompts, str):
+            raise PromptError(f"{what}s are one text: give a list".replace("_", " "))
         for i, prompt in enumerate(prompts, 1):
             checked(prompt, f"{what.replace('_', ' ')} {i}")
 

@@ -105,7 +105,7 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            number = re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word)
+            number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)x?", word)
             if not number or not 0 < float(number[1]) < math.inf:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
