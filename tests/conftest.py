@@ -1,10 +1,14 @@
-"""What all tests share: one thread, no network, and tiny models that are made once."""
+"""What all tests share: one thread, no network, tiny models that are made once.
+
+Tests run in any order: each begins with the same random numbers, and one that leaves the process
+other than it was is an error.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,6 +24,30 @@ from educe.model import LanguageModel
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+def state() -> dict[str, Any]:
+    """What one test could leave to the next."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "folder": os.getcwd(),
+        **{
+            f"${name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
+        },
+    }
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    torch.manual_seed(0)
+    before = state()
+    yield
+    after = state()
+    left = [name for name in before | after if before.get(name) != after.get(name)]
+    assert left == []
 
 
 @pytest.fixture(scope="session")
