@@ -34,9 +34,6 @@ def state() -> dict[str, Any]:
         "gradients": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "folder": os.getcwd(),
-        **{
-            f"${name}": value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"
-        },
     }
 
 
