@@ -42,9 +42,7 @@ def _alone() -> Iterator[None]:
     torch.manual_seed(0)
     before = state()
     yield
-    after = state()
-    left = [name for name in before | after if before.get(name) != after.get(name)]
-    assert left == []
+    assert state() == before
 
 
 @pytest.fixture(scope="session")
