@@ -1,4 +1,8 @@
-"""What all tests share: one thread, no network, a cache of theirs, tiny models made once."""
+"""What all tests share: one thread, no network, a cache of theirs, tiny models made once.
+
+Tests run in any order: each begins with the same random numbers, and one that leaves the process
+other than it was is an error.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,25 @@ def natural_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept, "folder", lambda: folder)
         yield
+
+
+def state() -> dict[str, Any]:
+    """What one test could leave to the next."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    torch.manual_seed(0)
+    before = state()
+    yield
+    assert state() == before
 
 
 @pytest.fixture(scope="session")
