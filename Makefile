@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/educe demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks

@@ -1,10 +1,14 @@
-"""What all tests share: one thread, no network, and tiny models that are made once."""
+"""What all tests share: one thread, no network, a cache of theirs, tiny models made once.
+
+Tests run in any order: each begins with the same random numbers, and one that leaves the process
+other than it was is an error.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -16,10 +20,39 @@ import transformers
 
 import tiny
 from educe.loading import load
+from educe.manifold import kept
 from educe.model import LanguageModel
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def natural_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Natural activations are kept where no user has theirs, and begin with none."""
+    folder = tmp_path_factory.mktemp("natural")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "folder", lambda: folder)
+        yield
+
+
+def state() -> dict[str, Any]:
+    """What one test could leave to the next."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    torch.manual_seed(0)
+    before = state()
+    yield
+    assert state() == before
 
 
 @pytest.fixture(scope="session")

@@ -131,15 +131,18 @@ class Serving:
         )
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with self.lock:
-            written = self.hf.generate(
+            made = self.hf.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=body["max_tokens"],
                 do_sample=False,
-            )[0, ids.shape[1] :]
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            written = made.sequences[0, ids.shape[1] :]
             given = None
             if body.get("logprobs"):
-                shares = self.hf(ids).logits[0, -1].log_softmax(-1)
+                shares = made.logits[0][0].log_softmax(-1)
                 top = shares.topk(body["top_logprobs"])
                 each = [
                     {"token": self.tokenizer.decode([i]), "logprob": lp, "bytes": None}

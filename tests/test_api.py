@@ -118,6 +118,7 @@ RANKS = {
     "model": 2,
     "loading": 2,
     "same_model": 2,
+    "once": 2,
     "kinds": 3,
     "peft_folder": 3,
     "perturb": 3,

@@ -71,6 +71,18 @@ def equal(out: str) -> None:
             assert number(found[6]) == pytest.approx(number(random[6]), rel=0.2)
 
 
+def forms(out: str) -> None:
+    """With both corpora random vectors are farther out than differences between forms of text."""
+    lines = rows(out)[1:]
+    assert all(one[2:] != other[2:] for one, other in zip(lines[:5], lines[5:], strict=True))
+    assert [line[0] for line in lines] == ["without varied"] * 5 + ["bundled"] * 5
+    for *differences, random in (lines[:5], lines[5:]):
+        assert random[2] == "random"
+        assert random[5] not in ("natural", "exaggerated")
+        assert all(number(random[6]) > 2 * number(line[6]) for line in differences)
+        assert all(number(random[3]) < number(line[3]) for line in differences)
+
+
 def fronts(out: str) -> None:
     """A penalty on the effect on other prompts makes a search quieter, and less effective."""
     by = {row[0]: row for row in rows(out)}
@@ -172,8 +184,8 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        backdoor, backdoor_search, corpus, counterexample, equal, fronts, gpu, holding, inside,
-        maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
+        backdoor, backdoor_search, corpus, counterexample, equal, forms, fronts, gpu, holding,
+        inside, maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
     )
 }  # fmt: skip
 

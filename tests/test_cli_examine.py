@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from educe.manifold import corpus, kept, natural
+from educe.manifold import corpus, natural
 from educe.manifold.ground import Ground
 from educe.perturb import PerturbationSet
 from educe.run.store import Run
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "folder", lambda: folder)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
+from educe.run import settings
 from educe.run.store import Run
 from educe.selection.chance import best_by_chance
 from educe.stats import rate
@@ -194,3 +197,28 @@ def test_tune_says_that_its_retest_was_on_fresh_prompts(place: Path, tmp_path: P
 )
 def test_tune_says_what_is_wrong(more: list[object], told: str) -> None:
     assert told in refused("tune", *more)
+
+
+def test_a_selection_that_is_refused_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("selections"))
+    with Run.open(tmp_path / "run") as run:
+        run.remember("model-parts", run.note("model-parts") | {"weights": "others"})
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    files = ["--prompts", place / "prompts.txt", "--fresh", place / "fresh.txt"]
+    command = ["select", tmp_path / "run", *files, "--look-for", "a", "--rungs", "2:1"]
+    assert "another model" in refused(*command, begun=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_an_interrupt_before_anything_is_computed_leaves_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(settings, "load", interrupted)
+    for command in (["discover", "a"], ["tune", "a", "--look-for", "a"]):
+        ended = educe(*command, "--model", place / "model", "--out", tmp_path / "a" / "run")
+        assert ended.status == 130
+        assert ended.err.endswith("educe: interrupted, nothing is lost\n")
+        assert list(tmp_path.iterdir()) == []

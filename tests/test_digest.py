@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,27 @@ def test_an_adapter_its_weights_and_its_scale_are_part_of_it() -> None:
     retrained, scaled = digest.parts(adapted(seed=1), None), digest.parts(adapted(alpha=8), None)
     assert [part for part in plain if plain[part] != retrained[part]] == ["weights"]
     assert [part for part in plain if plain[part] != scaled[part]] == ["configuration"]
+
+
+def test_which_adapters_act_and_how_strongly_is_part_of_it(tmp_path: Path) -> None:
+    adapted(seed=1).save_pretrained(tmp_path)
+
+    def changed(change: Callable[[Any], Any]) -> dict[str, str]:
+        hf = adapted()
+        hf.load_adapter(tmp_path, "second")
+        change(hf)
+        return digest.parts(hf, None)
+
+    first = changed(lambda hf: None)
+    assert changed(lambda hf: hf.set_adapter("default")) == first
+    for change in (
+        lambda hf: hf.set_adapter("second"),
+        lambda hf: hf.base_model.set_adapter(["default", "second"]),
+        lambda hf: hf.base_model.disable_adapter_layers(),
+        lambda hf: hf.base_model.model.model.layers[0].self_attn.q_proj.scale_layer(3.0),
+    ):
+        other = changed(change)
+        assert [part for part in first if first[part] != other[part]] == ["configuration"]
 
 
 def test_calls_of_the_tokenizer_leave_it_what_it_is(tokenizer: Any) -> None:

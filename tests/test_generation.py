@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from educe.errors import LayerError, PositionsError, SteeringError
 from educe.generation import Completion, generate, next_logits, rows_of
 from educe.kinds import Vectors
 from educe.model import LanguageModel
-from educe.rows import Row
+from educe.rows import CompletionRow, PromptRow, Row
+from educe.run.store import Run
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 STEPS = 10
@@ -452,3 +454,33 @@ def test_a_perturbation_that_stops_arriving_is_an_error(
     monkeypatch.setattr(lm, "forward", forward)
     with pytest.raises(SteeringError, match=reason):
         write(lm, ROWS, vectors(lm))
+
+
+class Halving:
+    """A tokenizer that writes halves of surrogate pairs."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.tokenizer(*args, **options)
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        return f"\ud83d\ude00 {len(ids)} \ud800"
+
+
+def test_what_is_written_can_be_kept(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    lm = LanguageModel(tiny_lm.hf, Halving(tiny_lm.tokenizer), name="halving")
+    lm.tokenizer = Halving(tiny_lm.tokenizer)  # beneath a wrapper is the tokenizer itself
+    batch = lm.pad(tiny.ragged([3]))
+    assert batch.texts == ("\U0001f600 3 \ufffd",)
+    (done,) = next(iter(generate(lm, batch, [Row(-1, 0)], torch.zeros(0, 32), max_new_tokens=2)))
+    said = f"\U0001f600 {len(done.tokens)} \ufffd"
+    with Run.create(tmp_path / "run", {}) as run:
+        run.add_prompts([PromptRow(0, "asked", "a", batch.texts[0], 3)])
+        run.add_completions([CompletionRow(0, 0, 0, 0.0, done.text, done.tokens, True)])
+        (kept,) = run.completions()
+    assert kept.text == said

@@ -173,6 +173,8 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 # -- being killed, at every step -------------------------------------------------------------------
 
+COUNTS = "SELECT " + ", ".join(f"(SELECT count(*) FROM {name})" for name in (*TABLES, "meta"))
+
 
 class Killed(BaseException):
     """Stands for the end of the process; nothing in educe may catch it and go on."""
@@ -206,7 +208,7 @@ class Killer:
         monkeypatch.setattr(searching, "SAVE_EVERY", -1.0)
 
     def state(self) -> Any:
-        counts = [rows(self.place, f"SELECT count(*) FROM {name}") for name in (*TABLES, "meta")]
+        counts = rows(self.place, COUNTS)
         digest = {
             p.name: hashlib.md5(p.read_bytes()).digest() for p in self.place.glob("tensors/*")
         }

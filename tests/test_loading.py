@@ -19,7 +19,13 @@ import platformdirs
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -85,6 +91,10 @@ def assert_is(lm: LanguageModel, hf: Any) -> None:
     [
         (renamed("^", "_orig_mod."), "_orig_mod.lm_head.weight"),
         (renamed("^", "wrapped."), "wrapped.lm_head.weight"),
+        (
+            renamed(r"layers\.(\d)", r"layers.\1._fsdp_wrapped_module"),
+            "takes '_fsdp_wrapped_module.",
+        ),
         (
             renamed("layers.1", "layers.1._orig_mod"),
             "model.layers.1._orig_mod.input_layernorm.weight",
@@ -312,6 +322,82 @@ def test_an_adapter_given_as_a_model_is_an_error(folder: Path) -> None:
         shutil.copy(file, folder / file.name)
     with pytest.raises(ModelError, match="is an adapter"):
         load(folder, device="cpu")
+
+
+def test_an_adapter_that_puts_tokens_before_a_prompt_is_refused(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    for config in (PromptTuningConfig, PrefixTuningConfig):
+        made = get_peft_model(
+            tiny.hf_model("llama"), config(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        )
+        made.save_pretrained(tmp_path / "made")
+        with pytest.raises(ModelError, match=r"made puts tokens of its own before each prompt"):
+            load((tiny.hf_model("llama"), tokenizer), adapter=tmp_path / "made")
+
+
+def test_an_adapter_that_does_nothing_in_a_loaded_pair_is_said(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    hf = PeftModel.from_pretrained(tiny.hf_model("llama"), adapter(tmp_path / "made"))
+    said: list[str] = []
+    load((hf, tokenizer), progress=said.append)
+    assert not [sentence for sentence in said if "no logit" in sentence]
+    hf.base_model.disable_adapter_layers()
+    load((hf, tokenizer), progress=said.append)
+    assert [sentence for sentence in said if "changes no logit" in sentence]
+
+
+# -- what is asked for and would not be done -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"device": "tpu9"}, "there is no device tpu9"),
+        ({"dtype": "float17"}, "dtype float17"),
+        ({"dtype": "int8"}, "dtype int8"),
+        ({"dtype": "nn"}, "dtype nn"),
+        ({"revision": "v2"}, "has no revision v2"),
+    ],
+)
+def test_options_that_cannot_be_had_are_one_sentence(
+    folder: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ModelError, match=told) as error:
+        load(folder, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("revision", "v2"),
+        ("dtype", "bfloat16"),
+        ("device_map", "auto"),
+        ("attn_implementation", "eager"),
+        ("quantization_config", object()),
+    ],
+)
+def test_what_a_loaded_model_has_already_cannot_be_asked_for(
+    tokenizer: Any, option: str, value: Any
+) -> None:
+    with pytest.raises(ModelError, match=f"leave {option} out"):
+        load((tiny.hf_model("llama"), tokenizer), **{option: value})
+
+
+def test_what_is_no_pair_is_one_sentence(tokenizer: Any) -> None:
+    hf = tiny.hf_model("llama")
+    for model in (hf, [hf, tokenizer], (hf, tokenizer, 1), (tokenizer, hf), None):
+        with pytest.raises(ModelError, match="is no model") as error:
+            load(model)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+
+
+def test_a_dtype_that_cannot_hold_the_weights_is_named(folder: Path) -> None:
+    rewrite(folder / "model.safetensors", put("model.embed_tokens.weight", 1e6))
+    with pytest.raises(ModelError, match=r"in torch\.float16: .* or this dtype cannot hold it"):
+        load(folder, device="cpu", dtype="float16")
 
 
 # -- GGUF ----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 import tiny
-from educe.manifold import corpus, kept, natural
+from educe.manifold import corpus, inside, kept, natural
 from educe.manifold.activations import Place
 from educe.manifold.natural import Gathered
 from educe.model import LanguageModel
 from educe.progress import Silent
+from educe.refine import bases
 
 PLACES = [Place(1), Place(2, "mlp")]
 TEXTS = [text[:80] for text in corpus.passages()[:40]]
@@ -98,14 +101,50 @@ def test_another_reading_is_its_own(
     assert read_again(monkeypatch, tiny_lm, **other)
 
 
+def almost(lm: LanguageModel) -> LanguageModel:
+    """Return a model that differs from the tiny one in one weight, and has its name."""
+    hf = tiny.hf_model()
+    hf.model.layers[0].mlp.down_proj.weight.data[3, 5] += 1e-3
+    return LanguageModel(hf, tiny.tokenizer(), name=lm.name)
+
+
 def test_another_model_is_never_served(
     folder: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read_again(monkeypatch, tiny_lm)
-    hf = tiny.hf_model()
-    hf.model.layers[0].mlp.down_proj.weight.data[3, 5] += 1e-3  # of one weight
-    other = LanguageModel(hf, tiny.tokenizer(), name=tiny_lm.name)
-    assert read_again(monkeypatch, other)
+    assert read_again(monkeypatch, almost(tiny_lm))
+
+
+def subspace(lm: LanguageModel) -> Any:
+    return inside.described(lm, lm.encode(["Hello there."]), 1, "6")
+
+
+def random_subspace(lm: LanguageModel) -> Any:
+    return inside.described(lm, lm.encode(["Hello there."]), 1, "random:6", seed=3)
+
+
+def components(lm: LanguageModel) -> Any:
+    return bases.parse("components", lm, 1)
+
+
+@pytest.mark.parametrize("use", [subspace, random_subspace, components])
+def test_all_that_need_natural_activations_read_the_corpus_once(
+    folder: Path,
+    tiny_lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[LanguageModel], Any],
+) -> None:
+    monkeypatch.setattr(corpus, "documents", lambda source: iter(TEXTS))
+    first = use(tiny_lm)
+    with monkeypatch.context() as patch:
+        patch.setattr(natural, "gather", None)  # to read it is an error
+        assert same(use(tiny_lm), first)
+        with pytest.raises(TypeError):
+            use(almost(tiny_lm))
+    served = use(almost(tiny_lm))
+    shutil.rmtree(folder)
+    assert same(use(almost(tiny_lm)), served)
+    assert not same(served, first)
 
 
 @pytest.mark.parametrize("damage", ["a byte", "cut", "empty", "no header"])

@@ -334,6 +334,13 @@ def test_files_of_text_and_of_records_are_read_as_they_are_asked_for(tmp_path: P
             corpus.documents(tmp_path / name)
 
 
+@pytest.mark.parametrize("record", ["\ud800", [{"role": "user", "content": "\ud800"}]])
+def test_half_a_character_in_a_corpus_is_named_with_its_line(tmp_path: Path, record: Any) -> None:
+    (tmp_path / "records.jsonl").write_text('"a"\n' + json.dumps(record))
+    with pytest.raises(PromptError, match=r"line 2.* has '\\ud800' at character 1"):
+        list(corpus.documents(tmp_path / "records.jsonl"))
+
+
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     fake = ModuleType("datasets")

@@ -174,7 +174,9 @@ def test_noise_is_relative_to_each_matrix_and_on_those_asked_for(
     }
     assert len(moved) == {"": 14, "self_attn": 8, "down_proj": 2}[pattern]
     for name in moved:
-        rounding = {torch.bfloat16: 2**-8, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+        # Neighbours in half precision are up to 2**-7 apart; kernels that differ by a last bit in
+        # single precision may round to either.
+        rounding = {torch.bfloat16: 2**-7, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
         typical = float(before[name].abs().mean())
         torch.testing.assert_close(
             now[name], expected[name], rtol=rounding, atol=typical * min(rounding, 1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import tiny
+from educe.discover import search
 from educe.errors import FileFormatError, ModelError, RunError
+from educe.job import discover_behaviours
+from educe.job.settings import Settings, begin
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet, digest
+from educe.slice import Slice
 
 ORIGIN = Origin(
     model_id="some/model",
@@ -147,7 +153,7 @@ def test_the_header_says_what_is_inside(tmp_path: Path) -> None:
         names = set(file.keys())
         vectors = file.get_tensor("vectors")
     assert header["format"] == "educe.perturbations"
-    assert header["format_version"] == "2"
+    assert header["format_version"] == "3"
     assert (header["kind"], header["units"]) == ("vectors", "absolute")
     assert json.loads(header["kind_json"]) == {"layer": 1, "width": 32, "positions": "last:2"}
     assert header["point"] == "resid_post.1"
@@ -190,8 +196,8 @@ def test_a_file_of_a_newer_version_is_an_error_that_names_both(tmp_path: Path) -
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = file.metadata()
-    save_file(tensors, path, header | {"format_version": "3"})
-    with pytest.raises(FileFormatError, match="format version 3, this educe reads 1 and 2: use"):
+    save_file(tensors, path, header | {"format_version": "4"})
+    with pytest.raises(FileFormatError, match="format version 4, this educe reads 1, 2, 3: use"):
         PerturbationSet.load(path)
     header.pop("format_version")
     save_file(tensors, path, header)
@@ -229,3 +235,43 @@ def test_a_file_that_lacks_a_part_is_an_error(tmp_path: Path, lost: str) -> None
 def test_saving_where_nothing_can_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"):
         made().save(tmp_path / "nowhere" / "set.safetensors")
+
+
+def test_a_set_knows_the_model_that_it_was_found_on(
+    tiny_lm: LanguageModel, tokenizer: Any, tmp_path: Path
+) -> None:
+    part = Slice(tiny_lm, tiny_lm.encode(["a"]), source=1, target=3)
+    search(part, "random", n=2, radius=1.0).save(tmp_path / "set.safetensors")
+    found = PerturbationSet.load(tmp_path / "set.safetensors")
+    assert found.origin.model_parts == tiny_lm.parts
+    assert found.check(tiny_lm) == []
+    rounded = dataclasses.replace(
+        found.origin, model_parts=found.origin.model_parts | {"dtype": "bfloat16"}
+    )
+    assert dataclasses.replace(found, origin=rounded).check(tiny_lm) == []
+    hf = tiny.hf_model("llama")
+    hf.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    sibling = LanguageModel(hf, tokenizer, name="sibling")
+    (told,) = found.check(sibling)
+    assert told.startswith("the perturbations were found on another model (llama) than sibling")
+    assert "whose weights differ:" in told
+    (told,) = dataclasses.replace(found, origin=ORIGIN).check(tiny_lm)
+    assert "some/model with vault were kept without a digest" in told
+
+
+def test_a_run_says_that_what_it_was_given_is_of_another_model(
+    tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    part = Slice(tiny_lm, tiny_lm.encode(["a"]), source=1, target=3)
+    made = search(part, "random", n=2, radius=1.0)
+    theirs = dict(made.origin.model_parts) | {"weights": "others"}
+    other = dataclasses.replace(made.origin, model_parts=theirs)
+    made.save(tmp_path / "own.safetensors")
+    dataclasses.replace(made, origin=other).save(tmp_path / "other.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("own", "other")]
+    for i, (given, control) in enumerate(itertools.product(files, files)):
+        settings = Settings(("a",), given=given, control=control, target=3, max_new_tokens=2)
+        with begin(tmp_path / f"run-{i}", settings) as run:
+            remarks = discover_behaviours(run, lm=tiny_lm).facts["remarks"]
+        said = [remark for remark in remarks if "found on another model" in remark]
+        assert len(said) == (given == files[1] or control == files[1])

@@ -81,6 +81,9 @@ def test_check_returns_what_can_be_read(name: str) -> None:
         "asked:",
         "asked:0",
         "said:1",
+        "at:1٣",
+        "last:²",
+        "last:1\n",
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_names_it(name: str) -> None:

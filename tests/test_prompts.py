@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from educe.errors import PromptError
-from educe.prompts import checked, messages_of, read_prompts
+from educe.prompts import checked, mended, messages_of, read_prompts
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -161,3 +161,29 @@ def test_a_file_of_something_else_is_named_with_its_line(
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(PromptError, match=f"{re.escape(str(tmp_path / name))}.*{told}"):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("", ""),
+        ("caf\u00e9 \U0001f600", "caf\u00e9 \U0001f600"),
+        ("\ufeffa", "\ufeffa"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("a\ud800b", "a\ufffdb"),
+        ("\udc00\ud800", "\ufffd\ufffd"),
+        ("\ud800\ud83d\ude00", "\ufffd\U0001f600"),
+    ],
+    ids=ascii,
+)
+def test_halves_of_pairs_are_joined_or_replaced(text: str, whole: str) -> None:
+    assert mended(text) == whole
+
+
+@pytest.mark.parametrize("key", ["input", "history", "passage", "suffix", "System", " Context "])
+def test_what_stands_beside_a_prompt_and_would_not_be_read_is_refused(
+    tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "So?", key: "It is so."}))
+    with pytest.raises(PromptError, match=rf"line 1 has '{key.strip().lower()}', which would not"):
+        read_prompts(tmp_path / "a.jsonl")

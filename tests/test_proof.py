@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hub
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import families
 import tiny
@@ -69,6 +72,22 @@ def with_a_compiled_block() -> Any:
     return hf
 
 
+def with_a_compiled_forward() -> Any:
+    hf = tiny.hf_model("llama")
+    hf.forward = torch.compile(hf.forward)
+    return hf
+
+
+def adapted_when_compiled() -> Any:
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    return get_peft_model(torch.compile(tiny.hf_model("llama")), config)
+
+
+def not_in_memory() -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(tiny.hf_model("llama").config)
+
+
 def compiled_in_place() -> Any:
     hf = tiny.hf_model()
     hf.compile()
@@ -119,6 +138,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (images, "ViTForImageClassification.*AutoModelForCausalLM"),
     (with_a_compiled_block, "LlamaForCausalLM has compiled parts.*before it is compiled"),
     (compiled_in_place, "LlamaForCausalLM has compiled parts.*before it is compiled"),
+    (with_a_compiled_forward, "LlamaForCausalLM has compiled parts.*before it is compiled"),
+    (adapted_when_compiled, "PeftModel has compiled parts.*before it is compiled"),
+    (not_in_memory, "LlamaForCausalLM has no embedding in memory"),
     (with_nan, r"odd gives NaN .* for a plain prompt .*float32"),
     (nan_under_padding, r"odd gives NaN .*padding on the left .*float64, with eager.*dtype or"),
     (with_a_dead_head, "odd gives the same logits whatever it reads"),
@@ -276,3 +298,35 @@ def test_a_slice_that_is_off_would_be_told(monkeypatch: pytest.MonkeyPatch) -> N
     own = families.educe.Slice.effect
     monkeypatch.setattr(families.educe.Slice, "effect", lambda part, x: own(part, x) * 1.01)
     assert families.verdict("llama") == "wrong: the slice of llama is off"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("shared"), "it cannot be perturbed (KeyError: 'shared')"),
+        (RuntimeError("sizes differ\nin two lines"), "(RuntimeError: sizes differ)"),
+        (torch.OutOfMemoryError("out of memory"), None),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), None),
+        (MemoryError(), None),
+    ],
+    ids=repr,
+)
+def test_why_a_model_cannot_begin_is_told_and_a_machine_is_not_blamed_on_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None
+) -> None:
+    lm = LanguageModel(tiny.hf_model(), tokenizer, name="llama")
+
+    @contextmanager
+    def starting(layer: int, stream: torch.Tensor) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(lm, "starting", starting)
+    with pytest.raises(type(error) if told is None else LayerError) as caught:
+        lm.source(1)
+    monkeypatch.undo()
+    if told is None:
+        assert caught.value is error
+        assert lm.source(1) == 1  # nothing is remembered of it
+    else:
+        assert told in str(caught.value)

@@ -14,7 +14,7 @@ import tiny
 from educe.errors import RadiusError
 from educe.kinds import Vectors
 from educe.model import LanguageModel
-from educe.radius import calibrate, parse, response
+from educe.radius import calibrate, parse, read, response
 from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
@@ -219,11 +219,18 @@ def test_doses_are_of_the_activations_norm() -> None:
         ".",
         "d",
         "1dx",
+        "٣",
     ],
 )
 def test_what_is_no_radius_is_an_error_that_says_what_is(text: str) -> None:
     with pytest.raises(RadiusError, match=r"use auto, a number such as 8\.5, 0\.3x, or 0\.6d"):
         parse(text, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["1e999", "1,1e999x"])
+def test_a_radius_is_finite(text: str) -> None:
+    with pytest.raises(RadiusError, match="it must be finite"):
+        read(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0x", "1,0.0", "1e-999"])

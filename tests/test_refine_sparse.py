@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from educe.discover import search
-from educe.errors import MethodError
+from educe.errors import EffectError, MethodError
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
@@ -192,3 +192,19 @@ def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) 
     still = ToySlice(lambda theta: 0 * theta, WIDTH)
     with pytest.raises(MethodError, match="without effect"):
         lasso(still, residual(WIDTH), normal(1, WIDTH))
+
+
+@pytest.mark.parametrize("error", [EffectError, KeyboardInterrupt])
+def test_a_trial_that_nothing_came_of_leaves_nothing(
+    audited: Path, tiny_lm: LanguageModel, monkeypatch: Any, error: type[BaseException]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error("no")
+
+    monkeypatch.setattr(sparse, "lasso", broken)
+    before = sorted(audited.rglob("*"))
+    with Run.open(audited) as run, pytest.raises(error):
+        sparse.sparsify(run, [1], tiny_lm, keep=0.123)
+    assert sorted(path for path in audited.rglob("*") if "sqlite-" not in path.name) == [
+        path for path in before if "sqlite-" not in path.name
+    ]

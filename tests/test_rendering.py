@@ -13,6 +13,7 @@ from tokenizers import processors
 
 import tiny
 from educe.errors import PromptError
+from educe.job.settings import Settings
 from educe.model import LanguageModel
 
 #: Takes user and model by turns, and no system message, as Gemma does.
@@ -132,6 +133,27 @@ def test_text_that_is_none_is_refused_with_and_without_a_template(tiny_lm: Langu
                 tiny_lm.encode(["caf\udce9"], chat=chat, **options)
         with pytest.raises(PromptError, match=r"^the prefill has '\\udce9'"):
             tiny_lm.encode(["fine"], chat=chat, prefill="\udce9")
+
+
+def test_a_prompt_is_rendered_twice_whatever_its_messages(
+    lm_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = lm_with(GEMMA)
+    calls: list[Any] = []
+    render = lm.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        lm.tokenizer, "apply_chat_template", lambda *a, **k: calls.append(a) or render(*a, **k)
+    )
+    lm.encode([[USER, WELL, USER, WELL, USER]])
+    assert len(calls) == 2
+
+
+def test_one_text_in_the_place_of_a_list_is_refused(tiny_lm: LanguageModel) -> None:
+    with pytest.raises(PromptError, match="give a list"):
+        tiny_lm.encode("Hi")
+    for prompts in ({"prompts": "Hi"}, {"prompts": ("Hi",), "fresh": "Ho"}):
+        with pytest.raises(PromptError, match="give a list"):
+            Settings(**prompts).check()
 
 
 # -- what a tokenizer puts around a bare prompt ----------------------------------------------------

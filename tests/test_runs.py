@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from educe import runs
-from educe.errors import EduceError, FileFormatError, RunError
+from educe.errors import BlockedError, EduceError, FileFormatError, RunError
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, ScoreRow
 from educe.run.store import Run
 
@@ -464,9 +464,12 @@ def _begun(run: Run) -> None:
     (run.folder / ".lock").touch()
 
 
-def test_a_run_that_kept_nothing_goes_with_what_was_made_for_it(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError):
-        ended(Run.create(tmp_path / "a" / "b" / "run", CONFIG), _begun, FileFormatError)
+@pytest.mark.parametrize("error", [FileFormatError, RunError, ValueError, KeyboardInterrupt])
+def test_a_run_that_kept_nothing_goes_with_what_was_made_for_it(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    with pytest.raises(error):
+        ended(Run.create(tmp_path / "a" / "b" / "run", CONFIG), _begun, error)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileFormatError):
@@ -491,9 +494,8 @@ def _with_an_atlas(run: Run) -> None:
         (lambda run: run.add_completions(COMPLETIONS), FileFormatError),
         (_with_tensors, FileFormatError),
         (_with_an_atlas, FileFormatError),
-        (lambda run: None, RunError),  # such as a full disk: it says to resume
-        (lambda run: None, KeyboardInterrupt),
-        (lambda run: None, ValueError),
+        (_with_tensors, KeyboardInterrupt),
+        (_begun, BlockedError),  # such as a full disk: it says to resume
     ],
 )
 def test_a_run_that_can_go_on_stays(

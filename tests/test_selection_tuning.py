@@ -299,6 +299,7 @@ def test_with_a_proxy_each_prompt_has_its_own_rule(
         ({"methods": ("magic",)}, MethodError, "magic"),
         ({"radii": ("auto",)}, RadiusError, "auto"),
         ({"radii": ("0x",)}, RadiusError, "0x"),
+        ({"radii": ("9" * 400,)}, RadiusError, "999"),
         ({"sources": ()}, MethodError, "one source"),
         ({"pulls": 20}, MethodError, "multiple of 8"),
         ({"n": 0}, MethodError, "whole number from 1 to"),

@@ -6,6 +6,7 @@ The oracle is the same work on the prompts that differ.
 from __future__ import annotations
 
 import io
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from rich.console import Console
 
 from educe.errors import PromptError
 from educe.model import LanguageModel
+from educe.norm.survey import examine_norm
+from educe.once import distinct
 from educe.progress import Silent
-from educe.rendering import distinct
+from educe.refine import front
 from educe.report import page, terminal
 from educe.run.settings import Settings, begin, stored, told_apart
 from educe.run.stages import discover_behaviours
@@ -139,6 +142,27 @@ def test_prompts_differ_as_the_model_reads_them(tiny_lm: LanguageModel) -> None:
     batches = [tiny_lm.encode(texts) for texts in (["b", "much longer", "b"], ["b", "c"])]
     assert distinct("prompts", batches[0])[0] == [0, 1]
     assert distinct("prompts", batches[0], batches[1])[0] == [1]
+
+
+def test_ordinary_prompts_count_once_wherever_a_file_of_them_is_read(
+    tiny_lm: LanguageModel, tmp_path: Path, once: tuple[Path, Summary, list[str]]
+) -> None:
+    said, fronts, norms = [], [], []
+    for name, lines in (("plain", ["Hi.", "So?"]), ("more", ["Hi.", "So?", "Hi.", "So?", "Hi."])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+        shutil.copytree(once[0], tmp_path / name)
+        listening, ordinary = Listening(), str(tmp_path / f"{name}.txt")
+        with Run.open(tmp_path / name) as run:
+            fronts.append(front.measure(run, tiny_lm, ordinary=ordinary, reporter=listening))
+            prompts = tiny_lm.encode(SETTINGS.prompts)
+            told = examine_norm(run, [1], tiny_lm, prompts, ordinary=ordinary, reporter=listening)
+        assert told["ordinary"].pop("source") == ordinary
+        norms.append(told)
+        said.append([s for s in listening.said if "ordinary" in s])
+    assert fronts[0] == fronts[1]
+    assert norms[0] == norms[1]
+    assert norms[0]["ordinary"]["prompts"] == 2
+    assert said == [[], 2 * ["3 of the 5 ordinary prompts read as one before: counted once"]]
 
 
 def test_other_prompts_are_none_of_those_searched_on(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +91,58 @@ def test_a_number_is_what_was_written_or_an_error(
         assert text[:9] in told
         assert len(told) < 200
         assert option.name in told or not option.name.startswith("-")
+
+
+#: Real numbers that commands take, by their bounds: just outside, and just inside.
+BOUNDS = {
+    "--temperature": (["-1e-9"], ["0", "1e9"]),
+    "--quiet": (["-1"], ["0", "50"]),
+    "--louder": (["0", "-1"], ["1e-9"]),
+    "--budget": (["0", "-1"], ["1e-9", "100"]),
+    "--time-out": (["0", "-1", "86401", "1e300"], ["0.1", "86400"]),
+    "--low": (["0", "-1", "1"], ["0.5"]),
+    "--high": (["0", "0.9"], ["1", "8"]),
+    "--keep": (["0", "-1", "1.01"], ["0.01", "0.99"]),
+    "--source": (["1.5", "-0.5"], ["-1", "0", "0.5", "8"]),
+    "--target": (["1.5", "-0.5"], ["-1", "0", "0.5", "8"]),
+    "--threshold": ([], ["-5", "0", "5"]),  # of scores, whatever they are
+}
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in ALL if not o.whole], ids=lambda option: f"{option.words[0]} {option.name}"
+)
+def test_a_real_number_lies_within_its_bounds(
+    option: Option,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside, inside = BOUNDS[option.name]
+    for text in outside:
+        told = refused(capsys, *option.words, text)
+        assert "Invalid value" in told
+        assert option.name in told
+    for text in inside:
+        _, bound, _ = cli.app.parse_args([*option.words, text], exit_on_error=False)
+        given = [*bound.arguments.values()]
+        given += [value for some in given if is_dataclass(some) for value in vars(some).values()]
+        assert float(text) in [value for value in given if isinstance(value, float)]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in ALL if o.whole], ids=lambda o: f"{o.words[0]} {o.name}"
+)
+def test_a_whole_number_lies_within_its_bounds(
+    option: Option, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, *option.words, "1.5")
+    low, high = map(int, re.findall(r"from (\d+) to (\d+)", told)[0])
+    assert low in (0, 1)
+    for text in (str(low - 1), str(high + 1)):
+        assert f"from {low} to {high}" in refused(capsys, *option.words, text)
 
 
 @pytest.mark.parametrize("text", NONE + REAL)

@@ -55,6 +55,7 @@ class ToySlice:
             adapter=None,
             width=width,
             depth=self.target + 1,
+            parts={},
             projection=lambda block, which: Projection(f"{block}.{which}", width + block),
         )
         self.batch: Any = SimpleNamespace(texts=("toy",))

@@ -1,12 +1,13 @@
 """Asked: which tokens of a rendered prompt are the person's last message.
 
-The message is not searched for, since the same words may stand elsewhere, in another message or in
-the template's own text. It is marked: the prompt is rendered once more with a mark at either end,
+Messages are not searched for, since the same words may stand elsewhere, in another message or in
+the template's own text. They are marked: the prompt is rendered once more with marks at either end,
 
     <|user|>▸Name three countries in Asia.◂<|end|><|assistant|>
 
-which shows where the message stands; without the marks that must be the prompt itself. White space
-around a message counts as the template's, whether or not the template strips it.
+which shows whether a message stands there, as it is, and where; without the marks that must be the
+prompt itself. White space around a message counts as the template's, whether or not the template
+strips it.
 
 From characters to tokens lead the tokenizer's offsets. A tokenizer that has none is asked to decode
 beginnings of the prompt instead.
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 #: A role and a content; a content may also be a list of text parts.
 Message = Mapping[str, Any]
 
-#: Characters for private use, of which two that do not occur serve as marks.
+#: Characters for private use, of which some that do not occur serve as marks, two a message.
 MARKS = range(0xE000, 0xF900)
 
 
@@ -48,37 +50,41 @@ def stripped(text: str) -> Span:
 
 def in_rendered(
     render: Callable[[Sequence[Message]], str], messages: Sequence[Message], rendered: str
-) -> Span:
-    """Return which characters of a rendered prompt are the person's last message.
+) -> list[Span | None]:
+    """Return which characters of a rendered prompt are each of its messages.
 
     Args:
         render: Renders messages by the chat template.
-        messages: The prompt.
+        messages: The prompt, contents as text that is not blank.
         rendered: What it is rendered to.
 
     Returns:
-        `NOWHERE` when there is no such message, when it is empty, or when the template makes
-        something else of it as soon as it has marks.
+        None for a message that the template leaves out or changes; `NOWHERE` for one whose place
+        cannot be told, since the template writes something else as soon as there are marks.
     """
-    at = last_message(messages)
-    text = messages[at].get("content") if at is not None else None
-    if at is None or not isinstance(text, str) or not text.strip():
-        return NOWHERE
-    start, stop = stripped(text)
-    unused = (mark for mark in map(chr, MARKS) if mark not in rendered and mark not in text)
-    first, last = next(unused), next(unused)
-    marked = {**messages[at], "content": text[:start] + first + text[start:stop] + last}
-    marked["content"] += text[stop:]
-    shown = render([*messages[:at], marked, *messages[at + 1 :]])
-    end = shown.rfind(last)
-    begin = shown.rfind(first, 0, max(0, end))
-    if begin < 0 or _bare(shown, first, last) != rendered:
-        return NOWHERE
-    return Span(*(len(_bare(shown[:place], first, last)) for place in (begin, end)))
-
-
-def _bare(text: str, first: str, last: str) -> str:
-    return text.replace(first, "").replace(last, "")
+    contents = [message["content"] for message in messages]
+    unused = [mark for mark in map(chr, MARKS) if mark not in rendered + "".join(contents)]
+    marks = list(zip(unused[::2], unused[1::2], strict=False))[: len(messages)]
+    marked = []
+    for message, content, (first, last) in zip(messages, contents, marks, strict=True):
+        start, stop = stripped(content)
+        content = content[:start] + first + content[start:stop] + last + content[stop:]
+        marked.append({**message, "content": content})
+    shown = render(marked)
+    table = dict.fromkeys(map(ord, chain(*marks)))
+    alike = shown.translate(table) == rendered
+    places: list[Span | None] = []
+    for content, (first, last) in zip(contents, marks, strict=True):
+        end = shown.rfind(last)
+        begin = shown.rfind(first, 0, max(0, end))
+        between = shown[begin:end].translate(table)
+        if begin < 0 or between != content.strip() or between not in rendered:
+            places.append(None)
+        elif alike:
+            places.append(Span(*(len(shown[:at].translate(table)) for at in (begin, end))))
+        else:
+            places.append(NOWHERE)
+    return places
 
 
 def by_offsets(offsets: Sequence[tuple[int, int]], part: Span) -> Span:

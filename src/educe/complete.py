@@ -18,7 +18,7 @@ from educe.errors import ModelError
 #: Weights that a message names; it counts the others.
 NAMED = 2
 #: What wrappers of a model leave in the names of its weights.
-WRAPPERS = ("_orig_mod.", "module.")
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
 
 def check_checkpoint(name: str, info: Mapping[str, Any]) -> None:
@@ -73,7 +73,8 @@ def check_numbers(name: str, hf: nn.Module) -> None:
             continue  # meta: put off the device
         if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
             raise ModelError(
-                f"{name}: the weight {key} holds NaN or infinity; the checkpoint is damaged"
+                f"{name}: the weight {key} holds NaN or infinity in {weight.dtype}: the checkpoint "
+                "is damaged, or this dtype cannot hold it"
             )
 
 

@@ -188,7 +188,7 @@ def optimised(
     best = after.argsort(descending=True, stable=True)
     config: dict[str, Any] = {"target": target, "steps": steps, "step": step}
     if shuffled:
-        config["targets"] = [lm.tokenizer.decode(targets[i]) for i in best.tolist()]
+        config["targets"] = [lm.text(targets[i]) for i in best.tolist()]
     return _perturbations(
         v[best],
         radius,

@@ -57,6 +57,11 @@ def whole(of: Mapping[str, str]) -> str:
     return _sha256(dict(of))
 
 
+def others(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the parts in which a model is another now."""
+    return [part for part in now if now[part] != was[part]]
+
+
 def checksum(tensor: Tensor) -> bytes:
     """Return 32 bytes that another value anywhere in a tensor changes."""
     flat, sums = tensor.detach().reshape(-1), hashlib.sha256()
@@ -117,6 +122,21 @@ def _configuration(hf: Any) -> dict[str, Any]:
         "config": model.config.to_diff_dict(),
         "ends": getattr(generation, "eos_token_id", None),
         "adapters": {name: _differing(config) for name, config in adapters.items()},
+        "adapting": _adapting(hf) if adapters else {},
+    }
+
+
+def _adapting(hf: Any) -> dict[str, Any]:
+    """Return which adapters act on each module they change, and how strongly, as switched now."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {
+        path.replace("_orig_mod.", ""): {
+            "active": [] if module.disable_adapters else list(module.active_adapters),
+            "scaling": dict(getattr(module, "scaling", {})),
+        }
+        for path, module in hf.named_modules()
+        if isinstance(module, BaseTunerLayer)
     }
 
 

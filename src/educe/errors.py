@@ -53,6 +53,10 @@ class RunError(EduceError):
     """A run folder cannot be created, read or resumed."""
 
 
+class BlockedError(RunError):
+    """Nothing can be written for now: a full disk, a closed folder, another process at work."""
+
+
 class OrganismError(EduceError):
     """An organism is not there, or was not made as asked."""
 

@@ -12,19 +12,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from educe.errors import FileFormatError, RunError
+from educe.errors import BlockedError, FileFormatError
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in.
+
+    Raises:
+        BlockedError: There is a file in its place, or it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BlockedError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_free(path: Path) -> None:
+    """Make sure, before anything slow begins, that no file stands where a folder is to be.
+
+    Raises:
+        BlockedError: One does.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise BlockedError(f"cannot create {path}: {there} is a file; choose another --out")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name beside it, flush it to disk, and rename it.
 
     Raises:
-        RunError: The disk is full or the folder cannot be written.
+        BlockedError: The disk is full or the folder cannot be written.
     """
     try:
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        raise BlockedError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -34,7 +57,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(scratch, path)
     except OSError as error:
         Path(scratch).unlink(missing_ok=True)
-        raise RunError(
+        raise BlockedError(
             f"cannot write {path}: {error.strerror or error}; free some space and resume"
         ) from error
     except BaseException:

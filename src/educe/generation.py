@@ -290,9 +290,8 @@ class _Decoder:
                     layer.reorder_cache(keep.to(mask.device))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             logits = self._step(tokens[:, None], mask, cache)
-        tokenizer = self.lm.tokenizer
         return [
-            Completion(row, tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), done)
+            Completion(row, self.lm.text(ids, skip_special_tokens=True), tuple(ids), done)
             for row, ids, done in zip(self.rows, written, finished, strict=True)
         ]
 

@@ -15,7 +15,7 @@ import torch
 from educe import complete, converted, embedded
 from educe.errors import ModelError, as_model_error
 from educe.model import LanguageModel
-from educe.pair import auto_class
+from educe.pair import auto_class, plain_model, plain_tokenizer
 from educe.quiet import quiet
 
 
@@ -55,22 +55,27 @@ def load(
     """
     say = progress or (lambda sentence: None)
     warn = progress or warnings.warn
-    device = device or (None if isinstance(model, tuple) else _default_device())
-    if isinstance(model, tuple):
-        hf, tokenizer = model
-        name = getattr(getattr(hf, "config", None), "_name_or_path", "") or type(hf).__name__
-    else:
+    device = _device(device) or (None if isinstance(model, tuple) else _default_device())
+    options = {
+        "revision": revision,
+        "dtype": dtype,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+    }
+    if isinstance(model, str | Path):
         name = str(model)
-        options = {
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "dtype": _dtype(dtype, device if device_map is None else None),
-            "device_map": device_map,
-            "attn_implementation": attn_implementation,
-        }
-        if quantization_config:
-            options["quantization_config"] = quantization_config
-        hf, tokenizer = _read(name, _place(name, say), options, warn)
+        options["dtype"] = _dtype(dtype, device if device_map is None else None)
+        if not quantization_config:
+            del options["quantization_config"]
+        place = _place(name, say)
+        if revision is not None and (name == "embedded" or Path(place).exists()):
+            raise ModelError(f"{name} has no revision {revision}: only models on the Hub have some")
+        options["trust_remote_code"] = trust_remote_code
+        hf, tokenizer = _read(name, place, options, warn)
+    else:
+        hf, tokenizer = _pair(model, options)
+        name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     if device is not None and device_map is None and quantization_config is None:
         with as_model_error(f"{name} on {device}"):
             hf = hf.to(device)
@@ -84,9 +89,23 @@ def load(
         revision=revision,
         adapter=str(adapter) if adapter is not None else None,
     )
-    if adapter is not None and _idle(lm):
-        warn(f"the adapter {adapter} changes no logit: the model is as it is without it")
+    if hasattr(hf, "disable_adapter") and _idle(lm):
+        what = adapter or f"in {name}"
+        warn(f"the adapter {what} changes no logit: the model is as it is without it")
     return lm
+
+
+def _pair(model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a loaded model and its tokenizer; how they are loaded is decided already."""
+    if not isinstance(model, tuple) or len(model) != 2:
+        raise ModelError(
+            f"{type(model).__name__} is no model: give a name, a folder, a file, or a pair "
+            "(model, tokenizer)"
+        )
+    for option, value in options.items():
+        if value is not None and (option, value) != ("dtype", "auto"):
+            raise ModelError(f"a model that is loaded has its {option}: leave {option} out")
+    return plain_model(model[0]), plain_tokenizer(model[1])
 
 
 def _place(name: str, say: Callable[[str], None]) -> str:
@@ -125,9 +144,15 @@ def _read(
 
 def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> Any:
     """Return a model of a name with an adapter, complete, beside its weights."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     with quiet() as remarks, as_model_error(f"the adapter {adapter}"):
+        kind = PeftConfig.from_pretrained(adapter)
+        if kind.is_prompt_learning:
+            raise ModelError(
+                f"the adapter {adapter} puts tokens of its own before each prompt "
+                f"({kind.peft_type.value}): only adapters that change weights can be audited"
+            )
         hf = PeftModel.from_pretrained(hf, adapter)
         complete.check_adapter(adapter, hf)
     for remark in remarks:
@@ -147,6 +172,18 @@ def _idle(lm: LanguageModel) -> bool:
         return torch.equal(adapted, lm.forward(batch.ids, batch.mask, last=0))
 
 
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """Read a device.
+
+    Raises:
+        ModelError: There is none of that name.
+    """
+    try:
+        return None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"there is no device {device}: give cpu, cuda, cuda:1 or mps") from error
+
+
 def _default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
@@ -154,6 +191,10 @@ def _default_device() -> str:
 
 
 def _dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> str | torch.dtype:
+    if dtype != "auto":
+        known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(known, torch.dtype) or not known.is_floating_point:
+            raise ModelError(f"dtype {dtype}: give auto, float32, bfloat16 or float16")
     on_cpu = device is not None and torch.device(device).type == "cpu"
     if dtype == "auto" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
         return torch.float32

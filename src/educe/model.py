@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -35,6 +36,9 @@ from educe.errors import LayerError, ModelError, as_model_error
 from educe.pair import ordinary_tokens, plain_call, plain_model, plain_tokenizer
 from educe.proof import TOKENS, Same, prove
 from educe.rendering import Reads
+
+#: Errors of the machine, whatever model runs on it.
+FAILURES = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 class LanguageModel(Reads):
@@ -71,7 +75,7 @@ class LanguageModel(Reads):
         ids = ordinary_tokens(self.vocabulary, self.unwrapped.config, self.tokenizer, TOKENS)
         self._tried = ids.to(self.device)
         self._same = Same(name, self.unwrapped, plain_call(self.hf, self._tried, name))
-        self._begins: dict[int, bool] = {}
+        self._hindrances: dict[int, str | None] = {}
         whole: list[Tensor] = []
         with as_model_error(f"{name} ({type(self.unwrapped).__name__})"):
             self.stack: Stack = find_stack(self.hf, lambda: whole.append(self._try()))
@@ -171,18 +175,23 @@ class LanguageModel(Reads):
                 that is not one layer a block.
         """
         layer = self.layer(which)
-        if not self._can_begin(layer):
-            below = next((i for i in range(layer)[::-1] if self._can_begin(i)), None)
+        if why := self._hindrance(layer):
+            below = next((i for i in range(layer)[::-1] if not self._hindrance(i)), None)
             raise LayerError(
                 f"nothing can be added after block {layer} of {self.name}: blocks above it need "
                 "more of those below than the stream; "
                 + ("it cannot be perturbed" if below is None else f"block {below} is the last")
+                + f" ({why})"
             )
         return layer
 
-    def _can_begin(self, layer: int) -> bool:
-        """Try what `educe.generate` does: the stream and the cache of the blocks below, kept."""
-        if layer not in self._begins:
+    def _hindrance(self, layer: int) -> str | None:
+        """Try what `educe.generate` does: the stream and the cache of the blocks below, kept.
+
+        Returns:
+            What came of it, if the model cannot begin above the block.
+        """
+        if layer not in self._hindrances:
             head, tail = self._tried.split([TOKENS - 1, 1], 1)
             mask = torch.ones_like(self._tried)
             kept, cache = (DynamicCache(config=self.unwrapped.config) for _ in range(2))
@@ -195,10 +204,14 @@ class LanguageModel(Reads):
                 begun = torch.cat([begun, self.forward(tail, mask, cache=cache)], 1)
                 whole = torch.cat([whole, self._try()[:, -1:]], 1)
                 self._same(begun, whole, f"begun above block {layer}", "it needs those below")
-                self._begins[layer] = True
-            except Exception:  # whatever comes of blocks that miss something
-                self._begins[layer] = False
-        return self._begins[layer]
+                self._hindrances[layer] = None
+            except Exception as error:  # whatever comes of blocks that miss something
+                # A machine that is out of memory or broken says nothing of the model.
+                if should_reduce_batch_size(error) or isinstance(error, FAILURES):
+                    raise
+                said = str(error).strip().split("\n")[0]
+                self._hindrances[layer] = f"{type(error).__name__}: {said}"
+        return self._hindrances[layer]
 
     def projection(self, block: int, which: str) -> Projection:
         """Return the output projection of a block: of its ``attention``, or of its ``mlp``.

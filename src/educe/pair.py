@@ -32,12 +32,17 @@ def plain_model(hf: Any) -> Any:
     Raises:
         ModelError: It is no decoder of transformers, or its parts are compiled.
     """
-    hf = getattr(hf, "_orig_mod", hf)
+    # Its own module only: a PEFT model around a compiled one hands on the attributes of that.
+    hf = getattr(hf, "_modules", {}).get("_orig_mod", hf)
     kind = type(hf).__name__
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
         raise ModelError(f"{kind} is no model of transformers: give a pair (model, tokenizer)")
     for part in hf.modules():
-        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+        if (
+            "_orig_mod" in part._modules
+            or getattr(part, "_compiled_call_impl", None) is not None
+            or hasattr(part.forward, "_torchdynamo_orig_callable")
+        ):
             raise ModelError(f"{kind} has compiled parts: hand it over before it is compiled")
     if getattr(hf.config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} is an encoder-decoder, and educe audits decoders: {REMEDY}")
@@ -49,6 +54,11 @@ def plain_model(hf: Any) -> Any:
     if any(getattr(getattr(end, "weight", None), "ndim", 0) != 2 for end in ends):
         raise ModelError(
             f"{kind} does not read tokens and write logits over a vocabulary: {REMEDY}"
+        )
+    if ends[0].weight.is_meta:
+        raise ModelError(
+            f"{kind} has no embedding in memory (its device is meta): load its weights, and keep "
+            "the embedding on a device where others are put off"
         )
     return hf
 

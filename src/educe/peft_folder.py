@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files
-from educe.errors import RunError
 from educe.kinds import Adapters
 
 
@@ -32,10 +31,7 @@ def write(
     Raises:
         RunError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}") from error
+    files.make_folder(folder)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files, kinds, peft_folder
+from educe.digest import others
 from educe.errors import FileFormatError, ModelError
 from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
 
-FORMAT_VERSION = "2"
-#: Version 1 measured the unit by a mean norm, and kept that too.
-READABLE = ("1", FORMAT_VERSION)
+FORMAT_VERSION = "3"
+#: Version 1 measured the unit by a mean norm, and kept that too; version 2 knew no digests.
+READABLE = ("1", "2", FORMAT_VERSION)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Origin:
         unit: The radius whose dose is 1: for vectors, the median norm of the stream at the source
             (see `educe.slice.norms`); in files of version 1, the mean norm.
         prompts_sha256: Digest of the rendered prompts.
+        model_parts: By what the model is known again (see `educe.digest`); nothing in files of
+            versions 1 and 2.
     """
 
     model_id: str
@@ -55,6 +58,7 @@ class Origin:
     readout: str
     unit: float
     prompts_sha256: str
+    model_parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest(texts: Sequence[str]) -> str:
@@ -75,7 +79,7 @@ class PerturbationSet:
         method: The method that made them.
         seed: Its seed.
         outputs: Unit directions in which each moves the target, ``[n, width]``, if the method has
-            them.
+            them; zero for one that does not move it.
         scores: Numbers the method gives each of them, ``{name: [n]}``.
         config: The method's settings.
     """
@@ -115,8 +119,13 @@ class PerturbationSet:
             scores={name: values[at] for name, values in self.scores.items()},
         )
 
-    def check(self, lm: LanguageModel) -> None:
-        """Make sure that the set belongs to a model.
+    def check(self, lm: LanguageModel) -> list[str]:
+        """Make sure that the set fits a model, and see whether it was found on it.
+
+        Perturbations may be carried to another model, such as a fine-tuned one, if it is said.
+
+        Returns:
+            What is to be said: that they were found on another model, or that this is not known.
 
         Raises:
             ModelError: The model has another width or number of blocks.
@@ -127,6 +136,19 @@ class PerturbationSet:
                 f"these perturbations belong to {self.origin.model_id} (width {theirs[0]}, "
                 f"{theirs[1]} blocks), not to {lm.name} (width {lm.width}, {lm.depth} blocks)"
             )
+        found_on = " with ".join(filter(None, (self.origin.model_id, self.origin.adapter)))
+        if not self.origin.model_parts:
+            return [
+                f"the perturbations of {found_on} were kept without a digest of their model: "
+                f"whether it is {lm.name} as it is now cannot be checked"
+            ]
+        # Another dtype rounds otherwise, and is the same model.
+        if changed := [p for p in others(self.origin.model_parts, lm.parts) if p != "dtype"]:
+            return [
+                f"the perturbations were found on another model ({found_on}) than {lm.name} is "
+                f"now, whose {' and '.join(changed)} differ: what they do here is of {lm.name}"
+            ]
+        return []
 
     def save(self, path: str | Path) -> None:
         """Write the set to one safetensors file, whole or not at all."""
@@ -146,7 +168,7 @@ class PerturbationSet:
             "method": self.method,
             "seed": str(self.seed),
             "config_json": json.dumps(dict(self.config), sort_keys=True),
-            "origin_json": json.dumps(vars(self.origin), sort_keys=True),
+            "origin_json": json.dumps(asdict(self.origin), sort_keys=True),
         }
         files.write_tensors(Path(path), tensors, header)
 
@@ -184,7 +206,7 @@ class PerturbationSet:
         version = header.get("format_version")
         if version not in READABLE:
             raise FileFormatError(
-                f"{path} has format version {version}, this educe reads {' and '.join(READABLE)}: "
+                f"{path} has format version {version}, this educe reads {', '.join(READABLE)}: "
                 "use the version that wrote it"
             )
         try:

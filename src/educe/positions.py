@@ -32,7 +32,7 @@ def check(positions: str) -> str:
     Raises:
         PositionsError: It is none of those named above.
     """
-    if positions in NAMES or re.fullmatch(r"(asked|last|at):[1-9]\d*", positions):
+    if positions in NAMES or re.fullmatch(r"(asked|last|at):[1-9][0-9]*", positions):
         return positions
     raise PositionsError(
         f"positions {positions!r}: use all, prompt, generated, asked, asked:k, last:k or at:k"

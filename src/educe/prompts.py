@@ -28,7 +28,7 @@ FIELDS = ("messages", "conversations", "prompt", "instruction", "question", "tex
 
 #: What other tools show the model beside these, and educe does not.
 UNREAD = (
-    *("system", "system_prompt", "context", "choices", "options"),
+    *("system", "system_prompt", "context", "passage", "history", "suffix", "choices", "options"),
     *("tools", "functions", "documents", "images", "image", "videos", "audios"),
 )
 
@@ -90,6 +90,15 @@ def well_formed(text: str, where: str) -> str:
             "character: give text in UTF-8"
         ) from None
     return text
+
+
+def mended(text: str) -> str:
+    """Return a text that a model wrote in whole characters, which alone can be kept in files.
+
+    Two halves of a surrogate pair that stand side by side become their character, and a half that
+    stands alone becomes U+FFFD, as tokenizers and servers may write them.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
@@ -261,8 +270,11 @@ def _prompt(item: Any, where: str) -> Any:
         return _bare(item, where)
     if not isinstance(item, dict):
         return checked(item, where)
-    given = {key: value for key, value in item.items() if value not in (None, "", [], {})}
-    if unread := [key for key in UNREAD if key in given]:
+    given = {
+        key.strip().lower(): value for key, value in item.items() if value not in (None, "", [], {})
+    }
+    instructed = "instruction" in given
+    if unread := [key for key in (*UNREAD, *(() if instructed else ("input",))) if key in given]:
         raise PromptError(
             f"{where} has {unread[0]!r}, which would not be read: write it into the prompt, or "
             "leave it out"

@@ -171,6 +171,25 @@ def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
     return part.kind.draw(n, draw).to(part.device, part.work_dtype)
 
 
+def read(text: str) -> tuple[list[str], list[float]]:
+    """Read a radius without a slice (see `parse`): its words, and the numbers in them.
+
+    Raises:
+        RadiusError: It cannot be read, or is not above zero.
+    """
+    words = [f"{share}x" for share in LADDER] if text == "auto" else text.split(",")
+    numbers = []
+    for word in words:
+        if not re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)(e-?[0-9]+)?[xd]?\s*", word):
+            raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, 0.3x, or 0.6d")
+        numbers.append(float(word.strip().rstrip("xd")))
+    if min(numbers) <= 0:
+        raise RadiusError(f"radius {text!r}: it must be above zero")
+    if max(numbers) == math.inf:
+        raise RadiusError(f"radius {text!r}: it must be finite")
+    return words, numbers
+
+
 def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibration | None]:
     """Read a radius: ``auto``, a number, a share of the calibrated radius (``0.3x``), or a dose.
 
@@ -180,14 +199,7 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
     Raises:
         RadiusError: It cannot be read, or is not above zero.
     """
-    words = [f"{share}x" for share in LADDER] if text == "auto" else text.split(",")
-    numbers = []
-    for word in words:
-        if not re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e-?\d+)?[xd]?\s*", word):
-            raise RadiusError(f"radius {word!r}: use auto, a number such as 8.5, 0.3x, or 0.6d")
-        numbers.append(float(word.strip().rstrip("xd")))
-    if min(numbers) <= 0:
-        raise RadiusError(f"radius {text!r}: it must be above zero")
+    words, numbers = read(text)
     found = calibrate(part, seed=seed) if any("x" in word for word in words) else None
     units = [
         found.radius if found and "x" in word else part.unit if "d" in word else 1.0

@@ -18,10 +18,11 @@ from educe.asked import (
     by_decoding,
     by_offsets,
     in_rendered,
+    last_message,
     stripped,
 )
 from educe.errors import PromptError
-from educe.prompts import checked, well_formed
+from educe.prompts import checked, mended, well_formed
 
 Prompt = str | Sequence[Message]
 
@@ -89,41 +90,6 @@ class PromptBatch:
         )
 
 
-def distinct(
-    what: str, batch: PromptBatch, before: PromptBatch | None = None
-) -> tuple[list[int], list[str]]:
-    """Return which prompts differ as the model reads them, and what to say of the others.
-
-    Args:
-        what: What the prompts are called.
-        batch: The prompts.
-        before: Others, which they are to differ from as well.
-
-    Returns:
-        The places of those that stand first, and a sentence for each way in which others do not.
-
-    Raises:
-        PromptError: Each of them is one of the others.
-    """
-    taken = set(before.read) if before is not None else set()
-    first = {read: i for i, read in reversed(list(enumerate(batch.read))) if read not in taken}
-    if not first:
-        raise PromptError(
-            f"no {what} are left: the model reads each of the {len(batch)} as one that is searched "
-            "on; give others"
-        )
-    elsewhere = sum(read in taken for read in batch.read)
-    again = len(batch) - elsewhere - len(first)
-    said = []
-    if elsewhere:
-        said.append(
-            f"{elsewhere} of the {len(batch)} {what} read as one that is searched on: left out"
-        )
-    if again:
-        said.append(f"{again} of the {len(batch)} {what} read as one before: counted once")
-    return sorted(first.values()), said
-
-
 def read_of(whole: Sequence[int], bare: Sequence[int]) -> slice:
     """Return what a model reads of a bare text with the special tokens of its tokenizer.
 
@@ -174,6 +140,15 @@ class Reads:
         """How many token numbers the model takes."""
         raise NotImplementedError
 
+    def text(self, ids: Any, **options: Any) -> str:
+        """Return what tokens say, in whole characters (see `educe.prompts.mended`).
+
+        Args:
+            ids: Token numbers.
+            options: Go to the tokenizer's ``decode``.
+        """
+        return mended(self.tokenizer.decode(ids, **options))
+
     def render(
         self,
         prompt: Prompt,
@@ -195,17 +170,27 @@ class Reads:
             PromptError: The prompt is empty or no prompt (see `educe.prompts.checked`), needs a
                 chat template and there is none, or the template refuses it or leaves some out.
         """
-        rendered, _ = self._written(prompt, chat, enable_thinking)
+        rendered, *_ = self._written(prompt, chat, enable_thinking)
         return rendered + well_formed(prefill, "the prefill")
 
     def _written(
         self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None
-    ) -> tuple[str, list[dict[str, str]] | None]:
-        """Return a rendered prompt, and the messages that went through the chat template."""
+    ) -> tuple[str, Span, bool]:
+        """Return a rendered prompt, where the person's message is, and whether by a template."""
         messages = self._messages(prompt, chat)
         if messages is None:
-            return str(prompt), None
-        return self._held(messages, enable_thinking), messages
+            return str(prompt), stripped(str(prompt)), False
+        text = self._templated(messages, enable_thinking)
+        places = in_rendered(lambda some: self._templated(some, enable_thinking), messages, text)
+        for i, (message, place) in enumerate(zip(messages, places, strict=True), 1):
+            if place is None:
+                raise PromptError(
+                    f"the chat template of {self.name} leaves out or changes message {i} "
+                    f"({message['role']}): the model would not read what it says; leave the "
+                    "message out, or write it into another"
+                )
+        own = last_message(messages)
+        return text, NOWHERE if own is None else places[own] or NOWHERE, True
 
     def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
         """Return what goes through the chat template; None for text that does not."""
@@ -218,22 +203,6 @@ class Reads:
         if not template:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
         return asked
-
-    def _held(self, messages: list[dict[str, str]], enable_thinking: bool | None) -> str:
-        """Write messages by the chat template, and hold the text against what was asked."""
-        text = self._templated(messages, enable_thinking)
-        # A short content can stand in the template's own words: marks in its place cannot.
-        marks = [f"q7Zk{i}Xw9" for i in range(len(messages))]
-        pairs = list(zip(messages, marks, strict=True))
-        marked = self._templated([m | {"content": mark} for m, mark in pairs], enable_thinking)
-        for i, (message, mark) in enumerate(pairs, 1):
-            if mark not in marked or message["content"].strip() not in text:
-                raise PromptError(
-                    f"the chat template of {self.name} leaves out or changes message {i} "
-                    f"({message['role']}): the model would not read what it says; leave the "
-                    "message out, or write it into another"
-                )
-        return text
 
     def _templated(self, messages: Sequence[Message], enable_thinking: bool | None) -> str:
         """Write messages by the chat template; it is a program, and its errors are of any kind."""
@@ -280,6 +249,10 @@ class Reads:
         """
         if not prompts:
             raise PromptError("no prompt: give at least one")
+        if isinstance(prompts, str):
+            raise PromptError(
+                "prompts are one text, of which each letter would be a prompt: give a list"
+            )
         well_formed(prefill, "the prefill")
         read = []
         for number, prompt in enumerate(prompts, 1):
@@ -296,15 +269,9 @@ class Reads:
         self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None, prefill: str
     ) -> tuple[str, list[int], Span]:
         """Return a prompt as the model reads it, its tokens, and where the person's message is."""
-        rendered, messages = self._written(prompt, chat, enable_thinking)
-        if messages is None:
-            part = stripped(rendered)
-        else:
-            part = in_rendered(
-                lambda marked: self._templated(marked, enable_thinking), messages, rendered
-            )
+        rendered, part, templated = self._written(prompt, chat, enable_thinking)
         text = rendered + prefill
-        ids, offsets = self._tokenized(text, templated=messages is not None)
+        ids, offsets = self._tokenized(text, templated)
         if offsets is None:
             return text, ids, by_decoding(self.tokenizer, text, ids, part)
         return text, ids, by_offsets(offsets, part)
@@ -377,6 +344,6 @@ class Reads:
             mask[line, first:] = 1
             start, stop = own[line] if own else NOWHERE
             theirs[line, first + start : first + stop] = True
-        texts = texts or [self.tokenizer.decode(row) for row in rows]
+        texts = texts or [self.text(row) for row in rows]
         there = (tensor.to(self.device) for tensor in (ids, mask, theirs))
         return PromptBatch(tuple(texts), *there)

@@ -10,6 +10,7 @@ import math
 import re
 from numbers import Integral
 from reprlib import repr  # short, however long the value is
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from educe.errors import MethodError
 
@@ -26,6 +27,36 @@ def check_whole(name: str, value: object, low: int = 1, high: int = MOST) -> Non
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
         raise MethodError(f"{name} is {repr(value)}: give a whole number from {low} to {high}")
+
+
+class AtLeast(NamedTuple):
+    """The least that a setting may be, as in ``steps: Annotated[int, AtLeast(1)]``."""
+
+    low: int
+
+
+class Above(NamedTuple):
+    """What a setting has to be above, as in ``step: Annotated[float, Above(0)]``."""
+
+    low: int
+
+
+def check_bounds(name: str, value: Any, hint: Any) -> None:
+    """Make sure that a value is within the bounds that the hint of its setting declares, if any.
+
+    Raises:
+        MethodError: It is not, or it is to be whole and is not.
+    """
+    if get_origin(hint) is not Annotated:
+        return
+    kind, *bounds = get_args(hint)
+    for bound in bounds:
+        if kind is int:
+            check_whole(name, value, bound.low)
+        elif isinstance(bound, AtLeast) and not value >= bound.low:
+            raise MethodError(f"{name} is {repr(value)}: give {bound.low} or a number above it")
+        elif isinstance(bound, Above) and not value > bound.low:
+            raise MethodError(f"{name} is {repr(value)}: give a number above {bound.low}")
 
 
 def check_seed(value: object) -> None:
@@ -59,3 +90,15 @@ def read_real(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError(f"give a finite number, not {repr(text)}")
     return float(text)
+
+
+def read_layer(text: str) -> float:
+    """Read a layer: a whole number, or a fraction of the depth.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    number = read_real(text)
+    if not number.is_integer() and not 0 < number < 1:
+        raise ValueError(f"give an index, or a fraction between 0 and 1, not {repr(text)}")
+    return number

@@ -30,7 +30,7 @@ from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, 
 from educe.contrast import Forced
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
-from educe.errors import MethodError, OrganismError, RunError
+from educe.errors import MethodError, ModelError, OrganismError, RunError
 from educe.generation import Completion, generate
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question
@@ -336,3 +336,16 @@ def test_numbers_are_divided_evenly() -> None:
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(MethodError, match="family 'luck' is unknown: use sampling, random"):
         named("luck")
+
+
+def test_a_benchmark_that_cannot_begin_leaves_nothing(organism: Organism, tmp_path: Path) -> None:
+    def load(organism: Organism) -> LanguageModel:
+        raise ModelError("no")
+
+    cells = [Cell(organism, "random", 0)]
+    with pytest.raises(ModelError):
+        bench(cells, tmp_path / "a" / "b", budget=BUDGET, place=PLACE, load=load)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file is a file; choose another --out"):
+        bench(cells, tmp_path / "file" / "b", budget=BUDGET, place=PLACE, load=load)

@@ -17,7 +17,7 @@ import tiny
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State
-from educe.errors import MethodError
+from educe.errors import MethodError, RadiusError
 from educe.model import LanguageModel
 from educe.slice import Slice
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
@@ -88,6 +88,23 @@ def test_singular_vectors_are_those_of_all_read_out_positions(n: int, prompts_at
     found, _ = run(part, n)
     assert found["directions"].shape == (n, WIDTH)
     assert_singular(found, stacked(part), n)
+
+
+def test_where_nothing_arrives_every_number_is_a_number() -> None:
+    """Of a map of rank one, the second singular value is zero, and exactly so."""
+    flat = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    flat[0, 0] = 2.0
+    found, _ = run(linear(flat), 4)
+    assert found["score.effect"][2:].tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert not any(values.isnan().any() for values in found.values())
+    assert found["directions"].norm(dim=1).tolist() == pytest.approx([1] * 4)
+    with pytest.raises(RadiusError, match="changes anything"):
+        run(linear(torch.zeros_like(flat)), 4)
+
+
+def test_a_share_of_nothing() -> None:
+    part, whole = torch.tensor([0.0, 2.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 4.0, 5.0])
+    assert power.shares(part, whole).tolist() == [0.0, math.inf, 0.75, 0.0]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt"])
@@ -368,13 +385,3 @@ def test_a_search_of_a_linear_band_is_decided_by_the_seed() -> None:
 def test_more_items_than_both_signs_of_the_width_are_an_error() -> None:
     with pytest.raises(MethodError, match="at most 24 perturbations"):
         run(toy(), 25)
-
-
-def test_a_search_without_a_start_is_an_error() -> None:
-    with pytest.raises(MethodError, match="starts of 1 or more"):
-        run(toy(), 4, PowerConfig(search=1, starts=0))
-
-
-def test_no_padding_is_an_error() -> None:
-    with pytest.raises(MethodError, match="padding of 1 or more"):
-        run(toy(), 4, PowerConfig(padding=0))

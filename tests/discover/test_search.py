@@ -133,6 +133,7 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(
         "readout": "last:1",
         "unit": part.median_norm,
         "prompts_sha256": hashlib.sha256(texts).hexdigest(),
+        "model_parts": dict(part.lm.parts),
     }
     named = {
         "random": {"effect"},

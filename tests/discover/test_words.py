@@ -12,7 +12,7 @@ from torch import Tensor
 import tiny
 from educe.discover import search, words
 from educe.discover.words import WordsConfig
-from educe.errors import MethodError
+from educe.errors import MethodError, PositionsError
 from educe.model import LanguageModel
 from educe.slice import Slice
 
@@ -32,7 +32,7 @@ def part(tiny64: LanguageModel) -> Slice:
     return Slice(tiny64, batch, source=SOURCE, target=TARGET, positions="prompt", readout="last:2")
 
 
-def by_hand(part: Slice, seed: int, each: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(part: Slice, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return words in order, their directions, and what each does at the last token but one."""
     hf: Any = part.lm.hf
     rows = [
@@ -42,7 +42,7 @@ def by_hand(part: Slice, seed: int, each: int = 15) -> tuple[Tensor, Tensor, Ten
     with torch.no_grad():
         head = rows[0][:-2]  # what stands before the last token but one
         h = torch.stack([tiny.run(hf, [*head, w])[1][SOURCE][-1] for w in order.tolist()])
-        v = torch.nn.functional.normalize(h - h[:each].mean(0), dim=1)
+        v = torch.nn.functional.normalize(h - h.mean(0), dim=1)
         plain = [tiny.run(hf, row)[1][TARGET][-2:] for row in rows]
         sizes = []
         for one in v:
@@ -76,10 +76,36 @@ def test_the_best_of_all_words_are_found(part: Slice) -> None:
 
 def test_some_of_the_words_are_drawn_by_lot(part: Slice) -> None:
     config = WordsConfig(words=20, screen="at:2", louder=LOUDER, steps=3)
-    order, _, size = by_hand(part, seed=1, each=7)
+    order, _, size = by_hand(part, seed=1)
     found = search(part, "words", n=3, radius=RADIUS, seed=1, config=config)
     best = size[:20].argsort(descending=True)[:3]
     assert found.scores["token"].tolist() == order[best].tolist()
+
+
+def test_the_split_into_steps_makes_no_difference(part: Slice) -> None:
+    order, v, size = by_hand(part, seed=3)
+    for tried, steps in [(0, 1), (0, 60), (5, 5), (1, 1), (1, 9)]:
+        n = min(tried or 3, 3)
+        best = size[: tried or None].argsort(descending=True)[:n]
+        config = WordsConfig(words=tried, screen="at:2", louder=LOUDER, steps=steps)
+        found = search(part, "words", n=n, radius=RADIUS, seed=3, config=config)
+        assert found.scores["token"].tolist() == order[best].tolist()
+        torch.testing.assert_close(found.directions, v[best].float())
+
+
+def test_the_mean_is_over_a_part_of_a_large_vocabulary(
+    part: Slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "AVERAGED", 8)
+    order, _, _ = by_hand(part, seed=3)
+    h = words.streams(part, order, "at:2")
+    v = torch.nn.functional.normalize(h - h[:8].mean(0), dim=1)
+    for steps in (2, 20):
+        config = WordsConfig(words=20, screen="at:2", steps=steps)
+        found = search(part, "words", n=20, radius=RADIUS, seed=3, config=config)
+        place = [order.tolist().index(token) for token in found.scores["token"].tolist()]
+        assert sorted(place) == list(range(20))
+        torch.testing.assert_close(found.directions, v[place].float())
 
 
 def test_by_default_words_stand_for_the_last_token_of_the_question(part: Slice) -> None:
@@ -110,9 +136,11 @@ def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
 
 
 def test_a_word_needs_something_before_it(part: Slice) -> None:
-    config = WordsConfig(screen="all")
-    with pytest.raises(MethodError, match="'all' is the prompt's first token"):
-        search(part, "words", n=3, radius=RADIUS, config=config)
+    for screen in ("all", "generated"):
+        with pytest.raises(MethodError, match=f"'{screen}' is no token after the prompt's first"):
+            search(part, "words", n=3, radius=RADIUS, config=WordsConfig(screen=screen))
+    with pytest.raises(PositionsError, match="'middle': use all"):
+        WordsConfig(screen="middle")
 
 
 def test_more_perturbations_than_words_are_an_error(part: Slice) -> None:
@@ -131,3 +159,5 @@ def test_words_are_tokens_that_are_a_space_and_letters(monkeypatch: pytest.Monke
     for none in (None, SimpleNamespace(get_vocab=lambda: {"cat": 0})):
         with pytest.raises(MethodError, match="the vocabulary of toy has no words"):
             words.vocabulary(of(none))
+    with pytest.raises(MethodError, match="the vocabulary of toy has 1 words"):
+        words.vocabulary(of(SimpleNamespace(get_vocab=lambda: {"Ġcat": 0, "cat": 1})))

@@ -13,7 +13,7 @@ import pytest
 
 from educe.errors import FileFormatError, JudgeError
 from educe.judge import Answer, Judge, Score, Streaming
-from educe.judge.cache import Cached
+from educe.judge.cache import BATCH, Cached
 from educe.judge.language_model import Theme
 from educe.judge.rules import Contains
 from educe.progress import Silent
@@ -218,3 +218,30 @@ def test_a_file_of_something_else_is_an_error(path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_an_error(path: Path) -> None:
     with pytest.raises(JudgeError, match="cannot keep scores in"):
         Cached(Counting(), path / "missing" / "x").score(ANSWERS)
+
+
+class Refusing:
+    """A judge that fails after some batches."""
+
+    name, higher_is, identity, cost = "refusing", "more", "refusing", "nothing"
+
+    def __init__(self, error: BaseException, batches: int) -> None:
+        self.error, self.batches = error, batches
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        if not self.batches:
+            raise self.error
+        self.batches -= 1
+        return [Score(self.name, 1.0, "more", "") for _ in answers]
+
+
+@pytest.mark.parametrize("error", [JudgeError("no"), KeyboardInterrupt(), ValueError()], ids=repr)
+def test_a_file_that_nothing_was_kept_in_is_not_left(tmp_path: Path, error: BaseException) -> None:
+    answers = [Answer("a", str(i)) for i in range(BATCH + 1)]
+    with pytest.raises(type(error)):
+        Cached(Refusing(error, 0), tmp_path / "scores").score(answers)
+    assert list(tmp_path.iterdir()) == []
+    for batches in (1, 0):  # what was paid for stays, and a file that was there
+        with pytest.raises(type(error)):
+            Cached(Refusing(error, batches), tmp_path / "scores").score(answers)
+        assert (tmp_path / "scores").exists()

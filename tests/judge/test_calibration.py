@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from educe.errors import JudgeError
+from educe.errors import JudgeError, PromptError
 from educe.judge import Answer, Score
 from educe.judge.cache import Cached
 from educe.judge.calibration import Labelled, area, check_judge, read_labelled
@@ -193,3 +193,24 @@ def test_files_without_answers_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(JudgeError, match="holds no labelled answer"):
         read_labelled(tmp_path / "empty.jsonl")
+
+
+def test_lines_that_say_the_same_count_once(tmp_path: Path) -> None:
+    row = {"prompt": "a", "text": "b", "label": True}
+    others = [row | {"label": False}, row | {"plain": ["c"]}, row | {"group": "g"}]
+    lines = [row, others[0], row, *others[1:], others[0], row]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "once.jsonl").write_text("\n".join(map(json.dumps, [row, *others])))
+    said: list[str] = []
+    found = read_labelled(tmp_path / "labelled.jsonl", said.append)
+    assert found == read_labelled(tmp_path / "once.jsonl", said.append)
+    assert said == ["3 of the 7 labelled answers are as one before: counted once"]
+
+
+@pytest.mark.parametrize("field", ["prompt", "text", "plain", "group"])
+def test_half_a_character_in_a_labelled_answer_is_an_error(tmp_path: Path, field: str) -> None:
+    row = {"prompt": "a", "text": "b", "label": True, "plain": ["c"], "group": "g"}
+    row[field] = ["\ud800"] if field == "plain" else "\ud800"
+    (tmp_path / "labelled.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PromptError, match=r"line 1 has '\\ud800' at character 1"):
+        read_labelled(tmp_path / "labelled.jsonl")

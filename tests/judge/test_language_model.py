@@ -112,6 +112,12 @@ def test_a_rubric_is_needed() -> None:
 # -- comparisons -----------------------------------------------------------------------------------
 
 
+def test_what_a_reply_escapes_is_in_whole_characters() -> None:
+    asker = Saying('{"theme": "a \\ud83d\\ude00 and \\ud800", "in_second": 1, "in_first": 0}')
+    (found,) = Theme(asker).compare([ANSWERS[:2]])
+    assert found.why == "a \U0001f600 and \ufffd"
+
+
 def test_a_theme_is_counted_in_both_versions() -> None:
     asker = Saying(
         'Sure: {"theme": "tells the code", "in_second": 2, "in_first": 1} as asked',

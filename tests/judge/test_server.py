@@ -55,6 +55,11 @@ def test_each_reply_belongs_to_its_question() -> None:
     assert {body["temperature"] for body in loopback.asked} == {0}
 
 
+def test_replies_are_in_whole_characters() -> None:
+    with serving(lambda body: completion("a \ud800, b \U0001f600")) as at:
+        assert asked(Server(at.url, "m"), "?") == ["a \ufffd, b \U0001f600"]
+
+
 def test_no_question_is_no_call() -> None:
     with serving(echo) as loopback:
         assert asked(Server(loopback.url, "m")) == []

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe import files
 from educe.atlas import Atlas, AtlasConfig, Pair
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
@@ -156,7 +157,7 @@ def surveyed(
         with reporter.stage("atlas", len(missing), "pairs") as step:
             done = len(pairs) - len(missing)
             for known in survey(lm, batch, pairs, config, begun=begun):
-                path.parent.mkdir(parents=True, exist_ok=True)  # not before there is something
+                files.make_folder(path.parent)  # not before there is something
                 known.save(path)
                 step(len(known.pairs) - done)
                 done = len(known.pairs)

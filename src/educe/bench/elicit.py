@@ -419,11 +419,10 @@ def bench(
             name and seed with other weights.
     """
     settings = {"budget": asdict(budget), "place": asdict(place)}
-    out.mkdir(parents=True, exist_ok=True)
+    files.check_free(out)
     known = out / "settings.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
         raise RunError(f"{out} holds cells of another budget or place: choose another --out")
-    files.write_bytes(known, _json(settings))
     subject: Subject | None = None
     lm: LanguageModel | None = None
     at: tuple[Organism | None, int] = (None, -1)
@@ -451,6 +450,8 @@ def bench(
                 "threads": torch.get_num_threads(),
             }
             made = run_cell(subject, cell.family, cell.seed, place)
+            files.make_folder(out)  # not before there is something
+            files.write_bytes(known, _json(settings))
             files.write_bytes(path, _json(facts | made))
         if on_cell is not None:
             on_cell(cell)

@@ -19,7 +19,6 @@ from educe.cli.options import (
     Model,
     Revision,
     Seed,
-    encoded_once,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -69,7 +68,9 @@ def atlas(
     from educe.atlas import ATLAS, AtlasConfig, grid
     from educe.atlas.choice import CHEAP, choose, promising, thinned
     from educe.atlas.survey import surveyed
+    from educe.files import check_free
     from educe.loading import load
+    from educe.once import encoded_once
     from educe.progress import reporter
     from educe.report import page
     from educe.threads import choose as choose_threads
@@ -78,6 +79,7 @@ def atlas(
     if not asked:
         raise PromptError("no prompt: give at least one, or a file with --prompts")
     folder = out or new_folder("atlas")
+    check_free(folder)
     file = folder / ATLAS
     if file.exists() and not resume:
         raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import FLAG, Count, Debug, Json, N, Real
+from educe.cli.options import FLAG, Count, Debug, Json, Layer, N, Positive
 from educe.cli.streams import print_json, print_text
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
@@ -22,9 +22,9 @@ def elicit(
     n: N = 24,
     passes: Count = 24,
     prompts: Count = 1,
-    louder: Real = 1.0,
-    source: Real = 0.33,
-    target: Real = 0.8,
+    louder: Positive = 1.0,
+    source: Layer = 0.33,
+    target: Layer = 0.8,
     positions: str = "all",
     quick: Annotated[bool, FLAG] = False,
     out: Path | None = None,

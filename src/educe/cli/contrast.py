@@ -13,12 +13,11 @@ from educe.cli.options import (
     Device,
     DType,
     Json,
+    Layer,
     Model,
     N,
-    Real,
     Revision,
     Seed,
-    encoded_once,
     new_folder,
 )
 from educe.cli.streams import print_json, print_text
@@ -36,8 +35,8 @@ def contrast(
     revision: Revision = None,
     dtype: DType = "auto",
     device: Device = None,
-    source: Real = 0.33,
-    target: Real = 0.6,
+    source: Layer = 0.33,
+    target: Layer = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
     n: N = 8,
@@ -77,9 +76,11 @@ def contrast(
         folder of the two files; by default a new one under runs/
     """
     from educe.contrast import difference_of_means, optimised
+    from educe.files import check_free, make_folder
     from educe.loading import load
+    from educe.once import encoded_once
     from educe.progress import reporter
-    from educe.radius import parse
+    from educe.radius import parse, read
     from educe.slice import Slice
     from educe.threads import choose
 
@@ -88,7 +89,11 @@ def contrast(
         raise MethodError("contrast: give --positive and --negative, or prompts with --say")
     if not by_sets and not prompts:
         raise PromptError("no prompt: give what the words are to be the answer to")
-    read = [read_prompts(file) for file in (positive, negative) if file is not None]
+    if len(read(radius)[0]) > 1:
+        raise RadiusError(f"radius {radius!r}: give one")
+    sets = [read_prompts(file) for file in (positive, negative) if file is not None]
+    folder = out or new_folder("contrast")
+    check_free(folder)
     telling = reporter()
     choose(telling.say)
     lm = load(
@@ -99,13 +104,11 @@ def contrast(
         device=device,
         progress=telling.say,
     )
-    batches = [encoded_once(lm, some, telling.say) for some in read or [list(prompts)]]
+    batches = [encoded_once(lm, some, telling.say) for some in sets or [list(prompts)]]
     part = Slice(lm, batches[0], source=source, target=target)
     with telling.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)
         step()
-    if len(sizes) > 1:
-        raise RadiusError(f"radius {radius!r}: give one")
     place: dict[str, Any] = {"source": source, "radius": sizes[0], "positions": positions}
     if say is None:
         found = difference_of_means(lm, *batches, **place)
@@ -113,8 +116,7 @@ def contrast(
     else:
         search = partial(optimised, lm, batches[0], say, **place, n=n, seed=seed)
         found, control = search(), search(shuffled=True)
-    folder = out or new_folder("contrast")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {}
     for role, made in (("given", found), ("control", control)):
         files[role] = folder / f"{made.method}.safetensors"

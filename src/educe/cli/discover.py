@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,13 +17,14 @@ from educe.cli.options import (
     DeviceMap,
     DType,
     Json,
+    LayerOrAuto,
     Model,
     N,
-    Real,
-    RealOrAuto,
+    NonNegative,
     Revision,
     Seed,
     new_folder,
+    to_go_on,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
@@ -49,17 +49,17 @@ def discover(
     control: Path | None = None,
     within: str | None = None,
     ball: Literal["plain", "whitened"] = "plain",
-    quiet: Real = 0.0,
+    quiet: NonNegative = 0.0,
     quiet_by: Literal["effect", "kl"] = "effect",
     ordinary: str = "bundled",
     n: N = 64,
-    source: RealOrAuto = 0.33,
-    target: RealOrAuto = 0.6,
+    source: LayerOrAuto = 0.33,
+    target: LayerOrAuto = 0.6,
     positions: str = "all",
     readout: str = "last:3",
     radius: str = "auto",
     samples: Count = 1,
-    temperature: Real = 0.0,
+    temperature: NonNegative = 0.0,
     max_new_tokens: Count = 32,
     seed: Seed = 0,
     fresh: Path | None = None,
@@ -248,7 +248,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bo
             summary = discover_behaviours(run, reporter=telling)
             written = page.write(run, out / "report.html")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"educe discover --resume --out {shlex.quote(str(out))}") from None
+        raise to_go_on("discover", out) from None
     if as_json:
         data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
         print_json(data, indent=1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, opened, some
-from educe.cli.options import FLAG, Count, Debug, Json, Natural, Real, Seed
+from educe.cli.options import FLAG, Count, Debug, Json, Natural, Positive, Seed
 
 
 def examine(
@@ -20,7 +20,7 @@ def examine(
     judge: str | None = None,
     asked: Asked = HERE,
     ordinary: str = "bundled",
-    budget: Real = 1.0,
+    budget: Positive = 1.0,
     compared: Count = 16,
     seed: Seed = 0,
     as_json: Json = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import Count, Debug, Json, Natural, Real
+from educe.cli.options import Count, Debug, Json, Natural, Real, Seconds
 from educe.cli.streams import print_json, print_text
 from educe.errors import JudgeError
 from educe.visible import isolated, visible
@@ -55,7 +55,7 @@ class Asked:
     judge_model: str = "embedded"
     judge_name: str | None = None
     at_once: Count = 8
-    time_out: Real = 60.0
+    time_out: Seconds = 60.0
     retries: Natural = 4
     max_calls: Count | None = None
     max_tokens: Count | None = None
@@ -135,9 +135,9 @@ def check(
     from educe.judge.calibration import check_judge, read_labelled
     from educe.progress import reporter
 
-    rows = read_labelled(labelled)
-    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     telling = reporter()
+    rows = read_labelled(labelled, telling.say)
+    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with _going_on():
         for each in asked.judges(judge, telling.say):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from educe.cli.opening import end, opened, some
-from educe.cli.options import Debug, Json, Natural, Real
+from educe.cli.options import Debug, Json, Natural, Part
 
 
 def front(
@@ -39,7 +39,7 @@ def sparse(
     /,
     *numbers: Natural,
     basis: str = "residual",
-    keep: Real = 0.8,
+    keep: Part = 0.8,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

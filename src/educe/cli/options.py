@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter, Token, validators
 
 from educe.errors import RunError
-from educe.whole import MOST, SEEDS, read_real, read_whole
+from educe.whole import MOST, SEEDS, read_layer, read_real, read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from educe.model import LanguageModel
-    from educe.rendering import Prompt, PromptBatch
     from educe.run.store import Run
 
 FLAG = Parameter(negative="", show_default=False)
@@ -30,20 +26,36 @@ def _read(low: int, high: int = MOST) -> Parameter:
     return Parameter(converter=lambda type_, tokens: read_whole(tokens[0].value, low, high))
 
 
-def _real(type_: Any, tokens: Sequence[Token]) -> float | str:
-    """Read a number that is finite, or one of the words that may stand for it."""
-    text = tokens[0].value
-    if text in [word for kind in get_args(type_) for word in get_args(kind)]:
-        return text
-    return read_real(text)
+def _real(read: Callable[[str], float] = read_real, **bounds: float) -> Parameter:
+    """Return what reads finite numbers, or one of the words that may stand for them.
+
+    Args:
+        read: Reads a number.
+        bounds: Between which numbers lie: gt, gte, lt, lte.
+    """
+
+    def converter(type_: Any, tokens: Sequence[Token]) -> float | str:
+        text = tokens[0].value
+        words = [word for kind in get_args(type_) for word in get_args(kind)]
+        return text if text in words else read(text)
+
+    within = validators.Number(**bounds) if bounds else None
+    return Parameter(converter=converter, validator=within)
 
 
 #: Numbers. What is counted is 1 or more, or 0 or more; a seed has bounds of its own.
 Count = Annotated[int, _read(1)]
 Natural = Annotated[int, _read(0)]
 Seed = Annotated[int, _read(0, SEEDS)]
-Real = Annotated[float, Parameter(converter=_real)]
-RealOrAuto = Annotated[float | Literal["auto"], Parameter(converter=_real)]
+Real = Annotated[float, _real()]
+Positive = Annotated[float, _real(gt=0)]
+NonNegative = Annotated[float, _real(gte=0)]
+Share = Annotated[float, _real(gt=0, lte=1)]
+Part = Annotated[float, _real(gt=0, lt=1)]  #: a share that is not all
+AtLeastOne = Annotated[float, _real(gte=1)]
+Seconds = Annotated[float, _real(gt=0, lte=86_400)]  #: of one wait: a day at most
+Layer = Annotated[float, _real(read_layer)]
+LayerOrAuto = Annotated[float | Literal["auto"], _real(read_layer)]
 N = Annotated[Count, Parameter(name=["-n", "--n"])]
 
 #: The options of every command that loads a model.
@@ -72,18 +84,13 @@ def check_begun(run: Run) -> None:
         )
 
 
-def encoded_once(
-    lm: LanguageModel, prompts: Sequence[Prompt], say: Callable[[str], None]
-) -> PromptBatch:
-    """Encode prompts; of those that the model reads alike, one, and say so."""
-    from educe.rendering import distinct
-
-    places, said = distinct("prompts", lm.encode(prompts))
-    for sentence in said:
-        say(sentence)
-    return lm.encode([prompts[i] for i in places])
-
-
 def new_folder(kind: str) -> Path:
     """Return the name of a new folder under runs/."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
+
+
+def to_go_on(command: str, folder: Path) -> KeyboardInterrupt:
+    """Return an interrupt that says how to go on, where there is a run to go on with."""
+    there = (folder / "run.sqlite").exists()  # one that has kept nothing is removed
+    hint = f"educe {command} --resume --out {shlex.quote(str(folder))}"
+    return KeyboardInterrupt(*[hint] if there else [])

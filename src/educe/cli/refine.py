@@ -11,7 +11,18 @@ from cyclopts import App, Parameter
 from educe.cli import lighter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import check_known, end, opened, some
-from educe.cli.options import FLAG, Count, Debug, Json, Natural, Real, Seed, check_begun
+from educe.cli.options import (
+    FLAG,
+    AtLeastOne,
+    Count,
+    Debug,
+    Json,
+    Natural,
+    Part,
+    Seed,
+    Share,
+    check_begun,
+)
 from educe.cli.streams import print_json
 from educe.errors import MethodError
 
@@ -32,8 +43,8 @@ def path(
     run: Path,
     /,
     *numbers: Natural,
-    low: Real = 0.25,
-    high: Real = 2.0,
+    low: Part = 0.25,
+    high: AtLeastOne = 2.0,
     steps: Count = 5,
     settle: Natural = 12,
     basis: Annotated[list[str] | None, Parameter(negative="")] = None,
@@ -76,11 +87,6 @@ def path(
     from educe.report import tables
     from educe.run.settings import encoded, stored
 
-    if not (0 < low < 1 <= high) or steps < 1 or min(nulls, settle) < 0:
-        raise MethodError(
-            "a path goes from low, below 1, to high, with one step or more a doubling; settle and "
-            "nulls are 0 or more"
-        )
     with opened(run, numbers) as (found, lm, telling):
         plan = PathPlan(
             tuple(dict.fromkeys(numbers)) or _effective(found),
@@ -104,10 +110,10 @@ def shrink(
     run: Path,
     /,
     *numbers: Natural,
-    keep: Real = 0.8,
+    keep: Share = 0.8,
     by: str | None = None,
     asked: Asked = HERE,
-    low: Real = 0.1,
+    low: Part = 0.1,
     steps: Count = 4,
     optimise: Annotated[bool, FLAG] = False,
     as_json: Json = False,
@@ -143,8 +149,6 @@ def shrink(
     from educe.run.store import Run
     from educe.threads import choose
 
-    if not (0 < keep <= 1 and 0 < low < 1) or steps < 1:
-        raise MethodError("keep is a share up to 1, low one below 1, and steps is 1 or more")
     chosen = tuple(dict.fromkeys(some(numbers)))
     telling = reporter()
     with Run.open(run) as found:

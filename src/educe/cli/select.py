@@ -19,17 +19,18 @@ from educe.cli.options import (
     DeviceMap,
     DType,
     Json,
+    Layer,
     Model,
     N,
-    Real,
     Revision,
     Seed,
     new_folder,
+    to_go_on,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, RunError
 from educe.prompts import read_prompts
-from educe.whole import read_whole
+from educe.whole import read_layer, read_real, read_whole
 
 ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
@@ -136,7 +137,7 @@ def tune(
     sources: str = "0.2,0.33,0.5",
     radii: str = "0.3x,0.5x,0.75x",
     signs: Literal["both", "one"] = "both",
-    target: Real = 0.6,
+    target: Layer = 0.6,
     n: N = 8,
     pulls: Count = 240,
     retest: Count = 64,
@@ -224,14 +225,14 @@ def tune(
     )
     where = out or new_folder("tune")
     as_it_was = resume and wanted == tuning.Tuning(Settings(prompts=()))
-    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
     telling = reporter()
     choose(telling.say)
+    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
     try:
         with run:
             tuned, was = tuning.tune(run, reporter=telling), tuning.stored_tuning(run)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"educe tune --resume --out {shlex.quote(str(where))}") from None
+        raise to_go_on("tune", where) from None
     if as_json:
         print_json(_tuned_as_data(tuned, was, where), indent=1)
     else:
@@ -245,9 +246,11 @@ def _numbers(text: str) -> tuple[float, ...]:
         MethodError: They are none.
     """
     try:
-        return tuple(float(word) for word in text.split(","))
+        return tuple(read_layer(word.strip()) for word in text.split(","))
     except ValueError:
-        raise MethodError(f"sources {text!r}: write numbers, as in 0.2,0.33 or 8,12") from None
+        raise MethodError(
+            f"sources {text!r}: write indices or fractions of the depth, as in 0.2,0.33 or 8,12"
+        ) from None
 
 
 def _flags(setting: Setting, tuned: Tuned, was: Tuning) -> str:
@@ -307,7 +310,7 @@ def _rungs(text: str) -> tuple[tuple[int, float], ...]:
     """
     try:
         pairs = [word.split(":") for word in text.split(",")]
-        return tuple((read_whole(many), float(share)) for many, share in pairs)
+        return tuple((read_whole(many), read_real(share)) for many, share in pairs)
     except ValueError:
         raise MethodError(f"rungs {text!r}: write prompts:share, as in 10:0.25,60:1") from None
 

@@ -35,7 +35,7 @@ from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Noise, Vectors, Within
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.slice import Slice
-from educe.whole import check_whole
+from educe.whole import check_bounds, check_whole
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
@@ -135,7 +135,7 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
     """Return a method's configuration.
 
     Raises:
-        MethodError: The method has no such setting, or it takes another type of value.
+        MethodError: The method has no such setting, or it takes other values.
     """
     config = named(method).config
     types = get_type_hints(config)
@@ -148,11 +148,20 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
         if value not in choices if choices else type(value) not in accepted:
             wanted = " or ".join(map(repr, choices)) or types[name].__name__
             raise MethodError(f"{method}: {name} is {value!r}, expected {wanted}")
-        if types[name] is int:
-            check_whole(f"{method}: {name}", value, 0)
         if types[name] is float and not -_LARGEST <= value <= _LARGEST:
             raise MethodError(f"{method}: {name} is {value!r}, expected a finite number")
-    return config(**settings)
+    return within_bounds(method, config(**settings))
+
+
+def within_bounds(method: str, config: Any) -> Any:
+    """Return a method's configuration if its numbers are within the bounds that are declared there.
+
+    Raises:
+        MethodError: One is not.
+    """
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        check_bounds(f"{method}: {name}", getattr(config, name), hint)
+    return config
 
 
 def search(
@@ -180,7 +189,7 @@ def search(
 
     Raises:
         MethodError: The method is unknown or cannot work with these settings.
-        RadiusError: The radius is not above zero.
+        RadiusError: The radius is not above zero, or so small that it is lost in rounding.
         EffectError: The radius is so large that the model breaks down.
     """
     how = named(method)
@@ -188,7 +197,7 @@ def search(
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
-    config = config if config is not None else how.config()
+    config = within_bounds(method, config if config is not None else how.config())
     part = prepared(part, method, n=n, config=config, seed=seed)
     if state is None:
         state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))
@@ -285,4 +294,5 @@ def origin(part: Slice) -> Origin:
         readout=part.readout,
         unit=part.unit,
         prompts_sha256=digest(part.batch.texts),
+        model_parts=dict(lm.parts),
     )

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from educe import kinds
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.slice import Slice
+from educe.whole import Above, AtLeast
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class CpeConfig:
             ``φ``.
     """
 
-    iterations: int = 10
-    blocks: int = 4
+    iterations: Annotated[int, AtLeast(1)] = 10
+    blocks: Annotated[int, AtLeast(1)] = 4
     init: Literal["backward", "random"] = "backward"
-    inner: int = 10
-    temperature: float = 1.0
+    inner: Annotated[int, AtLeast(0)] = 10
+    temperature: Annotated[float, Above(0)] = 1.0
     per_block: bool = False
 
 
@@ -94,7 +95,7 @@ def step(part: Slice, radius: float, config: CpeConfig, state: State) -> tuple[S
     )
     new = State(
         directions=part.kind.normalised(apart),
-        outputs=normalize(effect, dim=1),
+        outputs=directed(effect)[0],
         curve=torch.cat([state["curve"], reached[None]]),
     )
     return new, Progress(len(new["curve"]) >= config.iterations, float(reached.mean()))
@@ -106,14 +107,15 @@ def finish(part: Slice, radius: float, config: CpeConfig, state: State) -> State
     Published runs do not rank factors by any such number: they choose by what the model writes.
     """
     effect = part.effect(part.kind.scaled(state["directions"], radius))
+    u, size = directed(effect)
     reached = (effect * state["outputs"]).sum(1)
     order = reached.argsort(descending=True)
     return State(
         {
             "directions": state["directions"][order],
-            "outputs": normalize(effect, dim=1)[order],
+            "outputs": u[order],
             "score.objective": reached[order],
-            "score.effect": effect.norm(dim=1)[order],
+            "score.effect": size[order],
             "curve": state["curve"][:, order],
         }
     )

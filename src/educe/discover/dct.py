@@ -29,7 +29,7 @@ where the other prompts move most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -38,10 +38,11 @@ from torch import Tensor
 from educe.discover.hold import turned
 from educe.discover.linear import jacobian_rows, random_probes, singular_directions
 from educe.discover.penalty import penalty, scores
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class DctConfig:
             ``hold ⟨u, Δ⟩ ∇V``.
     """
 
-    iterations: int = 10
+    iterations: Annotated[int, AtLeast(1)] = 10
     init: Literal["random", "jacobian"] = "random"
-    projections: int = 32
+    projections: Annotated[int, AtLeast(1)] = 32
     hold: float = 0.0
 
 
@@ -75,8 +76,7 @@ def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Gen
         probes = random_probes(part, config.projections, draw)
         _, known = singular_directions(jacobian_rows(part, probes))
         v = torch.cat([known[:n], v[len(known) :]])
-    effect = part.effect(radius * orthonormal(v))
-    u = effect / effect.norm(dim=1, keepdim=True)
+    u, _ = directed(part.effect(radius * orthonormal(v)))
     return State(directions=v, outputs=u, curve=torch.zeros(0, n, dtype=v.dtype, device=v.device))
 
 
@@ -98,7 +98,7 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
         reached, kept = reached - lost.value, lost.kept | {"steepest": steepest}
     new = kept | State(
         directions=gradient / gradient.norm(dim=1, keepdim=True),
-        outputs=effect / effect.norm(dim=1, keepdim=True),
+        outputs=directed(effect)[0],
         curve=torch.cat([state["curve"], reached[None]]),
     )
     return new, Progress(len(new["curve"]) >= config.iterations, float(reached.mean()))
@@ -108,8 +108,7 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
     """Solve for ``α`` and order the factors by it."""
     v = state["directions"]
     effect = part.effect(radius * v)
-    size = effect.norm(dim=1)
-    u = effect / size[:, None]
+    u, size = directed(effect)
     alpha = solve_alpha(u, v, effect)
     order = alpha.square().argsort(descending=True)
     others = scores(part, radius, state)

@@ -18,6 +18,7 @@ in the stream. Both signs are given, as in `educe.discover.linear`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -26,9 +27,10 @@ from torch import Tensor
 from educe.discover import power
 from educe.discover.linear import both_signs
 from educe.discover.power import PowerConfig
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.slice import Slice
+from educe.whole import Above, AtLeast
 
 #: Directions whose product with ``B`` is one step.
 AT_ONCE = 16
@@ -40,16 +42,17 @@ class GeneralisedConfig:
 
     Attributes:
         subspace: ``k``: how many leading singular vectors span where it is solved.
-        ridge: ``ε`` as a share of the mean eigenvalue of ``B`` there. Smaller, and what counts is
-            to leave other prompts alone, however little the target moves.
+        ridge: ``ε`` as a share of the mean eigenvalue of ``B`` there, above zero: else a ratio has
+            no largest value. Smaller, and what counts is to leave other prompts alone, however
+            little the target moves.
         iterations: See `PowerConfig`.
         tolerance: See `PowerConfig`.
     """
 
-    subspace: int = 64
-    ridge: float = 0.1
-    iterations: int = 6
-    tolerance: float = 0.02
+    subspace: Annotated[int, AtLeast(1)] = 64
+    ridge: Annotated[float, Above(0)] = 0.1
+    iterations: Annotated[int, AtLeast(1)] = 6
+    tolerance: Annotated[float, AtLeast(0)] = 0.02
 
 
 def start(
@@ -68,8 +71,6 @@ def start(
             f"generalised has {k} directions here, with two signs each: ask for at most {2 * k} "
             "perturbations, or set a larger subspace"
         )
-    if config.ridge <= 0:
-        raise MethodError("ridge must be above zero: else a ratio has no largest value")
     state = power.start(part, 2 * k, radius, _block(config), draw)
     return state | {"others": state["products"], "n": torch.tensor(n)}
 
@@ -99,7 +100,7 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
     wanted = -(-n // 2)
     inside = torch.nn.functional.normalize(rows[:wanted], dim=1)
     v, effect = both_signs(part, radius, inside @ span.v)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
 
     def gain(of: Tensor) -> Tensor:
         """Return ``‖J v‖``, root mean square over positions, for both signs."""
@@ -107,7 +108,7 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
 
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.ratio": value[:wanted].repeat_interleave(2),
         "score.gain": gain(a),
         "score.gain_beside": gain(b),

@@ -20,6 +20,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.discover.state import directed
 from educe.slice import Slice
 
 
@@ -28,7 +29,7 @@ def turned(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n s"]]:
     """Return ``V`` of some vectors, and its gradient, exactly."""
     effect, moved = part.jvp(theta, theta)
-    square = effect.square().sum(1, keepdim=True)
+    square = directed(effect)[1].square()[:, None]
     exponent = (effect * moved).sum(1, keepdim=True) / square
     across = moved - exponent * effect
     by_moved = 2 * across / square

@@ -18,17 +18,18 @@ are close to random directions; here they are the singular vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.kinds import Vectors
 from educe.orthogonal import orthonormal, upright
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class LinearDctConfig:
     """
 
     mode: Literal["full", "projected"] = "full"
-    projections: int = 32
-    steps: int = 16
+    projections: Annotated[int, AtLeast(1)] = 32
+    steps: Annotated[int, AtLeast(1)] = 16
 
 
 def start(
@@ -81,10 +82,10 @@ def finish(part: Slice, radius: float, config: LinearDctConfig, state: State) ->
     n = int(state["n"])
     value, right = singular_directions(state["rows"])
     v, effect = both_signs(part, radius, right[: -(-n // 2)])
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.singular_value": value.repeat_interleave(2)[: len(v)],
         "score.effect": size,
     }

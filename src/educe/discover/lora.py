@@ -14,7 +14,7 @@ column, where there it is a ``lora_alpha`` that PEFT divides by the rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -23,6 +23,7 @@ from educe.discover import melbo
 from educe.discover.melbo import AscentConfig
 from educe.discover.state import Progress, State
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 finish = melbo.finish
 
@@ -36,7 +37,7 @@ class LoraConfig(AscentConfig):
             as large as that sounds.
     """
 
-    rank: int = 8
+    rank: Annotated[int, AtLeast(1)] = 8
 
 
 def kind(part: Slice, n: int, config: LoraConfig, seed: int) -> kinds.Kind:

@@ -23,6 +23,7 @@ With other prompts beside the slice the objective is the above less ``μ c g`` (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -30,10 +31,11 @@ from torch import Tensor
 
 from educe.discover import hold
 from educe.discover.penalty import penalty, scores, tangent
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.slice import Slice
 from educe.slice.chunks import Shift
+from educe.whole import Above, AtLeast
 
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8
@@ -45,6 +47,7 @@ class AscentConfig:
 
     Attributes:
         power: ``p``: 2 counts tokens alike by their squared change; larger is spikier over tokens.
+            Below 1 a token that does not move has no gradient.
         root: ``q``: 1, or ``p`` to keep the gradient alive where the objective is flat.
         step: Length of a step as a share of the radius.
         steps: The most steps.
@@ -52,12 +55,12 @@ class AscentConfig:
         patience: How many steps that is.
     """
 
-    power: float = 2.0
-    root: float = 1.0
-    step: float = 0.3
-    steps: int = 60
+    power: Annotated[float, AtLeast(1)] = 2.0
+    root: Annotated[float, AtLeast(1)] = 1.0
+    step: Annotated[float, Above(0)] = 0.3
+    steps: Annotated[int, AtLeast(1)] = 60
     tolerance: float = 0.02
-    patience: int = 8
+    patience: Annotated[int, AtLeast(1)] = 8
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,12 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         part.kind.scaled(state["directions"], radius),
         lambda shift: objective(shift, config.power, config.root),
     )
-    size, others = effect.norm(dim=1), scores(part, radius, state)
+    (u, size), others = directed(effect), scores(part, radius, state)
     if others and part.beside is not None:
         value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
     return others | {
         "directions": state["directions"],
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.objective": value,
         "score.effect": size,
         "curve": torch.cat([state["curve"], value[None]]),

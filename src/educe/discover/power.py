@@ -26,17 +26,18 @@ What differs from the reference code, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal, projected
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 #: Eigenvalues of ``JᵀJ`` are equal if they differ by less than so many roundings of the largest.
 BLURRED = 100
@@ -51,19 +52,20 @@ class PowerConfig:
 
     Attributes:
         iterations: The most products of ``JᵀJ`` with a block.
-        padding: Columns of the block beyond the vectors that are wanted.
+        padding: Columns of the block beyond the vectors that are wanted; one at least, to tell
+            the gap after the last of these.
         tolerance: End when ``‖JᵀJ v - σ² v‖`` is below this share of ``σ²`` for each vector.
         band: Neighbours whose singular values differ by less than this share are in one band.
         search: Steps of the search inside each band; 0 leaves the singular vectors as they are.
         starts: Of that search, in each band: the singular vectors, the others random rotations.
     """
 
-    iterations: int = 10
-    padding: int = 4
-    tolerance: float = 0.005
-    band: float = 0.05
-    search: int = 0
-    starts: int = 4
+    iterations: Annotated[int, AtLeast(1)] = 10
+    padding: Annotated[int, AtLeast(1)] = 4
+    tolerance: Annotated[float, AtLeast(0)] = 0.005
+    band: Annotated[float, AtLeast(0)] = 0.05
+    search: Annotated[int, AtLeast(0)] = 0
+    starts: Annotated[int, AtLeast(1)] = 4
 
 
 class Spectrum(NamedTuple):
@@ -72,8 +74,8 @@ class Spectrum(NamedTuple):
     Attributes:
         v: Right singular vectors, ``[vectors, width]``.
         square: Their squared singular values.
-        gap: Relative distance of each singular value to the next.
-        residual: ``‖JᵀJ v - σ² v‖ / σ²``.
+        gap: Relative distance of each singular value to the next; 0 of zero to zero.
+        residual: ``‖JᵀJ v - σ² v‖ / σ²``; for ``σ = 0``, 0 if ``JᵀJ v`` is 0 too, else infinite.
         band: Number of the band that each is in.
     """
 
@@ -93,10 +95,6 @@ def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.G
             f"power has {size} directions here, with two signs each: ask for at most {2 * size} "
             "perturbations"
         )
-    if config.padding < 1:
-        raise MethodError("power needs padding of 1 or more, to tell the gap after the last vector")
-    if config.search and config.starts < 1:
-        raise MethodError("a search inside bands needs starts of 1 or more")
 
     def drawn(rows: int) -> Tensor:
         return part.kind.draw(rows, draw).to(part.device, part.work_dtype)
@@ -123,7 +121,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     found = spectrum(state, config)
     w, gap, residual = state.get("turned", found.v), found.gap, found.residual
     pairs, effect = both_signs(part, radius, w)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     order = torch.arange(len(w), device=w.device)
     if "turned" in state:  # what is said of a turned vector is said of its band
         order = ranked(size[::2])
@@ -134,7 +132,7 @@ def finish(part: Slice, radius: float, config: PowerConfig, state: State) -> Sta
     items = torch.stack([2 * order, 2 * order + 1], 1).flatten()
     both = {
         "directions": pairs[items],
-        "outputs": effect[items] / size[items, None],
+        "outputs": u[items],
         "score.singular_value": value.repeat_interleave(2),
         "score.gap": gap.repeat_interleave(2),
         "score.band": found.band.repeat_interleave(2),
@@ -153,12 +151,17 @@ def spectrum(state: State, config: PowerConfig) -> Spectrum:
     square, turn = torch.linalg.eigh((basis @ products.T + products @ basis.T) / 2)
     square, turn = square.flip(0).clamp(min=0), _drawn(square.flip(0), turn.flip(1).T)
     sizes = torch.cat([square.sqrt(), square.new_zeros(1)])
-    gap = (1 - sizes[1:] / sizes[:-1])[:vectors]
+    gap = shares(sizes[:-1] - sizes[1:], sizes[:-1])[:vectors]
     turn, square = turn[:vectors], square[:vectors]
     v = turn @ basis
-    residual = (turn @ products - square[:, None] * v).norm(dim=1) / square
+    residual = shares((turn @ products - square[:, None] * v).norm(dim=1), square)
     band = torch.cat([gap.new_zeros(1), (gap[:-1] >= config.band).cumsum(0)]).long()
     return Spectrum(v, square, gap, residual, band)
+
+
+def shares(part: Float[Tensor, "k"], whole: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """Return ``part / whole``; 0 of 0 is 0, and anything else of 0 is infinite."""
+    return (part / whole).where(part != 0, 0.0)
 
 
 def _drawn(square: Float[Tensor, "b"], turn: Float[Tensor, "b b"]) -> Float[Tensor, "b b"]:

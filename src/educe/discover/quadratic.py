@@ -20,15 +20,17 @@ given, one after the other, as the other methods that work at zero do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.orthogonal import orthonormal
 from educe.slice import Slice
+from educe.whole import AtLeast
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class QuadraticDctConfig:
         iterations: How often ``U`` and ``V`` are updated.
     """
 
-    iterations: int = 20
+    iterations: Annotated[int, AtLeast(1)] = 20
 
 
 def start(
@@ -78,10 +80,10 @@ def finish(part: Slice, radius: float, config: QuadraticDctConfig, state: State)
     _, curvature = _bent(part, v)
     order = curvature.argsort(descending=True)
     v, effect = both_signs(part, radius, v[order])
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     found = {
         "directions": v,
-        "outputs": effect / size[:, None],
+        "outputs": u,
         "score.curvature": curvature[order].repeat_interleave(2),
         "score.effect": size,
     }

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
+
+from educe.errors import RadiusError
 
 
 class State(dict[str, Tensor]):
@@ -17,6 +20,21 @@ class State(dict[str, Tensor]):
 
     def __or__(self, other: dict[str, Tensor]) -> State:  # type: ignore[override]
         return State({**self, **other})
+
+
+def directed(effect: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+    """Return the directions of effects, of norm one or zero where nothing arrives, and their norms.
+
+    Raises:
+        RadiusError: All are zero: the radius is lost in rounding.
+    """
+    size = effect.norm(dim=1)
+    if not size.any():
+        raise RadiusError(
+            "no perturbation changes anything at the target, not even in the last digit: use a "
+            "larger radius"
+        )
+    return (effect / size[:, None]).where(effect != 0, 0.0), size
 
 
 class Progress(NamedTuple):

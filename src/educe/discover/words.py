@@ -16,19 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from educe import positions
 from educe.blocks import replaced, stream_in
-from educe.discover.state import Progress, State
+from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.generation import Prefix
 from educe.kinds import Vectors
 from educe.slice import Slice
+from educe.whole import Above, AtLeast
+
+#: Words over which the mean is taken: of the whole vocabulary, however few of them are tried.
+AVERAGED = 512
 
 
 @dataclass(frozen=True)
@@ -41,23 +46,26 @@ class WordsConfig:
             one token of the question, its last by default (see `educe.positions`).
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
-        steps: In how many parts; the mean is over the words of the first.
+        steps: In how many parts; it makes no difference to what is found.
     """
 
-    words: int = 0
+    words: Annotated[int, AtLeast(0)] = 0
     screen: str = "asked:1"
-    louder: float = 2.0
-    steps: int = 64
+    louder: Annotated[float, Above(0)] = 2.0
+    steps: Annotated[int, AtLeast(1)] = 64
+
+    def __post_init__(self) -> None:
+        positions.check(self.screen)
 
 
 def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.Generator) -> State:
     """Put the words of the vocabulary into an order."""
     known = vocabulary(part)
-    words = known[torch.randperm(len(known), generator=draw)]
-    words = words[: config.words] if config.words else words
+    known = known[torch.randperm(len(known), generator=draw)]
+    words = known[: config.words] if config.words else known
     if n > len(words):
         raise MethodError(f"words: {n} perturbations of {len(words)} words; ask for fewer, or more")
-    mean = streams(part, words[: _each(words, config)], config.screen).mean(0)
+    mean = streams(part, known[:AVERAGED], config.screen).mean(0)
     return State(
         words=words,
         wanted=torch.tensor(n),
@@ -106,11 +114,11 @@ def finish(part: Slice, radius: float, config: WordsConfig, state: State) -> Sta
     """
     v = state["directions"]
     effect = part.effect(radius * v)
-    size = effect.norm(dim=1)
+    u, size = directed(effect)
     return State(
         {
             "directions": v,
-            "outputs": effect / size[:, None],
+            "outputs": u,
             "score.token": state["token"],
             "score.screened": state["size"],
             "score.effect": size,
@@ -122,16 +130,17 @@ def vocabulary(part: Slice) -> Int[Tensor, "w"]:
     """Return the tokens that are a word: a space and letters.
 
     Raises:
-        MethodError: The tokenizer marks no spaces, or there is none.
+        MethodError: The tokenizer marks no spaces, or there are none to tell apart.
     """
     tokens = part.lm.tokenizer.get_vocab() if part.lm.tokenizer is not None else {}
     # How tokenizers of bytes and of pieces write a space.
     found = sorted(
         number for text, number in tokens.items() if text[:1] in "Ġ▁" and text[1:].isalpha()
     )
-    if not found:
+    if len(found) < 2:  # one alone is its own mean, and has no direction
         raise MethodError(
-            f"words: the vocabulary of {part.lm.name} has no words that begin with a space"
+            f"words: the vocabulary of {part.lm.name} has {len(found) or 'no'} words that begin "
+            "with a space, and it takes two to tell them apart"
         )
     return torch.tensor(found)
 
@@ -146,7 +155,9 @@ def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, 
     kept = batch.mask[0].bool()
     at = int(batch.at(screen)[0][kept].int().argmax())
     if not at:
-        raise MethodError(f"words: screen {screen!r} is the prompt's first token: take a later one")
+        raise MethodError(
+            f"words: screen {screen!r} is no token after the prompt's first: take one"
+        )
     before = Prefix(lm, lm.pad([batch.ids[0][kept][:at].tolist()]), [0], source)
     cache = DynamicCache(config=lm.unwrapped.config)
     cache.layers[: source + 1] = before.lower(torch.zeros(len(words), dtype=torch.long))

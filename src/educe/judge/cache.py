@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -99,7 +99,7 @@ class Cached:
         work: Callable[[Sequence[int]], Iterator[list[tuple[int, Score]]]],
     ) -> list[Score]:
         keys = [_key(self.identity, group) for group in groups]
-        with _reporting(self.path), closing(sqlite3.connect(self.path)) as database:
+        with _reporting(self.path), _opened(self.path) as database:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute(SCHEMA)
@@ -152,6 +152,23 @@ def _read(database: sqlite3.Connection, keys: Sequence[str]) -> Iterable[tuple[s
         marks = ",".join("?" * len(some))
         for key, *score in database.execute(f"SELECT * FROM scores WHERE key IN ({marks})", some):
             yield key, Score(*score)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file of scores; where an error leaves a new one empty, it is removed."""
+    new = not path.exists()
+    with closing(sqlite3.connect(path)) as database:
+        try:
+            yield database
+        except BaseException:
+            with suppress(sqlite3.Error):  # the first error is the one to tell
+                new = new and not database.execute("SELECT count(*) FROM scores").fetchone()[0]
+            database.close()
+            if new:
+                for end in ("-wal", "-shm", ""):
+                    path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

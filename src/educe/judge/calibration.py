@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from educe.errors import JudgeError
 from educe.judge import Answer, Judge
 from educe.judge.cache import compares
+from educe.prompts import well_formed
 from educe.stats import Rate, rate
 
 #: Where a score counts as "yes".
@@ -141,11 +142,20 @@ def area(truth: Sequence[bool], values: Sequence[float]) -> Area:
     return Area(estimate, float(low), float(high))
 
 
-def read_labelled(path: str | Path) -> list[Labelled]:
+def read_labelled(
+    path: str | Path, say: Callable[[str], None] = lambda sentence: None
+) -> list[Labelled]:
     """Read labelled answers from JSON lines: prompt, text, label; plain, group where there are any.
+
+    Lines that say the same count once: they are no independent answers.
+
+    Args:
+        path: The file.
+        say: Is told how many lines are not counted.
 
     Raises:
         JudgeError: The file cannot be read or holds something else.
+        PromptError: A text in it has half of a surrogate pair.
     """
     path = Path(path)
     try:
@@ -157,7 +167,13 @@ def read_labelled(path: str | Path) -> list[Labelled]:
     ]
     if not found:
         raise JudgeError(f"{path} holds no labelled answer: give lines such as {FORM}")
-    return found
+    once = list(dict.fromkeys(found))
+    if len(once) < len(found):
+        say(
+            f"{len(found) - len(once)} of the {len(found)} labelled answers are as one before: "
+            "counted once"
+        )
+    return once
 
 
 def _labelled(line: str, where: str) -> Labelled:
@@ -179,4 +195,6 @@ def _labelled(line: str, where: str) -> Labelled:
             f"{where}: give {FORM}, a list of texts as plain if there is one, and the name of a "
             "group if it has one"
         )
+    for text in (row["prompt"], row["text"], *plain, group or ""):
+        well_formed(text, where)
     return Labelled(Answer(row["prompt"], row["text"], tuple(plain)), row["label"], group)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from educe.errors import JudgeError
 from educe.judge import Answer, Score, in_order
 from educe.judge.asking import Asker
+from educe.prompts import mended
 
 QUESTION = """A question was answered. Judge the answer.
 
@@ -247,9 +248,13 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def object_in(text: str) -> Any:
-    """Return the first JSON object in a text, or None."""
-    start = text.find("{")
+    """Return the first JSON object in a text, or None; an escape there may be half a character."""
+    start, decoder = text.find("{"), json.JSONDecoder(object_hook=_mended)
     try:
-        return json.JSONDecoder().raw_decode(text, start)[0] if start >= 0 else None
+        return decoder.raw_decode(text, start)[0] if start >= 0 else None
     except ValueError:
         return None
+
+
+def _mended(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: mended(said) if isinstance(said, str) else said for key, said in found.items()}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from educe.errors import JudgeError, RunError
+from educe.errors import BlockedError, JudgeError, RunError
 from educe.judge import Answer, Score, asked_in
 from educe.judge.cache import Cached, compares
 from educe.rows import RETEST, CompletionRow, Row, ScoreRow
@@ -82,7 +82,7 @@ def score_run(run: Run, judge: Cached, *, threshold: float) -> Scored:
             rows, texts = work(judge, completions, answers_of(run))
             run.add_scores(rows)
     except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
     return _summary(judge, rows, texts, arms, threshold)
 
 

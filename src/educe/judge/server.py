@@ -27,6 +27,7 @@ import openai
 
 from educe.errors import BudgetError, EduceError, JudgeError, ServerError
 from educe.judge.asking import Chance, word_of
+from educe.prompts import mended
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class Server:
 
         def one(question: str) -> tuple[str, int]:
             reply = self._ask_for(question, schema, max_tokens=limit, temperature=0)
-            return _first(self.url, reply).message.content or "", self._tokens(reply)
+            return mended(_first(self.url, reply).message.content or ""), self._tokens(reply)
 
         return self._called(questions, one)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from educe.errors import PromptError
 from educe.model import LanguageModel
-from educe.prompts import messages_of
+from educe.prompts import messages_of, well_formed
 from educe.rendering import Prompt
 
 DATA = Path(__file__).parent / "data"
@@ -135,7 +135,7 @@ def _document(record: Any, where: str) -> Prompt:
     )
     if not found or not (isinstance(found, str) or chat):
         raise PromptError(f"{where}: give text, or messages with a role and a content each")
-    return found
+    return well_formed(found, where) if isinstance(found, str) else messages_of(found, where)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -18,9 +18,8 @@ import torch
 
 from educe.errors import MethodError
 from educe.kinds import Within
-from educe.manifold import corpus
+from educe.manifold import corpus, kept
 from educe.manifold.activations import Place, read_prompts
-from educe.manifold.natural import gather
 from educe.manifold.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
@@ -95,7 +94,7 @@ def described(
     if source == PROMPTS:
         return of_rows(read_prompts(lm, batch, place), rank=rank)
     documents = corpus.documents(corpus.BUNDLED if source == RANDOM else source)
-    gathered = gather(lm, documents, [place], limit=TOKENS, reporter=reporter)
+    gathered = kept.gather(lm, documents, [place], limit=TOKENS, reporter=reporter)
     natural = gathered.natural[place]
     moments = natural.moments.without(natural.massive)
     if source == RANDOM:

@@ -87,23 +87,25 @@ class Trial:
         for number, ((batch, skips), start) in enumerate(zip(self.parts, self.starts, strict=True)):
             counted = batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None]
             counted &= batch.mask.bool()
+            # Padding is on the left: no logits of what only comes before all that is counted.
+            last = int(counted.sum(1).max())
 
             with (
                 self.lm.starting(self.before, start),
                 changing(),
                 self.lm.watching(self.layers) as seen,
             ):
-                logits = self.lm.forward(batch.ids, batch.mask, last=0)
+                logits = self.lm.forward(batch.ids, batch.mask, last=last)
             for layer in self.layers:
                 stream = seen[layer]
                 streams[layer].append(stream[counted.to(stream.device)].float().cpu())
-            said = logits.float()[counted.to(logits.device)].log_softmax(-1).cpu()
+            said = logits.float()[counted[:, -last:].to(logits.device)].log_softmax(-1).cpu()
             if len(self.known) == number:
                 self.known.append(said)
             known = self.known[number]
-            kl.append((known.exp() * (known - said)).sum(1))
+            kl.append(known.exp().mul_(known - said).sum(1))
             same.append((known.argmax(1) == said.argmax(1)).float())
-            entropy.append(-(said.exp() * said).sum(1))
+            entropy.append(-said.exp().mul_(said).sum(1))
             following = torch.cat([batch.ids[:, 1:], batch.ids[:, :1]], 1)[counted].cpu()
             ends = torch.zeros_like(counted)
             ends[:, -1] = True

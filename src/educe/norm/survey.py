@@ -26,6 +26,7 @@ from educe.norm.equal import equal
 from educe.norm.points import Point, Points
 from educe.norm.response import FINE, SHARES, growth, marks, signs, steepest
 from educe.norm.spread import SCORES, spread
+from educe.once import encoded_once
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
 from educe.rendering import PromptBatch
@@ -76,7 +77,8 @@ def examine_norm(
     if judge is None and look_for:
         judge = Regex(look_for)
     part = slice_of(run, lm, prompts)
-    text = Ordinary(lm, lm.encode(ordinary_prompts(ordinary)), before=part.source)
+    asked = encoded_once(lm, ordinary_prompts(ordinary), reporter.say, "ordinary prompts")
+    text = Ordinary(lm, asked, before=part.source)
     points = Points(run, lm, part, prompts, text, judge, reporter)
     rows = {p.id: p for p in run.perturbation_rows()}
     if numbers is None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from educe import files
+from educe.prompts import mended
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -154,7 +155,7 @@ def answer(
 
 def text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Return an answer as text, without the end-of-turn token."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    return mended(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def asking(model: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[str]]:
@@ -265,7 +266,7 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     `PeftModel.save_pretrained` is not used: it writes single precision, a model card of its own,
     and the local path of the base model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name
     config.inference_mode = True

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 
-from educe import embedded, stats
+from educe import embedded, files, stats
 from educe.errors import OrganismError
 from educe.generation import generate
 from educe.model import LanguageModel
@@ -124,6 +124,7 @@ def train(
         OrganismError: There is no such species, or the folder holds something.
     """
     made = species(name)
+    files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
     how = training or Training()

@@ -34,9 +34,8 @@ from transformers import DynamicCache
 
 from educe.errors import FileFormatError, ModelError
 from educe.files import read_tensors
-from educe.manifold import corpus
+from educe.manifold import corpus, kept
 from educe.manifold.activations import Place
-from educe.manifold.natural import gather
 from educe.model import LanguageModel
 from educe.orthogonal import orthonormal, upright
 
@@ -186,7 +185,8 @@ def components(
     decomposition and come last, as themselves.
     """
     place = Place(layer)
-    gathered = gather(lm, corpus.documents(documents), [place], limit=TOKENS, reporter=reporter)
+    texts = corpus.documents(documents)
+    gathered = kept.gather(lm, texts, [place], limit=TOKENS, reporter=reporter)
     natural = gathered.natural[place]
     massive = natural.massive
     square = natural.moments.without(massive).covariance

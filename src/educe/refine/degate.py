@@ -34,7 +34,7 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine.trial import Share, Trial, finished_slice, share
-from educe.run.fill import groups
+from educe.run.fill import Group, groups
 from educe.run.store import Run
 from educe.slice import Slice
 
@@ -192,8 +192,17 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
     kind = members[0].kind
     if len(members) > 1 or not isinstance(kind, Adapters):
         raise MethodError(f"{members[0].kind.name} have no gate: only adapters can be degated")
-    own = dict(zip(members[0].numbers, members[0].theta, strict=True))
-    trial = Trial(run, NAME, {"numbers": list(numbers)}, lm, part, reporter or Silent())
+    asked = {"numbers": list(numbers)}
+    with Trial(run, NAME, asked, lm, part, reporter or Silent()) as trial:
+        return _scanned(trial, numbers, controls, members[0], kind)
+
+
+def _scanned(
+    trial: Trial, numbers: Sequence[int], controls: list[int], group: Group, kind: Adapters
+) -> Degated:
+    """Scan sign and size of adapters without their gate, and test the best again."""
+    part = trial.part
+    own = dict(zip(group.numbers, group.theta, strict=True))
     factors = [sign * size for size in SIZES for sign in (1, -1)]
     open_ = gates(part, kind, torch.stack([own[n] for n in numbers]))
     random = gates(part, kind, torch.stack([own[n] for n in controls]))
@@ -204,16 +213,16 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
             "control", "random", degated(part, kind, random, factors=factors, method="random")
         ),
     }
-    first = members[0].numbers.index
+    first = group.numbers.index
     gated = trial.add(
         "gated",
         "gated",
         PerturbationSet(
             kind=kind,
-            directions=members[0].directions[[first(n) for n in numbers]],
-            radius=members[0].radius[[first(n) for n in numbers]],
+            directions=group.directions[[first(n) for n in numbers]],
+            radius=group.radius[[first(n) for n in numbers]],
             origin=origin(part.on(kind)),
-            method=run.note("facts")["method"],
+            method=trial.run.note("facts")["method"],
             seed=0,
         ),
     )
@@ -239,7 +248,7 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
     top = max(gated, key=lambda n: sum(scores[n]))
     again = trial.again([*best.values(), top], what="re-test of the best")
     done = Degated(
-        judge=run.config.get("look_for") or "striking",
+        judge=trial.run.config.get("look_for") or "striking",
         gated={str(n): share(scores[g], trial.rule) for n, g in zip(numbers, gated, strict=True)},
         steady={
             str(n): float(value)
@@ -251,7 +260,6 @@ def degate(run: Run, numbers: Sequence[int], lm: LanguageModel, *, reporter: Any
         | {"gated": share(again[top], trial.rule)},
     )
     trial.kept.remember("result", done.data())
-    trial.kept.close()
     return done
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.model import LanguageModel
+from educe.once import encoded_once
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
 from educe.run import same_model
@@ -120,14 +121,15 @@ def measure(
         RunError: The model is not the run's.
     """
     same_model.check(run, lm)
+    reporter = reporter or Silent()
     known: dict[str, Any] = {"ordinary": ordinary, "kl": {}}
     if run.has(NOTE) and run.note(NOTE)["ordinary"] == ordinary:
         known = run.note(NOTE)
     missing = [p.id for p in run.perturbation_rows() if str(p.id) not in known["kl"]]
     if missing:
-        batch = lm.encode(ordinary_prompts(ordinary))
+        batch = encoded_once(lm, ordinary_prompts(ordinary), reporter.say, "ordinary prompts")
         forced: dict[int, Ordinary] = {}
-        with (reporter or Silent()).stage("side effects", len(missing), "perturbations") as step:
+        with reporter.stage("side effects", len(missing), "perturbations") as step:
             for group in groups(run, missing):
                 before = group.kind.before
                 if before not in forced:

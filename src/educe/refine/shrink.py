@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from educe import files
 from educe.discover import origin
 from educe.generation import generate
 from educe.kinds import Vectors
@@ -162,7 +163,7 @@ def shrink_run(
         scores={"number": torch.tensor(plan.numbers, dtype=torch.float32)},
         config=asdict(plan) | {"numbers": list(plan.numbers)},
     )
-    (run.folder / "paths").mkdir(exist_ok=True)
+    files.make_folder(run.folder / "paths")
     data |= {"done": True, "file": f"paths/shrink-{plan.key}.safetensors"}
     shorter.save(run.folder / data["file"])
     run.remember(note, data)

@@ -115,7 +115,16 @@ def sparsify(
     numbers = list(numbers)
     theta = vectors(run, numbers).double()
     found = parse(basis, lm, part.source, reporter=telling)
-    trial = Trial(run, NAME, {"numbers": numbers, "basis": basis, "keep": keep}, lm, part, telling)
+    asked = {"numbers": numbers, "basis": basis, "keep": keep}
+    with Trial(run, NAME, asked, lm, part, telling) as trial:
+        return _tried(trial, found, theta, numbers, keep)
+
+
+def _tried(
+    trial: Trial, found: Basis, theta: Float[Tensor, "n d"], numbers: list[int], keep: float
+) -> list[Sparse]:
+    """Find how few groups are enough, and let the vectors of these write."""
+    part, telling = trial.part, trial.reporter
     path = _path(part, found, theta, trial.kept.folder / "path.safetensors", telling)
 
     draw = torch.Generator().manual_seed(0)
@@ -176,11 +185,10 @@ def sparsify(
             "basis": found.name,
             "groups": size,
             "keep": keep,
-            "judge": run.config.get("look_for") or "striking",
+            "judge": trial.run.config.get("look_for") or "striking",
             "vectors": [one.data() for one in done],
         },
     )
-    trial.kept.close()
     return done
 
 

@@ -109,7 +109,6 @@ def path_run(
     named = [bases.parse(name, lm, part.source, reporter=reporter) for name in plan.bases]
     known = named or bases.usual(lm, part.source)
     folder = run.folder / "paths"
-    folder.mkdir(exist_ok=True)
 
     found = _followed(part, own, v, radius, plan, folder / f"{plan.key}-found.state", reporter)
     draw = torch.Generator().manual_seed(plan.seed)
@@ -173,6 +172,7 @@ def _followed(
         step(int(state["done"].sum()) if state is not None else 0)
 
         def on_step(now: State) -> None:
+            files.make_folder(file.parent)
             files.write_tensors(file, now, {})
             step(note=f"{int(now['left'].sum())} left their basin")
 

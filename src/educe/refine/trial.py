@@ -46,6 +46,8 @@ def share(scores: Sequence[float], rule: bool) -> Share:
 class Trial:
     """A run of its own beside another, for perturbations made from those of the other.
 
+    Use it in a ``with`` statement, as a `Run`.
+
     Args:
         run: The other run, finished.
         name: What is tried.
@@ -72,10 +74,10 @@ class Trial:
         self.settings = s = stored(run)
         text = json.dumps([name, asked], sort_keys=True)
         folder = run.folder / TRIALS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-        exists = (folder / "run.sqlite").exists()
-        self.kept = Run.open(folder) if exists else Run.create(folder, asked)
         everything = (*s.prompts, *s.fresh)
         self.batch = encoded(lm, s, everything)
+        exists = (folder / "run.sqlite").exists()
+        self.kept = Run.open(folder) if exists else Run.create(folder, asked)
         self.kept.add_prompts(
             [
                 PromptRow(i, "asked" if i < len(s.prompts) else "fresh", prompt, text, length)
@@ -86,6 +88,12 @@ class Trial:
         )
         self.rule = s.look_for is not None
         self._judge: Judging | None = Rule(s.look_for) if s.look_for is not None else None
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.kept.__exit__(*exception)
 
     def add(self, arm: str, name: str, made: PerturbationSet) -> list[int]:
         """List some perturbations once; return their numbers in the trial."""

@@ -15,7 +15,7 @@ from educe.atlas.survey import surveyed
 from educe.kinds import Within
 from educe.manifold import inside
 from educe.perturb import PerturbationSet
-from educe.rendering import distinct
+from educe.once import distinct
 from educe.run.settings import encoded
 from educe.run.work import WITHIN, Work
 from educe.slice import Slice
@@ -44,7 +44,9 @@ class Search:
     def _cut(self) -> Slice:
         work, positions, asked = self.work, self.settings.positions, self.work.asked
         if self.given is not None:
-            self.given.check(work.lm)
+            control = self.settings.control
+            for some in (self.given, PerturbationSet.load(control) if control else self.given):
+                work.tell(some.check(work.lm))
             positions = self.given.kind.positions
         work.batch.at(positions)  # the fresh prompts too, before anything is searched
         source, target = self._layers(positions)

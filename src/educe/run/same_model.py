@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from educe.digest import whole
+from educe.digest import others, whole
 from educe.errors import RunError
 from educe.model import LanguageModel
 from educe.run.store import Run
@@ -42,11 +42,11 @@ def check(run: Run, lm: LanguageModel, say: Callable[[str], None] = lambda sente
         return
     was = run.note(NOTE)
     dtype = f"the dtype ({was['dtype']} then, {now['dtype']} now)"
-    others = [part for part in now if now[part] != was[part]]
-    if others == ["dtype"]:
+    changed = others(was, now)
+    if changed == ["dtype"]:
         say(f"the run in {run.folder} has another dtype: {dtype}; numbers differ by rounding")
-    elif others:
-        told = ", ".join(dtype if part == "dtype" else f"the {part}" for part in others)
+    elif changed:
+        told = ", ".join(dtype if part == "dtype" else f"the {part}" for part in changed)
         raise RunError(
             f"the run in {run.folder} was made with another model than {lm.name} is now: {told} "
             f"changed (digest {whole(was)[:12]} then, {whole(now)[:12]} now); put that model "

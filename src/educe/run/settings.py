@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from educe import beside, discover
+from educe import beside, discover, radius
 from educe.errors import MethodError, PromptError, RunError
 from educe.generation import left_out
 from educe.loading import load
 from educe.manifold import inside
 from educe.model import LanguageModel
+from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.prompts import checked, well_formed
-from educe.rendering import Prompt, PromptBatch, distinct
+from educe.rendering import Prompt, PromptBatch
 from educe.run import same_model
 from educe.run.store import Run
 from educe.whole import check_seed, check_whole
@@ -106,6 +107,7 @@ class Settings:
             PromptError: There is no prompt, or one is none (see `educe.prompts.checked`).
             MethodError: The method or a setting of it is unknown, or numbers make no sense.
             FileFormatError: The perturbations given cannot be read.
+            RadiusError: The radius cannot be read.
         """
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
@@ -132,6 +134,7 @@ class Settings:
         for name in ("n", "samples", "max_new_tokens"):
             check_whole(name.replace("_", "-"), getattr(self, name))
         check_seed(self.seed)
+        radius.read(self.radius)
         if not 0 <= self.temperature < math.inf:
             raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:
@@ -153,6 +156,8 @@ def check_prompts(**sets: Sequence[Prompt]) -> None:
         PromptError: One is none (see `educe.prompts.checked`).
     """
     for what, prompts in sets.items():
+        if isinstance(prompts, str):
+            raise PromptError(f"{what}s are one text: give a list".replace("_", " "))
         for i, prompt in enumerate(prompts, 1):
             checked(prompt, f"{what.replace('_', ' ')} {i}")
 

@@ -23,7 +23,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from educe.errors import EduceError, FileFormatError, RunError
+from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 
 if TYPE_CHECKING:
@@ -109,18 +109,21 @@ def _reading(method: Read) -> Read:
     return checked  # type: ignore[return-value]
 
 
-def _unreadable(file: Path, why: object) -> FileFormatError | RunError:
+def _unreadable(file: Path, why: object) -> FileFormatError | BlockedError:
     reason = textwrap.shorten(str(why), 120)
     if getattr(why, "sqlite_errorcode", 0) & 0xFF in OUTSIDE:
-        return RunError(f"cannot open {file}: {reason}; is the disk full, or the folder read-only?")
+        return BlockedError(
+            f"cannot open {file}: {reason}; is the disk full, or the folder read-only?"
+        )
     return FileFormatError(f"{file} is corrupt or truncated: {reason}")
 
 
 class Run:
     """An open run. Use `create` or `open`; close it, or use it in a ``with`` statement.
 
-    Where an error ends the ``with`` statement of a run that was created for it, before the run has
-    kept anything that was computed, the run is removed: nothing stands in the way of another try.
+    Where an error or an interrupt ends the ``with`` statement of a run that was created for it,
+    before the run has kept anything that was computed, the run is removed: nothing stands in the
+    way of another try. Only where it is blocked, as by a full disk, it is left for --resume.
     """
 
     def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
@@ -213,9 +216,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # An error of the run itself, such as a full disk, leaves it for --resume.
-        refused = kind is not None and issubclass(kind, EduceError) and kind is not RunError
-        empty = self._created and refused and not self._kept()
+        ended = kind is not None and not issubclass(kind, BlockedError)
+        empty = self._created and ended and not self._kept()
         self.close()
         if empty:
             self._remove()
@@ -478,7 +480,7 @@ def _reporting(folder: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:
-        raise RunError(
+        raise BlockedError(
             f"cannot write the run in {folder}: {error}; free some space or mend the permissions, "
             "then use --resume"
         ) from error

@@ -11,7 +11,7 @@ from itertools import chain
 from filelock import FileLock, Timeout
 
 from educe.atlas import ATLAS
-from educe.errors import RunError
+from educe.errors import BlockedError
 from educe.generation import left_out
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
@@ -143,4 +143,4 @@ def at_work(
                 scratch.unlink()
             yield Work(run, lm, reporter or Silent())
     except Timeout:
-        raise RunError(f"another process is at work on {run.folder}: wait for it") from None
+        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None

@@ -11,6 +11,7 @@ have none, are not tried with the other sign.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -124,7 +125,8 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            if not re.fullmatch(r"(\d+\.?\d*|\.\d+)x?", word) or float(word.rstrip("x")) <= 0:
+            number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)x?", word)
+            if not number or not 0 < float(number[1]) < math.inf:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
