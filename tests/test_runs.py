@@ -470,7 +470,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-READ = "import sys; from educe.run.store import Run; print(len(Run.open(sys.argv[1]).completion_rows()))"
+READ = """
+import sys
+from educe.run.store import Run
+print(len(Run.open(sys.argv[1]).completion_rows()))
+"""
 
 
 def test_a_disk_that_is_full_keeps_the_run_readable(small_disk: Path) -> None:
