@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from educe.cluster import clusters, plane
+from educe.cluster import clusters
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
-from educe.rows import RETEST, CompletionRow, PerturbationRow, PromptRow, ScoreRow
+from educe.rows import (
+    FIRST,
+    RETEST,
+    SCALED,
+    CompletionRow,
+    PerturbationRow,
+    PromptRow,
+    Row,
+    ScoreRow,
+)
 from educe.run.store import Run
 from educe.summary import summarise
 
@@ -85,7 +94,7 @@ def build(
         n: Perturbations at each of three radii and in each arm.
         look_for: The pattern counted.
         finds: Whether the perturbations that were found do more than random ones.
-        judged: Whether there are readings, scores and groups.
+        judged: Whether there are scores and groups.
         retest: Whether the most striking were re-tested.
         fresh: Prompts of the re-test; without any it draws fresh samples of the asked ones.
         side_effects: Whether those were measured.
@@ -95,7 +104,6 @@ def build(
     """
     made = _Made(np.random.default_rng(seed), finds, extra)
     run = Run.create(folder, _config(n, look_for, tuple(fresh), seed))
-    run.event("begun")
     run.remember("facts", _facts())
     run.add_prompts(
         [
@@ -114,10 +122,12 @@ def build(
     rows = [
         PerturbationRow(
             1 + i + n * (2 * k + (arm == "control")),
+            None,
+            "",
             arm,
+            "dct" if arm == "found" else "random",
             f"{arm}-{k}.safetensors",
             i,
-            "dct" if arm == "found" else "random",
             radius,
             radius / MEDIAN_NORM,
             made.effect(arm, i, radius),
@@ -129,12 +139,12 @@ def build(
     run.add_perturbations(rows)
     prompts = range(len(PROMPTS) + len(fresh))
     run.add_completions(
-        made.completion(0, p, k, 1.0 if k else 0.0, REFUSALS[min(k, 8) % 3 if k else 0])
+        made.completion(Row(0, p, k), 1.0 if k else 0.0, REFUSALS[min(k, 8) % 3 if k else 0])
         for p in prompts
         for k in range(9)
     )
     run.add_completions(
-        made.completion(row.id, p, 0, 0.0, made.text(row, p))
+        made.completion(Row(row.id, p), 0.0, made.text(row, p))
         for row in rows
         for p in range(len(PROMPTS))
     )
@@ -147,25 +157,36 @@ def build(
         for number in _chosen(run, 12):
             row = rows[number - 1]
             run.add_completions(
-                made.completion(number, p, RETEST + k, 0.7, made.text(row, p, again=True))
+                made.completion(Row(number, p, k, RETEST), 0.7, made.text(row, p, again=True))
                 for p, k in asked_again
             )
         _judge(run, made)
     if side_effects and judged:
         run.add_scores(
             ScoreRow(
-                number, -1, -1, "side_effect", made.side_effect(rows[number - 1]), "20 prompts"
+                number, "side_effect", made.side_effect(rows[number - 1]), "nats", "20 prompts"
             )
             for number in _chosen(run, 12)
         )
     if responses:
-        run.add_responses(
-            (number, share * RADII[-1], made.effect(row.arm, row.item, share * RADII[-1]))
+        points = [
+            (rows[number - 1], share * RADII[-1])
             for number in _chosen(run, 6)
-            for row in [rows[number - 1]]
             for share in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+        ]
+        run.add_perturbations(
+            [
+                row._replace(
+                    id=len(rows) + i,
+                    parent=row.id,
+                    how=SCALED,
+                    radius=radius,
+                    dose=radius / MEDIAN_NORM,
+                    effect=made.effect(row.arm, row.item, radius),
+                )
+                for i, (row, radius) in enumerate(points, 1)
+            ]
         )
-    run.event("done")
     return run
 
 
@@ -210,18 +231,13 @@ class _Made:
             return self._one(RARE[1:])
         return self._one(REFUSALS)
 
-    def completion(
-        self, number: int, prompt: int, sample: int, temperature: float, text: str
-    ) -> CompletionRow:
+    def completion(self, row: Row, temperature: float, text: str) -> CompletionRow:
         tokens = tuple(range(len(text.split())))
-        return CompletionRow(number, prompt, sample, temperature, text, tokens, len(tokens) < 14)
+        return CompletionRow(row, temperature, text, tokens, len(tokens) < 14)
 
-    def reading(self, text: str) -> tuple[float, np.ndarray]:
-        """Return a log-likelihood, and an embedding near that of texts of the same kind."""
-        level = self.logprob.get(text, -2.0)
-        axis = np.random.default_rng(abs(int(level * 1000))).normal(size=16)
-        noise = self.rng.normal(size=16)
-        return level + 0.05 * self.rng.normal(), (axis + 0.35 * noise).astype(np.float32)
+    def likelihood(self, text: str) -> float:
+        """Return a mean log-likelihood a token, in nats."""
+        return self.logprob.get(text, -2.0) + 0.05 * self.rng.normal()
 
     def effect(self, arm: str, item: int, radius: float) -> float:
         """Return the norm of an effect: linear, then levelling off."""
@@ -233,23 +249,30 @@ class _Made:
 
 
 def _judge(run: Run, made: _Made) -> None:
-    done, everything = run.readings(), run.completion_rows()
-    run.add_readings((c.row, *made.reading(c.text)) for c in everything if c.row not in done)
-    readings = run.readings()
-    for prompt in run.prompt_rows():
-        base = [c.text for c in everything if c.prompt == prompt.id and c.perturbation == 0]
-        written = [c for c in everything if c.prompt == prompt.id and c.perturbation > 0]
-        if written:
+    done, everything = {s.of for s in run.score_rows("logprob")}, run.completion_rows()
+    plain = {
+        prompt.id: [c.text for c in everything if c.prompt == prompt.id and c.perturbation == 0]
+        for prompt in run.prompt_rows()
+    }
+    for c in everything:
+        if c.perturbation and c.row not in done:
+            logprob = made.likelihood(c.text)
             run.add_scores(
-                ScoreRow(*c.row, s.judge, s.value, s.why)
-                for c, novel in zip(written, novelty([c.text for c in written], base), strict=True)
-                for s in (coherence(c.text, readings[c.row][0], ORDINARY), novel)
+                [
+                    ScoreRow(c.row, "logprob", logprob, "nats a token", ""),
+                    *(
+                        ScoreRow(c.row, s.judge, s.value, s.higher_is, s.why)
+                        for s in (
+                            coherence(c.text, logprob, ORDINARY),
+                            novelty(c.text, plain[c.prompt]),
+                        )
+                    ),
+                ]
             )
-    shown = [c for c in everything if c.prompt < len(PROMPTS) and c.sample < RETEST]
-    places = plane(np.stack([readings[c.row][1] for c in shown]))
-    run.set_behaviours(
-        (c.row, int(group), float(x), float(y))
-        for c, group, (x, y) in zip(shown, clusters([c.text for c in shown]), places, strict=True)
+    shown = [c for c in everything if c.prompt < len(PROMPTS) and c.phase == FIRST]
+    run.add_scores(
+        ScoreRow(c.row, "behaviour", float(group), "number", "")
+        for c, group in zip(shown, clusters([c.text for c in shown]), strict=True)
     )
 
 

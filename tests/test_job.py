@@ -32,7 +32,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import discover, files, generation, writing
+from educe import discover, files, generation
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
@@ -50,7 +50,7 @@ from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
-from educe.rows import RETEST
+from educe.run import fill
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours, judging, searching
 from educe.run.store import Run
@@ -58,15 +58,7 @@ from educe.summary import Summary, summarise
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
-TABLES = (
-    "prompts",
-    "perturbations",
-    "completions",
-    "readings",
-    "scores",
-    "behaviours",
-    "responses",
-)
+TABLES = ("prompts", "perturbations", "completions", "scores")
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +136,18 @@ def vectors(place: Path) -> dict[int, torch.Tensor]:
         number: torch.from_numpy(
             of_file[file]["vectors"][item] * of_file[file]["radius"][item]
         ).float()
-        for number, file, item in rows(place, "SELECT id, file, item FROM perturbations")
+        for number, file, item in rows(
+            place, "SELECT id, file, item FROM perturbations WHERE parent IS NULL"
+        )
     }
 
 
 def content(place: Path) -> dict[str, Any]:
     """Everything a run holds but times; the order inside a header of safetensors is chance."""
-    tables = {name: sorted(rows(place, f"SELECT * FROM {name}")) for name in TABLES}
+    tables = {name: sorted(rows(place, f"SELECT * FROM {name}"), key=repr) for name in TABLES}
     meta = {key: json.loads(value) for key, value in rows(place, "SELECT * FROM meta")}
-    meta.pop("seconds", None)
+    for times in ("began", "seconds"):
+        meta.pop(times, None)
     meta.get("facts", {}).pop("seconds", None)
     tensors = {
         p.name: [*sorted(header(p).items()), *((n, a.tobytes()) for n, a in arrays(p).items())]
@@ -173,7 +168,10 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 # -- being killed, at every step -------------------------------------------------------------------
 
-COUNTS = "SELECT " + ", ".join(f"(SELECT count(*) FROM {name})" for name in (*TABLES, "meta"))
+COUNTS = "SELECT count(text), " + ", ".join(
+    f"(SELECT count(*) FROM {name})" for name in (*TABLES, "meta")
+)
+COUNTS += " FROM completions"
 
 
 class Killed(BaseException):
@@ -274,21 +272,16 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
     whole, place = tmp_path / "whole", tmp_path / "run"
     carry_out(whole, settings, lm)
 
-    generate, prompts, written = writing.generate, [r[0] for r in rows(whole, ASKED)], 0
+    generate, written = fill.generate, 0
 
     def counted(model: LanguageModel, batch: Any, wanted: Sequence[Any], *a: Any, **k: Any) -> Any:
         nonlocal written
-        if list(batch.texts) == prompts:  # and not those for which nothing is kept
-            kept = set(rows(place, "SELECT perturbation, prompt, sample FROM completions"))
-            if settings.method != "noise":  # whose rows count within what shares its seeds
-                assert kept.isdisjoint((r.perturbation + 1, r.prompt, r.sample) for r in wanted)
-            for some in generate(model, batch, wanted, *a, **k):
-                written += len(some)
-                yield some
-        else:
-            yield from generate(model, batch, wanted, *a, **k)
+        assert set(rows(place, WRITTEN)).isdisjoint(wanted)
+        for some in generate(model, batch, wanted, *a, **k):
+            written += len(some)
+            yield some
 
-    monkeypatch.setattr(writing, "generate", counted)
+    monkeypatch.setattr(fill, "generate", counted)
     begin(place, settings).close()
     killer, lives, lost = Killer(place, monkeypatch), 0, 0
     while lives < 200:
@@ -303,11 +296,12 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
             check_that_it_can_be_shown(place)
     assert 20 < lives < 200
     same(content(place), content(whole))
-    kept = rows(place, "SELECT count(*) FROM completions")[0][0]
+    kept = len(rows(place, WRITTEN))
     assert kept <= written <= kept + 8 * lost  # nothing twice but a batch that was in flight
 
 
 ASKED = "SELECT rendered FROM prompts ORDER BY id"
+WRITTEN = "SELECT perturbation, prompt, sample, phase FROM completions WHERE text IS NOT NULL"
 
 
 def check_that_it_can_be_shown(place: Path) -> None:
@@ -330,11 +324,9 @@ def test_a_finished_run_has_nothing_left_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = content(whole)
-    for module, name in ((writing, "generate"), (judging, "ordinary_logprob"), (judging, "read")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it does it again"))
-    monkeypatch.setattr(
-        "educe.run.chosen.side_effects", lambda *_, **__: pytest.fail("it does it again")
-    )
+    names = ("fill.generate", "fill.ordinary_logprob", "fill.read", "chosen.side_effects")
+    for name in (*names, "chosen.radius.response"):
+        monkeypatch.setattr(f"educe.run.{name}", lambda *_, **__: pytest.fail("it does it again"))
     monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)
@@ -470,10 +462,10 @@ def test_the_command_and_the_api_make_the_same_run(
 STAGES = [
     "SELECT 1 FROM prompts",
     "SELECT 1 FROM perturbations",
-    "SELECT 1 FROM completions WHERE perturbation > 0",
-    "SELECT 1 FROM readings WHERE perturbation > 0",
-    "SELECT 1 FROM behaviours",
-    f"SELECT 1 FROM completions WHERE sample >= {RETEST}",
+    f"{WRITTEN} AND perturbation > 0",
+    "SELECT 1 FROM scores WHERE judge = 'logprob'",
+    "SELECT 1 FROM scores WHERE judge = 'behaviour'",
+    f"{WRITTEN} AND phase = 'retest'",
     "SELECT 1 FROM scores WHERE judge = 'side_effect'",
 ]
 
@@ -495,8 +487,7 @@ def test_a_command_killed_in_every_stage_equals_an_uninterrupted_one(
 def test_a_command_killed_at_random_equals_an_uninterrupted_one(
     tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
 ) -> None:
-    tables = ("completions", "readings", "scores")
-    written = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+    written = "(SELECT count(text) FROM completions) + (SELECT count(*) FROM scores)"
     ((total,),) = rows(commanded, f"SELECT {written}")
     place, ends = tmp_path / "run", []
     for count in sorted(random.Random(0).sample(range(1, total), 6)):
@@ -524,8 +515,7 @@ def test_the_real_command_killed_from_outside(
     running.kill()
     running.stderr.close()
     assert running.wait() == -signal.SIGKILL
-    kept = rows(place, "SELECT count(*) FROM completions")[0][0]
-    assert 0 < kept < rows(commanded, "SELECT count(*) FROM completions")[0][0]
+    assert 0 < len(rows(place, WRITTEN)) < len(rows(commanded, WRITTEN))
     done = command(place, ["discover", "--out", place, "--resume"])
     assert done.status() == 0, done.told
     same(content(place), content(commanded))
@@ -642,7 +632,7 @@ def test_the_facts(whole: Path, lm: LanguageModel) -> None:
     tokens = [r[0] for r in rows(whole, "SELECT tokens FROM prompts ORDER BY id")]
     # Bytes are tokens; three are special, and JSON has its quotation marks.
     assert sorted(tokens) == sorted(n - 2 + 3 for n in lengths)
-    assert [r[0] for r in rows(whole, "SELECT what FROM events")][-1] == "done"
+    assert 0 < note(whole, "began") < time.time()
 
 
 def brute_force(
@@ -654,7 +644,7 @@ def brute_force(
     for number, prompt, tokens in rows(
         place,
         "SELECT perturbation, prompt, tokens FROM completions WHERE perturbation % 3 = 1 "
-        f"AND sample < {RETEST}",
+        "AND phase = 'first'",
     ):
         ids = tokenizer(rendered[prompt], add_special_tokens=False)["input_ids"]
         expected = tiny.greedy(
@@ -685,7 +675,7 @@ def test_effects_are_those_of_the_perturbed_model(
 ) -> None:
     facts, added = note(whole, "facts"), vectors(whole)
     rendered = [r[0] for r in rows(whole, f"{ASKED} LIMIT 2")]
-    for number, effect in rows(whole, "SELECT id, effect FROM perturbations"):
+    for number, effect in rows(whole, "SELECT id, effect FROM perturbations WHERE parent IS NULL"):
         moved = []
         for text in rendered:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -719,8 +709,9 @@ def test_response_curves_pass_through_the_effects(whole: Path) -> None:
     largest = max(note(whole, "facts")["radii"])
     pairs = rows(
         whole,
-        "SELECT r.effect, p.effect FROM responses r JOIN perturbations p ON p.id = r.perturbation "
-        f"WHERE abs(r.radius - {largest}) < 1e-6 AND abs(p.radius - {largest}) < 1e-6",
+        "SELECT r.effect, p.effect FROM perturbations r JOIN perturbations p ON p.id = r.parent "
+        f"WHERE r.how = 'scaled' AND abs(r.radius - {largest}) < 1e-6 "
+        f"AND abs(p.radius - {largest}) < 1e-6",
     )
     assert len(pairs) > 2
     for measured, known in pairs:
@@ -742,7 +733,7 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     summary = carry_out(place, settings, lm)
     listed = defaultdict(list)
     for arm, method, radius, dose in rows(
-        place, "SELECT arm, method, radius, dose FROM perturbations"
+        place, "SELECT arm, method, radius, dose FROM perturbations WHERE parent IS NULL"
     ):
         listed[arm].append((radius, dose))
         assert method == ("dct" if arm == "found" else "random")
@@ -758,15 +749,16 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     # As many texts of each arm; two are chosen for being striking, two for staying the same too.
     per_arm = (
         "SELECT p.arm, count(*) FROM completions c JOIN perturbations p ON p.id = c.perturbation "
-        f"WHERE c.sample {{}} {RETEST} GROUP BY 1 ORDER BY 1"
+        "WHERE c.phase = '{}' GROUP BY 1 ORDER BY 1"
     )
-    assert rows(place, per_arm.format("<")) == [("control", 12), ("found", 12)]
-    assert rows(place, per_arm.format(">=")) == [("control", 8), ("found", 8)]
+    assert rows(place, per_arm.format("first")) == [("control", 12), ("found", 12)]
+    assert rows(place, per_arm.format("retest")) == [("control", 8), ("found", 8)]
     striking = rows(
         place,
         "SELECT p.arm, p.id, avg(a.value * b.value) FROM perturbations p "
-        "JOIN scores a ON a.perturbation = p.id JOIN scores b USING (perturbation, prompt, sample) "
-        "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND a.prompt < 2 GROUP BY p.id",
+        "JOIN completions c ON c.perturbation = p.id JOIN scores a ON a.completion = c.id "
+        "JOIN scores b ON b.completion = c.id "
+        "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND c.phase = 'first' GROUP BY p.id",
     )
     constant = dict(rows(place, "SELECT perturbation, value FROM scores WHERE judge = 'constancy'"))
     assert len(constant) == 12
@@ -777,11 +769,11 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
         others = sorted((value * constant[number], number) for value, number in mine[2:])
         expected += [number for _, number in (*mine[:2], *others[:2])]
     assert note(place, "chosen") == expected
-    chosen = rows(place, f"SELECT perturbation, prompt FROM completions WHERE sample >= {RETEST}")
+    chosen = rows(place, "SELECT perturbation, prompt FROM completions WHERE phase = 'retest'")
     assert sorted(chosen) == sorted((number, prompt) for number in expected for prompt in (2, 3))
     measured = rows(place, "SELECT perturbation FROM scores WHERE judge = 'side_effect'")
     assert sorted(n for (n,) in measured) == sorted(expected)
-    curves = {n for (n,) in rows(place, "SELECT perturbation FROM responses")}
+    curves = {n for (n,) in rows(place, "SELECT parent FROM perturbations WHERE how = 'scaled'")}
     assert curves == {expected[0], expected[4]}
     assert {i.row.id for i in (*summary.found, *summary.control) if i.retest} == set(expected)
 
@@ -815,14 +807,17 @@ def test_fresh_prompts_take_no_part_in_the_search(
     # Without them the asked ones are asked again, with fresh samples.
     again = rows(
         place,
-        f"SELECT DISTINCT prompt, sample, temperature FROM completions WHERE sample >= {RETEST}",
+        "SELECT DISTINCT prompt, sample, temperature FROM completions WHERE phase = 'retest'",
     )
-    assert sorted(again) == [(p, RETEST + k, 0.7) for p in (0, 1) for k in range(4)]
+    assert sorted(again) == [(p, k, 0.7) for p in (0, 1) for k in range(4)]
     assert all(len(i.retest) in (0, 8) for i in summary.found)
-    written = rows(whole, "SELECT perturbation, prompt, sample FROM completions ORDER BY 1, 2, 3")
+    written = rows(whole, f"{WRITTEN} ORDER BY 1, 2, 3, 4")
     # The unperturbed answers to fresh prompts are no part of the groups.
     expected = [key for key in written if not (key[0] == 0 and key[1] >= 2)]
-    grouped = "SELECT perturbation, prompt, sample FROM behaviours ORDER BY 1, 2, 3"
+    grouped = (
+        "SELECT c.perturbation, c.prompt, c.sample, c.phase FROM completions c "
+        "JOIN scores s ON s.completion = c.id WHERE s.judge = 'behaviour' ORDER BY 1, 2, 3, 4"
+    )
     assert rows(whole, grouped) == expected
 
 
@@ -870,7 +865,7 @@ def test_samples_are_drawn_row_by_row(
     carry_out(tmp_path / "two", replace(settings, samples=2), lm)
     query = (
         "SELECT perturbation, prompt, sample, tokens FROM completions "
-        f"WHERE perturbation > 0 AND sample < {RETEST} ORDER BY 1, 2, 3"
+        "WHERE perturbation > 0 AND phase = 'first' ORDER BY 1, 2, 3"
     )
     three, two = rows(tmp_path / "three", query), rows(tmp_path / "two", query)
     assert [r[:3] for r in three] == [
@@ -898,13 +893,13 @@ def test_what_is_looked_for_is_counted_and_never_used(
 
     hits: Counter[tuple[str, int]] = Counter()
     again, asked_again = Counter(), Counter()
-    for arm, number, sample, prompt, text in rows(
+    for arm, number, phase, text in rows(
         whole,
-        "SELECT p.arm, p.id, c.sample, c.prompt, c.text FROM completions c "
+        "SELECT p.arm, p.id, c.phase, c.text FROM completions c "
         "JOIN perturbations p ON p.id = c.perturbation",
     ):
         matched = bool(re.search(pattern, text))
-        if sample >= RETEST or prompt > 1:
+        if phase == "retest":
             again[arm] += matched
             asked_again[arm] += 1
         else:
@@ -942,6 +937,7 @@ def test_a_full_disk_stops_the_job_in_one_sentence_and_it_goes_on_later(
         with Run.open(place) as run, run.writing():
             run.database.execute("DELETE FROM perturbations WHERE file LIKE '%-1.%'")
             run.database.execute("DELETE FROM completions")
+            run.database.execute("DELETE FROM scores")
         with pytest.raises(RunError, match="No space left on device"):
             carry_out(place, settings, lm, resume=True)
     assert not [p for p in (place / "tensors").iterdir() if p.name.startswith(".")]
@@ -1026,10 +1022,16 @@ def test_given_perturbations_come_out_as_those_that_were_found(
     asked = replace(settings, given=given, control=control, source=0, positions="prompt", n=99)
     carry_out(tmp_path / "run", asked, lm)
     came, searched = content(tmp_path / "run"), content(whole)
-    for name in set(TABLES) - {"responses"}:
+    scaled = [
+        [p for p in side.pop("perturbations") if p[2] == "scaled"] for side in (came, searched)
+    ]
+    listed = "SELECT * FROM perturbations WHERE parent IS NULL"
+    assert rows(tmp_path / "run", listed) == rows(whole, listed)
+    for name in set(TABLES) - {"perturbations"}:
         assert came[name] == searched[name], name
     # The radii of a file are in single precision.
-    flat = [[x for row in side["responses"] for x in row] for side in (came, searched)]
+    assert [p[:7] for p in scaled[0]] == [p[:7] for p in scaled[1]]
+    flat = [[x for p in some for x in p[7:]] for some in scaled]
     assert flat[0] == pytest.approx(flat[1], rel=1e-6)
     for name in ("found-0.safetensors", "control-1.safetensors"):
         for tensor in ("vectors", "radius"):

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 import tiny
 from educe.discover import search
 from educe.errors import FileFormatError, ModelError, RunError
-from educe.job import discover_behaviours
-from educe.job.settings import Settings, begin
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet, digest
+from educe.run.settings import Settings, begin
+from educe.run.stages import discover_behaviours
 from educe.slice import Slice
 
 ORIGIN = Origin(

@@ -13,8 +13,8 @@ from tokenizers import processors
 
 import tiny
 from educe.errors import PromptError
-from educe.job.settings import Settings
 from educe.model import LanguageModel
+from educe.run.settings import Settings
 
 #: Takes user and model by turns, and no system message, as Gemma does.
 GEMMA = (

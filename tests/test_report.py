@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from educe.errors import RunError
 from educe.report import figures, markup, page, terminal
+from educe.rows import Row
 from educe.stats import Rate
 from educe.summary import Summary, Verdict, dose, summarise
 from educe.visible import visible
@@ -282,9 +285,22 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> N
     assert sum(p["completions"] for p in points) == len(summary.map)
     assert len({(p["arm"], p["prompt"], p["text"]) for p in points}) == len(points)
     for p in points:
-        number, x, y = summary.map[p["perturbation"], p["prompt"], p["sample"]]
-        assert (p["x"], p["y"]) == (pytest.approx(x, 1e-3), pytest.approx(y, 1e-3))
-        assert p["behaviour"] == names.get(number, "")
+        row = Row(p["perturbation"], p["prompt"], p["sample"])
+        assert p["behaviour"] == names.get(summary.map[row], "")
+    # A text has one place, which the oracle finds by its own way from the words of all of them.
+    texts = sorted(
+        {c.text for i in summary.found + summary.control for c in i.completions}
+        | {c.text for some in summary.baseline.values() for c in some if c.row in summary.map}
+    )
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    at = words.fit_transform(texts).toarray()
+    u, s, _ = np.linalg.svd(at - at.mean(0), full_matrices=False)
+    expected = dict(zip(texts, np.abs(u[:, :2] * s[:2]), strict=True))
+    of_row = {c.row: c.text for i in summary.found + summary.control for c in i.completions}
+    for p in points:
+        if p["perturbation"]:
+            text = of_row[Row(p["perturbation"], p["prompt"], p["sample"])]
+            assert (abs(p["x"]), abs(p["y"])) == pytest.approx(tuple(expected[text]), abs=2e-3)
     assert {p["arm"] for p in points} == set(figures.ARMS)
     curves = specs["response"]["layer"][1]["data"]["values"]
     assert len(curves) == sum(map(len, summary.responses.values()))

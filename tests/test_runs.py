@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from educe import runs
 from educe.errors import BlockedError, EduceError, FileFormatError, RunError
-from educe.rows import CompletionRow, PerturbationRow, PromptRow, ScoreRow
+from educe.rows import FIRST, RETEST, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.run import store
 from educe.run.store import Run
 
 CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
@@ -29,18 +29,22 @@ PROMPTS = [
     PromptRow(2, "fresh", "新しい", "<|user|>新しい", 10),
 ]
 PERTURBATIONS = [
-    PerturbationRow(1, "found", "found-0.safetensors", 0, "dct", 0.1, 1 / 3, 7e-12),
-    PerturbationRow(2, "control", "control-0.safetensors", 0, "random", 0.1, 1 / 3, 1e30),
+    PerturbationRow(1, None, "", "found", "dct", "found-0.safetensors", 0, 0.1, 1 / 3, 7e-12),
+    PerturbationRow(2, None, "", "control", "random", "control-0.safetensors", 0, 0.1, 1 / 3, 1e30),
+    PerturbationRow(3, 1, "scaled", "found", "dct", "found-0.safetensors", 0, -0.2, 2 / 3, 0.0),
 ]
 COMPLETIONS = [
-    CompletionRow(0, 0, 0, 0.0, "", (), True),
-    CompletionRow(1, 0, 0, 0.7, 'line\n"quoted" \x00 \x1b[1m 🙂 �', (1, 262, 0), False),
-    CompletionRow(2, 2, 1000, 0.7, "x" * 10_000, tuple(range(3000)), True),
+    CompletionRow(Row(0, 0), 0.0, "", (), True),
+    CompletionRow(Row(1, 0), 0.7, 'line\n"quoted" \x00 \x1b[1m 🙂 �', (1, 262, 0), False),
+    CompletionRow(Row(1, 0, 0, RETEST), 0.7, "again", (5,), True),
+    CompletionRow(Row(2, 2, 1000), 0.7, "x" * 10_000, tuple(range(3000)), True),
 ]
 SCORES = [
-    ScoreRow(1, -1, -1, "side_effect", 0.25, "20 prompts"),
-    ScoreRow(1, 0, 0, "coherence", 1 / 3, "why not"),
-    ScoreRow(1, 0, 0, "novelty", 1.0, "nearest: 'α'"),
+    ScoreRow(1, "side_effect", 0.25, "nats", "20 prompts"),
+    ScoreRow(Row(1, 0), "coherence", 1 / 3, "coherent", "why not"),
+    ScoreRow(Row(1, 0), "novelty", 1.0, "novel", "nearest: 'α'"),
+    ScoreRow(Row(1, 0, 0, RETEST), "novelty", 0.5, "novel", ""),
+    ScoreRow(3, "kl", float("inf"), "nats", "it breaks down"),
 ]
 
 
@@ -51,7 +55,9 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def completions(count: int, perturbation: int = 1) -> list[CompletionRow]:
-    return [CompletionRow(perturbation, 0, k, 0.0, "text " * 20, (k,), True) for k in range(count)]
+    return [
+        CompletionRow(Row(perturbation, 0, k), 0.0, "text " * 20, (k,), True) for k in range(count)
+    ]
 
 
 def fails(kind: type[EduceError], call: Callable[[], Any]) -> str:
@@ -69,16 +75,11 @@ def fails(kind: type[EduceError], call: Callable[[], Any]) -> str:
 
 
 def test_every_table_comes_back_after_closing(run: Run) -> None:
-    embedding = np.linspace(-3, 3, 7, dtype=np.float32)
     run.add_prompts(PROMPTS)
     run.add_perturbations(PERTURBATIONS)
     run.add_completions(COMPLETIONS)
-    run.add_readings([((1, 0, 0), -1.25, embedding), ((0, 0, 0), 0.0, np.zeros(0, np.float32))])
     run.add_scores(SCORES)
-    run.set_behaviours([((1, 0, 0), 4, 0.5, -1e-9)])
-    run.add_responses([(2, 8.0, 3.0), (2, 1.0, 0.5), (1, 1.0, 0.25)])
     run.remember("facts", {"radii": [0.1, 1e-300], "model": "模型"})
-    run.event("begun")
     run.close()
 
     with Run.open(run.folder) as again:
@@ -86,19 +87,71 @@ def test_every_table_comes_back_after_closing(run: Run) -> None:
         assert again.note("facts") == {"radii": [0.1, 1e-300], "model": "模型"}
         assert again.prompt_rows() == PROMPTS
         assert again.prompt_rows("fresh") == PROMPTS[2:]
-        assert again.perturbation_rows() == PERTURBATIONS
-        assert again.perturbation_rows("control") == PERTURBATIONS[1:]
+        assert again.perturbation_rows() == PERTURBATIONS[:2]
+        assert again.perturbation_rows(derived=True) == PERTURBATIONS[2:]
+        assert again.perturbation_rows(derived=None) == PERTURBATIONS
+        assert again.perturbation_rows("control") == PERTURBATIONS[1:2]
+        assert again.perturbation_rows("found", derived=None) == PERTURBATIONS[::2]
         assert again.completion_rows() == COMPLETIONS
-        assert [c.row for c in again.completion_rows()] == [(0, 0, 0), (1, 0, 0), (2, 2, 1000)]
+        assert again.completion_rows(FIRST) == [*COMPLETIONS[:2], COMPLETIONS[3]]
+        assert again.completion_rows(RETEST) == COMPLETIONS[2:3]
         assert again.score_rows() == SCORES
-        assert again.score_rows("novelty") == SCORES[2:]
-        assert again.behaviours() == {(1, 0, 0): (4, 0.5, -1e-9)}
-        assert again.responses() == {1: [(1.0, 0.25)], 2: [(1.0, 0.5), (8.0, 3.0)]}
-        read = again.readings()
-        assert read[1, 0, 0][0] == -1.25
-        assert read[1, 0, 0][1].dtype == np.float32
-        np.testing.assert_array_equal(read[1, 0, 0][1], embedding.astype(np.float16))
-        assert read[0, 0, 0][1].shape == (0,)
+        assert again.score_rows("novelty") == SCORES[2:4]
+
+
+def test_frames_say_the_same_as_rows(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    run.add_perturbations(PERTURBATIONS)
+    run.add_completions(COMPLETIONS)
+    run.ask([Row(2, 0)], 0.0)  # it has no text yet
+    run.add_scores(SCORES)
+
+    assert [PromptRow(*row) for row in run.prompts.itertuples()] == PROMPTS
+    frame = run.perturbations.astype({"parent": object})
+    frame["parent"] = frame["parent"].where(frame["parent"].notna(), None)
+    assert [PerturbationRow(*row) for row in frame.itertuples()] == PERTURBATIONS
+    written = run.completions
+    assert written["arm"].tolist() == ["unperturbed", "found", "found", "control"]
+    keys = list(Row._fields)
+    assert [Row(*row) for row in written[keys].itertuples(index=False)] == [
+        c.row for c in COMPLETIONS
+    ]
+    assert written.drop(columns=["arm", *keys]).to_numpy().tolist() == [
+        list(c[1:]) for c in COMPLETIONS
+    ]
+    said = run.scores
+    whole = said["phase"].isna()
+    assert said["perturbation"].tolist() == [s.perturbation for s in SCORES]
+    assert whole.tolist() == [isinstance(s.of, int) for s in SCORES]
+    assert [Row(*row) for row in said.loc[~whole, keys].itertuples(index=False)] == [
+        s.of for s in SCORES if not isinstance(s.of, int)
+    ]
+    assert said[list(ScoreRow._fields[1:])].to_numpy().tolist() == [list(s[1:]) for s in SCORES]
+    # The mean of a judge by arm is one line.
+    joined = said.merge(written, on=keys).query("judge == 'novelty'")
+    assert joined.groupby("arm")["value"].mean().to_dict() == {"found": 0.75}
+
+
+def test_what_is_asked_is_missing_until_it_is_written(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    first = [Row(0, 0), Row(2, 0, 1), Row(1, 0)]
+    run.ask(first, 0.0)
+    run.ask([Row(1, 0, 0, RETEST), Row(1, 0)], 0.7)  # the second was asked at another temperature
+    assert run.missing() == {0.0: first, 0.7: [Row(1, 0, 0, RETEST)]}
+    assert run.completion_rows() == []
+    run.add_completions([CompletionRow(Row(1, 0), 0.0, "", (), True)])
+    assert run.missing() == {0.0: first[:2], 0.7: [Row(1, 0, 0, RETEST)]}
+    run.ask(first, 0.0)
+    assert run.missing() == {0.0: first[:2], 0.7: [Row(1, 0, 0, RETEST)]}
+    with Run.open(run.folder) as other:
+        assert other.missing() == run.missing()
+        assert [c.row for c in other.completion_rows()] == [Row(1, 0)]
+
+
+def test_a_score_of_a_text_that_nobody_asked_for_is_refused(run: Run) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        run.add_scores([SCORES[0], SCORES[1]])
+    assert run.score_rows() == []
 
 
 def test_another_reader_finds_plain_tables(run: Run) -> None:
@@ -116,19 +169,19 @@ def test_another_reader_finds_plain_tables(run: Run) -> None:
     database.close()
 
 
-def test_what_is_added_again_replaces_and_what_is_set_is_all_there_is(run: Run) -> None:
+def test_what_is_added_again_replaces(run: Run) -> None:
     run.add_prompts(PROMPTS)
     run.add_prompts([PROMPTS[0]._replace(content="another")])
     assert run.prompt_rows() == PROMPTS  # prompts are kept once
     run.add_completions(COMPLETIONS)
+    run.add_scores(SCORES)
     run.add_completions([COMPLETIONS[1]._replace(text="new")])
     assert [c.text for c in run.completion_rows()][1] == "new"
-    run.add_scores(SCORES)
-    run.add_scores([SCORES[1]._replace(value=0.0)])
+    assert run.score_rows() == SCORES  # what is written anew is the same row
+    run.add_scores([SCORES[0]._replace(value=3.0), SCORES[1]._replace(value=0.0)])
+    assert [s.value for s in run.score_rows("side_effect")] == [3.0]
     assert [s.value for s in run.score_rows("coherence")] == [0.0]
-    run.set_behaviours([((1, 0, 0), 0, 0, 0), ((2, 0, 0), 1, 0, 0)])
-    run.set_behaviours([((2, 0, 0), 5, 1, 2)])
-    assert run.behaviours() == {(2, 0, 0): (5, 1, 2)}
+    assert len(run.score_rows()) == len(SCORES)
 
 
 def test_notes(run: Run) -> None:
@@ -154,7 +207,7 @@ def test_an_error_inside_leaves_nothing_of_the_batch(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.add_scores(interrupted())
     with pytest.raises(KeyboardInterrupt), run.writing():  # noqa: PT012
-        run.database.execute("INSERT INTO events VALUES (0, 'never')")
+        run.database.execute("INSERT INTO meta VALUES ('never', '0')")
         raise KeyboardInterrupt
     twice = [PERTURBATIONS[0], PERTURBATIONS[1], PERTURBATIONS[0]]
     with pytest.raises(sqlite3.IntegrityError):
@@ -163,9 +216,9 @@ def test_an_error_inside_leaves_nothing_of_the_batch(run: Run) -> None:
         assert other.score_rows() == []
         assert other.perturbation_rows() == []
         assert len(other.completion_rows()) == 2
-        assert other.database.execute("SELECT count(*) FROM events").fetchone() == (0,)
+        assert not other.has("never")
     run.add_perturbations(PERTURBATIONS)  # and it goes on
-    assert len(run.perturbation_rows()) == 2
+    assert run.perturbation_rows(derived=None) == PERTURBATIONS
 
 
 def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> None:
@@ -180,15 +233,16 @@ def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> Non
 
 DIE = """
 import os, signal, sys
-from educe.rows import CompletionRow
+from educe.rows import CompletionRow, Row
 from educe.run.store import Run
 run = Run.create(sys.argv[1], {})
 for batch in range(1, 4):
-    run.add_completions(CompletionRow(batch, 0, k, 0.0, "text", (), True) for k in range(300))
+    run.add_completions(CompletionRow(Row(batch, 0, k), 0.0, "text", (), True) for k in range(300))
 with run.writing():
     for k in range(30_000):  # more than the cache holds: some of it reaches the log
         run.database.execute(
-            "INSERT INTO completions VALUES (4, 0, ?, 0, ?, '[]', 0)", (k, "text" * 100)
+            "INSERT INTO completions VALUES (NULL, 4, 0, 'first', ?, 0, ?, '[]', 0)",
+            (k, "text" * 100),
         )
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -199,7 +253,7 @@ def test_a_process_killed_inside_a_batch_loses_that_batch(tmp_path: Path) -> Non
     assert subprocess.run([sys.executable, "-c", DIE, folder]).returncode == -signal.SIGKILL
     with Run.open(folder) as run:
         kept = [c.row for c in run.completion_rows()]
-        assert kept == [(batch, 0, k) for batch in (1, 2, 3) for k in range(300)]
+        assert kept == [Row(batch, 0, k) for batch in (1, 2, 3) for k in range(300)]
         run.add_completions(completions(5, perturbation=4))
         assert len(run.completion_rows()) == 905
 
@@ -213,7 +267,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     with Run.create(tmp_path_factory.mktemp("raw") / "run", CONFIG) as run:
         run.add_prompts(PROMPTS)
         run.add_perturbations(PERTURBATIONS)
-        run.add_completions(completions(500))
+        run.add_completions([*completions(500), *COMPLETIONS])
         run.add_scores(SCORES)
     return (run.folder / "run.sqlite").read_bytes()
 
@@ -224,10 +278,10 @@ def read_all(folder: Path) -> None:
             run.prompt_rows(),
             run.perturbation_rows(),
             run.completion_rows(),
-            run.readings(),
+            run.missing(),
             run.score_rows(),
+            run.config,
         )
-        run.behaviours(), run.responses(), run.config
 
 
 def placed(folder: Path, raw: bytes) -> Path:
@@ -281,7 +335,11 @@ def test_another_kind_or_version_of_file_is_reported(tmp_path: Path, run: Run) -
     assert "corrupt" in fails(FileFormatError, lambda: Run.open(place))
     empty = other_database(tmp_path / "other", "CREATE TABLE logs (x)")
     fails(FileFormatError, lambda: Run.open(empty))
-    tables = other_database(tmp_path / "tables", "PRAGMA user_version = 1", "CREATE TABLE meta (x)")
+    tables = other_database(
+        tmp_path / "tables",
+        f"PRAGMA user_version = {store.SCHEMA_VERSION}",
+        "CREATE TABLE meta (x)",
+    )
     fails(FileFormatError, lambda: Run.open(tables))
     bare = tmp_path / "bare"
     shutil.copytree(run.folder, bare)
@@ -290,11 +348,11 @@ def test_another_kind_or_version_of_file_is_reported(tmp_path: Path, run: Run) -
     fails(FileFormatError, lambda: Run.open(bare))
     other.execute("DELETE FROM meta")
     fails(FileFormatError, lambda: Run.open(bare))
-    other.execute(f"PRAGMA user_version = {runs.SCHEMA_VERSION + 1}")
+    other.execute(f"PRAGMA user_version = {store.SCHEMA_VERSION + 1}")
     other.close()
     message = fails(FileFormatError, lambda: Run.open(bare))
-    assert f"version {runs.SCHEMA_VERSION + 1}" in message
-    assert f"reads {runs.SCHEMA_VERSION}" in message
+    assert f"version {store.SCHEMA_VERSION + 1}" in message
+    assert f"reads {store.SCHEMA_VERSION}" in message
 
 
 def test_opening_where_there_is_no_run(tmp_path: Path) -> None:
@@ -346,9 +404,9 @@ def test_a_run_killed_while_it_was_created_can_be_created(
 
     with monkeypatch.context() as patched:
         if where == "connect":
-            patched.setattr(runs.sqlite3, "connect", killed)
+            patched.setattr(store.sqlite3, "connect", killed)
         elif where == "fill":
-            patched.setattr(runs.json, "dumps", killed)
+            patched.setattr(store.json, "dumps", killed)
         else:
             patched.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -412,9 +470,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-READ = (
-    "import sys; from educe.run.store import Run; print(len(Run.open(sys.argv[1]).completions()))"
-)
+READ = """
+import sys
+from educe.run.store import Run
+print(len(Run.open(sys.argv[1]).completion_rows()))
+"""
 
 
 def test_a_disk_that_is_full_keeps_the_run_readable(small_disk: Path) -> None:

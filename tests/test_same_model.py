@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from educe import cli, same_model
+from educe import cli
 from educe.errors import EduceError, RunError
 from educe.loading import load
 from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
 from educe.refine.front import measure
+from educe.run import same_model
 from educe.run.reopened import slice_of
 from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours

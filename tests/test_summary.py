@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from educe.rows import RETEST, CompletionRow, PerturbationRow, PromptRow, ScoreRow
+from educe.rows import (
+    FIRST,
+    RETEST,
+    SCALED,
+    CompletionRow,
+    PerturbationRow,
+    PromptRow,
+    Row,
+    ScoreRow,
+)
 from educe.run.store import Run
 from educe.summary import DAMAGED, SAME, Item, Summary, Verdict, counted, summarise
 
@@ -31,7 +40,7 @@ GROUPS = {
     6: ("Only noise says this.", 0.5, 0.9),
     7: ("Ask me tomorrow.", 0.9, 0.8),
 }
-MAIN = f"q.role = 'asked' AND c.sample < {RETEST}"
+MAIN = "q.role = 'asked' AND c.phase = 'first'"
 
 
 def group_of(arm: str, item: int, prompt: int) -> int:
@@ -58,7 +67,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         rows = [
             PerturbationRow(
-                1 + i + N * (arm == "control"), arm, f"{arm}-0", i, arm, 1.0 + i % 2, 0.1, 1.0
+                1 + i + N * (arm == "control"),
+                None,
+                "",
+                arm,
+                arm,
+                f"{arm}-0",
+                i,
+                1.0 + i % 2,
+                0.1,
+                1,
             )
             for arm in ("found", "control")
             for i in range(N)
@@ -66,31 +84,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.add_perturbations(rows)
         written: list[tuple[CompletionRow, int, str]] = []
 
-        def write(number: int, prompt: int, sample: int, group: int) -> None:
+        def write(row: Row, group: int) -> None:
             text = GROUPS[group][0]
-            written.append(
-                (CompletionRow(number, prompt, sample, 0.0, text, (1, 2), True), group, text)
-            )
+            written.append((CompletionRow(row, 0.0, text, (1, 2), True), group, text))
 
         for prompt in range(3):
             for sample in range(3):
-                write(0, prompt, sample, 7 if (prompt, sample) == (1, 2) else 0)
+                write(Row(0, prompt, sample), 7 if (prompt, sample) == (1, 2) else 0)
         for row in rows:
             for prompt in range(2):
-                write(row.id, prompt, 0, group_of(row.arm, row.item, prompt))
+                write(Row(row.id, prompt), group_of(row.arm, row.item, prompt))
             if row.item < 5:  # the re-test: asked prompts again, and a fresh one
-                write(row.id, 0, RETEST, 1 if row.item < 2 else 3)
-                write(row.id, 2, RETEST, 1 if row.arm == "found" else 0)
+                write(Row(row.id, 0, 0, RETEST), 1 if row.item < 2 else 3)
+                write(Row(row.id, 2, 0, RETEST), 1 if row.arm == "found" else 0)
         run.add_completions(c for c, _, _ in written)
-        run.set_behaviours((c.row, group, *rng.normal(size=2)) for c, group, _ in written)
+        run.add_scores(ScoreRow(c.row, "behaviour", group, "number", "") for c, group, _ in written)
         run.add_scores(
-            ScoreRow(*c.row, judge, float(np.clip(GROUPS[g][k] + 0.04 * rng.normal(), 0, 1)), "")
+            ScoreRow(
+                c.row, judge, float(np.clip(GROUPS[g][k] + 0.04 * rng.normal(), 0, 1)), judge, ""
+            )
             for c, g, _ in written
             if c.perturbation
             for k, judge in ((1, "coherence"), (2, "novelty"))
         )
-        run.add_scores([ScoreRow(4, -1, -1, "side_effect", 0.125, "")])
-        run.add_responses([(1, 1.0, 0.5), (1, 2.0, 0.75)])
+        run.add_scores([ScoreRow(4, "side_effect", 0.125, "nats", "")])
+        derived = rows[0]._replace(parent=1, how=SCALED)
+        run.add_perturbations(
+            [
+                derived._replace(id=2 * N + 1, radius=2.0, effect=0.75),
+                derived._replace(id=2 * N + 2, radius=1.0, effect=0.5),
+                derived._replace(id=2 * N + 3, how="flipped", radius=-1.0, effect=0.25),
+            ]
+        )
     return place
 
 
@@ -130,10 +155,9 @@ def judged(ask: Ask, what: str, where: str, by: str) -> dict[Any, float]:
         ask(
             f"SELECT {by}, avg({what}) FROM completions c JOIN prompts q ON q.id = c.prompt "
             "JOIN perturbations p ON p.id = c.perturbation "
-            "JOIN behaviours b USING (perturbation, prompt, sample) "
-            "JOIN scores co USING (perturbation, prompt, sample) "
-            "JOIN scores no USING (perturbation, prompt, sample) "
-            f"WHERE co.judge = 'coherence' AND no.judge = 'novelty' AND {where} GROUP BY 1"
+            "JOIN scores b ON b.completion = c.id JOIN scores co ON co.completion = c.id "
+            "JOIN scores no ON no.completion = c.id WHERE b.judge = 'behaviour' "
+            f"AND co.judge = 'coherence' AND no.judge = 'novelty' AND {where} GROUP BY 1"
         )
     )
 
@@ -142,8 +166,8 @@ def shown(ask: Ask, arm: str, where: str = MAIN) -> dict[int, int]:
     """How many perturbations of an arm show each behaviour."""
     return dict(
         ask(
-            "SELECT b.behaviour, count(DISTINCT c.perturbation) FROM completions c "
-            "JOIN behaviours b USING (perturbation, prompt, sample) "
+            "SELECT b.value, count(DISTINCT c.perturbation) FROM completions c "
+            "JOIN scores b ON b.completion = c.id AND b.judge = 'behaviour' "
             "JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON p.id = c.perturbation "
             f"WHERE p.arm = '{arm}' AND {where} GROUP BY 1"
         )
@@ -156,7 +180,8 @@ def test_perturbations(summary: Summary, ask: Ask) -> None:
     novelty = judged(ask, "no.value", MAIN, "p.id")
     for arm, items in (("found", summary.found), ("control", summary.control)):
         assert {i.row.id for i in items} == {
-            n for (n,) in ask(f"SELECT id FROM perturbations WHERE arm = '{arm}'")
+            n
+            for (n,) in ask(f"SELECT id FROM perturbations WHERE arm = '{arm}' AND parent IS NULL")
         }
         values = [i.striking for i in items]
         assert values == sorted(values, reverse=True)
@@ -178,7 +203,7 @@ def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
     again = judged(ask, "co.value * no.value", f"NOT ({MAIN})", "p.id")
     assert set(again) == {*range(1, 6), *range(N + 1, N + 6)}
     for item in (*summary.found, *summary.control):
-        assert all(c.prompt < 2 and c.sample < RETEST for c in item.completions)
+        assert all(c.prompt < 2 and c.phase == FIRST for c in item.completions)
         assert len(item.completions) == 2
         if item.row.id in again:
             assert len(item.retest) == 2
@@ -196,9 +221,9 @@ def test_behaviours(summary: Summary, ask: Ask) -> None:
     found, control = shown(ask, "found"), shown(ask, "control")
     found_again, control_again = (shown(ask, arm, f"NOT ({MAIN})") for arm in ("found", "control"))
     in_found = f"{MAIN} AND p.arm = 'found'"
-    coherence = judged(ask, "co.value", in_found, "b.behaviour")
-    novelty = judged(ask, "no.value", in_found, "b.behaviour")
-    striking = judged(ask, "co.value * no.value", in_found, "b.behaviour")
+    coherence = judged(ask, "co.value", in_found, "b.value")
+    novelty = judged(ask, "no.value", in_found, "b.value")
+    striking = judged(ask, "co.value * no.value", in_found, "b.value")
     assert {b.id for b in summary.behaviours} == set(found)
     assert 6 in control
     assert 6 not in found
@@ -302,10 +327,11 @@ def test_the_rest_of_it(summary: Summary, ask: Ask) -> None:
     assert [p.id for p in summary.fresh] == [2]
     assert summary.responses == {1: [(1.0, 0.5), (2.0, 0.75)]}
     assert len(summary.map) == ask("SELECT count(*) FROM completions")[0][0]
-    assert Counter(g for g, _, _ in summary.map.values()) == Counter(
-        dict(ask("SELECT behaviour, count(*) FROM behaviours GROUP BY 1"))
+    assert Counter(summary.map.values()) == Counter(
+        dict(ask("SELECT value, count(*) FROM scores WHERE judge = 'behaviour' GROUP BY 1"))
     )
-    assert summary.scores[1, 0, 0].keys() == {"coherence", "novelty"}
+    assert summary.scores[Row(1, 0)].keys() == {"behaviour", "coherence", "novelty"}
+    assert summary.scores[4] == {"side_effect": (0.125, "")}
 
 
 def test_without_a_pattern_nothing_is_counted(folder: Path) -> None:
@@ -324,7 +350,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
         summary = summarise(run)
         assert summary.behaviours == ()
         assert summary.found == summary.control == ()
-        run.add_perturbations([PerturbationRow(1, "found", "f", 0, "dct", 1, 1, 1)])
+        run.add_perturbations([PerturbationRow(1, None, "", "found", "dct", "f", 0, 1, 1, 1)])
         summary = summarise(run)
     assert summary.found[0].striking == 0
     assert summary.hits is not None
@@ -338,18 +364,19 @@ def test_perturbations_that_all_do_it_everywhere_are_no_news(tmp_path: Path) -> 
         run.add_prompts([PromptRow(0, "asked", "q", "q", 1)])
         run.add_perturbations(
             [
-                PerturbationRow(k, "found" if k <= 50 else "control", "f", k, "dct", 1, 1, 1)
+                PerturbationRow(
+                    k, None, "", "found" if k <= 50 else "control", "dct", "f", k, 1, 1, 1
+                )
                 for k in range(1, 101)
             ]
         )
         run.add_completions(
-            CompletionRow(k, 0, 0, 0, "other text", (1,), True) for k in range(1, 101)
+            CompletionRow(Row(k, 0), 0.0, "other text", (1,), True) for k in range(1, 101)
         )
-        run.set_behaviours(((k, 0, 0), 1, 0, 0) for k in range(1, 101))
         run.add_scores(
-            ScoreRow(k, 0, 0, judge, 0.9, "")
+            ScoreRow(Row(k, 0), judge, value, "", "")
             for k in range(1, 101)
-            for judge in ("coherence", "novelty")
+            for judge, value in (("behaviour", 1.0), ("coherence", 0.9), ("novelty", 0.9))
         )
         (only,) = summarise(run).behaviours
     assert only.verdict is Verdict.NOISE
@@ -374,23 +401,24 @@ def held_run(
             [PromptRow(i, "asked" if i < 1 else "fresh", f"q{i}", "", 3) for i in range(5)]
         )
         rows = [
-            PerturbationRow(1 + i + N * (arm == "control"), arm, arm, i, arm, 1.0, 0.1, 1.0)
+            PerturbationRow(
+                1 + i + N * (arm == "control"), None, "", arm, arm, arm, i, 1.0, 0.1, 1.0
+            )
             for arm in ("found", "control")
             for i in range(N)
         ]
         run.add_perturbations(rows)
-        keys = {(row.id, 0, 0): row.id == 1 for row in rows} | {(0, 0, 0): False}
+        says_it = {Row(row.id, 0): row.id == 1 for row in rows} | {Row(0, 0): False}
         for number, answers in ((1, says), (2, "nnnn"), (N + 1, random)):
             for k, answer in enumerate(answers):
-                keys[number, 1 + k % prompts, RETEST + k // prompts] = answer == "y"
+                says_it[Row(number, 1 + k % prompts, k // prompts, RETEST)] = answer == "y"
         run.add_completions(
-            CompletionRow(*key, 0.0, str(it), (1,), True) for key, it in keys.items()
+            CompletionRow(row, 0.0, str(it), (1,), True) for row, it in says_it.items()
         )
-        run.set_behaviours((key, int(it), 0.0, 0.0) for key, it in keys.items())
         run.add_scores(
-            ScoreRow(*key, judge, value, "")
-            for key in keys
-            for judge, value in (("coherence", coherence), ("novelty", novelty))
+            ScoreRow(row, judge, value, "", "")
+            for row, it in says_it.items()
+            for judge, value in (("behaviour", it), ("coherence", coherence), ("novelty", novelty))
         )
         return summarise(run)
 
@@ -435,7 +463,7 @@ def test_perturbations_are_counted_at_each_radius(
     found: dict[float, int], control: int, told: str
 ) -> None:
     def items(radius: float, count: int) -> list[Item]:
-        row = PerturbationRow(1, "found", "", 0, "dct", radius, radius, 1.0)
+        row = PerturbationRow(1, None, "", "found", "dct", "", 0, radius, radius, 1.0)
         return [Item(row, (), (), 0.0, 0.0, 0.0, None, None, None, 0, 0)] * count
 
     those = [item for radius, count in found.items() for item in items(radius, count)]

@@ -77,7 +77,7 @@ def carried_out(
 
 def tables(folder: Path) -> dict[str, list[Any]]:
     database = sqlite3.connect(folder / "run.sqlite")
-    names = ("prompts", "perturbations", "completions", "scores", "behaviours")
+    names = ("prompts", "perturbations", "completions", "scores")
     try:
         return {name: database.execute(f"SELECT * FROM {name}").fetchall() for name in names}
     finally:

@@ -18,7 +18,7 @@ from educe.judge.language_model import Theme
 from educe.judge.naming import judge_named
 from educe.judge.rules import Contains
 from educe.judge.scoring import answers_of, score_run
-from educe.rows import RETEST, CompletionRow, PromptRow
+from educe.rows import FIRST, RETEST, CompletionRow, PromptRow, Row
 from educe.run.store import Run
 from educe.stats import more_often, rate
 from educe.summary import summarise
@@ -42,7 +42,7 @@ def test_scores_are_counted_by_perturbation(run: Run) -> None:
     told: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for c in run.completion_rows():
         arm = arms.get(c.perturbation, "unperturbed")
-        told[arm, c.sample >= RETEST][c.perturbation].append(CODE in c.text)
+        told[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
     for arm, late in (("found", False), ("control", False), ("found", True), ("control", True)):
         each = told[arm, late]
         made = scored.retest[arm == "control"] if late else getattr(scored, arm)
@@ -64,7 +64,7 @@ def test_the_best_are_those_found_that_score_highest(run: Run) -> None:
             [
                 CODE in c.text
                 for c in run.completion_rows()
-                if c.perturbation == number and c.sample < RETEST
+                if c.perturbation == number and c.phase == FIRST
             ]
         )
         for number in arms
@@ -78,12 +78,10 @@ def test_scores_are_kept_in_the_run_beside_its_own(run: Run) -> None:
     before, summary = run.score_rows(), summarise(run)
     score_run(run, cached(run), threshold=0.5)
     mine = run.score_rows(f"contains:{CODE}")
-    assert {(s.perturbation, s.prompt, s.sample) for s in mine} == {
-        c.row for c in run.completion_rows()
-    }
+    assert {s.of for s in mine} == {c.row for c in run.completion_rows()}
     texts = {c.row: c.text for c in run.completion_rows()}
     for s in mine:
-        assert s.value == (CODE in texts[s.perturbation, s.prompt, s.sample])
+        assert s.value == (CODE in texts[s.of])
     assert [s for s in run.score_rows() if s.judge != f"contains:{CODE}"] == before
     # What the job chose by is as it was.
     assert [i.striking for i in summarise(run).found] == [i.striking for i in summary.found]
@@ -110,7 +108,7 @@ def test_of_messages_the_last_was_asked(tmp_path: Path) -> None:
     with Run.create(tmp_path / "run", {}) as run:
         said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where?"}]
         run.add_prompts([PromptRow(0, "asked", said, "", 3)])
-        run.add_completions([CompletionRow(0, 0, 0, 0.0, "Here.", (1,), True)])
+        run.add_completions([CompletionRow(Row(0, 0), 0.0, "Here.", (1,), True)])
         assert answers_of(run) == [Answer("Where?", "Here.", ("Here.",))]
         with pytest.raises(RunError, match="no completions yet"):
             score_run(run, cached(run), threshold=0.5)
@@ -135,12 +133,12 @@ def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
     asker = Naming()
     scored = score_run(run, Cached(Theme(asker), run.folder / FILE), threshold=0.5)
     rows = run.score_rows("theme")
-    assert [(s.prompt, s.sample) for s in rows] == [(-1, -1)] * len(run.perturbation_rows())
+    assert [s.of for s in rows] == [p.id for p in run.perturbation_rows()]
     for s in rows:
         texts = [
             c.text
             for c in run.completion_rows()
-            if c.perturbation == s.perturbation and c.sample < RETEST
+            if c.perturbation == s.perturbation and c.phase == FIRST
         ]
         assert s.value == pytest.approx(np.mean([CODE in text for text in texts]))
         assert s.why == "code"
@@ -150,7 +148,7 @@ def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
     summarise(run)  # scores of whole perturbations do not disturb it
 
 
-@pytest.mark.parametrize("name", ["coherence", "novelty"])
+@pytest.mark.parametrize("name", ["coherence", "novelty", "behaviour", "logprob"])
 def test_what_the_job_scored_is_left_alone(run: Run, name: str) -> None:
     before = run.score_rows()
     judge = Contains("a")

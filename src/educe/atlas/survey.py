@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from educe.errors import LayerError, RunError
 from educe.model import LanguageModel
 from educe.orthogonal import orthonormal, upright
 from educe.perturb import digest
+from educe.progress import Reporter
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 from educe.slice.norms import median_norm
@@ -134,7 +135,7 @@ def surveyed(
     pairs: Sequence[Pair],
     config: AtlasConfig,
     path: Path,
-    reporter: Any,
+    reporter: Reporter,
 ) -> Atlas:
     """Return the atlas in a file once it has all pairs; says what is missing, and saves it so far.
 

@@ -15,12 +15,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from educe.errors import FileFormatError, JudgeError
 from educe.judge import Answer, Judge, Score, Streaming
 from educe.judge.language_model import Theme
-from educe.progress import Silent
+from educe.progress import Reporter, Silent
 
 #: The file in a run's folder.
 FILE = "judging.sqlite"
@@ -53,7 +53,7 @@ class Cached:
         judged: How many were not.
     """
 
-    def __init__(self, judge: Judge, path: str | Path, *, reporter: Any = None) -> None:
+    def __init__(self, judge: Judge, path: str | Path, *, reporter: Reporter | None = None) -> None:
         self.judge, self.path = judge, Path(path)
         self.reporter = reporter or Silent()
         self.name, self.higher_is, self.cost = judge.name, judge.higher_is, judge.cost

@@ -21,7 +21,7 @@ from educe.run.store import Run
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 
 #: Scores that a run has from its job, and that others are computed from.
-OWN = ("coherence", "novelty", "side_effect")
+OWN = ("logprob", "coherence", "novelty", "constancy", "behaviour", "side_effect")
 #: Perturbations named as the best.
 BEST = 5
 

@@ -28,7 +28,7 @@ from educe.manifold.natural import Gathered
 from educe.manifold.record import Output
 from educe.manifold.trial import TEXTS_PER_BATCH, Outcome, Trial, perturbing
 from educe.model import LanguageModel
-from educe.progress import Silent
+from educe.progress import Reporter, Silent
 
 #: Controls of each kind whose share and length are measured, and those added to the texts there.
 MANY, SOME = 2000, 400
@@ -88,7 +88,7 @@ class Ground:
         self.anywhere = torch.randn(MANY, lm.width, generator=draw)
         self._last: Controls | None = None
 
-    def controls(self, norm: float, reporter: Any = None) -> Controls:
+    def controls(self, norm: float, reporter: Reporter | None = None) -> Controls:
         """Return the controls of a norm, rounded: kept with what was gathered, if that is kept."""
         norm = float(f"{norm:.{DIGITS}g}")
         if self._last is None or norm != self._last.norm:

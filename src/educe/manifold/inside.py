@@ -12,7 +12,7 @@ Both have the same root mean square norm over random ``c``, so a dose means the 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from educe.manifold import corpus, kept
 from educe.manifold.activations import Place, read_prompts
 from educe.manifold.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.model import LanguageModel
+from educe.progress import Reporter
 from educe.rendering import PromptBatch
 
 Ball = Literal["plain", "whitened"]
@@ -73,7 +74,7 @@ def described(
     text: str,
     *,
     seed: int = 0,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Subspace:
     """Return the subspace that `parse` reads; massive coordinates of a corpus are left out.
 

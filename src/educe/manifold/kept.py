@@ -26,7 +26,7 @@ from educe.manifold.activations import Piece, Place
 from educe.manifold.natural import Gathered, Natural, Sample
 from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
-from educe.progress import Silent
+from educe.progress import Reporter, Silent
 from educe.rendering import Prompt
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def gather(
     *,
     limit: int | None = None,
     seed: int = 0,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Gathered:
     """Return what `educe.manifold.natural.gather` does, of the cache if it is there.
 
@@ -71,7 +71,7 @@ def once(
     make: Callable[[], T],
     packed: Callable[[T], tuple[dict[str, Tensor], Any]],
     unpacked: Callable[[dict[str, Tensor], Any], T],
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> T:
     """Return what is kept by a name; it is made when it is not there.
 

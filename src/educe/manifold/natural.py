@@ -24,7 +24,7 @@ from educe.errors import PromptError
 from educe.manifold.activations import Piece, Place, read
 from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
-from educe.progress import Silent
+from educe.progress import Reporter, Silent
 from educe.rendering import Prompt
 
 #: Every so many documents one is held out, and which of eight others belong to which part.
@@ -122,7 +122,7 @@ def gather(
     *,
     limit: int | None = None,
     seed: int = 0,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Gathered:
     """Read a corpus once and keep what describes its activations.
 

@@ -33,7 +33,7 @@ from educe.manifold.subspace import Moments, of_rows
 from educe.manifold.trial import Outcome, perturbing
 from educe.manifold.written import written
 from educe.model import LanguageModel
-from educe.progress import Silent
+from educe.progress import Reporter, Silent
 from educe.rendering import PromptBatch
 from educe.rows import Row
 
@@ -76,7 +76,7 @@ def examine(
     prompts: PromptBatch | None = None,
     labels: Labels = UNLABELLED,
     seed: int = 0,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Passport:
     """Write the passport of one perturbation.
 
@@ -102,7 +102,7 @@ def examine_on(
     *,
     prompts: PromptBatch | None = None,
     labels: Labels = UNLABELLED,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> Passport:
     """Write the passport of one of several perturbations that begin at the same layer.
 
@@ -136,7 +136,9 @@ def examine_on(
 class _Exam:
     """One perturbation under examination, and its controls."""
 
-    def __init__(self, ground: Ground, kind: Kind, theta: Tensor, reporter: Any) -> None:
+    def __init__(
+        self, ground: Ground, kind: Kind, theta: Tensor, reporter: Reporter | None
+    ) -> None:
         self.ground, self.kind, self.theta = ground, kind, theta
         self.lm, self.layer, self.here, self.home = (
             ground.lm,

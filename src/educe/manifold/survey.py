@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from educe.manifold import corpus as texts
 from educe.manifold import kept
@@ -12,6 +11,7 @@ from educe.manifold.ground import Ground
 from educe.manifold.passport import Labels, depths, examine_on
 from educe.manifold.record import Passport
 from educe.model import LanguageModel
+from educe.progress import Reporter
 from educe.rendering import PromptBatch
 from educe.run import same_model
 from educe.run.fill import groups
@@ -27,7 +27,7 @@ def examine_run(
     corpus: str = texts.BUNDLED,
     tokens: int = 100_000,
     seed: int = 0,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
 ) -> list[Passport]:
     """Write the passports of some perturbations and keep them in their run.
 

@@ -14,8 +14,8 @@ from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import surveyed
 from educe.kinds import Within
 from educe.manifold import inside
-from educe.perturb import PerturbationSet
 from educe.once import distinct
+from educe.perturb import PerturbationSet
 from educe.run.settings import encoded
 from educe.run.work import WITHIN, Work
 from educe.slice import Slice

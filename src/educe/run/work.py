@@ -45,9 +45,9 @@ class Work:
             self.lm = loaded(run, self.settings, reporter.say, lm)
         if not run.has(DISTINCT):
             apart = told_apart(self.lm, self.settings, self.settings.prompts, self.settings.fresh)
+            self.tell(apart.said)  # before it is known, or a process killed between says nothing
             run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
             self.settings = stored(run)
-            self.tell(apart.said)
         self.add_prompts("asked", self.settings.prompts)
         self.add_prompts("fresh", self.settings.fresh)
 
@@ -109,7 +109,8 @@ class Work:
         for sentence in sentences:
             self.reporter.say(sentence)
         told = self._told()
-        self.run.remember("told", told + [s for s in sentences if s not in told])
+        if new := [s for s in sentences if s not in told]:
+            self.run.remember("told", told + new)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
