@@ -23,7 +23,7 @@ import educe
 from benchmarks import quick
 from educe.contrast import Forced
 from educe.discover import configured, search
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:

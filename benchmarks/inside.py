@@ -29,7 +29,8 @@ import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
 from educe import stats
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
 from educe.kinds import Row, Within
@@ -41,7 +42,6 @@ from educe.manifold.subspace import of_moments, random_subspace
 from educe.model import LanguageModel
 from educe.organisms import Question
 from educe.rendering import PromptBatch
-from educe.slice import Slice
 
 N, SHARE, FRESH = 16, 0.75, 2
 #: In full, and in the quick form.

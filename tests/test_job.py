@@ -32,7 +32,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import discover, files, generation, writing
+from educe import discover, files, writing
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
@@ -44,6 +44,7 @@ from educe.errors import (
     PromptError,
     RunError,
 )
+from educe.forward import generation
 from educe.job import discover_behaviours, judging, searching
 from educe.job.settings import Settings, begin, stored
 from educe.judge import Score

@@ -12,7 +12,8 @@ from torch import Tensor
 from educe import files
 from educe.discover import control, search
 from educe.errors import MethodError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.job import discover_behaviours
 from educe.job.preparing import WITHIN
 from educe.job.settings import Settings, begin
@@ -22,7 +23,6 @@ from educe.manifold.subspace import Moments, Subspace, of_moments, of_rows, rand
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.runs import Run
-from educe.slice import Slice
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH, RANK = 12, 4

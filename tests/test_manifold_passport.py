@@ -19,7 +19,7 @@ from torch import Tensor
 
 import tiny
 from educe import kinds
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.kinds import Row, TokenNoise, Vectors
 from educe.manifold import corpus, passport
 from educe.manifold.activations import Place

@@ -37,7 +37,8 @@ from educe.errors import (
     RadiusError,
     SteeringError,
 )
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.job import discover_behaviours
 from educe.job.settings import Settings, begin
 from educe.kinds import Kind, Row, TokenNoise, Vectors, WeightNoise
@@ -45,7 +46,6 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
 from educe.runs import Run
-from educe.slice import Slice
 from educe.summary import summarise
 from toy_slice import linear
 

@@ -12,7 +12,8 @@ import pytest
 
 import tiny
 from educe.errors import PromptError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.job import discover_behaviours
 from educe.job.settings import Settings, begin, encoded, stored
 from educe.judge.rules import Regex
@@ -24,7 +25,6 @@ from educe.norm.response import FINE, SHARES
 from educe.norm.survey import examine_norm
 from educe.ordinary import Ordinary
 from educe.runs import Run
-from educe.slice import Slice
 from educe.summary import summarise
 from educe.writing import groups
 

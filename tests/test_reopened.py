@@ -10,12 +10,12 @@ import torch
 import tiny
 from educe.discover import search
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.job.settings import encoded, stored
 from educe.kinds import Within, adapters
 from educe.model import LanguageModel
 from educe.reopened import slice_of, vectors
 from educe.runs import Run
-from educe.slice import Slice
 from educe.writing import add_set
 from small_run import small_run
 from toy_slice import normal

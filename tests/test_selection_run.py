@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation, writing
+from educe import writing
 from educe.errors import EduceError, MethodError, PromptError, RunError
-from educe.generation import generate
+from educe.forward import generation
+from educe.forward.generation import generate
 from educe.job import discover_behaviours
 from educe.job.settings import Settings, begin
 from educe.judge import Answer, Score

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation, writing
+from educe import writing
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
+from educe.forward import generation
+from educe.forward.slice import Slice
 from educe.job.rows import RETEST_TEMPERATURE
 from educe.job.settings import Settings
 from educe.kinds import adapters
@@ -30,7 +32,6 @@ from educe.selection import tuning
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.selection.tuning import Tuned, Tuning, begin_tuning, stored_tuning, tune
-from educe.slice import Slice
 from educe.stats import rate
 from educe.summary import RETEST
 

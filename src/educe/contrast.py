@@ -39,12 +39,12 @@ from educe import positions as where
 from educe.discover import origin
 from educe.discover.state import Progress
 from educe.errors import EffectError, MethodError, PositionsError, PromptError, RadiusError
+from educe.forward.chunks import TOKENS_PER_CHUNK
+from educe.forward.slice import Slice
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet
 from educe.rendering import PromptBatch
-from educe.slice import Slice
-from educe.slice.chunks import TOKENS_PER_CHUNK
 
 
 def difference_of_means(

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from educe import positions as where
 from educe.errors import EffectError, PositionsError
-from educe.generation import generate
+from educe.forward.chunks import TOKENS_PER_CHUNK
+from educe.forward.generation import generate
 from educe.kinds import Kind, Row
 from educe.model import LanguageModel
 from educe.prompts import read_prompts
 from educe.rendering import PromptBatch
-from educe.slice.chunks import TOKENS_PER_CHUNK
 
 BUNDLED = "bundled"
 

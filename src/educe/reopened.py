@@ -10,11 +10,11 @@ from torch import Tensor
 
 from educe import same_model
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 from educe.runs import Run
-from educe.slice import Slice
 from educe.writing import groups
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
 from educe.kinds import Kind, Row, Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

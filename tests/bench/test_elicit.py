@@ -31,14 +31,14 @@ from educe.contrast import Forced
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
+from educe.forward.slice import Slice
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
-from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = Place(source=1, target=5)

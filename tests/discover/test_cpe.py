@@ -22,11 +22,11 @@ from educe.discover import cpe
 from educe.discover.cpe import CpeConfig
 from educe.discover.state import State
 from educe.errors import LayerError, MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.runs import Run
-from educe.slice import Slice
 from educe.summary import RETEST
 from peft_oracle import adapted
 from toy_slice import ToySlice, inputs_of, linear, normal

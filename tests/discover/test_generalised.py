@@ -16,8 +16,8 @@ from educe.discover import generalised, search
 from educe.discover.generalised import GeneralisedConfig
 from educe.discover.state import State
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 from toy_slice import ToySlice, cosines, normal
 
 WIDTH, RADIUS = 12, 0.7

@@ -13,8 +13,8 @@ import tiny
 from educe.discover import search, words
 from educe.discover.words import WordsConfig
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 
 PROMPTS = ["tell me", "why is it so?"]
 TOKENS = torch.arange(10, 70)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from educe.generation import Completion
+from educe.forward.generation import Completion
 from educe.judge import reading
 from educe.judge.reading import Reading, read
 from educe.kinds import Row

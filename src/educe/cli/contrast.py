@@ -77,10 +77,10 @@ def contrast(
         folder of the two files; by default a new one under runs/
     """
     from educe.contrast import difference_of_means, optimised
+    from educe.forward.slice import Slice
     from educe.loading import load
     from educe.progress import reporter
     from educe.radius import parse
-    from educe.slice import Slice
     from educe.threads import choose
 
     by_sets = positive is not None and negative is not None and say is None and not prompts

@@ -28,7 +28,7 @@ from educe.discover.linear import both_signs
 from educe.discover.power import PowerConfig
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.slice import Slice
+from educe.forward.slice import Slice
 
 #: Directions whose product with ``B`` is one step.
 AT_ONCE = 16

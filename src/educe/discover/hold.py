@@ -20,7 +20,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.slice import Slice
+from educe.forward.slice import Slice
 
 
 def turned(

@@ -32,8 +32,8 @@ from educe.discover import hold
 from educe.discover.penalty import penalty, scores, tangent
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.slice import Slice
-from educe.slice.chunks import Shift
+from educe.forward.slice import Slice
+from educe.forward.slice.shift import Shift
 
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8

@@ -27,8 +27,8 @@ from torch import Tensor
 from educe.discover.linear import both_signs
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.orthogonal import orthonormal
-from educe.slice import Slice
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from transformers import DynamicCache
 from educe.blocks import replaced, stream_in
 from educe.discover.state import Progress, State
 from educe.errors import MethodError
-from educe.generation import Prefix
+from educe.forward.generation import Prefix
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
-from educe.slice import Slice
 
 
 @dataclass(frozen=True)

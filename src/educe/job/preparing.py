@@ -11,12 +11,12 @@ from educe import beside, discover, embedded, files, radius
 from educe.atlas import ATLAS
 from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import surveyed
+from educe.forward.slice import Slice
 from educe.job.settings import encoded
 from educe.job.work import Work
 from educe.kinds import Within
 from educe.manifold import inside
 from educe.rendering import distinct
-from educe.slice import Slice
 
 #: The subspace of a search inside one.
 WITHIN = "within.safetensors"

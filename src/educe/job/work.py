@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from educe import discover
-from educe.generation import left_out
+from educe.forward.generation import left_out
+from educe.forward.slice import Slice
 from educe.job.settings import DISTINCT, encoded, loaded, stored, told_apart
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.runs import PromptRow, Run
-from educe.slice import Slice
 
 
 class Work:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from educe.generation import Completion
+from educe.forward.generation import Completion
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 

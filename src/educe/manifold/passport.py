@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.kinds import Kind, Noise, Row, Vectors, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts

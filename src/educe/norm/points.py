@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from educe.errors import EffectError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.judge import Answer, Judge, asked_in
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
@@ -29,7 +30,6 @@ from educe.norm.response import growth
 from educe.ordinary import Ordinary
 from educe.rendering import PromptBatch
 from educe.runs import Run
-from educe.slice import Slice
 from educe.stats import finite
 from educe.writing import Group, groups
 

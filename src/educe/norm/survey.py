@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
@@ -31,7 +32,6 @@ from educe.progress import Silent
 from educe.rendering import PromptBatch
 from educe.reopened import slice_of
 from educe.runs import PerturbationRow, Run
-from educe.slice import Slice
 from educe.stats import finite
 from educe.summary import summarise
 

@@ -23,7 +23,7 @@ from peft import PeftModel
 
 from educe import embedded, stats
 from educe.errors import OrganismError
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.kinds import Row
 from educe.model import LanguageModel
 from educe.organisms import SPECIES, lora, species

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from educe.discover import origin
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.runs import Run
-from educe.slice import Slice
 from educe.writing import groups
 
 NAME = "degate"

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from educe.discover import origin
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.job.settings import stored
 from educe.kinds import Row, Vectors
 from educe.model import LanguageModel
@@ -35,7 +36,6 @@ from educe.refine.response import response
 from educe.rendering import PromptBatch
 from educe.reopened import directions, slice_of
 from educe.runs import Run
-from educe.slice import Slice
 
 #: Takes what a vector wrote, one text a prompt, and returns a number.
 Measure = Callable[[list[str]], float]

@@ -30,6 +30,7 @@ from educe import files
 from educe.discover import origin
 from educe.discover.state import State
 from educe.errors import ModelError
+from educe.forward.slice import Slice
 from educe.job.settings import stored
 from educe.kinds import Vectors
 from educe.model import LanguageModel
@@ -45,7 +46,6 @@ from educe.refine.response import response, with_neurons
 from educe.rendering import PromptBatch
 from educe.reopened import directions, slice_of
 from educe.runs import Run
-from educe.slice import Slice
 
 #: Prompts of another kind on which the same vectors are looked at.
 OTHERS = 2

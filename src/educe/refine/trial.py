@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from educe.errors import RunError
+from educe.forward.slice import Slice
 from educe.job.rows import answers, baseline, retest
 from educe.job.settings import encoded, stored
 from educe.kinds import Row
@@ -20,7 +21,6 @@ from educe.perturb import PerturbationSet
 from educe.reopened import slice_of
 from educe.runs import TRIALS, PromptRow, Run, ScoreRow
 from educe.selection.judging import Judging, Rule, Striking
-from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
 from educe.writing import add_set, write
 

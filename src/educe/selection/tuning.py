@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
+from educe.forward.slice import Slice
 from educe.job.rows import RETEST_TEMPERATURE
 from educe.job.settings import Settings, encoded, loaded, told_apart
 from educe.kinds import Row
@@ -31,7 +32,6 @@ from educe.progress import Silent
 from educe.runs import PromptRow, Run
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
-from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.summary import RETEST
 from educe.whole import check_seed, check_whole

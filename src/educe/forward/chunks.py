@@ -1,12 +1,8 @@
-"""Chunks: rows of perturbation × prompt that run together, and what they do at the target."""
+"""Chunks: rows of perturbation × prompt that run together."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 #: Tokens a chunk: enough to reach a machine's full matmul rate, few enough for its memory; an
 #: out-of-memory error halves it.
@@ -20,25 +16,6 @@ class Chunk(NamedTuple):
     last: int
     start: int
     stop: int
-
-
-class Shift(NamedTuple):
-    """What a chunk of perturbations does at the target, position by position.
-
-    Attributes:
-        values: Change of the target stream, ``[perturbations, prompts, positions, width]``.
-        weights: Share of each read-out position in the mean over all, ``[prompts, positions]``.
-        chunk: Which perturbations and prompts these are.
-    """
-
-    values: Float[Tensor, "n p k d"]
-    weights: Float[Tensor, "p k"]
-    chunk: Chunk
-
-    @property
-    def mean(self) -> Float[Tensor, "n d"]:
-        """This chunk's part of the effect: summed over chunks of prompts it is Δ."""
-        return torch.einsum("npkd,pk->nd", self.values, self.weights)
 
 
 def even(total: int, most: int) -> int:

@@ -27,12 +27,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe.blocks import Call, narrowed, stream_out
 from educe.errors import EffectError, LayerError, PositionsError
+from educe.forward.chunks import TOKENS_PER_CHUNK, Chunk, even, halved
+from educe.forward.slice.norms import after_first, median_norm
+from educe.forward.slice.recording import recording
+from educe.forward.slice.shift import Shift
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.slice.chunks import TOKENS_PER_CHUNK, Chunk, Shift, even, halved
-from educe.slice.norms import after_first, median_norm
-from educe.slice.recording import recording
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
 # less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
@@ -47,7 +48,7 @@ T = TypeVar("T")
 class Replay:
     """What a slice keeps of the unperturbed model, and the perturbed rows it runs beside that.
 
-    Its arguments and what it has are those of `educe.slice.Slice`.
+    Its arguments and what it has are those of `educe.forward.slice.Slice`.
     """
 
     def __init__(
