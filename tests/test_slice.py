@@ -659,7 +659,7 @@ def test_running_out_of_memory_without_perturbation_halves_the_prompts(
     watch = Rows(1).watch(tiny64.blocks[0], request)
     part = slice_of(tiny64, positions=positions)
     assert watch.failed == 1  # three prompts, then each alone
-    assert part.tokens_per_chunk == TOKENS
+    assert part.tokens_per_chunk < 2 * TOKENS  # one at a time from now on
     torch.testing.assert_close(part.effect(theta), expected, rtol=1e-5, atol=1e-6)
     Rows(0).watch(tiny64.blocks[0], request)
     with pytest.raises(RuntimeError, match="can't allocate memory"):

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.forward.forced import perturbing
 from educe.forward.generation import generate
 from educe.kinds import Kind, Noise, Row, Vectors, Within
 from educe.manifold import corpus
@@ -30,7 +31,7 @@ from educe.manifold.natural import Gathered
 from educe.manifold.project import ablating, equal_variance, injection, oblique, plain
 from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
 from educe.manifold.subspace import Moments, of_rows
-from educe.manifold.trial import Outcome, perturbing
+from educe.manifold.trial import Outcome
 from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.progress import Silent
