@@ -21,7 +21,7 @@ import torch
 import educe
 from benchmarks import quick
 from educe.discover import words
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
 from educe.kinds import Vectors
 from educe.rendering import PromptBatch
 

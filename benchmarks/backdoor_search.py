@@ -21,9 +21,9 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.contrast import Forced
+from educe.contrast import Targets
 from educe.discover import configured, search
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,13 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     took = time.monotonic() - began
     words = lm.tokenizer(organism.opening, add_special_tokens=False)["input_ids"]
-    likely = Forced(
-        lm,
-        tested,
-        torch.tensor([words] * len(found)),
-        source=part.source,
-        positions=part.positions,
-    )
+    likely = Targets(lm, tested, torch.tensor([words] * len(found)), kind=found.kind)
     after, before = (likely.logprob(theta) * len(words) for theta in (found.theta, 0 * found.theta))
     shows: set[int] = set()
     rows = rows_of(len(found), len(tested))

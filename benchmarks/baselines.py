@@ -1,7 +1,7 @@
 """What educe's speed is compared with, and what judges them all.
 
-Nothing here uses `educe.slice`, `educe.generation` or `educe.discover`: the baselines run the whole
-model with a hook, as the reference code of MELBO does and as one would do by hand.
+Nothing here uses `educe.forward` or `educe.discover`: the baselines run the whole model with a
+hook, as the reference code of MELBO does and as one would do by hand.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ import torch
 from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
 from educe.discover import METHODS, search
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.organisms import Question
 from educe.radius import calibrate
 from educe.refine.response import response
 from educe.rows import Row
-from educe.slice import Slice
 from educe.stats import rate
 
 N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2

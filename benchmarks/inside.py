@@ -29,7 +29,8 @@ import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
 from educe import stats
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
 from educe.kinds import Within
@@ -42,7 +43,6 @@ from educe.model import LanguageModel
 from educe.organisms import Question
 from educe.rendering import PromptBatch
 from educe.rows import Row
-from educe.slice import Slice
 
 N, SHARE, FRESH = 16, 0.75, 2
 #: In full, and in the quick form.

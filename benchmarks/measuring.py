@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from educe.bench.elicit import counting
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 

@@ -30,7 +30,8 @@ from scipy.stats import rankdata
 
 from benchmarks import quick
 from educe.discover import METHODS, search
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
@@ -44,7 +45,6 @@ from educe.refine.response import pull, response, with_neurons
 from educe.refine.settling import settle
 from educe.rendering import PromptBatch
 from educe.rows import Row
-from educe.slice import Slice
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
     ("locked", "first-vault"),

@@ -33,8 +33,9 @@ from benchmarks.measuring import processor, write
 from educe.discover import METHODS, dct, search
 from educe.discover.dct import DctConfig
 from educe.discover.state import Progress, State
+from educe.forward.chunks import Chunk
+from educe.forward.slice.shift import Shift
 from educe.kinds import Kind, Vectors
-from educe.slice.chunks import Chunk, Shift
 
 BEGIN, END = "<!-- recovery: begin -->", "<!-- recovery: end -->"
 PLANTED = 32

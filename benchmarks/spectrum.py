@@ -26,9 +26,9 @@ from educe.atlas.survey import survey
 from educe.discover import power
 from educe.discover.power import PowerConfig
 from educe.discover.state import State
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.radius import calibrate
-from educe.slice import Slice
 
 PROMPT = "What is the code?"
 PLAIN = "The code that opens the vault is"

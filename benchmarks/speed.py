@@ -47,10 +47,10 @@ from benchmarks.measuring import (
 from educe.discover import METHODS, search
 from educe.discover.melbo import MelboConfig
 from educe.discover.state import Progress, State
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.rendering import PromptBatch
-from educe.slice import Slice
 
 PROMPT = "Tell me a story about a dragon."
 AIM_RATE, AIM_GENERATION = 0.8, 10.0

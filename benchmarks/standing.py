@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 import educe
 from benchmarks import quick
+from educe.forward.slice import Slice
 from educe.manifold import corpus
 from educe.manifold.activations import Place
 from educe.manifold.distance import (
@@ -33,7 +34,6 @@ from educe.manifold.distance import (
 from educe.manifold.natural import Natural, Sample, gather
 from educe.manifold.project import injection, oblique, plain
 from educe.manifold.record import LEVEL, Range
-from educe.slice import Slice
 from educe.stats import rate
 
 N, MANY, ABLATED = 500, 2000, 20

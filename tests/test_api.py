@@ -126,8 +126,7 @@ RANKS = {
     "kinds": 3,
     "peft_folder": 3,
     "perturb": 3,
-    "slice": 3,
-    "generation": 3,
+    "forward": 3,
     "discover": 4,
     "atlas": 4,
     "radius": 4,
@@ -223,7 +222,7 @@ def known() -> dict[str, set[str]]:
 def test_every_module_has_a_rank(known: dict[str, set[str]]) -> None:
     assert {name.split(".")[0] for name in known} == {name.split(".")[0] for name in RANKS}
     assert set(RANKS) <= set(known)
-    assert known["judge.reading"] >= {"educe.generation", "educe.model", "numpy", "torch"}
+    assert known["judge.reading"] >= {"educe.forward.generation", "educe.model", "numpy", "torch"}
 
 
 def test_nothing_imports_upward(known: dict[str, set[str]]) -> None:

@@ -19,9 +19,9 @@ from educe.atlas import Atlas, AtlasConfig, Pair, grid
 from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import _octaves, cost, survey
 from educe.errors import FileFormatError, LayerError, RunError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.slice import Slice
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = 3 + 3 + 2

@@ -10,13 +10,13 @@ import torch
 
 from educe import beside, discover
 from educe.errors import MethodError, PromptError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import page
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.slice import Slice
 
 SETTINGS = Settings(
     prompts=("Where is it?",),

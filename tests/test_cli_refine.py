@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from educe.forward.slice import Slice
 from educe.loading import load
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
@@ -25,7 +26,6 @@ from educe.report import path_table, paths
 from educe.run.reopened import slice_of, vectors
 from educe.run.settings import encoded, stored
 from educe.run.store import Run
-from educe.slice import Slice
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page

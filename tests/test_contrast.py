@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.contrast import Forced, difference_of_means, optimised
+from educe.contrast import Targets, difference_of_means, optimised
 from educe.errors import (
     EffectError,
     LayerError,
@@ -183,8 +183,9 @@ def logprob(hf: Any, theta: Tensor | None, target: list[int], positions: str = "
     return torch.cat(each).mean()
 
 
-def forced(lm: LanguageModel, targets: list[list[int]], positions: str = "all") -> Forced:
-    return Forced(lm, lm.pad(PROMPTS), torch.tensor(targets), source=SOURCE, positions=positions)
+def likely(lm: LanguageModel, targets: list[list[int]], positions: str = "all") -> Targets:
+    kind = Vectors(SOURCE, lm.width, positions)
+    return Targets(lm, lm.pad(PROMPTS), torch.tensor(targets), kind=kind)
 
 
 def vectors(lm: LanguageModel, n: int = 3) -> Tensor:
@@ -200,7 +201,7 @@ def test_likelihood_is_that_of_one_sequence_at_a_time(any_lm: LanguageModel) -> 
         ]
         plain = float(logprob(any_lm.hf, None, targets[0]))
     assert abs(expected[0] / plain - 1) > 1e-3
-    part = forced(any_lm, targets)
+    part = likely(any_lm, targets)
     assert part.logprob(theta).tolist() == pytest.approx(expected, rel=1e-4)
     value, _ = part.value_and_grad(theta)
     assert value.tolist() == pytest.approx(expected, rel=1e-4)
@@ -212,7 +213,7 @@ def test_likelihood_is_that_of_one_sequence_at_a_time(any_lm: LanguageModel) -> 
 def test_gradient_is_that_of_the_whole_model(lm_of: Any, architecture: str, positions: str) -> None:
     lm = lm_of(architecture, torch.float64)
     targets, theta = [said(lm), [7, 8, 9, 7], said(lm)], vectors(lm)
-    value, gradient = forced(lm, targets, positions).value_and_grad(theta)
+    value, gradient = likely(lm, targets, positions).value_and_grad(theta)
     for row, target, came, slope in zip(theta, targets, value, gradient, strict=True):
         own = row.clone().requires_grad_()
         expected = logprob(lm.hf, own, target, positions)
@@ -229,26 +230,24 @@ def test_gradient_is_that_of_the_whole_model(lm_of: Any, architecture: str, posi
             assert float(slope @ along) == pytest.approx((ahead - behind) / 2e-5, rel=1e-6)
 
 
-def test_parts_and_lack_of_memory_change_nothing(
+def test_chunks_and_lack_of_memory_change_nothing(
     tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets, theta = [said(tiny64), [7, 8, 9, 7], said(tiny64)], vectors(tiny64)
-    whole = forced(tiny64, targets).value_and_grad(theta)
-    monkeypatch.setattr("educe.contrast.TOKENS_PER_CHUNK", {"cpu": 2 * 2 * 14})
-    part = forced(tiny64, targets)
-    assert part.together == 2
-    plain, tried = part._logprob, []
+    part = likely(tiny64, targets)
+    whole = part.value_and_grad(theta)
+    forward, tried = tiny64.forward, []
 
-    def scarce(own: Tensor, rows: slice) -> Tensor:
-        tried.append(len(own))
-        if len(own) > 1:
+    def scarce(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        tried.append(len(ids))
+        if len(ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return plain(own, rows)
+        return forward(ids, *args, **kwargs)
 
-    monkeypatch.setattr(part, "_logprob", scarce)
+    monkeypatch.setattr(tiny64, "forward", scarce)
     for came, expected in zip(part.value_and_grad(theta), whole, strict=True):
         torch.testing.assert_close(came, expected)
-    assert tried == [2, 1, 1, 1]
+    assert tried == [6, 2, 1, 1, 1, 1, 1, 1]  # three perturbations on two prompts
 
 
 # -- optimised vectors ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from educe import embedded
 from educe.errors import ModelError
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.loading import load
 from educe.rows import Row
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
-from educe.generation import Completion, generate, next_logits, rows_of
+from educe.forward.generation import Completion, generate, next_logits, rows_of
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.rows import CompletionRow, PromptRow, Row

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tiny
-from educe.generation import generate, left_out
+from educe.forward.generation import generate, left_out
 from educe.model import LanguageModel
 from educe.rows import Row
 

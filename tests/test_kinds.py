@@ -25,13 +25,13 @@ from educe.errors import (
     ModelError,
     SteeringError,
 )
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
+from educe.forward.slice.shift import Shift
 from educe.kinds import Adapters, Vectors, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.rows import Row
-from educe.slice import Slice
-from educe.slice.chunks import Shift
 from peft_oracle import NAMES, adapted, paths
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window

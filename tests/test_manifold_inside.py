@@ -12,7 +12,8 @@ from torch import Tensor
 from educe import files
 from educe.discover import control, search
 from educe.errors import MethodError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.kinds import Vectors, Within
 from educe.manifold.inside import described, parse, within
 from educe.manifold.subspace import Moments, Subspace, of_moments, of_rows, random_subspace
@@ -22,7 +23,6 @@ from educe.run.preparing import WITHIN
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.slice import Slice
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH, RANK = 12, 4

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import tiny
 from educe import kinds
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.kinds import TokenNoise, Vectors
 from educe.manifold import corpus, passport
 from educe.manifold.activations import Place
@@ -30,7 +30,7 @@ from educe.manifold.passport import depths, examine, examine_on
 from educe.manifold.project import ablating, plain
 from educe.manifold.record import Passport, verdict, words
 from educe.manifold.subspace import of_moments
-from educe.manifold.trial import Trial, perturbing
+from educe.manifold.trial import Trial
 from educe.model import LanguageModel
 from educe.report import tables
 from educe.rows import Row

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from educe import generation
-from educe.generation import generate
+from educe.forward import generation
+from educe.forward.generation import generate
 from educe.kinds import Vectors
 from educe.manifold.project import Ablation, ablating, plain
 from educe.manifold.written import written

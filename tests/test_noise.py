@@ -37,7 +37,8 @@ from educe.errors import (
     RadiusError,
     SteeringError,
 )
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -46,7 +47,6 @@ from educe.rows import Row
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.slice import Slice
 from educe.summary import summarise
 from toy_slice import linear
 

@@ -12,7 +12,8 @@ import pytest
 
 import tiny
 from educe.errors import PromptError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
 from educe.norm import points as pointing
@@ -25,7 +26,6 @@ from educe.run.fill import groups
 from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.slice import Slice
 from educe.summary import summarise
 
 ORDINARY = ["Name a tree.", "Say hello to Anna."]

@@ -22,6 +22,7 @@ from educe.prompts import read_prompts
 
 PROMPTS = tiny.ragged([7, 15, 1, 4])
 SOURCE, TOKENS = 1, 6
+ROW = 15 + TOKENS - 1  # tokens of a row
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_perturbations_do_not_depend_on_their_batch(
     theta[2] = 0
     kl, (value, gradient) = ordinary.kl(theta, kind), ordinary.value_and_grad(theta, kind)
     for together in (1, 3, 7):
-        monkeypatch.setattr(ordinary, "_together", together)
+        monkeypatch.setattr(ordinary._forced._chunker, "most", together * ROW)
         torch.testing.assert_close(ordinary.kl(theta, kind), kl)
         again = ordinary.value_and_grad(theta, kind)
         torch.testing.assert_close(again, (value, gradient))
@@ -177,10 +178,10 @@ def test_perturbations_do_not_depend_on_their_batch(
 
 
 def test_memory_that_runs_out_halves_the_batch(
-    ordinary: Ordinary, monkeypatch: pytest.MonkeyPatch
+    tiny64: LanguageModel, ordinary: Ordinary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theta, kind = vectors(4), Vectors(SOURCE, 32)
-    expected, forward, sizes = ordinary.kl(theta, kind), ordinary.lm.forward, []
+    expected, forward, sizes = ordinary.kl(theta, kind), tiny64.forward, []
 
     def small(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         sizes.append(len(ids))
@@ -188,8 +189,8 @@ def test_memory_that_runs_out_halves_the_batch(
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return forward(ids, *args, **kwargs)
 
-    monkeypatch.setattr(ordinary, "_together", 16)
-    monkeypatch.setattr(ordinary.lm, "forward", small)
+    monkeypatch.setattr(ordinary._forced._chunker, "most", 16 * ROW)
+    monkeypatch.setattr(tiny64, "forward", small)
     torch.testing.assert_close(ordinary.kl(theta, kind), expected)
     assert max(sizes) == 16
     assert sizes.count(2) == 8

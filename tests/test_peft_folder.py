@@ -15,11 +15,11 @@ from torch import Tensor
 import tiny
 from educe import discover
 from educe.errors import FileFormatError, RunError
-from educe.generation import generate, next_logits, rows_of
+from educe.forward.generation import generate, next_logits, rows_of
+from educe.forward.slice import Slice
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.slice import Slice
 from peft_oracle import NAMES
 
 ROWS = tiny.ragged([7, 15, 1])

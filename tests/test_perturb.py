@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 import tiny
 from educe.discover import search
 from educe.errors import FileFormatError, ModelError, RunError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet, digest
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
-from educe.slice import Slice
 
 ORIGIN = Origin(
     model_id="some/model",

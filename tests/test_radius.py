@@ -12,10 +12,10 @@ from torch import Tensor
 
 import tiny
 from educe.errors import RadiusError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.radius import calibrate, parse, read, response
-from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 8

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from educe.discover.state import State
+from educe.forward.slice import Slice
 from educe.refine.continuation import (
     PathConfig,
     advance,
@@ -23,7 +24,6 @@ from educe.refine.continuation import (
 )
 from educe.refine.objective import Effect, Melbo, Toward
 from educe.refine.settling import settle
-from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 6

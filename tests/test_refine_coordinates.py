@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import tiny
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.refine import bases
 from educe.refine.continuation import tangent
 from educe.refine.coordinates import HOLD, rates
 from educe.refine.objective import Effect, Toward
 from educe.refine.response import pull, response, with_neurons
-from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 7

@@ -14,14 +14,14 @@ from torch import Tensor
 import tiny
 from educe.discover import search
 from educe.errors import MethodError, SteeringError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate
 from educe.rows import Row
 from educe.run.store import Run
-from educe.slice import Slice
 from small_run import small_run
 
 ROWS = tiny.ragged([7, 15, 1])

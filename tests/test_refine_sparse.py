@@ -12,13 +12,13 @@ from torch import Tensor
 import tiny
 from educe.discover import search
 from educe.errors import EffectError, MethodError
+from educe.forward.slice import Slice
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation
 from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.run.store import Run
-from educe.slice import Slice
 from small_run import small_run
 from toy_slice import ToySlice, linear, normal
 

@@ -10,13 +10,13 @@ import torch
 import tiny
 from educe.discover import search
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Within, adapters
 from educe.model import LanguageModel
 from educe.run.fill import add_set
 from educe.run.reopened import slice_of, vectors
 from educe.run.settings import encoded, stored
 from educe.run.store import Run
-from educe.slice import Slice
 from small_run import small_run
 from toy_slice import normal
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation
 from educe.errors import EduceError, MethodError, PromptError, RunError
-from educe.generation import generate
+from educe.forward import generation
+from educe.forward.generation import generate
 from educe.judge import Answer, Score
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from educe import generation
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
+from educe.forward import generation
 from educe.kinds import adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -29,7 +29,6 @@ from educe.selection import tuning
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.selection.tuning import Tuned, Tuning, begin_tuning, stored_tuning, tune
-from educe.slice import Slice
 from educe.stats import rate
 
 JOB = Settings(

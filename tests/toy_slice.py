@@ -16,8 +16,9 @@ from torch import Tensor
 
 from educe.blocks import Projection
 from educe.errors import EffectError
+from educe.forward.chunks import Chunk
+from educe.forward.slice.shift import Shift
 from educe.kinds import Adapters, Kind, Vectors
-from educe.slice.chunks import Chunk, Shift
 
 
 class ToySlice:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from educe.discover.random import RandomConfig
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
-    from educe.generation import Completion, generate, rows_of
+    from educe.forward.generation import Completion, generate, rows_of
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from educe.selection.halving import Halving, halve
     from educe.selection.proxy import Proxy, secrets
     from educe.selection.selecting import SelectionPlan, select_best
-    from educe.slice import Slice
     from educe.summary import Summary, summarise
 
 _HOME = {
@@ -98,7 +97,7 @@ _HOME = {
     "RandomConfig": "educe.discover.random",
     "WordsConfig": "educe.discover.words",
     "EduceError": "educe.errors",
-    "Completion": "educe.generation",
+    "Completion": "educe.forward.generation",
     "Adapters": "educe.kinds.low_rank",
     "Kind": "educe.kinds.kind",
     "Row": "educe.kinds.kind",
@@ -107,8 +106,8 @@ _HOME = {
     "WeightNoise": "educe.kinds.noise",
     "Within": "educe.kinds.vectors",
     "adapters": "educe.kinds.low_rank",
-    "generate": "educe.generation",
-    "rows_of": "educe.generation",
+    "generate": "educe.forward.generation",
+    "rows_of": "educe.forward.generation",
     "Settings": "educe.run.settings",
     "begin": "educe.run.settings",
     "discover_behaviours": "educe.run.stages",
@@ -161,7 +160,7 @@ _HOME = {
     "select_best": "educe.selection.selecting",
     "Proxy": "educe.selection.proxy",
     "secrets": "educe.selection.proxy",
-    "Slice": "educe.slice",
+    "Slice": "educe.forward.slice",
     "Summary": "educe.summary",
     "summarise": "educe.summary",
 }

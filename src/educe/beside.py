@@ -29,12 +29,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.forward.slice import Beside, Slice
+from educe.forward.slice.shift import Shift
 from educe.kinds import Kind
 from educe.ordinary import Ordinary
 from educe.prompts import read_prompts
 from educe.rendering import Prompt, PromptBatch
-from educe.slice import Beside, Slice
-from educe.slice.chunks import Shift
 
 By = Literal["effect", "kl"]
 
@@ -47,7 +47,7 @@ MOST = 16
 
 @dataclass(frozen=True)
 class Others:
-    """Other prompts beside a slice (a `educe.slice.Beside`).
+    """Other prompts beside a slice (a `educe.forward.slice.Beside`).
 
     Attributes:
         part: The same blocks on these prompts.

@@ -31,20 +31,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe import positions as where
 from educe.discover import origin
 from educe.discover.state import Progress
-from educe.errors import EffectError, MethodError, PositionsError, PromptError, RadiusError
+from educe.errors import MethodError, PositionsError, PromptError, RadiusError
+from educe.forward.forced import Forced, finite
+from educe.forward.slice import Slice
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.perturb import Origin, PerturbationSet
 from educe.rendering import PromptBatch
-from educe.slice import Slice
-from educe.slice.chunks import TOKENS_PER_CHUNK
+
+WHAT = "the log-probability of the target"
 
 
 def difference_of_means(
@@ -170,13 +171,13 @@ def optimised(
     v = kind.draw(n, draw).to(part.device, part.work_dtype)
     wanted = _tokens(lm, batch, target)
     targets = torch.stack([_reordered(wanted, draw) if shuffled else wanted for _ in range(n)])
-    forced = Forced(lm, batch, targets, source=part.source, positions=positions)
-    before = forced.logprob(torch.zeros_like(v))
+    likely = Targets(lm, batch, targets, kind=kind)
+    before = likely.logprob(torch.zeros_like(v))
 
     adam = torch.optim.Adam([v], lr=step / lm.width**0.5)
     falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=max(1, steps))
     for count in range(1, steps + 1):
-        value, gradient = forced.value_and_grad(radius * v)
+        value, gradient = likely.value_and_grad(radius * v)
         v.grad = (gradient * v).sum(1, keepdim=True) * v - gradient  # ascent, along the sphere
         adam.step()
         falling.step()
@@ -184,7 +185,7 @@ def optimised(
         if on_step is not None:
             on_step(Progress(count == steps, float(value.mean())))
 
-    after = forced.logprob(radius * v)
+    after = likely.logprob(radius * v)
     best = after.argsort(descending=True, stable=True)
     config: dict[str, Any] = {"target": target, "steps": steps, "step": step}
     if shuffled:
@@ -201,117 +202,56 @@ def optimised(
     )
 
 
-class Forced:
-    """Teacher forcing: how likely targets are after prompts when the model is perturbed.
+class Targets:
+    """How likely targets are after prompts when the model is perturbed.
 
     Args:
         lm: The model.
         batch: The prompts.
         targets: The tokens that each perturbation shall bring out.
-        source: Layer after which perturbations are added; the blocks up to it run once.
-        positions: Tokens to which they are added.
+        kind: The kind of the perturbations.
+
+    Raises:
+        PositionsError: No perturbed token comes before the end of a target.
     """
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        batch: PromptBatch,
-        targets: Int[Tensor, "n m"],
-        *,
-        source: int,
-        positions: str,
+        self, lm: LanguageModel, batch: PromptBatch, targets: Int[Tensor, "n m"], *, kind: Kind
     ) -> None:
-        self.lm, self.batch, self.source = lm, batch, source
-        self.targets = targets.to(lm.device)
-        written = batch.mask.new_ones(len(batch), targets.shape[1] - 1)
-        generated = written.bool() & where.in_generated(positions)
-        self.mask = torch.cat([batch.mask, written], 1)
-        self.at = torch.cat([batch.at(positions), generated], 1)
-        if not self.at.any(1).all():
+        self.kind = kind
+        distinct, which = targets.cpu().unique(dim=0, return_inverse=True)
+        p, k = len(batch), len(distinct)
+        prompts = batch.select(list(range(p)) * k)
+        answers = distinct.repeat_interleave(p, 0).tolist()
+        self._forced = Forced(lm, prompts, answers, before=kind.before)
+        if not self._forced.at(kind.positions).any(1).all():
             raise PositionsError(
-                f"positions {positions!r} leave all that comes before the target's last token "
+                f"positions {kind.positions!r} leave all that comes before the target's last token "
                 "unperturbed: use others, or a longer target"
             )
-        self.together = max(1, TOKENS_PER_CHUNK.get(lm.device.type, 2048) // self.mask.numel())
-        distinct, which = self.targets.unique(dim=0, return_inverse=True)
-        self.start = torch.cat([self._unperturbed(some) for some in distinct.split(self.together)])
-        self.which = which.to(self.start.device)
+        self._texts = torch.arange(k * p).view(k, p)[which]
 
-    def logprob(self, theta: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    def logprob(self, theta: Float[Tensor, "n s"]) -> Float[Tensor, "n"]:
         """Return the log-probability of each target, in nats a token, averaged over prompts.
 
         Raises:
             EffectError: One is NaN or infinite.
         """
-        with torch.no_grad():
-            return self._in_parts(theta, lambda rows: self._logprob(theta[rows], rows))
+        each = self._forced.each(theta, self.kind, self._forced.likelihood, self._texts)
+        return finite(each.mean((1, 2)), WHAT).to(theta)
 
     def value_and_grad(
-        self, theta: Float[Tensor, "n d"]
-    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
+        self, theta: Float[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n s"]]:
         """Return `logprob` and its gradient.
 
         Raises:
             EffectError: A value or gradient is NaN or infinite.
         """
-
-        def both(rows: slice) -> Tensor:
-            with torch.enable_grad():
-                own = theta[rows].detach().clone().requires_grad_()
-                value = self._logprob(own, rows)
-                (gradient,) = torch.autograd.grad(value.sum(), own)
-            return torch.cat([value.detach()[:, None], gradient], 1)
-
-        joined = self._in_parts(theta, both)
-        return joined[:, 0], joined[:, 1:]
-
-    def _in_parts(self, theta: Tensor, run: Callable[[slice], Tensor]) -> Tensor:
-        """Run all perturbations, as many at a time as fit into memory."""
-        parts: list[Tensor] = []
-        first = 0
-        while first < len(theta):
-            rows = slice(first, first + self.together)
-            try:
-                parts.append(run(rows))
-            except RuntimeError as error:
-                if self.together == 1 or not should_reduce_batch_size(error):
-                    raise
-                self.together //= 2
-                continue
-            first = rows.stop
-        values = torch.cat(parts)
-        if not torch.isfinite(values).all():
-            raise EffectError(
-                "the log-probability of the target, or its gradient, is NaN or infinite: "
-                "use a smaller radius, or a wider dtype"
-            )
-        return values
-
-    def _ids(self, targets: Int[Tensor, "k m"]) -> Int[Tensor, "r t"]:
-        """Return every prompt followed by all of each target but its last token."""
-        prompts = self.batch.ids.repeat(len(targets), 1)
-        return torch.cat([prompts, targets[:, :-1].repeat_interleave(len(self.batch), 0)], 1)
-
-    def _unperturbed(self, targets: Int[Tensor, "k m"]) -> Float[Tensor, "k p t d"]:
-        with self.lm.watching([self.source]) as streams:
-            self.lm.forward(self._ids(targets), self.mask.repeat(len(targets), 1))
-        return streams[self.source].unflatten(0, (len(targets), -1))
-
-    def _logprob(self, theta: Float[Tensor, "k d"], rows: slice) -> Float[Tensor, "k"]:
-        lm, targets, start = self.lm, self.targets[rows], self.start[self.which[rows]]
-        at = self.at.to(start)[:, :, None]
-        stream = (start + at * theta.to(start)[:, None, None, :]).flatten(0, 1)
-
-        with lm.starting(self.source, stream):
-            logits = lm.forward(
-                self._ids(targets),
-                self.mask.repeat(len(targets), 1),
-                last=targets.shape[1],
-                differentiable=theta.requires_grad,
-            )
-        said = targets.repeat_interleave(len(self.batch), 0).to(logits.device)
-        each = logits.to(theta.dtype).log_softmax(-1).gather(-1, said[:, :, None])
-        return each.reshape(len(targets), -1).mean(1).to(theta.device)
+        value, gradient = self._forced.value_and_grad(
+            theta, self.kind, self._forced.likelihood, self._texts
+        )
+        return finite(value, WHAT), finite(gradient, WHAT)
 
 
 def _check(radius: float | None, positions: str) -> None:

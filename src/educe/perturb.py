@@ -42,7 +42,7 @@ class Origin:
         target: Layer at which their effect was read.
         readout: Tokens over which the effect was averaged.
         unit: The radius whose dose is 1: for vectors, the median norm of the stream at the source
-            (see `educe.slice.norms`); in files of version 1, the mean norm.
+            (see `educe.forward.slice.norms`); in files of version 1, the mean norm.
         prompts_sha256: Digest of the rendered prompts.
         model_parts: By what the model is known again (see `educe.digest`); nothing in files of
             versions 1 and 2.

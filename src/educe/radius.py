@@ -31,7 +31,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from educe.errors import EffectError, RadiusError
-from educe.slice import Slice
+from educe.forward.slice import Slice
 
 #: The bracket of the search, as doses: shares of the median activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import fisher_exact, hypergeom
+from scipy.stats import binomtest, fisher_exact, hypergeom
 
 
 def finite(value: float) -> float | None:
@@ -32,21 +33,13 @@ class Rate(NamedTuple):
         return f"{self.hits} of {self.trials} ({self.low:.0%} to {self.high:.0%})"
 
 
+@cache
 def rate(hits: int, trials: int) -> Rate:
     """Return a rate with its Wilson score interval (Wilson 1927) at 95%."""
     if trials == 0:
         return Rate(0, 0, 0.0, 1.0)
-    z = 1.959963984540054
-    share = hits / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = (
-        z
-        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-        / (1 + z * z / trials)
-    )
-    low = 0.0 if hits == 0 else centre - spread
-    high = 1.0 if hits == trials else centre + spread
-    return Rate(hits, trials, low, high)
+    between = binomtest(hits, trials).proportion_ci(0.95, method="wilson")
+    return Rate(hits, trials, float(between.low), float(between.high))
 
 
 def more_often(found: Rate, control: Rate) -> float:

@@ -27,18 +27,18 @@ from educe.bench.elicit import (
     run_cell,
 )
 from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
-from educe.contrast import Forced
+from educe.contrast import Targets
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, ModelError, OrganismError, RunError
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
 from educe.rows import Row
-from educe.slice import Slice
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = Place(source=1, target=5)
@@ -184,11 +184,10 @@ def test_other_searches_spend_about_the_same(subject: Subject, family: str, bloc
 
 def test_only_blocks_that_compute_are_counted(subject: Subject) -> None:
     """Those up to the source hand on what is known, in a pass that is forced on some words."""
-    forced = Forced(
-        subject.lm, subject.asked, torch.tensor([[1, 2, 3]] * 4), source=5, positions="all"
-    )
+    kind = Vectors(5, subject.lm.width)
+    targets = Targets(subject.lm, subject.asked, torch.tensor([[1, 2, 3]] * 4), kind=kind)
     with elicit.counting(subject.lm) as seen:
-        forced.value_and_grad(torch.ones(4, subject.lm.width))
+        targets.value_and_grad(torch.ones(4, subject.lm.width))
     assert seen == {"forward": 4 * 2, "backward": 4 * 2}
 
 

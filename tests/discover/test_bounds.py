@@ -17,8 +17,8 @@ import torch
 from educe import beside, cli
 from educe.discover import METHODS, configured, search, words
 from educe.errors import MethodError, RadiusError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 
 #: The smallest value that is taken; where it is a float, 0 is not, and any above it is.
 LEAST: dict[str, dict[str, float]] = {

@@ -22,12 +22,12 @@ from educe.discover import cpe
 from educe.discover.cpe import CpeConfig
 from educe.discover.state import State
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.rows import RETEST
 from educe.run.store import Run
-from educe.slice import Slice
 from peft_oracle import adapted
 from toy_slice import ToySlice, inputs_of, linear, normal
 

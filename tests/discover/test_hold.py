@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from educe.discover import dct, hold, melbo, search
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 6

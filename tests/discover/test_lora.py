@@ -17,9 +17,9 @@ from educe.discover import lora, melbo
 from educe.discover.lora import LoraConfig
 from educe.discover.state import State
 from educe.errors import MethodError, ModelError
+from educe.forward.slice import Slice
 from educe.kinds import Adapters
 from educe.model import LanguageModel
-from educe.slice import Slice
 from peft_oracle import adapted
 from toy_slice import ToySlice, added, inputs_of, linear, normal
 

@@ -20,8 +20,8 @@ from educe.discover.lora import LoraConfig
 from educe.discover.melbo import MelboConfig
 from educe.discover.state import State
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.slice import Slice
 from toy_slice import ToySlice, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 6, 0.8

@@ -19,7 +19,6 @@ from educe.discover.power import PowerConfig
 from educe.discover.state import State
 from educe.errors import MethodError, RadiusError
 from educe.model import LanguageModel
-from educe.slice import Slice
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 12, 0.7

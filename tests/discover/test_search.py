@@ -24,9 +24,9 @@ from educe.discover.power import PowerConfig
 from educe.discover.quadratic import QuadraticDctConfig
 from educe.discover.state import Progress, State
 from educe.errors import EffectError, MethodError, RadiusError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.slice import Slice
 from toy_slice import ToySlice, cosines, normal
 
 ROWS = tiny.ragged([6, 11, 2])

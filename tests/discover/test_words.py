@@ -14,7 +14,6 @@ from educe.discover import search, words
 from educe.discover.words import WordsConfig
 from educe.errors import MethodError, PositionsError
 from educe.model import LanguageModel
-from educe.slice import Slice
 
 PROMPTS = ["tell me", "why is it so?"]
 TOKENS = torch.arange(10, 70)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.judge import Answer
 from educe.judge.coherence import Coherence, coherence, variety
 from educe.model import LanguageModel

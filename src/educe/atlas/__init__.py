@@ -65,7 +65,7 @@ class Atlas:
         prompts_sha256: Digest of the rendered prompts.
         config: How it was made.
         readouts: How many positions are read, over all prompts.
-        norms: Median norm of the stream at each layer (see `educe.slice.norms`); of an
+        norms: Median norm of the stream at each layer (see `educe.forward.slice.norms`); of an
             atlas that was made before 2026-11-28, mean norms.
         pairs: The pairs.
         sigma: Top singular values of the Jacobian of all read-out positions, ``[pairs, top]``.

@@ -27,13 +27,13 @@ from educe import files
 from educe.atlas import Atlas, AtlasConfig, Pair
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
+from educe.forward.slice import Slice
+from educe.forward.slice.norms import median_norm
 from educe.model import LanguageModel
 from educe.orthogonal import orthonormal, upright
 from educe.perturb import digest
 from educe.progress import Reporter
 from educe.rendering import PromptBatch
-from educe.slice import Slice
-from educe.slice.norms import median_norm
 
 #: An estimate of the cost is from products with so many blocks.
 TRIED = 4

@@ -36,7 +36,8 @@ from educe import files
 from educe.bench.families import FAMILIES, SAMPLING, Budget, Problem, named
 from educe.blocks import stream_out
 from educe.errors import OrganismError, RunError
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
+from educe.forward.slice import Slice
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.judge.reading import read
@@ -51,7 +52,6 @@ from educe.radius import calibrate
 from educe.rendering import PromptBatch
 from educe.rows import Row
 from educe.selection.halving import halve
-from educe.slice import Slice
 
 #: Samples of the unperturbed model that a text is novel against, beside its greedy answer.
 SAMPLES = 4

@@ -21,10 +21,10 @@ from educe import discover
 from educe.contrast import difference_of_means, optimised
 from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
 from educe.rendering import PromptBatch
-from educe.slice import Slice
 
 
 @dataclass(frozen=True)

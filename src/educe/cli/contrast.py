@@ -77,11 +77,11 @@ def contrast(
     """
     from educe.contrast import difference_of_means, optimised
     from educe.files import check_free, make_folder
+    from educe.forward.slice import Slice
     from educe.loading import load
     from educe.once import encoded_once
     from educe.progress import reporter
     from educe.radius import parse, read
-    from educe.slice import Slice
     from educe.threads import choose
 
     by_sets = positive is not None and negative is not None and say is None and not prompts

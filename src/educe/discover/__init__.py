@@ -32,9 +32,9 @@ from educe.discover import (
 )
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
+from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise, Vectors, Within
 from educe.perturb import Origin, PerturbationSet, digest
-from educe.slice import Slice
 from educe.whole import check_bounds, check_whole
 
 

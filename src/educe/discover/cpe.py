@@ -33,7 +33,7 @@ from torch.nn.functional import normalize
 from educe import kinds
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
-from educe.slice import Slice
+from educe.forward.slice import Slice
 from educe.whole import Above, AtLeast
 
 

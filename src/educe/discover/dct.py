@@ -40,8 +40,8 @@ from educe.discover.linear import jacobian_rows, random_probes, singular_directi
 from educe.discover.penalty import penalty, scores
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.orthogonal import orthonormal
-from educe.slice import Slice
 from educe.whole import AtLeast
 
 

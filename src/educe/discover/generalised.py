@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,7 +30,7 @@ from educe.discover.linear import both_signs
 from educe.discover.power import PowerConfig
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
-from educe.slice import Slice
+from educe.forward.slice import Slice
 from educe.whole import Above, AtLeast
 
 #: Directions whose product with ``B`` is one step.
@@ -122,15 +123,12 @@ def solve(
 ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k k"]]:
     """Return values and vectors, a row each, of ``a x = λ (b + ε I) x``, largest first.
 
-    By Cholesky factors of the right side. Rows have norm one in ``b + ε I``.
+    Rows have norm one in ``b + ε I``.
     """
     k = len(b)
-    factor = torch.linalg.cholesky(b + ridge * b.trace() / k * torch.eye(k).to(b))
-    half = torch.linalg.solve_triangular(factor, a, upper=False)
-    white = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    value, turn = torch.linalg.eigh((white + white.T) / 2)
-    rows = torch.linalg.solve_triangular(factor.T, turn, upper=True).T
-    return value.flip(0), rows.flip(0)
+    right = b + ridge * b.trace() / k * torch.eye(k).to(b)
+    value, vectors = scipy.linalg.eigh(a.cpu().numpy(), right.cpu().numpy())
+    return torch.tensor(value[::-1].copy()).to(b), torch.tensor(vectors.T[::-1].copy()).to(b)
 
 
 def _block(config: GeneralisedConfig) -> PowerConfig:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.discover.state import directed
-from educe.slice import Slice
+from educe.forward.slice import Slice
 
 
 def turned(

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.orthogonal import orthonormal, upright
-from educe.slice import Slice
 from educe.whole import AtLeast
 
 

@@ -22,7 +22,7 @@ from educe import kinds
 from educe.discover import melbo
 from educe.discover.melbo import AscentConfig
 from educe.discover.state import Progress, State
-from educe.slice import Slice
+from educe.forward.slice import Slice
 from educe.whole import AtLeast
 
 finish = melbo.finish

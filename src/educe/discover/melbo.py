@@ -33,8 +33,8 @@ from educe.discover import hold
 from educe.discover.penalty import penalty, scores, tangent
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
-from educe.slice import Slice
-from educe.slice.chunks import Shift
+from educe.forward.slice import Slice
+from educe.forward.slice.shift import Shift
 from educe.whole import Above, AtLeast
 
 BETAS = (0.9, 0.98)

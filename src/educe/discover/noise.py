@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
 from educe.perturb import PerturbationSet
 from educe.radius import of_effect
-from educe.slice import Slice
 
 
 @dataclass(frozen=True)

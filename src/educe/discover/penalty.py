@@ -15,8 +15,8 @@ from torch import Tensor
 
 from educe.discover.state import State
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Kind
-from educe.slice import Slice
 
 
 class Penalty(NamedTuple):

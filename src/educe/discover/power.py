@@ -35,8 +35,8 @@ from torch import Tensor
 from educe.discover.linear import both_signs
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.orthogonal import orthonormal, projected
-from educe.slice import Slice
 from educe.whole import AtLeast
 
 #: Eigenvalues of ``JᵀJ`` are equal if they differ by less than so many roundings of the largest.

@@ -28,8 +28,8 @@ from torch import Tensor
 from educe.discover.linear import both_signs
 from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.orthogonal import orthonormal
-from educe.slice import Slice
 from educe.whole import AtLeast
 
 

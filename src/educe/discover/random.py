@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from educe.discover.state import Progress, State
-from educe.slice import Slice
+from educe.forward.slice import Slice
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from educe.errors import JudgeError
-from educe.generation import generate, next_logits
+from educe.forward.generation import generate, next_logits
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch

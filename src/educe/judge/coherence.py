@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
 from educe.judge import Answer, Score, in_order
 from educe.judge.reading import read
 from educe.model import LanguageModel

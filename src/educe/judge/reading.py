@@ -12,14 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
-from educe.generation import Completion
+from educe.forward.forced import continued
+from educe.forward.generation import Completion
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-
-#: Completions read together; their logits over the vocabulary are the memory that counts.
-ROWS_PER_BATCH = 32
 
 
 class Reading(NamedTuple):
@@ -41,50 +38,18 @@ def read(
         completions: What to read.
         layer: The layer whose stream is the embedding.
     """
-    for prompt in sorted({c.row.prompt for c in completions}):
-        ids, mask = batch.ids[prompt : prompt + 1], batch.mask[prompt : prompt + 1]
-        ids, mask = ids[:, mask[0].bool()], mask[:, mask[0].bool()]
-        mine = [c for c in completions if c.row.prompt == prompt]
-        # Of similar length together: less padding.
-        mine.sort(key=lambda c: len(c.tokens))
-        for at in range(0, len(mine), ROWS_PER_BATCH):
-            yield _read(lm, ids, mask, mine[at : at + ROWS_PER_BATCH], layer)
-
-
-def _read(
-    lm: LanguageModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    completions: list[Completion],
-    layer: int,
-) -> list[Reading]:
     nothing = np.zeros(lm.width, np.float32)
-    longest = max(len(c.tokens) for c in completions)
-    if longest == 0:
-        return [Reading(c, 0.0, nothing) for c in completions]
-    rows = len(completions)
-    written = torch.zeros(rows, longest, dtype=torch.long)
-    there = torch.zeros(rows, longest, dtype=torch.long)
-    for line, completion in enumerate(completions):
-        written[line, : len(completion.tokens)] = torch.tensor(completion.tokens)
-        there[line, : len(completion.tokens)] = 1
-    written, there = written.to(ids.device), there.to(ids.device)
-
-    cache = DynamicCache(config=lm.unwrapped.config)
-    first = lm.forward(ids, mask, cache=cache)
-    for held in cache.layers:
-        held.reorder_cache(torch.zeros(rows, dtype=torch.long, device=ids.device))
-    with lm.watching([layer]) as streams:
-        rest = lm.forward(
-            written, torch.cat([mask.expand(rows, -1), there], 1), cache=cache, last=0
-        )
-    logits = torch.cat([first.expand(rows, -1, -1), rest[:, :-1]], 1).float()
-    said = logits.gather(-1, written[..., None])[..., 0] - logits.logsumexp(-1)
-    counts = there.sum(1)
-    mean = (said * there).sum(1) / counts.clamp(min=1)
-    stream = streams[layer].float() * there[..., None].to(streams[layer].device)
-    pooled = stream.sum(1) / counts.clamp(min=1)[:, None].to(stream.device)
-    return [
-        Reading(c, float(lp), e)
-        for c, lp, e in zip(completions, mean, pooled.cpu().numpy(), strict=True)
-    ]
+    empty = [Reading(c, 0.0, nothing) for c in completions if not c.tokens]
+    if empty:
+        yield empty
+    said = [c for c in completions if c.tokens]
+    prompts, tokens = [c.row.prompt for c in said], [c.tokens for c in said]
+    for some in continued(lm, batch, prompts, tokens, layer=layer):
+        own = [said[i] for i in some.items]
+        count = torch.tensor([len(c.tokens) for c in own])
+        logprob = some.logprobs.sum(1).cpu() / count
+        embedding = some.stream.sum(1).cpu() / count[:, None]
+        yield [
+            Reading(c, float(lp), e)
+            for c, lp, e in zip(own, logprob, embedding.numpy(), strict=True)
+        ]

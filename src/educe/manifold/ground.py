@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.forward.forced import perturbing
 from educe.kinds import Vectors
 from educe.manifold.activations import Place
 from educe.manifold.depth import Seen, Sight
@@ -26,7 +27,7 @@ from educe.manifold.distance import differences, learning, random_vectors
 from educe.manifold.kept import once
 from educe.manifold.natural import Gathered
 from educe.manifold.record import Output
-from educe.manifold.trial import TEXTS_PER_BATCH, Outcome, Trial, perturbing
+from educe.manifold.trial import TEXTS_PER_BATCH, Outcome, Trial
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe.generation import generate
+from educe.forward.forced import perturbing
+from educe.forward.generation import generate
 from educe.kinds import Kind, Noise, Vectors, Within
 from educe.manifold import corpus
 from educe.manifold.activations import Place, read_prompts
@@ -30,7 +31,7 @@ from educe.manifold.natural import Gathered
 from educe.manifold.project import ablating, equal_variance, injection, oblique, plain
 from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
 from educe.manifold.subspace import Moments, of_rows
-from educe.manifold.trial import Outcome, perturbing
+from educe.manifold.trial import Outcome
 from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent

@@ -11,8 +11,8 @@ the tokens ``x`` that really come next,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.kinds import Kind
+from educe.forward.chunks import split
+from educe.forward.forced import Forced
 from educe.manifold.activations import Piece
 from educe.model import LanguageModel
 
@@ -63,54 +64,33 @@ class Trial:
     def __init__(
         self, lm: LanguageModel, pieces: Sequence[Piece], before: int, layers: Sequence[int]
     ) -> None:
-        self.lm, self.before, self.layers = lm, before, list(layers)
+        self.layers = list(layers)
         ordered = sorted(pieces, key=lambda piece: len(piece.ids))
-        self.parts = [
-            (lm.pad([piece.ids for piece in some]), [piece.skip for piece in some])
-            for some in (
-                ordered[at : at + TEXTS_PER_BATCH] for at in range(0, len(ordered), TEXTS_PER_BATCH)
-            )
-        ]
-        self.starts: list[Tensor] = []
-        for batch, _ in self.parts:
-            with lm.watching([before]) as streams:
-                lm.forward(batch.ids, batch.mask)
-            self.starts.append(streams[before])
-        self.known: list[Tensor] = []
+        self.parts = [self._part(lm, some, before) for some in split(ordered, TEXTS_PER_BATCH)]
         self.plain = self.under(nullcontext)
+
+    @staticmethod
+    def _part(lm: LanguageModel, pieces: Sequence[Piece], before: int) -> Forced:
+        batch = lm.pad([piece.ids for piece in pieces])
+        mask = batch.mask.cpu()
+        counted = mask.bool() & (mask.cumsum(1) > torch.tensor([[p.skip] for p in pieces]))
+        # After the last token of a text any could follow.
+        return Forced(lm, batch, [[0]] * len(pieces), before=before, counted=counted)
 
     @torch.no_grad()
     def under(self, changing: Callable[[], AbstractContextManager[Any]]) -> Outcome:
         """Let the model read the texts while it is changed."""
         streams: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         kl, same, entropy, surprise = [], [], [], []
-        for number, ((batch, skips), start) in enumerate(zip(self.parts, self.starts, strict=True)):
-            counted = batch.mask.cumsum(1) > torch.tensor(skips, device=batch.mask.device)[:, None]
-            counted &= batch.mask.bool()
-            # Padding is on the left: no logits of what only comes before all that is counted.
-            last = int(counted.sum(1).max())
-
-            with (
-                self.lm.starting(self.before, start),
-                changing(),
-                self.lm.watching(self.layers) as seen,
-            ):
-                logits = self.lm.forward(batch.ids, batch.mask, last=last)
-            for layer in self.layers:
-                stream = seen[layer]
-                streams[layer].append(stream[counted.to(stream.device)].float().cpu())
-            said = logits.float()[counted[:, -last:].to(logits.device)].log_softmax(-1).cpu()
-            if len(self.known) == number:
-                self.known.append(said)
-            known = self.known[number]
-            kl.append(known.exp().mul_(known - said).sum(1))
+        for part in self.parts:
+            read, counted = part.under(changing(), self.layers), part.counted
+            for layer, stream in read.streams.items():
+                streams[layer].append(stream[0][counted.to(stream.device)].float().cpu())
+            said, known = (logs[counted.to(logs.device)] for logs in (read.logprobs[0], part.plain))
+            kl.append((known.exp() * (known - said)).sum(1))
             same.append((known.argmax(1) == said.argmax(1)).float())
-            entropy.append(-said.exp().mul_(said).sum(1))
-            following = torch.cat([batch.ids[:, 1:], batch.ids[:, :1]], 1)[counted].cpu()
-            ends = torch.zeros_like(counted)
-            ends[:, -1] = True
-            there = ~ends[counted].cpu()
-            surprise.append(-said.gather(1, following[:, None])[:, 0][there])
+            entropy.append(-(said.exp() * said).sum(1))
+            surprise.append(-part.likelihood(read)[0, :, :-1][counted[:, :-1].to(said.device)])
         return Outcome(
             {layer: torch.cat(some) for layer, some in streams.items()},
             float(torch.cat(kl).mean()),
@@ -118,15 +98,3 @@ class Trial:
             float(torch.cat(entropy).mean()),
             math.exp(min(700.0, float(torch.cat(surprise).mean()))),
         )
-
-
-@contextmanager
-def perturbing(lm: LanguageModel, kind: Kind, theta: Float[Tensor, "1 s"]) -> Iterator[None]:
-    """Perturb every token of every row with one perturbation, of any kind."""
-
-    def value(stream: Tensor) -> Tensor:
-        added = kind.added(theta.to(stream), [0], range(-stream.shape[1], 0))
-        return torch.zeros_like(stream) if added is None else added[0].expand_as(stream)
-
-    with kind.changing(lm, theta.to(lm.device), [0]), lm.adding(kind.before, value):
-        yield

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from educe.blocks import stream_out, with_stream
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.kinds.kind import Keep
 from educe.kinds.vectors import AfterBlock
 from educe.manifold.project import Ablation

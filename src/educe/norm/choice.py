@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.errors import RadiusError
+from educe.forward.slice import Slice
 from educe.radius import calibrate
-from educe.slice import Slice
 
 #: The budget: nats at the 95th percentile of tokens.
 BUDGET = 1.0

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from educe.errors import EffectError
-from educe.generation import generate, rows_of
+from educe.forward.generation import generate, rows_of
+from educe.forward.slice import Slice
 from educe.judge import Answer, Judge, asked_in
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty
@@ -31,7 +32,6 @@ from educe.rendering import PromptBatch
 from educe.rows import Row
 from educe.run.fill import Group, groups
 from educe.run.store import Run
-from educe.slice import Slice
 from educe.stats import finite
 
 #: Points that are measured and kept together.

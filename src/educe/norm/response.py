@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.errors import EffectError
+from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise
-from educe.slice import Slice
 from educe.summary import DAMAGED, SAME
 
 #: Shares of the used radius at which texts are written.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
@@ -33,7 +34,6 @@ from educe.rendering import PromptBatch
 from educe.rows import PerturbationRow
 from educe.run.reopened import slice_of
 from educe.run.store import Run
-from educe.slice import Slice
 from educe.stats import finite
 from educe.summary import summarise
 

@@ -23,7 +23,7 @@ from peft import PeftModel
 
 from educe import embedded, files, stats
 from educe.errors import OrganismError
-from educe.generation import generate
+from educe.forward.generation import generate
 from educe.model import LanguageModel
 from educe.organisms import SPECIES, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species

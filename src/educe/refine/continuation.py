@@ -28,9 +28,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from educe.discover.state import State
+from educe.forward.slice import Slice
 from educe.refine.objective import Objective
 from educe.refine.settling import Settled, put, settle
-from educe.slice import Slice
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from educe.discover import origin
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -36,7 +37,6 @@ from educe.progress import Silent
 from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.run.fill import Group, groups
 from educe.run.store import Run
-from educe.slice import Slice
 
 NAME = "degate"
 #: ``M``, and both signs of each.

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.refine.bases import Basis
-from educe.slice import Slice
 
 #: Weights ``μ``, and the least of them as a share of the one that leaves nothing.
 WEIGHTS, LEAST = 12, 1e-3

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from educe.discover import configured
-from educe.slice import Slice
-from educe.slice.chunks import Shift
+from educe.forward.slice import Slice
+from educe.forward.slice.shift import Shift
 
 
 class Objective(Protocol):

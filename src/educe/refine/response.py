@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.forward.slice import Slice
+from educe.forward.slice.shift import Shift
 from educe.refine.coordinates import Rates
 from educe.refine.objective import Objective
-from educe.slice import Slice
-from educe.slice.chunks import Shift
 
 
 class Response(NamedTuple):

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from educe.forward.slice import Slice
 from educe.refine.objective import Objective
-from educe.slice import Slice
 
 #: Steps that the estimate of the curvature is made from.
 MEMORY = 8

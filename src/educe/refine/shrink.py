@@ -24,7 +24,8 @@ from torch import Tensor
 
 from educe import files
 from educe.discover import origin
-from educe.generation import generate
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -37,7 +38,6 @@ from educe.rows import Row
 from educe.run.reopened import directions, slice_of
 from educe.run.settings import stored
 from educe.run.store import Run
-from educe.slice import Slice
 
 #: Takes what a vector wrote, one text a prompt, and returns a number.
 Measure = Callable[[list[str]], float]

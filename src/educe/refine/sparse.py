@@ -24,6 +24,7 @@ from torch import Tensor
 from educe import files
 from educe.discover import origin
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
@@ -32,7 +33,6 @@ from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.refine.trial import Share, Trial, finished_slice, share
 from educe.run.reopened import vectors
 from educe.run.store import Run
-from educe.slice import Slice
 
 NAME = "sparse"
 ORDERS = ("lasso", "magnitude", "random")

@@ -30,6 +30,7 @@ from educe import files
 from educe.discover import origin
 from educe.discover.state import State
 from educe.errors import ModelError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
@@ -45,7 +46,6 @@ from educe.rendering import PromptBatch
 from educe.run.reopened import directions, slice_of
 from educe.run.settings import stored
 from educe.run.store import Run
-from educe.slice import Slice
 
 #: Prompts of another kind on which the same vectors are looked at.
 OTHERS = 2

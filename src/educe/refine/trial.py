@@ -21,7 +21,6 @@ from educe.run.reopened import slice_of
 from educe.run.settings import encoded, stored
 from educe.run.store import TRIALS, Run
 from educe.selection.judging import Judging, Rule, Striking
-from educe.slice import Slice
 from educe.stats import bootstrap_mean, rate
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from educe.generation import Completion, generate
+from educe.forward.generation import Completion, generate
 from educe.judge import Answer, Judge, asked_in
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.novelty import novelty

@@ -12,13 +12,13 @@ from educe import beside, discover, embedded, files, radius
 from educe.atlas import ATLAS
 from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import surveyed
+from educe.forward.slice import Slice
 from educe.kinds import Within
 from educe.manifold import inside
 from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.run.settings import encoded
 from educe.run.work import WITHIN, Work
-from educe.slice import Slice
 
 
 class Search:

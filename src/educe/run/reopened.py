@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.errors import MethodError
+from educe.forward.slice import Slice
 from educe.kinds import Vectors, Within
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 from educe.run import same_model
 from educe.run.fill import groups
 from educe.run.store import Run
-from educe.slice import Slice
 
 
 def slice_of(run: Run, lm: LanguageModel, prompts: PromptBatch) -> Slice:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from educe import beside, discover, radius
 from educe.errors import MethodError, PromptError, RunError
-from educe.generation import left_out
+from educe.forward.generation import left_out
 from educe.loading import load
 from educe.manifold import inside
 from educe.model import LanguageModel

@@ -12,14 +12,14 @@ from filelock import FileLock, Timeout
 
 from educe.atlas import ATLAS
 from educe.errors import BlockedError
-from educe.generation import left_out
+from educe.forward.generation import left_out
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 from educe.rendering import Prompt, PromptBatch
 from educe.rows import PromptRow
 from educe.run.settings import DISTINCT, encoded, loaded, stored, told_apart
 from educe.run.store import Run
-from educe.slice import Slice
 
 #: The subspace of a search inside one.
 WITHIN = "within.safetensors"

@@ -22,6 +22,7 @@ import numpy as np
 
 from educe import discover, radius
 from educe.errors import MethodError, RadiusError, RunError
+from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Reporter
@@ -33,7 +34,6 @@ from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import Proxy, secrets
-from educe.slice import Slice
 from educe.stats import Rate, more_often, rate
 from educe.whole import check_seed, check_whole
 

@@ -11,10 +11,10 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from educe import positions as where
 from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
+from educe.forward.chunks import Chunker, halved, split
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
@@ -141,7 +142,7 @@ def next_logits(
     """
 
     def first(decoder: _Decoder) -> tuple[list[Row], Tensor]:
-        return decoder.rows, decoder.prefill()[0][:, -1]
+        return list(decoder.rows), decoder.prefill()[0][:, -1]
 
     yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, first)
 
@@ -170,27 +171,23 @@ def _in_batches(
     if unknown := [row for row in rows if row.perturbation not in items]:
         raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
     layer = lm.source(kind.before)
-    size = rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64)
-    # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
-    todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))[::-1]
+    chunker = Chunker(rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64))
     prefix: Prefix | None = None
-    while todo:
-        now = todo[-size:][::-1]
-        if kind.alone:
-            now = [row for row in now if row.perturbation == now[0].perturbation]
+
+    def run(now: Sequence[Row]) -> T:
+        nonlocal prefix
         wanted = sorted({row.prompt for row in now})
-        try:
-            if prefix is None or not set(wanted) <= set(prefix.prompts):
-                prefix = Prefix(lm, batch, wanted, layer)
-            decoder = _Decoder(lm, prefix, now, theta, kind, [items[r.perturbation] for r in now])
-            with decoder.at_work():
-                done = work(decoder)
-        except RuntimeError as error:
-            if len(now) == 1 or not should_reduce_batch_size(error):
-                raise
-            size = max(1, len(now) // 2)
-            continue
-        del todo[-len(now) :]
+        if prefix is None or not set(wanted) <= set(prefix.prompts):
+            prefix = Prefix(lm, batch, wanted, layer)
+        decoder = _Decoder(lm, prefix, now, theta, kind, [items[r.perturbation] for r in now])
+        with decoder.at_work():
+            return work(decoder)
+
+    # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
+    todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))
+    groups = groupby(todo, lambda r: kind.alone and r.perturbation)
+    chunks = [some for _, own in groups for some in split(list(own), chunker.most)]
+    for _, done in chunker.each(chunks, run, len, halved):
         yield done
 
 
@@ -225,7 +222,7 @@ class _Decoder:
         self,
         lm: LanguageModel,
         prefix: Prefix,
-        rows: list[Row],
+        rows: Sequence[Row],
         theta: Tensor,
         kind: Kind,
         items: list[int],

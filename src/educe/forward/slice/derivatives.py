@@ -20,9 +20,10 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from educe.errors import ModelError
+from educe.forward.chunks import Chunk
+from educe.forward.slice.replay import Replay
+from educe.forward.slice.shift import Shift
 from educe.model import LanguageModel
-from educe.slice.chunks import Chunk, Shift
-from educe.slice.replay import Replay
 
 
 class Differentiable(Replay):

@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
@@ -27,12 +26,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from educe.blocks import Call, narrowed, stream_out
 from educe.errors import EffectError, LayerError, PositionsError
+from educe.forward.chunks import Chunk, Chunker
+from educe.forward.slice.norms import after_first, median_norm
+from educe.forward.slice.recording import recording
+from educe.forward.slice.shift import Shift
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
-from educe.slice.chunks import TOKENS_PER_CHUNK, Chunk, Shift, even, halved
-from educe.slice.norms import after_first, median_norm
-from educe.slice.recording import recording
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
 # less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
@@ -47,7 +47,7 @@ T = TypeVar("T")
 class Replay:
     """What a slice keeps of the unperturbed model, and the perturbed rows it runs beside that.
 
-    Its arguments and what it has are those of `educe.slice.Slice`.
+    Its arguments and what it has are those of `educe.forward.slice.Slice`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Replay:
         share = read.to(self.work_dtype)
         self._weights = share / share.sum(1, keepdim=True) / len(batch)
         self._read = read
-        self.tokens_per_chunk = tokens_per_chunk or TOKENS_PER_CHUNK.get(lm.device.type, 2048)
+        self._chunker = Chunker(tokens_per_chunk) if tokens_per_chunk else Chunker.of(lm.device)
         self._tail = lm.tail(self.target)
         self._run_unperturbed()
         self._run_past()
@@ -147,56 +147,31 @@ class Replay:
             layer.values = torch.cat([layer.values, *(other.values for other in more)])
 
     def _over_prompts(self, run: Callable[[Tensor, Tensor], T]) -> list[T]:
-        """Run all prompts, as many at once as fit; halve on out-of-memory."""
-        tokens, done, at = self.batch.ids.shape[1], [], 0
-        while at < len(self.batch):
-            rows = min(max(1, self.tokens_per_chunk // tokens), len(self.batch) - at)
-            try:
-                done.append(run(self.batch.ids[at : at + rows], self.batch.mask[at : at + rows]))
-            except RuntimeError as error:
-                if rows == 1 or not should_reduce_batch_size(error):
-                    raise
-                self.tokens_per_chunk = rows // 2 * tokens
-                continue
-            at += rows
-        return done
+        """Run all prompts, as many at once as fit."""
+
+        def some(chunk: Chunk) -> T:
+            prompts = slice(chunk.start, chunk.stop)
+            return run(self.batch.ids[prompts], self.batch.mask[prompts])
+
+        return [done for _, done in self._chunker.grid(some, 1, *self.batch.ids.shape)]
 
     # -- chunks ------------------------------------------------------------------------------
 
-    def _chunks(self, n: int) -> list[Chunk]:
-        rows = max(1, self.tokens_per_chunk // self.batch.ids.shape[1])
-        p = len(self.batch)
-        wide = even(p, rows)
-        tall = 1 if self.kind.alone else even(n, max(1, rows // wide))
-        return [
-            Chunk(i, min(i + tall, n), j, min(j + wide, p))
-            for i in range(0, n, tall)
-            for j in range(0, p, wide)
-        ]
-
-    def _tokens(self, chunk: Chunk) -> int:
-        rows = (chunk.last - chunk.first) * (chunk.stop - chunk.start)
-        return rows * self.batch.ids.shape[1]
+    @property
+    def tokens_per_chunk(self) -> int:
+        """Rows × tokens that run together; less than was asked for where memory ran out."""
+        return self._chunker.most
 
     def _summed(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
-        """Sum ``run`` over chunks of prompts, for every perturbation; halve on out-of-memory."""
+        """Sum ``run`` over chunks of prompts, for every perturbation."""
         total: Tensor | None = None
-        work = self._chunks(len(theta))[::-1]
-        while work:
-            chunk = work.pop()
-            halves = halved(chunk)
-            if halves and self._tokens(chunk) > self.tokens_per_chunk:
-                work += halves[::-1]  # made before memory ran out
-                continue
-            try:
-                part = run(chunk)
-            except RuntimeError as error:
-                if not halves or not should_reduce_batch_size(error):
-                    raise
-                self.tokens_per_chunk = self._tokens(chunk) // 2
-                self._calls.clear()
-                work += halves[::-1]
-                continue
+        for chunk, part in self._chunker.grid(
+            run,
+            len(theta),
+            *self.batch.ids.shape,
+            alone=self.kind.alone,
+            relieve=lambda: self._calls.clear(),
+        ):
             if total is None:
                 total = part.new_zeros(len(theta), part.shape[1])
             total[chunk.first : chunk.last] += part

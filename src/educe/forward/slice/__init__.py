@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.errors import LayerError
+from educe.forward.chunks import Chunk
+from educe.forward.slice.derivatives import Differentiable
+from educe.forward.slice.norms import median_norm
+from educe.forward.slice.shift import Shift
 from educe.kinds import Kind
-from educe.slice.chunks import Chunk, Shift
-from educe.slice.derivatives import Differentiable
-from educe.slice.norms import median_norm
 
 
 class Slice(Differentiable):
@@ -46,7 +47,7 @@ class Slice(Differentiable):
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
         beside: Other prompts that a search keeps as they are, if any (see `educe.beside`).
         counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
-            each prompt (see `educe.slice.norms`).
+            each prompt (see `educe.forward.slice.norms`).
         median_norm: Median norm of the stream at the source over these.
 
     Raises:
