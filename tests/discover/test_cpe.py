@@ -25,7 +25,7 @@ from educe.errors import LayerError, MethodError
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.rows import RETEST
+from educe.rows import FIRST, Row
 from educe.run.store import Run
 from educe.slice import Slice
 from peft_oracle import adapted
@@ -424,7 +424,7 @@ def test_a_run_writes_what_the_adapters_write_alone(
     hf = tiny.hf_model()
     names = [f"model.layers.{block}.self_attn.o_proj" for block in (1, 2)]
     with Run.open(folder) as opened:
-        texts = {c.row: c for c in opened.completion_rows() if c.sample < RETEST}
+        texts = {c.row: c for c in opened.completion_rows(FIRST)}
         prompts = opened.prompt_rows()
         rows = opened.perturbation_rows()
     tokenizer = tiny.tokenizer()
@@ -437,7 +437,7 @@ def test_a_run_writes_what_the_adapters_write_alone(
         for prompt in prompts:
             ids = tokenizer(prompt.rendered, add_special_tokens=False)["input_ids"]
             loop = tiny.greedy(model, ids, 5, ends={257})
-            assert list(texts[row.id, prompt.id, 0].tokens) == loop
+            assert list(texts[Row(row.id, prompt.id)].tokens) == loop
 
 
 def test_a_run_is_shown_and_reported(finished: tuple[Path, dict[str, Any]]) -> None:
