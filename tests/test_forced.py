@@ -92,7 +92,7 @@ def test_blocks_that_nothing_changes_run_once(
 
 def test_perturbations_below_what_ran_once_are_an_error(tiny64: LanguageModel) -> None:
     forced = texts(tiny64, before=2)
-    with pytest.raises(LayerError, match="vectors that act after block 1 .* up to 2, which run"):
+    with pytest.raises(LayerError, match=r"vectors that act after block 1 .* up to 2, which run"):
         forced.each(vectors(1), Vectors(SOURCE, 32), forced.likelihood)
     # Above, they act where they say.
     lower, kind = texts(tiny64), adapters(tiny64, first=3, blocks=1)
