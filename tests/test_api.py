@@ -108,6 +108,7 @@ RANKS = {
     "positions": 0,
     "asked": 0,
     "orthogonal": 0,
+    "roots": 0,
     "blocks": 1,
     "prompts": 1,
     "embedded": 1,
