@@ -119,6 +119,7 @@ RANKS = {
     "loading": 2,
     "same_model": 2,
     "kinds": 3,
+    "applied": 3,
     "peft_folder": 3,
     "perturb": 3,
     "slice": 3,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files, kinds, peft_folder
+from educe.applied import applied
 from educe.errors import FileFormatError, ModelError
 from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
+from educe.rendering import PromptBatch
 
 FORMAT_VERSION = "2"
 #: Version 1 measured the unit by a mean norm, and kept that too.
@@ -114,6 +117,47 @@ class PerturbationSet:
             outputs=None if self.outputs is None else self.outputs[at],
             scores={name: values[at] for name, values in self.scores.items()},
         )
+
+    @contextmanager
+    def applied(self, lm: LanguageModel, prompts: PromptBatch | None = None) -> Iterator[None]:
+        """Change the model in place, for plain transformers, while a ``with`` statement lasts.
+
+        Inside, ``lm.hf(...)`` and ``lm.hf.generate(...)`` are those of the perturbed model, with
+        whatever options they have; several sets can act at once. Behind the statement the model is
+        as it was. One perturbation acts on every row; ``n`` of them act on ``n`` rows, one on each.
+
+        Positions mean what they mean to `educe.generate`: what ``generate`` is given is the prompt.
+        For a plain call that is every token which comes without a filled cache; those that come
+        with one are generated.
+
+        Args:
+            lm: The model.
+            prompts: What the model will be given, as ``lm.encode`` read it; needed for positions
+                ``asked`` where a prompt is more than one message, since the token numbers alone do
+                not tell which part of it is the person's last one.
+
+        Raises:
+            LayerError: There is no such layer.
+            ModelError: The perturbations belong to a model of another size.
+            PositionsError: The person's message cannot be found in what the model is given.
+            SteeringError: The rows are not as many as the perturbations, a prompt has padding on
+                its right in ``generate``, or the perturbation never reaches the model.
+
+        Example:
+            >>> part = educe.Slice(lm, lm.encode(["Why?"]), source=1, target=3)
+            >>> found = educe.search(part, "random", n=4, radius=5.0)
+            >>> asked = lm.tokenizer("Why?", return_tensors="pt")
+            >>> before = lm.hf(**asked).logits
+            >>> with found[3].applied(lm):
+            ...     written = lm.hf.generate(**asked, max_new_tokens=5)
+            ...     bool((lm.hf(**asked).logits == before).all())
+            False
+            >>> bool((lm.hf(**asked).logits == before).all())
+            True
+        """
+        self.check(lm)
+        with applied(lm, self.kind, self.theta, prompts):
+            yield
 
     def check(self, lm: LanguageModel) -> None:
         """Make sure that the set belongs to a model.
