@@ -121,6 +121,7 @@ RANKS = {
     "kinds": 3,
     "applied": 3,
     "peft_folder": 3,
+    "origin": 0,
     "perturb": 3,
     "slice": 3,
     "generation": 3,

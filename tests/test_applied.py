@@ -19,8 +19,9 @@ from educe.errors import LayerError, ModelError, PositionsError, SteeringError
 from educe.generation import generate, next_logits, rows_of
 from educe.kinds import Biases, Kind, TokenNoise, Vectors, WeightNoise, Within, adapters
 from educe.model import LanguageModel
+from educe.origin import Origin
 from educe.orthogonal import orthonormal
-from educe.perturb import Origin, PerturbationSet
+from educe.perturb import PerturbationSet
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 

@@ -41,7 +41,8 @@ from educe.discover.state import Progress
 from educe.errors import EffectError, MethodError, PositionsError, PromptError, RadiusError
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
-from educe.perturb import Origin, PerturbationSet
+from educe.origin import Origin
+from educe.perturb import PerturbationSet
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 from educe.slice.chunks import TOKENS_PER_CHUNK

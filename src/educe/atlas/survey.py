@@ -27,8 +27,8 @@ from educe.atlas import Atlas, AtlasConfig, Pair
 from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
 from educe.model import LanguageModel
+from educe.origin import digest
 from educe.orthogonal import orthonormal, upright
-from educe.perturb import digest
 from educe.rendering import PromptBatch
 from educe.slice import Slice
 from educe.slice.norms import median_norm

@@ -33,7 +33,8 @@ from educe.discover import (
 from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.kinds import Kind, Noise, Vectors, Within
-from educe.perturb import Origin, PerturbationSet, digest
+from educe.origin import Origin, digest
+from educe.perturb import PerturbationSet
 from educe.slice import Slice
 from educe.whole import check_whole
 
