@@ -54,12 +54,11 @@ def some(lm: LanguageModel, kind: Kind, n: int = 3) -> PerturbationSet:
 
 def ours(lm: LanguageModel, batch: PromptBatch, found: PerturbationSet) -> list[list[list[int]]]:
     """Return what `educe.generate` writes, by perturbation and prompt, each with its end."""
-    texts = [[[] for _ in batch.texts] for _ in range(len(found))]
     rows = rows_of(len(found), len(batch))
-    for done in generate(lm, batch, rows, found.theta, kind=found.kind, max_new_tokens=STEPS):
-        for row, _, tokens, finished in done:
-            texts[row.perturbation][row.prompt] = [*tokens, *[257] * finished]
-    return texts
+    came = generate(lm, batch, rows, found.theta, kind=found.kind, max_new_tokens=STEPS)
+    texts = {c.row: [*c.tokens, *[257] * c.finished] for done in came for c in done}
+    each = zip(*[iter(rows)] * len(batch), strict=True)  # the prompts of one perturbation
+    return [[texts[row] for row in some] for some in each]
 
 
 def theirs(lm: LanguageModel, batch: PromptBatch, **options: Any) -> list[list[int]]:

@@ -33,7 +33,15 @@ ROWS_PER_BATCH = {"cpu": 128, "cuda": 256}
 
 
 class Completion(NamedTuple):
-    """What one perturbed model wrote for one prompt in one sample."""
+    """What one perturbed model wrote for one prompt in one sample.
+
+    Example:
+        >>> theta = part.kind.draw(1, torch.Generator().manual_seed(0))
+        >>> how = {"kind": part.kind, "max_new_tokens": 3}
+        >>> ((one,),) = educe.generate(lm, part.batch, educe.rows_of(1, 1), theta, **how)
+        >>> one.row.prompt, one.finished or len(one.tokens) == 3
+        (0, True)
+    """
 
     row: Row
     text: str
@@ -81,7 +89,12 @@ def left_out(lm: LanguageModel) -> list[str]:
 
 
 def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
-    """Return every row of ``n`` perturbations, in order."""
+    """Return every row of ``n`` perturbations, in order.
+
+    Example:
+        >>> [tuple(row)[1:] for row in educe.rows_of(1, 2, samples=2)]
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
     return [Row(i, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
 
 
@@ -114,6 +127,15 @@ def generate(
     Raises:
         LayerError: There is no such layer.
         SteeringError: The perturbations are not of this kind, or one never reached the model.
+
+    Example:
+        >>> found = educe.search(part, "random", n=3, radius=20.0)
+        >>> rows = educe.rows_of(len(found), len(prompts))
+        >>> texts = {}
+        >>> for batch in educe.generate(lm, part.batch, rows, found.theta, kind=found.kind):
+        ...     texts |= {completion.row: completion.text for completion in batch}
+        >>> len(texts)
+        6
     """
 
     def write(decoder: _Decoder) -> list[Completion]:

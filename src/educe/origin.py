@@ -23,6 +23,11 @@ class Origin:
         unit: The radius whose dose is 1: for vectors, the median norm of the stream at the source
             (see `educe.slice.norms`); in files of version 1, the mean norm.
         prompts_sha256: Digest of the rendered prompts.
+
+    Example:
+        >>> found = educe.search(part, "random", n=1, radius=2.0)
+        >>> found.origin.source, found.origin.target, found.origin.d_model
+        (1, 3, 32)
     """
 
     model_id: str

@@ -183,6 +183,14 @@ def search(
         MethodError: The method is unknown or cannot work with these settings.
         RadiusError: The radius is not above zero.
         EffectError: The radius is so large that the model breaks down.
+
+    Example:
+        >>> found = educe.search(part, "dct", n=4, radius=2.0)
+        >>> found
+        PerturbationSet(4 vectors by dct; layers 1 to 3 of llama; positions all; ...)
+        >>> again = educe.search(part, "dct", n=4, radius=2.0)
+        >>> found.theta.equal(again.theta)
+        True
     """
     how = named(method)
     check_whole("n", n)

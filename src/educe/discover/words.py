@@ -42,6 +42,10 @@ class WordsConfig:
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
         steps: In how many parts; the mean is over the words of the first.
+
+    Example:
+        >>> educe.WordsConfig(words=4000).screen  # tried at the last token of the question
+        'asked:1'
     """
 
     words: int = 0

@@ -21,7 +21,12 @@ Keep = Callable[[Tensor], None]
 
 
 class Row(NamedTuple):
-    """What one completion is made from."""
+    """What one completion is made from.
+
+    Example:
+        >>> educe.rows_of(1, 2)[1].prompt
+        1
+    """
 
     perturbation: int  #: index into the perturbations; -1 for the unperturbed model
     prompt: int  #: index into the prompts
@@ -36,6 +41,13 @@ class Kind(ABC):
         tensor: What the unit perturbations are called in files.
         alone: Whether only one perturbation can act at a time.
         positions: Tokens at which they act (see `educe.positions`).
+
+    Example:
+        >>> part.kind.name, part.kind.before, part.kind.size
+        ('vectors', 1, 32)
+        >>> unit = part.kind.draw(3, torch.Generator().manual_seed(0))
+        >>> torch.allclose(part.kind.scaled(unit, 2.0).norm(dim=1), torch.tensor(2.0))
+        True
     """
 
     name: ClassVar[str]
