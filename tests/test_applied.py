@@ -63,8 +63,8 @@ def ours(lm: LanguageModel, batch: PromptBatch, found: PerturbationSet) -> list[
 
 def theirs(lm: LanguageModel, batch: PromptBatch, **options: Any) -> list[list[int]]:
     """Return what transformers' own ``generate`` writes."""
-    settings = {"do_sample": False, "max_new_tokens": STEPS, "pad_token_id": 258} | options
-    out = lm.hf.generate(batch.ids, attention_mask=batch.mask, **settings)
+    settings = {"attention_mask": batch.mask, "do_sample": False, "pad_token_id": 258}
+    out = lm.hf.generate(batch.ids, max_new_tokens=STEPS, **settings | options)
     return [until_end(line) for line in out[:, batch.ids.shape[1] :].tolist()]
 
 
@@ -127,9 +127,10 @@ def test_every_kind_and_position_writes_the_texts_of_educe(
     [
         {"cache_implementation": "static"},
         {"prefill_chunk_size": 5},
+        {"prefill_chunk_size": 5, "attention_mask": None},
         {"prompt_lookup_num_tokens": 2},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(options),
 )
 def test_however_transformers_decodes_the_texts_are_the_same(
     tiny64: LanguageModel, where: str, options: dict[str, Any]
