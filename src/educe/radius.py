@@ -59,6 +59,13 @@ class Calibration:
         interval: 95% interval of the radius over the draw of directions. None where fewer than two
             were drawn, or where the error does not rise at the radius.
         curve: Radii and errors that the search looked at, in increasing order of radius.
+
+    Example:
+        >>> found = educe.calibrate(part)
+        >>> found.interval[0] < found.radius < found.interval[1]
+        True
+        >>> abs(found.dose - found.radius / part.unit) < 1e-9
+        True
     """
 
     radius: float
@@ -87,6 +94,11 @@ def calibrate(
 
     Raises:
         RadiusError: No radius between 0.001 and 10 activation norms has that error.
+
+    Example:
+        >>> strict, loose = (educe.calibrate(part, error=error).radius for error in (0.2, 0.5))
+        >>> strict < loose
+        True
     """
     v = along
     if v is None:
@@ -222,7 +234,14 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
 def response(
     part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float]
 ) -> Float[Tensor, "n r"]:
-    """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down."""
+    """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down.
+
+    Example:
+        >>> directions = part.kind.draw(3, torch.Generator().manual_seed(0))
+        >>> sizes = educe.response(part, directions, [0.001, 0.002])  # almost linear as yet
+        >>> torch.allclose(sizes[:, 1] / sizes[:, 0], torch.tensor(2.0), rtol=0.1)
+        True
+    """
 
     def sizes(items: Tensor, radius: float) -> Tensor:
         some = part.on(part.kind.select(items))
