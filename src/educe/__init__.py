@@ -101,7 +101,7 @@ _HOME = {
     "Completion": "educe.generation",
     "Adapters": "educe.kinds.low_rank",
     "Kind": "educe.kinds.kind",
-    "Row": "educe.kinds.kind",
+    "Row": "educe.rows",
     "TokenNoise": "educe.kinds.noise",
     "Vectors": "educe.kinds.vectors",
     "WeightNoise": "educe.kinds.noise",
