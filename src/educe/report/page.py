@@ -288,7 +288,7 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
             [
                 c.prompt,
                 c.sample,
-                s.map[c.row] if c.row in s.map else None,
+                s.map.get(c.row),
                 *(round(v[j][0], 3) if j in v else None for j in ("coherence", "novelty")),
                 c.finished,
                 cut(c.text, pattern),
