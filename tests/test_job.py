@@ -345,7 +345,8 @@ BROOD = """
 import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
-from educe import cli, generation, loading, progress, threads
+from educe import cli, loading, progress, threads
+from educe.forward import generation
 from educe.job import searching
 from educe.report import page, terminal
 searching.SAVE_EVERY = 0
