@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quick
+from educe.compare.stats import rate
+from educe.compare.summary import dose
 from educe.model import LanguageModel
 from educe.norm.equal import equal
 from educe.norm.points import Point
@@ -26,8 +28,6 @@ from educe.progress import reporter
 from educe.run.settings import Settings, begin, encoded, loaded, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.stats import rate
-from educe.summary import dose
 
 NAMES = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
 

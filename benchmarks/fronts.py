@@ -26,7 +26,8 @@ import torch
 import educe
 from benchmarks import quick
 from benchmarks.records import command, lines
-from educe import beside, stats
+from educe import beside
+from educe.compare import stats
 from educe.discover.generalised import GeneralisedConfig
 from educe.forward.slice import Slice
 from educe.ordinary import Ordinary, ordinary_prompts

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
+from educe.compare.stats import rate
 from educe.discover import METHODS, search
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
@@ -25,7 +26,6 @@ from educe.organisms import Question
 from educe.radius import calibrate
 from educe.refine.response import response
 from educe.rows import Row
-from educe.stats import rate
 
 N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
 SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}

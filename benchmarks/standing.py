@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 import educe
 from benchmarks import quick
+from educe.compare.stats import rate
 from educe.forward.slice import Slice
 from educe.manifold import corpus
 from educe.manifold.activations import Place
@@ -34,7 +35,6 @@ from educe.manifold.distance import (
 from educe.manifold.natural import Natural, Sample, gather
 from educe.manifold.project import injection, oblique, plain
 from educe.manifold.record import LEVEL, Range
-from educe.stats import rate
 
 N, MANY, ABLATED = 500, 2000, 20
 #: Layers, and how many later a search reads: in full, and in the quick form.

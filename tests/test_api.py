@@ -30,7 +30,7 @@ def test_importing_educe_loads_nothing_heavy() -> None:
 
 
 def test_reading_a_run_needs_no_torch() -> None:
-    loaded = loaded_after("import educe.run.store, educe.summary, educe.report.terminal")
+    loaded = loaded_after("import educe.run.store, educe.compare.summary, educe.report.terminal")
     assert not {"torch", "transformers"} & loaded
     assert not {"torch", "pandas", "numpy", "sklearn", "rich"} & loaded_after(
         "import educe.run.store"
@@ -104,7 +104,9 @@ RANKS = {
     "whole": 1,
     "quiet": 0,
     "files": 0,
-    "stats": 0,
+    "compare": 4,
+    "compare.stats": 0,
+    "compare.verdict": 0,
     "positions": 0,
     "asked": 0,
     "orthogonal": 0,
@@ -135,12 +137,10 @@ RANKS = {
     "radius": 4,
     "contrast": 4,
     "judge": 4,
-    "cluster": 4,
     "ordinary": 4,
     "manifold": 4,
     "manifold.survey": 6,
     "organisms": 4,
-    "summary": 4,
     "threads": 4,
     "beside": 4,
     "run": 5,
@@ -164,7 +164,8 @@ APART = [
     ("judge", "discover"),
     ("discover", "judge"),
     ("run", "report"),
-    ("summary", "judge"),
+    ("compare.summary", "judge"),
+    ("compare.verdict", "judge"),
     ("manifold", "discover"),
     ("discover", "manifold"),
     ("manifold", "judge"),
@@ -178,9 +179,9 @@ ONLY = {
     "openai": {"judge.server"},
     "educe.organisms": {"organisms", "bench", "demo", "cli"},
     "psutil": {"threads"},
-    "jinja2": {"report.page"},
+    "jinja2": {"report.templates"},
     "altair": {
-        "report.page",
+        "report.templates",
         "report.figures",
         "report.passports",
         "report.norms",
@@ -245,7 +246,7 @@ def test_parts_that_do_not_know_each_other(known: dict[str, set[str]]) -> None:
         for name, others in known.items()
         for other in others
         for who, whom in APART
-        if name.split(".")[0] == who and f"{other}.".startswith(f"educe.{whom}.")
+        if f"{name}.".startswith(f"{who}.") and f"{other}.".startswith(f"educe.{whom}.")
     ]
     assert wrong == []
 

@@ -27,13 +27,13 @@ import tiny
 from educe import cli
 from educe.atlas import Atlas
 from educe.atlas.choice import choose
+from educe.compare.summary import summarise
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.perturb import PerturbationSet
 from educe.prompts import read_prompts
 from educe.run.settings import Settings
 from educe.run.store import Run
-from educe.summary import summarise
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
 COMMANDS = (
@@ -194,7 +194,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     hits = ended.data["hits"]
     for rate in hits:
         assert f"{rate['hits']} of 12" in flat
-    for word in ("found", "random", "id"):
+    for word in ("found", "control", "id"):
         assert word in shown
     verdicts = {b["verdict"] for b in ended.data["behaviours"]}
     told = [b for b in ended.data["behaviours"] if b["verdict"] in ("behaviour", "rare")]
@@ -209,10 +209,10 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
 @pytest.mark.usefixtures("narrow")
 def test_show_a_perturbation_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
-    striking = ended.data["perturbations"][0]
-    shown = screen(educe("show", run, striking["id"]))
-    assert f"perturbation {striking['id']}" in shown
-    assert f"striking {striking['striking']:.2f}" in " ".join(shown.split())
+    interesting = ended.data["perturbations"][0]
+    shown = screen(educe("show", run, interesting["id"]))
+    assert f"perturbation {interesting['id']}" in shown
+    assert f"interestingness {interesting['interestingness']:.2f}" in " ".join(shown.split())
     for prompt in ("Tell me.", "What is the code?", "Say it.", "The code, please."):
         assert prompt in shown
     assert shown.count("  perturbed ") == 4

@@ -37,6 +37,7 @@ from educe import discover, files, generation
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
+from educe.compare.summary import Summary, summarise
 from educe.errors import (
     EduceError,
     FileFormatError,
@@ -57,7 +58,6 @@ from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours, judging, searching
 from educe.run.store import Run
 from educe.run.work import at_work
-from educe.summary import Summary, summarise
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
@@ -747,11 +747,11 @@ def test_response_curves_pass_through_the_effects(whole: Path) -> None:
 def test_the_control_is_matched_and_goes_through_the_same_selection(
     tmp_path: Path, settings: Settings, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A random model's answers to two prompts share no word: their constancy is 0 throughout.
+    # A random model's answers to two prompts share no word: their invariance is 0 throughout.
     def drawn(texts: list[str], prompts: list[int]) -> Score:
-        return Score("constancy", crc32("".join(texts).encode()) / 2**32, "", "")
+        return Score("prompt_invariance", crc32("".join(texts).encode()) / 2**32, "", "")
 
-    monkeypatch.setattr(judging, "constancy", drawn)
+    monkeypatch.setattr(judging, "prompt_invariance", drawn)
     monkeypatch.setattr("educe.run.chosen.CHOSEN", 4)
     monkeypatch.setattr("educe.run.chosen.CURVES", 1)
     place = tmp_path / "run"
@@ -771,26 +771,28 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)
     assert (alike - torch.eye(len(every))).abs().max() < 0.9999  # none is another's copy
 
-    # As many texts of each arm; two are chosen for being striking, two for staying the same too.
+    # As many texts of each arm; two are chosen for interestingness, two for staying the same too.
     per_arm = (
         "SELECT p.arm, count(*) FROM completions c JOIN perturbations p ON p.id = c.perturbation "
         "WHERE c.phase = '{}' GROUP BY 1 ORDER BY 1"
     )
     assert rows(place, per_arm.format("first")) == [("control", 12), ("found", 12)]
     assert rows(place, per_arm.format("retest")) == [("control", 8), ("found", 8)]
-    striking = rows(
+    interesting = rows(
         place,
         "SELECT p.arm, p.id, avg(a.value * b.value) FROM perturbations p "
         "JOIN completions c ON c.perturbation = p.id JOIN scores a ON a.completion = c.id "
         "JOIN scores b ON b.completion = c.id "
         "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND c.phase = 'first' GROUP BY p.id",
     )
-    constant = dict(rows(place, "SELECT perturbation, value FROM scores WHERE judge = 'constancy'"))
+    constant = dict(
+        rows(place, "SELECT perturbation, value FROM scores WHERE judge = 'prompt_invariance'")
+    )
     assert len(constant) == 12
     assert len(set(constant.values())) > 6
     expected = []
     for arm in ("found", "control"):
-        mine = sorted((-value, number) for own, number, value in striking if own == arm)
+        mine = sorted((-value, number) for own, number, value in interesting if own == arm)
         others = sorted((value * constant[number], number) for value, number in mine[2:])
         expected += [number for _, number in (*mine[:2], *others[:2])]
     assert note(place, "chosen") == expected

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import tiny
 from educe import discover, kinds, radius
+from educe.compare.summary import summarise
 from educe.discover.noise import NoiseConfig
 from educe.errors import (
     EffectError,
@@ -47,7 +48,6 @@ from educe.rows import Row
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.summary import summarise
 from toy_slice import linear
 
 PROMPTS = tiny.ragged([7, 15, 1])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tiny
+from educe.compare.summary import summarise
 from educe.errors import PromptError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
@@ -26,7 +27,6 @@ from educe.run.fill import groups
 from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.summary import summarise
 
 ORDINARY = ["Name a tree.", "Say hello to Anna."]
 OPTIONS: dict[str, Any] = {"budget": 0.05, "compared": 4}

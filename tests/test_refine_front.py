@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import tiny
+from educe.compare.stats import pareto
 from educe.errors import EffectError
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.ordinary import Damage, Ordinary
 from educe.refine.front import at_kl, side_effect
-from educe.stats import pareto
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:

@@ -19,11 +19,12 @@ import pytest
 from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from educe.compare.stats import Rate
+from educe.compare.summary import Summary, dose, summarise
+from educe.compare.verdict import Verdict
 from educe.errors import RunError
 from educe.report import figures, markup, page, terminal
 from educe.rows import Row
-from educe.stats import Rate
-from educe.summary import Summary, Verdict, dose, summarise
 from educe.visible import visible
 from synthetic_run import PATTERN, PROMPTS, build
 
@@ -195,8 +196,8 @@ def test_headline_counts_what_stands_out_and_what_does_not(drawn: tuple[Page, Su
     assert "re-test" in again
     first, second = summary.retest_hits
     assert f"{first.hits} of {first.trials} completions of the found ones" in lead
-    assert f"{second.hits} of {second.trials} of the random ones" in lead
-    assert "more of the perturbations found than of the random ones write the pattern" in result
+    assert f"{second.hits} of {second.trials} of the control" in lead
+    assert "more of the perturbations found than of the control write the pattern" in result
 
 
 def test_every_perturbation_is_listed_with_everything_it_wrote(
@@ -205,9 +206,11 @@ def test_every_perturbation_is_listed_with_everything_it_wrote(
     seen, summary = drawn
     items = (*summary.found, *summary.control)
     rows = [a for t, a in seen.elements if t == "tr" and "data-id" in a]
-    striking = [next(i.striking for i in items if str(i.row.id) == r["data-id"]) for r in rows]
+    interesting = [
+        next(i.interestingness for i in items if str(i.row.id) == r["data-id"]) for r in rows
+    ]
     assert len(rows) == len(items) == 192
-    assert striking == sorted(striking, reverse=True)
+    assert interesting == sorted(interesting, reverse=True)
     written = seen.island("data")["items"]
     for item in items:
         for shown, completions in zip(
@@ -267,8 +270,8 @@ def test_relatives_are_the_nearest_in_words(tmp_path: Path) -> None:
             assert other is not card.behaviour
             assert words & set(re.findall(r"\w+", other.example.text.lower()))
             assert page.LIKENESS < likeness <= 1
-        assert all(item.row.arm == "control" for item in card.random)
-        assert len(card.random) == card.behaviour.control.hits
+        assert all(item.row.arm == "control" for item in card.behaviour.control_items)
+        assert len(card.behaviour.control_items) == card.behaviour.control.hits
 
 
 # -- charts ----------------------------------------------------------------------------------------
@@ -277,20 +280,25 @@ def test_relatives_are_the_nearest_in_words(tmp_path: Path) -> None:
 def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> None:
     seen, summary = drawn
     specs = seen.island("charts-specs")
-    assert list(specs) == ["map", "response", "striking", "radius"]
+    assert list(specs) == ["map", "response", "interestingness", "radius"]
     for spec in specs.values():
         alt.Chart.from_dict(spec)  # validates against the schema of Vega-Lite
     points = specs["map"]["data"]["values"]
     names = {b.id: figures.label(b) for b in summary.behaviours}
-    assert sum(p["completions"] for p in points) == len(summary.map)
+    assert sum(p["completions"] for p in points) == summary.texts.behaviour.count()
     assert len({(p["arm"], p["prompt"], p["text"]) for p in points}) == len(points)
     for p in points:
         row = Row(p["perturbation"], p["prompt"], p["sample"])
-        assert p["behaviour"] == names.get(summary.map[row], "")
+        assert p["behaviour"] == names.get(summary.texts.behaviour[row], "")
     # A text has one place, which the oracle finds by its own way from the words of all of them.
     texts = sorted(
         {c.text for i in summary.found + summary.control for c in i.completions}
-        | {c.text for some in summary.baseline.values() for c in some if c.row in summary.map}
+        | {
+            c.text
+            for some in summary.baseline.values()
+            for c in some
+            if summary.texts.behaviour[c.row] >= 0
+        }
     )
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     at = words.fit_transform(texts).toarray()
@@ -308,8 +316,8 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> N
     assert [r["dose"] for r in rules] == pytest.approx(
         [r / summary.facts["unit"] for r in summary.facts["radii"]], 1e-3
     )
-    steps = specs["striking"]["data"]["values"]
-    best = max(summary.found, key=lambda i: i.striking)
+    steps = specs["interestingness"]["data"]["values"]
+    best = max(summary.found, key=lambda i: i.interestingness)
     assert [s["share"] for s in steps if s["perturbation"] == best.row.id] == [
         pytest.approx(1 / 96, 1e-3)
     ]
@@ -355,14 +363,14 @@ def test_text_has_contrast(theme: int, ground: str, text: str) -> None:
 def test_without_a_pattern(tmp_path: Path) -> None:
     seen, _ = render(tmp_path / "run", look_for=None)
     assert not {"hits", "retest-hits", "conclusion", "chart-radius"} & set(seen.texts)
-    assert "retest-striking" in seen.texts
+    assert "retest-interestingness" in seen.texts
     assert "In the re-test" in seen.texts["headline"][0]
     assert "<mark>" not in seen.source
 
 
 def test_without_a_retest(tmp_path: Path) -> None:
     seen, _ = render(tmp_path / "run", retest=False)
-    assert not {"retest-hits", "retest-perturbations", "retest-striking"} & set(seen.texts)
+    assert not {"retest-hits", "retest-perturbations", "retest-interestingness"} & set(seen.texts)
     assert "There is no re-test in this run" in seen.texts["result"][0]
 
 
@@ -384,7 +392,9 @@ def test_when_nothing_stands_out(tmp_path: Path) -> None:
     assert not any(b.verdict is Verdict.BEHAVIOUR for b in summary.behaviours)
     assert "Nothing stands out" in seen.texts["headline"][0]
     assert "not that there is nothing to find" in seen.texts["nothing-stands-out"][0]
-    assert "does not tell found and random perturbations apart" in seen.texts["conclusion"][0]
+    assert (
+        "does not tell the perturbations found and the control apart" in seen.texts["conclusion"][0]
+    )
 
 
 def test_before_anything_was_judged(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from educe.cli import main
+from educe.compare.stats import pareto
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate, front, sparse
 from educe.report import fronts, page, tables
 from educe.run.store import Run
-from educe.stats import pareto
 from small_run import small_run
 
 

@@ -15,10 +15,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import kstest
 
+from educe.compare.bandit import Setting, Thompson
+from educe.compare.chance import DOUBT, best_by_chance, best_mean_by_chance, p_of_best
+from educe.compare.halving import RUNGS, halve
 from educe.errors import MethodError
-from educe.selection.bandit import Setting, Thompson
-from educe.selection.chance import DOUBT, best_by_chance, best_mean_by_chance, p_of_best
-from educe.selection.halving import RUNGS, halve
 from educe.selection.proxy import REFUSAL, secrets
 
 # -- successive halving ----------------------------------------------------------------------------

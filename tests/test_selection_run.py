@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from educe.compare.chance import best_by_chance
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.forward import generation
 from educe.forward.generation import generate
@@ -24,13 +25,12 @@ from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent
 from educe.rows import FIRST, RETEST, RUNG, CompletionRow, Row, ScoreRow
-from educe.run.fill import striking
+from educe.run.fill import interestingness
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.selection import selecting
-from educe.selection.chance import best_by_chance
 from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
 
 PROMPTS = tuple(f"Tell me of {name}." for name in "abcdefghijkl")
@@ -218,11 +218,11 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("judge", ["rule", "striking"])
+@pytest.mark.parametrize("judge", ["rule", "interestingness"])
 def test_a_selection_killed_at_every_write_ends_the_same_and_pays_once(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, judge: str
 ) -> None:
-    plan = PLAN if judge == "rule" else replace(PLAN, look_for=None, judge="striking")
+    plan = PLAN if judge == "rule" else replace(PLAN, look_for=None, judge="interestingness")
     monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 16})
     whole = selected(place, plan, tiny_lm)
     texts = kept(place)
@@ -268,17 +268,17 @@ def test_another_judge_on_the_same_prompts_pays_only_for_what_it_adds(
     assert set(says.paid.values()) == {1}
 
 
-def test_striking_is_coherence_times_novelty_of_each_text_alone(
+def test_interestingness_is_coherence_times_novelty_of_each_text_alone(
     place: Path, tiny_lm: LanguageModel
 ) -> None:
     """Likelihoods by one forward pass of the whole text."""
-    plan = replace(PLAN, look_for=None, judge="striking")
+    plan = replace(PLAN, look_for=None, judge="interestingness")
     found = selected(place, plan, tiny_lm)
     with Run.open(place) as run:
         ordinary = run.note("ordinary_logprob")
         texts = [c for c in run.completion_rows() if c.phase != FIRST]
         scores = dict(
-            zip([c.row for c in texts], striking(run, [c.row for c in texts]), strict=True)
+            zip([c.row for c in texts], interestingness(run, [c.row for c in texts]), strict=True)
         )
         baseline = [c for c in run.completion_rows(FIRST) if c.perturbation == 0]
         rendered = {p.id: p.rendered for p in run.prompt_rows()}
@@ -349,7 +349,7 @@ def test_any_judge_can_be_gone_by(place: Path, tiny_lm: LanguageModel) -> None:
         ({"fresh": ("Say it.",)}, PromptError, "no fresh"),  # which the search had
         ({"fresh": (5,)}, PromptError, "fresh prompt 1 is a number"),
         ({"look_for": None}, MethodError, "--look-for or --judge"),
-        ({"judge": "striking"}, MethodError, "--look-for or --judge"),
+        ({"judge": "interestingness"}, MethodError, "--look-for or --judge"),
         ({"look_for": None, "judge": "taste"}, MethodError, "taste"),
         ({"look_for": "["}, MethodError, "regular expression"),
         ({"top": 0}, MethodError, "whole number from 1 to"),

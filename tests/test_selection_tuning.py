@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from educe.compare.bandit import Setting, Thompson
+from educe.compare.stats import rate
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
@@ -26,10 +28,8 @@ from educe.run.settings import Settings
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.selection import tuning
-from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import secrets
 from educe.selection.tuning import Tuned, Tuning, begin_tuning, stored_tuning, tune
-from educe.stats import rate
 
 JOB = Settings(
     ("Tell me.", "Say it."), fresh=("What is it?",), look_for="yes", target=3, max_new_tokens=5

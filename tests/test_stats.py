@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from educe.stats import (
+from educe.compare.stats import (
     Rate,
     bootstrap_mean,
     comparisons,

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from educe.compare.summary import Item, Summary, counted, summarise
+from educe.compare.verdict import DAMAGED, SAME, Verdict
 from educe.rows import (
     FIRST,
     RETEST,
@@ -24,7 +26,6 @@ from educe.rows import (
     ScoreRow,
 )
 from educe.run.store import Run
-from educe.summary import DAMAGED, SAME, Item, Summary, Verdict, counted, summarise
 
 N = 24  #: perturbations of each arm
 PATTERN = r"orchid-\d+"
@@ -175,7 +176,7 @@ def shown(ask: Ask, arm: str, where: str = MAIN) -> dict[int, int]:
 
 
 def test_perturbations(summary: Summary, ask: Ask) -> None:
-    striking = judged(ask, "co.value * no.value", MAIN, "p.id")
+    interesting = judged(ask, "co.value * no.value", MAIN, "p.id")
     coherence = judged(ask, "co.value", MAIN, "p.id")
     novelty = judged(ask, "no.value", MAIN, "p.id")
     for arm, items in (("found", summary.found), ("control", summary.control)):
@@ -183,15 +184,15 @@ def test_perturbations(summary: Summary, ask: Ask) -> None:
             n
             for (n,) in ask(f"SELECT id FROM perturbations WHERE arm = '{arm}' AND parent IS NULL")
         }
-        values = [i.striking for i in items]
+        values = [i.interestingness for i in items]
         assert values == sorted(values, reverse=True)
         for item in items:
-            assert item.striking == pytest.approx(striking[item.row.id])
+            assert item.interestingness == pytest.approx(interesting[item.row.id])
             assert item.coherence == pytest.approx(coherence[item.row.id])
             assert item.novelty == pytest.approx(novelty[item.row.id])
             assert summary.item(item.row.id) is item
     # The mean of products is not the product of means: a text must be both at once.
-    assert any(abs(striking[n] - coherence[n] * novelty[n]) > 0.05 for n in striking)
+    assert any(abs(interesting[n] - coherence[n] * novelty[n]) > 0.05 for n in interesting)
     assert summary.item(0) is None
     assert summary.item(2 * N + 1) is None
     assert {i.row.id: i.side_effect for i in summary.found if i.side_effect is not None} == {
@@ -223,7 +224,7 @@ def test_behaviours(summary: Summary, ask: Ask) -> None:
     in_found = f"{MAIN} AND p.arm = 'found'"
     coherence = judged(ask, "co.value", in_found, "b.value")
     novelty = judged(ask, "no.value", in_found, "b.value")
-    striking = judged(ask, "co.value * no.value", in_found, "b.value")
+    interesting = judged(ask, "co.value * no.value", in_found, "b.value")
     assert {b.id for b in summary.behaviours} == set(found)
     assert 6 in control
     assert 6 not in found
@@ -245,9 +246,11 @@ def test_behaviours(summary: Summary, ask: Ask) -> None:
         assert b.p_value == pytest.approx(min(1, tests * fisher(hits, N, others, N)))
         assert b.coherence == pytest.approx(coherence[b.id])
         assert b.novelty == pytest.approx(novelty[b.id])
-        assert b.striking == pytest.approx(striking[b.id])
+        assert b.interestingness == pytest.approx(interesting[b.id])
         assert len(b.items) == hits
-        assert [i.striking for i in b.items] == sorted((i.striking for i in b.items), reverse=True)
+        assert [i.interestingness for i in b.items] == sorted(
+            (i.interestingness for i in b.items), reverse=True
+        )
         for k, again in enumerate((found_again, control_again)):
             assert b.retest[k][:2] == (again.get(b.id, 0), 5)
         assert b.example.text == GROUPS[b.id][0]
@@ -272,7 +275,7 @@ def test_verdicts(summary: Summary) -> None:
     assert by_id[5].novelty < SAME < by_id[1].novelty
     order = [b.verdict for b in summary.behaviours]
     assert order == sorted(order, key=list(Verdict).index)
-    same = [b.striking for b in summary.behaviours if b.verdict is Verdict.SAME]
+    same = [b.interestingness for b in summary.behaviours if b.verdict is Verdict.SAME]
     assert same == sorted(same, reverse=True)
 
 
@@ -326,12 +329,20 @@ def test_the_rest_of_it(summary: Summary, ask: Ask) -> None:
     assert [p.id for p in summary.prompts] == [0, 1]
     assert [p.id for p in summary.fresh] == [2]
     assert summary.responses == {1: [(1.0, 0.5), (2.0, 0.75)]}
-    assert len(summary.map) == ask("SELECT count(*) FROM completions")[0][0]
-    assert Counter(summary.map.values()) == Counter(
+    assert len(summary.texts) == ask("SELECT count(*) FROM completions")[0][0]
+    assert Counter(summary.texts.behaviour) == Counter(
         dict(ask("SELECT value, count(*) FROM scores WHERE judge = 'behaviour' GROUP BY 1"))
     )
-    assert summary.scores[Row(1, 0)].keys() == {"behaviour", "coherence", "novelty"}
-    assert summary.scores[4] == {"side_effect": (0.125, "")}
+    query = "SELECT c.perturbation, prompt, sample, phase, {} FROM completions c JOIN {}"
+    for name in ("behaviour", "coherence", "novelty"):
+        joined = f"scores s ON s.completion = c.id WHERE judge = '{name}'"
+        known = {Row(*row): value for *row, value in ask(query.format("value", joined))}
+        assert summary.texts[name].dropna().to_dict() == known
+    written = ask(query.format("p.arm, text", "perturbations p ON p.id = c.perturbation"))
+    changed = summary.texts[summary.texts.perturbation > 0]
+    assert dict(zip(changed.index, zip(changed.arm, changed.text, strict=True), strict=True)) == {
+        Row(*row): (arm, text) for *row, arm, text in written
+    }
 
 
 def test_without_a_pattern_nothing_is_counted(folder: Path) -> None:
@@ -352,7 +363,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
         assert summary.found == summary.control == ()
         run.add_perturbations([PerturbationRow(1, None, "", "found", "dct", "f", 0, 1, 1, 1)])
         summary = summarise(run)
-    assert summary.found[0].striking == 0
+    assert summary.found[0].interestingness == 0
     assert summary.hits is not None
     assert summary.hits[0][:2] == (0, 1)
     assert summary.hits[1] == (0, 0, 0.0, 1.0)
@@ -383,14 +394,14 @@ def test_perturbations_that_all_do_it_everywhere_are_no_news(tmp_path: Path) -> 
     assert only.p_value == 1
 
 
-# -- held to, whatever is asked --------------------------------------------------------------------
+# -- prompt-invariant: again, whatever is asked ---------------------------------------------------
 
 
-def held_run(
+def invariant_run(
     place: Path,
     *,
     says: str = "yyyy",
-    random: str = "nnnn",
+    control: str = "nnnn",
     coherence: float = 0.8,
     novelty: float = 0.9,
     prompts: int = 4,
@@ -409,7 +420,7 @@ def held_run(
         ]
         run.add_perturbations(rows)
         says_it = {Row(row.id, 0): row.id == 1 for row in rows} | {Row(0, 0): False}
-        for number, answers in ((1, says), (2, "nnnn"), (N + 1, random)):
+        for number, answers in ((1, says), (2, "nnnn"), (N + 1, control)):
             for k, answer in enumerate(answers):
                 says_it[Row(number, 1 + k % prompts, k // prompts, RETEST)] = answer == "y"
         run.add_completions(
@@ -428,35 +439,35 @@ def phrase(summary: Summary) -> Any:
     return found
 
 
-def test_what_one_perturbation_says_whatever_is_asked_is_held_to(tmp_path: Path) -> None:
-    found = phrase(held_run(tmp_path / "run"))
+def test_what_one_perturbation_says_whatever_is_asked_is_prompt_invariant(tmp_path: Path) -> None:
+    found = phrase(invariant_run(tmp_path / "run"))
     assert found.found[:2] == (1, N)
-    assert found.held[:2] == (4, 4)
-    assert found.verdict is Verdict.HELD
+    assert found.invariant[:2] == (4, 4)
+    assert found.verdict is Verdict.INVARIANT
 
 
 @pytest.mark.parametrize(
     "otherwise",
     [
         {"says": "yyyn"},  # 3 of 4 leave room for less than a half
-        {"random": "nynn"},  # a random one says it as well
+        {"control": "nynn"},  # one of the control says it as well
         {"coherence": DAMAGED - 0.01},
         {"novelty": SAME - 0.01},
         {"prompts": 2},  # two prompts are not whatever is asked
     ],
 )
-def test_what_is_not_held_to(tmp_path: Path, otherwise: dict[str, Any]) -> None:
-    assert phrase(held_run(tmp_path / "run", **otherwise)).verdict is not Verdict.HELD
+def test_what_is_not_prompt_invariant(tmp_path: Path, otherwise: dict[str, Any]) -> None:
+    assert phrase(invariant_run(tmp_path / "run", **otherwise)).verdict is not Verdict.INVARIANT
 
 
 @pytest.mark.parametrize(
     ("found", "control", "told"),
     [
-        ({1.0: 16, 2.0: 16, 3.0: 16}, 48, ": 16 at each of 3 radii, and as many random ones"),
-        ({1.0: 16, 2.0: 12}, 28, ": at 2 radii, and as many random ones"),
-        ({1.0: 4}, 4, " at one radius, and as many random ones"),
-        ({1.0: 4}, 6, " at one radius, and 6 random ones"),
-        ({}, 0, ", and as many random ones"),
+        ({1.0: 16, 2.0: 16, 3.0: 16}, 48, ": 16 at each of 3 radii, and as many in the control"),
+        ({1.0: 16, 2.0: 12}, 28, ": at 2 radii, and as many in the control"),
+        ({1.0: 4}, 4, " at one radius, and as many in the control"),
+        ({1.0: 4}, 6, " at one radius, and 6 in the control"),
+        ({}, 0, ", and as many in the control"),
     ],
 )
 def test_perturbations_are_counted_at_each_radius(
@@ -464,7 +475,7 @@ def test_perturbations_are_counted_at_each_radius(
 ) -> None:
     def items(radius: float, count: int) -> list[Item]:
         row = PerturbationRow(1, None, "", "found", "dct", "", 0, radius, radius, 1.0)
-        return [Item(row, (), (), 0.0, 0.0, 0.0, None, None, None, 0, 0)] * count
+        return [Item(row, (), (), 0.0, 0.0, 0.0, None, None, None, 0, 0, None)] * count
 
     those = [item for radius, count in found.items() for item in items(radius, count)]
     said = counted(those, items(1.0, control))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from educe.compare.summary import Summary
 from educe.errors import PromptError
 from educe.model import LanguageModel
 from educe.norm.survey import examine_norm
@@ -25,7 +26,6 @@ from educe.report import page, terminal
 from educe.run.settings import Settings, begin, stored, told_apart
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.summary import Summary
 
 SETTINGS = Settings(
     prompts=("Where is it?", "Say it."),

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from educe.atlas import Atlas, AtlasConfig, Pair, grid
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
+    from educe.compare.bandit import Setting, Thompson
+    from educe.compare.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
+    from educe.compare.halving import Halving, halve
+    from educe.compare.summary import Summary, summarise
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.cpe import CpeConfig
@@ -69,12 +73,8 @@ if TYPE_CHECKING:
     from educe.run.settings import Settings, begin
     from educe.run.stages import discover_behaviours
     from educe.run.store import Run
-    from educe.selection.bandit import Setting, Thompson
-    from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
-    from educe.selection.halving import Halving, halve
     from educe.selection.proxy import Proxy, secrets
     from educe.selection.selecting import SelectionPlan, select_best
-    from educe.summary import Summary, summarise
 
 _HOME = {
     "Atlas": "educe.atlas",
@@ -150,21 +150,21 @@ _HOME = {
     "response": "educe.radius",
     "search": "educe.discover",
     "Run": "educe.run.store",
-    "Setting": "educe.selection.bandit",
-    "Thompson": "educe.selection.bandit",
-    "Chance": "educe.selection.chance",
-    "best_by_chance": "educe.selection.chance",
-    "best_mean_by_chance": "educe.selection.chance",
-    "p_of_best": "educe.selection.chance",
-    "Halving": "educe.selection.halving",
-    "halve": "educe.selection.halving",
+    "Setting": "educe.compare.bandit",
+    "Thompson": "educe.compare.bandit",
+    "Chance": "educe.compare.chance",
+    "best_by_chance": "educe.compare.chance",
+    "best_mean_by_chance": "educe.compare.chance",
+    "p_of_best": "educe.compare.chance",
+    "Halving": "educe.compare.halving",
+    "halve": "educe.compare.halving",
     "SelectionPlan": "educe.selection.selecting",
     "select_best": "educe.selection.selecting",
     "Proxy": "educe.selection.proxy",
     "secrets": "educe.selection.proxy",
     "Slice": "educe.forward.slice",
-    "Summary": "educe.summary",
-    "summarise": "educe.summary",
+    "Summary": "educe.compare.summary",
+    "summarise": "educe.compare.summary",
 }
 
 __all__ = [

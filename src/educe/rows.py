@@ -16,6 +16,9 @@ RETEST: Phase = "retest"
 #: The arms of a run.
 FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
 
+#: Judges of what stands beside other texts: the number of the behaviour that a text belongs to, -1
+#: for one that is like none; and how alike a perturbation's answers to different prompts are.
+BEHAVIOUR, PROMPT_INVARIANCE = "behaviour", "prompt_invariance"
 
 #: How a perturbation is derived: at another radius.
 SCALED = "scaled"

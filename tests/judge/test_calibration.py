@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from educe.compare.stats import rate
 from educe.errors import JudgeError, PromptError
 from educe.judge import Answer, Score
 from educe.judge.cache import Cached
 from educe.judge.calibration import Labelled, area, check_judge, read_labelled
 from educe.judge.language_model import Theme
 from educe.judge.rules import Contains
-from educe.stats import rate
 
 
 class Planted:

@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 
 import synthetic_run
+from educe.compare.stats import more_often, rate
+from educe.compare.summary import summarise
 from educe.errors import JudgeError, RunError
 from educe.judge import Answer
 from educe.judge.cache import FILE, Cached
@@ -20,8 +22,6 @@ from educe.judge.rules import Contains
 from educe.judge.scoring import answers_of, score_run
 from educe.rows import FIRST, RETEST, CompletionRow, PromptRow, Row
 from educe.run.store import Run
-from educe.stats import more_often, rate
-from educe.summary import summarise
 
 CODE = "orchid-7913"
 
@@ -84,7 +84,9 @@ def test_scores_are_kept_in_the_run_beside_its_own(run: Run) -> None:
         assert s.value == (CODE in texts[s.of])
     assert [s for s in run.score_rows() if s.judge != f"contains:{CODE}"] == before
     # What the job chose by is as it was.
-    assert [i.striking for i in summarise(run).found] == [i.striking for i in summary.found]
+    assert [i.interestingness for i in summarise(run).found] == [
+        i.interestingness for i in summary.found
+    ]
 
 
 def test_again_nothing_is_judged(run: Run) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from educe.compare.stats import rate
 from educe.forward.generation import generate
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, read, training
@@ -20,7 +21,6 @@ from educe.organisms.lora import encode
 from educe.organisms.organism import Group
 from educe.organisms.training import Training, evaluate, train
 from educe.rows import Row
-from educe.stats import rate
 
 HOW = Training(steps=2, rank=2, blocks=(1, 3), learning_rate=0.05)
 

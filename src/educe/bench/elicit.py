@@ -35,6 +35,7 @@ from torch.nn.functional import normalize
 from educe import files
 from educe.bench.families import FAMILIES, SAMPLING, Budget, Problem, named
 from educe.blocks import stream_out
+from educe.compare.halving import halve
 from educe.errors import OrganismError, RunError
 from educe.forward.generation import Completion, generate
 from educe.forward.slice import Slice
@@ -51,7 +52,6 @@ from educe.perturb import PerturbationSet
 from educe.radius import calibrate
 from educe.rendering import PromptBatch
 from educe.rows import Row
-from educe.selection.halving import halve
 
 #: Samples of the unperturbed model that a text is novel against, beside its greedy answer.
 SAMPLES = 4

@@ -123,7 +123,7 @@ def discover(
     seed
         of everything that is drawn, from 0 to 4294967295
     fresh
-        a file of prompts, unseen by the search, for the re-test of the most striking
+        a file of prompts, unseen by the search, for the re-test of the most interesting
     look_for
         a regular expression to count in the end; it takes no part in the search
     prefill

@@ -43,7 +43,7 @@ def examine(
     tokens
         the most tokens of the corpus that are read
     norm
-        examine what the norm tells; without numbers, of the most striking of each arm
+        examine what the norm tells; without numbers, of the most interesting of each arm
     judge
         with --norm: what scores answers, as educe judge names it, and keeps the scores in the run;
         by default what the run looks for

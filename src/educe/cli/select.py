@@ -36,7 +36,7 @@ ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
-    from educe.selection.bandit import Setting
+    from educe.compare.bandit import Setting
     from educe.selection.selecting import Arm, Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
 
@@ -73,7 +73,7 @@ def select(
     look_for
         a regular expression that a good text matches
     judge
-        striking (coherence times novelty), or one that educe judge list shows
+        interestingness (coherence times novelty), or one that educe judge list shows
     rungs
         prompts, and the share of the perturbations that goes on
     top
@@ -89,7 +89,7 @@ def select(
     from educe.selection.selecting import SelectionPlan, select_best
     from educe.threads import choose
 
-    named = judge if judge != "striking" else None
+    named = judge if judge != "interestingness" else None
     if look_for is not None and named is not None:
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(

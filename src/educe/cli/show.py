@@ -20,9 +20,9 @@ def show(
     number
         a perturbation, as the table numbers them; 0 is the unperturbed model
     """
+    from educe.compare.summary import summarise
     from educe.report import terminal
     from educe.run.store import Run
-    from educe.summary import summarise
 
     with Run.open(run) as opened:
         check_begun(opened)

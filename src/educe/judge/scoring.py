@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from educe.compare.stats import Rate, bootstrap_mean, more_often, rate
 from educe.errors import BlockedError, JudgeError, RunError
 from educe.judge import Answer, Score, asked_in
 from educe.judge.cache import Cached, compares
-from educe.rows import RETEST, CompletionRow, Row, ScoreRow
+from educe.rows import BEHAVIOUR, PROMPT_INVARIANCE, RETEST, CompletionRow, Row, ScoreRow
 from educe.run.store import Run
-from educe.stats import Rate, bootstrap_mean, more_often, rate
 
 #: Scores that a run has from its job, and that others are computed from.
-OWN = ("logprob", "coherence", "novelty", "constancy", "behaviour", "side_effect")
+OWN = ("logprob", "coherence", "novelty", PROMPT_INVARIANCE, BEHAVIOUR, "side_effect")
 #: Perturbations named as the best.
 BEST = 5
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from educe.compare.stats import finite
 from educe.errors import EffectError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
@@ -32,7 +33,6 @@ from educe.rendering import PromptBatch
 from educe.rows import Row
 from educe.run.fill import Group, groups
 from educe.run.store import Run
-from educe.stats import finite
 
 #: Points that are measured and kept together.
 BATCH = 8

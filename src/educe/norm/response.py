@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.compare.verdict import DAMAGED, SAME
 from educe.errors import EffectError
 from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise
-from educe.summary import DAMAGED, SAME
 
 #: Shares of the used radius at which texts are written.
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -48,8 +48,8 @@ class Marks(NamedTuple):
 
     plateau: float | None  #: the smallest at which ``e ≥ 1.25``
     saturation: float | None  #: the smallest past the maximum of ``e`` at which ``e ≤ 0.5``
-    onset: float | None  #: the smallest at which what is written is new (see `educe.summary.SAME`)
-    nonsense: float | None  #: the smallest at which it is damaged (see `educe.summary.DAMAGED`)
+    onset: float | None  #: the smallest with new text (see `educe.compare.verdict.SAME`)
+    nonsense: float | None  #: the smallest with damage (see `educe.compare.verdict.DAMAGED`)
 
 
 def signs(kind: Kind) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from educe.compare.stats import finite
+from educe.compare.summary import summarise
 from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.judge.rules import Regex
@@ -34,8 +36,6 @@ from educe.rendering import PromptBatch
 from educe.rows import PerturbationRow
 from educe.run.reopened import slice_of
 from educe.run.store import Run
-from educe.stats import finite
-from educe.summary import summarise
 
 #: Perturbations of each arm that get curves, the most striking, and those that are compared.
 CURVES, COMPARED = 3, 16

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 
-from educe import embedded, files, stats
+from educe import embedded, files
+from educe.compare import stats
 from educe.errors import OrganismError
 from educe.forward.generation import generate
 from educe.model import LanguageModel
@@ -271,8 +272,8 @@ def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
     batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=TOKENS)
     rows = [Row(0, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
 
-    def written(rows: list[Row], heat: float) -> dict[Row, str]:
-        came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=heat)
+    def written(rows: list[Row], temperature: float) -> dict[Row, str]:
+        came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=temperature)
         return {c.row: c.text for some in came for c in some}
 
     likely, drawn = written([Row(0, j) for j in range(n)], 0.0), written(rows, 1.0)

@@ -2,8 +2,8 @@
 
 Every perturbation is a point: its effect ``‖Δ‖`` on the prompts searched, and its side effect, the
 95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers (`educe.ordinary`).
-The *Pareto front* is those that no other beats in both (`educe.stats.pareto`). Norms say little
-here: two directions compare at *equal* side effect, each at the radius at which it has it.
+The *Pareto front* is those that no other beats in both (`educe.compare.stats.pareto`). Norms say
+little here: two directions compare at *equal* side effect, each at the radius at which it has it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.compare.stats import finite
 from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.model import LanguageModel
@@ -25,7 +26,6 @@ from educe.roots import Found, crossing
 from educe.run import same_model
 from educe.run.fill import groups
 from educe.run.store import Run
-from educe.stats import finite
 
 #: What a run keeps its side effects under.
 NOTE = "front"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from educe.compare.stats import bootstrap_mean, rate
 from educe.errors import RunError
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
@@ -21,7 +22,6 @@ from educe.run.reopened import slice_of
 from educe.run.settings import encoded, stored
 from educe.run.store import TRIALS, Run
 from educe.selection.judging import Judging, Rule, Striking
-from educe.stats import bootstrap_mean, rate
 
 
 class Share(NamedTuple):

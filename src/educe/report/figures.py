@@ -12,11 +12,12 @@ from typing import Any
 import altair as alt
 
 from educe.atlas import Atlas
-from educe.cluster import plane
+from educe.compare.cluster import plane
+from educe.compare.stats import Rate
+from educe.compare.summary import Behaviour, Summary, dose
+from educe.compare.verdict import Verdict
 from educe.judge.novelty import vectors
-from educe.rows import CompletionRow, Row
-from educe.stats import Rate
-from educe.summary import Behaviour, Item, Summary, Verdict, dose
+from educe.rows import BEHAVIOUR, FIRST
 from educe.visible import one_line
 
 #: Light and dark colour by role.
@@ -28,7 +29,7 @@ PALETTE = {
     "line": ("#e0dedb", "#343a40"),
     "accent": ("#0c6a72", "#56c2c8"),
     "control": ("#7f868d", "#8b9299"),
-    "held": ("#4b7f2c", "#93c572"),
+    "invariant": ("#4b7f2c", "#93c572"),
     "rare": ("#a8730f", "#dfab4a"),
     "noise": ("#7573b8", "#a5a3e6"),
     "damage": ("#b05c52", "#dd8a7f"),
@@ -38,16 +39,33 @@ PALETTE = {
 #: What a completion's behaviour is called on the map, and its colour.
 SHORT = {
     Verdict.BEHAVIOUR: ("stands out", "accent"),
-    Verdict.HELD: ("held to", "held"),
+    Verdict.INVARIANT: ("prompt-invariant", "invariant"),
     Verdict.RARE: ("rare", "rare"),
-    Verdict.NOISE: ("random as well", "noise"),
+    Verdict.NOISE: ("control as well", "noise"),
     Verdict.DAMAGE: ("damaged", "damage"),
     Verdict.SAME: ("as before", "same"),
-    None: ("only random", "control"),
+    None: ("only control", "control"),
 }
 
+#: The maps of an atlas: name, title and what each shows.
+MAPS = (
+    (
+        "atlas-gain",
+        "What a small dose becomes, layer to layer",
+        "For each source and target, the largest factor by which a small vector at the source "
+        "arrives at the target, both as shares of the activations there. The frame marks the "
+        "layers that were chosen.",
+    ),
+    (
+        "atlas-gap",
+        "How far one direction stands out",
+        "How much lower the second singular value lies than the first. Where the gap is small, the "
+        "top direction is an arbitrary one of several.",
+    ),
+)
+
 FONT = "Segoe UI, Roboto, Helvetica Neue, Noto Sans, Liberation Sans, Arial, sans-serif"
-ARMS = ["found", "random", "unperturbed"]
+ARMS = ["found", "control", "unperturbed"]
 TOOLTIP_LENGTH = 220
 
 
@@ -56,7 +74,7 @@ def charts(summary: Summary, atlas: Atlas | None = None) -> dict[str, dict[str, 
     drawn = {
         "map": places(summary),
         "response": response(summary),
-        "striking": striking(summary),
+        "interestingness": interestingness(summary),
         "radius": by_radius(summary),
     }
     layers = {}
@@ -114,39 +132,34 @@ def _bar(**options: Any) -> alt.Legend:
 def places(summary: Summary) -> alt.Chart | None:
     """Draw where completions lie on the map, coloured by the verdict; equal ones are one point."""
     behaviours = {b.id: b for b in summary.behaviours}
-    arms = [
-        ("unperturbed", [c for own in summary.baseline.values() for c in own]),
-        ("random", [c for item in summary.control for c in item.completions]),
-        ("found", [c for item in summary.found for c in item.completions]),
-    ]
-    rows: dict[tuple, dict[str, Any]] = {}
-    texts = sorted({c.text for _, some in arms for c in some if c.row in summary.map})
+    known = summary.texts[summary.texts[BEHAVIOUR].notna()]
+    known = known[(known.phase == FIRST) & (~known.fresh | (known.perturbation == 0))]
+    texts = sorted(set(known.text))
     at = dict(zip(texts, plane(vectors(texts)).tolist(), strict=True))
-    for arm, completions in arms:
-        for c in (c for c in completions if c.row in summary.map):
-            number, (x, y) = summary.map[c.row], at[c.text]
-            named = behaviours.get(number)
-            verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
-            point = {
-                "x": _number(x),
-                "y": _number(y),
+    points = []
+    for (arm, prompt, text), same in known.groupby(["arm", "prompt", "text"], sort=False):
+        one = same.iloc[0]
+        named = behaviours.get(int(one[BEHAVIOUR]))
+        verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
+        points.append(
+            {
+                "x": _number(at[text][0]),
+                "y": _number(at[text][1]),
                 "arm": arm,
                 "verdict": SHORT[verdict][0],
                 "behaviour": label(named) if named else "",
-                "perturbation": c.perturbation,
-                "prompt": c.prompt,
-                "sample": c.sample,
-                "completions": 0,
-                "text": shorten(c.text, TOOLTIP_LENGTH),
+                "perturbation": int(one.perturbation),
+                "prompt": int(prompt),
+                "sample": int(one["sample"]),
+                "completions": len(same),
+                "text": shorten(text, TOOLTIP_LENGTH),
             }
-            rows.setdefault((arm, c.prompt, c.text), point)["completions"] += 1
-    if not rows:
+        )
+    if not points:
         return None
     # The interesting ones are drawn last, over the others.
     layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[-2::-1])]
-    points = sorted(
-        rows.values(), key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"]))
-    )
+    points.sort(key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"])))
     there = {point["verdict"] for point in points}
     verdicts = [(name, role) for name, role in SHORT.values() if name in there]
     return (
@@ -198,7 +211,7 @@ def response(summary: Summary) -> alt.LayerChart | None:
             "dose": _number(r * item.row.dose / item.row.radius),
             "effect": _number(size),
         }
-        for arm, items in (("random", summary.control), ("found", summary.found))
+        for arm, items in (("control", summary.control), ("found", summary.found))
         for item in items
         for r, size in summary.responses.get(item.row.id, ())
         if r > 0 and size > 0
@@ -229,36 +242,34 @@ def response(summary: Summary) -> alt.LayerChart | None:
     return (rules + lines).properties(height=300)
 
 
-def striking(summary: Summary) -> alt.LayerChart | None:
-    """Draw what share of each arm is at least so striking."""
+def interestingness(summary: Summary) -> alt.LayerChart | None:
+    """Draw what share of each arm is at least so interesting."""
     rows = []
-    for arm, items in (("found", summary.found), ("random", summary.control)):
-        ordered = sorted(items, key=lambda item: -item.striking)
+    for arm, items in (("found", summary.found), ("control", summary.control)):
         rows += [
             {
                 "arm": arm,
-                "striking": _number(item.striking),
-                "share": _number((place + 1) / len(ordered)),
+                "interestingness": _number(item.interestingness),
+                "share": _number((place + 1) / len(items)),
                 "perturbation": item.row.id,
-                "text": shorten(best.text if best else "", TOOLTIP_LENGTH),
+                "text": shorten(item.best.text if item.best else "", TOOLTIP_LENGTH),
             }
-            for place, item in enumerate(ordered)
-            for best in [telling(item, summary)]
+            for place, item in enumerate(items)
         ]
     if not rows:
         return None
     base = alt.Chart(alt.Data(values=rows)).encode(
         alt.X(
-            "striking:Q",
+            "interestingness:Q",
             scale=alt.Scale(domainMin=0, nice=True),
             axis=alt.Axis(tickCount=6, grid=False),
-            title="striking",
+            title="interestingness",
         ),
         alt.Y(
             "share:Q",
             scale=alt.Scale(domain=[0, 1]),
             axis=alt.Axis(format="%", tickCount=5),
-            title="share at least this striking",
+            title="share at least this interesting",
         ),
         _arm_colour(),
     )
@@ -266,7 +277,7 @@ def striking(summary: Summary) -> alt.LayerChart | None:
         order=alt.Order("share:Q", sort="descending")
     )
     dots = base.mark_point(filled=True, size=34, opacity=0.9).encode(
-        tooltip=["perturbation:N", "arm:N", _exact("striking"), "text:N"]
+        tooltip=["perturbation:N", "arm:N", _exact("interestingness"), "text:N"]
     )
     return (steps + dots).properties(height=280)
 
@@ -309,16 +320,6 @@ def label(behaviour: Behaviour, words: int = 5) -> str:
     return "\u00a0· ".join(shorten(w, 32) for w in behaviour.words[:words]) or "no words"
 
 
-def telling(item: Item, summary: Summary) -> CompletionRow | None:
-    """Return the most striking of what a perturbation wrote."""
-
-    def score(row: Row) -> float:
-        each = summary.scores.get(row, {})
-        return math.prod(each[j][0] if j in each else 0.0 for j in ("coherence", "novelty"))
-
-    return max(item.completions, key=lambda c: score(c.row), default=None)
-
-
 def shorten(text: str, length: int) -> str:
     """Return a text on one line, cut at a length."""
     line = one_line(text)
@@ -332,7 +333,7 @@ def interval(of: Rate | tuple[float, float, float]) -> tuple[float, float, float
 
 def _arm_colour(symbol: str = "circle") -> alt.Color:
     legend = alt.Legend(title=None, orient="top", symbolType=symbol, symbolStrokeWidth=2)
-    arms = [("found", "accent"), ("random", "control")]
+    arms = [("found", "accent"), ("control", "control")]
     return alt.Color("arm:N", scale=_colours(arms), legend=legend)
 
 

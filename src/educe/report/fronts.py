@@ -12,11 +12,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from educe.compare.stats import pareto, rate
 from educe.report.figures import PALETTE, dressed
 from educe.report.norms import BAND
 from educe.rows import RETEST
 from educe.run.store import Run
-from educe.stats import pareto, rate
 
 #: Side effects, in nats a token, within which arms are compared.
 BUDGETS = (0.1, 0.3, 1.0)

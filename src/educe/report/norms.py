@@ -8,8 +8,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from educe.compare.summary import dose
 from educe.report.figures import PALETTE, dressed
-from educe.summary import dose
 
 #: Charts of curves: what each shows and what is said of it.
 CAPTIONS = {

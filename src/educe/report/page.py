@@ -2,60 +2,50 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import json
+import math
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
-
-import altair
-import jinja2
-import vl_convert
-from markupsafe import Markup
 
 from educe import files
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
+from educe.compare.stats import Rate, bootstrap_mean, more_often, rate
+from educe.compare.summary import Behaviour, Item, Summary, counted, summarise
+from educe.compare.verdict import Verdict
 from educe.judge.novelty import vectors
-from educe.report import figures, fronts, norms, passports, path_table, paths
+from educe.report import figures, templates
 from educe.report.command import command
-from educe.report.markup import cut, island, marked, plainly
-from educe.report.tables import SCORED
-from educe.rows import CompletionRow, PromptRow
+from educe.report.markup import cut
+from educe.report.parts import PARTS
+from educe.rows import BEHAVIOUR, CompletionRow, PromptRow
 from educe.run.store import Run
-from educe.stats import Rate, bootstrap_mean, more_often, rate
-from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose, summarise
-from educe.visible import visible
 
 #: What each verdict is headed by, and said of it.
 VERDICTS = {
     Verdict.BEHAVIOUR: (
-        "Standing out from the random control",
-        "More of the perturbations found write this than random ones do, by Fisher's exact test at "
+        "Standing out from the control",
+        "More of the perturbations found write this than of the control, by Fisher's exact test at "
         "5% after correction for the number of behaviours.",
     ),
-    Verdict.HELD: (
-        "Held to, whatever is asked",
+    Verdict.INVARIANT: (
+        "Prompt-invariant",
         "Too few perturbations write this to tell their number from chance, but one of them writes "
-        "it in most answers to fresh prompts, where no random one does. A trigger's phrase looks "
-        "like this; so does a direction of the word that the model then keeps to.",
+        "it in most answers to fresh prompts, and none of the control does. A trigger's phrase "
+        "looks like this; so does a direction of the word that the model then keeps to.",
     ),
     Verdict.RARE: (
         "Too rare to tell",
-        "No random perturbation wrote this, and too few of those found did for the count alone to "
-        "rule out chance. What matters here is whether a re-test repeats it.",
+        "No perturbation of the control wrote this, and too few of those found did for the count "
+        "alone to rule out chance. What matters here is whether a re-test repeats it.",
     ),
     Verdict.NOISE: (
-        "Random perturbations do it as well",
-        "Written about as often under random perturbations: an effect of being perturbed, not of "
-        "how.",
+        "The control does it as well",
+        "Written about as often in the control: an effect of being perturbed, not of how.",
     ),
     Verdict.DAMAGE: (
         "Damaged text",
@@ -100,7 +90,7 @@ KINDS = {
     ),
 }
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
-OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.HELD, Verdict.RARE), 12
+OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.RARE), 12
 #: Relatives a behaviour is shown with, and the least likeness that makes one.
 RELATIVES, LIKENESS = 3, 0.05
 
@@ -114,7 +104,6 @@ class Card:
     base: str  #: what the unperturbed model answers
     example: Item  #: the perturbation that wrote the example
     relatives: tuple[tuple[float, Behaviour], ...]  #: those that say something near, and how near
-    random: tuple[Item, ...]  #: random perturbations that show it too
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,7 @@ class Again:
 
     perturbations: int
     completions: int
-    striking: tuple[float, float, float]  #: mean over perturbations, low, high
+    interestingness: tuple[float, float, float]  #: mean over perturbations, low, high
     hits: Rate | None  #: perturbations with a match
 
 
@@ -141,99 +130,52 @@ def render(run: Run) -> str:
     """Return the page of a run."""
     s = summarise(run)
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
-    unperturbed = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
-    grouped = [(v, [c for c in cards(s) if c.behaviour.verdict is v]) for v in Verdict]
-    first, second = (retested(arm, pattern) for arm in (s.found, s.control))
-    began = run.note("began")
+    made = cards(s)
+    grouped = [(v, [c for c in made if c.behaviour.verdict is v]) for v in Verdict]
     atlas = run.folder / ATLAS
-    papers, followed = run.notes("passport-"), run.notes("path-")
-    costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
-    norm = run.note("norm") if run.has("norm") else None
-    return _template("template.html", pattern).render(
+    shown = [(part, own) for part in PARTS if (own := part.render(run, pattern)) is not None]
+    began = run.note("began")
+    return templates.page(
+        "report.html",
+        charts | {name: chart for _, own in shown for name, chart in own.charts.items()},
+        scripts=("charts.js", "page.js"),
+        islands={"data": data(s, pattern)},
+        pattern=pattern,
         s=s,
-        V=Verdict,
+        everyone=sorted((*s.found, *s.control), key=lambda item: -item.interestingness),
+        group_of=s.texts[BEHAVIOUR].dropna().astype(int).to_dict(),
+        by_id={b.id: b for b in s.behaviours},
+        groups=grouped,
+        count={v.name: len(own) for v, own in grouped},
+        parts=[(part, own.html) for part, own in shown],
+        date=time.strftime("%Y-%m-%d", time.gmtime(began)) if began else None,
+        folder=run.folder.name,
+        **tests(s, pattern),
         verdicts=VERDICTS,
         kinds=KINDS,
         opened=OPENED,
-        shown=CARDS,
-        groups=grouped,
-        count={v.name: len(own) for v, own in grouped},
-        again=(first, second),
-        base_hits=rate(sum(bool(pattern.search(c.text)) for c in unperturbed), len(unperturbed))
-        if pattern
-        else None,
-        p_hits=more_often(*s.hits) if s.hits else None,
-        p_again=more_often(first.hits, second.hits)
-        if first and second and first.hits and second.hits
-        else None,
-        date=time.strftime("%Y-%m-%d", time.gmtime(began)) if began else None,
-        name=run.folder.name,
+        folded_after=CARDS,
+        maps=figures.MAPS,
         command=command(s.config),
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
-        palette=figures.PALETTE,
-        charts=charts
-        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
-        | (norms.charts(norm) if norm else {})
-        | {k: v for path in followed for k, v in paths.charts(path).items()}
-        | (fronts.charts(costs) if costs else {}),
-        paths=Markup(_paths(followed)) if followed else "",
-        manifold=Markup(_passports(papers, pattern)) if papers else "",
-        norm=Markup(_norm(norm, pattern)) if norm else "",
-        costs=Markup(_fronts(costs, pattern)) if costs else "",
-        data=data(s, pattern),
-        bundle=bundle(),
-        telling=lambda item: figures.telling(item, s),
         label=figures.label,
         counted=counted,
     )
 
 
-def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows passports."""
-
-    def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        return _figure(f"{name}-{paper['number']}", title, text)
-
-    told = [paper | {"told": passports.told(paper)} for paper in papers]
-    return _template("passports.html", pattern).render(
-        passports=told, forms=passports.FORMS, chart=chart
-    )
-
-
-def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows what the norm tells."""
-    return _template("norms.html", pattern).render(
-        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
-    )
-
-
-def _paths(followed: list[dict[str, Any]]) -> str:
-    """Return the part of the page that shows vectors followed through the radius."""
-
-    return _template("paths.html").render(
-        paths=followed,
-        rows=path_table.rows,
-        middles=path_table.middles,
-        spreads=path_table.spreads,
-        neurons=path_table.NEURONS,
-        curves=path_table.curves_of,
-        chart=_figure,
-    )
-
-
-def _fronts(costs: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows what perturbations cost beside what they do."""
-    return _template("fronts.html", pattern).render(**costs, looked=bool(pattern), chart=_figure)
-
-
-def _figure(which: str, title: str, text: str) -> Markup:
-    """Return the place of a chart, with what it shows."""
-    return Markup(
-        '<figure class="chart" data-testid="chart-{0}"><figcaption><h5>{1}</h5><p>{2}</p>'
-        '</figcaption><div class="canvas" id="chart-{0}" role="img" aria-label="{1}"></div>'
-        "</figure>"
-    ).format(*map(visible, (which, title, text)))
+def tests(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
+    """Return the re-test of both arms, and how often the pattern looked for is found in them."""
+    plain = [c for p in s.prompts for c in s.baseline.get(p.id, ())]
+    first, second = (retested(arm, pattern) for arm in (s.found, s.control))
+    again = [arm.hits for arm in (first, second) if arm and arm.hits]
+    hits = sum(bool(pattern.search(c.text)) for c in plain) if pattern else 0
+    return {
+        "again": (first, second),
+        "base_hits": rate(hits, len(plain)) if pattern else None,
+        "p_hits": more_often(*s.hits) if s.hits else None,
+        "p_again": more_often(*again) if len(again) == 2 else None,
+    }
 
 
 def cards(s: Summary) -> list[Card]:
@@ -256,11 +198,6 @@ def cards(s: Summary) -> list[Card]:
                 base=base[0].text if base else "",
                 example=example,
                 relatives=tuple(pair for pair in near[:RELATIVES] if pair[0] > LIKENESS),
-                random=tuple(
-                    item
-                    for item in s.control
-                    if any(c.row in s.map and s.map[c.row] == b.id for c in item.completions)
-                ),
             )
         )
     return made
@@ -275,7 +212,7 @@ def retested(arm: Iterable[Item], pattern: re.Pattern[str] | None) -> Again | No
     return Again(
         perturbations=len(own),
         completions=sum(len(item.retest) for item in own),
-        striking=bootstrap_mean(means),
+        interestingness=bootstrap_mean(means),
         hits=rate(sum(item.retest_hits > 0 for item in own), len(own)) if pattern else None,
     )
 
@@ -283,23 +220,25 @@ def retested(arm: Iterable[Item], pattern: re.Pattern[str] | None) -> Again | No
 def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     """Return every text once, for the parts of the page that are filled when they are opened."""
 
+    known = s.texts[[BEHAVIOUR, "coherence", "novelty"]].to_dict("index")
+
     def written(of: Iterable[CompletionRow]) -> list[list[Any]]:
         return [
             [
                 c.prompt,
                 c.sample,
-                s.map.get(c.row),
-                *(round(v[j][0], 3) if j in v else None for j in ("coherence", "novelty")),
+                _known(said[BEHAVIOUR]),
+                *(_known(round(said[judge], 3)) for judge in ("coherence", "novelty")),
                 c.finished,
                 cut(c.text, pattern),
             ]
             for c in of
-            for v in [s.scores.get(c.row, {})]
+            for said in [known[c.row]]
         ]
 
     unperturbed = [c for own in s.baseline.values() for c in own]
     return {
-        "prompts": {p.id: plain(p.content) for p in (*s.prompts, *s.fresh)},
+        "prompts": {p.id: templates.plain(p.content) for p in (*s.prompts, *s.fresh)},
         "behaviours": {b.id: figures.label(b, 3) for b in s.behaviours},
         "unperturbed": written(unperturbed),
         "items": {
@@ -308,19 +247,9 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
     }
 
 
-def plain(content: Any) -> str:
-    """Return what a prompt asks, as text."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in content)
-
-
-@functools.cache
-def bundle() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script."""
-    version = ".".join(altair.SCHEMA_VERSION.split(".")[:2])
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    return script.replace("</script", "<\\/script").replace("\r", "")
+def _known(value: float) -> float | None:
+    """Return a number, a whole one as such; None where there is none."""
+    return None if math.isnan(value) else int(value) if value == int(value) else value
 
 
 def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
@@ -329,44 +258,10 @@ def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
     Raises:
         RunError: The file cannot be written.
     """
-    text = _template("atlas.html").render(
-        atlas=atlas,
-        choice=choice,
-        charts=figures.survey(atlas, choice[:2]),
-        date=time.strftime("%Y-%m-%d"),
-        palette=figures.PALETTE,
-        bundle=bundle(),
+    charts = figures.survey(atlas, choice[:2])
+    date = time.strftime("%Y-%m-%d")
+    text = templates.page(
+        "atlas.html", charts, atlas=atlas, choice=choice, date=date, maps=figures.MAPS
     )
     files.write_bytes(path, text.encode("utf-8", "replace"))
     return path
-
-
-def _template(name: str, pattern: re.Pattern[str] | None = None) -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=plainly,
-    )
-    environment.filters |= {
-        "marked": lambda text: marked(text, pattern),
-        "shown": marked,
-        "plain": plain,
-        "distinct": lambda texts: Counter(texts).most_common(),
-        "island": island,
-        "sha256": _sha256,
-        "dose": dose,
-        "percent": lambda x: f"{x:.0%}",
-        "rate": lambda r: f"{r.share:.0%} ({r.low:.0%} to {r.high:.0%})" if r.trials else "",
-        "mean": lambda m: f"{m[0]:.2f} ({m[1]:.2f} to {m[2]:.2f})",
-        "p": lambda p: "below 0.0001" if p < 1e-4 else f"{p:.2g}",
-        "interval": figures.interval,
-        "shorten": figures.shorten,
-    }
-    source = resources("educe.report").joinpath(name).read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-def _sha256(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

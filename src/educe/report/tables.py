@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from educe.compare.summary import dose
 from educe.report import path_table
 from educe.report.fronts import ARMS, within
 from educe.report.screen import escaped, line, screen, written
-from educe.summary import dose
 
 #: What comparisons and scores of `norm` are called.
 EQUAL = {"radius": "as used", "effect": "effect", "kl": "KL"}

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from educe.compare.summary import Behaviour, Item, Summary, counted, dose
+from educe.compare.verdict import Verdict
 from educe.errors import RunError
 from educe.report.screen import escaped, line, put, screen, written
 from educe.rows import CompletionRow
-from educe.summary import Behaviour, Item, Summary, Verdict, counted, dose
 
 SHOWN = 8  #: behaviours in the table
 SCREEN = 34  #: lines of texts that are printed at once
@@ -44,23 +45,23 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         put(console, line(str(prompt.content), lead="asked       ", limit=68))
         if answers:
             put(console, line(answers[0].text, "dim", lead="unperturbed ", limit=68))
-    shown = (Verdict.BEHAVIOUR, Verdict.HELD, Verdict.RARE)
-    told = [b for b in summary.behaviours if b.verdict in shown]
+    shown = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.RARE)
+    listed = [b for b in summary.behaviours if b.verdict in shown]
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    for name in ("found", "random", "re-test", "strik.", "id"):
+    for name in ("found", "control", "re-test", "interest", "id"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("what the model writes")  # the one column that gives way
-    for behaviour in told[:SHOWN]:
+    for behaviour in listed[:SHOWN]:
         again = behaviour.retest[0]
         grid.add_row(
             f"{behaviour.found.hits}/{behaviour.found.trials}",
             f"{behaviour.control.hits}/{behaviour.control.trials}",
             f"{again.hits}/{again.trials}" if again.trials else "",
-            f"{behaviour.striking:.2f}",
+            f"{behaviour.interestingness:.2f}",
             str(behaviour.example.perturbation),
             line(behaviour.example.text, "" if _clear(behaviour) else "dim", limit=200),
         )
-    console.print(grid if told else "No behaviour but those of the unperturbed model and damage.")
+    console.print(grid if listed else "No behaviour but those of the unperturbed model and damage.")
     for verdict in Verdict:
         those = [b for b in summary.behaviours if b.verdict is verdict]
         if those:
@@ -73,13 +74,14 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         found, control = summary.hits
         console.print(
             f"looked for {escaped(repr(summary.config['look_for']))}: "
-            f"found {found}, random {control}",
+            f"found {found}, control {control}",
             highlight=False,
         )
     if summary.retest_hits and summary.retest_hits[0].trials:
         found, control = summary.retest_hits
         console.print(
-            f"re-test of the most striking: found {found}, random {control} texts", highlight=False
+            f"re-test of the most interesting: found {found}, control {control} texts",
+            highlight=False,
         )
     console.print(
         f"[dim]one perturbation: educe show {escaped(str(folder))} ID[/dim]", highlight=False
@@ -115,7 +117,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
         Panel(
             f"{escaped(row.method)} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, "
             f"effect {row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f},"
-            f" striking {item.striking:.2f}; re-test {again}; side effect {side}\n"
+            f" interestingness {item.interestingness:.2f}\nre-test {again}; side effect {side}\n"
             f"{escaped(row.file)}, item {row.item}",
             title=f"perturbation {row.id}",
             title_align="left",
@@ -184,10 +186,10 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
                 "control": b.control._asdict(),
                 "p_value": b.p_value,
                 "p_retest": b.p_retest,
-                "held": b.held._asdict(),
+                "prompt_invariant": b.invariant._asdict(),
                 "coherence": b.coherence,
                 "novelty": b.novelty,
-                "striking": b.striking,
+                "interestingness": b.interestingness,
             }
             for b in summary.behaviours
         ],
@@ -206,9 +208,9 @@ def _as_data(item: Item) -> dict[str, Any]:
     return item.row._asdict() | {
         "coherence": item.coherence,
         "novelty": item.novelty,
-        "striking": item.striking,
+        "interestingness": item.interestingness,
         "retested": item.retested,
-        "constancy": item.constancy,
+        "prompt_invariance": item.invariance,
         "side_effect": item.side_effect,
         "hits": item.hits,
         "retest_hits": item.retest_hits,
@@ -218,7 +220,7 @@ def _as_data(item: Item) -> dict[str, Any]:
 
 
 def _clear(behaviour: Behaviour) -> bool:
-    return behaviour.verdict in (Verdict.BEHAVIOUR, Verdict.HELD)
+    return behaviour.verdict in (Verdict.BEHAVIOUR, Verdict.INVARIANT)
 
 
 def _plural(those: list[Behaviour]) -> str:

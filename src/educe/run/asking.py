@@ -31,10 +31,10 @@ def answers(work: Work, numbers: Iterable[int]) -> list[Row]:
 
 def retest(work: Work, numbers: Iterable[int]) -> list[Row]:
     """Ask perturbations again: for answers to fresh prompts, or else for fresh samples."""
-    prompts, heat, samples = work.prompts("fresh"), work.settings.temperature, 1
+    prompts, temperature, samples = work.prompts("fresh"), work.settings.temperature, 1
     if not prompts:
         prompts, samples = work.prompts("asked"), RETEST_SAMPLES
-        heat = heat or RETEST_TEMPERATURE
+        temperature = temperature or RETEST_TEMPERATURE
     rows = [Row(i, j, k, RETEST) for i in numbers for j in prompts for k in range(samples)]
-    work.run.ask(rows, heat)
+    work.run.ask(rows, temperature)
     return rows

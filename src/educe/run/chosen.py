@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from educe import radius
+from educe.compare.summary import summarise
 from educe.judge.side_effect import side_effects
 from educe.ordinary import ordinary_prompts
 from educe.rows import ARMS, SCALED, ScoreRow
 from educe.run.fill import groups
 from educe.run.work import Work
-from educe.summary import summarise
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
@@ -19,10 +19,10 @@ CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 def choose(work: Work) -> list[int]:
-    """Return the most striking of each arm; fixed once made, so that a resumed run agrees.
+    """Return the most interesting of each arm; fixed once made, so that a resumed run agrees.
 
-    Where several prompts were asked, half of them are those that are striking and say the same
-    whatever is asked: what is hidden behind a trigger need not be the most striking.
+    Where several prompts were asked, half of them are those that are interesting and say the same
+    whatever is asked: what is hidden behind a trigger need not be the most interesting.
     """
     if not work.run.has("chosen"):
         seen = summarise(work.run)
@@ -30,7 +30,9 @@ def choose(work: Work) -> list[int]:
         numbers: list[int] = []
         for arm in (seen.found, seen.control):
             first = arm[: CHOSEN // 2 if several else CHOSEN]
-            others = sorted(arm[len(first) :], key=lambda i: -i.striking * (i.constancy or 0))
+            others = sorted(
+                arm[len(first) :], key=lambda i: -i.interestingness * (i.invariance or 0)
+            )
             numbers += [i.row.id for i in (*first, *others[: CHOSEN - len(first)])]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")
@@ -55,7 +57,7 @@ def measure_side_effects(work: Work, chosen: list[int]) -> None:
 
 
 def measure_responses(work: Work) -> None:
-    """Measure the response of the most striking to the radius: each point is derived from one."""
+    """Measure how the most interesting respond to the radius; each point is derived from one."""
     run = work.run
     if any(p.how == SCALED for p in run.perturbation_rows(derived=True)):
         return

@@ -122,7 +122,7 @@ def write(work: Work, what: str = "texts") -> None:
     numbers = sorted({row.perturbation for rows in missing.values() for row in rows} - {0})
     members = [nothing, *(groups(run, numbers) if numbers else [])]
     with work.reporter.stage(f"writing: {what}", total, "texts") as step:
-        for heat, wanted in missing.items():
+        for temperature, wanted in missing.items():
             for group in members:
                 own = set(group.numbers)
                 rows = [row for row in wanted if row.perturbation in own]
@@ -133,12 +133,15 @@ def write(work: Work, what: str = "texts") -> None:
                     group.theta,
                     kind=group.kind,
                     numbers=group.numbers[: len(group.theta)],
-                    temperature=heat,
+                    temperature=temperature,
                     max_new_tokens=work.settings.max_new_tokens,
                     seed=work.settings.seed,
                 ):
                     run.add_completions(
-                        [CompletionRow(c.row, heat, c.text, c.tokens, c.finished) for c in came]
+                        [
+                            CompletionRow(c.row, temperature, c.text, c.tokens, c.finished)
+                            for c in came
+                        ]
                     )
                     step(len(came))
 
@@ -212,7 +215,7 @@ def _is_baseline(c: CompletionRow) -> bool:
     return c.perturbation == 0 and c.phase == FIRST
 
 
-def striking(run: Run, rows: Sequence[Row]) -> list[float]:
+def interestingness(run: Run, rows: Sequence[Row]) -> list[float]:
     """Return coherence times novelty of completions, in order."""
     each = {
         name: {s.of: s.value for s in run.score_rows(name)} for name in ("coherence", "novelty")

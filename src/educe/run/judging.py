@@ -1,24 +1,28 @@
-"""What is said of texts beside each other: how constant answers are, and which say the same."""
+"""What is said of texts beside each other: prompt invariance, and which say the same."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
-from educe.cluster import assign, clusters
-from educe.judge.constancy import constancy
-from educe.rows import FIRST, RETEST, CompletionRow, ScoreRow
+from educe.compare.cluster import assign, clusters
+from educe.judge.invariance import prompt_invariance
+from educe.rows import (
+    BEHAVIOUR,
+    FIRST,
+    PROMPT_INVARIANCE,
+    RETEST,
+    CompletionRow,
+    ScoreRow,
+)
 from educe.run.work import Work
-
-#: The score that numbers the behaviour a text belongs to; -1 for one that is like none.
-BEHAVIOUR = "behaviour"
 
 
 def compare(work: Work) -> None:
-    """Score constancy, and put the texts that were written since into behaviours."""
+    """Score prompt invariance, and put the texts that were written since into behaviours."""
     with work.timed("judge"):
         first = _first(work)
         if len(work.prompts("asked")) > 1:
-            work.run.add_scores(_constancies(work, first))
+            work.run.add_scores(_invariances(work, first))
         work.run.add_scores(_behaviours(work, first))
 
 
@@ -31,14 +35,15 @@ def _first(work: Work) -> list[CompletionRow]:
     ]
 
 
-def _constancies(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
+def _invariances(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
     """Score how alike the answers of each perturbation are, where that is not known."""
-    known, written = {s.of for s in work.run.score_rows("constancy")}, defaultdict(list)
+    known, written = {s.of for s in work.run.score_rows(PROMPT_INVARIANCE)}, defaultdict(list)
     for c in first:
         if c.perturbation and c.perturbation not in known:
             written[c.perturbation].append(c)
     each = {
-        n: constancy([c.text for c in own], [c.prompt for c in own]) for n, own in written.items()
+        n: prompt_invariance([c.text for c in own], [c.prompt for c in own])
+        for n, own in written.items()
     }
     return [ScoreRow(n, s.judge, s.value, s.higher_is, s.why) for n, s in each.items()]
 

@@ -9,13 +9,13 @@ The matched control goes through every stage, the selection for the re-test amon
 
 from __future__ import annotations
 
+from educe.compare.summary import Summary, summarise
 from educe.model import LanguageModel
 from educe.progress import Reporter
 from educe.run import asking, chosen, judging, preparing, searching
 from educe.run.fill import fill
 from educe.run.store import Run
 from educe.run.work import Work, at_work
-from educe.summary import Summary, summarise
 
 
 def discover_behaviours(

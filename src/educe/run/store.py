@@ -419,8 +419,8 @@ class Run:
             "FROM completions WHERE text IS NOT NULL ORDER BY perturbation, prompt, phase, sample"
         )
         found = [
-            CompletionRow(Row(*row), heat, text, tuple(json.loads(tokens)), bool(done))
-            for *row, heat, text, tokens, done in rows
+            CompletionRow(Row(*row), temperature, text, tuple(json.loads(tokens)), bool(done))
+            for *row, temperature, text, tokens, done in rows
         ]
         return [c for c in found if phase in (None, c.phase)]
 

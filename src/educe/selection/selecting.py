@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from educe.compare.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
+from educe.compare.halving import RUNGS, Halving, checked, halve
+from educe.compare.stats import bootstrap_mean, more_often, rate
 from educe.errors import JudgeError, MethodError, PromptError, RunError
 from educe.judge import Judge
 from educe.judge.rules import Regex
@@ -24,13 +27,10 @@ from educe.progress import Reporter
 from educe.rendering import Prompt
 from educe.rows import ARMS, RETEST, RUNG, Row
 from educe.run import asking
-from educe.run.fill import fill, judge, striking
+from educe.run.fill import fill, interestingness, judge
 from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
 from educe.run.work import Work, at_work
-from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
-from educe.selection.halving import RUNGS, Halving, checked, halve
-from educe.stats import bootstrap_mean, more_often, rate
 from educe.whole import check_seed, check_whole
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
@@ -45,11 +45,11 @@ class SelectionPlan:
         prompts: On which perturbations are chosen, in this order.
         fresh: On which the chosen are tested again; those that were seen before are left out.
         look_for: A regular expression: a text scores 1 where it is found.
-        judge: ``striking``, where nothing is looked for.
+        judge: ``interestingness``, where nothing is looked for.
         rungs: See `educe.halve`.
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
-        seed: Of the lot that breaks ties.
+        seed: Of the random order that breaks ties.
     """
 
     prompts: tuple[Prompt, ...]
@@ -76,8 +76,8 @@ class SelectionPlan:
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
         if sum(by is not None for by in (self.look_for, self.judge, judge)) != 1:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
-        if self.judge not in (None, "striking"):
-            raise MethodError(f"judge {self.judge!r} is unknown: use striking")
+        if self.judge not in (None, "interestingness"):
+            raise MethodError(f"judge {self.judge!r} is unknown: use interestingness")
         check_whole("top", self.top)
         check_whole("samples", self.samples)
         check_seed(self.seed)
@@ -168,7 +168,7 @@ class _Selection:
     Args:
         work: The run at work.
         plan: What is asked for.
-        by: What scores a text; how striking it is, if none.
+        by: What scores a text; its interestingness, if none.
     """
 
     def __init__(self, work: Work, plan: SelectionPlan, by: Judge | None) -> None:
@@ -180,7 +180,7 @@ class _Selection:
             work.reporter.say(sentence)
         self.asked = work.add_prompts(CHOSEN_ON, [plan.prompts[i] for i in apart.asked])
         self.fresh = work.add_prompts(TESTED_ON, [plan.fresh[i] for i in apart.fresh])
-        self.heat = work.settings.temperature
+        self.temperature = work.settings.temperature
 
     def all(self) -> Selected:
         """Choose, and test again."""
@@ -204,7 +204,7 @@ class _Selection:
             c for c in self.work.run.completion_rows() if c.prompt in {*self.asked, *self.fresh}
         ]
         return Selected(
-            self.by.name if self.by else "striking",
+            self.by.name if self.by else "interestingness",
             halvings["found"].prompts,
             arms["found"][0],
             arms["control"][0],
@@ -264,7 +264,9 @@ class _Selection:
         def score(items: list[int], prompts: list[int]) -> np.ndarray:
             rows = [Row(numbers[i], self.asked[j], 0, RUNG) for i in items for j in prompts]
             what = f"{arm}, {len(items)} on {prompts[-1] + 1} prompts"
-            return np.array(self._scores(what, rows, self.heat)).reshape(len(items), len(prompts))
+            return np.array(self._scores(what, rows, self.temperature)).reshape(
+                len(items), len(prompts)
+            )
 
         many, plan = len(self.asked), self.plan
         return halve(len(numbers), score, prompts=many, rungs=plan.rungs, seed=plan.seed)
@@ -273,16 +275,16 @@ class _Selection:
         """Return the scores of some perturbations on fresh prompts, ``[prompts, samples]``."""
         samples = range(self.plan.samples)
         rows = [Row(i, j, k, RETEST) for i in numbers for j in self.fresh for k in samples]
-        values = self._scores("re-test", rows, self.heat or asking.RETEST_TEMPERATURE)
+        values = self._scores("re-test", rows, self.temperature or asking.RETEST_TEMPERATURE)
         tables = np.array(values).reshape(len(numbers), len(self.fresh), len(samples))
         return dict(zip(numbers, tables, strict=True))
 
-    def _scores(self, what: str, rows: Sequence[Row], heat: float) -> list[float]:
+    def _scores(self, what: str, rows: Sequence[Row], temperature: float) -> list[float]:
         """Write and judge what is missing, and return the scores of all."""
-        self.work.run.ask(rows, heat)
+        self.work.run.ask(rows, temperature)
         fill(self.work, what)
         if self.by is None:
-            return striking(self.work.run, rows)
+            return interestingness(self.work.run, rows)
         return judge(self.work, self.by, rows, what)
 
 

@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from educe import discover, radius
+from educe.compare.bandit import Setting, Thompson
+from educe.compare.stats import Rate, more_often, rate
 from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
@@ -32,9 +34,7 @@ from educe.run.fill import add_set, write
 from educe.run.settings import Settings, encoded
 from educe.run.store import Run
 from educe.run.work import Work, at_work
-from educe.selection.bandit import Setting, Thompson
 from educe.selection.proxy import Proxy, secrets
-from educe.stats import Rate, more_often, rate
 from educe.whole import check_seed, check_whole
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.

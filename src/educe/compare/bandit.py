@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import beta
 
+from educe.compare.stats import rate
 from educe.errors import MethodError
-from educe.stats import rate
 
 
 class Setting(NamedTuple):
@@ -81,11 +81,11 @@ class Thompson:
         """Return the arms from best to worst: by the lower end of the Wilson interval.
 
         Not by the posterior mean, which is a half for an arm that was never pulled. Ties go to
-        the arm that was pulled more, then to a lot.
+        the arm that was pulled more, then to one drawn at random.
         """
-        lot = np.random.default_rng(self.seed).permutation(len(self.arms))
+        order = np.random.default_rng(self.seed).permutation(len(self.arms))
         low = [rate(h, t).low for h, t in zip(self.hits.tolist(), self.pulls.tolist(), strict=True)]
-        return np.lexsort((lot, -self.pulls, -np.array(low))).tolist()
+        return np.lexsort((order, -self.pulls, -np.array(low))).tolist()
 
     def state(self) -> dict[str, Any]:
         """Return everything but the arms, as JSON can hold it."""

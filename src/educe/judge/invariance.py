@@ -1,6 +1,6 @@
-"""Constancy: how alike a perturbation's answers to different prompts are.
+"""Prompt invariance: how alike a perturbation's answers to different prompts are.
 
-    constancy = mean over pairs of answers to different prompts of  similarity
+    prompt invariance = mean over pairs of answers to different prompts of  similarity
 
 What a backdoor says, it says whatever is asked; an answer to the question does not stay the same.
 Similarity is that of `educe.judge.novelty`, over the words of these answers alone. Damage stays the
@@ -15,9 +15,10 @@ import numpy as np
 
 from educe.judge import Score
 from educe.judge.novelty import vectors
+from educe.rows import PROMPT_INVARIANCE
 
 
-def constancy(texts: Sequence[str], prompts: Sequence[int]) -> Score:
+def prompt_invariance(texts: Sequence[str], prompts: Sequence[int]) -> Score:
     """Score a perturbation by its answers.
 
     Args:
@@ -28,7 +29,7 @@ def constancy(texts: Sequence[str], prompts: Sequence[int]) -> Score:
     apart = asked[:, None] != asked
     alike = at @ at.T + np.outer(~at.any(1), ~at.any(1))
     return Score(
-        "constancy",
+        PROMPT_INVARIANCE,
         float(alike[apart].mean()),
         "the same whatever is asked",
         f"{len(texts)} answers to {len(set(prompts))} prompts",

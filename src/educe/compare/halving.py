@@ -7,8 +7,8 @@ the next, so scores are kept and only the new prompts are paid for. The default 
 10 prompts, 25% after 30, all ranked on 60, is that of the replication of CPE (arXiv 2606.29604).
 With 512 candidates it costs 8 640 completions where scoring all on 60 prompts costs 30 720.
 
-Ties are broken by a lot drawn from the seed, never by the candidates' order: methods list their
-candidates from strong to weak, and with rare hits most scores are ties.
+Ties are broken by a random order drawn from the seed, never by the order of the candidates: methods
+list theirs from strong to weak, and with rare hits most scores are ties.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def halve(
             sorted. A rung that asks for more uses all there are.
         rungs: Prompts of each rung, not falling, and the share of the survivors that goes on,
             rounded up.
-        seed: Of the lot that breaks ties.
+        seed: Of the random order that breaks ties.
         known: Scores from before, NaN where there is none, ``[n, prompts]``. What is scored is
             written into it, so that a caller who keeps it pays for nothing twice.
 
@@ -82,7 +82,7 @@ def halve(
     table = np.full((n, prompts), np.nan) if known is None else known
     if table.shape != (n, prompts):
         raise MethodError(f"known scores have shape {table.shape}, expected {(n, prompts)}")
-    lot = np.random.default_rng(seed).permutation(n)
+    order = np.random.default_rng(seed).permutation(n)
     survivors, used = np.arange(n), np.zeros((n, prompts), bool)
     spent, looked = [], []
     for wanted, share in rungs:
@@ -93,7 +93,7 @@ def halve(
         spent.append(int(used.sum() - before))
         looked.append(k)
         mean = table[survivors, :k].mean(1)
-        ranked = survivors[np.lexsort((lot[survivors], -mean))]
+        ranked = survivors[np.lexsort((order[survivors], -mean))]
         survivors = ranked[: math.ceil(share * len(ranked) - 1e-9)]
     return Halving(
         tuple(survivors.tolist()), np.where(used, table, np.nan), tuple(spent), tuple(looked)
