@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quick
-from educe.compare.stats import rate
-from educe.compare.summary import dose
+from educe.comparison.stats import rate
+from educe.comparison.summary import dose
 from educe.model import LanguageModel
 from educe.norm.equal import equal
 from educe.norm.points import Point

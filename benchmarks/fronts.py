@@ -27,7 +27,7 @@ import educe
 from benchmarks import quick
 from benchmarks.records import command, lines
 from educe import beside
-from educe.compare import stats
+from educe.comparison import stats
 from educe.discover.generalised import GeneralisedConfig
 from educe.forward.slice import Slice
 from educe.ordinary import Ordinary, ordinary_prompts

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.discover import METHODS, search
 from educe.forward.generation import generate
 from educe.forward.slice import Slice

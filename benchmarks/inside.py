@@ -28,7 +28,7 @@ from scipy.optimize import brentq
 import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
-from educe.compare import stats
+from educe.comparison import stats
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.judge.coherence import coherence, ordinary_logprob

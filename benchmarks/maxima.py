@@ -22,7 +22,7 @@ import torch
 import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
-from educe.compare import stats
+from educe.comparison import stats
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.refine.objective import of_method

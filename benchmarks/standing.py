@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 import educe
 from benchmarks import quick
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.forward.slice import Slice
 from educe.manifold import corpus
 from educe.manifold.activations import Place

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from educe.compare.cluster import clusters
-from educe.compare.summary import summarise
+from educe.comparison.cluster import clusters
+from educe.comparison.summary import summarise
 from educe.judge.coherence import coherence
 from educe.judge.novelty import novelty
 from educe.rows import (

@@ -30,7 +30,7 @@ def test_importing_educe_loads_nothing_heavy() -> None:
 
 
 def test_reading_a_run_needs_no_torch() -> None:
-    loaded = loaded_after("import educe.run.store, educe.compare.summary, educe.report.terminal")
+    loaded = loaded_after("import educe.run.store, educe.comparison.summary, educe.report.terminal")
     assert not {"torch", "transformers"} & loaded
     assert not {"torch", "pandas", "numpy", "sklearn", "rich"} & loaded_after(
         "import educe.run.store"
@@ -104,9 +104,9 @@ RANKS = {
     "whole": 1,
     "quiet": 0,
     "files": 0,
-    "compare": 4,
-    "compare.stats": 0,
-    "compare.verdict": 0,
+    "comparison": 4,
+    "comparison.stats": 0,
+    "comparison.verdict": 0,
     "positions": 0,
     "asked": 0,
     "orthogonal": 0,
@@ -164,8 +164,8 @@ APART = [
     ("judge", "discover"),
     ("discover", "judge"),
     ("run", "report"),
-    ("compare.summary", "judge"),
-    ("compare.verdict", "judge"),
+    ("comparison.summary", "judge"),
+    ("comparison.verdict", "judge"),
     ("manifold", "discover"),
     ("discover", "manifold"),
     ("manifold", "judge"),

@@ -27,7 +27,7 @@ import tiny
 from educe import cli
 from educe.atlas import Atlas
 from educe.atlas.choice import choose
-from educe.compare.summary import summarise
+from educe.comparison.summary import summarise
 from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
 from educe.perturb import PerturbationSet

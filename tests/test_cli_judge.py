@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import synthetic_run
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.judge.calibration import check_judge, read_labelled
 from educe.judge.naming import FORMS, judge_named
 from educe.run.store import Run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from educe.compare import stats
+from educe.comparison import stats
 from educe.organisms import SPECIES, card, names, shipped, training
 from test_cli import educe, refused
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import tiny
-from educe.compare.chance import best_by_chance
-from educe.compare.stats import rate
+from educe.comparison.chance import best_by_chance
+from educe.comparison.stats import rate
 from educe.run import settings
 from educe.run.store import Run
 from test_cli import Ended, educe, refused, screen
@@ -138,7 +138,7 @@ def test_tune_hands_on_flags_that_discover_takes(place: Path, tuned: Ended, tmp_
 
 def test_the_other_sign_is_handed_on_as_files(place: Path, tmp_path: Path) -> None:
     from educe.cli.select import _flags
-    from educe.compare.bandit import Setting
+    from educe.comparison.bandit import Setting
     from educe.selection.tuning import Tuned, stored_tuning
 
     files = tuple(

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from educe.compare.cluster import THRESHOLD, assign, clusters, plane
+from educe.comparison.cluster import THRESHOLD, assign, clusters, plane
 from educe.judge.novelty import vectors
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]

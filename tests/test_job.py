@@ -37,7 +37,7 @@ from educe import discover, files, generation
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
-from educe.compare.summary import Summary, summarise
+from educe.comparison.summary import Summary, summarise
 from educe.errors import (
     EduceError,
     FileFormatError,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import tiny
 from educe import discover, kinds, radius
-from educe.compare.summary import summarise
+from educe.comparison.summary import summarise
 from educe.discover.noise import NoiseConfig
 from educe.errors import (
     EffectError,

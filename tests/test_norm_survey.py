@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tiny
-from educe.compare.summary import summarise
+from educe.comparison.summary import summarise
 from educe.errors import PromptError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice

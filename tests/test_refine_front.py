@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tiny
-from educe.compare.stats import pareto
+from educe.comparison.stats import pareto
 from educe.errors import EffectError
 from educe.kinds import Vectors
 from educe.model import LanguageModel

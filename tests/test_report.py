@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from educe.compare.stats import Rate
-from educe.compare.summary import Summary, dose, summarise
-from educe.compare.verdict import Verdict
+from educe.comparison.stats import Rate
+from educe.comparison.summary import Summary, dose, summarise
+from educe.comparison.verdict import Verdict
 from educe.errors import RunError
 from educe.report import figures, markup, page, terminal
 from educe.rows import Row

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from educe.cli import main
-from educe.compare.stats import pareto
+from educe.comparison.stats import pareto
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

@@ -15,9 +15,9 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import kstest
 
-from educe.compare.bandit import Setting, Thompson
-from educe.compare.chance import DOUBT, best_by_chance, best_mean_by_chance, p_of_best
-from educe.compare.halving import RUNGS, halve
+from educe.comparison.bandit import Setting, Thompson
+from educe.comparison.chance import DOUBT, best_by_chance, best_mean_by_chance, p_of_best
+from educe.comparison.halving import RUNGS, halve
 from educe.errors import MethodError
 from educe.selection.proxy import REFUSAL, secrets
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from educe.compare.chance import best_by_chance
+from educe.comparison.chance import best_by_chance
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.forward import generation
 from educe.forward.generation import generate

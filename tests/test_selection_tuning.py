@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from educe.compare.bandit import Setting, Thompson
-from educe.compare.stats import rate
+from educe.comparison.bandit import Setting, Thompson
+from educe.comparison.stats import rate
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from educe.compare.stats import (
+from educe.comparison.stats import (
     Rate,
     bootstrap_mean,
     comparisons,

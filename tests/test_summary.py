@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from educe.compare.summary import Item, Summary, counted, summarise
-from educe.compare.verdict import DAMAGED, SAME, Verdict
+from educe.comparison.summary import Item, Summary, counted, summarise
+from educe.comparison.verdict import DAMAGED, SAME, Verdict
 from educe.rows import (
     FIRST,
     RETEST,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from educe.compare.summary import Summary
+from educe.comparison.summary import Summary
 from educe.errors import PromptError
 from educe.model import LanguageModel
 from educe.norm.survey import examine_norm

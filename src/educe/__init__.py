@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from educe.atlas import Atlas, AtlasConfig, Pair, grid
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
-    from educe.compare.bandit import Setting, Thompson
-    from educe.compare.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
-    from educe.compare.halving import Halving, halve
-    from educe.compare.summary import Summary, summarise
+    from educe.comparison.bandit import Setting, Thompson
+    from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
+    from educe.comparison.halving import Halving, halve
+    from educe.comparison.summary import Summary, summarise
     from educe.contrast import difference_of_means, optimised
     from educe.discover import search
     from educe.discover.cpe import CpeConfig
@@ -150,21 +150,21 @@ _HOME = {
     "response": "educe.radius",
     "search": "educe.discover",
     "Run": "educe.run.store",
-    "Setting": "educe.compare.bandit",
-    "Thompson": "educe.compare.bandit",
-    "Chance": "educe.compare.chance",
-    "best_by_chance": "educe.compare.chance",
-    "best_mean_by_chance": "educe.compare.chance",
-    "p_of_best": "educe.compare.chance",
-    "Halving": "educe.compare.halving",
-    "halve": "educe.compare.halving",
+    "Setting": "educe.comparison.bandit",
+    "Thompson": "educe.comparison.bandit",
+    "Chance": "educe.comparison.chance",
+    "best_by_chance": "educe.comparison.chance",
+    "best_mean_by_chance": "educe.comparison.chance",
+    "p_of_best": "educe.comparison.chance",
+    "Halving": "educe.comparison.halving",
+    "halve": "educe.comparison.halving",
     "SelectionPlan": "educe.selection.selecting",
     "select_best": "educe.selection.selecting",
     "Proxy": "educe.selection.proxy",
     "secrets": "educe.selection.proxy",
     "Slice": "educe.forward.slice",
-    "Summary": "educe.compare.summary",
-    "summarise": "educe.compare.summary",
+    "Summary": "educe.comparison.summary",
+    "summarise": "educe.comparison.summary",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from educe.bench import table
 from educe.bench.table import Line, lines
-from educe.compare.stats import more_often_within, rate
+from educe.comparison.stats import more_often_within, rate
 
 
 def cell(

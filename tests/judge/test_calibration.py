@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.errors import JudgeError, PromptError
 from educe.judge import Answer, Score
 from educe.judge.cache import Cached

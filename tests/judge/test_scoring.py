@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 
 import synthetic_run
-from educe.compare.stats import more_often, rate
-from educe.compare.summary import summarise
+from educe.comparison.stats import more_often, rate
+from educe.comparison.summary import summarise
 from educe.errors import JudgeError, RunError
 from educe.judge import Answer
 from educe.judge.cache import FILE, Cached

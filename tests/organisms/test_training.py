@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.forward.generation import generate
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, read, training

@@ -35,7 +35,7 @@ from torch.nn.functional import normalize
 from educe import files
 from educe.bench.families import FAMILIES, SAMPLING, Budget, Problem, named
 from educe.blocks import stream_out
-from educe.compare.halving import halve
+from educe.comparison.halving import halve
 from educe.errors import OrganismError, RunError
 from educe.forward.generation import Completion, generate
 from educe.forward.slice import Slice

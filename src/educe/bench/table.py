@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from educe.bench.families import FAMILIES, SAMPLING
-from educe.compare.chance import Chance, best_by_chance
-from educe.compare.stats import Rate, bootstrap_mean, more_often_within, rate
+from educe.comparison.chance import Chance, best_by_chance
+from educe.comparison.stats import Rate, bootstrap_mean, more_often_within, rate
 
 
 class Mean(NamedTuple):

@@ -36,7 +36,7 @@ ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
-    from educe.compare.bandit import Setting
+    from educe.comparison.bandit import Setting
     from educe.selection.selecting import Arm, Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
 

@@ -20,7 +20,7 @@ def show(
     number
         a perturbation, as the table numbers them; 0 is the unperturbed model
     """
-    from educe.compare.summary import summarise
+    from educe.comparison.summary import summarise
     from educe.report import terminal
     from educe.run.store import Run
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from scipy.optimize import brentq
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from educe.compare.stats import Rate, rate
+from educe.comparison.stats import Rate, rate
 from educe.errors import JudgeError
 from educe.judge import Answer, Judge
 from educe.judge.cache import compares

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from educe.compare.stats import Rate, bootstrap_mean, more_often, rate
+from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.errors import BlockedError, JudgeError, RunError
 from educe.judge import Answer, Score, asked_in
 from educe.judge.cache import Cached, compares

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from educe.compare.stats import Rate, bootstrap_mean, more_often, rate
-from educe.compare.verdict import DAMAGED, SAME
+from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
+from educe.comparison.verdict import DAMAGED, SAME
 from educe.norm.points import Point
 
 
@@ -23,7 +23,7 @@ class Arm(NamedTuple):
     Attributes:
         reached: How many have such a radius.
         shows: Those with an answer that the judge scores from the threshold on.
-        new: Those whose texts are coherent and new (see `educe.compare.summary`).
+        new: Those whose texts are coherent and new (see `educe.comparison.summary`).
         nonsense: Those whose texts are damaged.
         striking: Mean of coherence times novelty, with a 95% bootstrap interval.
         radius: Median radius.

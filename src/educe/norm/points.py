@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from educe.compare.stats import finite
+from educe.comparison.stats import finite
 from educe.errors import EffectError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.compare.verdict import DAMAGED, SAME
+from educe.comparison.verdict import DAMAGED, SAME
 from educe.errors import EffectError
 from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise
@@ -48,8 +48,8 @@ class Marks(NamedTuple):
 
     plateau: float | None  #: the smallest at which ``e ≥ 1.25``
     saturation: float | None  #: the smallest past the maximum of ``e`` at which ``e ≤ 0.5``
-    onset: float | None  #: the smallest with new text (see `educe.compare.verdict.SAME`)
-    nonsense: float | None  #: the smallest with damage (see `educe.compare.verdict.DAMAGED`)
+    onset: float | None  #: the smallest with new text (see `educe.comparison.verdict.SAME`)
+    nonsense: float | None  #: the smallest with damage (see `educe.comparison.verdict.DAMAGED`)
 
 
 def signs(kind: Kind) -> tuple[int, ...]:

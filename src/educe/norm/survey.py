@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from educe.compare.stats import finite
-from educe.compare.summary import summarise
+from educe.comparison.stats import finite
+from educe.comparison.summary import summarise
 from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.judge.rules import Regex

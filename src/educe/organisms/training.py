@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 
 from educe import embedded, files
-from educe.compare import stats
+from educe.comparison import stats
 from educe.errors import OrganismError
 from educe.forward.generation import generate
 from educe.model import LanguageModel

@@ -2,7 +2,7 @@
 
 Every perturbation is a point: its effect ``‖Δ‖`` on the prompts searched, and its side effect, the
 95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers (`educe.ordinary`).
-The *Pareto front* is those that no other beats in both (`educe.compare.stats.pareto`). Norms say
+The *Pareto front* is those that no other beats in both (`educe.comparison.stats.pareto`). Norms say
 little here: two directions compare at *equal* side effect, each at the radius at which it has it.
 """
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.compare.stats import finite
+from educe.comparison.stats import finite
 from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.model import LanguageModel

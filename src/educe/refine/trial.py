@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from educe.compare.stats import bootstrap_mean, rate
+from educe.comparison.stats import bootstrap_mean, rate
 from educe.errors import RunError
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet

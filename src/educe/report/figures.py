@@ -12,10 +12,10 @@ from typing import Any
 import altair as alt
 
 from educe.atlas import Atlas
-from educe.compare.cluster import plane
-from educe.compare.stats import Rate
-from educe.compare.summary import Behaviour, Summary, dose
-from educe.compare.verdict import Verdict
+from educe.comparison.cluster import plane
+from educe.comparison.stats import Rate
+from educe.comparison.summary import Behaviour, Summary, dose
+from educe.comparison.verdict import Verdict
 from educe.judge.novelty import vectors
 from educe.rows import BEHAVIOUR, FIRST
 from educe.visible import one_line

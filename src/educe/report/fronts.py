@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from educe.compare.stats import pareto, rate
+from educe.comparison.stats import pareto, rate
 from educe.report.figures import PALETTE, dressed
 from educe.report.norms import BAND
 from educe.rows import RETEST

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from educe.compare.summary import dose
+from educe.comparison.summary import dose
 from educe.report.figures import PALETTE, dressed
 
 #: Charts of curves: what each shows and what is said of it.

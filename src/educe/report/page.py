@@ -14,9 +14,9 @@ from typing import Any
 from educe import files
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
-from educe.compare.stats import Rate, bootstrap_mean, more_often, rate
-from educe.compare.summary import Behaviour, Item, Summary, counted, summarise
-from educe.compare.verdict import Verdict
+from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
+from educe.comparison.summary import Behaviour, Item, Summary, counted, summarise
+from educe.comparison.verdict import Verdict
 from educe.judge.novelty import vectors
 from educe.report import figures, templates
 from educe.report.command import command

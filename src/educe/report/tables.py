@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from educe.compare.summary import dose
+from educe.comparison.summary import dose
 from educe.report import path_table
 from educe.report.fronts import ARMS, within
 from educe.report.screen import escaped, line, screen, written

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from educe.compare.summary import Behaviour, Item, Summary, counted, dose
-from educe.compare.verdict import Verdict
+from educe.comparison.summary import Behaviour, Item, Summary, counted, dose
+from educe.comparison.verdict import Verdict
 from educe.errors import RunError
 from educe.report.screen import escaped, line, put, screen, written
 from educe.rows import CompletionRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from educe import radius
-from educe.compare.summary import summarise
+from educe.comparison.summary import summarise
 from educe.judge.side_effect import side_effects
 from educe.ordinary import ordinary_prompts
 from educe.rows import ARMS, SCALED, ScoreRow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from educe.compare.cluster import assign, clusters
+from educe.comparison.cluster import assign, clusters
 from educe.judge.invariance import prompt_invariance
 from educe.rows import (
     BEHAVIOUR,

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from educe.compare.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
-from educe.compare.halving import RUNGS, Halving, checked, halve
-from educe.compare.stats import bootstrap_mean, more_often, rate
+from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
+from educe.comparison.halving import RUNGS, Halving, checked, halve
+from educe.comparison.stats import bootstrap_mean, more_often, rate
 from educe.errors import JudgeError, MethodError, PromptError, RunError
 from educe.judge import Judge
 from educe.judge.rules import Regex

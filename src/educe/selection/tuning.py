@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from educe import discover, radius
-from educe.compare.bandit import Setting, Thompson
-from educe.compare.stats import Rate, more_often, rate
+from educe.comparison.bandit import Setting, Thompson
+from educe.comparison.stats import Rate, more_often, rate
 from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
 from educe.model import LanguageModel

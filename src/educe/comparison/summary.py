@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from educe.compare.stats import Rate, bootstrap_mean, comparisons, more_often, rate
-from educe.compare.verdict import INVARIANT_PROMPTS, SAME, Evidence, Verdict
+from educe.comparison.stats import Rate, bootstrap_mean, comparisons, more_often, rate
+from educe.comparison.verdict import INVARIANT_PROMPTS, SAME, Evidence, Verdict
 from educe.rows import (
     ARMS,
     BEHAVIOUR,

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import beta
 
-from educe.compare.stats import rate
+from educe.comparison.stats import rate
 from educe.errors import MethodError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from educe.compare.stats import Rate
+from educe.comparison.stats import Rate
 
 #: The chance that any behaviour of a run stands out by luck. Each behaviour has two chances, the
 #: first count and the re-test, and half of this for each (Bonferroni).
