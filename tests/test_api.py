@@ -148,7 +148,6 @@ RANKS = {
     "norm": 7,
     "refine": 7,
     "report": 5,
-    "bench": 8,
     "demo": 8,
     "cli": 9,
 }
@@ -176,7 +175,7 @@ ONLY = {
     "cyclopts": {"cli"},
     "sqlite3": {"run.store", "judge.cache"},
     "openai": {"judge.server"},
-    "educe.organisms": {"organisms", "bench", "demo", "cli"},
+    "educe.organisms": {"organisms", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
     "altair": {
