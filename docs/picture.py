@@ -3,8 +3,8 @@
     educe demo --out RUN
     python docs/picture.py RUN/report.html
 
-Headless Chromium draws the top of the page. The part that says what was asked is left out, since
-it holds a path of the machine that made the run.
+Headless Chromium draws the top of the page, without the parts on what was asked (it holds a path of
+the machine that made the run) and on the unperturbed model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 PICTURE = Path(__file__).with_name("report.png")
-SHOWN = "<style>#asked, nav { display: none }</style>"
+SHOWN = "<style>#asked, #baseline, nav { display: none }</style>"
 
 
-def draw(report: Path, picture: Path, width: int = 1100, height: int = 1400) -> None:
+def draw(report: Path, picture: Path, width: int = 1100, height: int = 1650) -> None:
     """Write a picture of a report.
 
     Args:
