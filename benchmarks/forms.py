@@ -25,11 +25,11 @@ from torch.nn.functional import normalize
 import educe
 from benchmarks import quick
 from benchmarks.standing import outside
-from educe.manifold import corpus, kept, natural
-from educe.manifold.activations import Place, read
-from educe.manifold.distance import differences, learning, percentile, random_vectors
-from educe.manifold.natural import Natural
-from educe.manifold.record import Passport, Range, Standing, verdict
+from educe.activations import corpus, kept, natural
+from educe.activations.distance import differences, learning, percentile, random_vectors
+from educe.activations.natural import Natural
+from educe.activations.reading import Place, read
+from educe.activations.record import Passport, Range, Standing, verdict
 from educe.rendering import Prompt
 
 N, MANY = 500, 2000

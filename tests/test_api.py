@@ -134,8 +134,8 @@ RANKS = {
     "judge": 4,
     "cluster": 4,
     "ordinary": 4,
-    "manifold": 4,
-    "manifold.survey": 6,
+    "activations": 4,
+    "activations.survey": 6,
     "organisms": 4,
     "summary": 4,
     "threads": 4,
@@ -162,10 +162,10 @@ APART = [
     ("discover", "judge"),
     ("run", "report"),
     ("summary", "judge"),
-    ("manifold", "discover"),
-    ("discover", "manifold"),
-    ("manifold", "judge"),
-    ("report", "manifold"),
+    ("activations", "discover"),
+    ("discover", "activations"),
+    ("activations", "judge"),
+    ("report", "activations"),
     ("progress", "run"),
 ]
 ONLY = {
@@ -184,7 +184,7 @@ ONLY = {
         "report.paths",
         "report.fronts",
     },
-    "datasets": {"manifold.corpus"},
+    "datasets": {"activations.corpus"},
 }
 
 

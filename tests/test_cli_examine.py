@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from educe.manifold import corpus, natural
-from educe.manifold.ground import Ground
+from educe.activations import corpus, natural
+from educe.activations.ground import Ground
 from educe.perturb import PerturbationSet
 from educe.run.store import Run
 from test_cli import educe, model, refused  # noqa: F401 - a fixture

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from educe import cli
+from educe.activations.survey import examine_run
 from educe.errors import EduceError, RunError
 from educe.loading import load
-from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
 from educe.refine.front import measure
 from educe.run import same_model

@@ -56,8 +56,8 @@ def examine(
     seed
         of samples and controls
     """
+    from educe.activations import survey
     from educe.judge.cache import FILE, Cached
-    from educe.manifold import survey
     from educe.norm.survey import examine_norm
     from educe.report import tables
     from educe.run.settings import encoded, stored

@@ -86,7 +86,7 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
 
 
 def passport(p: dict[str, Any], console: Console | None = None) -> None:
-    """Print a passport (see `educe.manifold.record`) on one screen."""
+    """Print a passport (see `educe.activations.record`) on one screen."""
     console = console or screen()
     massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
     console.print(

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import beta
 from torch import Tensor
 
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.subspace import Moments
+from educe.activations.natural import Natural, Sample
+from educe.activations.subspace import Moments
 
 #: The share of the variance that the top directions hold.
 VARIANCE = 0.9

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from educe.activations.project import Ablation, ablating, plain
+from educe.activations.written import written
 from educe.forward import generation
 from educe.forward.generation import generate
 from educe.kinds import Vectors
-from educe.manifold.project import Ablation, ablating, plain
-from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.rows import Row
 

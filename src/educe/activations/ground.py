@@ -19,15 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.activations.depth import Seen, Sight
+from educe.activations.distance import differences, learning, random_vectors
+from educe.activations.kept import once
+from educe.activations.natural import Gathered
+from educe.activations.reading import Place
+from educe.activations.record import Output
+from educe.activations.trial import TEXTS_PER_BATCH, Outcome, Trial
 from educe.forward.forced import perturbing
 from educe.kinds import Vectors
-from educe.manifold.activations import Place
-from educe.manifold.depth import Seen, Sight
-from educe.manifold.distance import differences, learning, random_vectors
-from educe.manifold.kept import once
-from educe.manifold.natural import Gathered
-from educe.manifold.record import Output
-from educe.manifold.trial import TEXTS_PER_BATCH, Outcome, Trial
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 
@@ -58,7 +58,7 @@ class Ground:
 
     Args:
         lm: The model.
-        gathered: Natural activations at the layers (see `educe.manifold.natural.gather`).
+        gathered: Natural activations at the layers (see `educe.activations.natural.gather`).
         before: The last layer that no perturbation reaches.
         layers: The last layer that is perturbed, and later ones.
         seed: Of the controls.

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.manifold.distance import Coverage, Geometry, percentile
-from educe.manifold.natural import Natural
-from educe.manifold.record import Depth, Known, Range, Standing
+from educe.activations.distance import Coverage, Geometry, percentile
+from educe.activations.natural import Natural
+from educe.activations.record import Depth, Known, Range, Standing
 
 
 class Seen(NamedTuple):

@@ -19,18 +19,18 @@ from torch import Tensor
 
 import tiny
 from educe import kinds
+from educe.activations import corpus, passport
+from educe.activations.ground import Ground
+from educe.activations.inside import within
+from educe.activations.natural import Gathered, gather
+from educe.activations.passport import depths, examine, examine_on
+from educe.activations.project import ablating, plain
+from educe.activations.reading import Place
+from educe.activations.record import Passport, verdict, words
+from educe.activations.subspace import of_moments
+from educe.activations.trial import Trial
 from educe.forward.generation import generate
 from educe.kinds import TokenNoise, Vectors
-from educe.manifold import corpus, passport
-from educe.manifold.activations import Place
-from educe.manifold.ground import Ground
-from educe.manifold.inside import within
-from educe.manifold.natural import Gathered, gather
-from educe.manifold.passport import depths, examine, examine_on
-from educe.manifold.project import ablating, plain
-from educe.manifold.record import Passport, verdict, words
-from educe.manifold.subspace import of_moments
-from educe.manifold.trial import Trial
 from educe.model import LanguageModel
 from educe.report import tables
 from educe.rows import Row

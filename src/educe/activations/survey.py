@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.manifold import corpus as texts
-from educe.manifold import kept
-from educe.manifold.activations import Place
-from educe.manifold.ground import Ground
-from educe.manifold.passport import Labels, depths, examine_on
-from educe.manifold.record import Passport
+from educe.activations import corpus as texts
+from educe.activations import kept
+from educe.activations.ground import Ground
+from educe.activations.passport import Labels, depths, examine_on
+from educe.activations.reading import Place
+from educe.activations.record import Passport
 from educe.model import LanguageModel
 from educe.progress import Reporter
 from educe.rendering import PromptBatch
@@ -36,7 +36,7 @@ def examine_run(
         numbers: The perturbations, by their numbers in it.
         lm: Its model.
         prompts: Its prompts.
-        corpus: See `educe.manifold.corpus.documents`.
+        corpus: See `educe.activations.corpus.documents`.
         tokens: The most tokens of the corpus that are read.
         seed: Of samples and controls.
         reporter: Is told of the progress (see `educe.progress`).

@@ -139,7 +139,7 @@ class Grown:
 
 @dataclass(frozen=True)
 class Output:
-    """What the model makes of held-out texts (see `educe.manifold.trial`), under what."""
+    """What the model makes of held-out texts (see `educe.activations.trial`), under what."""
 
     name: str
     kl: float

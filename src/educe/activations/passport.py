@@ -2,7 +2,7 @@
 
 At its layer the vector is compared with thousands of differences between held-out activations and
 thousands of random vectors, all of its norm; this costs nothing. Then the perturbed model runs on
-held-out texts, and so do some of each control (see `educe.manifold.ground`), to see what later
+held-out texts, and so do some of each control (see `educe.activations.ground`), to see what later
 layers and the output make of it; then the parts of the vector inside and outside of the natural
 subspace, at the norm of the whole; and then the model without the vector's direction, against
 random directions of equal variance.
@@ -20,19 +20,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.activations import corpus
+from educe.activations.distance import Geometry, percentile
+from educe.activations.ground import FEW, TRIED, Ground, output
+from educe.activations.natural import Gathered
+from educe.activations.project import ablating, equal_variance, injection, oblique, plain
+from educe.activations.reading import Place, read_prompts
+from educe.activations.record import Depth, Grown, Output, Passport, Range, Standing, Taken
+from educe.activations.subspace import Moments, of_rows
+from educe.activations.trial import Outcome
+from educe.activations.written import written
 from educe.forward.forced import perturbing
 from educe.forward.generation import generate
 from educe.kinds import Kind, Noise, Vectors, Within
-from educe.manifold import corpus
-from educe.manifold.activations import Place, read_prompts
-from educe.manifold.distance import Geometry, percentile
-from educe.manifold.ground import FEW, TRIED, Ground, output
-from educe.manifold.natural import Gathered
-from educe.manifold.project import ablating, equal_variance, injection, oblique, plain
-from educe.manifold.record import Depth, Grown, Output, Passport, Range, Standing, Taken
-from educe.manifold.subspace import Moments, of_rows
-from educe.manifold.trial import Outcome
-from educe.manifold.written import written
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 from educe.rendering import PromptBatch
@@ -85,7 +85,7 @@ def examine(
         lm: The model.
         kind: The kind of the perturbation.
         theta: The perturbation, at its radius.
-        gathered: Natural activations at the layers (see `educe.manifold.natural.gather`).
+        gathered: Natural activations at the layers (see `educe.activations.natural.gather`).
         layers: The last layer that is perturbed, and later ones.
         prompts: Prompts it was searched on: their own span, and what the model writes.
         labels: What it is called.

@@ -8,12 +8,12 @@ import torch
 from scipy.stats import chi2, kstest
 from sklearn.covariance import OAS
 
-from educe.manifold import distance
-from educe.manifold.activations import Place
-from educe.manifold.distance import Geometry, coverage, differences, percentile, random_vectors
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.subspace import Moments
-from test_manifold_subspace import planted
+from educe.activations import distance
+from educe.activations.distance import Geometry, coverage, differences, percentile, random_vectors
+from educe.activations.natural import Natural, Sample
+from educe.activations.reading import Place
+from educe.activations.subspace import Moments
+from test_activations_subspace import planted
 from toy_slice import normal
 
 

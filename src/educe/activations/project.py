@@ -25,10 +25,10 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from educe import positions as where
+from educe.activations.distance import Geometry
+from educe.activations.subspace import Moments
 from educe.blocks import stream_in, stream_out, with_stream
 from educe.errors import MethodError, ModelError
-from educe.manifold.distance import Geometry
-from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 
 #: Powers of the covariance by which random directions are tilted, at most.

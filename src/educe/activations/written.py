@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from educe.activations.project import Ablation
 from educe.blocks import stream_out, with_stream
 from educe.forward.generation import generate
 from educe.kinds.kind import Keep
 from educe.kinds.vectors import AfterBlock
-from educe.manifold.project import Ablation
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 from educe.rows import Row

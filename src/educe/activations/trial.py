@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.activations.reading import Piece
 from educe.forward.chunks import split
 from educe.forward.forced import Forced
-from educe.manifold.activations import Piece
 from educe.model import LanguageModel
 
 #: Texts that run together: their logits over the vocabulary are the memory that counts.

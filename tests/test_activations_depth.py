@@ -8,12 +8,12 @@ import torch
 from scipy.stats import binomtest, chi2, ncx2
 from torch import Tensor
 
-from educe.manifold.activations import Place
-from educe.manifold.depth import Seen, Sight
-from educe.manifold.distance import learning
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.record import CHANCE, Depth, stands_out
-from educe.manifold.subspace import Moments
+from educe.activations.depth import Seen, Sight
+from educe.activations.distance import learning
+from educe.activations.natural import Natural, Sample
+from educe.activations.reading import Place
+from educe.activations.record import CHANCE, Depth, stands_out
+from educe.activations.subspace import Moments
 from toy_slice import normal
 
 WIDTH = 8
