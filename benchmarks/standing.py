@@ -32,7 +32,7 @@ from educe.activations.distance import (
 from educe.activations.natural import Natural, Sample, gather
 from educe.activations.project import injection, oblique, plain
 from educe.activations.reading import Place
-from educe.activations.record import LEVEL, Range
+from educe.activations.report import LEVEL, Range
 from educe.forward.slice import Slice
 from educe.stats import rate
 

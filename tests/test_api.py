@@ -135,7 +135,7 @@ RANKS = {
     "cluster": 4,
     "ordinary": 4,
     "activations": 4,
-    "activations.survey": 6,
+    "activations.in_run": 6,
     "organisms": 4,
     "summary": 4,
     "threads": 4,
@@ -165,7 +165,6 @@ APART = [
     ("activations", "discover"),
     ("discover", "activations"),
     ("activations", "judge"),
-    ("report", "activations"),
     ("progress", "run"),
 ]
 ONLY = {
@@ -179,7 +178,7 @@ ONLY = {
     "altair": {
         "report.page",
         "report.figures",
-        "report.passports",
+        "report.manifold",
         "report.norms",
         "report.paths",
         "report.fronts",

@@ -20,14 +20,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.activations.examination import examine
+    from educe.activations.in_run import examine_run
     from educe.activations.inside import within
     from educe.activations.natural import gather
-    from educe.activations.passport import examine
     from educe.activations.project import Ablation, ablating, ablating_weights, injection
     from educe.activations.reading import Place
-    from educe.activations.record import Passport
+    from educe.activations.report import ManifoldReport
     from educe.activations.subspace import Moments, Subspace
-    from educe.activations.survey import examine_run
     from educe.atlas import Atlas, AtlasConfig, Pair, grid
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
@@ -127,15 +127,15 @@ _HOME = {
     "Place": "educe.activations.reading",
     "within": "educe.activations.inside",
     "gather": "educe.activations.natural",
-    "examine": "educe.activations.passport",
+    "examine": "educe.activations.examination",
     "Ablation": "educe.activations.project",
     "ablating": "educe.activations.project",
     "ablating_weights": "educe.activations.project",
     "injection": "educe.activations.project",
-    "Passport": "educe.activations.record",
+    "ManifoldReport": "educe.activations.report",
     "Moments": "educe.activations.subspace",
     "Subspace": "educe.activations.subspace",
-    "examine_run": "educe.activations.survey",
+    "examine_run": "educe.activations.in_run",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.rendering",
     "load": "educe.loading",
@@ -187,13 +187,13 @@ __all__ = [
     "LinearDctConfig",
     "LoraConfig",
     "Lying",
+    "ManifoldReport",
     "MelboConfig",
     "Moments",
     "NoiseConfig",
     "Ordinary",
     "Origin",
     "Pair",
-    "Passport",
     "PerturbationSet",
     "Place",
     "PowerConfig",

@@ -29,6 +29,8 @@ from educe.activations.subspace import Moments
 
 #: The share of the variance that the top directions hold.
 VARIANCE = 0.9
+#: Directions beyond those that hold this share of the variance are not used.
+USED = 0.99
 #: The corpus is too small where held-out activations are so much farther off than those that the
 #: covariance was estimated from, as a ratio of mean squared lengths,
 OPTIMISM = 1.25
@@ -87,6 +89,17 @@ class Geometry:
             return 1.0, 1.0, 1.0
         low, high = beta.ppf([0.025, 0.975], k / 2, rest / 2)
         return k / (k + rest), float(low), float(high)
+
+    @property
+    def used(self) -> int:
+        """How many of the first directions natural activations use."""
+        return int((self.variance.cumsum(0) < USED * self.variance.sum()).sum()) + 1
+
+    @property
+    def unused(self) -> tuple[float, float]:
+        """The share of the natural variance in the other directions, and of a random vector."""
+        natural = self.variance[self.used :].sum() / self.variance.sum()
+        return float(natural), 1 - self.used / len(self.vectors)
 
     def bare(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return vectors without their massive coordinates, in double precision."""

@@ -35,7 +35,10 @@ def _constancies(work: Work) -> list[ScoreRow]:
 
 def _behaviours(work: Work) -> list[ScoreRow]:
     asked = set(work.prompts("asked"))
-    first = [c for c in work.run.completion_rows(FIRST) if c.prompt in asked]
+    # What was derived after the search, as for a manifold report, joins no group.
+    listed = {0, *(p.id for p in work.run.perturbation_rows())}
+    written = [c for c in work.run.completion_rows(FIRST) if c.perturbation in listed]
+    first = [c for c in written if c.prompt in asked]
     labels = clusters([c.text for c in first]).tolist()
     # The re-test joins the groups as they are.
     known = set(work.prompts("asked", "fresh"))
