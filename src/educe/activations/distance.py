@@ -208,14 +208,18 @@ def percentile(values: Float[Tensor, "n"], among: Float[Tensor, "m"]) -> Float[T
 
 
 def differences(sample: Sample, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-    """Draw differences between natural activations of different documents."""
-    drawn = torch.zeros(0, 2, dtype=torch.long)
-    while len(drawn) < n:
+    """Draw differences between natural activations of different documents.
+
+    Documents that begin alike have activations in common: their difference is none.
+    """
+    apart = torch.zeros(0, sample.rows.shape[1], dtype=torch.float64)
+    while len(apart) < n:
         pairs = torch.randint(len(sample.rows), (4 * n, 2), generator=generator)
         documents = sample.document[pairs]
-        drawn = torch.cat([drawn, pairs[documents[:, 0] != documents[:, 1]]])
-    first, second = drawn[:n].T
-    return sample.rows[first].double() - sample.rows[second].double()
+        first, second = pairs[documents[:, 0] != documents[:, 1]][:n].T
+        some = sample.rows[first].double() - sample.rows[second].double()
+        apart = torch.cat([apart, some[some.any(1)]])
+    return apart[:n]
 
 
 def random_vectors(n: int, geometry: Geometry, generator: torch.Generator) -> Float[Tensor, "n d"]:
