@@ -180,9 +180,7 @@ def test_another_corpus_takes_the_place_of_the_report(
     assert json.loads(json.dumps(second.data())) == data["manifold"][1]
 
 
-def test_what_was_derived_changes_nothing_of_the_run(
-    run: Path, data: dict, tmp_path: Path
-) -> None:
+def test_what_was_derived_changes_nothing_of_the_run(run: Path, data: dict, tmp_path: Path) -> None:
     """To go on with an examined run puts the texts of its search into the same groups."""
     copy = shutil.copytree(run, tmp_path / "copy")
     with Run.open(copy) as opened:

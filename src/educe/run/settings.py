@@ -220,7 +220,7 @@ def loaded(
         progress=say,
     )
     same_model.check(run, lm, say)
-    for remark in left_out(lm):
+    for remark in (*left_out(lm), *lm.remarks):
         say(remark)
     return lm
 
