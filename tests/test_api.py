@@ -137,8 +137,8 @@ RANKS = {
     "judge": 4,
     "cluster": 4,
     "ordinary": 4,
-    "manifold": 4,
-    "manifold.survey": 6,
+    "activations": 4,
+    "activations.in_run": 6,
     "organisms": 4,
     "summary": 4,
     "threads": 4,
@@ -165,10 +165,9 @@ APART = [
     ("discover", "judge"),
     ("run", "report"),
     ("summary", "judge"),
-    ("manifold", "discover"),
-    ("discover", "manifold"),
-    ("manifold", "judge"),
-    ("report", "manifold"),
+    ("activations", "discover"),
+    ("discover", "activations"),
+    ("activations", "judge"),
     ("progress", "run"),
 ]
 ONLY = {
@@ -182,12 +181,12 @@ ONLY = {
     "altair": {
         "report.page",
         "report.figures",
-        "report.passports",
+        "report.manifold",
         "report.norms",
         "report.paths",
         "report.fronts",
     },
-    "datasets": {"manifold.corpus"},
+    "datasets": {"activations.corpus"},
 }
 
 

@@ -21,10 +21,12 @@ import vl_convert
 from markupsafe import Markup
 
 from educe import files
+from educe.activations import stored
+from educe.activations.report import ManifoldReport, words
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
 from educe.judge.novelty import vectors
-from educe.report import figures, fronts, norms, passports, path_table, paths
+from educe.report import figures, fronts, manifold, norms, path_table, paths
 from educe.report.command import command
 from educe.report.markup import cut, island, marked, plainly
 from educe.report.tables import SCORED
@@ -146,7 +148,7 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.note("began")
     atlas = run.folder / ATLAS
-    papers, followed = run.notes("passport-"), run.notes("path-")
+    examined, followed = stored.reports(run), run.notes("path-")
     costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     norm = run.note("norm") if run.has("norm") else None
@@ -173,12 +175,12 @@ def render(run: Run) -> str:
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
         charts=charts
-        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | {k: v for one in examined for k, v in manifold.charts(one).items()}
         | (norms.charts(norm) if norm else {})
         | {k: v for path in followed for k, v in paths.charts(path).items()}
         | (fronts.charts(costs) if costs else {}),
         paths=Markup(_paths(followed)) if followed else "",
-        manifold=Markup(_passports(papers, pattern)) if papers else "",
+        manifold=Markup(_manifold(examined, pattern)) if examined else "",
         norm=Markup(_norm(norm, pattern)) if norm else "",
         costs=Markup(_fronts(costs, pattern)) if costs else "",
         data=data(s, pattern),
@@ -189,15 +191,19 @@ def render(run: Run) -> str:
     )
 
 
-def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows passports."""
+def _manifold(examined: list[ManifoldReport], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows manifold reports."""
 
-    def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        return _figure(f"{name}-{paper['number']}", title, text)
+    def chart(report: ManifoldReport, name: str, title: str, text: str) -> Markup:
+        return _figure(f"{name}-{report.number}", title, text)
 
-    told = [paper | {"told": passports.told(paper)} for paper in papers]
-    return _template("passports.html", pattern).render(
-        passports=told, forms=passports.FORMS, chart=chart
+    return _template("manifold.html", pattern).render(
+        reports=examined,
+        words=words,
+        on_texts=manifold.on_texts,
+        ablated=manifold.ablated,
+        texts=manifold.texts,
+        chart=chart,
     )
 
 

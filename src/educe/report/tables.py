@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from educe.activations.report import (
+    INSIDE,
+    OUTSIDE,
+    ManifoldReport,
+    Range,
+    at_layer,
+    words,
+)
 from educe.report import path_table
 from educe.report.fronts import ARMS, within
+from educe.report.manifold import ablated
 from educe.report.screen import escaped, line, screen, written
 from educe.summary import dose
 
@@ -85,70 +93,68 @@ def norm(told: dict[str, Any], console: Console | None = None) -> None:
     console.print(tops)
 
 
-def passport(p: dict[str, Any], console: Console | None = None) -> None:
-    """Print a passport (see `educe.manifold.record`) on one screen."""
-    console = console or screen()
-    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+def manifold(r: ManifoldReport, console: Console | None = None) -> None:
+    """Print a manifold report on one screen."""
+    console, facts = console or screen(), r.facts
+    left_out = f", coordinates {', '.join(map(str, facts.massive))}" if facts.massive else ""
     console.print(
         Panel(
-            written(p["words"]),
-            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
-            f"norm {p['norm']:.3g}",
+            written(words(r)),
+            title=f"perturbation {r.number} ({r.arm}), layer {facts.layer}, norm {facts.norm:.3g}",
             title_align="left",
         )
     )
     grid = _grid("", "this", "natural", "random", "%ile")
-    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
-    rows |= {
-        f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
-        "Mahalanobis, same norm": (p["length"], ".3g"),
-        "Mahalanobis, own norms": (p["size"], ".3g"),
-    }
-    if p["prompt"]:
-        rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
-    for name, (of, form) in rows.items():
-        controls = (_range(of[kind], form) for kind in ("natural", "random"))
-        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
+
+    def line(name: str, judge: str, form: str, *, percentile: bool = True) -> None:
+        of = r[judge]
+        controls = (_range(of.natural, form), _range(of.random, form))
+        ends = [f"{100 * of.percentile:.1f}"] if percentile else []
+        grid.add_row(name, f"{of.found:{form}}", *controls, *ends)
+
+    if facts.massive:
+        line("energy in massive", "energy_massive", ".2f")
+    line(f"energy in top {facts.rank} of {facts.width}", "energy_top", ".2f")
+    line("Mahalanobis, same norm", "mahalanobis", ".3g")
+    line("Mahalanobis, own norms", "mahalanobis_own", ".3g")
+    if facts.prompt_rank:
+        line(f"energy in prompts' {facts.prompt_rank}", "energy_prompt", ".2f")
     grid.add_row()
-    for at in p["depth"]:
-        of, still = at["distance"], at["still_distance"]
-        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
-        small = "" if at["enough"] else "?"
-        name = f"distance at {at['layer']}{small} ({still:.0%})"
-        grid.add_row(name, f"{of['found']:.0%}", *controls, f"{100 * of['percentile']:.1f}")
+    for layer in facts.layers:
+        still, small = r.at("distance", layer).still, "" if r.enough(layer) else "?"
+        line(f"distance at {layer}{small} ({still:.0%})", at_layer("distance", layer), ".0%")
     grid.add_row()
-    outputs = {o["name"]: o for o in p["outputs"]}
     for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
-        plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
-        controls = (
-            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
-            for kind in ("natural", "random")
+        judge = f"heldout_{name}"
+        plain = f" ({r[judge].still:{form}})" if name != "kl" else ""
+        line(f"{name}{plain}", judge, form, percentile=False)
+    for how in (INSIDE, OUTSIDE):
+        for part in r.outcomes(how):
+            grid.add_row(f"kl, its {how}", f"{part.scores['heldout_kl']:.3f}")
+    taken = ablated(r)
+    for one in taken:
+        kl = "heldout_kl"
+        grid.add_row(
+            f"kl, ablated {one.form}", f"{one.scores[kl]:.3f}", "", _range(one.random[kl], ".3f")
         )
-        grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
-    for part in ("its part inside", "its part outside"):
-        if part in outputs:
-            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
-    for taken in p["taken"]:
-        name = f"kl, taken away ({taken['form']})"
-        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
     console.print(grid)
     console.print(
         "[dim]natural: differences between activations, random: vectors, of this norm; %ile: among "
-        f"natural ones. At later layers and below it {p['controls'][0]} and {p['controls'][1]}, "
+        f"natural ones. At later layers and below it {facts.tried[0]} and {facts.tried[1]}, "
         "lowest to highest. In brackets: unperturbed. ?: too little text.[/dim]",
         highlight=False,
     )
-    if p["taken"]:
-        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+    if taken:
+        told = ", ".join(f"{one.form} {one.scores['energy_unused']:.1%}" for one in taken)
         console.print(
-            f"[dim]of what taking it away changes, in directions not used: {told} "
-            f"(natural {p['unused'][0]:.1%}, random {p['unused'][1]:.0%})[/dim]",
+            f"[dim]of what ablating it changes, in directions not used: {told} "
+            f"(natural {facts.unused[0]:.1%}, random {facts.unused[1]:.0%})[/dim]",
             highlight=False,
         )
-    last = p["growth"][-1]
     console.print(
-        f"[dim]{last['tokens']} tokens ({escaped(p['corpus'])}), held-out ones "
-        f"{last['optimism']:.2f} times as far out; without first tokens{massive}[/dim]",
+        f"[dim]{facts.fitted} tokens ({escaped(facts.corpus)}), held-out ones "
+        f"{r.coverage[facts.layer][-1].optimism:.2f} times as far out; without first tokens"
+        f"{left_out}[/dim]",
         highlight=False,
     )
 
@@ -289,12 +295,8 @@ def _grid(*names: str, title: str | None = None) -> Table:
     return grid
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "low": min(values), "high": max(values)}
-
-
-def _range(of: dict[str, float], form: str) -> str:
-    return f"{of['median']:{form}} ({of['low']:{form}}–{of['high']:{form}})"
+def _range(of: Range, form: str) -> str:
+    return f"{of.median:{form}} ({of.low:{form}}–{of.high:{form}})"
 
 
 def _score(own: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def measure_responses(work: Work) -> None:
                 if torch.isfinite(size)
             ]
         step()
-    first = len(rows) + 1
+    first = len(run.perturbation_rows(derived=None)) + 1
     run.add_perturbations(
         [
             p._replace(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from educe import beside, discover, radius
+from educe.activations import inside
 from educe.errors import MethodError, PromptError, RunError
 from educe.forward.generation import left_out
 from educe.loading import load
-from educe.manifold import inside
 from educe.model import LanguageModel
 from educe.once import distinct
 from educe.perturb import PerturbationSet
@@ -45,7 +45,7 @@ class Settings:
             positions and radii.
         control: A file of perturbations that are the control; by default, matched random ones.
         within: The subspace that vectors are searched in, as ``[SOURCE:]RANK`` (see
-            `educe.manifold.inside`); by default the whole stream.
+            `educe.activations.inside`); by default the whole stream.
         ball: What their coefficients are measured by there: plain, or whitened.
         quiet: Weight of other prompts, on which the search keeps the model as it is (see
             `educe.beside`).

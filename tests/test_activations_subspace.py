@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from educe.activations import subspace
+from educe.activations.subspace import Moments, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
-from educe.manifold import subspace
-from educe.manifold.subspace import Moments, of_moments, of_rows, random_subspace
 from toy_slice import normal
 
 

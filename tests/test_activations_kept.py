@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tiny
-from educe.manifold import corpus, inside, kept, natural
-from educe.manifold.activations import Place
-from educe.manifold.natural import Gathered
+from educe.activations import corpus, inside, kept, natural
+from educe.activations.natural import Gathered
+from educe.activations.reading import Place
 from educe.model import LanguageModel
 from educe.progress import Silent
 from educe.refine import bases

@@ -11,8 +11,7 @@ from torch import Tensor
 
 import tiny
 from educe import positions as where
-from educe.errors import MethodError, ModelError
-from educe.manifold.project import (
+from educe.activations.project import (
     ablating,
     ablating_weights,
     equal_variance,
@@ -20,7 +19,8 @@ from educe.manifold.project import (
     oblique,
     plain,
 )
-from educe.manifold.subspace import Moments
+from educe.activations.subspace import Moments
+from educe.errors import MethodError, ModelError
 from educe.model import LanguageModel
 from toy_slice import normal
 

@@ -16,11 +16,11 @@ from typing import Literal
 
 import torch
 
+from educe.activations import corpus, kept
+from educe.activations.reading import Place, read_prompts
+from educe.activations.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
 from educe.kinds import Within
-from educe.manifold import corpus, kept
-from educe.manifold.activations import Place, read_prompts
-from educe.manifold.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.model import LanguageModel
 from educe.progress import Reporter
 from educe.rendering import PromptBatch
@@ -52,7 +52,7 @@ def within(
 def parse(text: str) -> tuple[str, int]:
     """Read ``[SOURCE:]RANK``: where activations come from, and how many directions.
 
-    The source is a corpus (see `educe.manifold.corpus.documents`), ``prompts`` for those of the
+    The source is a corpus (see `educe.activations.corpus.documents`), ``prompts`` for those of the
     search alone, or ``random`` for the control: a random subspace. By default the bundled corpus.
 
     Raises:

@@ -1,31 +1,98 @@
-"""Passports of perturbations, as charts and as rows; they are read from the run as JSON."""
+"""Manifold reports, as charts and as rows of tables."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import altair as alt
-import numpy as np
 
+from educe.activations.report import (
+    ABLATED,
+    FORMS,
+    INSIDE,
+    ON_TEXTS,
+    OUTSIDE,
+    RANDOM,
+    ManifoldReport,
+    Range,
+)
 from educe.report.figures import PALETTE, dressed
 
-#: How a direction is taken away.
-FORMS = {"origin": "about the origin", "mean": "about the mean", "oblique": "obliquely, by Σ"}
-MEASURED = ("kl", "same", "entropy", "perplexity")
 KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
 
 
-def charts(passport: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the specifications of a passport's charts, by name."""
+def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
+    """Return the specifications of a report's charts, by name."""
     drawn = {
-        "spectrum": spectrum(passport["spectrum"]),
-        "depth": depth(passport["depth"]),
-        "growth": growth(passport["growth"]),
+        "spectrum": spectrum(report.spectrum),
+        "depth": depth(report),
+        "growth": growth(report),
     }
-    return {f"{name}-{passport['number']}": dressed(chart) for name, chart in drawn.items()}
+    return {f"{name}-{report.number}": dressed(chart) for name, chart in drawn.items()}
 
 
-def spectrum(curves: dict[str, list[float]]) -> alt.LayerChart:
+class Row(NamedTuple):
+    """The model on held-out texts: scores by judge, of controls the median."""
+
+    name: str
+    scores: Mapping[str, float]
+
+
+def on_texts(report: ManifoldReport) -> list[Row]:
+    """Return what the model makes of held-out texts, in each way that it is perturbed."""
+
+    def row(name: str, value: Any) -> Row:
+        return Row(name, {judge: value(judge) for judge in ON_TEXTS})
+
+    rows = [
+        row("unperturbed", lambda judge: report[judge].still),
+        row("the perturbation", lambda judge: report[judge].found),
+    ]
+    rows += [
+        Row(f"its {how}", one.scores) for how in (INSIDE, OUTSIDE) for one in report.outcomes(how)
+    ]
+    kl = report["heldout_kl"]
+    for (name, of), n in zip(
+        (("natural differences", kl.natural), ("random vectors", kl.random)),
+        report.facts.tried,
+        strict=True,
+    ):
+        kind = name.split()[0]
+        told = f"{n} {name}, median (KL {of.low:.3f} to {of.high:.3f})"
+        rows.append(row(told, lambda judge, kind=kind: getattr(report[judge], kind).median))
+    return rows
+
+
+class Ablated(NamedTuple):
+    """The model without the direction: its scores, and the range of those of random directions."""
+
+    form: str
+    scores: Mapping[str, float]
+    random: Mapping[str, Range]
+
+
+def ablated(report: ManifoldReport) -> list[Ablated]:
+    """Return what taking the direction away does, in each form."""
+    return [
+        Ablated(
+            form,
+            one.scores,
+            {judge: report.range(RANDOM + ABLATED.format(form), judge) for judge in one.scores},
+        )
+        for form in FORMS
+        for one in report.outcomes(ABLATED.format(form))
+    ]
+
+
+def texts(report: ManifoldReport) -> list[tuple[str, str]]:
+    """Return what the model writes to the first prompt: how it is changed, and the text."""
+    own = zip(("unperturbed", "the perturbation"), report.texts, strict=False)
+    derived = [(one.how, one.text) for one in report.derived if one.text is not None]
+    return [*own, *derived]
+
+
+def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
     """Draw the energy within the first directions, for more and more of them."""
     counts = curves["directions"]
     names = {
@@ -69,16 +136,16 @@ def spectrum(curves: dict[str, list[float]]) -> alt.LayerChart:
     return (spread + lines).properties(height=300)
 
 
-def depth(layers: list[dict[str, Any]]) -> alt.LayerChart:
+def depth(report: ManifoldReport) -> alt.LayerChart:
     """Draw how far out perturbed activations lie, layer by layer."""
-    rows = []
-    for at in layers:
-        standing = at["distance"]
-        rows.append({"of": "perturbation", "at": standing["found"]} | _spread(standing["found"]))
-        for name, key in (("natural differences", "natural"), ("random vectors", "random")):
-            rows.append({"of": name, "at": standing[key]["median"]} | _spread(standing[key]))
-        for row in rows[-3:]:
-            row |= {"layer": at["layer"], "enough": at["enough"]}
+    rows, unmoved = [], []
+    for layer in report.facts.layers:
+        own = report.at("distance", layer)
+        alone = Range(own.found, own.found, own.found)
+        for name, of in zip(KINDS, (alone, own.natural, own.random), strict=True):
+            there = {"at": of.median, "low": of.low, "high": of.high}
+            rows.append({"of": name, "layer": layer, "enough": report.enough(layer), **there})
+        unmoved.append({"layer": layer, "at": own.still})
     base = alt.Chart(alt.Data(values=rows)).encode(
         alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         alt.XOffset("of:N", sort=list(KINDS), scale=alt.Scale(paddingOuter=1)),
@@ -97,7 +164,6 @@ def depth(layers: list[dict[str, Any]]) -> alt.LayerChart:
     dots = base.mark_point(size=80, opacity=1).encode(
         up, fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)), fill=_fill(KINDS)
     )
-    unmoved = [{"layer": at["layer"], "at": at["still_distance"]} for at in layers]
     ticks = (
         alt.Chart(alt.Data(values=unmoved))
         .mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
@@ -108,13 +174,17 @@ def depth(layers: list[dict[str, Any]]) -> alt.LayerChart:
     return (ticks + bars + dots).properties(height=300)
 
 
-def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
+def growth(report: ManifoldReport) -> alt.LayerChart:
     """Draw what the measures say as the corpus grows."""
-    names = {"percentile of the energy inside": "share", "percentile of the length": "length"}
+    sizes = report.coverage[report.facts.layer]
+    names = {
+        "percentile of the energy inside": "energy_top",
+        "percentile of the length": "mahalanobis",
+    }
     rows = [
-        {"tokens": at["tokens"], "percentile": at[key], "of": name}
-        for at in sizes
-        for name, key in names.items()
+        {"tokens": known.tokens, "percentile": at.percentile, "of": name}
+        for name, judge in names.items()
+        for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
     roles = dict(zip(names, ("accent", "noise"), strict=True))
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
@@ -133,40 +203,13 @@ def growth(sizes: list[dict[str, Any]]) -> alt.LayerChart:
         )
     )
     ends = dict.fromkeys((0, len(sizes) - 1))
-    far = [
-        {"tokens": sizes[i]["tokens"], "told": f"held-out × {sizes[i]['optimism']:.2f}"}
-        for i in ends
-    ]
+    far = [{"tokens": sizes[i].tokens, "told": f"held-out × {sizes[i].optimism:.2f}"} for i in ends]
     labels = (
         alt.Chart(alt.Data(values=far))
         .mark_text(color=PALETTE["muted"][0], fontSize=12)
         .encode(along, alt.YDatum(0.5), text="told:N")
     )
     return (percentiles + labels).properties(height=260)
-
-
-def told(passport: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the outputs of the perturbed models, those of each control as their median."""
-    shown = [o for o in passport["outputs"] if not _control(o["name"])]
-    for name in ("natural", "random"):
-        own = [o for o in passport["outputs"] if _control(o["name"]) == name]
-        middle = {k: float(np.median([o[k] for o in own])) for k in MEASURED}
-        kind = "natural differences" if name == "natural" else "random vectors"
-        lows, highs = min(o["kl"] for o in own), max(o["kl"] for o in own)
-        said = f"{len(own)} {kind}, median (KL {lows:.3f} to {highs:.3f})"
-        shown.append({"name": said, **middle})
-    return shown
-
-
-def _control(name: str) -> str | None:
-    word, _, number = name.partition(" ")
-    return word if number.isdigit() else None
-
-
-def _spread(of: Any) -> dict[str, float]:
-    return (
-        {"low": of["low"], "high": of["high"]} if isinstance(of, dict) else {"low": of, "high": of}
-    )
 
 
 def _colour(roles: dict[str, str]) -> alt.Color:

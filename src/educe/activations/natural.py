@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from educe.activations.reading import Piece, Place, read
+from educe.activations.subspace import Moments
 from educe.errors import PromptError
-from educe.manifold.activations import Piece, Place, read
-from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 from educe.rendering import Prompt
@@ -112,7 +112,7 @@ class Gathered(NamedTuple):
     texts: list[Piece]  #: beginnings of some documents that are held out
     documents: int
     massive: int  #: tokens that were left out for a massive activation
-    name: str = ""  #: what it is kept by (see `educe.manifold.kept`), if it is
+    name: str = ""  #: what it is kept by (see `educe.activations.kept`), if it is
 
 
 def gather(
@@ -128,7 +128,7 @@ def gather(
 
     Args:
         lm: The model.
-        documents: Texts and chats (see `educe.manifold.corpus`).
+        documents: Texts and chats (see `educe.activations.corpus`).
         places: Where activations are read.
         limit: Stop after so many tokens.
         seed: Of the samples.

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from educe.activations import corpus, natural, reading
+from educe.activations.natural import Sample, gather
+from educe.activations.reading import Place, Read, read, read_prompts
+from educe.activations.subspace import Moments
 from educe.errors import ModelError, PromptError
-from educe.manifold import activations, corpus, natural
-from educe.manifold.activations import Place, Read, read, read_prompts
-from educe.manifold.natural import Sample, gather
-from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 
 TEXTS = [
@@ -56,7 +56,7 @@ def all_rows(batches: Iterator[Read], place: Place) -> tuple[Tensor, Tensor]:
 def test_streamed_activations_are_those_of_each_text_alone(
     tiny_lm: LanguageModel, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", {"cpu": 30})
+    monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 30})
     found, documents = all_rows(read(tiny_lm, TEXTS, [Place(0), place]), place)
     wanted = []
     for text in TEXTS:
@@ -96,7 +96,7 @@ def test_what_a_text_shares_with_the_one_before_is_counted_once(tiny_lm: Languag
 def test_long_documents_are_read_in_pieces(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "PIECE", 10)
+    monkeypatch.setattr(reading, "PIECE", 10)
     found, documents = all_rows(read(tiny_lm, ["x" * 5 + "y" * 18], [Place(2)]), Place(2))
     pieces = [[ord("x")] * 5 + [ord("y")] * 5, [ord("y")] * 10, [ord("y")] * 3]
     ids = [list(tiny_lm.tokenizer("".join(map(chr, piece)))["input_ids"]) for piece in pieces]
@@ -160,7 +160,7 @@ def test_gathered_moments_are_those_of_all_rows(
 ) -> None:
     documents = [text[:60] for text in corpus.passages()[:40]]
     found, document = all_rows(read(tiny_lm, documents, [Place(1)]), Place(1))
-    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", {"cpu": 100})
+    monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr(natural, "BANK", 150)
     gathered = gather(tiny_lm, documents, [Place(1)])
     known = gathered.natural[Place(1)]
@@ -187,8 +187,8 @@ def test_gathered_moments_are_those_of_all_rows(
 def test_texts_to_run_on_are_beginnings_of_documents_of_every_length(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "PIECE", 60)
-    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", {"cpu": 200})
+    monkeypatch.setattr(reading, "PIECE", 60)
+    monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 200})
     monkeypatch.setattr(natural, "TEXTS", 2)
     # Of 20 documents every fifth is held out: four, from 53 tokens to 143, in up to three pieces.
     documents = [f"{n:02d}" + "ab" * 10 + chr(65 + n % 26) * (5 + 6 * n) for n in range(20)]
@@ -222,7 +222,7 @@ def test_memory_does_not_grow_with_the_corpus(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept, and what is read ahead, are as large for four times the text."""
-    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", {"cpu": 100})
+    monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr(natural, "BANK", 100)
     monkeypatch.setattr(natural, "SAMPLE", 100)
     kept: dict[int, int] = {}
@@ -235,18 +235,18 @@ def test_memory_does_not_grow_with_the_corpus(
         return sum(tensor.numel() for tensor in tensors) + texts
 
     ahead: list[int] = []
-    plain = activations._in_batches
+    plain = reading._in_batches
 
     def watched(lm: LanguageModel, pieces: list, places: Any) -> Iterator[Read]:
         ahead.append(sum(len(piece.ids) for piece in pieces))
         return plain(lm, pieces, places)
 
-    monkeypatch.setattr(activations, "_in_batches", watched)
+    monkeypatch.setattr(reading, "_in_batches", watched)
     for times in (1, 4):
         documents = (f"{n} {text[:70]}" for n in range(times) for text in corpus.passages())
         kept[times] = size_of(gather(tiny_lm, documents, [Place(1)]))
     assert kept[1] == kept[4]
-    assert max(ahead) <= activations.AHEAD * 100 + 80
+    assert max(ahead) <= reading.AHEAD * 100 + 80
 
 
 def test_a_corpus_that_is_too_small_is_refused(tiny_lm: LanguageModel) -> None:

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from educe.activations import corpus
 from educe.blocks import stream_out
 from educe.errors import PromptError
-from educe.manifold import corpus
 from educe.model import LanguageModel
 from educe.rendering import Prompt, PromptBatch
 

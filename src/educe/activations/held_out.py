@@ -1,4 +1,4 @@
-"""A trial: held-out texts, and what the model makes of them when it is perturbed.
+"""Held-out texts, and what the model makes of them when it is perturbed.
 
 The same few texts for every perturbation and every control, each token perturbed. What is kept: the
 stream at some layers, and of the next-token distributions ``q``, ``p`` without perturbation, and
@@ -13,42 +13,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.activations.reading import Piece
+from educe.activations.report import ON_TEXTS
 from educe.forward.chunks import split
 from educe.forward.forced import Forced
-from educe.manifold.activations import Piece
 from educe.model import LanguageModel
 
 #: Texts that run together: their logits over the vocabulary are the memory that counts.
 TEXTS_PER_BATCH = 4
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the model makes of the texts.
 
     Attributes:
         streams: The stream at each layer, counted tokens one after the other, ``[tokens, width]``.
-        kl: From the unperturbed model, mean over tokens, in nats.
-        same: Share of the tokens after which the likeliest next one is the unperturbed model's.
-        entropy: Of the next token, mean, in nats.
-        perplexity: Of the texts.
+        scores: By the names of `educe.activations.report.ON_TEXTS`, means over tokens: divergence
+            from the unperturbed model, share of the tokens after which the likeliest next one is
+            still its, entropy of the next token, perplexity of the texts.
     """
 
     streams: dict[int, Float[Tensor, "m d"]]
-    kl: float
-    same: float
-    entropy: float
-    perplexity: float
+    scores: dict[str, float]
 
 
-class Trial:
+class HeldOut:
     """Held-out texts, read once without perturbation.
 
     Args:
@@ -91,10 +86,8 @@ class Trial:
             same.append((known.argmax(1) == said.argmax(1)).float())
             entropy.append(-(said.exp() * said).sum(1))
             surprise.append(-part.likelihood(read)[0, :, :-1][counted[:, :-1].to(said.device)])
+        *means, last = (float(torch.cat(each).mean()) for each in (kl, same, entropy, surprise))
         return Outcome(
             {layer: torch.cat(some) for layer, some in streams.items()},
-            float(torch.cat(kl).mean()),
-            float(torch.cat(same).mean()),
-            float(torch.cat(entropy).mean()),
-            math.exp(min(700.0, float(torch.cat(surprise).mean()))),
+            dict(zip(ON_TEXTS, [*means, math.exp(min(700.0, last))], strict=True)),
         )

@@ -24,11 +24,13 @@ from jaxtyping import Bool, Float
 from scipy.stats import beta
 from torch import Tensor
 
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.subspace import Moments
+from educe.activations.natural import Natural, Sample
+from educe.activations.subspace import Moments
 
 #: The share of the variance that the top directions hold.
 VARIANCE = 0.9
+#: Directions beyond those that hold this share of the variance are not used.
+USED = 0.99
 #: The corpus is too small where held-out activations are so much farther off than those that the
 #: covariance was estimated from, as a ratio of mean squared lengths,
 OPTIMISM = 1.25
@@ -87,6 +89,17 @@ class Geometry:
             return 1.0, 1.0, 1.0
         low, high = beta.ppf([0.025, 0.975], k / 2, rest / 2)
         return k / (k + rest), float(low), float(high)
+
+    @property
+    def used(self) -> int:
+        """How many of the first directions natural activations use."""
+        return int((self.variance.cumsum(0) < USED * self.variance.sum()).sum()) + 1
+
+    @property
+    def unused(self) -> tuple[float, float]:
+        """The share of the natural variance in the other directions, and of a random vector."""
+        natural = self.variance[self.used :].sum() / self.variance.sum()
+        return float(natural), 1 - self.used / len(self.vectors)
 
     def bare(self, v: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return vectors without their massive coordinates, in double precision."""
@@ -195,14 +208,18 @@ def percentile(values: Float[Tensor, "n"], among: Float[Tensor, "m"]) -> Float[T
 
 
 def differences(sample: Sample, n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-    """Draw differences between natural activations of different documents."""
-    drawn = torch.zeros(0, 2, dtype=torch.long)
-    while len(drawn) < n:
+    """Draw differences between natural activations of different documents.
+
+    Documents that begin alike have activations in common: their difference is none.
+    """
+    apart = torch.zeros(0, sample.rows.shape[1], dtype=torch.float64)
+    while len(apart) < n:
         pairs = torch.randint(len(sample.rows), (4 * n, 2), generator=generator)
         documents = sample.document[pairs]
-        drawn = torch.cat([drawn, pairs[documents[:, 0] != documents[:, 1]]])
-    first, second = drawn[:n].T
-    return sample.rows[first].double() - sample.rows[second].double()
+        first, second = pairs[documents[:, 0] != documents[:, 1]][:n].T
+        some = sample.rows[first].double() - sample.rows[second].double()
+        apart = torch.cat([apart, some[some.any(1)]])
+    return apart[:n]
 
 
 def random_vectors(n: int, geometry: Geometry, generator: torch.Generator) -> Float[Tensor, "n d"]:

@@ -8,12 +8,12 @@ import torch
 from scipy.stats import chi2, kstest
 from sklearn.covariance import OAS
 
-from educe.manifold import distance
-from educe.manifold.activations import Place
-from educe.manifold.distance import Geometry, coverage, differences, percentile, random_vectors
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.subspace import Moments
-from test_manifold_subspace import planted
+from educe.activations import distance
+from educe.activations.distance import Geometry, coverage, differences, percentile, random_vectors
+from educe.activations.natural import Natural, Sample
+from educe.activations.reading import Place
+from educe.activations.subspace import Moments
+from test_activations_subspace import planted
 from toy_slice import normal
 
 
@@ -138,3 +138,12 @@ def test_differences_are_between_documents() -> None:
     )
     assert set(found.abs()[:, 0].tolist()) == {8, 9, 10}
     assert found.dtype == torch.float64
+
+
+def test_documents_that_begin_alike_do_not_differ_there() -> None:
+    """Two documents share their first activation; no difference is zero, so none is 0/0 of it."""
+    rows = torch.tensor([[5.0], [1.0], [5.0], [10.0]])
+    sample = Sample(rows, torch.tensor([0, 0, 1, 1]), torch.zeros(4))
+    found = differences(sample, 400, torch.Generator().manual_seed(0))
+    assert set(found.abs()[:, 0].tolist()) == {4, 5, 9}
+    assert len(found) == 400

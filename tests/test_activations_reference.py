@@ -8,12 +8,12 @@ import torch
 from scipy.stats import binomtest, chi2, ncx2
 from torch import Tensor
 
-from educe.manifold.activations import Place
-from educe.manifold.depth import Seen, Sight
-from educe.manifold.distance import learning
-from educe.manifold.natural import Natural, Sample
-from educe.manifold.record import CHANCE, Depth, stands_out
-from educe.manifold.subspace import Moments
+from educe.activations.distance import learning
+from educe.activations.natural import Natural, Sample
+from educe.activations.reading import Place
+from educe.activations.reference import Seen, Sight
+from educe.activations.report import CHANCE, Standing, rare
+from educe.activations.subspace import Moments
 from toy_slice import normal
 
 WIDTH = 8
@@ -35,6 +35,12 @@ def sight(still: Tensor, *, bank: int = 400) -> Sight:
     return Sight(natural, learning(natural), still)
 
 
+def placed(there: Sight, own: Seen, controls: Seen) -> dict[str, tuple[Standing, ...]]:
+    """Return where perturbed texts stand, by measure and size of the corpus."""
+    found = there.measures(own, controls, controls)
+    return {judge: measure.standings(f"{judge}_5") for judge, measure in found.items()}
+
+
 def test_distances_under_a_vector_are_non_central_chi() -> None:
     still = sample(4000, seed=4).rows
     vector = (1.5 * STRETCH).float()  # of Mahalanobis length 1.5 √8 = 4.24
@@ -43,10 +49,9 @@ def test_distances_under_a_vector_are_non_central_chi() -> None:
     for seen in (there.of(still + vector), there.under(vector[None].double())):
         np.testing.assert_allclose(seen.distance.numpy(), np.full((1, 4), median), rtol=0.03)
     seen = there.of(still + vector)
-    made = there.depth(seen, seen, seen)
-    assert made.distance.found == pytest.approx(chi2(WIDTH).cdf(median**2), abs=0.01)
-    assert made.still_distance == pytest.approx(0.5, abs=0.02)
-    assert made.layer == 5
+    made = placed(there, seen, seen)["distance"][-1]
+    assert made.found == pytest.approx(chi2(WIDTH).cdf(median**2), abs=0.01)
+    assert made.still == pytest.approx(0.5, abs=0.02)
 
 
 def test_vectors_added_without_a_model_are_seen_as_streams_are() -> None:
@@ -69,13 +74,12 @@ def test_the_nearest_is_by_brute_force_for_each_size_of_the_corpus() -> None:
     seen = there.of((still + vector).float())
     np.testing.assert_allclose(seen.nearest[0], wanted, rtol=1e-5)
     held = sample(4000, seed=3).rows.double()
-    for size, known, value in zip(
-        (21, 41, 81, 161), there.depth(seen, seen, seen).growth, wanted, strict=True
-    ):
+    nearest = placed(there, seen, seen)["nearest"]
+    for size, standing, value in zip((21, 41, 81, 161), nearest, wanted, strict=True):
         among = torch.cdist(held, bank[:size]).min(1).values
-        assert known.nearest.found == pytest.approx(float((among < value).double().mean()))
-    # One percentile for each share of the corpus, and what held-out text says of that share.
-    assert [k.tokens for k in there.depth(seen, seen, seen).growth] == [1000, 2001, 4003, 8007]
+        assert standing.found == pytest.approx(float((among < value).double().mean()))
+    # One percentile for each share of the corpus.
+    assert [known.tokens for _, known in there.learned] == [1000, 2001, 4003, 8007]
 
 
 def test_a_natural_difference_stands_out_once_in_forty_times() -> None:
@@ -83,13 +87,11 @@ def test_a_natural_difference_stands_out_once_in_forty_times() -> None:
     there = sight(sample(40, seed=4).rows, bank=40)
     drawn = there.under(8 * torch.nn.functional.normalize(normal(40 * 200, WIDTH, seed=8), dim=1))
 
-    def depth(of: slice, natural: slice) -> Depth:
+    def claim(of: slice, natural: slice) -> bool:
         own, controls = (Seen(*(x[at] for x in drawn)) for at in (of, natural))
-        return there.depth(own, controls, controls)
+        return rare(placed(there, own, controls)["distance"][-1], 39)
 
-    claims = sum(
-        stands_out(depth(slice(at, at + 1), slice(at + 1, at + 40))) for at in range(0, 8000, 40)
-    )
+    claims = sum(claim(slice(at, at + 1), slice(at + 1, at + 40)) for at in range(0, 8000, 40))
     assert binomtest(claims, 200, CHANCE).pvalue > 0.01
 
 
@@ -98,10 +100,8 @@ def test_values_far_beyond_all_activations_are_still_placed_among_controls() -> 
     there = sight(sample(40, seed=4).rows)
     vectors = torch.outer(torch.arange(100.0, 139.0), STRETCH.float()).double()
     controls, own = there.under(vectors), there.under(150 * STRETCH[None])
-    made = there.depth(own, controls, controls)
-    assert made.distance.found == made.distance.natural.low == 1
-    assert made.distance.percentile == made.nearest.percentile == 1
-    assert there.depth(
-        there.under(120.5 * STRETCH[None]), controls, controls
-    ).distance.percentile == (pytest.approx(21 / 39))
-    assert made.controls == (39, 39)
+    made = placed(there, own, controls)
+    assert made["distance"][-1].found == made["distance"][-1].natural.low == 1
+    assert made["distance"][-1].percentile == made["nearest"][-1].percentile == 1
+    between = placed(there, there.under(120.5 * STRETCH[None]), controls)["distance"][-1]
+    assert between.percentile == pytest.approx(21 / 39)

@@ -19,12 +19,12 @@ import platformdirs
 from torch import Tensor
 
 from educe import digest
+from educe.activations import natural, reading
+from educe.activations.natural import Gathered, Natural, Sample
+from educe.activations.reading import Piece, Place
+from educe.activations.subspace import Moments
 from educe.errors import FileFormatError, RunError
 from educe.files import read_tensors, write_tensors
-from educe.manifold import activations, natural
-from educe.manifold.activations import Piece, Place
-from educe.manifold.natural import Gathered, Natural, Sample
-from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 from educe.rendering import Prompt
@@ -46,7 +46,7 @@ def gather(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Gathered:
-    """Return what `educe.manifold.natural.gather` does, of the cache if it is there.
+    """Return what `educe.activations.natural.gather` does, of the cache if it is there.
 
     Documents up to the limit are held in memory, as text.
 
@@ -54,7 +54,7 @@ def gather(
         PromptError: The corpus is so small that nothing of it can be held out.
     """
     taken: list[Prompt] = []
-    name = _name(lm, activations.pieces(lm, _noting(documents, taken), limit=limit), places, seed)
+    name = _name(lm, reading.pieces(lm, _noting(documents, taken), limit=limit), places, seed)
 
     def make() -> Gathered:
         made = natural.gather(lm, taken, places, limit=limit, seed=seed, reporter=reporter)
@@ -120,7 +120,7 @@ def _name(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place], s
         "device": lm.device.type,
         "places": places,
         "seed": seed,
-        "reading": [activations.MASSIVE, activations.TOKENS_PER_BATCH, activations.AHEAD],
+        "reading": [reading.MASSIVE, reading.TOKENS_PER_BATCH, reading.AHEAD],
         "keeping": [natural.HELD, natural.PARTS, natural.BANK, natural.SAMPLE],
         "texts": [natural.TEXTS, natural.SHORTEST, natural.LONGEST],
     }

@@ -25,16 +25,14 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from educe import positions as where
+from educe.activations.distance import Geometry
+from educe.activations.subspace import Moments
 from educe.blocks import stream_in, stream_out, with_stream
 from educe.errors import MethodError, ModelError
-from educe.manifold.distance import Geometry
-from educe.manifold.subspace import Moments
 from educe.model import LanguageModel
 
 #: Powers of the covariance by which random directions are tilted, at most.
 STEEPEST = (-1e4, 1e4)
-#: Directions beyond those that hold this share of the variance are not used.
-USED = 0.99
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,11 @@ def oblique(directions: Float[Tensor, "k d"], moments: Moments) -> Ablation:
     along = rows @ moments.covariance
     write = torch.linalg.pinv(along @ rows.T, hermitian=True) @ along
     return Ablation(rows, write, moments.mean)
+
+
+def as_perturbation(ablation: Ablation) -> Float[Tensor, "1 s"]:
+    """Return an ablation of one direction as a perturbation (see `educe.kinds.ablations`)."""
+    return torch.cat([ablation.read, ablation.write, ablation.about[None]], 1)
 
 
 @contextmanager
@@ -217,8 +220,7 @@ def injection(ablation: Ablation, moments: Moments, *, massive: Sequence[int] = 
         massive: Coordinates to leave out.
     """
     whole = Geometry.of(moments, massive=massive)
-    rank = int((whole.variance.cumsum(0) < USED * whole.variance.sum()).sum()) + 1
-    unused, c = whole.vectors[rank:], len(whole.vectors)
+    unused, (natural, chance) = whole.vectors[whole.used :], whole.unused
     project = ablation.read.double().T @ ablation.write.double()  # on rows
     square = project.T @ moments.about(ablation.about) @ project
     left = torch.eye(len(project), dtype=project.dtype) - project
@@ -232,10 +234,10 @@ def injection(ablation: Ablation, moments: Moments, *, massive: Sequence[int] = 
 
     return Injection(
         outside=within(square) / float(changed),
-        chance=1 - rank / c,
-        natural=float(whole.variance[rank:].sum() / total),
+        chance=chance,
+        natural=natural,
         after=within(after) / float(total),
-        unused=c - rank,
+        unused=len(unused),
     )
 
 
