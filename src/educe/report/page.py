@@ -23,6 +23,7 @@ from markupsafe import Markup
 from educe import files
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
+from educe.compare.norm import Norm, norm_of
 from educe.judge.novelty import vectors
 from educe.report import figures, fronts, norms, passports, path_table, paths
 from educe.report.command import command
@@ -149,7 +150,7 @@ def render(run: Run) -> str:
     papers, followed = run.notes("passport-"), run.notes("path-")
     costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
-    norm = run.note("norm") if run.has("norm") else None
+    norm = norm_of(run)
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -201,10 +202,10 @@ def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) ->
     )
 
 
-def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+def _norm(told: Norm, pattern: re.Pattern[str] | None) -> str:
     """Return the part of the page that shows what the norm tells."""
     return _template("norms.html", pattern).render(
-        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
+        told=told, chart=_figure, drawn=norms.drawn(told), norms=norms, scored=SCORED
     )
 
 
