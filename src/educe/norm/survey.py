@@ -166,15 +166,15 @@ class _Survey:
         Where no point of theirs has it yet, such a radius is looked for.
         """
         points = self._points()
-        missing = [at for at in used if not len(nearest(_side(points, at), what, wanted))]
+        missing = [at for at in used if not len(_there(points, at, what, wanted))]
         if missing:
             title = "radii of equal " + ("effect" if what == "effect" else "damage")
             with self.work.reporter.stage(title, len(missing), "perturbations") as step:
                 for at in missing:
-                    self._search(at, _side(points, at), what, wanted)
+                    self._search(at, beside(points, *at), what, wanted)
                     step()
             points = self._points()
-        there = [nearest(_side(points, at), what, wanted) for at in used]
+        there = [_there(points, at, what, wanted) for at in used]
         return [at for some in there for at in zip(some.number, some.radius, strict=True)]
 
     def _search(self, at: At, points: pd.DataFrame, what: str, wanted: float) -> None:
@@ -201,8 +201,11 @@ class _Survey:
         crossing(measured, start, wanted, slope=slope, near=near, rounds=ROUNDS, known=known)
 
 
-def _side(points: pd.DataFrame, at: At) -> pd.DataFrame:
-    return beside(points, at[0], at[1])
+def _there(points: pd.DataFrame, at: At, what: str, wanted: float) -> pd.DataFrame:
+    """Return the point at which a perturbation has a value: one that was written, if any was."""
+    own = beside(points, *at)
+    written = nearest(own[own.coherence.notna()], what, wanted)
+    return written if len(written) else nearest(own, what, wanted)
 
 
 def signs(kind: Kind) -> tuple[int, ...]:

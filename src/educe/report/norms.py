@@ -70,8 +70,9 @@ def curve(curves: list[Curve], name: str) -> alt.LayerChart:
     rows = rows[shown].dropna().rename(columns={name: "value"}).replace("control", "random")
     rows["side"] = rows.share > 0
     random = rows[rows.arm == "random"]
-    ends = random.groupby(random.share.round(6)).value.quantile(list(BAND)).unstack()
-    band = ends.set_axis(["low", "high"], axis=1).reset_index().assign(side=lambda b: b.share > 0)
+    each = random.groupby(random.share.round(6)).value
+    ends = each.agg(low=lambda v: v.quantile(BAND[0]), high=lambda v: v.quantile(BAND[1]))
+    band = ends.reset_index().assign(side=lambda b: b.share > 0)
     title, scale = CAPTIONS[name][0].lower(), SCALES.get(name, alt.Scale())
     across = alt.X(
         "share:Q",
