@@ -219,6 +219,18 @@ def test_it_is_kept_and_what_is_done_is_not_done_again(
     assert tables(searched) == before
 
 
+def test_a_value_that_no_radius_has_is_not_looked_for_again(
+    tmp_path: Path, searched: Path, lm: LanguageModel, ordinary: str
+) -> None:
+    place = shutil.copytree(searched, tmp_path / "run")
+    told = examined(place, lm, ordinary, [2], budget=1e3)
+    assert told.curves[0].choices.budget is None
+    assert [(e.found.reached, e.control.reached) for e in told.equal[-2:]] == [(0, 0), (0, 0)]
+    before = tables(place)
+    examined(place, lm, ordinary, [2], budget=1e3)
+    assert tables(place) == before
+
+
 def test_other_settings_measure_what_is_missing(
     tmp_path: Path, searched: Path, lm: LanguageModel, ordinary: str, done: Norm
 ) -> None:

@@ -213,24 +213,20 @@ def _comparisons(points: pd.DataFrame, used: pd.DataFrame, budget: float) -> lis
     Those found at each radius apart. As used, random ones are those of the nearest radius; where
     something else is made equal, their radius does not matter, and all are compared.
     """
-    written = points[points.coherence.notna()]
-
-    def at(what: str, value: float, own: pd.DataFrame) -> pd.DataFrame:
-        there = [nearest(beside(written, n, 1), what, value).index for n in own.number]
-        return points.loc[[i for index in there for i in index]]
-
     control = used[used.arm == "control"]
-    groups = [found for _, found in used[used.arm == "found"].groupby("radius")]
-    told = [
-        equal("radius", None, float(found.dose.iloc[0]), found, _beside(used, found))
-        for found in groups
-    ]
-    for name, what, value in (("effect", "effect", median_effect(used)), ("kl", "kl_p95", budget)):
-        others = at(what, value, control)
-        told += [
-            equal(name, value, float(found.dose.iloc[0]), at(what, value, found), others)
-            for found in groups
-        ]
+    told = []
+    for at, what, value in (
+        ("radius", "", None),
+        ("effect", "effect", median_effect(used)),
+        ("kl", "kl_p95", budget),
+    ):
+        for _, found in used[used.arm == "found"].groupby("radius"):
+            arms = [found, control if value else _beside(used, found)]
+            if value:
+                sides = ([beside(points, n, 1) for n in arm.number] for arm in arms)
+                there = ([i for s in own for i in nearest(s, what, value).index] for own in sides)
+                arms = [points.loc[own] for own in there]
+            told.append(equal(at, value, float(found.dose.iloc[0]), *arms))
     return told
 
 

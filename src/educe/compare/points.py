@@ -76,6 +76,10 @@ def beside(points: pd.DataFrame, number: int, sign: float) -> pd.DataFrame:
 
 
 def nearest(points: pd.DataFrame, what: str, wanted: float) -> pd.DataFrame:
-    """Return the point whose value is nearest to a wanted one; none where no value is near."""
+    """Return the point that has a value: of those near it one that was written, then the nearest.
+
+    Empty where no value is near.
+    """
     away = np.log(points[what].where(points[what] > 0) / wanted).abs()
-    return points.loc[away[away <= math.log1p(NEAR)].nsmallest(1).index]
+    near = points.assign(away=away, unwritten=points.coherence.isna())[away <= math.log1p(NEAR)]
+    return near.sort_values(["unwritten", "away"])[:1]

@@ -166,7 +166,8 @@ class _Survey:
         Where no point of theirs has it yet, such a radius is looked for.
         """
         points = self._points()
-        missing = [at for at in used if not len(_there(points, at, what, wanted))]
+        there = [nearest(beside(points, *at), what, wanted) for at in used]
+        missing = [at for at, point in zip(used, there, strict=True) if point.empty]
         if missing:
             title = "radii of equal " + ("effect" if what == "effect" else "damage")
             with self.work.reporter.stage(title, len(missing), "perturbations") as step:
@@ -174,8 +175,8 @@ class _Survey:
                     self._search(at, beside(points, *at), what, wanted)
                     step()
             points = self._points()
-        there = [_there(points, at, what, wanted) for at in used]
-        return [at for some in there for at in zip(some.number, some.radius, strict=True)]
+            there = [nearest(beside(points, *at), what, wanted) for at in used]
+        return [at for point in there for at in zip(point.number, point.radius, strict=True)]
 
     def _search(self, at: At, points: pd.DataFrame, what: str, wanted: float) -> None:
         """Measure one perturbation at radii that come ever nearer to a value.
@@ -199,13 +200,6 @@ class _Survey:
         start, near = torch.tensor([abs(used)], dtype=torch.float64), math.log1p(NEAR)
         slope = SLOPES[what]
         crossing(measured, start, wanted, slope=slope, near=near, rounds=ROUNDS, known=known)
-
-
-def _there(points: pd.DataFrame, at: At, what: str, wanted: float) -> pd.DataFrame:
-    """Return the point at which a perturbation has a value: one that was written, if any was."""
-    own = beside(points, *at)
-    written = nearest(own[own.coherence.notna()], what, wanted)
-    return written if len(written) else nearest(own, what, wanted)
 
 
 def signs(kind: Kind) -> tuple[int, ...]:
