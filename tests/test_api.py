@@ -145,6 +145,7 @@ RANKS = {
     "beside": 4,
     "run": 5,
     "selection": 6,
+    "compare": 5,
     "norm": 7,
     "refine": 7,
     "report": 5,

@@ -154,14 +154,14 @@ def test_ordinary_prompts_count_once_wherever_a_file_of_them_is_read(
         listening, ordinary = Listening(), str(tmp_path / f"{name}.txt")
         with Run.open(tmp_path / name) as run:
             fronts.append(front.measure(run, tiny_lm, ordinary=ordinary, reporter=listening))
-            prompts = tiny_lm.encode(SETTINGS.prompts)
-            told = examine_norm(run, [1], tiny_lm, prompts, ordinary=ordinary, reporter=listening)
-        assert told["ordinary"].pop("source") == ordinary
+            told = examine_norm(run, [1], lm=tiny_lm, ordinary=ordinary, reporter=listening)
+        assert told.asked.ordinary == ordinary
         norms.append(told)
         said.append([s for s in listening.said if "ordinary" in s])
     assert fronts[0] == fronts[1]
-    assert norms[0] == norms[1]
-    assert norms[0]["ordinary"]["prompts"] == 2
+    assert norms[0].equal == norms[1].equal
+    assert norms[0].used.equals(norms[1].used)
+    assert (norms[0].asked.prompts, norms[0].asked.kl) == (2, norms[1].asked.kl)
     assert said == [[], 2 * ["3 of the 5 ordinary prompts read as one before: counted once"]]
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TextIO
 
 from educe.errors import OutputError
@@ -74,6 +75,17 @@ def print_text(text: str = "") -> None:
 def print_json(data: Any, indent: int | None = None) -> None:
     """Print data as JSON in ASCII; NaN and infinity, which JSON lacks, are null."""
     print(json.dumps(_finite(data), indent=indent, allow_nan=False))
+
+
+def as_data(value: Any) -> Any:
+    """Return records and frames as JSON has them: objects, and lists of objects."""
+    if is_dataclass(value):
+        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: as_data(part) for name, part in value._asdict().items()}
+    if hasattr(value, "to_dict"):
+        return value.to_dict("records")
+    return [as_data(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _opened(stream: TextIO | None) -> TextIO:

@@ -25,6 +25,7 @@ from educe.activations import stored
 from educe.activations.report import ManifoldReport, words
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
+from educe.compare.norm import Norm, norm_of
 from educe.judge.novelty import vectors
 from educe.report import figures, fronts, manifold, norms, path_table, paths
 from educe.report.command import command
@@ -151,7 +152,7 @@ def render(run: Run) -> str:
     examined, followed = stored.reports(run), run.notes("path-")
     costs = fronts.section(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
-    norm = run.note("norm") if run.has("norm") else None
+    norm = norm_of(run)
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -207,10 +208,10 @@ def _manifold(examined: list[ManifoldReport], pattern: re.Pattern[str] | None) -
     )
 
 
-def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+def _norm(told: Norm, pattern: re.Pattern[str] | None) -> str:
     """Return the part of the page that shows what the norm tells."""
     return _template("norms.html", pattern).render(
-        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
+        told=told, chart=_figure, drawn=norms.drawn(told), norms=norms, scored=SCORED
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from educe.activations.report import (
     at_layer,
     words,
 )
+from educe.compare.norm import Norm
 from educe.report import path_table
 from educe.report.fronts import ARMS, within
 from educe.report.manifold import ablated
+from educe.report.norms import called
 from educe.report.screen import escaped, line, screen, written
 from educe.summary import dose
 
@@ -30,66 +33,55 @@ SCORED = {
     "novelty": "novelty",
     "striking": "striking",
     "kl": "mean KL",
-    "high": "KL, 95%",
+    "kl_p95": "KL, 95%",
     "score": "judged",
 }
 
 
-def norm(told: dict[str, Any], console: Console | None = None) -> None:
-    """Print what the norm tells (see `educe.norm.survey`)."""
+def norm(told: Norm, console: Console | None = None) -> None:
+    """Print what the norm tells."""
     console = console or screen()
+    judge = told.asked.judge
     head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
-    rules = ("linear", "steep", f"{told['budget']:g} nat")
-    grid = _grid(*head, *rules)
-    for c in told["curves"]:
-        arm = "found" if c["arm"] == "found" else "random"
-        ends = (*c["marks"].values(), *c["choices"].values())
-        shown = ["–" if v is None else f"{v:.2f}" for v in ends]
-        sign = "+" if c["sign"] > 0 else "−"
-        grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
+    grid = _grid(*head, "linear", "steep", f"{told.asked.budget:g} nat")
+    for c in told.curves:
+        name, arm = called(c).split()
+        shown = ["–" if v is None else f"{v:.2f}" for v in (*c.marks, *c.choices)]
+        grid.add_row(name, arm, dose(c.dose), *shown)
     console.print(
         "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
         "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
     )
     console.print(grid)
-    shows = f"{told['judge']}" if told["judge"] else "–"
     rates = ("it", "p", "new", "p", "nons.")
     table = _grid("dose", "at equal", "arm", "n", "radius", "KL 95%", *rates)
-    for e in told["equal"]:
-        for arm in ("found", "control"):
-            of = e[arm]
-            first = arm == "found"
+    for e in told.equal:
+        for arm, of, said in (("found", e.found, True), ("random", e.control, False)):
+            shows, new, nonsense = (f"{r.hits}/{r.trials}" for r in (of.shows, of.new, of.nonsense))
             table.add_row(
-                dose(e["dose"]) if first else "",
-                EQUAL[e["at"]] if first else "",
-                "found" if first else "random",
-                str(of["reached"]),
-                f"{of['radius']:.3g}",
-                f"{of['high']:.2f}",
-                f"{of['shows']['hits']}/{of['shows']['trials']}" if told["judge"] else "–",
-                f"{e['p_shows']:.2g}" if first and told["judge"] else "",
-                f"{of['new']['hits']}/{of['new']['trials']}",
-                f"{e['p_new']:.2g}" if first else "",
-                f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
+                dose(e.dose) if said else "",
+                EQUAL[e.at] if said else "",
+                arm,
+                str(of.reached),
+                f"{of.radius:.3g}",
+                f"{of.kl_p95:.2f}",
+                shows if judge else "–",
+                f"{e.p_shows:.2g}" if said and judge else "",
+                new,
+                f"{e.p_new:.2g}" if said else "",
+                nonsense,
             )
-    console.print(written(shows, "bold", lead="Found and random perturbations; it: "))
+    console.print(written(judge or "–", "bold", lead="Found and random perturbations; it: "))
     console.print(table)
     console.print(
         "[bold]The top of each score[/bold], and its p-values: within its set, and against"
     )
     console.print("random ones; as it is, and after regression on the log of the effect")
     tops = _grid("dose", "score", "top", "", "set", "random", "beyond effect", "set", "random")
-    for s in told["spreads"]:
-        top, left = s["top"], s["left"]
-        tops.add_row(
-            dose(s["dose"]),
-            SCORED[s["score"]],
-            f"{top['value']:.2f}",
-            str(top["number"]),
-            *(f"{top[k]:.2g}" for k in ("grubbs", "random")),
-            str(left["number"]),
-            *(f"{left[k]:.2g}" for k in ("grubbs", "random")),
-        )
+    for s in told.spreads:
+        first = (dose(s.dose), SCORED[s.score], f"{s.top.value:.2f}")
+        each = ((str(t.number), f"{t.grubbs:.2g}", f"{t.random:.2g}") for t in (s.top, s.left))
+        tops.add_row(*first, *chain.from_iterable(each))
     console.print(tops)
 
 

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 #: Scores that are looked at.
-SCORES = ("coherence", "novelty", "striking", "kl", "high", "score")
+SCORES = ("coherence", "novelty", "striking", "kl", "kl_p95", "score")
 
 
 class Top(NamedTuple):
@@ -38,6 +41,7 @@ class Spread(NamedTuple):
 
     Attributes:
         score: Its name.
+        dose: That those found were used with.
         found: Lowest, quartiles and highest of the set.
         control: The same of the random set.
         top: The highest of the set.
@@ -46,6 +50,7 @@ class Spread(NamedTuple):
     """
 
     score: str
+    dose: float
     found: tuple[float, ...]
     control: tuple[float, ...]
     top: Top
@@ -53,33 +58,24 @@ class Spread(NamedTuple):
     explained: float
 
 
-def spread(
-    score: str,
-    numbers: Sequence[int],
-    found: Sequence[float],
-    control: Sequence[float],
-    found_effect: Sequence[float],
-    control_effect: Sequence[float],
-) -> Spread:
+def spread(score: str, found: pd.DataFrame, control: pd.DataFrame) -> Spread:
     """Return how a score is distributed.
 
     Args:
         score: Its name.
-        numbers: Of the perturbations found.
-        found: Their scores.
+        found: Points of one radius, with that score and an effect above zero.
         control: Those of random ones.
-        found_effect: Their effects, above zero.
-        control_effect: Those of random ones.
     """
-    both = np.concatenate([found, control])
-    x = np.log(np.concatenate([found_effect, control_effect]))
-    left, explained = without(both, x)
-    n = len(found)
+    own, random = (arm[score].to_numpy(float) for arm in (found, control))
+    effects = np.concatenate([found.effect, control.effect])
+    left, explained = without(np.concatenate([own, random]), np.log(effects))
+    numbers, n = found.number.tolist(), len(found)
     return Spread(
         score,
-        _five(found),
-        _five(control),
-        _top(numbers, np.asarray(found, float), np.asarray(control, float)),
+        float(found.dose.iloc[0]),
+        _five(own),
+        _five(random),
+        _top(numbers, own, random),
         _top(numbers, left[:n], left[n:]),
         explained,
     )
@@ -123,5 +119,5 @@ def _top(numbers: Sequence[int], found: np.ndarray, control: np.ndarray) -> Top:
     return Top(numbers[best], value, grubbs(found), against(value, len(found), control))
 
 
-def _five(values: Sequence[float]) -> tuple[float, ...]:
+def _five(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist())

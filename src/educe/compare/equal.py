@@ -7,14 +7,13 @@ percentile of the divergence), and writes and is judged anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from educe.norm.points import Point
 from educe.stats import Rate, bootstrap_mean, more_often, rate
 from educe.summary import DAMAGED, SAME
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Arm(NamedTuple):
@@ -28,7 +27,7 @@ class Arm(NamedTuple):
         striking: Mean of coherence times novelty, with a 95% bootstrap interval.
         radius: Median radius.
         effect: Median effect.
-        high: Median 95th percentile of the divergence, in nats.
+        kl_p95: Median 95th percentile of the divergence, in nats.
     """
 
     reached: int
@@ -38,7 +37,7 @@ class Arm(NamedTuple):
     striking: tuple[float, float, float]
     radius: float
     effect: float
-    high: float
+    kl_p95: float
 
 
 class Equal(NamedTuple):
@@ -46,6 +45,7 @@ class Equal(NamedTuple):
 
     at: str  #: radius, effect or kl
     value: float | None
+    dose: float  #: that those found were used with
     found: Arm
     control: Arm
     p_shows: float  #: that more of those found show it
@@ -56,8 +56,9 @@ class Equal(NamedTuple):
 def equal(
     at: str,
     value: float | None,
-    found: Sequence[Point],
-    control: Sequence[Point],
+    dose: float,
+    found: pd.DataFrame,
+    control: pd.DataFrame,
     *,
     threshold: float = 0.5,
 ) -> Equal:
@@ -66,39 +67,29 @@ def equal(
     Args:
         at: What is equal.
         value: How much of it.
-        found: Points of those found.
-        control: Points of random ones.
+        dose: That those found were used with.
+        found: Points of those found (see `educe.compare.points`).
+        control: Those of random ones.
         threshold: A score from here on says that an answer shows the behaviour.
     """
     one, other = arm(found, threshold), arm(control, threshold)
-    return Equal(
-        at,
-        value,
-        one,
-        other,
-        more_often(one.shows, other.shows),
-        more_often(one.new, other.new),
-        more_often(one.nonsense, other.nonsense),
-    )
+    p = (more_often(getattr(one, of), getattr(other, of)) for of in ("shows", "new", "nonsense"))
+    return Equal(at, value, dose, one, other, *p)
 
 
-def arm(points: Sequence[Point], threshold: float = 0.5) -> Arm:
-    """Sum up some perturbations."""
+def arm(points: pd.DataFrame, threshold: float = 0.5) -> Arm:
+    """Sum up some perturbations, each of which has written something."""
 
-    def share(there: Sequence[bool]) -> Rate:
-        return rate(sum(there), len(there))
+    def share(there: pd.Series) -> Rate:
+        return rate(int(there.sum()), len(points))
 
-    def middle(name: str) -> float:
-        values = [abs(v) for p in points if (v := getattr(p, name)) is not None]
-        return float(np.median(values)) if values else 0.0
-
+    damaged = points.coherence < DAMAGED
+    middle = points[["radius", "effect", "kl_p95"]].abs().median().fillna(0.0)
     return Arm(
         len(points),
-        share([p.best >= threshold for p in points]),
-        share([p.coherence >= DAMAGED and p.novelty >= SAME for p in points]),
-        share([p.coherence < DAMAGED for p in points]),
-        bootstrap_mean([p.coherence * p.novelty for p in points] or [0.0]),
-        middle("radius"),
-        middle("effect"),
-        middle("high"),
+        share(points.best >= threshold),
+        share(~damaged & (points.novelty >= SAME)),
+        share(damaged),
+        bootstrap_mean(points.striking.tolist() or [0.0]),
+        *middle.tolist(),
     )
