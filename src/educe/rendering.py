@@ -22,9 +22,8 @@ from educe.asked import (
     stripped,
 )
 from educe.errors import PromptError
+from educe.prompts import Prompt as Prompt
 from educe.prompts import checked, mended, well_formed
-
-Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)

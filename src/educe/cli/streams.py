@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from educe.errors import OutputError
@@ -74,6 +75,17 @@ def print_text(text: str = "") -> None:
 def print_json(data: Any, indent: int | None = None) -> None:
     """Print data as JSON in ASCII; NaN and infinity, which JSON lacks, are null."""
     print(json.dumps(_finite(data), indent=indent, allow_nan=False))
+
+
+def plain(data: Any) -> Any:
+    """Return records as dictionaries, and paths as text, however deep they lie."""
+    if hasattr(data, "_asdict"):
+        data = data._asdict()
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return str(data) if isinstance(data, Path) else data
 
 
 def _opened(stream: TextIO | None) -> TextIO:
