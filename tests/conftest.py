@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no network, a cache of theirs, tiny models made once.
+"""What all tests share: a thread unless more are asked for, no network, a cache, tiny models.
 
 Tests run in any order: each begins with the same random numbers, and one that leaves the process
 other than it was is an error.
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
@@ -23,7 +23,7 @@ from educe.loading import load
 from educe.manifold import kept
 from educe.model import LanguageModel
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers.logging.set_verbosity_error()
 
 

@@ -23,7 +23,7 @@ from educe.errors import (
 )
 from educe.kinds import Vectors
 from educe.model import LanguageModel
-from educe.perturb import digest
+from educe.origin import digest
 
 SOURCE = 1
 POSITIVE, NEGATIVE = tiny.ragged([7, 12, 3], seed=1), tiny.ragged([9, 4], seed=2)

@@ -52,7 +52,7 @@ def write(
 def expected(lm: LanguageModel, row: Row, theta: Tensor | None = None, **options: Any) -> list[int]:
     """Return what the loop writes for a row."""
     settings = {"source": 1, "ends": {257}} | options
-    vector = torch.zeros(lm.width) if row.perturbation < 0 else theta[row.perturbation]
+    vector = theta[row.perturbation - 1] if row.perturbation else torch.zeros(lm.width)
     return tiny.greedy(lm.hf, PROMPTS[row.prompt], STEPS, vector=vector, **settings)
 
 
@@ -97,7 +97,7 @@ def test_no_perturbation_writes_what_transformers_writes(any_lm: LanguageModel) 
         )[0, len(ids) :].tolist()
         theirs = theirs[: theirs.index(257)] if 257 in theirs else theirs
         assert list(done[Row(0, prompt)].tokens) == theirs
-        assert list(done[Row(0, prompt)].tokens) == theirs
+        assert list(done[Row(1, prompt)].tokens) == theirs
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "bamba"])
@@ -121,7 +121,8 @@ def test_a_token_of_the_message_is_perturbed_in_prompts_of_any_length(
         for row, came in zip(done, logits, strict=True):
             ids = batch.ids[row.prompt][batch.mask[row.prompt].bool()].tolist()
             at = tiny.chosen(f"at:{back}", len(ids))  # behind it <eos> and <|assistant|>
-            expected, _ = tiny.run(tiny_lm.hf, ids, source=1, vector=theta[row.perturbation], at=at)
+            vector = theta[row.perturbation - 1]
+            expected, _ = tiny.run(tiny_lm.hf, ids, source=1, vector=vector, at=at)
             torch.testing.assert_close(came, expected[-1].detach(), rtol=1e-3, atol=1e-3)
 
 
@@ -177,7 +178,7 @@ def test_text_is_what_the_tokenizer_makes_of_the_tokens(tiny_lm: LanguageModel) 
 
 def test_rows_of_counts_perturbations_prompts_and_samples() -> None:
     rows = rows_of(2, 3, samples=2)
-    assert rows[:3] == [Row(0, 0, 0), Row(0, 0, 1), Row(0, 1, 0)]
+    assert rows[:3] == [Row(1, 0, 0), Row(1, 0, 1), Row(1, 1, 0)]
     assert len(set(rows)) == len(rows) == 12
 
 
@@ -187,7 +188,7 @@ def test_rows_of_counts_perturbations_prompts_and_samples() -> None:
 def test_next_logits_are_those_of_each_prompt_alone(lm_of: Any, positions: str, size: int) -> None:
     lm = lm_of("gpt2", torch.float64)
     theta = vectors(lm).double()
-    known = torch.cat([theta, torch.zeros_like(theta[:1])])
+    known = torch.cat([torch.zeros_like(theta[:1]), theta])
     came = next_logits(
         lm, lm.pad(PROMPTS), ROWS, theta, kind=Vectors(1, 32, positions), rows_per_batch=size
     )
@@ -309,7 +310,7 @@ def test_samples_follow_the_softmax_at_their_temperature(
     with torch.no_grad():
         at = tiny.chosen("all", len(PROMPTS[0]))
         logits, _ = tiny.run(tiny_lm.hf, PROMPTS[0], source=1, vector=theta[0], at=at)
-    rows = [Row(0, 0, sample) for sample in range(3000)]
+    rows = [Row(1, 0, sample) for sample in range(3000)]
     done = write(tiny_lm, rows, theta, temperature=temperature, max_new_tokens=1)
     came = torch.zeros(262)
     for completion in done.values():

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -50,10 +51,12 @@ from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
+from educe.rows import Row
 from educe.run import fill
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours, judging, searching
 from educe.run.store import Run
+from educe.run.work import at_work
 from educe.summary import Summary, summarise
 
 PROMPTS = ("Tell me.", "What is the code?")
@@ -330,6 +333,27 @@ def test_a_finished_run_has_nothing_left_to_do(
     monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)
+
+
+def test_what_is_derived_later_takes_no_part(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(whole, place)
+    with Run.open(place) as run, at_work(run, lm) as work:
+        before, behaviours = summarise(run), run.score_rows("behaviour")
+        derived = run.perturbation_rows(derived=True)
+        known = {c.row for c in run.completion_rows()}
+        later = [Row(p.id, prompt) for p in derived[:3] for prompt in work.prompts("asked")]
+        later.append(Row(0, 0, 99))
+        run.ask(later, 0.0)
+        fill.fill(work)
+        assert {c.row for c in run.completion_rows()} - known == set(later)
+        assert {s.of for s in run.score_rows("novelty")} >= set(later[:-1])
+    after = carry_out(place, settings, lm, resume=True)
+    assert (after.found, after.control, after.map) == (before.found, before.control, before.map)
+    with Run.open(place) as run:
+        assert run.score_rows("behaviour") == behaviours
 
 
 # -- being killed, for real ------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def test_batched_generation_is_peft_one_by_one(
     came = written(lm, kind, theta, rows, rows_per_batch=5)
     models = [by_peft(lm, kind, directions[i], radii[i]) for i in range(2)]
     expected = {
-        row: tiny.greedy((*models, lm.hf)[row.perturbation], ROWS[row.prompt], STEPS, ends={257})
+        row: tiny.greedy((lm.hf, *models)[row.perturbation], ROWS[row.prompt], STEPS, ends={257})
         for row in rows
     }
     assert came == expected
@@ -294,7 +294,8 @@ def test_rows_that_end_do_not_disturb_the_others(
     came = written(lm, kind, theta, rows_of(4, 3))
     models = [by_peft(lm, kind, directions[i], radii[i]) for i in range(4)]
     for row, tokens in came.items():
-        loop = tiny.greedy(models[row.perturbation], ROWS[row.prompt], STEPS, ends=ends | {257})
+        model = models[row.perturbation - 1]
+        loop = tiny.greedy(model, ROWS[row.prompt], STEPS, ends=ends | {257})
         assert tokens == loop
     assert len({len(tokens) for tokens in came.values()}) > 3  # they end at different times
 

@@ -198,6 +198,32 @@ def test_files_of_torch_and_several_files_are_read_alike(folder: Path) -> None:
         load(folder, device="cpu")
 
 
+def test_a_folder_with_two_checkpoints_is_an_error(folder: Path) -> None:
+    """transformers takes one file before several, and says nothing of the others."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+    names = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names})
+    )
+    with pytest.raises(ModelError, match=r"two checkpoints, model\.safetensors and"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    load(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_packed_weights_without_a_way_to_unpack_them_are_an_error(
+    folder: Path, kind: torch.dtype
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("q_proj.weight"))
+    weights[name] = (weights[name] * 100).to(kind)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is packed in (I8|F8_E4M3), and config.json has"):
+        load(folder)
+
+
 def test_a_file_that_is_cut_off_is_an_error(folder: Path) -> None:
     raw = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(raw[:-100])

@@ -149,7 +149,7 @@ def test_weight_noise_is_a_model_with_changed_weights(any_lm: LanguageModel) -> 
         near(line, mean_shift(lambda ids, hf=hf: tiny.run(hf, ids)[1][TARGET], any_lm.hf), 1e-3)
     loop = {
         Row(i, j): tiny.greedy(hf, ids, STEPS, ends={257})
-        for i, hf in enumerate(changed)
+        for i, hf in enumerate(changed, 1)
         for j, ids in enumerate(PROMPTS)
     }
     assert write(any_lm, WEIGHTS, theta) == loop
@@ -334,8 +334,8 @@ def test_noise_beside_an_adapter(tuned: LanguageModel, tiny_lm: LanguageModel) -
     theta = torch.full((3, 1), SIGMA)
     effect = slice_of(tuned, WEIGHTS).effect(theta)
     near(effect[1], mean_shift(lambda ids: tiny.run(hf, ids)[1][TARGET], tuned.unwrapped), 1e-3)
-    done = write(tuned, WEIGHTS, theta, [Row(1, j) for j in range(3)])
-    assert done == {Row(1, j): tiny.greedy(hf, ids, STEPS) for j, ids in enumerate(PROMPTS)}
+    done = write(tuned, WEIGHTS, theta, [Row(2, j) for j in range(3)])
+    assert done == {Row(2, j): tiny.greedy(hf, ids, STEPS) for j, ids in enumerate(PROMPTS)}
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -350,9 +350,9 @@ def test_token_noise_is_that_of_a_loop(lm_of: Any, architecture: str, positions:
     theta = size * torch.tensor([[1.0], [0.7], [0.4]])
     rows = [*rows_of(3, 3), Row(0, 1)]
     loop = {
-        row: answer(lm, PROMPTS[row.prompt], SEEDS[row.perturbation], float(s), positions)
+        row: answer(lm, PROMPTS[row.prompt], SEEDS[row.perturbation - 1], float(s), positions)
         for row in rows
-        for s in [theta[row.perturbation, 0] if row.perturbation >= 0 else 0.0]
+        for s in [theta[row.perturbation - 1, 0] if row.perturbation else 0.0]
     }
     done = write(lm, kind, theta, rows)
     assert done == loop
@@ -495,13 +495,13 @@ def test_noise_does_not_depend_on_the_batch_or_its_order(tiny_lm: LanguageModel,
     for size in (1, 2, 5):
         done = write(tiny_lm, found.kind, found.theta, rows, rows_per_batch=size)
         assert done == whole(tiny_lm, per)
-    some = [Row(2, 1), Row(0, 2)]
+    some = [Row(4, 1), Row(1, 2)]
     alone = write(tiny_lm, found.kind, found.theta, some)
     assert alone == {row: whole(tiny_lm, per)[row] for row in some}
     picked = found.select([3, 1])
     assert write(tiny_lm, picked.kind, picked.theta) == {
         Row(i, j): whole(tiny_lm, per)[Row(item, j)]
-        for i, item in ((0, 3), (1, 1))
+        for i, item in ((1, 4), (2, 2))
         for j in (0, 1, 2)
     }
     chunked = slice_of(tiny_lm, found.kind, tokens_per_chunk=16).effect(found.theta)
@@ -532,7 +532,7 @@ def test_a_seed_is_enough_to_replay_a_hit(tmp_path: Path, tiny_lm: Any, per: str
     seed, size = fields["seeds"][2], float(found.radius[2])
     kind = replace(token_noise(tiny_lm) if per == "token" else WEIGHTS, seeds=(seed,))
     done = write(tiny_lm, kind, torch.tensor([[size]]))
-    assert done == {Row(0, j): whole(tiny_lm, per)[Row(2, j)] for j in range(3)}
+    assert done == {Row(1, j): whole(tiny_lm, per)[Row(3, j)] for j in range(3)}
     if per == "token":
         by_hand = [answer(tiny_lm, ids, seed, size, "all") for ids in PROMPTS]
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.kinds import TokenNoise, Vectors
-from educe.norm.choice import crossing, linear
+from educe.norm.choice import at_value, linear
 from educe.norm.response import LEAVING, SATURATED, growth, marks, signs, steepest
 from educe.radius import calibrate
 from toy_slice import ToySlice, normal
@@ -149,7 +149,7 @@ def test_the_budget_is_met_where_the_closed_form_says() -> None:
         asked.append(len(items))
         return scale[items] * radii**2
 
-    found = crossing(damage, torch.ones(3, dtype=torch.float64), 1.0)
+    found = at_value(damage, torch.ones(3, dtype=torch.float64), 1.0, slope=2.0)
     torch.testing.assert_close(found, scale.rsqrt(), rtol=0.03, atol=0)
     assert sum(asked) < 20
     assert asked[0] == 3
@@ -163,11 +163,12 @@ def test_points_that_are_known_are_used() -> None:
         return radii**2
 
     known = [(torch.tensor([r]), torch.tensor([r**2])) for r in (0.5, 2.0)]
-    (found,) = crossing(damage, torch.ones(1), 1.0, known=known).tolist()
+    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
     assert found == pytest.approx(1, rel=0.03)
     assert len(asked) == 1  # a straight line in log-log
     there = [(torch.tensor([3.0]), torch.tensor([1.01]))]
-    assert crossing(damage, torch.ones(1), 1.0, known=there).tolist() == pytest.approx([3.0])
+    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=there).tolist()
+    assert found == pytest.approx(3.0)
     assert len(asked) == 1
 
 
@@ -177,7 +178,7 @@ def test_what_breaks_down_is_too_large_and_what_never_gets_there_is_none() -> No
         flat = torch.full_like(radii, 0.2)
         return torch.where(items == 0, steps, flat)
 
-    found = crossing(damage, torch.ones(2, dtype=torch.float64), 1.0)
+    found = at_value(damage, torch.ones(2, dtype=torch.float64), 1.0, slope=2.0)
     assert float(found[0]) == pytest.approx(0.325, rel=0.02)
     assert math.isnan(float(found[1]))
 
@@ -190,5 +191,5 @@ def test_of_several_roots_the_smallest_known_is_taken() -> None:
         (torch.tensor([r]), damage(torch.tensor([0]), torch.tensor([r])))
         for r in (0.7, 1.5, 2.5, 3.5)
     ]
-    (found,) = crossing(damage, torch.ones(1), 1.0, known=known).tolist()
+    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
     assert found == pytest.approx(1, rel=0.1)

@@ -73,7 +73,7 @@ def test_peft_loads_the_folder_and_gives_the_same_logits(
         some.save_peft(folder, item)
         model = loaded(lm.hf, folder)
         for row, line in own.items():
-            if row.perturbation == item:
+            if row.perturbation == item + 1:
                 theirs = logits(model, ROWS[row.prompt])
                 off = (line - theirs).norm() / theirs.norm()
                 assert float(off) < tolerance
@@ -98,7 +98,7 @@ def test_peft_writes_the_text_that_educe_writes(
         some.save_peft(tmp_path / str(item), item)
         model = loaded(lm.hf, tmp_path / str(item))
         for row, tokens in own.items():
-            if row.perturbation == item:
+            if row.perturbation == item + 1:
                 ids = torch.tensor([ROWS[row.prompt]])
                 theirs = model.generate(
                     input_ids=ids,
@@ -147,7 +147,7 @@ def test_found_beside_an_organism_it_is_loaded_beside_it(tokenizer: Any, tmp_pat
     both.base_model.set_adapter(["default", "found"])
     both.eval()
     for row, line in own.items():
-        if row.perturbation == 1:
+        if row.perturbation == 2:
             theirs = logits(both, ROWS[row.prompt])
             torch.testing.assert_close(line, theirs, rtol=1e-4, atol=1e-3)
             alone = logits(hf, ROWS[row.prompt])

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from safetensors.torch import save_file
 
 import tiny
 from educe.discover import search
-from educe.errors import FileFormatError, ModelError, RunError
+from educe.errors import FileFormatError, MethodError, ModelError, RunError
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
+from educe.kinds import TokenNoise, Vectors
 from educe.model import LanguageModel
-from educe.perturb import Origin, PerturbationSet, digest
+from educe.origin import Origin, digest
+from educe.perturb import PerturbationSet
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 
@@ -110,6 +112,83 @@ def test_select_gives_items_in_the_order_asked_for() -> None:
     assert len(some) == 5
     assert made(outputs=False).select([1]).outputs is None
     assert len(some.select([])) == 0
+
+
+def test_a_set_is_a_sequence() -> None:
+    some = made()
+    assert_same(some[1], some.select([1]))
+    assert_same(some[-1], some.select([4]))
+    assert_same(some[1:4], some.select([1, 2, 3]))
+    assert_same(some[::-2], some.select([4, 2, 0]))
+    assert [float(one.radius) for one in some] == some.radius.tolist()
+    for wrong in (5, -6):
+        with pytest.raises(IndexError, match=f"number {wrong} of 5 perturbations"):
+            some[wrong]
+    with pytest.raises(TypeError):
+        some["effect"]  # type: ignore[call-overload]
+
+
+def test_noise_keeps_its_seeds_in_a_sequence() -> None:
+    noise = made(kind=TokenNoise(1, 32, (5, 6, 7, 8, 9)), directions=torch.ones(5, 1))
+    assert noise[1:3].kind == TokenNoise(1, 32, (6, 7))
+
+
+def test_top_gives_the_highest_scores_first() -> None:
+    scores = torch.tensor([0.5, math.nan, 2.0, math.inf, 2.0])
+    some = made(scores={"effect": scores, "alpha": -torch.arange(5.0)})
+    assert_same(some.top(4), some.select([3, 2, 4, 0]))
+    assert_same(some.top(9), some.select([3, 2, 4, 0, 1]))
+    assert_same(some.top(2, "alpha"), some[:2])
+    with pytest.raises(MethodError, match="no score 'beta'; their scores: effect, alpha"):
+        some.top(1, by="beta")
+    with pytest.raises(MethodError, match="n is 0"):
+        some.top(0)
+
+
+def test_a_frame_has_a_row_for_each() -> None:
+    some = made()
+    frame = some.frame()
+    assert list(frame) == ["number", "method", "kind", "radius", "dose", "effect", "alpha"]
+    assert frame["number"].tolist() == [0, 1, 2, 3, 4]
+    assert set(frame["kind"]) == {"vectors"}
+    for name, values in {"radius": some.radius, "dose": some.dose, **some.scores}.items():
+        assert frame[name].tolist() == values.tolist()
+    assert len(some[:0].frame()) == 0
+
+
+def test_repr_says_what_a_set_is() -> None:
+    assert repr(made()) == (
+        "PerturbationSet(5 vectors by dct; layers 1 to 3 of some/model; positions last:2; "
+        "radius 1.1 to 7.7 (dose 0.088 to 0.616); scores effect, alpha)"
+    )
+    assert "radius 1.1 (dose 0.088)" in repr(made()[0])
+    assert repr(made(scores={})[:0]) == (
+        "PerturbationSet(0 vectors by dct; layers 1 to 3 of some/model; positions last:2)"
+    )
+    assert made()._repr_html_().count("<tr") == 6
+
+
+def test_sets_together_are_counted_through() -> None:
+    found, noise = made(), made(2, kind=Vectors(2, 32), method="random", scores={})
+    group = found + noise + found[:1]
+    assert [len(part) for part in group.parts] == [5, 2, 1]
+    assert len(group) == 8
+    assert_same(group[4], found[4])
+    assert_same(group[5], noise[0])
+    assert_same(group[-1], found[0])
+    assert [(len(part), part.kind.before) for part in group[3:7].parts] == [(2, 1), (2, 2)]
+    assert_same(group[3:7].parts[0], found[3:])
+    assert [len(part) for part in group[::-1].parts] == [1, 2, 5]
+    assert [one.method for one in group] == [*["dct"] * 5, *["random"] * 2, "dct"]
+    frame = group.frame()
+    assert frame["number"].tolist() == list(range(8))
+    assert frame["effect"].isna().tolist() == [*[False] * 5, True, True, False]
+    assert repr(group).startswith("PerturbationGroup(PerturbationSet(5 vectors by dct")
+    assert len(group[8:]) == len(group[8:].frame()) == 0
+    with pytest.raises(IndexError, match="number 8 of 8"):
+        group[8]
+    with pytest.raises(TypeError):
+        found + 1  # type: ignore[operator]
 
 
 def test_digest_is_the_sha256_of_the_prompts_one_by_one() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.errors import RadiusError
+from educe.errors import EffectError, RadiusError
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
 from educe.model import LanguageModel
@@ -76,7 +76,7 @@ def test_directions_come_from_the_seed() -> None:
 
 def test_curve_is_what_the_search_looked_at() -> None:
     found = calibrate(bent(0.4))
-    assert len(found.curve) > 3
+    assert len(found.curve) > 1
     assert list(found.curve) == sorted(found.curve)
     for size, error in found.curve:
         assert error == pytest.approx(0.4 * size)
@@ -95,6 +95,21 @@ def test_a_map_that_is_nowhere_linear_has_no_radius(b: float) -> None:
     with pytest.raises(RadiusError, match=r"slice 1 to 5 is not linear even at 0\.001") as error:
         calibrate(bent(b))
     assert "give --radius" in str(error.value)
+
+
+@pytest.mark.parametrize("broken", [1.5, 3.9])
+def test_a_model_that_breaks_down_is_calibrated_below_that(broken: float) -> None:
+    """The first radius that is looked at is 4; ``Δ`` is infinite from a radius on."""
+
+    def move(theta: Tensor) -> Tensor:
+        return torch.where(theta.norm(dim=1, keepdim=True) > broken, math.inf, theta @ J.T) * (
+            1 + 0.4 * theta.norm(dim=1, keepdim=True)
+        )
+
+    part: Any = ToySlice(move, WIDTH)
+    assert calibrate(part).radius == pytest.approx(0.5 / 0.4, rel=0.01)
+    with pytest.raises(EffectError):
+        calibrate(part, error=2.0)  # at a radius of 5
 
 
 @torch.no_grad()

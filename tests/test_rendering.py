@@ -57,6 +57,18 @@ def lm_with(tiny_lm: LanguageModel) -> Callable[..., LanguageModel]:
     return make
 
 
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(
+    lm_with: Callable[..., LanguageModel],
+) -> None:
+    """As later templates of Llama do; said, since a person would expect today."""
+    dated = lm_with(
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert dated.render("Hi") == "01 Jan 2026Hi"
+    assert ["asks for the date" in remark for remark in dated.remarks] == [True]
+    assert lm_with(LLAMA).remarks == []
+
+
 def in_parts(message: dict[str, str]) -> dict[str, Any]:
     """Write the same message with its content as two parts."""
     text = message["content"]

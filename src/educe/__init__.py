@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     from educe.model import LanguageModel
     from educe.norm.survey import examine_norm
     from educe.ordinary import Ordinary
-    from educe.perturb import Origin, PerturbationSet
+    from educe.origin import Origin
+    from educe.perturb import PerturbationGroup, PerturbationSet
     from educe.radius import Calibration, calibrate, response
     from educe.rendering import PromptBatch
     from educe.rows import Row
@@ -100,7 +101,7 @@ _HOME = {
     "Completion": "educe.forward.generation",
     "Adapters": "educe.kinds.low_rank",
     "Kind": "educe.kinds.kind",
-    "Row": "educe.kinds.kind",
+    "Row": "educe.rows",
     "TokenNoise": "educe.kinds.noise",
     "Vectors": "educe.kinds.vectors",
     "WeightNoise": "educe.kinds.noise",
@@ -141,7 +142,8 @@ _HOME = {
     "load": "educe.loading",
     "examine_norm": "educe.norm.survey",
     "Ordinary": "educe.ordinary",
-    "Origin": "educe.perturb",
+    "Origin": "educe.origin",
+    "PerturbationGroup": "educe.perturb",
     "PerturbationSet": "educe.perturb",
     "Calibration": "educe.radius",
     "calibrate": "educe.radius",
@@ -194,6 +196,7 @@ __all__ = [
     "Origin",
     "Pair",
     "Passport",
+    "PerturbationGroup",
     "PerturbationSet",
     "Place",
     "PowerConfig",

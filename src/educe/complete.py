@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from educe.errors import ModelError
 
 #: Weights that a message names; it counts the others.
 NAMED = 2
+#: A checkpoint in one file, and the list of the files of one in several.
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Types in files that are no numbers as they are.
+PACKED = {"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"}
 #: What wrappers of a model leave in the names of its weights.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
@@ -41,6 +47,37 @@ def check_checkpoint(name: str, info: Mapping[str, Any]) -> None:
         raise ModelError(
             f"{name} is not the model that its config.json describes: {'; '.join(wrong)}"
         )
+
+
+def check_stored(name: str, files: Mapping[str, Path], hf: nn.Module) -> None:
+    """Make sure that a checkpoint is one, of weights as they are.
+
+    Args:
+        name: What was loaded.
+        files: Its files of weights, by name, its index among them.
+        hf: The model.
+
+    Raises:
+        ModelError: There are two checkpoints; or weights are packed in whole numbers or bytes and
+            no configuration says how to unpack them.
+    """
+    if {WHOLE, INDEX} <= files.keys():
+        raise ModelError(
+            f"{name} has two checkpoints, {WHOLE} and the files that {INDEX} names: take one away"
+        )
+    if getattr(hf.config, "quantization_config", None) is not None:
+        return
+    for file in files.values():
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(str(file), framework="pt") as some:
+            for key in some.keys():  # noqa: SIM118
+                kind = some.get_slice(key).get_dtype()
+                if kind in PACKED and key.endswith(".weight"):
+                    raise ModelError(
+                        f"{name}: the weight {key} is packed in {kind}, and config.json has no "
+                        "quantization_config that says how: this is not the whole checkpoint"
+                    )
 
 
 def check_adapter(adapter: str, hf: Any) -> None:

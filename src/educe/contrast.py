@@ -42,7 +42,8 @@ from educe.forward.forced import Forced, finite
 from educe.forward.slice import Slice
 from educe.kinds import Kind, Vectors
 from educe.model import LanguageModel
-from educe.perturb import Origin, PerturbationSet
+from educe.origin import Origin
+from educe.perturb import PerturbationSet
 from educe.rendering import PromptBatch
 
 WHAT = "the log-probability of the target"

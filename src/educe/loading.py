@@ -5,6 +5,7 @@ What can be said is what transformers can be told; an adapter of PEFT stays besi
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -146,9 +147,26 @@ def _read(
     if getattr(hf, "_hf_peft_config_loaded", False):
         raise ModelError(f"{name} is an adapter: load its base model, and it as the adapter")
     complete.check_checkpoint(name, info)
+    complete.check_stored(name, _stored(place, options["revision"]), hf)
     for remark in remarks:
         warn(f"{name}: {remark}")
     return hf, tokenizer
+
+
+def _stored(place: str, revision: str | None) -> dict[str, Path]:
+    """Return the files of weights of a checkpoint in a folder, or as the Hub's cache has them."""
+    from transformers.utils import cached_file
+
+    def found(file: str) -> Path | None:
+        there = cached_file(
+            place, file, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        return Path(there) if there else None
+
+    names = [complete.WHOLE, complete.INDEX]
+    if index := found(complete.INDEX):
+        names += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    return {file: path for file in names if (path := found(file))}
 
 
 def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> Any:

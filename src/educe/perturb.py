@@ -6,67 +6,37 @@ belong, how large they are in the units of that place, and how they were made.
 
 from __future__ import annotations
 
-import hashlib
+import html
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from educe import files, kinds, peft_folder
+from educe.applied import applied
 from educe.digest import others
-from educe.errors import FileFormatError, ModelError
+from educe.errors import FileFormatError, MethodError, ModelError
 from educe.kinds import Adapters, Kind
 from educe.model import LanguageModel
+from educe.origin import Origin
+from educe.rendering import PromptBatch
+from educe.whole import check_whole
 
 FORMAT_VERSION = "3"
 #: Version 1 measured the unit by a mean norm, and kept that too; version 2 knew no digests.
 READABLE = ("1", "2", FORMAT_VERSION)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a set of perturbations belongs: the model, the place in it, and the prompts.
-
-    Attributes:
-        model_id: The model they were found in.
-        model_revision: Its Hub revision, or an empty string.
-        adapter: The PEFT adapter beside its weights, or an empty string.
-        d_model: Width of the residual stream.
-        n_layers: Number of blocks.
-        source: Last layer that they do not reach; vectors are added after it.
-        target: Layer at which their effect was read.
-        readout: Tokens over which the effect was averaged.
-        unit: The radius whose dose is 1: for vectors, the median norm of the stream at the source
-            (see `educe.forward.slice.norms`); in files of version 1, the mean norm.
-        prompts_sha256: Digest of the rendered prompts.
-        model_parts: By what the model is known again (see `educe.digest`); nothing in files of
-            versions 1 and 2.
-    """
-
-    model_id: str
-    model_revision: str
-    adapter: str
-    d_model: int
-    n_layers: int
-    source: int
-    target: int
-    readout: str
-    unit: float
-    prompts_sha256: str
-    model_parts: Mapping[str, str] = field(default_factory=dict)
-
-
-def digest(texts: Sequence[str]) -> str:
-    """Return the SHA-256 of some rendered prompts."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerturbationSet:
     """Perturbations of one kind: unit directions, radii, and what is known of them.
 
@@ -97,6 +67,73 @@ class PerturbationSet:
     def __len__(self) -> int:
         return len(self.directions)
 
+    @overload
+    def __getitem__(self, at: int) -> PerturbationSet: ...
+    @overload
+    def __getitem__(self, at: slice) -> PerturbationSet: ...
+    def __getitem__(self, at: int | slice) -> PerturbationSet:
+        return self.select(_places(at, len(self)))
+
+    def __iter__(self) -> Iterator[PerturbationSet]:
+        return (self[item] for item in range(len(self)))
+
+    def __add__(self, other: PerturbationSet | PerturbationGroup) -> PerturbationGroup:
+        return PerturbationGroup((self,)) + other
+
+    def __repr__(self) -> str:
+        where = self.origin
+        said = [
+            f"{len(self)} {self.kind.name} by {self.method}",
+            f"layers {where.source} to {where.target} of {where.model_id}",
+            f"positions {self.kind.positions}",
+        ]
+        if len(self):
+            said.append(f"radius {_span(self.radius)} (dose {_span(self.dose)})")
+        if self.scores:
+            said.append(f"scores {', '.join(self.scores)}")
+        return f"PerturbationSet({'; '.join(said)})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.frame().to_html(index=False)}"
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row for each: its number here, method, kind, radius, dose, and every score.
+
+        Example:
+            >>> found = educe.search(part, "random", n=3, radius=2.0)
+            >>> list(found.frame())
+            ['number', 'method', 'kind', 'radius', 'dose', 'effect']
+            >>> largest = found.frame().nlargest(1, "effect")["number"].item()
+            >>> found[largest].theta.equal(found.top(1).theta)
+            True
+        """
+        columns = {"number": range(len(self)), "method": self.method, "kind": self.kind.name}
+        sizes = {"radius": self.radius.numpy(), "dose": self.dose.numpy()}
+        return pd.DataFrame(columns | sizes | {k: v.numpy() for k, v in self.scores.items()})
+
+    def top(self, n: int, by: str = "effect") -> PerturbationSet:
+        """Return those with the highest scores, the highest first; NaN counts as the lowest.
+
+        Args:
+            n: How many; all when there are fewer.
+            by: The name of the score.
+
+        Raises:
+            MethodError: The set has no such score.
+
+        Example:
+            >>> found = educe.search(part, "dct", n=8, radius=2.0)
+            >>> best = found.top(2, by="alpha")
+            >>> bool(best.scores["alpha"][0] == found.scores["alpha"].max())
+            True
+        """
+        if by not in self.scores:
+            known = ", ".join(self.scores) or "none"
+            raise MethodError(f"these {self.kind.name} have no score {by!r}; their scores: {known}")
+        check_whole("n", n)
+        scores = self.scores[by].nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return self.select(scores.argsort(descending=True, stable=True)[:n].tolist())
+
     @property
     def theta(self) -> Float[Tensor, "n s"]:
         """The directions at their radius: for vectors, what is added to the stream."""
@@ -108,7 +145,7 @@ class PerturbationSet:
         return self.radius / self.origin.unit
 
     def select(self, items: Sequence[int]) -> PerturbationSet:
-        """Return some of the items, in the order given."""
+        """Return some of the items, in the order given; ``found[2:5]`` is ``select([2, 3, 4])``."""
         at = torch.tensor(list(items), dtype=torch.long)
         return replace(
             self,
@@ -118,6 +155,47 @@ class PerturbationSet:
             outputs=None if self.outputs is None else self.outputs[at],
             scores={name: values[at] for name, values in self.scores.items()},
         )
+
+    @contextmanager
+    def applied(self, lm: LanguageModel, prompts: PromptBatch | None = None) -> Iterator[None]:
+        """Change the model in place, for plain transformers, while a ``with`` statement lasts.
+
+        Inside, ``lm.hf(...)`` and ``lm.hf.generate(...)`` are those of the perturbed model, with
+        whatever options they have; several sets can act at once. Behind the statement the model is
+        as it was. One perturbation acts on every row; ``n`` of them act on ``n`` rows, one on each.
+
+        Positions mean what they mean to `educe.generate`: what ``generate`` is given is the prompt.
+        For a plain call that is every token which comes without a filled cache; those that come
+        with one are generated.
+
+        Args:
+            lm: The model.
+            prompts: What the model will be given, as ``lm.encode`` read it; needed for positions
+                ``asked`` where a prompt is more than one message, since the token numbers alone do
+                not tell which part of it is the person's last one.
+
+        Raises:
+            LayerError: There is no such layer.
+            ModelError: The perturbations belong to a model of another size.
+            PositionsError: The person's message cannot be found in what the model is given.
+            SteeringError: The rows are not as many as the perturbations, a prompt has padding on
+                its right in ``generate``, or the perturbation never reaches the model.
+
+        Example:
+            >>> part = educe.Slice(lm, lm.encode(["Why?"]), source=1, target=3)
+            >>> found = educe.search(part, "random", n=4, radius=5.0)
+            >>> asked = lm.tokenizer("Why?", return_tensors="pt")
+            >>> before = lm.hf(**asked).logits
+            >>> with found[3].applied(lm):
+            ...     written = lm.hf.generate(**asked, max_new_tokens=5)
+            ...     bool((lm.hf(**asked).logits == before).all())
+            False
+            >>> bool((lm.hf(**asked).logits == before).all())
+            True
+        """
+        self.check(lm)
+        with applied(lm, self.kind, self.theta, prompts):
+            yield
 
     def check(self, lm: LanguageModel) -> list[str]:
         """Make sure that the set fits a model, and see whether it was found on it.
@@ -236,3 +314,81 @@ class PerturbationSet:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, repr=False)
+class PerturbationGroup:
+    """Sets one after the other, such as what was found and its control: ``found + control``.
+
+    Each set keeps what it is known by: its method, settings and scores, and also its kind, since
+    the control of noise is vectors. So a group has no ``theta`` of its own; its perturbations are
+    counted through, and ``group[i]`` is a set of one.
+
+    Attributes:
+        parts: The sets.
+
+    Example:
+        >>> found = educe.search(part, "dct", n=3, radius=2.0)
+        >>> control = educe.search(part, "random", n=2, radius=2.0)
+        >>> both = found + control
+        >>> len(both), both[3].method, [len(some) for some in both[1:4].parts]
+        (5, 'random', [2, 1])
+        >>> both.frame()["method"].tolist()
+        ['dct', 'dct', 'dct', 'random', 'random']
+    """
+
+    parts: tuple[PerturbationSet, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @overload
+    def __getitem__(self, at: int) -> PerturbationSet: ...
+    @overload
+    def __getitem__(self, at: slice) -> PerturbationGroup: ...
+    def __getitem__(self, at: int | slice) -> PerturbationSet | PerturbationGroup:
+        all_of = [(line, item) for line, part in enumerate(self.parts) for item in range(len(part))]
+        chosen = [all_of[place] for place in _places(at, len(self))]
+        some = [
+            self.parts[line].select([item for _, item in run])
+            for line, run in groupby(chosen, key=lambda pair: pair[0])
+        ]
+        return PerturbationGroup(tuple(some)) if isinstance(at, slice) else some[0]
+
+    def __iter__(self) -> Iterator[PerturbationSet]:
+        return (one for part in self.parts for one in part)
+
+    def __add__(self, other: PerturbationSet | PerturbationGroup) -> PerturbationGroup:
+        if isinstance(other, PerturbationSet):
+            other = PerturbationGroup((other,))
+        if not isinstance(other, PerturbationGroup):
+            return NotImplemented
+        return PerturbationGroup((*self.parts, *other.parts))
+
+    def __repr__(self) -> str:
+        return f"PerturbationGroup({' + '.join(map(repr, self.parts))})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.frame().to_html(index=False)}"
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rows of all sets, numbered through; a score that a set lacks is NaN."""
+        frames = [part.frame() for part in self.parts]
+        if not frames:
+            return pd.DataFrame(columns=["number", "method", "kind", "radius", "dose"])
+        return pd.concat(frames, ignore_index=True).assign(number=range(len(self)))
+
+
+def _places(at: int | slice, n: int) -> list[int]:
+    """Return which of ``n`` items an index or a slice means."""
+    if isinstance(at, slice):
+        return list(range(n)[at])
+    try:
+        return [range(n)[at]]
+    except IndexError:
+        raise IndexError(f"number {at} of {n} perturbations: they are counted from 0") from None
+
+
+def _span(values: Float[Tensor, "n"]) -> str:
+    low, high = f"{float(values.min()):.3g}", f"{float(values.max()):.3g}"
+    return low if low == high else f"{low} to {high}"

@@ -42,7 +42,7 @@ def check(positions: str) -> str:
 def in_prompt(
     positions: str, mask: Int[Tensor, "p t"], asked: Bool[Tensor, "p t"] | None = None
 ) -> Bool[Tensor, "p t"]:
-    """Return which tokens of left-padded prompts are meant; never the padding.
+    """Return which tokens of prompts are meant; never the padding, on either side.
 
     Args:
         positions: See above.

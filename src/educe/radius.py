@@ -26,15 +26,18 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import brentq
 from scipy.stats import t as student
 from torch import Tensor
 
 from educe.errors import EffectError, RadiusError
 from educe.forward.slice import Slice
+from educe.roots import crossing
 
 #: The bracket of the search, as doses: shares of the median activation norm at the source.
 SMALLEST, LARGEST = 1e-3, 10.0
+
+#: The radius is found when the logarithm of the error is this near to the wanted one.
+NEAR = 0.002
 
 #: Random directions over which the error is taken; fewer where each costs a pass of its own. What
 #: that leaves open is in the interval.
@@ -56,6 +59,13 @@ class Calibration:
         interval: 95% interval of the radius over the draw of directions. None where fewer than two
             were drawn, or where the error does not rise at the radius.
         curve: Radii and errors that the search looked at, in increasing order of radius.
+
+    Example:
+        >>> found = educe.calibrate(part)
+        >>> found.interval[0] < found.radius < found.interval[1]
+        True
+        >>> abs(found.dose - found.radius / part.unit) < 1e-9
+        True
     """
 
     radius: float
@@ -84,6 +94,11 @@ def calibrate(
 
     Raises:
         RadiusError: No radius between 0.001 and 10 activation norms has that error.
+
+    Example:
+        >>> strict, loose = (educe.calibrate(part, error=error).radius for error in (0.2, 0.5))
+        >>> strict < loose
+        True
     """
     v = along
     if v is None:
@@ -92,39 +107,51 @@ def calibrate(
     along_v = part.kind.scaled(v, 1.0) - none
     _, linear = part.jvp(none, along_v)
     size = linear.norm(dim=1)
-    seen: dict[float, float] = {}
-
-    def excess(log_radius: float) -> float:
-        radius = math.exp(log_radius)
-        off = (part.effect(part.kind.scaled(v, radius)) - radius * linear).norm(dim=1) / (
-            radius * size
-        )
-        seen[radius] = float(off.square().mean().sqrt())
-        return seen[radius] - error
-
-    unit = part.unit
-    low, high, top = (math.log(dose * unit) for dose in (SMALLEST, 1.0, LARGEST))
-    try:
-        while excess(high) < 0:
-            if high == top:
-                raise RadiusError(
-                    f"the slice {part.source} to {part.target} stays linear up to {LARGEST:g} "
-                    "times its activations' norm: give --radius yourself, or a later target"
-                )
-            low, high = high, min(high + math.log(2), top)
-        root = brentq(excess, low, high, xtol=0.01, maxiter=30)
-    except ValueError as failed:
-        raise RadiusError(
-            f"the slice {part.source} to {part.target} is not linear even at {SMALLEST:g} of its "
-            "activations' norm: give --radius yourself"
-        ) from failed
-    radius, interval = math.exp(root), None
+    radius, curve = _with_error(part, v, linear, error)
+    interval = None
     if along is None:
         effect, moving = part.jvp(part.kind.scaled(v, radius), along_v)
         off = (effect / radius - linear) / size[:, None]
         slope = 2 * (off * (moving - effect / radius) / size[:, None]).sum(1)
         interval = _interval(radius, off.square().sum(1), slope)
-    return Calibration(radius, radius / unit, error, interval, tuple(sorted(seen.items())))
+    return Calibration(radius, radius / part.unit, error, interval, curve)
+
+
+def _with_error(
+    part: Slice, v: Float[Tensor, "n s"], linear: Float[Tensor, "n d"], error: float
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """Return the radius with a linearisation error, and the radii and errors looked at."""
+    seen: dict[float, float] = {}
+    broken: list[EffectError] = []
+
+    def measured(items: Tensor, radii: Tensor) -> Tensor:
+        radius = float(radii)
+        try:
+            off = part.effect(part.kind.scaled(v, radius)) / radius - linear
+        except EffectError as failed:
+            broken.append(failed)
+            return torch.full_like(radii, math.inf)
+        seen[radius] = float((off.norm(dim=1) / linear.norm(dim=1)).square().mean().sqrt())
+        return torch.tensor([seen[radius]])
+
+    start = torch.tensor([part.unit], dtype=torch.float64)
+    bounds = SMALLEST, LARGEST
+    found = crossing(measured, start, error, slope=1.0, near=NEAR, rounds=30, within=bounds)
+    radius, came = float(found.radius), float(found.value)
+    if abs(math.log(max(came, 1e-30) / error)) <= NEAR:
+        return radius, tuple(sorted(seen.items()))
+    where = f"the slice {part.source} to {part.target}"
+    if came > error:
+        raise RadiusError(
+            f"{where} is not linear even at {SMALLEST:g} of its activations' norm: give --radius "
+            "yourself"
+        )
+    if broken:
+        raise broken[-1]
+    raise RadiusError(
+        f"{where} stays linear up to {LARGEST:g} times its activations' norm: give --radius "
+        "yourself, or a later target"
+    )
 
 
 def _interval(
@@ -154,16 +181,12 @@ def of_effect(part: Slice, effect: float, *, directions: int = DIRECTIONS, seed:
         raise RadiusError("the effect is zero, which no radius has: perturb more, or other modules")
     v = _drawn(part, directions, seed)
 
-    def excess(log_radius: float) -> float:
-        reached = part.effect(part.kind.scaled(v, math.exp(log_radius))).norm(dim=1).mean()
-        return math.log(float(reached) / effect)
+    def reached(items: Tensor, radii: Tensor) -> Tensor:
+        return part.effect(part.kind.scaled(v, float(radii))).norm(dim=1).mean()[None]
 
-    low = high = math.log(part.unit)
-    while excess(high) < 0:
-        low, high = high, high + math.log(2)
-    while excess(low) > 0:
-        low, high = low - math.log(2), low
-    return math.exp(brentq(excess, low, high, xtol=0.001))
+    start = torch.tensor([part.unit], dtype=torch.float64)
+    found = crossing(reached, start, effect, slope=1.0, near=0.001, rounds=60, within=(1e-9, 1e9))
+    return float(found.radius)
 
 
 def _drawn(part: Slice, n: int, seed: int) -> Float[Tensor, "n s"]:
@@ -211,7 +234,14 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
 def response(
     part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float]
 ) -> Float[Tensor, "n r"]:
-    """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down."""
+    """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down.
+
+    Example:
+        >>> directions = part.kind.draw(3, torch.Generator().manual_seed(0))
+        >>> sizes = educe.response(part, directions, [0.001, 0.002])  # almost linear as yet
+        >>> torch.allclose(sizes[:, 1] / sizes[:, 0], torch.tensor(2.0), rtol=0.1)
+        True
+    """
 
     def sizes(items: Tensor, radius: float) -> Tensor:
         some = part.on(part.kind.select(items))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from educe.asked import (
 from educe.errors import PromptError
 from educe.prompts import Prompt as Prompt
 from educe.prompts import checked, mended, well_formed
+
+#: The day that chat templates write which ask for the date: on every day a run reads the same.
+TODAY = date(2026, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,16 @@ class Reads:
         """How many token numbers the model takes."""
         raise NotImplementedError
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of how it reads prompts."""
+        if "strftime_now" not in str(getattr(self.tokenizer, "chat_template", None)):
+            return []
+        return [
+            f"the chat template of {self.name} asks for the date: it always gets {TODAY}, so that "
+            "prompts read the same on every day"
+        ]
+
     def text(self, ids: Any, **options: Any) -> str:
         """Return what tokens say, in whole characters (see `educe.prompts.mended`).
 
@@ -203,6 +218,15 @@ class Reads:
             raise PromptError(f"{self.name} has no chat template: give prompts as plain text")
         return asked
 
+    def _template(self) -> str | None:
+        """Return the chat template with a fixed date in it; None where it asks for none."""
+        if not self.remarks:
+            return None
+        template = self.tokenizer.get_chat_template()
+        return re.sub(
+            r"strftime_now\(\s*([\"'])(.*?)\1\s*\)", lambda m: repr(TODAY.strftime(m[2])), template
+        )
+
     def _templated(self, messages: Sequence[Message], enable_thinking: bool | None) -> str:
         """Write messages by the chat template; it is a program, and its errors are of any kind."""
         goes_on = messages[-1]["role"] == "assistant"
@@ -213,6 +237,7 @@ class Reads:
                 tokenize=False,
                 add_generation_prompt=not goes_on,
                 continue_final_message=goes_on,
+                chat_template=self._template(),
                 **extra,
             )
         except Exception as error:

@@ -26,7 +26,7 @@ from educe.forward.slice import Slice
 from educe.kinds import Adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.rows import RETEST
+from educe.rows import FIRST, Row
 from educe.run.store import Run
 from peft_oracle import adapted
 from toy_slice import ToySlice, inputs_of, linear, normal
@@ -422,7 +422,7 @@ def test_a_run_writes_what_the_adapters_write_alone(
     hf = tiny.hf_model()
     names = [f"model.layers.{block}.self_attn.o_proj" for block in (1, 2)]
     with Run.open(folder) as opened:
-        texts = {c.row: c for c in opened.completion_rows() if c.sample < RETEST}
+        texts = {c.row: c for c in opened.completion_rows(FIRST)}
         prompts = opened.prompt_rows()
         rows = opened.perturbation_rows()
     tokenizer = tiny.tokenizer()
@@ -435,7 +435,7 @@ def test_a_run_writes_what_the_adapters_write_alone(
         for prompt in prompts:
             ids = tokenizer(prompt.rendered, add_special_tokens=False)["input_ids"]
             loop = tiny.greedy(model, ids, 5, ends={257})
-            assert list(texts[row.id, prompt.id, 0].tokens) == loop
+            assert list(texts[Row(row.id, prompt.id)].tokens) == loop
 
 
 def test_a_run_is_shown_and_reported(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -30,8 +30,8 @@ from educe.errors import LayerError, RunError
 from educe.forward.slice import Slice
 from educe.forward.slice.norms import median_norm
 from educe.model import LanguageModel
+from educe.origin import digest
 from educe.orthogonal import orthonormal, upright
-from educe.perturb import digest
 from educe.progress import Reporter
 from educe.rendering import PromptBatch
 

@@ -33,7 +33,7 @@ def discover(
     prompts_file: PromptsFile = None,
     fresh: Path | None = None,
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
-    job: JobOptions = JOB,
+    job: Annotated[JobOptions, Parameter(name="*")] = JOB,
     model: ModelOptions = EMBEDDED,
     out: Path | None = None,
     resume: Flag = False,

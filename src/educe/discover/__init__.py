@@ -34,7 +34,8 @@ from educe.discover.state import Progress, State
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise, Vectors, Within
-from educe.perturb import Origin, PerturbationSet, digest
+from educe.origin import Origin, digest
+from educe.perturb import PerturbationSet
 from educe.whole import check_bounds, check_whole
 
 
@@ -191,6 +192,14 @@ def search(
         MethodError: The method is unknown or cannot work with these settings.
         RadiusError: The radius is not above zero, or so small that it is lost in rounding.
         EffectError: The radius is so large that the model breaks down.
+
+    Example:
+        >>> found = educe.search(part, "dct", n=4, radius=2.0)
+        >>> found
+        PerturbationSet(4 vectors by dct; layers 1 to 3 of llama; positions all; ...)
+        >>> again = educe.search(part, "dct", n=4, radius=2.0)
+        >>> found.theta.equal(again.theta)
+        True
     """
     how = named(method)
     check_whole("n", n)

@@ -50,6 +50,11 @@ class CpeConfig:
         temperature: ``T``; lower, and only near factors push each other.
         per_block: Normalise every ``a`` and ``b`` on the way, as the paper has it, instead of
             ``φ``.
+
+    Example:
+        >>> config = educe.CpeConfig(iterations=2, blocks=2)
+        >>> educe.search(part, "cpe", n=3, radius=1.0, config=config).kind.name
+        'adapters'
     """
 
     iterations: Annotated[int, AtLeast(1)] = 10

@@ -57,6 +57,11 @@ class DctConfig:
             width lose nothing; directions beyond them start random.
         hold: Weight of the turning of the effect (see `educe.discover.hold`): ``Jᵀ u`` gains
             ``hold ⟨u, Δ⟩ ∇V``.
+
+    Example:
+        >>> config = educe.DctConfig(iterations=5, init="jacobian")
+        >>> len(educe.search(part, "dct", n=4, radius=2.0, config=config))
+        4
     """
 
     iterations: Annotated[int, AtLeast(1)] = 10

@@ -40,6 +40,12 @@ class LinearDctConfig:
         mode: ``full``, or ``projected``: cheaper by the width over ``projections``, and inexact.
         projections: Rows of the projection (``d_proj``); ``projected`` has as many directions.
         steps: In how many parts the Jacobian is computed; it makes no difference to what is found.
+
+    Example:
+        >>> config = educe.LinearDctConfig(mode="projected", projections=8)
+        >>> found = educe.search(part, "dct-linear", n=4, radius=2.0, config=config)
+        >>> sorted(found.scores)
+        ['effect', 'singular_value']
     """
 
     mode: Literal["full", "projected"] = "full"

@@ -35,6 +35,11 @@ class LoraConfig(AscentConfig):
     Attributes:
         rank: Columns of ``A`` and ``B``. The published run has 512, and a file of such adapters is
             as large as that sounds.
+
+    Example:
+        >>> config = educe.LoraConfig(rank=2, steps=3)
+        >>> educe.search(part, "lora", n=2, radius=1.0, config=config).kind.rank
+        2
     """
 
     rank: Annotated[int, AtLeast(1)] = 8

@@ -35,6 +35,11 @@ class NoiseConfig:
         per: What a draw is made for: each ``token``, a whole ``rollout``, or the ``weights``.
         modules: Which matrices get weight noise: those whose name in their block this regular
             expression is found in, such as ``self_attn`` or ``down_proj``; by default, all.
+
+    Example:
+        >>> config = educe.NoiseConfig(per="weights", modules="down_proj")
+        >>> educe.search(part, "noise", n=2, radius=0.1, config=config).kind.name
+        'weight-noise'
     """
 
     per: Literal["token", "rollout", "weights"] = "token"

@@ -58,6 +58,13 @@ class PowerConfig:
         band: Neighbours whose singular values differ by less than this share are in one band.
         search: Steps of the search inside each band; 0 leaves the singular vectors as they are.
         starts: Of that search, in each band: the singular vectors, the others random rotations.
+
+    Example:
+        >>> config = educe.PowerConfig(iterations=30)
+        >>> found = educe.search(part, "power", n=4, radius=2.0, config=config)
+        >>> value = found.scores["singular_value"]  # each vector comes with both signs
+        >>> bool(value[0] == value[1] >= value[2])
+        True
     """
 
     iterations: Annotated[int, AtLeast(1)] = 10

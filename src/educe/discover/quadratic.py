@@ -39,6 +39,11 @@ class QuadraticDctConfig:
 
     Attributes:
         iterations: How often ``U`` and ``V`` are updated.
+
+    Example:
+        >>> config = educe.QuadraticDctConfig(iterations=3)
+        >>> len(educe.search(part, "dct-quadratic", n=4, radius=2.0, config=config))
+        4
     """
 
     iterations: Annotated[int, AtLeast(1)] = 20

@@ -15,7 +15,13 @@ from educe.forward.slice import Slice
 
 @dataclass(frozen=True)
 class RandomConfig:
-    """Random perturbations have no settings."""
+    """Random perturbations have no settings.
+
+    Example:
+        >>> found = educe.search(part, "random", n=4, radius=2.0, config=educe.RandomConfig())
+        >>> found.theta.shape
+        torch.Size([4, 32])
+    """
 
 
 def start(part: Slice, n: int, radius: float, config: RandomConfig, draw: torch.Generator) -> State:

@@ -47,6 +47,10 @@ class WordsConfig:
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
         steps: In how many parts; it makes no difference to what is found.
+
+    Example:
+        >>> educe.WordsConfig(words=4000).screen  # tried at the last token of the question
+        'asked:1'
     """
 
     words: Annotated[int, AtLeast(0)] = 0

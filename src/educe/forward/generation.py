@@ -35,7 +35,15 @@ ROWS_PER_BATCH = {"cpu": 128, "cuda": 256}
 
 
 class Completion(NamedTuple):
-    """What one perturbed model wrote for one prompt in one sample."""
+    """What one perturbed model wrote for one prompt in one sample.
+
+    Example:
+        >>> theta = part.kind.draw(1, torch.Generator().manual_seed(0))
+        >>> how = {"kind": part.kind, "max_new_tokens": 3}
+        >>> ((one,),) = educe.generate(lm, part.batch, educe.rows_of(1, 1), theta, **how)
+        >>> one.row.prompt, one.finished or len(one.tokens) == 3
+        (0, True)
+    """
 
     row: Row
     text: str
@@ -83,7 +91,12 @@ def left_out(lm: LanguageModel) -> list[str]:
 
 
 def rows_of(n: int, prompts: int, *, samples: int = 1) -> list[Row]:
-    """Return every row of the perturbations 1 to ``n``, in order."""
+    """Return every row of the perturbations 1 to ``n``, in order.
+
+    Example:
+        >>> [tuple(row)[:3] for row in educe.rows_of(1, 2, samples=2)]
+        [(1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)]
+    """
     return [Row(i + 1, j, k) for i in range(n) for j in range(prompts) for k in range(samples)]
 
 
@@ -118,6 +131,15 @@ def generate(
     Raises:
         LayerError: There is no such layer.
         SteeringError: The perturbations are not of this kind, or one never reached the model.
+
+    Example:
+        >>> found = educe.search(part, "random", n=3, radius=20.0)
+        >>> rows = educe.rows_of(len(found), len(prompts))
+        >>> texts = {}
+        >>> for batch in educe.generate(lm, part.batch, rows, found.theta, kind=found.kind):
+        ...     texts |= {completion.row: completion.text for completion in batch}
+        >>> len(texts)
+        6
     """
 
     def write(decoder: _Decoder) -> list[Completion]:

@@ -28,6 +28,13 @@ class Kind(ABC):
         tensor: What the unit perturbations are called in files.
         alone: Whether only one perturbation can act at a time.
         positions: Tokens at which they act (see `educe.positions`).
+
+    Example:
+        >>> part.kind.name, part.kind.before, part.kind.size
+        ('vectors', 1, 32)
+        >>> unit = part.kind.draw(3, torch.Generator().manual_seed(0))
+        >>> torch.allclose(part.kind.scaled(unit, 2.0).norm(dim=1), torch.tensor(2.0))
+        True
     """
 
     name: ClassVar[str]

@@ -36,6 +36,13 @@ class Adapters(Projected):
         inputs: Width of what each takes.
         width: Width of what they return: that of the stream.
         rank: Columns of ``a`` and of ``b``.
+
+    Example:
+        >>> kind = educe.adapters(lm, first=2, blocks=2)
+        >>> kind.paths
+        ('model.layers.2.self_attn.o_proj', 'model.layers.3.self_attn.o_proj')
+        >>> kind.size  # a and b, both as wide as the stream, for each of two blocks
+        128
     """
 
     name: ClassVar[str] = "adapters"
@@ -113,6 +120,11 @@ def adapters(
     Raises:
         LayerError: The band does not lie between block 1 and the last.
         ModelError: A block has no such projection.
+
+    Example:
+        >>> kind = educe.adapters(lm, first=2, blocks=1, projection="mlp", rank=4)
+        >>> educe.search(part.on(kind), "random", n=3, radius=0.5)
+        PerturbationSet(3 adapters by random; layers 1 to 3 of llama; ...)
     """
     if not (first >= 1 and blocks >= 1 and first + blocks <= lm.depth):
         raise LayerError(

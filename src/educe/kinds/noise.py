@@ -76,6 +76,12 @@ class TokenNoise(Noise, AfterBlock):
         width: Width of the stream.
         seeds: Of each perturbation.
         positions: Tokens it is added to.
+
+    Example:
+        >>> kind = educe.TokenNoise(1, lm.width, seeds=(0, 1, 2))
+        >>> noise = kind.added(torch.full((3, 1), 2.0), [0, 1, 2], range(-4, 0))
+        >>> noise.shape, bool(torch.allclose(noise.norm(dim=-1), torch.tensor(2.0)))
+        (torch.Size([3, 1, 4, 32]), True)
     """
 
     name: ClassVar[str] = "token-noise"
@@ -108,6 +114,13 @@ class WeightNoise(Noise):
         seeds: Of each perturbation.
         modules: A regular expression; parameters whose name in their block it is found in get
             noise, if they are floating point with two dimensions or more.
+
+    Example:
+        >>> kind = educe.WeightNoise(first=2, blocks=1, seeds=(0,), modules="down_proj")
+        >>> list(kind.parameters(lm))
+        ['2.mlp.down_proj.weight']
+        >>> part.on(kind).effect(torch.tensor([[0.1]])).shape
+        torch.Size([1, 32])
     """
 
     name: ClassVar[str] = "weight-noise"

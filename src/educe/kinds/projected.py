@@ -65,11 +65,15 @@ class Projected(Kind):
         self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
     ) -> Iterator[Keep]:
         parts = self.split(theta)
-        heard = [0] * len(parts)
+        ran: set[int] = set()
+        heard: set[int] = set()
+
+        def note(block: int) -> Callable[..., None]:
+            return lambda module, args, output: ran.add(block)
 
         def change(block: int) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-                heard[block] += 1
+                heard.add(block)
                 own = tuple(part.to(output) for part in parts[block])
                 x = args[0].reshape(len(own[0]), -1, args[0].shape[-1])
                 rows = output.reshape(len(x), -1, output.shape[-1])
@@ -82,12 +86,14 @@ class Projected(Kind):
 
         modules = [lm.unwrapped.get_submodule(path) for path in self.paths]
         handles = [module.register_forward_hook(change(i)) for i, module in enumerate(modules)]
+        blocks = lm.blocks[self.first : self.last + 1]
+        handles += [block.register_forward_hook(note(i)) for i, block in enumerate(blocks)]
         try:
             yield keep
         finally:
             for handle in handles:
                 handle.remove()
-        if not all(heard):
+        if ran - heard:
             raise SteeringError(
-                f"{self.paths[heard.index(0)]} was never called: the {self.name} would do nothing"
+                f"{self.paths[min(ran - heard)]} was never called: the {self.name} would do nothing"
             )

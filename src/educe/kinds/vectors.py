@@ -51,6 +51,12 @@ class Vectors(AfterBlock):
         layer: The block after which it is added.
         width: Width of the stream.
         positions: Tokens it is added to (see `educe.positions`).
+
+    Example:
+        >>> kind = educe.Vectors(1, lm.width, positions="last:2")
+        >>> effect = part.on(kind).effect(kind.draw(3, torch.Generator()))
+        >>> effect.shape
+        torch.Size([3, 32])
     """
 
     name: ClassVar[str] = "vectors"
@@ -84,6 +90,12 @@ class Within(AfterBlock):
         layer: The block after which they are added.
         rows: ``A``, float32 on the processor, ``[k, d]``.
         positions: Tokens they are added to.
+
+    Example:
+        >>> plane = educe.Within(1, torch.eye(2, lm.width))
+        >>> found = educe.search(part.on(plane), "dct", n=2, radius=2.0)
+        >>> found.theta.shape  # coefficients
+        torch.Size([2, 2])
     """
 
     name: ClassVar[str] = "within"

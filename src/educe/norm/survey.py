@@ -22,7 +22,7 @@ from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
-from educe.norm.choice import BUDGET, crossing, linear
+from educe.norm.choice import BUDGET, at_value, linear
 from educe.norm.equal import equal
 from educe.norm.points import Point, Points
 from educe.norm.response import FINE, SHARES, growth, marks, signs, steepest
@@ -130,12 +130,13 @@ def _curves(points: Points, row: PerturbationRow, *, budget: float) -> list[dict
             (torch.tensor([abs(p.radius)]), torch.tensor([math.inf if p.high is None else p.high]))
             for p in own
         ]
-        (within,) = crossing(
+        (within,) = at_value(
             lambda _, radii, sign=sign: torch.tensor(  # type: ignore[misc]
                 points.high([row.id], [sign * float(radii[0])])
             ),
             torch.tensor([row.radius]),
             budget,
+            slope=2.0,
             known=known,
         ).tolist()
         chosen = {
@@ -271,7 +272,7 @@ def _at_effect(
             some = part.on(part.kind.select(items))
             return growth(some, v[items], radii[:, None]).effect[:, 0]
 
-        radii = crossing(effects, group.radius[places].to(v), size).tolist()
+        radii = at_value(effects, group.radius[places].to(v), size, slope=1.0).tolist()
         found |= {group.numbers[i]: r for i, r in zip(places.tolist(), radii, strict=True)}
     return [(p.id, found[p.id]) for p in rows if math.isfinite(found[p.id])]
 
@@ -292,12 +293,13 @@ def _at_damage(
                 for p in (*before, *after)
                 if p.number == row.id
             ]
-            radii += crossing(
+            radii += at_value(
                 lambda _, r, number=row.id: torch.tensor(  # type: ignore[misc]
                     points.high([number], [float(r[0])])
                 ),
                 torch.tensor([row.radius]),
                 budget,
+                slope=2.0,
                 known=known,
             ).tolist()
             step()

@@ -21,6 +21,7 @@ from educe.model import LanguageModel
 from educe.once import encoded_once
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
 from educe.progress import Silent
+from educe.roots import Found, crossing
 from educe.run import same_model
 from educe.run.fill import groups
 from educe.run.store import Run
@@ -41,11 +42,10 @@ def at_kl(
     start: Float[Tensor, "n"],
     passes: int = 4,
     tolerance: float = 0.1,
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+) -> Found:
     """Return the radius at which each direction has a side effect, and the side effect there.
 
-    By secants of ``log KL`` over ``log R``, the first of slope 2, which is exact where both are
-    small. What comes back is the nearest that was measured.
+    What comes back is the nearest that was measured.
 
     Args:
         ordinary: Measures side effects.
@@ -56,28 +56,11 @@ def at_kl(
         passes: The most measurements.
         tolerance: A direction is done when ``log KL`` is as near as that.
     """
-    aim, x = math.log(budget), start.double().log()
-    slope = torch.full_like(x, 2.0)
-    best, reached = x.clone(), torch.full_like(x, math.inf)
-    before: tuple[Tensor, Tensor] | None = None
-    open_ = torch.arange(len(x))
-    for _ in range(passes):
-        at = x[open_]
-        y = side_effect(ordinary, kind.select(open_), directions[open_], at.exp()).log()
-        nearer = (y - aim).abs() < (reached[open_] - aim).abs()
-        best[open_] = torch.where(nearer, at, best[open_])
-        reached[open_] = torch.where(nearer, y, reached[open_])
-        if before is not None:
-            own = (y - before[1][open_]) / (at - before[0][open_])
-            slope[open_] = torch.where(own.isfinite() & (own > 0.5), own.clamp(max=8), slope[open_])
-        # Where the model broke down there is no number to go by: half the radius.
-        move = torch.where(y.isfinite(), (aim - y) / slope[open_], -math.log(2.0))
-        before = (x.clone(), torch.full_like(x, math.nan).index_copy(0, open_, y))
-        x[open_] = at + move.clamp(-math.log(4.0), math.log(4.0))
-        open_ = ((reached - aim).abs() >= tolerance).nonzero()[:, 0]
-        if not len(open_):
-            break
-    return best.exp(), reached.exp()
+
+    def measure(items: Tensor, radii: Tensor) -> Tensor:
+        return side_effect(ordinary, kind.select(items), directions[items], radii)
+
+    return crossing(measure, start, budget, slope=2.0, near=tolerance, rounds=passes)
 
 
 def side_effect(

@@ -16,16 +16,26 @@ BEHAVIOUR = "behaviour"
 def compare(work: Work) -> None:
     """Score constancy, and put the texts that were written since into behaviours."""
     with work.timed("judge"):
+        first = _first(work)
         if len(work.prompts("asked")) > 1:
-            work.run.add_scores(_constancies(work))
-        work.run.add_scores(_behaviours(work))
+            work.run.add_scores(_constancies(work, first))
+        work.run.add_scores(_behaviours(work, first))
 
 
-def _constancies(work: Work) -> list[ScoreRow]:
-    """Score how alike the answers of each perturbation to the prompts asked are."""
-    asked, written = set(work.prompts("asked")), defaultdict(list)
-    for c in work.run.completion_rows(FIRST):
-        if c.perturbation and c.prompt in asked:
+def _first(work: Work) -> list[CompletionRow]:
+    """Return the answers to the prompts asked, but not those of derived perturbations."""
+    asked = set(work.prompts("asked"))
+    ours = {0, *(p.id for p in work.run.perturbation_rows())}
+    return [
+        c for c in work.run.completion_rows(FIRST) if c.prompt in asked and c.perturbation in ours
+    ]
+
+
+def _constancies(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
+    """Score how alike the answers of each perturbation are, where that is not known."""
+    known, written = {s.of for s in work.run.score_rows("constancy")}, defaultdict(list)
+    for c in first:
+        if c.perturbation and c.perturbation not in known:
             written[c.perturbation].append(c)
     each = {
         n: constancy([c.text for c in own], [c.prompt for c in own]) for n, own in written.items()
@@ -33,17 +43,15 @@ def _constancies(work: Work) -> list[ScoreRow]:
     return [ScoreRow(n, s.judge, s.value, s.higher_is, s.why) for n, s in each.items()]
 
 
-def _behaviours(work: Work) -> list[ScoreRow]:
-    asked = set(work.prompts("asked"))
-    first = [c for c in work.run.completion_rows(FIRST) if c.prompt in asked]
-    labels = clusters([c.text for c in first]).tolist()
-    # The re-test joins the groups as they are.
-    known = set(work.prompts("asked", "fresh"))
-    again = [c for c in work.run.completion_rows(RETEST) if c.perturbation and c.prompt in known]
+def _behaviours(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
+    """Number the behaviours once; the re-test joins the groups as they are."""
+    known = {s.of: s.value for s in work.run.score_rows(BEHAVIOUR)}
+    if known:
+        first = [c for c in first if c.row in known]  # others are asked for by later programs
+    labels = [known[c.row] for c in first] if known else clusters([c.text for c in first])
+    ours = set(work.prompts("asked", "fresh"))  # a selection has prompts of its own
+    again = [c for c in work.run.completion_rows(RETEST) if c.row not in known and c.prompt in ours]
     nearest = assign([c.text for c in again], [c.text for c in first]).tolist()
-    joined = [labels[near] if near >= 0 else -1 for near in nearest]
-
-    def scored(c: CompletionRow, label: int) -> ScoreRow:
-        return ScoreRow(c.row, BEHAVIOUR, float(label), "number", "")
-
-    return [scored(c, label) for c, label in zip((*first, *again), (*labels, *joined), strict=True)]
+    new = [] if known else list(zip(first, labels, strict=True))
+    new += [(c, labels[n] if n >= 0 else -1) for c, n in zip(again, nearest, strict=True)]
+    return [ScoreRow(c.row, BEHAVIOUR, float(label), "number", "") for c, label in new]

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cyclopts import Parameter
-
 from educe.errors import MethodError, PromptError, RunError
 from educe.options import Count, LayerOrAuto, ModelOptions, N, NonNegative, Seed
 from educe.prompts import Prompt, checked, well_formed
@@ -29,7 +27,6 @@ DISTINCT = "distinct"
 BUNDLED = "bundled"
 
 
-@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """How to search, what to write, and how prompts are rendered.
@@ -226,7 +223,7 @@ def loaded(
 
     lm = lm or load(**s.how, progress=say)
     same_model.check(run, lm, say)
-    for remark in left_out(lm):
+    for remark in (*left_out(lm), *lm.remarks):
         say(remark)
     return lm
 

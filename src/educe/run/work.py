@@ -99,7 +99,7 @@ class Work:
     @property
     def remarks(self) -> list[str]:
         """What is to be said of the prompts and the model beside the numbers."""
-        return [*self._told(), *left_out(self.lm)]
+        return [*self._told(), *left_out(self.lm), *self.lm.remarks]
 
     def _told(self) -> list[str]:
         return self.run.note("told") if self.run.has("told") else []

@@ -53,6 +53,13 @@ class Slice(Differentiable):
     Raises:
         LayerError: Source or target do not exist or are not in order.
         PositionsError: No prompt token is perturbed, or none is read.
+
+    Example:
+        >>> part = educe.Slice(lm, lm.encode(["Why?"]), source=0.3, target=-1)
+        >>> part.source, part.target, part.unit == part.median_norm
+        (1, 3, True)
+        >>> part.effect(torch.zeros(2, part.width)).abs().sum().item()
+        0.0
     """
 
     beside: Beside | None = None
