@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 
 import tiny
-from educe import cli, loading
+from educe import loading
 from educe.errors import EduceError, JudgeError, MethodError, ModelError
 from educe.judge.naming import as_asker
 from educe.options import EMBEDDED, ModelOptions
 from educe.organisms import shipped
 from educe.run.settings import Settings
-from test_cli import educe, options, refused
+from test_cli import options, refused
 
 #: Every command that loads a model that is named, with what it cannot do without.
 LOADING = {
@@ -54,7 +53,7 @@ def words(asked: dict[str, Any], prefix: str = "") -> list[str]:
     return told
 
 
-class Loaded(EduceError):
+class LoadedError(EduceError):
     """Raised in the place of a loaded model."""
 
 
@@ -65,7 +64,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def stopped(**asked: Any) -> None:
         calls.append({name: value for name, value in asked.items() if name != "progress"})
-        raise Loaded("stopped")
+        raise LoadedError("stopped")
 
     for module in ("educe.loading", "educe.judge.naming"):
         monkeypatch.setattr(f"{module}.load", stopped)
@@ -108,9 +107,7 @@ def test_the_model_of_a_judge_has_the_same_options(command: tuple[str, ...]) -> 
     assert names <= options(*command)
 
 
-def test_the_options_of_a_judges_model_reach_it(
-    load: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_options_of_a_judges_model_reach_it(load: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         "\n".join(json.dumps({"prompt": "a", "text": "b", "label": x}) for x in (True, False))
     )
