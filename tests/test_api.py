@@ -102,6 +102,8 @@ RANKS = {
     "rows": 0,
     "visible": 0,
     "whole": 1,
+    "options": 1,
+    "quantized": 1,
     "quiet": 0,
     "files": 0,
     "stats": 0,
@@ -173,7 +175,8 @@ APART = [
 ]
 ONLY = {
     "rich": {"progress", "report.screen", "report.terminal", "report.tables"},
-    "cyclopts": {"cli"},
+    "cyclopts": {"cli", "options"},
+    "bitsandbytes": {"quantized"},
     "sqlite3": {"run.store", "judge.cache"},
     "openai": {"judge.server"},
     "educe.organisms": {"organisms", "bench", "demo", "cli"},

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.forward.generation import Completion, generate, rows_of
+    from educe.forward.slice import Slice
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
