@@ -23,7 +23,7 @@ from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.organisms import Question
 from educe.radius import calibrate
-from educe.refine.response import response
+from educe.derive.response import response
 from educe.rows import Row
 from educe.stats import rate
 

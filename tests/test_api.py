@@ -146,7 +146,7 @@ RANKS = {
     "run": 5,
     "selection": 6,
     "norm": 7,
-    "refine": 7,
+    "derive": 7,
     "report": 5,
     "bench": 8,
     "demo": 8,

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import tiny
+from educe.derive import bases
 from educe.manifold import corpus, inside, kept, natural
 from educe.manifold.activations import Place
 from educe.manifold.natural import Gathered
 from educe.model import LanguageModel
 from educe.progress import Silent
-from educe.refine import bases
 
 PLACES = [Place(1), Place(2, "mlp")]
 TEXTS = [text[:80] for text in corpus.passages()[:40]]
