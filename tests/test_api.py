@@ -149,7 +149,7 @@ RANKS = {
     "selection": 6,
     "compare": 5,
     "norm": 7,
-    "refine": 7,
+    "derive": 7,
     "report": 5,
     "bench": 8,
     "demo": 8,

@@ -261,6 +261,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "derive":  # a room whose verbs are called by it: educe.derive.scaled
+        return importlib.import_module("educe.derive")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

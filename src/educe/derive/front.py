@@ -9,7 +9,6 @@ here: two directions compare at *equal* side effect, each at the radius at which
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,18 +16,15 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.kinds import Kind
-from educe.model import LanguageModel
 from educe.once import encoded_once
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
-from educe.progress import Silent
 from educe.roots import Found, crossing
-from educe.run import same_model
+from educe.rows import ScoreRow
 from educe.run.fill import groups
-from educe.run.store import Run
-from educe.stats import finite
+from educe.run.work import Work
 
-#: What a run keeps its side effects under.
-NOTE = "front"
+#: What a run keeps side effects under: on the bundled ordinary prompts, or on those of a file.
+KL = "kl_p95"
 #: Perturbations that are measured together, and kept in one transaction.
 AT_ONCE = 8
 
@@ -79,64 +75,42 @@ def side_effect(
     )
 
 
-def measure(
-    run: Run,
-    lm: LanguageModel,
-    *,
-    ordinary: str = BUNDLED,
-    reporter: Any = None,
-) -> dict[int, float]:
-    """Measure the side effect of every perturbation of a run, and keep it there.
+def measure(work: Work, *, ordinary: str = BUNDLED) -> str:
+    """Measure the side effect of every perturbation that a run found, and of its control.
+
+    It is kept as a score in nats; it is infinite where the model breaks down.
 
     Args:
-        run: The run.
-        lm: Its model.
+        work: The run at work.
         ordinary: The ordinary prompts: bundled ones, or a file.
-        reporter: Is told of the progress (see `educe.progress`).
 
     Returns:
-        Side effects in nats a token, by the perturbations' numbers; infinite where the model breaks
-        down.
+        The name of the score.
 
     Raises:
         PromptError: The file cannot be read.
         PositionsError: The perturbations leave prompts and answers as they are.
-        RunError: The model is not the run's.
     """
-    same_model.check(run, lm)
-    reporter = reporter or Silent()
-    known: dict[str, Any] = {"ordinary": ordinary, "kl": {}}
-    if run.has(NOTE) and run.note(NOTE)["ordinary"] == ordinary:
-        known = run.note(NOTE)
-    missing = [p.id for p in run.perturbation_rows() if str(p.id) not in known["kl"]]
-    if missing:
-        batch = encoded_once(lm, ordinary_prompts(ordinary), reporter.say, "ordinary prompts")
-        forced: dict[int, Ordinary] = {}
-        with reporter.stage("side effects", len(missing), "perturbations") as step:
-            for group in groups(run, missing):
-                before = group.kind.before
-                if before not in forced:
-                    forced[before] = Ordinary(lm, batch, before=before)
-                for items in torch.arange(len(group.numbers)).split(AT_ONCE):
-                    kind = group.kind.select(items)
-                    kl = side_effect(
-                        forced[before],
-                        kind,
-                        group.directions[items].to(lm.device),
-                        group.radius[items],
-                    )
-                    known["kl"] |= {
-                        str(group.numbers[i]): finite(value)
-                        for i, value in zip(items.tolist(), kl.tolist(), strict=True)
-                    }
-                    run.remember(NOTE, known)
-                    step(len(items))
-    return kept(run)
-
-
-def kept(run: Run) -> dict[int, float]:
-    """Return the side effects that a run has, by the numbers of its perturbations."""
-    if not run.has(NOTE):
-        return {}
-    found = run.note(NOTE)["kl"]
-    return {int(key): math.inf if value is None else value for key, value in found.items()}
+    run, judge = work.run, KL if ordinary == BUNDLED else f"{KL}:{ordinary}"
+    known = {s.of for s in run.score_rows(judge)}
+    missing = [p.id for p in run.perturbation_rows() if p.id not in known]
+    if not missing:
+        return judge
+    prompts = ordinary_prompts(ordinary)
+    batch = encoded_once(work.lm, prompts, work.reporter.say, "ordinary prompts")
+    forced: dict[int, Ordinary] = {}
+    with work.reporter.stage("side effects", len(missing), "perturbations") as step:
+        for group in groups(run, missing):
+            before = group.kind.before
+            if before not in forced:
+                forced[before] = Ordinary(work.lm, batch, before=before)
+            for items in torch.arange(len(group.numbers)).split(AT_ONCE):
+                kind, directions = group.kind.select(items), group.directions[items]
+                at = directions.to(work.lm.device)
+                values = side_effect(forced[before], kind, at, group.radius[items])
+                run.add_scores(
+                    ScoreRow(group.numbers[i], judge, value, "nats", "")
+                    for i, value in zip(items.tolist(), values.tolist(), strict=True)
+                )
+                step(len(items))
+    return judge

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
+from educe.derive import bases
 from educe.errors import FileFormatError, ModelError
 from educe.model import LanguageModel
-from educe.refine import bases
 from toy_slice import normal
 
 WIDTH, HEAD, LAYER = 32, 8, 1

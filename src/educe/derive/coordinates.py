@@ -1,4 +1,4 @@
-"""Which coordinates hold on while the radius changes.
+"""Which coordinates stay while the radius changes.
 
 For a path ``θ(R) = R v(R)`` with ``‖v‖ = 1``, and a coordinate ``θ_j`` in an orthonormal basis,
 
@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.refine.bases import Basis
+from educe.derive.bases import Basis
 
 #: The share of the turning in so many coordinates is reported.
 TOP = 10
-#: Coordinates hold on where ``a_j`` is below this: their size changes by less than the root of R.
-HOLD = 0.5
+#: Coordinates count as constant where ``a_j`` is below this: they change less than the root of R.
+CONSTANT = 0.5
 
 
 class Rates(NamedTuple):
@@ -85,13 +85,13 @@ class Rates(NamedTuple):
         return self.turned.topk(min(TOP, self.rate.shape[1]), dim=1).values.sum(1)
 
     @property
-    def held(self) -> Float[Tensor, "n"]:
-        """The weight of the coordinates that hold on."""
-        return (self.weight * (self.rate < HOLD)).sum(1)
+    def constant(self) -> Float[Tensor, "n"]:
+        """The weight of the coordinates that stay nearly constant."""
+        return (self.weight * (self.rate < CONSTANT)).sum(1)
 
     def numbers(self) -> dict[str, Float[Tensor, "n"]]:
         """Return all of it by name."""
-        names = ("mean", "variance", "plain", "spread", "participation", "top", "held")
+        names = ("mean", "variance", "plain", "spread", "participation", "top", "constant")
         return {name: getattr(self, name) for name in names}
 
 

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 import tiny
+from educe.derive.bases import Basis, residual, rotation
+from educe.derive.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
+from educe.derive.listing import deriving, taken
+from educe.derive.sparsity import sparsify
 from educe.discover import search
 from educe.errors import EffectError, MethodError
 from educe.forward.slice import Slice
 from educe.kinds import adapters
 from educe.model import LanguageModel
-from educe.refine import sparse
-from educe.refine.bases import Basis, residual, rotation
-from educe.refine.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
+from educe.perturb import PerturbationSet
+from educe.report import derived
+from educe.run.fill import add_set
 from educe.run.store import Run
 from small_run import small_run
 from toy_slice import ToySlice, linear, normal
@@ -157,54 +161,88 @@ def test_a_run_keeps_its_sparse_vectors_and_goes_on(
     audited: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Run.open(audited) as run:
-        done = sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7)
-        assert [one.number for one in done] == [2, 1]
-        for one in done:
-            assert len(one.kept) == one.curve.needed["lasso"] < tiny_lm.width
-            at = one.curve.counts.index(one.curve.needed["lasso"])
-            assert min(one.curve.shares["lasso"][at:]) >= 0.7
-            assert one.curve.shares["lasso"][-1] == pytest.approx(1, abs=1e-4)
-            assert set(one.scores) == {"whole", *sparse.ORDERS}
+        with deriving(run, [2, 1], tiny_lm) as work:
+            name = sparsify(work, [2, 1], keep=0.7)
+            part = work.part
+        (done,) = derived.sparse(run)
+        assert (done.name, done.groups, done.keep) == (name, tiny_lm.width, 0.7)
+        assert [one.number for one in done.vectors] == [2, 1]
+        rows = [p for p in run.perturbation_rows(derived=True) if p.file.startswith(name)]
+        whole = {p.id: p for p in run.perturbation_rows()}
+        for i, one in enumerate(done.vectors):
+            assert len(one.kept) == one.needed["lasso"] < tiny_lm.width
+            at = done.counts.index(one.needed["lasso"])
+            assert min(one.curve["lasso"][at:]) >= 0.7
+            assert one.curve["lasso"][-1] == pytest.approx(1, abs=1e-4)
+            assert set(one.scores) == set(one.again) == {"whole", *derived.ORDERS}
             assert 0 < one.norm < 1
-        kept = run.trials("sparse")[0]
-        assert [v["number"] for v in kept["vectors"]] == [2, 1]
+            # What the file holds keeps the share that is told, by an effect of its own.
+            made = PerturbationSet.load(run.tensors / f"{name}-sparse.safetensors")
+            assert sum(made.theta[i] != 0) == one.needed["lasso"]
+            aim = part.effect(taken(run, [one.number]).theta)[0]
+            share = (part.effect(made.theta)[i] @ aim) / aim.square().sum()
+            assert float(share) == pytest.approx(one.curve["lasso"][at], rel=1e-3)
+            own = [p for p in rows if p.parent == one.number]
+            assert [p.arm for p in own] == [whole[one.number].arm] * 2 + ["control"]
+            assert own[0].radius == pytest.approx(one.norm * whole[one.number].radius, rel=1e-5)
 
         def never(*args: Any, **options: Any) -> None:
             raise AssertionError("it began again")
 
         monkeypatch.setattr("educe.run.fill.generate", never)
-        monkeypatch.setattr("educe.refine.lasso._descend", never)
-        assert sparse.sparsify(run, [2, 1], tiny_lm, keep=0.7) == done
+        monkeypatch.setattr("educe.derive.lasso._descend", never)
+        with deriving(run, [2, 1], tiny_lm) as work:
+            assert sparsify(work, [2, 1], keep=0.7) == name
+        assert derived.sparse(run) == [done]
+
+
+def test_a_path_that_was_cut_off_goes_on_with_its_weights(
+    audited: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(audited) as run, deriving(run, [3], tiny_lm) as work:
+        monkeypatch.setattr("educe.derive.sparsity.shares", lambda *_: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception, match="stopped"):
+            sparsify(work, [3], keep=0.6)
+        (state,) = run.tensors.glob("*.state")
+        monkeypatch.undo()
+        monkeypatch.setattr("educe.derive.lasso._descend", lambda *_: pytest.fail("begun again"))
+        sparsify(work, [3], keep=0.6)
+        assert not state.exists()
 
 
 def test_what_makes_no_sense_is_an_error(audited: Path, tiny_lm: LanguageModel) -> None:
     with Run.open(audited) as run:
-        with pytest.raises(MethodError, match="give a share between 0 and 1"):
-            sparse.sparsify(run, [1], tiny_lm, keep=1.0)
         part = Slice(tiny_lm, tiny_lm.pad(tiny.ragged([5])), source=1, target=3)
         kind = adapters(tiny_lm, first=2, blocks=1)
         made = search(part.on(kind), "random", n=1, radius=1.0)
         made.save(run.tensors / "found-a.safetensors")
-        row = run.perturbation_rows()[0]._replace(id=99, file="found-a.safetensors", item=0)
-        run.add_perturbations([row])
-        with pytest.raises(MethodError, match="adapters, which are no vectors"):
-            sparse.sparsify(run, [99], tiny_lm)
+        (number,) = add_set(run, "found", "found-a.safetensors", made, [1.0])
+        with deriving(run, [1, number], tiny_lm) as work:
+            with pytest.raises(MethodError, match="give a share between 0 and 1"):
+                sparsify(work, [1], keep=1.0)
+            with pytest.raises(MethodError, match="adapters, which are no vectors"):
+                sparsify(work, [number])
+            with pytest.raises(MethodError, match="adapters, which are no vectors"):
+                sparsify(work, [1, number])
     still = ToySlice(lambda theta: 0 * theta, WIDTH)
     with pytest.raises(MethodError, match="without effect"):
         lasso(still, residual(WIDTH), normal(1, WIDTH))
 
 
 @pytest.mark.parametrize("error", [EffectError, KeyboardInterrupt])
-def test_a_trial_that_nothing_came_of_leaves_nothing(
+def test_what_nothing_came_of_leaves_nothing(
     audited: Path, tiny_lm: LanguageModel, monkeypatch: Any, error: type[BaseException]
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise error("no")
 
-    monkeypatch.setattr(sparse, "lasso", broken)
-    before = sorted(audited.rglob("*"))
-    with Run.open(audited) as run, pytest.raises(error):
-        sparse.sparsify(run, [1], tiny_lm, keep=0.123)
-    assert sorted(path for path in audited.rglob("*") if "sqlite-" not in path.name) == [
-        path for path in before if "sqlite-" not in path.name
-    ]
+    monkeypatch.setattr("educe.derive.sparsity.lasso", broken)
+    with Run.open(audited) as run:
+        before = sorted(audited.rglob("*")), run.perturbations.to_csv(), run.completion_rows()
+        with pytest.raises(error), deriving(run, [1], tiny_lm) as work:
+            sparsify(work, [1], keep=0.123)
+        assert before == (
+            sorted(audited.rglob("*")),
+            run.perturbations.to_csv(),
+            run.completion_rows(),
+        )

@@ -9,6 +9,7 @@ A stationary point on the sphere of radius ``R`` is where ``∇g`` is parallel t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -117,9 +118,9 @@ class Toward:
         return Toward(self.outputs[items])
 
 
-def of_method(method: str, settings: dict[str, Any]) -> Objective:
+def of_method(method: str, settings: Mapping[str, Any]) -> Objective:
     """Return what a method's vectors are optimised for: its own objective, or the effect."""
     if method != "melbo":
         return Effect()
-    config = configured(method, settings)
+    config = configured(method, dict(settings))
     return Melbo(config.power, config.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +13,18 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.discover import search
+from educe.derive.listing import deriving
+from educe.derive.ungating import SHARES, gates, scan, ungated
+from educe.discover import origin, search
 from educe.errors import MethodError, SteeringError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases, adapters
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
-from educe.refine import degate
-from educe.rows import Row
+from educe.report import derived
+from educe.rows import ARMS, Row
+from educe.run.fill import add_set
 from educe.run.store import Run
 from small_run import small_run
 
@@ -76,7 +80,7 @@ def test_each_row_of_a_batch_writes_under_its_own(tiny64: LanguageModel) -> None
     ]
     assert len(told) == len(rows)
     for c in told:
-        theta = drawn()[c.row.perturbation] if c.row.perturbation >= 0 else torch.zeros(64).double()
+        theta = [torch.zeros(64).double(), *drawn()][c.row.perturbation]
         with by_hand(tiny64.hf, theta):
             expected = tiny.greedy(tiny64.hf, ROWS[c.row.prompt], 6, ends=(257,))
         assert list(c.tokens) == expected
@@ -130,9 +134,11 @@ def test_where_the_gate_is_constant_size_one_is_the_adapter(
     part = Slice(tiny64, tiny64.pad([[65]]), source=1, target=3, readout="last:1")
     kind = adapters(tiny64, first=2, blocks=1, rank=rank)
     theta = made(part, kind, 4, 3.0)
-    open_ = degate.gates(part, kind, theta)
-    torch.testing.assert_close(open_.steady, torch.ones(4).double())
-    one = degate.degated(part, kind, open_, factors=[1.0, -1.0])
+    torch.testing.assert_close(gates(part, kind, theta).steady, torch.ones(4).double())
+    v = kind.draw(4, torch.Generator().manual_seed(3))
+    found = PerturbationSet(kind, v, torch.full((4,), 3.0), origin(part), "random", 3)
+    one = ungated(found, part, [1.0, -1.0])
+    assert one.scores["parent"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     effect = part.on(one.kind).effect(one.theta.double())
     torch.testing.assert_close(effect[::2], part.on(kind).effect(theta), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(effect[1::2], effect[::2], rtol=0.1)
@@ -142,7 +148,7 @@ def test_gates_are_means_over_what_the_projections_take(tiny64: LanguageModel) -
     part = Slice(tiny64, tiny64.pad(ROWS), source=1, target=3)
     kind = adapters(tiny64, first=2, blocks=2)
     theta = made(part, kind, 3, 2.0)
-    open_ = degate.gates(part, kind, theta)
+    open_ = gates(part, kind, theta)
     for i, row in enumerate(theta):
         size, steady = [], []
         for block, (a, b) in enumerate(kind.split(row[None])):
@@ -176,31 +182,54 @@ def test_a_scan_has_both_arms_at_the_same_sizes_and_goes_on(
     audited: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Run.open(audited) as run:
-        done = degate.degate(run, [1, 2], tiny_lm)
-        arms = {arm: [c for c in done.cells if c.arm == arm] for arm in degate.ARMS}
-        assert [len(cells) for cells in arms.values()] == [20, 20]
-        assert {c.source for c in arms["found"]} == {1, 2}
-        assert {c.source for c in arms["control"]} == {4, 5}
-        kept = [Run.open(p) for p in (audited / "refined").iterdir()]
-        sets = {
-            f: PerturbationSet.load(kept[0].tensors / f"{f}.safetensors")
-            for f in ("degated", "random")
-        }
-        torch.testing.assert_close(sets["degated"].radius, sets["random"].radius)
-        for arm, cells in arms.items():
-            top = max(c.score.mean for c in cells)
-            assert done.best[arm].score.mean == top
-            assert done.best[arm].size == min(c.size for c in cells if c.score.mean == top)
-            assert done.again[arm].trials == 4  # fresh samples
-        for run_ in kept:
-            run_.close()
+        with deriving(run, [1, 2], tiny_lm) as work:
+            name = scan(work, [1, 2])
+        rows = run.perturbation_rows(derived=True)
+        arms = {arm: [p for p in rows if p.file == f"{name}-{arm}.safetensors"] for arm in ARMS}
+        assert [len(own) for own in arms.values()] == [20, 20]
+        assert [p.parent for p in arms["found"]] == [1] * 10 + [2] * 10
+        assert [p.parent for p in arms["control"]] == [4] * 10 + [5] * 10
+        assert [p.radius for p in arms["found"]] == [p.radius for p in arms["control"]]
+        shares = {s.of: s.value for s in run.score_rows("share")}
+        for own in arms.values():
+            assert [shares[p.id] for p in own] == list(SHARES) * 2
+        (done,) = derived.scans(run)
+        assert [cell.number for cell in done.gated] == [1, 2]
+        pattern = re.compile("[a-m]")
+        for arm, shown in derived.ARMS.items():
+            hits = {
+                p.id: [
+                    bool(pattern.search(c.text))
+                    for c in run.completion_rows("first")
+                    if c.perturbation == p.id
+                ]
+                for p in arms[arm]
+            }
+            best = done.best[shown]
+            top = max(sum(own) for own in hits.values())
+            assert best.score.hits == top
+            assert abs(best.share or 0) == min(abs(shares[n]) for n in hits if sum(hits[n]) == top)
+            assert best.again is not None
+            assert best.again.trials == 4  # fresh samples
+        before = [*run.completion_rows(), *run.score_rows()]
 
         def never(*args: Any, **options: Any) -> None:
             raise AssertionError("it wrote again")
 
         monkeypatch.setattr("educe.run.fill.generate", never)
-        assert degate.degate(run, [1, 2], tiny_lm) == done
-        assert [scan["best"] for scan in run.trials("degate")] == [done.data()["best"]]
+        with deriving(run, [1, 2], tiny_lm) as work:
+            assert scan(work, [1, 2]) == name
+        assert [*run.completion_rows(), *run.score_rows()] == before
+
+
+def test_random_ones_without_their_gates_have_the_sizes_of_those_beside_them(
+    audited: Path, tiny_lm: LanguageModel
+) -> None:
+    part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3)
+    kind = adapters(tiny_lm, first=2, blocks=2)
+    some = search(part.on(kind), "random", n=2, radius=2.0)
+    size = torch.tensor([0.5, 3.0])
+    assert ungated(some, part, [1, -2], size=size).radius.tolist() == [0.5, 1.0, 3.0, 6.0]
 
 
 def test_vectors_have_no_gate(audited: Path, tiny_lm: LanguageModel, tmp_path: Path) -> None:
@@ -208,11 +237,12 @@ def test_vectors_have_no_gate(audited: Path, tiny_lm: LanguageModel, tmp_path: P
         vectors = search(
             Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3), "random", n=3, radius=2.0
         )
-        for arm in ("found", "control"):
+        own = {}
+        for arm in ARMS:
             vectors.save(run.tensors / f"{arm}-v.safetensors")
-        rows = [
-            p._replace(id=p.id + 6, file=f"{p.arm}-v.safetensors") for p in run.perturbation_rows()
-        ]
-        run.add_perturbations(rows)
-        with pytest.raises(MethodError, match="have no gate: only adapters can be degated"):
-            degate.degate(run, [7], tiny_lm)
+            own[arm] = add_set(run, arm, f"{arm}-v.safetensors", vectors, [1.0] * 3)
+        with (
+            deriving(run, own["found"], tiny_lm) as work,
+            pytest.raises(MethodError, match="have no gate: only adapters can be ungated"),
+        ):
+            scan(work, own["found"])

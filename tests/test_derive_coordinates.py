@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import tiny
+from educe.derive import bases
+from educe.derive.continuation import tangent
+from educe.derive.coordinates import CONSTANT, rates
+from educe.derive.objective import Effect, Toward
+from educe.derive.response import pull, response, with_neurons
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
-from educe.refine import bases
-from educe.refine.continuation import tangent
-from educe.refine.coordinates import HOLD, rates
-from educe.refine.objective import Effect, Toward
-from educe.refine.response import pull, response, with_neurons
 from toy_slice import ToySlice, normal
 
 WIDTH = 7
@@ -56,7 +56,7 @@ def test_rescaling_alone_leaves_every_rate_at_one() -> None:
     found = rates(bases.rotation(WIDTH), v, torch.zeros_like(v))
     torch.testing.assert_close(found.rate, torch.ones_like(v))
     assert found.variance.abs().max() < 1e-20
-    assert found.held.abs().max() == 0
+    assert found.constant.abs().max() == 0
 
 
 def test_concentration_is_known_at_its_ends() -> None:
@@ -71,8 +71,8 @@ def test_concentration_is_known_at_its_ends() -> None:
     even = rates(bases.residual(8), v, 0.1 * signs)
     assert float(even.participation) == pytest.approx(1)
     lower = rates(bases.residual(8), v, -signs * 8**-0.5)  # rates of 0 and 2
-    assert float(lower.held) == pytest.approx(0.5)
-    assert HOLD == 0.5
+    assert float(lower.constant) == pytest.approx(0.5)
+    assert CONSTANT == 0.5
 
 
 def test_groups_have_the_rate_of_their_norm(tiny_lm: LanguageModel) -> None:

@@ -11,9 +11,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from educe.discover.state import State
-from educe.forward.slice import Slice
-from educe.refine.continuation import (
+from educe.derive.continuation import (
     PathConfig,
     advance,
     branches,
@@ -22,12 +20,14 @@ from educe.refine.continuation import (
     tangent,
     turning,
 )
-from educe.refine.objective import Effect, Melbo, Toward
-from educe.refine.settling import settle
+from educe.derive.objective import Effect, Melbo, Toward
+from educe.derive.stationary import converge
+from educe.discover.state import State
+from educe.forward.slice import Slice
 from toy_slice import ToySlice, normal
 
 WIDTH = 6
-FINE = PathConfig(iterates=80, settling=200, tolerance=1e-9)
+FINE = PathConfig(iterates=80, converging=200, tolerance=1e-9)
 
 
 def quadratic(curvature: Tensor, slope: Tensor) -> tuple[Any, Toward]:
@@ -177,7 +177,7 @@ def test_a_vector_that_loses_its_basin_becomes_another_one() -> None:
     part: Any = ToySlice(double_well, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     start = _unit(torch.tensor([[-1.0, 0.05]], dtype=torch.float64))
-    config = PathConfig(low=0.25, high=2.0, iterates=80, settling=300, tolerance=1e-7)
+    config = PathConfig(low=0.25, high=2.0, iterates=80, converging=300, tolerance=1e-7)
     radius = torch.tensor([0.8], dtype=torch.float64)
     path = follow(part, objective, start, radius, config)
     branch = branches(path["left"], config.shares.index(1.0))[:, 0]
@@ -225,7 +225,7 @@ def test_a_change_in_either_half_of_a_step_is_a_change(where: float, changes: bo
 
     part: Any = ToySlice(jumping, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    config = PathConfig(iterates=30, settling=30, tolerance=1e-6, halvings=1, widest=0.3)
+    config = PathConfig(iterates=30, converging=30, tolerance=1e-6, halvings=1, widest=0.3)
     start = _unit(torch.tensor([[1.0, 0.01]], dtype=torch.float64))
     ends = torch.ones(1, dtype=torch.float64), 2 * torch.ones(1, dtype=torch.float64)
     reached, left = advance(part, objective, start, ends, config)
@@ -243,7 +243,7 @@ def test_steps_that_are_too_wide_are_halved_and_are_no_fold() -> None:
 
     part: Any = ToySlice(spiral, 2)
     objective = Toward(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    config = PathConfig(steps=1, iterates=50, settling=50, tolerance=1e-9, widest=0.3)
+    config = PathConfig(steps=1, iterates=50, converging=50, tolerance=1e-9, widest=0.3)
     radius = torch.ones(1, dtype=torch.float64)
     start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     path = follow(part, objective, start, radius, config)
@@ -266,7 +266,7 @@ def test_the_first_iterate_is_that_of_dct() -> None:
     radius = torch.full((3,), 0.5, dtype=torch.float64)
     effect = part.effect(0.5 * v)
     _, ahead = part.vjp(0.5 * v, effect / effect.norm(dim=1, keepdim=True))
-    moved = settle(part, Effect(), v, radius, iterates=1, tolerance=0.0)
+    moved = converge(part, Effect(), v, radius, iterates=1, tolerance=0.0)
     torch.testing.assert_close(moved.v, _unit(ahead))
     assert (moved.value > effect.norm(dim=1)).all()
 
@@ -278,7 +278,7 @@ def test_no_iterate_turns_a_direction_by_more_than_45_degrees() -> None:
     across = other - (other @ slope) / slope.square().sum() * slope
     v = _unit(0.1 * _unit(slope[None]) + _unit(across[None]))  # 84° from the maximum
     one = torch.ones(1, dtype=torch.float64)
-    moved = settle(part, objective, v, one, iterates=1, tolerance=0.0).v
+    moved = converge(part, objective, v, one, iterates=1, tolerance=0.0).v
     assert float((moved * v).sum()) == pytest.approx(math.cos(math.pi / 4))
 
 
@@ -289,7 +289,7 @@ def test_curvature_is_learned_where_the_fixed_point_map_creeps() -> None:
     part, objective = quadratic(turn @ torch.diag(values) @ turn.T, torch.zeros_like(values))
     v = _unit(turn.sum(1)[None])
     one = torch.ones(1, dtype=torch.float64)
-    reached = settle(part, objective, v, one, iterates=20, tolerance=0.0)
+    reached = converge(part, objective, v, one, iterates=20, tolerance=0.0)
     crept = v
     for _ in range(20):
         crept = _unit(crept @ (turn @ torch.diag(values) @ turn.T))
@@ -305,7 +305,7 @@ def test_what_a_vector_drifts_is_what_its_iterates_turn_it_with_the_radius_held(
     radius = torch.tensor([1.5], dtype=torch.float64)
     v, _ = secular(curvature, slope, 1.5)
     near = _unit(v[None] + 0.3 * _unit(normal(1, WIDTH, seed=7)))
-    moved = settle(part, objective, near, radius, iterates=2, tolerance=1e-9).v
+    moved = converge(part, objective, near, radius, iterates=2, tolerance=1e-9).v
     found = drift(part, objective, near, radius, config)
     angle = torch.acos((moved * near).sum(1))
     torch.testing.assert_close(found, angle / (math.log(2) / 5))
@@ -320,7 +320,7 @@ def test_no_objective_falls_even_where_the_map_overshoots() -> None:
     some = Toward(objective.outputs.expand(4, -1))
     before, values = v, []
     for _ in range(6):
-        reached = settle(part, some, before, radius, iterates=3, tolerance=1e-9)
+        reached = converge(part, some, before, radius, iterates=3, tolerance=1e-9)
         values.append(reached.value)
         before = reached.v
     assert (torch.stack(values).diff(dim=0) >= -1e-12).all()
@@ -331,7 +331,7 @@ def test_rows_do_not_know_of_each_other() -> None:
     part, objective = quadratic(curvature, slope)
     v = _unit(normal(3, WIDTH))
     radius = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    config = PathConfig(steps=2, iterates=3, settling=5)
+    config = PathConfig(steps=2, iterates=3, converging=5)
     both = follow(part, Toward(objective.outputs.expand(3, -1)), v, radius, config)
     for i in range(3):
         alone = follow(part, objective, v[i : i + 1], radius[i : i + 1], config)
@@ -343,7 +343,7 @@ def test_a_path_goes_on_from_where_it_was_cut_off() -> None:
     curvature, slope = problem()
     part, objective = quadratic(curvature, slope)
     v, radius = _unit(normal(1, WIDTH)), torch.ones(1, dtype=torch.float64)
-    config = PathConfig(steps=2, iterates=3, settling=5)
+    config = PathConfig(steps=2, iterates=3, converging=5)
     states: list[State] = []
     whole = follow(part, objective, v, radius, config, on_step=states.append)
     assert len(states) == len(config.shares)

@@ -1,6 +1,6 @@
 """The group lasso of a vector: which groups of coordinates leave first as a weight on them grows.
 
-In a basis (`educe.refine.bases`) a vector has a part in reach of each group, ``θ_g = P_g θ``; in an
+In a basis (`educe.derive.bases`) a vector has a part in reach of each group, ``θ_g = P_g θ``; in an
 orthonormal one they add up to it. While ``μ`` grows, every part gets a factor that goes to zero:
 
     min over 0 ≤ m ≤ 1 of   ½ ‖Δ(Σ_g m_g θ_g) - Δ(θ)‖² / ‖Δ(θ)‖²  +  μ Σ_g m_g
@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from educe.derive.bases import Basis
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.refine.bases import Basis
 
 #: Weights ``μ``, and the least of them as a share of the one that leaves nothing.
 WEIGHTS, LEAST = 12, 1e-3

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import tiny
+from educe.derive.front import at_kl, side_effect
 from educe.errors import EffectError
 from educe.kinds import Vectors
 from educe.model import LanguageModel
 from educe.ordinary import Damage, Ordinary
-from educe.refine.front import at_kl, side_effect
 from educe.stats import pareto
 
 

@@ -6,7 +6,7 @@ effect, ``b_i = d log|Δ_i| / d log R = (J θ)_i / Δ_i``. Weighted by ``Δ_i² 
     Σ b_i = e = d log‖Δ‖ / d log R,           the response exponent,
     variance of b_i = ‖du / d log R‖²,         u = Δ / ‖Δ‖: the effect's own squared turning rate,
 
-by the identity of `educe.refine.coordinates` about the effect. Without weights or logarithms, the
+by the identity of `educe.derive.coordinates` about the effect. Without weights or logarithms, the
 variance over ``i`` of ``dΔ_i / dR`` is 0 only where all coordinates grow alike. The same holds for
 the neurons of the target block's MLP, by what they hand to its output projection.
 
@@ -15,7 +15,7 @@ How the direction itself would turn at the next radius is told, for any vector, 
     pull = d ahead / d log R = (1 - a aᵀ) H θ / ‖∇g‖,        a = ahead = normalise ∇g(R v),
 
 a second-order product: where ``θ`` is stationary, the first term of the series that solves for
-``dv / d log R`` (see `educe.refine.continuation`).
+``dv / d log R`` (see `educe.derive.continuation`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.derive.coordinates import Rates
+from educe.derive.objective import Objective
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
-from educe.refine.coordinates import Rates
-from educe.refine.objective import Objective
+
+#: What a run keeps the response exponent of a perturbation under.
+EXPONENT = "exponent"
 
 
 class Response(NamedTuple):

@@ -1,4 +1,4 @@
-"""Settling: directions improved at a fixed radius, until the objective is stationary on the sphere.
+"""Stationary: directions improved on a sphere until the objective is stationary there.
 
 With ``t = (1 - v vᵀ) ∇g(R v)``, the gradient along the sphere, a step is
 
@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from educe.derive.objective import Objective
 from educe.forward.slice import Slice
-from educe.refine.objective import Objective
 
 #: Steps that the estimate of the curvature is made from.
 MEMORY = 8
 
 
-class Settled(NamedTuple):
+class Iterate(NamedTuple):
     """Directions after some iterates.
 
     Attributes:
@@ -38,12 +38,12 @@ class Settled(NamedTuple):
     value: Float[Tensor, "n"]
     sine: Float[Tensor, "n"]
 
-    def replaced(self, items: Bool[Tensor, "n"], by: Settled) -> Settled:
+    def replaced(self, items: Bool[Tensor, "n"], by: Iterate) -> Iterate:
         """Return these with some of them replaced."""
-        return Settled(*(put(old, items, new) for old, new in zip(self, by, strict=True)))
+        return Iterate(*(put(old, items, new) for old, new in zip(self, by, strict=True)))
 
 
-def settle(
+def converge(
     part: Slice,
     objective: Objective,
     v: Float[Tensor, "n s"],
@@ -51,7 +51,7 @@ def settle(
     *,
     iterates: int,
     tolerance: float,
-) -> Settled:
+) -> Iterate:
     """Improve directions at a radius each, until they are stationary or the iterates are spent.
 
     The objective of none of them falls.
@@ -62,17 +62,17 @@ def settle(
         v: Unit directions.
         radius: The radius of each.
         iterates: The most; each is one value and gradient of the objective.
-        tolerance: A direction is settled when its sine is below.
+        tolerance: A direction is done when its sine is below.
     """
 
-    def look(items: Tensor, at: Tensor) -> tuple[Settled, Tensor, Tensor]:
+    def look(items: Tensor, at: Tensor) -> tuple[Iterate, Tensor, Tensor]:
         """Return where some of them are, ``t``, and what ``B`` begins as."""
         value, gradient = objective.select(items).climb(part, at * radius[items, None])
         along, size = (gradient * at).sum(1), gradient.norm(dim=1)
         across = gradient - along[:, None] * at
         uphill = along > 0
         sine = torch.where(uphill, across.norm(dim=1) / size, 1.0)
-        return Settled(at, value, sine), across, 1 / torch.where(uphill, along, size)
+        return Iterate(at, value, sine), across, 1 / torch.where(uphill, along, size)
 
     everyone = torch.ones(len(v), dtype=torch.bool, device=v.device)
     best, slope, scale = look(everyone, v)
@@ -89,7 +89,7 @@ def settle(
         rose = ventured.value >= best.value[going]
         took = going.clone()
         took[going] = rose
-        new = best.replaced(took, Settled(*(x[rose] for x in ventured)))
+        new = best.replaced(took, Iterate(*(x[rose] for x in ventured)))
         flatter = put(slope, took, further[rose])
         steps = [*steps[1 - MEMORY :], _Step.of(new.v - best.v, slope - flatter)]
         best, slope, scale = new, flatter, torch.where(steps[-1].bent, steps[-1].scale, scale)

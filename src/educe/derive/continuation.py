@@ -2,7 +2,7 @@
 
 On the sphere of radius ``R`` a vector ``θ = R v`` is stationary where ``∇g(θ)`` is parallel to it.
 From one radius to the next its direction is kept and improved by a few iterates (see
-`educe.refine.settling`), the first of which is DCT's own fixed-point map. Where a step turns a
+`educe.derive.stationary`), the first of which is DCT's own fixed-point map. Where a step turns a
 vector too far it is gone again in two halves, and so on; where that does not help, the vector has
 left its basin for another one, and is another vector from there on.
 
@@ -20,17 +20,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from educe.derive.objective import Objective, of_method
+from educe.derive.projection import as_vectors, replaced
+from educe.derive.stationary import Iterate, converge, put
 from educe.discover.state import State
 from educe.forward.slice import Slice
-from educe.refine.objective import Objective
-from educe.refine.settling import Settled, put, settle
+from educe.perturb import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class PathConfig:
         high: The largest.
         steps: Radii for each doubling.
         iterates: The most iterates at a radius.
-        settling: The most iterates at a vector's own radius, before it is followed, and after it
+        converging: The most iterates at a vector's own radius, before it is followed, and after it
             has left its basin.
         tolerance: Iterating ends when the sine of the angle between ``∇g`` and ``θ`` is below.
         widest: The largest angle a vector may turn in a step, in radians.
@@ -53,7 +55,7 @@ class PathConfig:
     high: float = 2.0
     steps: int = 5
     iterates: int = 3
-    settling: int = 12
+    converging: int = 12
     tolerance: float = 0.05
     widest: float = 0.5
     halvings: int = 2
@@ -77,7 +79,7 @@ def advance(
     config: PathConfig,
     *,
     halvings: int | None = None,
-) -> tuple[Settled, Bool[Tensor, "n"]]:
+) -> tuple[Iterate, Bool[Tensor, "n"]]:
     """Take directions from one radius to another.
 
     Returns:
@@ -86,15 +88,15 @@ def advance(
     left = config.halvings if halvings is None else halvings
     before, after = radius
     many, tolerance = config.iterates, config.tolerance
-    reached = settle(part, objective, v, after, iterates=many, tolerance=tolerance)
+    reached = converge(part, objective, v, after, iterates=many, tolerance=tolerance)
     fast = _angle(v, reached.v) > config.widest
     if not fast.any():
         return reached, fast
     some = objective.select(fast)
     if left == 0:
-        settling = config.settling
-        new = settle(
-            part, some, reached.v[fast], after[fast], iterates=settling, tolerance=tolerance
+        converging = config.converging
+        new = converge(
+            part, some, reached.v[fast], after[fast], iterates=converging, tolerance=tolerance
         )
         return reached.replaced(fast, new), fast
     middle = (before[fast] * after[fast]).sqrt()
@@ -143,8 +145,8 @@ def follow(
         )
     for k in order[int(state["done"].sum()) :]:
         if k == home:
-            at = settle(
-                part, objective, v, radius, iterates=config.settling, tolerance=config.tolerance
+            at = converge(
+                part, objective, v, radius, iterates=config.converging, tolerance=config.tolerance
             )
             left = torch.zeros(len(v), dtype=torch.bool, device=v.device)
         else:
@@ -159,6 +161,69 @@ def follow(
     return state
 
 
+def followed(
+    found: PerturbationSet,
+    part: Slice,
+    config: PathConfig | None = None,
+    *,
+    objective: Objective | None = None,
+    state: State | None = None,
+    on_step: Callable[[State], None] | None = None,
+) -> PerturbationSet:
+    """Return vectors followed through the radius: all radii of the first one, then of the next.
+
+    The scores are ``share`` of their own radius, ``objective``, ``sine`` of the angle between
+    gradient and vector, and ``branch``, which changes where a vector left its basin.
+
+    Args:
+        found: Vectors.
+        part: The slice.
+        config: Settings.
+        objective: What they are optimised for; by default what the method that found them has.
+        state: Where an earlier call left off, as it was given to ``on_step``.
+        on_step: Called after each radius.
+
+    Raises:
+        MethodError: They are no vectors.
+        EffectError: A radius is so large that the model breaks down.
+
+    Example:
+        >>> found = educe.search(part, "dct", n=2, radius=2.0)
+        >>> near = educe.derive.continuation.PathConfig(low=0.5, high=1.0, steps=1)
+        >>> path = educe.derive.followed(found, part, near)
+        >>> [round(r, 3) for r in path.radius.tolist()], path.scores["parent"].tolist()
+        ([1.0, 2.0, 1.0, 2.0], [0.0, 0.0, 1.0, 1.0])
+    """
+    config = config or PathConfig()
+    v, radius = unit_vectors(found, part)
+    aim = objective or of_method(found.method, found.config)
+    path = follow(part, aim, v, radius, config, state=state, on_step=on_step)
+    shares = torch.tensor(config.shares).to(radius)
+    flat = {name: path[name].T.flatten() for name in ("objective", "sine")}
+    made = replaced(
+        found,
+        (path["directions"] * (shares[:, None] * radius)[:, :, None]).transpose(0, 1).flatten(0, 1),
+        torch.arange(len(v)).repeat_interleave(len(shares)),
+        share=shares.repeat(len(v)),
+        branch=branches(path["left"], config.shares.index(1.0)).T.flatten(),
+        **flat,
+    )
+    return replace(made, method="followed", config=asdict(config))
+
+
+def unit_vectors(
+    found: PerturbationSet, part: Slice
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
+    """Return the unit directions of vectors and their norms, where a slice computes.
+
+    Raises:
+        MethodError: They are no vectors.
+    """
+    theta = as_vectors(found).theta.to(part.device, part.work_dtype)
+    radius = theta.norm(dim=1)
+    return theta / radius[:, None], radius
+
+
 def drift(
     part: Slice,
     objective: Objective,
@@ -166,14 +231,15 @@ def drift(
     radius: Float[Tensor, "n"],
     config: PathConfig,
 ) -> Float[Tensor, "n"]:
-    """Return how far directions turn with the radius held, in as many iterates as a step has.
+    """Return how far directions turn at the same radius, in as many iterates as a step has.
 
     In radians for each e-fold of the radius that a step goes, so that it can stand beside
     `turning`: what of that is not due to the radius. It is 0 where a direction is stationary.
     """
-    held = settle(part, objective, v, radius, iterates=config.iterates, tolerance=config.tolerance)
+    many, tolerance = config.iterates, config.tolerance
+    moved = converge(part, objective, v, radius, iterates=many, tolerance=tolerance)
     below = config.shares[config.shares.index(1.0) - 1]
-    return _angle(v, held.v) / -math.log(below)
+    return _angle(v, moved.v) / -math.log(below)
 
 
 def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
