@@ -188,8 +188,6 @@ def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
                         * converge(
                             part, objective, random_ones, wide, iterates=STEPS, tolerance=0
                         ).v
-                            part, objective, random_ones, wide, iterates=STEPS, tolerance=0
-                        ).v
                     )
                 some = statistics(part, other, objective, read, theta)
                 rows += [
