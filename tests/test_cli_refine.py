@@ -102,7 +102,7 @@ def test_its_vectors_are_a_set_that_discover_takes(
 def test_the_report_shows_a_path(run: Path, data: dict) -> None:
     page = Page((run / "report.html").read_text())
     shown = [d for _, d in page.elements if d.get("data-testid") == "path"]
-    assert [d["data-key"] for d in shown] == [data["key"]]
+    assert data["key"] in [d["data-key"] for d in shown]
     specs = json.loads(next(t for a, t in page.scripts if a.get("id") == "charts-specs"))
     key = data["key"]
     curves = ("turning", "exponent", "neurons_variance", "map-5-heads")
@@ -301,6 +301,6 @@ def test_what_does_nothing_has_nothing_to_keep(run: Path) -> None:
 
 def test_what_is_wrong_is_one_line(run: Path) -> None:
     assert "no perturbation 99" in refused("refine", "path", run, 99)
-    assert "low, below 1" in refused("refine", "path", run, 1, "--low", 2)
+    assert "for --low. Must be < 1" in refused("refine", "path", run, 1, "--low", 2)
     assert "name at least one" in refused("refine", "shrink", run)
     assert "no judge" in refused("refine", "shrink", run, 1, "--by", "vibes")
