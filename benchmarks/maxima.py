@@ -23,10 +23,10 @@ import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
 from educe import stats
-from educe.forward.generation import generate
-from educe.forward.slice import Slice
 from educe.derive.objective import of_method
 from educe.derive.stationary import converge
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
 
 ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 8, (0.125, 0.25, 0.5), 3, 20
 ITERATES, STATIONARY, SAME = 40, 0.02, 0.99

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from educe import cli
+from educe.activations.in_run import examine_run
 from educe.derive.listing import deriving
 from educe.errors import EduceError, RunError
 from educe.loading import load
-from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
 from educe.run import same_model
 from educe.run.reopened import slice_of
@@ -164,7 +164,7 @@ def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> 
         for use in (
             lambda: discover_behaviours(run, lm=other),
             lambda: slice_of(run, other, prompts),
-            lambda: examine_run(run, [1], other, prompts),
+            lambda: examine_run(run, [1], lm=other),
             lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
         ):

@@ -157,14 +157,14 @@ def test_ordinary_prompts_count_once_wherever_a_file_of_them_is_read(
             with deriving(run, lm=tiny_lm, reporter=listening) as work:
                 name = measure(work, ordinary=ordinary)
             fronts.append([(s.of, s.value) for s in run.score_rows(name)])
-            prompts = tiny_lm.encode(SETTINGS.prompts)
-            told = examine_norm(run, [1], tiny_lm, prompts, ordinary=ordinary, reporter=listening)
-        assert told["ordinary"].pop("source") == ordinary
+            told = examine_norm(run, [1], lm=tiny_lm, ordinary=ordinary, reporter=listening)
+        assert told.asked.ordinary == ordinary
         norms.append(told)
         said.append([s for s in listening.said if "ordinary" in s])
     assert fronts[0] == fronts[1] != []
-    assert norms[0] == norms[1]
-    assert norms[0]["ordinary"]["prompts"] == 2
+    assert norms[0].equal == norms[1].equal
+    assert norms[0].used.equals(norms[1].used)
+    assert (norms[0].asked.prompts, norms[0].asked.kl) == (2, norms[1].asked.kl)
     assert said == [[], 2 * ["3 of the 5 ordinary prompts read as one before: counted once"]]
 
 

@@ -32,10 +32,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from educe.activations import corpus, kept
+from educe.activations.reading import Place
 from educe.errors import FileFormatError, ModelError
 from educe.files import read_tensors
-from educe.manifold import corpus, kept
-from educe.manifold.activations import Place
 from educe.model import LanguageModel
 from educe.orthogonal import orthonormal, upright
 
@@ -134,7 +134,7 @@ def parse(
         text: The name.
         lm: The model.
         layer: The block after which the vectors are added.
-        documents: What natural activations are of (see `educe.manifold.corpus.documents`).
+        documents: What natural activations are of (see `educe.activations.corpus.documents`).
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:

@@ -21,10 +21,13 @@ import vl_convert
 from markupsafe import Markup
 
 from educe import files
+from educe.activations import stored
+from educe.activations.report import ManifoldReport, words
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
+from educe.compare.norm import Norm, norm_of
 from educe.judge.novelty import vectors
-from educe.report import derived, figures, fronts, norms, passports, paths
+from educe.report import derived, figures, fronts, manifold, norms, paths
 from educe.report.command import command
 from educe.report.markup import cut, island, marked, plainly
 from educe.report.tables import SCORED
@@ -146,10 +149,10 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.note("began")
     atlas = run.folder / ATLAS
-    papers, followed = run.notes("passport-"), paths.paths(run)
+    examined, followed = stored.reports(run), paths.paths(run)
     costs, sparse, scans = derived.fronts(run), derived.sparse(run), derived.scans(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
-    norm = run.note("norm") if run.has("norm") else None
+    norm = norm_of(run)
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -173,12 +176,12 @@ def render(run: Run) -> str:
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
         charts=charts
-        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | {k: v for one in examined for k, v in manifold.charts(one).items()}
         | (norms.charts(norm) if norm else {})
         | {k: v for path in followed for k, v in paths.charts(path).items()}
         | fronts.charts(list(costs.values()), sparse, scans),
         paths=Markup(_paths(followed)) if followed else "",
-        manifold=Markup(_passports(papers, pattern)) if papers else "",
+        manifold=Markup(_manifold(examined, pattern)) if examined else "",
         norm=Markup(_norm(norm, pattern)) if norm else "",
         costs=Markup(_fronts(costs, sparse, scans, pattern)) if costs or sparse or scans else "",
         data=data(s, pattern),
@@ -189,22 +192,26 @@ def render(run: Run) -> str:
     )
 
 
-def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows passports."""
+def _manifold(examined: list[ManifoldReport], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows manifold reports."""
 
-    def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        return _figure(f"{name}-{paper['number']}", title, text)
+    def chart(report: ManifoldReport, name: str, title: str, text: str) -> Markup:
+        return _figure(f"{name}-{report.number}", title, text)
 
-    told = [paper | {"told": passports.told(paper)} for paper in papers]
-    return _template("passports.html", pattern).render(
-        passports=told, forms=passports.FORMS, chart=chart
+    return _template("manifold.html", pattern).render(
+        reports=examined,
+        words=words,
+        on_texts=manifold.on_texts,
+        ablated=manifold.ablated,
+        texts=manifold.texts,
+        chart=chart,
     )
 
 
-def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+def _norm(told: Norm, pattern: re.Pattern[str] | None) -> str:
     """Return the part of the page that shows what the norm tells."""
     return _template("norms.html", pattern).render(
-        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
+        told=told, chart=_figure, drawn=norms.drawn(told), norms=norms, scored=SCORED
     )
 
 

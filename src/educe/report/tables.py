@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from educe.activations.report import (
+    INSIDE,
+    OUTSIDE,
+    ManifoldReport,
+    Range,
+    at_layer,
+    words,
+)
+from educe.compare.norm import Norm
 from educe.report import derived, paths
+from educe.report.manifold import ablated
+from educe.report.norms import called
 from educe.report.screen import escaped, line, screen, written
 from educe.summary import dose
 
@@ -22,7 +32,7 @@ SCORED = {
     "novelty": "novelty",
     "striking": "striking",
     "kl": "mean KL",
-    "high": "KL, 95%",
+    "kl_p95": "KL, 95%",
     "score": "judged",
 }
 
@@ -37,128 +47,115 @@ SHORT = {
 }
 
 
-def norm(told: dict[str, Any], console: Console | None = None) -> None:
-    """Print what the norm tells (see `educe.norm.survey`)."""
+def norm(told: Norm, console: Console | None = None) -> None:
+    """Print what the norm tells."""
     console = console or screen()
+    judge = told.asked.judge
     head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
-    rules = ("linear", "steep", f"{told['budget']:g} nat")
-    grid = _grid(*head, *rules)
-    for c in told["curves"]:
-        arm = "found" if c["arm"] == "found" else "random"
-        ends = (*c["marks"].values(), *c["choices"].values())
-        shown = ["–" if v is None else f"{v:.2f}" for v in ends]
-        sign = "+" if c["sign"] > 0 else "−"
-        grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
+    grid = _grid(*head, "linear", "steep", f"{told.asked.budget:g} nat")
+    for c in told.curves:
+        name, arm = called(c).split()
+        shown = ["–" if v is None else f"{v:.2f}" for v in (*c.marks, *c.choices)]
+        grid.add_row(name, arm, dose(c.dose), *shown)
     console.print(
         "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
         "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
     )
     console.print(grid)
-    shows = f"{told['judge']}" if told["judge"] else "–"
     rates = ("it", "p", "new", "p", "nons.")
     table = _grid("dose", "at equal", "arm", "n", "radius", "KL 95%", *rates)
-    for e in told["equal"]:
-        for arm in ("found", "control"):
-            of = e[arm]
-            first = arm == "found"
+    for e in told.equal:
+        for arm, of, said in (("found", e.found, True), ("random", e.control, False)):
+            shows, new, nonsense = (f"{r.hits}/{r.trials}" for r in (of.shows, of.new, of.nonsense))
             table.add_row(
-                dose(e["dose"]) if first else "",
-                EQUAL[e["at"]] if first else "",
-                "found" if first else "random",
-                str(of["reached"]),
-                f"{of['radius']:.3g}",
-                f"{of['high']:.2f}",
-                f"{of['shows']['hits']}/{of['shows']['trials']}" if told["judge"] else "–",
-                f"{e['p_shows']:.2g}" if first and told["judge"] else "",
-                f"{of['new']['hits']}/{of['new']['trials']}",
-                f"{e['p_new']:.2g}" if first else "",
-                f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
+                dose(e.dose) if said else "",
+                EQUAL[e.at] if said else "",
+                arm,
+                str(of.reached),
+                f"{of.radius:.3g}",
+                f"{of.kl_p95:.2f}",
+                shows if judge else "–",
+                f"{e.p_shows:.2g}" if said and judge else "",
+                new,
+                f"{e.p_new:.2g}" if said else "",
+                nonsense,
             )
-    console.print(written(shows, "bold", lead="Found and random perturbations; it: "))
+    console.print(written(judge or "–", "bold", lead="Found and random perturbations; it: "))
     console.print(table)
     console.print(
         "[bold]The top of each score[/bold], and its p-values: within its set, and against"
     )
     console.print("random ones; as it is, and after regression on the log of the effect")
     tops = _grid("dose", "score", "top", "", "set", "random", "beyond effect", "set", "random")
-    for s in told["spreads"]:
-        top, left = s["top"], s["left"]
-        tops.add_row(
-            dose(s["dose"]),
-            SCORED[s["score"]],
-            f"{top['value']:.2f}",
-            str(top["number"]),
-            *(f"{top[k]:.2g}" for k in ("grubbs", "random")),
-            str(left["number"]),
-            *(f"{left[k]:.2g}" for k in ("grubbs", "random")),
-        )
+    for s in told.spreads:
+        first = (dose(s.dose), SCORED[s.score], f"{s.top.value:.2f}")
+        each = ((str(t.number), f"{t.grubbs:.2g}", f"{t.random:.2g}") for t in (s.top, s.left))
+        tops.add_row(*first, *chain.from_iterable(each))
     console.print(tops)
 
 
-def passport(p: dict[str, Any], console: Console | None = None) -> None:
-    """Print a passport (see `educe.manifold.record`) on one screen."""
-    console = console or screen()
-    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+def manifold(r: ManifoldReport, console: Console | None = None) -> None:
+    """Print a manifold report on one screen."""
+    console, facts = console or screen(), r.facts
+    left_out = f", coordinates {', '.join(map(str, facts.massive))}" if facts.massive else ""
     console.print(
         Panel(
-            written(p["words"]),
-            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
-            f"norm {p['norm']:.3g}",
+            written(words(r)),
+            title=f"perturbation {r.number} ({r.arm}), layer {facts.layer}, norm {facts.norm:.3g}",
             title_align="left",
         )
     )
     grid = _grid("", "this", "natural", "random", "%ile")
-    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
-    rows |= {
-        f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
-        "Mahalanobis, same norm": (p["length"], ".3g"),
-        "Mahalanobis, own norms": (p["size"], ".3g"),
-    }
-    if p["prompt"]:
-        rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
-    for name, (of, form) in rows.items():
-        controls = (_range(of[kind], form) for kind in ("natural", "random"))
-        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
+
+    def line(name: str, judge: str, form: str, *, percentile: bool = True) -> None:
+        of = r[judge]
+        controls = (_range(of.natural, form), _range(of.random, form))
+        ends = [f"{100 * of.percentile:.1f}"] if percentile else []
+        grid.add_row(name, f"{of.found:{form}}", *controls, *ends)
+
+    if facts.massive:
+        line("energy in massive", "energy_massive", ".2f")
+    line(f"energy in top {facts.rank} of {facts.width}", "energy_top", ".2f")
+    line("Mahalanobis, same norm", "mahalanobis", ".3g")
+    line("Mahalanobis, own norms", "mahalanobis_own", ".3g")
+    if facts.prompt_rank:
+        line(f"energy in prompts' {facts.prompt_rank}", "energy_prompt", ".2f")
     grid.add_row()
-    for at in p["depth"]:
-        of, still = at["distance"], at["still_distance"]
-        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
-        small = "" if at["enough"] else "?"
-        name = f"distance at {at['layer']}{small} ({still:.0%})"
-        grid.add_row(name, f"{of['found']:.0%}", *controls, f"{100 * of['percentile']:.1f}")
+    for layer in facts.layers:
+        still, small = r.at("distance", layer).still, "" if r.enough(layer) else "?"
+        line(f"distance at {layer}{small} ({still:.0%})", at_layer("distance", layer), ".0%")
     grid.add_row()
-    outputs = {o["name"]: o for o in p["outputs"]}
     for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
-        plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
-        controls = (
-            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
-            for kind in ("natural", "random")
+        judge = f"heldout_{name}"
+        plain = f" ({r[judge].still:{form}})" if name != "kl" else ""
+        line(f"{name}{plain}", judge, form, percentile=False)
+    for how in (INSIDE, OUTSIDE):
+        for part in r.outcomes(how):
+            grid.add_row(f"kl, its {how}", f"{part.scores['heldout_kl']:.3f}")
+    taken = ablated(r)
+    for one in taken:
+        kl = "heldout_kl"
+        grid.add_row(
+            f"kl, ablated {one.form}", f"{one.scores[kl]:.3f}", "", _range(one.random[kl], ".3f")
         )
-        grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
-    for part in ("its part inside", "its part outside"):
-        if part in outputs:
-            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
-    for taken in p["taken"]:
-        name = f"kl, taken away ({taken['form']})"
-        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
     console.print(grid)
     console.print(
         "[dim]natural: differences between activations, random: vectors, of this norm; %ile: among "
-        f"natural ones. At later layers and below it {p['controls'][0]} and {p['controls'][1]}, "
+        f"natural ones. At later layers and below it {facts.tried[0]} and {facts.tried[1]}, "
         "lowest to highest. In brackets: unperturbed. ?: too little text.[/dim]",
         highlight=False,
     )
-    if p["taken"]:
-        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+    if taken:
+        told = ", ".join(f"{one.form} {one.scores['energy_unused']:.1%}" for one in taken)
         console.print(
-            f"[dim]of what taking it away changes, in directions not used: {told} "
-            f"(natural {p['unused'][0]:.1%}, random {p['unused'][1]:.0%})[/dim]",
+            f"[dim]of what ablating it changes, in directions not used: {told} "
+            f"(natural {facts.unused[0]:.1%}, random {facts.unused[1]:.0%})[/dim]",
             highlight=False,
         )
-    last = p["growth"][-1]
     console.print(
-        f"[dim]{last['tokens']} tokens ({escaped(p['corpus'])}), held-out ones "
-        f"{last['optimism']:.2f} times as far out; without first tokens{massive}[/dim]",
+        f"[dim]{facts.fitted} tokens ({escaped(facts.corpus)}), held-out ones "
+        f"{r.coverage[facts.layer][-1].optimism:.2f} times as far out; without first tokens"
+        f"{left_out}[/dim]",
         highlight=False,
     )
 
@@ -294,9 +291,5 @@ def _grid(*names: str, title: str | None = None) -> Table:
     return grid
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "low": min(values), "high": max(values)}
-
-
-def _range(of: dict[str, float], form: str) -> str:
-    return f"{of['median']:{form}} ({of['low']:{form}}–{of['high']:{form}})"
+def _range(of: Range, form: str) -> str:
+    return f"{of.median:{form}} ({of.low:{form}}–{of.high:{form}})"
