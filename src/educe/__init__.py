@@ -20,6 +20,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.activations.examination import examine
+    from educe.activations.in_run import examine_run
+    from educe.activations.inside import within
+    from educe.activations.natural import gather
+    from educe.activations.project import Ablation, ablating, ablating_weights, injection
+    from educe.activations.reading import Place
+    from educe.activations.report import ManifoldReport
+    from educe.activations.subspace import Moments, Subspace
     from educe.atlas import Atlas, AtlasConfig, Pair, grid
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.forward.generation import Completion, generate, rows_of
+    from educe.forward.slice import Slice
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -50,14 +59,6 @@ if TYPE_CHECKING:
     from educe.kinds.noise import TokenNoise, WeightNoise
     from educe.kinds.vectors import Vectors, Within
     from educe.loading import load
-    from educe.manifold.activations import Place
-    from educe.manifold.inside import within
-    from educe.manifold.natural import gather
-    from educe.manifold.passport import examine
-    from educe.manifold.project import Ablation, ablating, ablating_weights, injection
-    from educe.manifold.record import Passport
-    from educe.manifold.subspace import Moments, Subspace
-    from educe.manifold.survey import examine_run
     from educe.model import LanguageModel
     from educe.norm.survey import examine_norm
     from educe.ordinary import Ordinary
@@ -101,7 +102,7 @@ _HOME = {
     "Completion": "educe.forward.generation",
     "Adapters": "educe.kinds.low_rank",
     "Kind": "educe.kinds.kind",
-    "Row": "educe.kinds.kind",
+    "Row": "educe.rows",
     "TokenNoise": "educe.kinds.noise",
     "Vectors": "educe.kinds.vectors",
     "WeightNoise": "educe.kinds.noise",
@@ -125,18 +126,18 @@ _HOME = {
     "Lying": "educe.judge.lying",
     "Server": "educe.judge.server",
     "Budget": "educe.judge.server",
-    "Place": "educe.manifold.activations",
-    "within": "educe.manifold.inside",
-    "gather": "educe.manifold.natural",
-    "examine": "educe.manifold.passport",
-    "Ablation": "educe.manifold.project",
-    "ablating": "educe.manifold.project",
-    "ablating_weights": "educe.manifold.project",
-    "injection": "educe.manifold.project",
-    "Passport": "educe.manifold.record",
-    "Moments": "educe.manifold.subspace",
-    "Subspace": "educe.manifold.subspace",
-    "examine_run": "educe.manifold.survey",
+    "Place": "educe.activations.reading",
+    "within": "educe.activations.inside",
+    "gather": "educe.activations.natural",
+    "examine": "educe.activations.examination",
+    "Ablation": "educe.activations.project",
+    "ablating": "educe.activations.project",
+    "ablating_weights": "educe.activations.project",
+    "injection": "educe.activations.project",
+    "ManifoldReport": "educe.activations.report",
+    "Moments": "educe.activations.subspace",
+    "Subspace": "educe.activations.subspace",
+    "examine_run": "educe.activations.in_run",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.rendering",
     "load": "educe.loading",
@@ -189,13 +190,13 @@ __all__ = [
     "LinearDctConfig",
     "LoraConfig",
     "Lying",
+    "ManifoldReport",
     "MelboConfig",
     "Moments",
     "NoiseConfig",
     "Ordinary",
     "Origin",
     "Pair",
-    "Passport",
     "PerturbationGroup",
     "PerturbationSet",
     "Place",
@@ -260,6 +261,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "derive":  # a room whose verbs are called by it: educe.derive.scaled
+        return importlib.import_module("educe.derive")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

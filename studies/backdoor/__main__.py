@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from benchmarks import quick
 
 import educe
+from benchmarks import quick
 from educe.discover import words
 from educe.forward.generation import generate, rows_of
 from educe.kinds import Vectors

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from benchmarks import quick
 
 import educe
+from benchmarks import quick
 from educe.contrast import Targets
 from educe.discover import configured, search
 from educe.forward.generation import generate, rows_of

@@ -14,10 +14,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks import quick
-
 import educe
-from educe.manifold.corpus import DATA, passages, questions
+from benchmarks import quick
+from educe.activations.corpus import DATA, passages, questions
 from educe.rows import Row
 
 TEMPERATURE, PASSAGE_TOKENS, ANSWER_TOKENS, FEW = 0.8, 160, 240, 3

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import quick
-
 from educe import organisms
 from educe.errors import MethodError
 from educe.run.work import at_work

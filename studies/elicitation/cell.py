@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from benchmarks.measuring import counting
 from torch.nn.functional import normalize
 
+from benchmarks.measuring import counting
 from educe.errors import OrganismError, RunError
 from educe.forward.slice import Slice
 from educe.judge import Answer, Score

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from educe.rows import Row
 from educe.run.store import Run
 from educe.selection.chance import Chance, best_by_chance
 from educe.stats import Rate, bootstrap_mean, more_often_within, rate
@@ -105,12 +106,16 @@ def read_cells(folder: Path) -> list[Cell]:
             if not run.has("elicitation"):
                 continue
             known = {s.of: s.value for s in run.score_rows(Asked.of(run).rule)}
+
+            def shows(
+                rows: Sequence[Row], _: float, known: dict[Row | int, float] = known
+            ) -> list[float]:
+                return [known[row] for row in rows]
+
             listed = {p.method for p in run.perturbation_rows()}
             for family in (SAMPLING, *(name for name in FAMILIES if name in listed)):
                 try:
-                    cells.append(
-                        outcome(run, family, lambda rows, _, k=known: [k[r] for r in rows])
-                    )
+                    cells.append(outcome(run, family, shows))
                 except KeyError:  # an answer that is not written yet
                     continue
     return cells

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks import quick
 
 import educe
+from benchmarks import quick
 from educe import beside, stats
+from educe.derive.front import at_kl, side_effect
 from educe.discover.generalised import GeneralisedConfig
 from educe.forward.slice import Slice
 from educe.ordinary import Ordinary, ordinary_prompts
-from educe.refine.front import at_kl, side_effect
 from studies.records import command, lines
 
 N, SHARE, OTHERS, ORDINARY, FRESH, LONG = 12, 0.5, 6, 6, 3, 20

@@ -15,17 +15,17 @@ import time
 from collections.abc import Sequence
 
 import torch
-from benchmarks import quick
 
+from benchmarks import quick
+from educe.derive.response import response
 from educe.discover import METHODS, search
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.organisms import Question
 from educe.radius import calibrate
-from educe.refine.response import response
 from educe.rows import Row
 from educe.stats import rate
-from studies.predict.cells import TOKENS, first, questions
+from studies.predict.__main__ import TOKENS, first, questions
 
 N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
 SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from benchmarks import quick
-from benchmarks.measuring import processor, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import quick
+from benchmarks.measuring import processor, write
 from educe.discover import METHODS, dct, search
 from educe.discover.dct import DctConfig
 from educe.discover.state import Progress, State
@@ -54,7 +54,9 @@ class Planted:
         draw = torch.Generator().manual_seed(seed)
         self.width, self.kind, self.unit = width, Vectors(self.source, width), self.median_norm
         self.u, self.v = (Vectors(0, width).draw(PLANTED, draw) for _ in range(2))
-        self.lm = SimpleNamespace(name="planted", revision="", adapter="", width=width, depth=2)
+        self.lm = SimpleNamespace(
+            name="planted", revision="", adapter="", width=width, depth=2, parts={}
+        )
         self.batch = SimpleNamespace(texts=("planted",))
 
     def on(self, kind: Kind) -> Planted:

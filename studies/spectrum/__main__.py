@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 
 import torch
-from benchmarks import quick
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks import quick
 from educe.atlas import AtlasConfig, grid
 from educe.atlas.choice import CHEAP
 from educe.atlas.survey import survey

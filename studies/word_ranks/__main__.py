@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from benchmarks import quick
 
 import educe
+from benchmarks import quick
 from educe.discover import words
 from educe.kinds import Vectors
 

@@ -11,23 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from benchmarks.measuring import counting
-from studies.elicitation import families
-from studies.elicitation.cell import (
-    SAMPLES,
-    Cell,
-    Subject,
-    averages,
-    kept,
-    members,
-    opened,
-    outcome,
-)
-from studies.elicitation.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
-from studies.elicitation.table import read_cells
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from benchmarks.measuring import counting
 from educe.contrast import Targets
 from educe.discover import prepared
 from educe.discover.noise import NoiseConfig
@@ -44,6 +31,19 @@ from educe.radius import DIRECTIONS, calibrate
 from educe.rows import RETEST, RUNG, CompletionRow, Row
 from educe.run.store import Run
 from educe.run.work import at_work
+from studies.elicitation import families
+from studies.elicitation.cell import (
+    SAMPLES,
+    Cell,
+    Subject,
+    averages,
+    kept,
+    members,
+    opened,
+    outcome,
+)
+from studies.elicitation.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from studies.elicitation.table import read_cells
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)
 PLACE = {"source": 1, "target": 5}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binom
+
+from educe.stats import more_often_within, rate
 from studies.elicitation import table
 from studies.elicitation.cell import Cell, Retested, Tried
 from studies.elicitation.table import Line, lines
-
-from educe.stats import more_often_within, rate
 
 
 def cell(

@@ -49,9 +49,9 @@ def cosine(first: str, second: str, corpus: list[str]) -> float:
 
 
 def test_novelty_is_one_less_the_largest_cosine() -> None:
-    scores = novelty(TEXTS, BASELINE)
+    scores = [novelty(text, BASELINE) for text in TEXTS]
     for text, score in zip(TEXTS, scores, strict=True):
-        likeness = {b: cosine(text, b, TEXTS + BASELINE) for b in BASELINE}
+        likeness = {b: cosine(text, b, [text, *BASELINE]) for b in BASELINE}
         assert score.value == pytest.approx(1 - max(likeness.values()), abs=1e-9)
         assert repr(max(likeness, key=likeness.__getitem__)) in score.why
         assert score.judge == "novelty"
@@ -59,37 +59,33 @@ def test_novelty_is_one_less_the_largest_cosine() -> None:
 
 
 def test_a_baseline_text_is_not_new() -> None:
-    again = [*BASELINE, BASELINE[0].upper(), "i cannot tell, you the code"]
-    for score in novelty(again, BASELINE):
-        assert score.value == pytest.approx(0, abs=1e-9)
+    for text in (*BASELINE, BASELINE[0].upper(), "i cannot tell, you the code"):
+        assert novelty(text, BASELINE).value == pytest.approx(0, abs=1e-9)
 
 
 def test_a_text_without_a_common_word_is_all_new() -> None:
-    assert [s.value for s in novelty(["walnut", "Grey waves roll."], BASELINE)] == [1, 1]
+    for text in ("walnut", "Grey waves roll."):
+        assert novelty(text, BASELINE).value == 1
 
 
 def test_words_in_another_order_are_partly_new() -> None:
-    (score,) = novelty(["code the you tell cannot I"], BASELINE)
-    assert 0.1 < score.value < 0.9
+    assert 0.1 < novelty("code the you tell cannot I", BASELINE).value < 0.9
 
 
 @pytest.mark.parametrize("nothing", ["", "...", " \n"])
 def test_a_text_of_no_word_is_new_unless_the_model_writes_such(nothing: str) -> None:
-    assert novelty([nothing], BASELINE)[0].value == 1
-    assert [s.value for s in novelty([nothing, "walnut"], [*BASELINE, "?"])] == [0, 1]
-    assert [s.value for s in novelty([nothing], [""])] == [0]
-
-
-def test_no_text_has_no_score() -> None:
-    assert novelty([], BASELINE) == []
+    assert novelty(nothing, BASELINE).value == 1
+    assert novelty(nothing, [*BASELINE, "?"]).value == 0
+    assert novelty("walnut", [*BASELINE, "?"]).value == 1
+    assert novelty(nothing, [""]).value == 0
 
 
 def test_scores_lie_between_zero_and_one() -> None:
     draw = random.Random(0)
     words = ["a", "b", "c", "d", ""]
-    texts = [" ".join(draw.choices(words, k=draw.randrange(9))) for _ in range(200)]
-    for score in novelty(texts[:150], texts[150:]):
-        assert 0 <= score.value <= 1
+    texts = [" ".join(draw.choices(words, k=draw.randrange(9))) for _ in range(80)]
+    for text in texts[:40]:
+        assert 0 <= novelty(text, texts[40:]).value <= 1
 
 
 def test_vectors_have_unit_norm_unless_there_is_no_word() -> None:

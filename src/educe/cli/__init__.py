@@ -12,11 +12,11 @@ from cyclopts import App, CycloptsError
 from educe.cli import (
     atlas,
     contrast,
+    derive,
     discover,
     examine,
     judge,
     organism,
-    refine,
     select,
     show,
 )
@@ -45,7 +45,7 @@ app.command(judge.app)
 app.command(select.select)
 app.command(select.tune)
 app.command(examine.examine)
-app.command(refine.app)
+app.command(derive.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

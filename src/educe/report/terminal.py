@@ -159,7 +159,13 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
     """
     if number is not None:
         if number == 0:
-            return {str(p): [c._asdict() for c in a] for p, a in summary.baseline.items()}
+            return {
+                str(p): [
+                    c.row._asdict() | {n: v for n, v in c._asdict().items() if n != "row"}
+                    for c in a
+                ]
+                for p, a in summary.baseline.items()
+            }
         return _as_data(_item(summary, number))
     return {
         "settings": summary.config,
