@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from cyclopts import App
-from docs import lines
 
+from docs import lines
 from educe import cli
 from educe.cli.reference import reference
 from educe.options import ModelOptions
