@@ -15,9 +15,9 @@ import tiny
 from educe.activations import corpus, inside, kept, natural
 from educe.activations.natural import Gathered
 from educe.activations.reading import Place
+from educe.derive import bases
 from educe.model import LanguageModel
 from educe.progress import Silent
-from educe.refine import bases
 
 PLACES = [Place(1), Place(2, "mlp")]
 TEXTS = [text[:80] for text in corpus.passages()[:40]]

@@ -82,6 +82,10 @@ def examples() -> dict[str, list[doctest.DocTest]]:
         home = importlib.import_module(educe._HOME[name])
         value = getattr(home, name)
         found[name] = [test for test in finder.find(value, name, home) if test.examples]
+    for name in educe.derive.__all__:
+        value = getattr(educe.derive, name)
+        home = importlib.import_module(value.__module__)
+        found[name] = [test for test in finder.find(value, name, home) if test.examples]
     return found
 
 
@@ -101,7 +105,7 @@ def beginning(lm: LanguageModel) -> dict[str, Any]:
 )
 def test_the_example_shows_what_comes(tiny_lm: LanguageModel, example: doctest.DocTest) -> None:
     name = example.name.partition(".")[0]
-    example.globs = beginning(tiny_lm) | {name: getattr(educe, name)}
+    example.globs = beginning(tiny_lm) | {name: getattr(educe, name, None)}
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     came = runner.run(example, out=said.append)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import tiny
 from educe import cli
 from educe.activations.in_run import examine_run
+from educe.derive.listing import deriving
 from educe.errors import EduceError, RunError
 from educe.loading import load
 from educe.model import LanguageModel
-from educe.refine.front import measure
 from educe.run import same_model
 from educe.run.reopened import slice_of
 from educe.run.settings import Settings, begin, encoded, stored
@@ -96,11 +96,11 @@ COMMANDS = [
     ("discover", "--resume", "--out", "RUN"),
     ("examine", "RUN", "1"),
     ("examine", "RUN", "--norm"),
-    ("refine", "path", "RUN", "1"),
-    ("refine", "shrink", "RUN", "1"),
-    ("refine", "front", "RUN"),
-    ("refine", "sparse", "RUN", "1"),
-    ("refine", "degate", "RUN", "1"),
+    ("derive", "path", "RUN", "1"),
+    ("derive", "shrink", "RUN", "1"),
+    ("derive", "front", "RUN"),
+    ("derive", "sparse", "RUN", "1"),
+    ("derive", "ungate", "RUN", "1"),
     ("select", "RUN", *PROMPTS, "--look-for", "a", "--rungs", "1:1"),
 ]
 
@@ -124,7 +124,7 @@ def test_commands_refuse_a_run_whose_model_is_another(
 def content(place: Path) -> dict[str, list[Any]]:
     """All that a run has computed."""
     with Run.open(place) as run:
-        tables = ("completions", "scores", "perturbations", "responses", "meta")
+        tables = ("completions", "scores", "perturbations", "prompts", "meta")
         return {name: list(run.database.execute(f"SELECT * FROM {name}")) for name in tables}
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> 
             lambda: discover_behaviours(run, lm=other),
             lambda: slice_of(run, other, prompts),
             lambda: examine_run(run, [1], lm=other),
-            lambda: measure(run, other),
+            lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
         ):
             with pytest.raises(RunError, match="another model than other is now: the weights"):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.forward.generation import Completion, generate, rows_of
+    from educe.forward.slice import Slice
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -260,6 +261,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "derive":  # a room whose verbs are called by it: educe.derive.scaled
+        return importlib.import_module("educe.derive")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import end, opened, some
+from educe.cli.opening import begun, end, opened, some
 from educe.cli.options import FLAG, Count, Debug, Json, Natural, Positive, Seed
+from educe.cli.streams import as_data
 
 
 def examine(
@@ -61,26 +62,22 @@ def examine(
     from educe.judge.cache import FILE, Cached
     from educe.norm.survey import examine_norm
     from educe.report import tables
-    from educe.run.settings import encoded, stored
 
-    with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
-        if norm:
-            settings = stored(found)
-            prompts = encoded(lm, settings, settings.prompts)
+    if norm:
+        with begun(run, numbers) as (found, telling):
             made = asked.judges([judge], telling.say)[0] if judge else None
             told = examine_norm(
                 found,
                 list(numbers) or None,
-                lm,
-                prompts,
                 judge=Cached(made, run / FILE) if made else None,
                 ordinary=ordinary,
                 budget=budget,
                 compared=compared,
                 reporter=telling,
             )
-            end(found, as_json, {"norm": told}, lambda: tables.norm(told))
-            return
+            end(found, as_json, {"norm": as_data(told)}, lambda: tables.norm(told))
+        return
+    with opened(run, some(numbers)) as (found, lm, telling):
         reports = examine_run(
             found, numbers, lm=lm, corpus=corpus, tokens=tokens, seed=seed, reporter=telling
         )
