@@ -23,7 +23,7 @@ from educe.forward.slice import Slice
 from educe.judge import Answer, Score
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
-from educe.report import derived, paths
+from educe.report import paths
 from educe.rows import FOLLOWED, SCALED, SHRUNK
 from educe.run.store import Run
 from loopback import Reply, completion, likely, serving
@@ -52,12 +52,12 @@ def data(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def path(run: Path, data: dict[str, Any]) -> derived.Path:
+def path(run: Path, data: dict[str, Any]) -> paths.Path:
     with Run.open(run) as kept:
-        return next(one for one in derived.paths(kept) if one.name == data["name"])
+        return next(one for one in paths.paths(kept) if one.name == data["name"])
 
 
-def curve(path: derived.Path, of: str, judge: str) -> np.ndarray:
+def curve(path: paths.Path, of: str, judge: str) -> np.ndarray:
     """Return the scores of vectors or a null, ``[radius][vector]``."""
     own = path.scores[(path.scores.of == of) & (path.scores.judge == judge)]
     return own.pivot_table(index="share", columns="number", values="value").to_numpy()
@@ -86,7 +86,7 @@ def test_every_radius_of_a_path_is_a_row_with_a_parent(run: Path, data: dict) ->
     assert len(nulls) == 2
 
 
-def test_each_arm_has_what_can_be_said_of_it(path: derived.Path) -> None:
+def test_each_arm_has_what_can_be_said_of_it(path: paths.Path) -> None:
     assert set(path.scores.of) == {"found", "shuffled target", "random", "other prompts"}
     for of in paths.COLOURS:
         assert curve(path, of, "exponent").shape == (len(path.shares), 2)
@@ -96,7 +96,7 @@ def test_each_arm_has_what_can_be_said_of_it(path: derived.Path) -> None:
 
 
 def test_the_objective_is_that_of_the_runs_method_and_does_not_fall(
-    run: Path, path: derived.Path
+    run: Path, path: paths.Path
 ) -> None:
     with Run.open(run) as kept:
         arm = {p.id: p for p in kept.perturbation_rows()}
@@ -136,7 +136,7 @@ def test_the_report_shows_a_path(run: Path, data: dict) -> None:
 
 
 def test_the_page_tells_of_the_targets_neurons_beside_their_nulls(
-    run: Path, path: derived.Path
+    run: Path, path: paths.Path
 ) -> None:
     page = (run / "report.html").read_text()
     own = page.split(f'data-key="{path.name}"')[1]
@@ -147,13 +147,13 @@ def test_the_page_tells_of_the_targets_neurons_beside_their_nulls(
         assert f"{of}</td><td>{told}</td>" in table
 
 
-def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: derived.Path) -> None:
+def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: paths.Path) -> None:
     lm = lm_of("mixtral")
     part = Slice(lm, lm.encode(["Tell me."]), source=1, target=3)
     v = part.kind.draw(2, torch.Generator().manual_seed(0))
     told = following.responses(part, v)
     assert set(told) == {"effect", "exponent", "effect_turning", "effect_spread"}
-    without = derived.Path(
+    without = paths.Path(
         **vars(path) | {"scores": path.scores[~path.scores.judge.str.startswith("neurons")]}
     )
     assert "neurons_variance" not in paths.curves_of(without)
@@ -163,7 +163,7 @@ def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: derive
     assert all(row[slopes] for row in paths.vectors(path))
 
 
-def test_the_screen_has_a_line_for_each_and_each_null(run: Path, path: derived.Path) -> None:
+def test_the_screen_has_a_line_for_each_and_each_null(run: Path, path: paths.Path) -> None:
     ended = educe(*PATH, run, 2, 5, *SHORT, "--basis", "heads", "--exact")
     assert ended.status == 0, ended.err
     for word in ("#2", "#5", *paths.COLOURS, path.file):
@@ -211,7 +211,7 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
         name = follow_run(work, [2], plan)
         assert done == [1, 2, 3, *range(1, 4)]  # the null has its own radii
         assert not list(kept.tensors.glob("*.state"))
-        one = next(path for path in derived.paths(kept) if path.name == name)
+        one = next(path for path in paths.paths(kept) if path.name == name)
         rows = kept.perturbation_rows(derived=True)
         # Killed after the path was kept and before its responses were: these are done again.
         own = [p.id for p in rows if p.file.startswith(name)]
@@ -221,7 +221,7 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
                 [(number,) for number in own],
             )
         assert follow_run(work, [2], plan) == name
-        again = next(path for path in derived.paths(kept) if path.name == name)
+        again = next(path for path in paths.paths(kept) if path.name == name)
         assert (
             again.scores.sort_values(["of", "share", "judge"])
             .round(4)
@@ -230,7 +230,7 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
         assert kept.perturbation_rows(derived=True) == rows
 
 
-def test_random_ones_that_are_rescaled_are_those_of_jvp(run: Path, path: derived.Path) -> None:
+def test_random_ones_that_are_rescaled_are_those_of_jvp(run: Path, path: paths.Path) -> None:
     with Run.open(run) as kept, deriving(kept) as work:
         part, radius = work.part, taken(kept, (2, 5)).radius
     drawn = part.kind.draw(2, torch.Generator().manual_seed(0))
@@ -240,12 +240,12 @@ def test_random_ones_that_are_rescaled_are_those_of_jvp(run: Path, path: derived
 
 
 def test_neurons_are_told_of_each_arm_at_its_own_vectors_and_prompts(
-    run: Path, path: derived.Path
+    run: Path, path: paths.Path
 ) -> None:
     with Run.open(run) as kept, deriving(kept) as work:
         ordinary = work.lm.encode(ordinary_prompts()[:OTHERS])
         parts = {"found": work.part, "other prompts": work.slice_on(ordinary)}
-    assert ELSEWHERE == derived.ELSEWHERE
+    assert ELSEWHERE == paths.ELSEWHERE
     followed = PerturbationSet.load(run / path.file)
     many = len(path.shares)
     for k in range(many):

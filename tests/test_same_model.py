@@ -124,7 +124,7 @@ def test_commands_refuse_a_run_whose_model_is_another(
 def content(place: Path) -> dict[str, list[Any]]:
     """All that a run has computed."""
     with Run.open(place) as run:
-        tables = ("completions", "scores", "perturbations", "responses", "meta")
+        tables = ("completions", "scores", "perturbations", "prompts", "meta")
         return {name: list(run.database.execute(f"SELECT * FROM {name}")) for name in tables}
 
 

@@ -100,7 +100,7 @@ def path(
     """
     from educe.derive.continuation import PathConfig
     from educe.derive.paths import PathPlan, follow_run
-    from educe.report import derived, tables
+    from educe.report import paths, tables
 
     plan = PathPlan(
         PathConfig(low=low, high=high, steps=steps, converging=converge),
@@ -115,7 +115,7 @@ def path(
             name = follow_run(work, chosen, plan)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"educe derive path {shlex.quote(str(run))} ...") from None
-        done = next(one for one in derived.paths(work.run) if one.name == name)
+        done = next(one for one in paths.paths(work.run) if one.name == name)
         end(work.run, as_json, done.data(), lambda: tables.path(done, run))
 
 

@@ -23,7 +23,7 @@ import torch
 from educe.derive.continuation import PathConfig, followed
 from educe.derive.listing import add, answers, looked_for, named, taken
 from educe.derive.response import EXPONENT, response
-from educe.derive.scaling import derived, scaled
+from educe.derive.scaling import scaled
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.judge import Judge
@@ -83,7 +83,7 @@ def shrunk(
     def at(items: list[int], k: int) -> Sequence[float]:
         return measure(path.select([i * many + k for i in items]))
 
-    return _kept(path, walk(config.shares, len(found), at, keep))
+    return _kept(path, walk(config.shares, len(found), at, keep), config.shares)
 
 
 def walk(
@@ -172,7 +172,7 @@ def shrink(
     told = by if isinstance(by, str) else by.identity
     name = f"{named(SHRUNK, **asked, by=told, keep=keep, way=way)}.safetensors"
     if any(one.kept is not None for one in done):
-        add(work, name, SHRUNK, numbers, lambda: _kept(path, done))
+        add(work, name, SHRUNK, numbers, lambda: _kept(path, done, config.shares))
     return done, name
 
 
@@ -180,22 +180,15 @@ def _downwards(low: float, steps: int) -> PathConfig:
     return PathConfig(low=low, high=1.0, steps=steps, converging=0)
 
 
-def _kept(path: PerturbationSet, done: Sequence[Shrunk]) -> PerturbationSet:
+def _kept(
+    path: PerturbationSet, done: Sequence[Shrunk], shares: Sequence[float]
+) -> PerturbationSet:
     """Return of each perturbation on a path down the smallest one that was kept."""
-    many = len(path) // len(done)
-    shares = path.scores["share"][:many].tolist()
     kept = [(i, one.kept, dict(one.curve)) for i, one in enumerate(done) if one.kept is not None]
-    at = [i * many + _nearest(shares, share) for i, share, _ in kept]
-    small = derived(path, at, share=path.scores["share"][at])
-    scores = {
-        "parent": torch.tensor([float(i) for i, _, _ in kept]),
-        "measured": torch.tensor([curve[share] for _, share, curve in kept]),
-    }
-    return replace(small, method=SHRUNK, scores={**small.scores, **scores})
-
-
-def _nearest(shares: Sequence[float], share: float) -> int:
-    return min(range(len(shares)), key=lambda k: abs(shares[k] - share))
+    small = path.select([i * len(shares) + shares.index(share) for i, share, _ in kept])
+    measured = torch.tensor([curve[share] for _, share, curve in kept])
+    known = {name: small.scores[name] for name in ("parent", "share")}
+    return replace(small, method=SHRUNK, scores={**known, "measured": measured})
 
 
 def _exponents(work: Work, some: PerturbationSet, rows: Sequence[int]) -> list[float]:

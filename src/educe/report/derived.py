@@ -3,32 +3,23 @@
     fronts      effect against side effect, of every perturbation whose side effect was measured
     sparse      vectors of few groups of coordinates, beside the largest and random groups
     scans       adapters without their gates, at every sign and size, beside random ones
-    paths       vectors followed through the radius, beside their nulls
 
 Nothing here needs a model. What is not finished yet is left out.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-import pandas as pd
-
-from educe.files import read_tensors
 from educe.perturb import PerturbationSet
 from educe.rows import (
     AT_RANDOM,
     FIRST,
-    FOLLOWED,
     LARGEST,
-    RESCALED,
     RETEST,
-    SHUFFLED,
     SPARSE,
     UNGATED,
     PerturbationRow,
@@ -42,8 +33,8 @@ from educe.stats import bootstrap_mean, pareto, rate
 BUDGETS = (0.1, 0.3, 1.0)
 #: The arms, as they are shown.
 ARMS = {"found": "found", "control": "random"}
-#: What side effects are kept under, and the end of what was measured on ordinary prompts.
-KL, ELSEWHERE = "kl_p95", ":ordinary"
+#: What side effects are kept under.
+KL = "kl_p95"
 #: The orders in which groups of coordinates are kept, as they are shown.
 ORDERS = {"lasso": SPARSE, "largest": LARGEST, "random": AT_RANDOM}
 
@@ -203,7 +194,7 @@ class Sparse:
 def sparse(run: Run) -> list[Sparse]:
     """Return the vectors of a run that were made sparse, each time together."""
     texts, found = Texts(run), []
-    listed = _by_file(run, *ORDERS.values())
+    listed = by_file(run, *ORDERS.values())
     for file in [f for f, rows in listed.items() if rows[0].how == SPARSE]:
         name = file.removesuffix("-sparse.safetensors")
         files = {order: f"{name}-{how.split()[-1]}.safetensors" for order, how in ORDERS.items()}
@@ -281,7 +272,7 @@ def scans(run: Run) -> list[Scan]:
     texts, found = Texts(run), []
     shares = {s.of: s.value for s in run.score_rows("share")}
     known = {p.id: p for p in run.perturbation_rows(derived=None)}
-    listed = _by_file(run, UNGATED)
+    listed = by_file(run, UNGATED)
 
     def cell(row: PerturbationRow, number: int) -> Cell | None:
         score, again = texts.score(row.id), texts.score(row.id, RETEST)
@@ -301,104 +292,7 @@ def scans(run: Run) -> list[Scan]:
     return found
 
 
-# -- paths -----------------------------------------------------------------------------------------
-
-#: Of what a path has curves, by how its rows are listed; and those found on other prompts.
-OF = {FOLLOWED: "found", SHUFFLED: "shuffled target", RESCALED: "random"}
-OTHER_PROMPTS = "other prompts"
-
-
-@dataclass(frozen=True)
-class Map:
-    """How the largest coordinates of a vector change along its path: ``[radius][coordinate]``."""
-
-    names: list[str]
-    weight: list[float]  #: at its own radius
-    size: list[list[float]]  #: relative to its own size there
-    rate: list[list[float | None]]  #: None where there is none, in a branch of a single radius
-
-
-@dataclass(frozen=True)
-class Path:
-    """Vectors that were followed through the radius, and their nulls."""
-
-    name: str
-    file: str  #: of those found, in the folder of the run
-    layer: int
-    shares: list[float]  #: the radii, as shares of a vector's own
-    bases: list[str]
-    doses: dict[int, float]  #: of the vectors, by their numbers
-    scores: pd.DataFrame  #: ``of``, ``number``, ``share``, ``judge``, ``value``
-    maps: dict[int, dict[str, Map]]  #: by number and basis
-
-    @property
-    def home(self) -> pd.DataFrame:
-        """The scores at the vectors' own radius: a row for each vector, a column for each score."""
-        own = self.scores[self.scores.share == 1.0]
-        return own.pivot_table(index=["of", "number"], columns="judge", values="value", sort=False)
-
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        maps = {n: {b: asdict(m) for b, m in own.items()} for n, own in self.maps.items()}
-        return told | {"scores": self.scores.to_dict("records"), "maps": maps}
-
-
-def paths(run: Run) -> list[Path]:
-    """Return the paths of a run."""
-    listed = _by_file(run, *OF)
-    values: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for s in run.score_rows():
-        if isinstance(s.of, int):
-            values[s.of].append((s.judge, s.value))
-    doses = {p.id: p.dose for p in run.perturbation_rows(derived=None)}
-    found = []
-    for file in listed:
-        name = file.removesuffix(".safetensors")
-        maps = run.tensors / f"{name}-maps.safetensors"
-        if not maps.exists():
-            continue
-        parts = [file, *(f"{name}-{null}.safetensors" for null in ("shuffled", "random"))]
-        rows = []
-        for part in [part for part in parts if part in listed]:
-            made = PerturbationSet.load(run.tensors / part)
-            for p, share in zip(listed[part], made.scores["share"].tolist(), strict=True):
-                for judge, value in values[p.id]:
-                    of = OTHER_PROMPTS if judge.endswith(ELSEWHERE) else OF[p.how]
-                    judge = judge.removesuffix(ELSEWHERE)
-                    rows.append((of, p.parent, round(share, 6), judge, value))
-        scores = pd.DataFrame(rows, columns=["of", "number", "share", "judge", "value"])
-        scores = scores[scores.value < float("inf")]
-        numbers = dict.fromkeys(p.parent for p in listed[file] if p.parent is not None)
-        followed = PerturbationSet.load(run.tensors / file)
-        drawn = _maps(maps.as_posix())
-        found.append(
-            Path(
-                name,
-                f"tensors/{file}",
-                followed.kind.before,
-                sorted({round(x, 6) for x in followed.scores["share"].tolist()}),
-                list(drawn[next(iter(numbers))]),
-                {number: doses[number] for number in numbers},
-                scores,
-                drawn,
-            )
-        )
-    return found
-
-
-def _maps(file: str) -> dict[int, dict[str, Map]]:
-    tensors, header = read_tensors(file)
-    maps: dict[int, dict[str, Map]] = defaultdict(dict)
-    for place, names in json.loads(header["names"]).items():
-        number, basis = place.split("/", 1)
-        weight, size, rate = (tensors[f"{place}/{part}"] for part in ("weight", "size", "rate"))
-        rates = [[x if abs(x) < float("inf") else None for x in row] for row in rate.tolist()]
-        maps[int(number)][basis] = Map(names, weight.tolist(), size.tolist(), rates)
-    return dict(maps)
-
-
-def _by_file(run: Run, *hows: str) -> dict[str, list[PerturbationRow]]:
+def by_file(run: Run, *hows: str) -> dict[str, list[PerturbationRow]]:
     """Return the rows that were derived in some ways, by their file."""
     listed: dict[str, list[PerturbationRow]] = defaultdict(list)
     for p in run.perturbation_rows(derived=True):

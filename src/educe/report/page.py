@@ -149,7 +149,7 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.note("began")
     atlas = run.folder / ATLAS
-    examined, followed = stored.reports(run), derived.paths(run)
+    examined, followed = stored.reports(run), paths.paths(run)
     costs, sparse, scans = derived.fronts(run), derived.sparse(run), derived.scans(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     norm = norm_of(run)
@@ -215,10 +215,10 @@ def _norm(told: Norm, pattern: re.Pattern[str] | None) -> str:
     )
 
 
-def _paths(followed: Sequence[derived.Path]) -> str:
+def _paths(followed: Sequence[paths.Path]) -> str:
     """Return the part of the page that shows vectors followed through the radius."""
 
-    def beside(path: derived.Path, columns: dict[str, str]) -> list[list[str]]:
+    def beside(path: paths.Path, columns: dict[str, str]) -> list[list[str]]:
         return [[of, *line.values()] for of, line in paths.middles(path, columns).items()]
 
     return _template("paths.html").render(

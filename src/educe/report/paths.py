@@ -1,18 +1,29 @@
-"""Paths of vectors through the radius, as tables and charts."""
+"""Paths of vectors through the radius: read from a run's tables, and shown as tables and charts."""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from educe.report.derived import Map, Path
+from educe.files import read_tensors
+from educe.perturb import PerturbationSet
+from educe.report.derived import by_file
 from educe.report.figures import PALETTE, dressed
+from educe.rows import FOLLOWED, RESCALED, SHUFFLED
+from educe.run.store import Run
 from educe.summary import dose
 
+#: Of what a path has curves, by how its rows are listed; and those found on other prompts, of which
+#: scores end so.
+OF = {FOLLOWED: "found", SHUFFLED: "shuffled target", RESCALED: "random"}
+OTHER_PROMPTS, ELSEWHERE = "other prompts", ":ordinary"
 #: Of what there are curves, and their colours.
 COLOURS = {
     "found": "accent",
@@ -55,6 +66,96 @@ COORDINATES = {
 RATES = (-1.0, 3.0)
 #: Curves whose values are of different sizes.
 LOGARITHMIC = ("neurons_variance",)
+
+
+@dataclass(frozen=True)
+class Map:
+    """How the largest coordinates of a vector change along its path: ``[radius][coordinate]``."""
+
+    names: list[str]
+    weight: list[float]  #: at its own radius
+    size: list[list[float]]  #: relative to its own size there
+    rate: list[list[float | None]]  #: None where there is none, in a branch of a single radius
+
+
+@dataclass(frozen=True)
+class Path:
+    """Vectors that were followed through the radius, and their nulls."""
+
+    name: str
+    file: str  #: of those found, in the folder of the run
+    layer: int
+    shares: list[float]  #: the radii, as shares of a vector's own
+    bases: list[str]
+    doses: dict[int, float]  #: of the vectors, by their numbers
+    scores: pd.DataFrame  #: ``of``, ``number``, ``share``, ``judge``, ``value``
+    maps: dict[int, dict[str, Map]]  #: by number and basis
+
+    @property
+    def home(self) -> pd.DataFrame:
+        """The scores at the vectors' own radius: a row for each vector, a column for each score."""
+        own = self.scores[self.scores.share == 1.0]
+        return own.pivot_table(index=["of", "number"], columns="judge", values="value", sort=False)
+
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        maps = {n: {b: asdict(m) for b, m in own.items()} for n, own in self.maps.items()}
+        return told | {"scores": self.scores.to_dict("records"), "maps": maps}
+
+
+def paths(run: Run) -> list[Path]:
+    """Return the paths of a run."""
+    listed = by_file(run, *OF)
+    values: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for s in run.score_rows():
+        if isinstance(s.of, int):
+            values[s.of].append((s.judge, s.value))
+    doses = {p.id: p.dose for p in run.perturbation_rows(derived=None)}
+    found = []
+    for file in listed:
+        name = file.removesuffix(".safetensors")
+        maps = run.tensors / f"{name}-maps.safetensors"
+        if not maps.exists():
+            continue
+        parts = [file, *(f"{name}-{null}.safetensors" for null in ("shuffled", "random"))]
+        rows = []
+        for part in [part for part in parts if part in listed]:
+            made = PerturbationSet.load(run.tensors / part)
+            for p, share in zip(listed[part], made.scores["share"].tolist(), strict=True):
+                for judge, value in values[p.id]:
+                    of = OTHER_PROMPTS if judge.endswith(ELSEWHERE) else OF[p.how]
+                    judge = judge.removesuffix(ELSEWHERE)
+                    rows.append((of, p.parent, round(share, 6), judge, value))
+        scores = pd.DataFrame(rows, columns=["of", "number", "share", "judge", "value"])
+        scores = scores[scores.value < float("inf")]
+        numbers = dict.fromkeys(p.parent for p in listed[file] if p.parent is not None)
+        followed = PerturbationSet.load(run.tensors / file)
+        drawn = _maps(maps.as_posix())
+        found.append(
+            Path(
+                name,
+                f"tensors/{file}",
+                followed.kind.before,
+                sorted({round(x, 6) for x in followed.scores["share"].tolist()}),
+                list(drawn[next(iter(numbers))]),
+                {number: doses[number] for number in numbers},
+                scores,
+                drawn,
+            )
+        )
+    return found
+
+
+def _maps(file: str) -> dict[int, dict[str, Map]]:
+    tensors, header = read_tensors(file)
+    maps: dict[int, dict[str, Map]] = defaultdict(dict)
+    for place, names in json.loads(header["names"]).items():
+        number, basis = place.split("/", 1)
+        weight, size, rate = (tensors[f"{place}/{part}"] for part in ("weight", "size", "rate"))
+        rates = [[x if abs(x) < float("inf") else None for x in row] for row in rate.tolist()]
+        maps[int(number)][basis] = Map(names, weight.tolist(), size.tolist(), rates)
+    return dict(maps)
 
 
 def middles(path: Path, columns: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -160,7 +160,7 @@ def manifold(r: ManifoldReport, console: Console | None = None) -> None:
     )
 
 
-def path(p: derived.Path, run: Path, console: Console | None = None) -> None:
+def path(p: paths.Path, run: Path, console: Console | None = None) -> None:
     """Print vectors that were followed through the radius, and their nulls."""
     console = console or screen()
     console.print(
