@@ -1,4 +1,4 @@
-"""Every benchmark and study goes its whole way: each one's quick form runs, and says what can be checked."""
+"""Every benchmark and study goes its whole way: its quick form says what can be checked."""
 
 from __future__ import annotations
 
