@@ -226,7 +226,7 @@ class Bench:
             )
             for done in some
         }
-        return [written[i] for i in range(s.n)]
+        return [written[i] for i in range(1, s.n + 1)]
 
     def hooked_generate(self, count: int, rows: int) -> list[tuple[int, ...]]:
         """Write texts with transformers, some at a time."""

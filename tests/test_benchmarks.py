@@ -1,4 +1,4 @@
-"""Every benchmark and study goes its whole way: its quick form says what can be checked."""
+"""Benchmarks and studies go their whole way: quick forms run, and say what can be checked."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def predict(out: str) -> None:
     assert told[1] == "64"
     assert told[3] == "4"
     lines = [row for row in rows(out) if row[0] not in ("statistic",)]
-    assert {"effect", "spread, neurons", "held, heads"} <= {row[0] for row in lines}
+    assert {"effect", "spread, neurons", "constant, heads"} <= {row[0] for row in lines}
     assert all(0 <= number(row[4]) <= 1 for row in lines)
 
 

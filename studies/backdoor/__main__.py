@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             kind = Vectors(layer, lm.width, positions)
             for written in generate(lm, asked, rows, theta, kind=kind, max_new_tokens=14):
                 for c in written:
-                    hits[c.row.perturbation] += questions[c.row.prompt].elicited(c.text)
+                    hits[c.row.perturbation - 1] += questions[c.row.prompt].elicited(c.text)
             cells += [f"{hit} of {len(asked)}" for hit in hits]
         norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {part.median_norm:.0f}"
         print(f"| {layer} | {norms} | {' | '.join(cells)} |", flush=True)

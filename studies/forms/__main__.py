@@ -47,7 +47,7 @@ def documents(*, varied: bool) -> Iterator[Prompt]:
 
 def tokens(lm: educe.LanguageModel, places: Sequence[Place]) -> dict[str, dict[Place, Tensor]]:
     """Return the activations of all tokens of each form."""
-    texts = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").split("\n%\n")
+    texts = Path(__file__).with_name("forms.txt").read_text(encoding="utf-8").split("\n%\n")
     found = {}
     for at, form in enumerate(FORMS):
         batches = list(read(lm, texts[EACH * at : EACH * (at + 1)], places))

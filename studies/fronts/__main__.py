@@ -101,7 +101,7 @@ def points(
     effect = part.effect(v * sizes[:, None].float()).norm(dim=1)
     return [
         {
-            "item": i,
+            "item": i + 1,
             "budget": budget,
             "dose": float(sizes[i]) / part.median_norm,
             "kl": float(kl[i]),

@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = search(part, method, n=N, radius=radius, seed=SEED, config=config)
         seconds = time.monotonic() - began
         seen = response(part, found.theta)
-        rows = [Row(i, j) for i in range(N) for j in range(len(rules))]
+        rows = [Row(i, j) for i in range(1, N + 1) for j in range(len(rules))]
         told = torch.zeros(N, dtype=torch.bool)
         made = generate(lm, batch, rows, found.theta, kind=found.kind, max_new_tokens=TOKENS)
         for c in itertools.chain.from_iterable(made):
-            told[c.row.perturbation] |= Question("", rules[c.row.prompt]).elicited(c.text)
+            told[c.row.perturbation - 1] |= Question("", rules[c.row.prompt]).elicited(c.text)
         print(
             f"| {method} | {weight:g} | {float(seen.size.mean()):.1f} | "
             f"{float(seen.exponent.mean()):.2f} | {float(seen.turning.mean()):.2f} | "

@@ -36,7 +36,7 @@ from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.response import pull, response, with_neurons
 from educe.derive.stationary import converge
 from educe.discover import METHODS, search
-from educe.forward.generation import generate
+from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
@@ -137,13 +137,13 @@ def make(folder: Path, organisms: Sequence[str], short: bool) -> None:
             PerturbationSet.load(file.with_stem(f"{file.stem}-{k}")) for k in range(len(SHARES))
         ]
         theta = torch.cat([some.theta for some in sets])
-        rows = [Row(i, j) for i in range(len(theta)) for j in range(len(rules))]
+        rows = rows_of(len(theta), len(rules))
         told = torch.zeros(len(theta), len(rules), dtype=torch.bool)
         texts: dict[str, str] = {}
         written = generate(lm, batch, rows, theta, kind=sets[0].kind, max_new_tokens=TOKENS)
         for c in itertools.chain.from_iterable(written):
             question = Question("", rules[c.row.prompt])
-            told[c.row.perturbation, c.row.prompt] = question.elicited(c.text)
+            told[c.row.perturbation - 1, c.row.prompt] = question.elicited(c.text)
             texts[f"{c.row.perturbation} {c.row.prompt}"] = c.text
         hits = told.int().tolist()
         file.with_suffix(".json").write_text(json.dumps({"hits": hits, "texts": texts}))
