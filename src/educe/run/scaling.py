@@ -48,7 +48,8 @@ def scaled(
     missing = [pair for pair in dict.fromkeys(pairs) if pair not in known]
     step(len(pairs) - len(missing))
     for first in range(0, len(missing), BATCH):  # in this order, wherever a process is killed
-        some, effects = missing[first : first + BATCH], {}
+        some = missing[first : first + BATCH]
+        effects: dict[At, float] = {}
         for own, group in at_radii(run, some):
             part = work.part.on(group.kind)
             v = group.directions.to(part.device, part.work_dtype)
