@@ -49,7 +49,7 @@ def scaled(
     step(len(pairs) - len(missing))
     for first in range(0, len(missing), BATCH):  # in this order, wherever a process is killed
         some = missing[first : first + BATCH]
-        effects: dict[tuple[int, float], float] = {}
+        effects: dict[At, float] = {}
         for own, group in at_radii(run, some):
             part = work.part.on(group.kind)
             v = group.directions.to(part.device, part.work_dtype)
