@@ -25,11 +25,10 @@ LOADING = {
     ("atlas",): ["Hi."],
     ("contrast",): ["Hi.", "--say", "a"],
     ("tune",): ["Hi.", "--look-for", "a"],
-    ("bench", "elicit"): ["--organism", "vault", "--family", "dct"],
     ("organism", "answers"): ["vault"],
 }
 #: Every command that asks a judge's model.
-JUDGING = [("judge", "check"), ("judge", "score"), ("select",), ("examine",), ("refine", "shrink")]
+JUDGING = [("judge", "check"), ("judge", "score"), ("select",), ("examine",), ("derive", "shrink")]
 OTHER: dict[str, Any] = {
     "model": "a/b",
     "adapter": "c",
@@ -86,7 +85,7 @@ def test_every_command_hands_every_option_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    organism = command in {("demo",), ("bench", "elicit"), ("organism", "answers")}
+    organism = command in {("demo",), ("organism", "answers")}
     asked = OTHER | ({"adapter": None} if organism else {})
     given = {name: value for name, value in asked.items() if value is not None}
     assert "stopped" in refused(*command, *LOADING[command], *words(given), begun=True)
