@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_a_damaged_file_is_told_of_and_made_anew(
     hearing = Hearing()
     assert read_again(monkeypatch, tiny_lm, reporter=hearing)
     assert len([said for said in hearing.said if "damaged" in said and file.name in said]) == 1
+    assert not read_again(monkeypatch, tiny_lm)
+
+
+def test_a_file_of_another_educe_is_told_of_and_made_anew(
+    folder: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is whole, and holds what is none of the classes of what was gathered."""
+    assert read_again(monkeypatch, tiny_lm)
+    (file,) = folder.iterdir()
+    kept._write(file, {"rows": Fraction(1, 3)})
+    hearing = Hearing()
+    assert read_again(monkeypatch, tiny_lm, reporter=hearing)
+    assert any("of another educe" in said for said in hearing.said)
     assert not read_again(monkeypatch, tiny_lm)
 
 

@@ -151,7 +151,6 @@ RANKS = {
     "norm": 7,
     "derive": 7,
     "report": 5,
-    "bench": 8,
     "demo": 8,
     "cli": 9,
 }
@@ -179,7 +178,7 @@ ONLY = {
     "bitsandbytes": {"quantized"},
     "sqlite3": {"run.store", "judge.cache"},
     "openai": {"judge.server"},
-    "educe.organisms": {"organisms", "bench", "demo", "cli"},
+    "educe.organisms": {"organisms", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.page"},
     "altair": {

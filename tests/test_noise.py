@@ -584,7 +584,7 @@ def test_doses(tiny_lm: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"per": "layer"}, "per is 'layer', expected 'token' or 'rollout' or 'weights'"),
+        ({"per": "layer"}, "per is 'layer': give token or rollout or weights"),
         ({"modules": "mlp"}, "modules are for weights, and per is 'token'"),
         ({"per": "weights", "modules": "("}, r"modules '\(' is no regular expression"),
     ],

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -79,18 +80,26 @@ def test_only_what_breaks_down_is_left_out() -> None:
     assert math.isnan(float(found.exponent[0, 1]))
 
 
+def fine(shares: list[float], exponents: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"share": shares, "exponent": exponents})
+
+
+def texts(novelty: list[float], coherence: list[float]) -> pd.DataFrame:
+    shares = [-0.25, -0.5, -1.0, -2.0][: len(novelty)]  # the other sign, the smallest first
+    return pd.DataFrame({"share": shares, "novelty": novelty, "coherence": coherence})
+
+
 def test_marks_are_where_the_definitions_put_them() -> None:
     grid = [2 ** (k / 4) for k in range(-20, 21)]
     exponent = KNOWN["plateau"][1]
     es = exponent(torch.tensor(grid, dtype=torch.float64)).tolist()
-    texts = [0.25, 0.5, 1.0, 2.0]
-    found = marks(grid, es, texts, [0.0, 0.34, 0.36, 0.9], [0.9, 0.8, 0.16, 0.1])
+    found = marks(fine(grid, es), texts([0.0, 0.34, 0.36, 0.9], [0.9, 0.8, 0.16, 0.1]))
     edge = ((3 / (4 - LEAVING) - 1) / 10) ** (1 / 3)  # of 4 - 3 / (1 + 10 R³) = 1.25
     assert found.plateau == min(r for r in grid if r >= edge)
     assert found.saturation is None
     assert (found.onset, found.nonsense) == (1.0, 2.0)
     es = KNOWN["sigmoid"][1](torch.tensor(grid, dtype=torch.float64)).tolist()
-    found = marks(grid, es, texts, [0.0] * 4, [1.0] * 4)
+    found = marks(fine(grid, es), texts([0.0] * 4, [1.0] * 4))
     assert found.plateau == grid[0]
     assert found.saturation == min(r for r in grid if r**3 >= 3 / SATURATED - 1)
     assert (found.onset, found.nonsense) == (None, None)
@@ -98,7 +107,7 @@ def test_marks_are_where_the_definitions_put_them() -> None:
 
 def test_saturation_is_past_the_maximum() -> None:
     """An exponent that is small before it is large has not saturated there."""
-    found = marks([1, 2, 3, 4], [0.1, 2.0, math.nan, 0.4], [1], [0.0], [1.0])
+    found = marks(fine([1, 2, 3, 4], [0.1, 2.0, math.nan, 0.4]), texts([0.0], [1.0]))
     assert (found.plateau, found.saturation) == (2, 4)
 
 
@@ -106,13 +115,13 @@ def test_the_steepest_is_where_the_exponent_is_largest() -> None:
     """Of ``R + 30 R³ / (1 + R⁴)`` on a grid, by the definition."""
     grid = [2 ** (k / 6) for k in range(-18, 12)]
     part = radial(lambda r: r + 30 * r**3 / (1 + r**4))
-    found = growth(part, unit(1), torch.tensor([grid], dtype=torch.float64))
+    found = growth(part, unit(1), grid)
     r = torch.tensor(grid, dtype=torch.float64)
     slope = 1 + 30 * (3 * r**2 * (1 + r**4) - r**3 * 4 * r**3) / (1 + r**4) ** 2
     expected = r * slope / (r + 30 * r**3 / (1 + r**4))
-    assert steepest(grid, found.exponent[0].tolist()) == grid[int(expected.argmax())]
+    assert steepest(fine(grid, found.exponent[0].tolist())) == grid[int(expected.argmax())]
     assert 0 < int(expected.argmax()) < len(grid) - 1
-    assert math.isnan(steepest([1.0], [math.nan]))
+    assert steepest(fine([1.0], [math.nan])) is None
 
 
 def test_noise_has_one_sign() -> None:

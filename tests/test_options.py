@@ -135,6 +135,7 @@ def test_a_server_loads_its_model_itself() -> None:
         ("target", "middle", "auto or an index"),
         ("temperature", -1, "0 or a number above it"),
         ("temperature", True, "0 or a number above it"),
+        ("temperature", 10**400, "0 or a number above it"),
         ("quiet", float("inf"), "0 or a number above it"),
         ("seed", 2**32, "from 0 to 4294967295"),
     ],

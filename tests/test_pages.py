@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from cyclopts import App
-from docs import lines
 
+from docs import lines
 from educe import cli
 from educe.cli.reference import reference
+from educe.options import ModelOptions
 from test_api import HOUSE
 from test_cli import options
 
@@ -70,3 +72,13 @@ def test_lines_are_counted() -> None:
     assert int(total[1].replace(",", "")) == text.count("\n")
     cli_lines = [path.read_text(encoding="utf-8").count("\n") for path in HOUSE.glob("cli/*.py")]
     assert sorted(rooms["cli/"]) == sorted(cli_lines)
+
+
+def test_the_readme_names_every_command_and_option_of_a_model() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Commands\n\n```\n(.*?)```", text, re.DOTALL)
+    assert block
+    named = set(re.findall(r"^educe (\w+)", block[1], re.MULTILINE))
+    assert named == {command[0] for command in commands(cli.app)}
+    for field in fields(ModelOptions):
+        assert f"`--{field.name.replace('_', '-')}`" in text

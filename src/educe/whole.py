@@ -112,32 +112,26 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     if int in kinds and float not in kinds:
         check_whole(name, value, *limits(bounds))
     elif float in kinds:
-        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not all(bound.holds(float(value)) for bound in bounds):
+        if not _finite(value) or not all(bound.holds(float(value)) for bound in bounds):
             raise MethodError(f"{name} is {repr(value)}: give {told(bounds, words)}")
     elif words or plain:
         wanted = [*words, *(_SAID[kind] for kind in plain if kind is not NoneType)]
         raise MethodError(f"{name} is {repr(value)}: give {' or '.join(map(str, wanted))}")
 
 
-def check_fields(settings: Any) -> None:
+def check_fields(settings: Any, called: str | None = None) -> None:
     """Make sure that the fields of a dataclass are what their hints declare.
+
+    Args:
+        settings: The dataclass.
+        called: What a field is called, with braces for its name; by default as its option.
 
     Raises:
         MethodError: One is not.
     """
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        check_value(name.replace("_", "-"), getattr(settings, name), hint)
-
-
-def check_bounds(name: str, value: Any, hint: Any) -> None:
-    """Make sure that a value is within the bounds that the hint of its setting declares, if any.
-
-    Raises:
-        MethodError: It is not, or it is to be whole and is not.
-    """
-    if get_origin(hint) is Annotated:
-        check_value(name, value, hint)
+        what = called.format(name) if called else name.replace("_", "-")
+        check_value(what, getattr(settings, name), hint)
 
 
 def limits(bounds: Sequence[Bound]) -> tuple[int, int]:
@@ -150,6 +144,15 @@ def told(bounds: Sequence[Bound], words: Sequence[object] = ()) -> str:
     """Say which numbers, and which words beside them, are taken."""
     numbers = " and ".join(map(str, bounds)) or "a finite number"
     return " or ".join([*map(str, words), numbers])
+
+
+def _finite(value: object) -> bool:
+    """Return whether a value is a number that a float can be."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        return real and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
 
 
 #: Kinds of value that have no bounds, and what to give.

@@ -1,7 +1,7 @@
 """Ordinary text: the bundled corpus, a file, or a data set of the Hub, one document after another.
 
 The bundled corpus is passages and questions written for this project, with what the embedded model
-wrote in continuation and in answer (``benchmarks/corpus.py``), and code, lists, tables and other
+wrote in continuation and in answer (``studies/corpus``), and code, lists, tables and other
 languages as they were written: text and chat of many kinds, so that everything works offline. A
 document that is a string is text; messages are a chat.
 """

@@ -82,7 +82,7 @@ class HeldOut:
             for layer, stream in read.streams.items():
                 streams[layer].append(stream[0][counted.to(stream.device)].float().cpu())
             said, known = (logs[counted.to(logs.device)] for logs in (read.logprobs[0], part.plain))
-            kl.append((known.exp() * (known - said)).sum(1))
+            kl.append(part.divergence(read)[0][counted.to(said.device)])
             same.append((known.argmax(1) == said.argmax(1)).float())
             entropy.append(-(said.exp() * said).sum(1))
             surprise.append(-part.likelihood(read)[0, :, :-1][counted[:, :-1].to(said.device)])

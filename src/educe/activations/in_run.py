@@ -18,11 +18,13 @@ from educe.activations.examination import Changed, depths, examined
 from educe.activations.reading import Place
 from educe.activations.reference import Reference
 from educe.activations.report import RANDOM, ManifoldReport
+from educe.activations.stored import FIRST_PROMPT
 from educe.kinds import Kind
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import CONTROL, PerturbationRow, Row
+from educe.run import asking
 from educe.run.fill import fill, groups
 from educe.run.store import Run
 from educe.run.work import Work, at_work
@@ -109,9 +111,11 @@ def _listed(
         name = f"{kind.name}-{key}.safetensors"
         listed = [p.id for p in run.perturbation_rows(derived=True) if p.file == name]
         numbers += listed or _added(run, number, name, some, target)
-    # Of random directions one is enough to read.
+    # Of random directions one is enough to read. A run that was cut off may lack the other texts.
     first = {one.how: of for one, of in reversed(list(zip(derived, numbers, strict=True)))}
-    run.ask([Row(of, 0) for of in sorted(first.values())], work.settings.temperature)
+    asking.baseline(work, [FIRST_PROMPT])
+    written = [number, *sorted(first.values())]
+    run.ask([Row(of, FIRST_PROMPT) for of in written], work.settings.temperature)
     return numbers
 
 

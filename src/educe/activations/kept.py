@@ -10,13 +10,15 @@ used stay, up to `ROOM`; delete ``educe/natural`` in the cache folder to be rid 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from pickle import UnpicklingError
+from typing import Any, TypeVar, cast
 
 import platformdirs
-from torch import Tensor
+import torch
 
 from educe import digest
 from educe.activations import natural, reading
@@ -24,7 +26,7 @@ from educe.activations.natural import Gathered, Natural, Sample
 from educe.activations.reading import Piece, Place
 from educe.activations.subspace import Moments
 from educe.errors import FileFormatError, RunError
-from educe.files import read_tensors, write_tensors
+from educe.files import write_bytes
 from educe.model import LanguageModel
 from educe.progress import Reporter, Silent
 from educe.rendering import Prompt
@@ -32,7 +34,11 @@ from educe.rendering import Prompt
 T = TypeVar("T")
 
 #: Counts up whenever other numbers would be gathered, or kept in another way.
-FORMAT = 1
+FORMAT = 2
+#: What is gathered consists of these.
+KINDS = (Gathered, Natural, Place, Moments, Sample, Piece)
+#: Bytes of a SHA-256.
+CHECKSUM = 32
 #: Bytes that all files may take together; the latest one stays whatever its size.
 ROOM = 4 * 10**9
 
@@ -60,42 +66,34 @@ def gather(
         made = natural.gather(lm, taken, places, limit=limit, seed=seed, reporter=reporter)
         return made._replace(name=name)
 
-    def unpacked(tensors: dict[str, Tensor], rest: Any) -> Gathered:
-        return _unpacked(tensors, rest, places)._replace(name=name)
-
-    return once(name, make, _packed, unpacked, reporter)
+    return once(name, make, KINDS, reporter)
 
 
 def once(
-    name: str,
-    make: Callable[[], T],
-    packed: Callable[[T], tuple[dict[str, Tensor], Any]],
-    unpacked: Callable[[dict[str, Tensor], Any], T],
-    reporter: Reporter | None = None,
+    name: str, make: Callable[[], T], kinds: Sequence[type], reporter: Reporter | None = None
 ) -> T:
     """Return what is kept by a name; it is made when it is not there.
 
     Args:
         name: Has a digest of all that decides what is made.
         make: Makes it.
-        packed: Returns tensors, and the rest as JSON can hold it.
-        unpacked: Takes these and returns what was packed.
+        kinds: What it consists of, beside tensors and plain values: nothing else is read back.
         reporter: Is told when a file is damaged or cannot be written.
     """
     say = (reporter or Silent()).say
-    path = folder() / f"{name}.safetensors"
+    path = folder() / f"{name}.pt"
     if path.exists():
         try:
-            found = unpacked(*_read(path))
+            found = _read(path, kinds)
             path.touch()  # used last
         except (FileFormatError, OSError) as error:
             say(f"what was kept of the corpus is damaged, so it is made again: {error}")
         else:
-            return found
+            return cast(T, found)
     made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, *packed(made))
+        _write(path, made)
         _make_room(path)
     except (RunError, OSError) as error:
         say(f"what was read of the corpus is not kept for the next time: {error}")
@@ -130,71 +128,30 @@ def _name(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place], s
     return content.hexdigest()
 
 
-def _packed(gathered: Gathered) -> tuple[dict[str, Tensor], Any]:
-    tensors: dict[str, Tensor] = {}
-    counts, first = {}, {}
-    for place, known in gathered.natural.items():
-        moments = (*known.parts, known.held)
-        for i, some in enumerate(moments):
-            tensors |= {f"{place} mean {i}": some.mean, f"{place} scatter {i}": some.scatter}
-        for name, sample in (("bank", known.bank), ("sample", known.sample)):
-            tensors |= {f"{place} {name} {k}": v for k, v in sample._asdict().items()}
-        counts[str(place)] = [some.count for some in moments]
-        first[str(place)] = known.first_norm
-    rest = {
-        "counts": counts,
-        "first": first,
-        "texts": gathered.texts,
-        "documents": gathered.documents,
-        "massive": gathered.massive,
-    }
-    return tensors, rest
+def _write(path: Path, made: object) -> None:
+    """Write a file: its content, and a SHA-256 of it."""
+    content = io.BytesIO()
+    torch.save(made, content)
+    checksum = hashlib.sha256(content.getbuffer()).digest()
+    content.write(checksum)
+    write_bytes(path, content.getvalue())
 
 
-def _unpacked(tensors: dict[str, Tensor], rest: Any, places: Sequence[Place]) -> Gathered:
-    def one(place: Place) -> Natural:
-        *parts, held = (
-            Moments(count, tensors[f"{place} mean {i}"], tensors[f"{place} scatter {i}"])
-            for i, count in enumerate(rest["counts"][str(place)])
-        )
-        bank, sample = (
-            Sample(*(tensors[f"{place} {name} {field}"] for field in Sample._fields))
-            for name in ("bank", "sample")
-        )
-        return Natural(place, tuple(parts), held, bank, sample, rest["first"][str(place)])
-
-    return Gathered(
-        {place: one(place) for place in places},
-        [Piece(*piece) for piece in rest["texts"]],
-        rest["documents"],
-        rest["massive"],
-    )
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], rest: Any) -> None:
-    told = json.dumps(rest)
-    write_tensors(path, tensors, {"rest": told, "checksum": _checksum(tensors, told)})
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
-    tensors, header = read_tensors(path)
-    told = header.get("rest", "")
-    if header.get("checksum") != _checksum(tensors, told):
+def _read(path: Path, kinds: Sequence[type]) -> Any:
+    whole = memoryview(path.read_bytes())
+    content, checksum = whole[:-CHECKSUM], whole[-CHECKSUM:]
+    if checksum != hashlib.sha256(content).digest():
         raise FileFormatError(f"{path} does not hold what was written")
-    return tensors, json.loads(told)
-
-
-def _checksum(tensors: Mapping[str, Tensor], told: str) -> str:
-    content = hashlib.sha256(told.encode())
-    for name in sorted(tensors):
-        content.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        content.update(digest.checksum(tensors[name]))
-    return content.hexdigest()
+    try:
+        with torch.serialization.safe_globals(list(kinds)):
+            return torch.load(io.BytesIO(content), weights_only=True)
+    except UnpicklingError as error:
+        raise FileFormatError(f"{path} is of another educe: {error}") from error
 
 
 def _make_room(newest: Path) -> None:
     """Delete the files that were used longest ago, as long as all take too much room."""
-    files = sorted(newest.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    files = sorted(newest.parent.glob("[!.]*"), key=lambda file: file.stat().st_mtime)
     taken = sum(file.stat().st_size for file in files)
     for file in files:
         if taken > ROOM and file != newest:

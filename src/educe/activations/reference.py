@@ -35,7 +35,7 @@ MANY, SOME = 2000, 400
 #: Natural differences that run through the model; random vectors, and random directions taken away.
 TRIED, FEW = 39, 5
 #: Counts up whenever other controls would be kept, or in another way.
-FORMAT = 1
+FORMAT = 2
 #: Norms that are equal to so many digits have the same controls.
 DIGITS = 4
 
@@ -212,7 +212,7 @@ class Reference:
                     return self._run(norm, step)
 
             name = self._name(norm)
-            self._last = once(name, make, _packed, _unpacked, reporter) if name else make()
+            self._last = once(name, make, (Controls, Seen), reporter) if name else make()
         return self._last
 
     def _name(self, norm: float) -> str | None:
@@ -242,25 +242,3 @@ class Reference:
     def under(self, kind: Kind, theta: Float[Tensor, "1 s"]) -> Outcome:
         """Let the model read the texts under a perturbation, which acts on every token."""
         return self.texts.under(partial(perturbing, self.lm, kind, theta))
-
-
-def _packed(controls: Controls) -> tuple[dict[str, Tensor], Any]:
-    seen = {
-        f"{kind} {layer} {field}": value
-        for kind, layers in controls.seen.items()
-        for layer, seen in layers.items()
-        for field, value in seen._asdict().items()
-    }
-    outputs = {f"{kind} outputs": scores for kind, scores in controls.outputs.items()}
-    return seen | outputs, [controls.norm, list(controls.seen["natural"])]
-
-
-def _unpacked(tensors: dict[str, Tensor], rest: Any) -> Controls:
-    norm, layers = rest
-    seen = {
-        kind: {
-            at: Seen(*(tensors[f"{kind} {at} {field}"] for field in Seen._fields)) for at in layers
-        }
-        for kind in ("natural", "random")
-    }
-    return Controls(norm, seen, {kind: tensors[f"{kind} outputs"] for kind in seen})

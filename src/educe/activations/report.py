@@ -233,7 +233,8 @@ class ManifoldReport:
         coverage: By layer, how well natural activations are known at each of these sizes.
         spectrum: Curves over the number of directions: energy within, by name.
         derived: Its parts, and what takes its direction, or random ones, away.
-        texts: What the unperturbed model writes to the first prompt, and the perturbed one.
+        texts: What the unperturbed model writes to the first prompt, and the perturbed one, where
+            they were asked.
     """
 
     number: int
@@ -243,7 +244,7 @@ class ManifoldReport:
     coverage: Mapping[int, tuple[Coverage, ...]]
     spectrum: Mapping[str, list[float]]
     derived: tuple[Derived, ...]
-    texts: tuple[str, ...] = ()
+    texts: tuple[str | None, ...] = ()
 
     def __getitem__(self, judge: str) -> Standing:
         """Return where it stands with all of the corpus, by the name of the measure."""

@@ -32,6 +32,8 @@ from educe.run.store import Run
 
 #: What files of reports are called; the perturbation's number follows.
 NAME = "manifold-"
+#: The prompt whose answers a report shows, by its number.
+FIRST_PROMPT = 0
 
 
 def file(run: Run, number: int) -> Path:
@@ -123,10 +125,10 @@ def reports(run: Run) -> list[ManifoldReport]:
                     for name in json.loads(header["spectrum"])
                 },
                 tuple(
-                    Derived(rows[of].how, scores[of], texts.get(Row(of, 0)))
+                    Derived(rows[of].how, scores[of], texts.get(Row(of, FIRST_PROMPT)))
                     for of in json.loads(header["derived"])
                 ),
-                tuple(texts[row] for row in (Row(0, 0), Row(number, 0)) if row in texts),
+                tuple(texts.get(Row(of, FIRST_PROMPT)) for of in (0, number)),
             )
         )
     return found

@@ -11,7 +11,6 @@ from cyclopts import App, CycloptsError
 
 from educe.cli import (
     atlas,
-    bench,
     contrast,
     derive,
     discover,
@@ -43,7 +42,6 @@ app.command(show.show)
 app.command(show.report)
 app.command(organism.app)
 app.command(judge.app)
-app.command(bench.app)
 app.command(select.select)
 app.command(select.tune)
 app.command(examine.examine)

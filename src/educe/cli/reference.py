@@ -5,6 +5,8 @@ It is docs/commands.md, and a test holds that this is up to date.
 
 from __future__ import annotations
 
+import sys
+
 from educe.cli import app
 
 HEAD = """<!-- Made from the code by: python -m educe.cli.reference > docs/commands.md -->
@@ -14,7 +16,11 @@ HEAD = """<!-- Made from the code by: python -m educe.cli.reference > docs/comma
 
 def reference() -> str:
     """Return every command with its options, their defaults and what they are for, as Markdown."""
-    return HEAD + app.generate_docs().rstrip() + "\n"
+    ours, sys.argv = sys.argv, ["educe"]  # in lines of usage cyclopts says how it was started
+    try:
+        return HEAD + app.generate_docs().rstrip() + "\n"
+    finally:
+        sys.argv = ours
 
 
 if __name__ == "__main__":

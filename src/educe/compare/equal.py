@@ -17,27 +17,16 @@ if TYPE_CHECKING:
 
 
 class Arm(NamedTuple):
-    """Some perturbations, each at its radius.
+    """Some perturbations, each at its radius; radius, effect and damage are medians."""
 
-    Attributes:
-        reached: How many have such a radius.
-        shows: Those with an answer that the judge scores from the threshold on.
-        new: Those whose texts are coherent and new (see `educe.summary`).
-        nonsense: Those whose texts are damaged.
-        striking: Mean of coherence times novelty, with a 95% bootstrap interval.
-        radius: Median radius.
-        effect: Median effect.
-        kl_p95: Median 95th percentile of the divergence, in nats.
-    """
-
-    reached: int
-    shows: Rate
-    new: Rate
-    nonsense: Rate
-    striking: tuple[float, float, float]
+    reached: int  #: how many have such a radius
+    shows: Rate  #: those with an answer that the judge scores from the threshold on
+    new: Rate  #: those whose texts are coherent and new (see `educe.summary`)
+    nonsense: Rate  #: those whose texts are damaged
+    striking: tuple[float, float, float]  #: mean, with a 95% bootstrap interval
     radius: float
     effect: float
-    kl_p95: float
+    kl_p95: float  #: 95th percentile of the divergence, nats
 
 
 class Equal(NamedTuple):

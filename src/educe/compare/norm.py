@@ -139,57 +139,38 @@ def _curve(side: pd.DataFrame, radius: float, budget: float) -> Curve:
     """Return a curve from the points of one perturbation and sign, and the signed radius used."""
     own, fine = (side.loc[[share * radius for share in grid]] for grid in (SHARES, FINE))
     used = side.loc[radius]
-    exponents = fine.exponent.tolist()
-    within = nearest(side, "kl_p95", budget).share.abs()
-    return Curve(
-        int(used.number),
-        used.arm,
-        1 if radius > 0 else -1,
-        abs(float(used.dose)),
-        own,
-        fine,
-        marks(FINE, exponents, SHARES, own.novelty, own.coherence),
-        Choices(
-            finite(float(used.linear_radius) / abs(radius)),
-            finite(steepest(FINE, exponents)),
-            *(within.tolist() or [None]),
-        ),
+    choices = Choices(
+        finite(float(used.linear_radius) / abs(radius)),
+        steepest(fine),
+        _first(nearest(side, "kl_p95", budget)),
     )
+    sign, dose = (1 if radius > 0 else -1), abs(float(used.dose))
+    return Curve(int(used.number), used.arm, sign, dose, own, fine, marks(fine, own), choices)
 
 
-def steepest(radii: Sequence[float], exponents: Sequence[float]) -> float:
-    """Return the radius of the grid at which the exponent is largest; NaN is passed over."""
-    pairs = [(e, r) for r, e in zip(radii, exponents, strict=True) if math.isfinite(e)]
-    return max(pairs)[1] if pairs else math.nan
+def steepest(fine: pd.DataFrame) -> float | None:
+    """Return the share of a grid at which the exponent is largest."""
+    return _first(fine.loc[fine.exponent.dropna().nlargest(1).index])
 
 
-def marks(
-    fine: Sequence[float],
-    exponents: Sequence[float],
-    radii: Sequence[float],
-    novelty: Sequence[float],
-    coherence: Sequence[float],
-) -> Marks:
-    """Return where curves change, on grids of increasing radii.
+def marks(fine: pd.DataFrame, texts: pd.DataFrame) -> Marks:
+    """Return where a curve changes.
 
     Args:
-        fine: Radii at which exponents are known.
-        exponents: These.
-        radii: Radii at which texts are known.
-        novelty: Mean novelty of the texts at each.
-        coherence: Mean coherence of them.
+        fine: Points with exponents, the smallest share first.
+        texts: Points with texts, likewise.
     """
-    top = steepest(fine, exponents)
+    past = fine[fine.share.abs() > (steepest(fine) or math.inf)]
     return Marks(
-        _first(fine, [e >= LEAVING for e in exponents]),
-        _first(fine, [r > top and e <= SATURATED for r, e in zip(fine, exponents, strict=True)]),
-        _first(radii, [n >= SAME for n in novelty]),
-        _first(radii, [c < DAMAGED for c in coherence]),
+        _first(fine[fine.exponent >= LEAVING]),
+        _first(past[past.exponent <= SATURATED]),
+        _first(texts[texts.novelty >= SAME]),
+        _first(texts[texts.coherence < DAMAGED]),
     )
 
 
-def _first(radii: Sequence[float], there: Sequence[bool]) -> float | None:
-    return next((r for r, yes in zip(radii, there, strict=True) if yes), None)
+def _first(points: pd.DataFrame) -> float | None:
+    return next(iter(points.share.abs().tolist()), None)
 
 
 # -- the arms ----------------------------------------------------------------------------------

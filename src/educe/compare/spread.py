@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy.stats import linregress
 from scipy.stats import t as student
 
 if TYPE_CHECKING:
@@ -37,25 +38,15 @@ class Top(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """One score over a set and over the random one.
-
-    Attributes:
-        score: Its name.
-        dose: That those found were used with.
-        found: Lowest, quartiles and highest of the set.
-        control: The same of the random set.
-        top: The highest of the set.
-        left: The highest after the regression on the log effect.
-        explained: Share of the variance that the regression takes away.
-    """
+    """One score over a set and over the random one."""
 
     score: str
-    dose: float
-    found: tuple[float, ...]
+    dose: float  #: that those found were used with
+    found: tuple[float, ...]  #: lowest, quartiles and highest
     control: tuple[float, ...]
-    top: Top
-    left: Top
-    explained: float
+    top: Top  #: the highest found
+    left: Top  #: the highest after the regression on the log effect
+    explained: float  #: share of the variance that the regression takes away
 
 
 def spread(score: str, found: pd.DataFrame, control: pd.DataFrame) -> Spread:
@@ -83,11 +74,10 @@ def spread(score: str, found: pd.DataFrame, control: pd.DataFrame) -> Spread:
 
 def without(values: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
     """Return what least squares on ``x`` leave of values, and the share of variance they take."""
-    centred, along = values - values.mean(), x - x.mean()
-    slope = centred @ along / (along @ along) if along.any() else 0.0
-    left = centred - slope * along
-    total = centred @ centred
-    return left, float(1 - left @ left / total) if total > 0 else 0.0
+    if not (np.ptp(values) and np.ptp(x)):
+        return values - values.mean(), 0.0
+    line = linregress(x, values)
+    return values - line.slope * x - line.intercept, float(line.rvalue**2)
 
 
 def grubbs(values: Sequence[float] | np.ndarray) -> float:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 
@@ -36,7 +35,7 @@ from educe.forward.slice import Slice
 from educe.kinds import Kind, Noise, Vectors, Within
 from educe.origin import Origin, digest
 from educe.perturb import PerturbationSet
-from educe.whole import check_bounds, check_whole
+from educe.whole import check_fields, check_value, check_whole
 
 
 def _vectors(part: Slice, n: int, config: Any, seed: int) -> Kind:
@@ -67,8 +66,6 @@ class Method(NamedTuple):
     #: they have a weight, or it always needs some.
     beside: Literal["no", "can", "needs"] = "no"
 
-
-_LARGEST = sys.float_info.max
 
 METHODS: dict[str, Method] = {
     "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind, radii="1,2,4"),
@@ -139,29 +136,22 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
         MethodError: The method has no such setting, or it takes other values.
     """
     config = named(method).config
-    types = get_type_hints(config)
+    hints = get_type_hints(config, include_extras=True)
     for name, value in settings.items():
-        if name not in types:
-            known = ", ".join(types) or "none"
+        if name not in hints:
+            known = ", ".join(hints) or "none"
             raise MethodError(f"{method} has no setting {name!r}; its settings: {known}")
-        choices = get_args(types[name])  # of a Literal
-        accepted = (int, float) if types[name] is float else (types[name],)
-        if value not in choices if choices else type(value) not in accepted:
-            wanted = " or ".join(map(repr, choices)) or types[name].__name__
-            raise MethodError(f"{method}: {name} is {value!r}, expected {wanted}")
-        if types[name] is float and not -_LARGEST <= value <= _LARGEST:
-            raise MethodError(f"{method}: {name} is {value!r}, expected a finite number")
-    return within_bounds(method, config(**settings))
+        check_value(f"{method}: {name}", value, hints[name])
+    return config(**settings)
 
 
-def within_bounds(method: str, config: Any) -> Any:
-    """Return a method's configuration if its numbers are within the bounds that are declared there.
+def as_declared(method: str, config: Any) -> Any:
+    """Return a method's configuration if its values are what the hints there declare.
 
     Raises:
         MethodError: One is not.
     """
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        check_bounds(f"{method}: {name}", getattr(config, name), hint)
+    check_fields(config, f"{method}: {{}}")
     return config
 
 
@@ -206,7 +196,7 @@ def search(
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
-    config = within_bounds(method, config if config is not None else how.config())
+    config = as_declared(method, config if config is not None else how.config())
     part = prepared(part, method, n=n, config=config, seed=seed)
     if state is None:
         state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))

@@ -88,8 +88,8 @@ def ablated(report: ManifoldReport) -> list[Ablated]:
 def texts(report: ManifoldReport) -> list[tuple[str, str]]:
     """Return what the model writes to the first prompt: how it is changed, and the text."""
     own = zip(("unperturbed", "the perturbation"), report.texts, strict=False)
-    derived = [(one.how, one.text) for one in report.derived if one.text is not None]
-    return [*own, *derived]
+    every = [*own, *((one.how, one.text) for one in report.derived)]
+    return [(how, text) for how, text in every if text is not None]
 
 
 def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:

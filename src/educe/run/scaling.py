@@ -47,10 +47,13 @@ def scaled(
     known |= {(p.id, p.radius): p for p in rows.values()}
     missing = [pair for pair in dict.fromkeys(pairs) if pair not in known]
     step(len(pairs) - len(missing))
-    for some, group in at_radii(run, missing):
-        part = work.part.on(group.kind)
-        v = group.directions.to(part.device, part.work_dtype)
-        effects = response(part, v, group.radius[:, None])[:, 0].tolist()
+    for first in range(0, len(missing), BATCH):  # in this order, wherever a process is killed
+        some, effects = missing[first : first + BATCH], {}
+        for own, group in at_radii(run, some):
+            part = work.part.on(group.kind)
+            v = group.directions.to(part.device, part.work_dtype)
+            sizes = response(part, v, group.radius[:, None])[:, 0].nan_to_num(math.inf, math.inf)
+            effects |= dict(zip(own, sizes.tolist(), strict=True))
         made = [
             rows[n]._replace(
                 id=len(rows) + i,
@@ -58,9 +61,9 @@ def scaled(
                 how=SCALED,
                 radius=radius,
                 dose=rows[n].dose * radius / rows[n].radius,
-                effect=math.inf if math.isnan(effect) else effect,
+                effect=effects[n, radius],
             )
-            for i, ((n, radius), effect) in enumerate(zip(some, effects, strict=True), 1)
+            for i, (n, radius) in enumerate(some, 1)
         ]
         run.add_perturbations(made)
         rows |= {p.id: p for p in made}

@@ -447,8 +447,9 @@ class Run:
         """Return the scores, or those of one judge; a value that there is not is infinite."""
         query = (
             "SELECT c.perturbation, c.prompt, c.sample, c.phase, s.perturbation, judge, value, "
-            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion ORDER BY "
-            "coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
+            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion "
+            "WHERE judge = coalesce(?, judge) "
+            "ORDER BY coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
         )
         return [
             ScoreRow(
@@ -458,8 +459,7 @@ class Run:
                 unit,
                 why,
             )
-            for p, *row, whole, name, value, unit, why in self.database.execute(query)
-            if judge in (None, name)
+            for p, *row, whole, name, value, unit, why in self.database.execute(query, (judge,))
         ]
 
 
