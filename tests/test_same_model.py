@@ -21,7 +21,6 @@ from educe.errors import EduceError, RunError
 from educe.loading import load
 from educe.model import LanguageModel
 from educe.run import same_model
-from educe.run.reopened import slice_of
 from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
@@ -163,7 +162,6 @@ def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> 
         plan = SelectionPlan(("Who?",), ("Why?",), look_for="a", rungs=((1, 1.0),))
         for use in (
             lambda: discover_behaviours(run, lm=other),
-            lambda: slice_of(run, other, prompts),
             lambda: examine_run(run, [1], lm=other),
             lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
