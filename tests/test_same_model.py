@@ -21,8 +21,7 @@ from educe.errors import EduceError, RunError
 from educe.loading import load
 from educe.model import LanguageModel
 from educe.run import same_model
-from educe.run.reopened import slice_of
-from educe.run.settings import Settings, begin, encoded, stored
+from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
 from educe.selection.selecting import SelectionPlan, select_best
@@ -158,12 +157,9 @@ def test_the_same_model_goes_on(place: Path) -> None:
 def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> None:
     other = LanguageModel(tiny.hf_model("llama", seed=1), tokenizer, name="other")
     with Run.open(place) as run:
-        settings = stored(run)
-        prompts = encoded(other, settings, settings.prompts)
         plan = SelectionPlan(("Who?",), ("Why?",), look_for="a", rungs=((1, 1.0),))
         for use in (
             lambda: discover_behaviours(run, lm=other),
-            lambda: slice_of(run, other, prompts),
             lambda: examine_run(run, [1], lm=other),
             lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
@@ -200,7 +196,7 @@ def test_a_run_killed_before_it_found_anything_knows_its_model(
     settings = Settings(prompts=("Who?",), method="random", n=1, radius="2", max_new_tokens=2)
     with begin(tmp_path / "run", settings) as run:
         with monkeypatch.context() as patch:
-            patch.setattr("educe.run.preparing.cut", killed)
+            patch.setattr("educe.run.preparing.Search._cut", killed)
             with pytest.raises(KeyboardInterrupt):
                 discover_behaviours(run, lm=tiny_lm)
         assert not run.has("facts")

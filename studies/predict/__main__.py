@@ -227,7 +227,7 @@ def statistics(
         told[f"unweighted variance, {basis.name}"] = found.plain
         told[f"spread, {basis.name}"] = found.spread
         told[f"participation, {basis.name}"] = found.participation
-        told[f"constant, {basis.name}"] = found.constant
+        told[f"held, {basis.name}"] = found.constant
     return told
 
 

@@ -16,17 +16,10 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.kinds import Kind
-from educe.once import encoded_once
-from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
+from educe.ordinary import BUNDLED, Ordinary
 from educe.roots import Found, crossing
-from educe.rows import ScoreRow
-from educe.run.fill import groups
+from educe.run.damage import OrdinaryText
 from educe.run.work import Work
-
-#: What a run keeps side effects under: on the bundled ordinary prompts, or on those of a file.
-KL = "kl_p95"
-#: Perturbations that are measured together, and kept in one transaction.
-AT_ONCE = 8
 
 
 def at_kl(
@@ -78,39 +71,19 @@ def side_effect(
 def measure(work: Work, *, ordinary: str = BUNDLED) -> str:
     """Measure the side effect of every perturbation that a run found, and of its control.
 
-    It is kept as a score in nats; it is infinite where the model breaks down.
-
     Args:
         work: The run at work.
         ordinary: The ordinary prompts: bundled ones, or a file.
 
     Returns:
-        The name of the score.
+        The name of the score that it is kept as (see `educe.run.damage`).
 
     Raises:
         PromptError: The file cannot be read.
         PositionsError: The perturbations leave prompts and answers as they are.
     """
-    run, judge = work.run, KL if ordinary == BUNDLED else f"{KL}:{ordinary}"
-    known = {s.of for s in run.score_rows(judge)}
-    missing = [p.id for p in run.perturbation_rows() if p.id not in known]
-    if not missing:
-        return judge
-    prompts = ordinary_prompts(ordinary)
-    batch = encoded_once(work.lm, prompts, work.reporter.say, "ordinary prompts")
-    forced: dict[int, Ordinary] = {}
-    with work.reporter.stage("side effects", len(missing), "perturbations") as step:
-        for group in groups(run, missing):
-            before = group.kind.before
-            if before not in forced:
-                forced[before] = Ordinary(work.lm, batch, before=before)
-            for items in torch.arange(len(group.numbers)).split(AT_ONCE):
-                kind, directions = group.kind.select(items), group.directions[items]
-                at = directions.to(work.lm.device)
-                values = side_effect(forced[before], kind, at, group.radius[items])
-                run.add_scores(
-                    ScoreRow(group.numbers[i], judge, value, "nats", "")
-                    for i, value in zip(items.tolist(), values.tolist(), strict=True)
-                )
-                step(len(items))
-    return judge
+    text = OrdinaryText(work, ordinary)
+    numbers = [p.id for p in work.run.perturbation_rows()]
+    with work.reporter.stage("side effects", len(numbers), "perturbations") as step:
+        text.damage(numbers, step)
+    return text.kl_p95

@@ -38,7 +38,7 @@ from educe.derive.coordinates import rates
 from educe.derive.listing import add, named, taken
 from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.projection import replaced
-from educe.derive.response import EXPONENT, response, with_neurons
+from educe.derive.response import response, with_neurons
 from educe.derive.scaling import scaled
 from educe.discover.state import State
 from educe.errors import ModelError
@@ -46,6 +46,7 @@ from educe.forward.slice import Slice
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.rows import CONTROL, FOLLOWED, RESCALED, SHUFFLED, ScoreRow
+from educe.run.scaling import EXPONENT
 from educe.run.work import Work
 
 #: Prompts of another kind on which the same vectors are looked at, and what scores there end with.
@@ -167,7 +168,7 @@ class Rows:
         """Keep numbers of every vector at one radius, by default at its own; NaN is none."""
         place = self.home if k is None else k
         self.work.run.add_scores(
-            ScoreRow(own[place], judge, value, UNITS.get(judge.split(":")[0], "of 1"), "")
+            ScoreRow(own[place], judge, value, UNITS.get(judge.split(":")[0], "no unit"), "")
             for judge, values in numbers.items()
             for own, value in zip(self.rows, values.tolist(), strict=True)
         )

@@ -31,9 +31,6 @@ from educe.derive.objective import Objective
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
 
-#: What a run keeps the response exponent of a perturbation under.
-EXPONENT = "exponent"
-
 
 class Response(NamedTuple):
     """The effect of vectors, and how it changes with their radius.

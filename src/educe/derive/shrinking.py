@@ -22,13 +22,14 @@ import torch
 
 from educe.derive.continuation import PathConfig, followed
 from educe.derive.listing import add, answers, looked_for, named, taken
-from educe.derive.response import EXPONENT, response
 from educe.derive.scaling import scaled
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.judge import Judge
 from educe.perturb import PerturbationSet
-from educe.rows import FOLLOWED, SCALED, SHRUNK, ScoreRow
+from educe.rows import FOLLOWED, SHRUNK
+from educe.run import scaling
+from educe.run.scaling import EXPONENT
 from educe.run.work import Work
 
 
@@ -147,30 +148,33 @@ def shrink(
         raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
     config = _downwards(low, steps)
     asked = {"numbers": list(numbers), "low": low, "steps": steps}
-    found = taken(work.run, numbers, vectors=optimise or by == EXPONENT)
-    way = FOLLOWED if optimise else SCALED
-
-    def make() -> PerturbationSet:
-        if optimise:
-            return followed(found, work.part, config)
-        return replace(scaled(found, config.shares), method=SCALED)
-
-    file = f"{named(f'{way}-down', **asked)}.safetensors"
-    rows = add(work, file, way, numbers, make)
-    path, many = PerturbationSet.load(work.run.tensors / file), len(config.shares)
+    found = taken(work.run, numbers, vectors=optimise)
+    if optimise:
+        file = f"{named(f'{FOLLOWED}-down', **asked)}.safetensors"
+        rows = add(work, file, FOLLOWED, numbers, lambda: followed(found, work.part, config))
+        path = PerturbationSet.load(work.run.tensors / file)
+    else:
+        path = scaled(found, config.shares)
+    radius = {p.id: p.radius for p in work.run.perturbation_rows(derived=None)}
 
     def measure(items: list[int], k: int) -> Sequence[float]:
-        at = [i * many + k for i in items]
-        own = [rows[j] for j in at] if k < many - 1 else [numbers[i] for i in items]
+        share, many = config.shares[k], len(config.shares)
+        if optimise and share < 1:
+            own = [rows[i * many + k] for i in items]
+        else:
+            at = [(numbers[i], share * radius[numbers[i]]) for i in items]
+            own = [p.id for p in scaling.scaled(work, at)]
         if by == EXPONENT:
-            return _exponents(work, path.select(at), own)
+            scaling.exponents(work, own)
+            known = {s.of: s.value for s in work.run.score_rows(EXPONENT)}
+            return [known[number] for number in own]
         judge, everything = None if isinstance(by, str) else by, ("asked", "fresh")
         scores = answers(work, own, by=judge, roles=everything, what="smaller perturbations")
         return [mean(scores[number]) for number in own]
 
     done = walk(config.shares, len(numbers), measure, keep)
     told = by if isinstance(by, str) else by.identity
-    name = f"{named(SHRUNK, **asked, by=told, keep=keep, way=way)}.safetensors"
+    name = f"{named(SHRUNK, **asked, by=told, keep=keep, optimise=optimise)}.safetensors"
     if any(one.kept is not None for one in done):
         add(work, name, SHRUNK, numbers, lambda: _kept(path, done, config.shares))
     return done, name
@@ -189,18 +193,3 @@ def _kept(
     measured = torch.tensor([curve[share] for _, share, curve in kept])
     known = {name: small.scores[name] for name in ("parent", "share")}
     return replace(small, method=SHRUNK, scores={**known, "measured": measured})
-
-
-def _exponents(work: Work, some: PerturbationSet, rows: Sequence[int]) -> list[float]:
-    """Return the response exponents of rows of a run; what is measured is kept."""
-    known = {s.of: s.value for s in work.run.score_rows(EXPONENT)}
-    if not set(rows) <= known.keys():
-        part = work.part.on(some.kind)
-        theta = some.theta.to(part.device, part.work_dtype)
-        values = response(part, theta).exponent.tolist()
-        work.run.add_scores(
-            ScoreRow(row, EXPONENT, value, "d log effect / d log radius", "")
-            for row, value in zip(rows, values, strict=True)
-        )
-        known |= dict(zip(rows, values, strict=True))
-    return [known[row] for row in rows]

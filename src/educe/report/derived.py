@@ -130,7 +130,7 @@ def fronts(run: Run) -> dict[str, list[Point]]:
             matching[c.perturbation] |= bool(re.search(pattern, c.text))
     costs: dict[str, dict[int, float]] = defaultdict(dict)
     for s in run.score_rows():
-        if isinstance(s.of, int) and s.judge.split(":")[0] == KL and s.value < float("inf"):
+        if isinstance(s.of, int) and s.judge.split(" of ")[0] == KL and s.value < float("inf"):
             costs[s.judge][s.of] = s.value
     found: dict[str, list[Point]] = {}
     for judge, cost in sorted(costs.items()):
