@@ -27,8 +27,8 @@ import educe
 from benchmarks import quick
 from benchmarks.records import command, lines
 from educe import beside, stats
-from educe.discover.generalised import GeneralisedConfig
 from educe.forward.slice import Slice
+from educe.methods.generalised import GeneralisedConfig
 from educe.ordinary import Ordinary, ordinary_prompts
 from educe.refine.front import at_kl, side_effect
 

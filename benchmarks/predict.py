@@ -29,9 +29,9 @@ import torch
 from scipy.stats import rankdata
 
 from benchmarks import quick
-from educe.discover import METHODS, search
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
+from educe.methods import METHODS, search
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question

@@ -130,7 +130,7 @@ RANKS = {
     "origin": 0,
     "perturb": 3,
     "forward": 3,
-    "discover": 4,
+    "methods": 4,
     "atlas": 4,
     "radius": 4,
     "contrast": 4,
@@ -161,12 +161,12 @@ def rank(name: str) -> int:
 
 # Besides: who may not be known to whom, and who alone may know a library.
 APART = [
-    ("judge", "discover"),
-    ("discover", "judge"),
+    ("judge", "methods"),
+    ("methods", "judge"),
     ("run", "report"),
     ("summary", "judge"),
-    ("manifold", "discover"),
-    ("discover", "manifold"),
+    ("manifold", "methods"),
+    ("methods", "manifold"),
     ("manifold", "judge"),
     ("report", "manifold"),
     ("progress", "run"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from educe.discover import METHODS
+from educe.methods import METHODS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if "__main__" in f.read_text(encoding="utf-8"))

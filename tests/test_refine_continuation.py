@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from educe.discover.state import State
 from educe.forward.slice import Slice
+from educe.methods.state import State
 from educe.refine.continuation import (
     PathConfig,
     advance,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.discover import search
 from educe.errors import MethodError, SteeringError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases, adapters
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.refine import degate

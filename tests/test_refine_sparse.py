@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.discover import search
 from educe.errors import EffectError, MethodError
 from educe.forward.slice import Slice
 from educe.kinds import adapters
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.refine import sparse
 from educe.refine.bases import Basis, residual, rotation

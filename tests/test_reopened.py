@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import tiny
-from educe.discover import search
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.kinds import Within, adapters
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.run.fill import add_set
 from educe.run.reopened import slice_of, vectors

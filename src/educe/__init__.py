@@ -24,19 +24,9 @@ if TYPE_CHECKING:
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
     from educe.contrast import difference_of_means, optimised
-    from educe.discover import search
-    from educe.discover.cpe import CpeConfig
-    from educe.discover.dct import DctConfig
-    from educe.discover.linear import LinearDctConfig
-    from educe.discover.lora import LoraConfig
-    from educe.discover.melbo import MelboConfig
-    from educe.discover.noise import NoiseConfig
-    from educe.discover.power import PowerConfig
-    from educe.discover.quadratic import QuadraticDctConfig
-    from educe.discover.random import RandomConfig
-    from educe.discover.words import WordsConfig
     from educe.errors import EduceError
     from educe.forward.generation import Completion, generate, rows_of
+    from educe.forward.slice import Slice
     from educe.judge import Answer, Judge, Score
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge
@@ -58,6 +48,17 @@ if TYPE_CHECKING:
     from educe.manifold.record import Passport
     from educe.manifold.subspace import Moments, Subspace
     from educe.manifold.survey import examine_run
+    from educe.methods import search
+    from educe.methods.cpe import CpeConfig
+    from educe.methods.dct import DctConfig
+    from educe.methods.linear import LinearDctConfig
+    from educe.methods.lora import LoraConfig
+    from educe.methods.melbo import MelboConfig
+    from educe.methods.noise import NoiseConfig
+    from educe.methods.power import PowerConfig
+    from educe.methods.quadratic import QuadraticDctConfig
+    from educe.methods.random import RandomConfig
+    from educe.methods.words import WordsConfig
     from educe.model import LanguageModel
     from educe.norm.survey import examine_norm
     from educe.ordinary import Ordinary
@@ -87,16 +88,16 @@ _HOME = {
     "survey": "educe.atlas.survey",
     "difference_of_means": "educe.contrast",
     "optimised": "educe.contrast",
-    "CpeConfig": "educe.discover.cpe",
-    "DctConfig": "educe.discover.dct",
-    "LinearDctConfig": "educe.discover.linear",
-    "LoraConfig": "educe.discover.lora",
-    "MelboConfig": "educe.discover.melbo",
-    "QuadraticDctConfig": "educe.discover.quadratic",
-    "PowerConfig": "educe.discover.power",
-    "NoiseConfig": "educe.discover.noise",
-    "RandomConfig": "educe.discover.random",
-    "WordsConfig": "educe.discover.words",
+    "CpeConfig": "educe.methods.cpe",
+    "DctConfig": "educe.methods.dct",
+    "LinearDctConfig": "educe.methods.linear",
+    "LoraConfig": "educe.methods.lora",
+    "MelboConfig": "educe.methods.melbo",
+    "QuadraticDctConfig": "educe.methods.quadratic",
+    "PowerConfig": "educe.methods.power",
+    "NoiseConfig": "educe.methods.noise",
+    "RandomConfig": "educe.methods.random",
+    "WordsConfig": "educe.methods.words",
     "EduceError": "educe.errors",
     "Completion": "educe.forward.generation",
     "Adapters": "educe.kinds.low_rank",
@@ -148,7 +149,7 @@ _HOME = {
     "Calibration": "educe.radius",
     "calibrate": "educe.radius",
     "response": "educe.radius",
-    "search": "educe.discover",
+    "search": "educe.methods",
     "Run": "educe.run.store",
     "Setting": "educe.selection.bandit",
     "Thompson": "educe.selection.bandit",

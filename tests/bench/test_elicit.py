@@ -28,11 +28,11 @@ from educe.bench.elicit import (
 )
 from educe.bench.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
 from educe.contrast import Targets
-from educe.discover import prepared
-from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, ModelError, OrganismError, RunError
 from educe.forward.generation import Completion, generate
 from educe.forward.slice import Slice
+from educe.methods import prepared
+from educe.methods.noise import NoiseConfig
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS

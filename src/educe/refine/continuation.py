@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from educe.discover.state import State
 from educe.forward.slice import Slice
+from educe.methods.state import State
 from educe.refine.objective import Objective
 from educe.refine.settling import Settled, put, settle
 

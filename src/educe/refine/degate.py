@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover import origin
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases
+from educe.methods import origin
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from educe import files
-from educe.discover import origin
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods import origin
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe import files
-from educe.discover import origin
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods import origin
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.progress import Silent

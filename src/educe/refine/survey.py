@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from educe import files
-from educe.discover import origin
-from educe.discover.state import State
 from educe.errors import ModelError
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods import origin
+from educe.methods.state import State
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from educe import beside, discover, radius
+from educe import beside, methods, radius
 from educe.errors import MethodError, PromptError, RunError
 from educe.forward.generation import left_out
 from educe.loading import load
@@ -39,7 +39,7 @@ class Settings:
         dtype: See `educe.load`.
         device: See `educe.load`.
         device_map: See `educe.load`.
-        method: One of `educe.discover.METHODS`.
+        method: One of `educe.methods.METHODS`.
         method_settings: Settings of the method by name, where they are not its defaults.
         given: A file of perturbations to put through the job instead of searching; it says source,
             positions and radii.
@@ -113,7 +113,7 @@ class Settings:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
         well_formed(self.prefill, "the prefill")
-        discover.configured(self.method, self.method_settings)
+        methods.configured(self.method, self.method_settings)
         if self.control and not self.given:
             raise MethodError("a control is given for perturbations that are given, not searched")
         if self.within:
@@ -122,7 +122,7 @@ class Settings:
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
-        needed = discover.quietly(self.method, self.quiet)
+        needed = methods.quietly(self.method, self.quiet)
         if needed and self.given:
             raise MethodError("perturbations that are given are not searched: leave quiet out")
         if needed:

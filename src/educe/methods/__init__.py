@@ -17,7 +17,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 
-from educe.discover import (
+from educe.errors import MethodError, RadiusError
+from educe.forward.slice import Slice
+from educe.kinds import Kind, Noise, Vectors, Within
+from educe.methods import (
     cpe,
     dct,
     generalised,
@@ -30,10 +33,7 @@ from educe.discover import (
     random,
     words,
 )
-from educe.discover.state import Progress, State
-from educe.errors import MethodError, RadiusError
-from educe.forward.slice import Slice
-from educe.kinds import Kind, Noise, Vectors, Within
+from educe.methods.state import Progress, State
 from educe.origin import Origin, digest
 from educe.perturb import PerturbationSet
 from educe.whole import check_bounds, check_whole

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.discover import search, words
-from educe.discover.words import WordsConfig
 from educe.errors import MethodError, PositionsError
+from educe.forward.slice import Slice
+from educe.methods import search, words
+from educe.methods.words import WordsConfig
 from educe.model import LanguageModel
 
 PROMPTS = ["tell me", "why is it so?"]

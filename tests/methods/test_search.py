@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe import discover
-from educe.discover import METHODS, search
-from educe.discover.cpe import CpeConfig
-from educe.discover.dct import DctConfig
-from educe.discover.linear import LinearDctConfig
-from educe.discover.lora import LoraConfig
-from educe.discover.melbo import MelboConfig
-from educe.discover.noise import NoiseConfig
-from educe.discover.power import PowerConfig
-from educe.discover.quadratic import QuadraticDctConfig
-from educe.discover.state import Progress, State
+from educe import methods
 from educe.errors import EffectError, MethodError, RadiusError
 from educe.forward.slice import Slice
+from educe.methods import METHODS, search
+from educe.methods.cpe import CpeConfig
+from educe.methods.dct import DctConfig
+from educe.methods.linear import LinearDctConfig
+from educe.methods.lora import LoraConfig
+from educe.methods.melbo import MelboConfig
+from educe.methods.noise import NoiseConfig
+from educe.methods.power import PowerConfig
+from educe.methods.quadratic import QuadraticDctConfig
+from educe.methods.state import Progress, State
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from toy_slice import ToySlice, cosines, normal
@@ -233,7 +233,7 @@ def test_dct_is_the_default() -> None:
 
 
 def test_an_unknown_method_is_an_error_that_names_the_known_ones() -> None:
-    for ask in (lambda: discover.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
+    for ask in (lambda: methods.named("sae"), lambda: search(toy(), "sae", radius=1.0)):
         with pytest.raises(MethodError, match=f"'sae' is unknown: use {', '.join(METHODS)}"):
             ask()
 

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal, upright
 from educe.whole import AtLeast
 

@@ -7,7 +7,7 @@ the effect ``Δ`` and unit ``u``,
     max  Σ_i ⟨u_i, Δ(R φ_i)⟩,      the φ_i apart from each other
 
 Mack, Panickssery & Turner, "Mechanistically eliciting latent behaviors in language models"
-(arXiv 2606.29604, 2026). A fixed-point map, as in `educe.discover.dct`: from one pass, with the
+(arXiv 2606.29604, 2026). A fixed-point map, as in `educe.methods.dct`: from one pass, with the
 ``u`` of the pass before, ``u ← normalise Δ(R φ)`` and ``φ ← g = ∂⟨u, Δ(R φ)⟩ / ∂φ``. Then, ``K``
 times,
 
@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from educe import kinds
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods.state import Progress, State, directed
 from educe.whole import Above, AtLeast
 
 

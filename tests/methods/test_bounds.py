@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from educe import beside, cli
-from educe.discover import METHODS, configured, search, words
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
+from educe.methods import METHODS, configured, search, words
 from educe.model import LanguageModel
 
 #: The smallest value that is taken; where it is a float, 0 is not, and any above it is.

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tiny
-from educe import discover
-from educe.discover import lora, melbo
-from educe.discover.lora import LoraConfig
-from educe.discover.state import State
+from educe import methods
 from educe.errors import MethodError, ModelError
 from educe.forward.slice import Slice
 from educe.kinds import Adapters
+from educe.methods import lora, melbo
+from educe.methods.lora import LoraConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from peft_oracle import adapted
 from toy_slice import ToySlice, added, inputs_of, linear, normal
@@ -129,7 +129,7 @@ ROWS = tiny.ragged([6, 11, 2])
 def test_what_is_found_does_in_peft_what_it_is_said_to_do(tiny64: LanguageModel) -> None:
     part = Slice(tiny64, tiny64.pad(ROWS), source=1, target=3)
     config = LoraConfig(steps=4, rank=2)
-    found = discover.search(part, "lora", n=3, radius=1.5, seed=2, config=config)
+    found = methods.search(part, "lora", n=3, radius=1.5, seed=2, config=config)
     assert found.kind == Adapters(2, ("model.layers.2.mlp.down_proj",), (48,), 32, 2)
     assert set(found.scores) == {"objective", "effect"}
     ((a, b),) = found.kind.split(found.directions)
@@ -143,7 +143,7 @@ def test_what_is_found_does_in_peft_what_it_is_said_to_do(tiny64: LanguageModel)
             objective += float(change.square().sum())
         assert float(found.scores["effect"][line]) == pytest.approx(float(effect.norm()), rel=1e-4)
         assert float(found.scores["objective"][line]) == pytest.approx(objective, rel=1e-4)
-    control = discover.control(part, found, seed=3)
+    control = methods.control(part, found, seed=3)
     assert control.kind == found.kind
     assert float(found.scores["effect"].mean()) > 1.5 * float(control.scores["effect"].mean())
 
@@ -152,10 +152,10 @@ def test_a_mixture_of_experts_has_no_such_matrix(lm_of: Any) -> None:
     lm = lm_of("mixtral")
     part = Slice(lm, lm.pad(ROWS), source=1, target=3)
     with pytest.raises(ModelError, match="block 2 of mixtral has no single matrix"):
-        discover.search(part, "lora", n=1, radius=1.0)
+        methods.search(part, "lora", n=1, radius=1.0)
 
 
 def test_adapters_are_not_kept_orthogonal() -> None:
     with pytest.raises(MethodError, match="lora has no setting 'orthogonal'"):
-        discover.configured("lora", {"orthogonal": True})
-    assert discover.configured("melbo", {"orthogonal": True}).orthogonal
+        methods.configured("lora", {"orthogonal": True})
+    assert methods.configured("melbo", {"orthogonal": True}).orthogonal

@@ -32,10 +32,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods.linear import both_signs
+from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal, projected
 from educe.whole import AtLeast
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.state import State
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.kinds import Kind
+from educe.methods.state import State
 
 
 class Penalty(NamedTuple):

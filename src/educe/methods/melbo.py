@@ -29,12 +29,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover import hold
-from educe.discover.penalty import penalty, scores, tangent
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
+from educe.methods import hold
+from educe.methods.penalty import penalty, scores, tangent
+from educe.methods.state import Progress, State, directed
 from educe.whole import Above, AtLeast
 
 BETAS = (0.9, 0.98)
@@ -69,7 +69,7 @@ class MelboConfig(AscentConfig):
 
     Attributes:
         orthogonal: Keep every vector orthogonal to every other.
-        hold: Weight of the turning of the effect (see `educe.discover.hold`).
+        hold: Weight of the turning of the effect (see `educe.methods.hold`).
 
     Example:
         >>> config = educe.MelboConfig(steps=3, orthogonal=True)
@@ -123,7 +123,7 @@ def ascend(
 ) -> tuple[State, Progress]:
     """Take one projected step, each column of a perturbation on its own sphere.
 
-    With a weight the ascent is that of `educe.discover.hold`, and the curve ``g exp(weight · V)``.
+    With a weight the ascent is that of `educe.methods.hold`, and the curve ``g exp(weight · V)``.
     """
     if _converged(state["curve"].mean(1), config):  # a state that was saved after the last step
         return state, Progress(done=True)

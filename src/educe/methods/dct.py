@@ -35,12 +35,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.hold import turned
-from educe.discover.linear import jacobian_rows, random_probes, singular_directions
-from educe.discover.penalty import penalty, scores
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods.hold import turned
+from educe.methods.linear import jacobian_rows, random_probes, singular_directions
+from educe.methods.penalty import penalty, scores
+from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal
 from educe.whole import AtLeast
 
@@ -55,7 +55,7 @@ class DctConfig:
             ``jacobian``.
         projections: Rows of that projection (``d_proj``), orthonormal ones, so that as many as the
             width lose nothing; directions beyond them start random.
-        hold: Weight of the turning of the effect (see `educe.discover.hold`): ``Jᵀ u`` gains
+        hold: Weight of the turning of the effect (see `educe.methods.hold`): ``Jᵀ u`` gains
             ``hold ⟨u, Δ⟩ ∇V``.
 
     Example:

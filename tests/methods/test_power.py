@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
-from educe.discover import power
-from educe.discover.power import PowerConfig
-from educe.discover.state import State
 from educe.errors import MethodError, RadiusError
+from educe.forward.slice import Slice
+from educe.methods import power
+from educe.methods.power import PowerConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe.discover import quadratic
-from educe.discover.quadratic import QuadraticDctConfig
-from educe.discover.state import State
 from educe.errors import MethodError
+from educe.methods import quadratic
+from educe.methods.quadratic import QuadraticDctConfig
+from educe.methods.state import State
 from toy_slice import ToySlice, cosines, linear, normal
 
 WIDTH, RADIUS = 7, 1.3

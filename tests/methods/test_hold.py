@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from educe.discover import dct, hold, melbo, search
 from educe.forward.slice import Slice
+from educe.methods import dct, hold, melbo, search
 from educe.model import LanguageModel
 from toy_slice import ToySlice, normal
 

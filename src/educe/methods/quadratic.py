@@ -25,10 +25,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from educe.discover.linear import both_signs
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods.linear import both_signs
+from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal
 from educe.whole import AtLeast
 

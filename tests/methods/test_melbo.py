@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from educe.discover import melbo
-from educe.discover.melbo import MelboConfig
-from educe.discover.state import State
 from educe.errors import MethodError
+from educe.methods import melbo
+from educe.methods.melbo import MelboConfig
+from educe.methods.state import State
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH = 6

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe import discover
+from educe import methods
 from educe.beside import Others, other_prompts, with_others
-from educe.discover import melbo, search
-from educe.discover.dct import DctConfig
-from educe.discover.lora import LoraConfig
-from educe.discover.melbo import MelboConfig
-from educe.discover.state import State
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods import melbo, search
+from educe.methods.dct import DctConfig
+from educe.methods.lora import LoraConfig
+from educe.methods.melbo import MelboConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from toy_slice import ToySlice, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 6, 0.8
 CONFIGS: dict[str, Any] = {"dct": DctConfig(iterations=4), "melbo": MelboConfig(steps=4)}
-methods = pytest.mark.parametrize("method", CONFIGS)
+each = pytest.mark.parametrize("method", CONFIGS)
 
 
 def toy(seed: int = 1, **options: Any) -> Any:
@@ -72,7 +72,7 @@ def test_the_benign_effect_is_a_mean_over_prompts_of_a_mean_over_positions(at_on
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), theta)[0])
 
 
-@methods
+@each
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_at_weight_zero_a_search_is_as_it_was(method: str, orthogonal: bool) -> None:
     config = CONFIGS[method]
@@ -167,7 +167,7 @@ def test_melbo_ends_in_the_maximum_of_the_difference_also_where_that_is_below_ze
     )
 
 
-@methods
+@each
 @pytest.mark.parametrize("by", ["effect", "kl"])
 def test_on_a_model_more_weight_leaves_other_prompts_more_alone(
     tiny_lm: LanguageModel, method: str, by: Any
@@ -202,7 +202,7 @@ def test_adapters_can_be_quiet_too(tiny_lm: LanguageModel) -> None:
 # -- going on, and what cannot be ----------------------------------------------------------------
 
 
-@methods
+@each
 def test_going_on_from_any_step_changes_nothing(method: str) -> None:
     options: dict[str, Any] = {"n": 3, "radius": RADIUS, "config": CONFIGS[method]}
     states: list[State] = []
@@ -219,12 +219,12 @@ def test_what_cannot_be_is_an_error() -> None:
     with pytest.raises(MethodError, match="do not move at all"):
         search(beside(toy(), still, 1.0), "dct", n=2, radius=RADIUS)
     with pytest.raises(MethodError, match="power has no weight for other prompts"):
-        discover.quietly("power", 1.0)
+        methods.quietly("power", 1.0)
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(MethodError, match="give 0 or a number above it"):
-            discover.quietly("dct", weight)
-    assert [discover.quietly(*pair) for pair in (("dct", 0.0), ("dct", 1.0), ("generalised", 0.0))]
-    assert not discover.quietly("power", 0.0)
+            methods.quietly("dct", weight)
+    assert [methods.quietly(*pair) for pair in (("dct", 0.0), ("dct", 1.0), ("generalised", 0.0))]
+    assert not methods.quietly("power", 0.0)
 
 
 def test_other_prompts_come_bundled_or_from_a_file(tmp_path: Any) -> None:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe.discover import dct
-from educe.discover.dct import DctConfig
-from educe.discover.state import State
 from educe.errors import MethodError
+from educe.methods import dct
+from educe.methods.dct import DctConfig
+from educe.methods.state import State
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 7, 1.3

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import tiny
 from educe.beside import Others, with_others
-from educe.discover import generalised, search
-from educe.discover.generalised import GeneralisedConfig
-from educe.discover.state import State
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods import generalised, search
+from educe.methods.generalised import GeneralisedConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from toy_slice import ToySlice, cosines, normal
 

@@ -3,11 +3,11 @@
     max over columns of norm one of   Σ_prompts ( Σ_tokens ‖Z(W + R B Aᵀ) - Z(W)‖₂ᵖ )^(1/q)
 
 ``A`` and ``B`` have ``rank`` columns. Mack & Turner, "Mechanistically eliciting latent behaviors in
-language models" (2024). The ascent is that of `educe.discover.melbo`, every column on its own
+language models" (2024). The ascent is that of `educe.methods.melbo`, every column on its own
 sphere: the gradient loses its part along the column, AdamW with AMSGrad takes a step, the column is
 scaled back to norm one. The matrix is that of block ``source + 1``, the first that differs.
 
-What differs from the reference code, and why: as in `educe.discover.melbo`; and ``R`` scales each
+What differs from the reference code, and why: as in `educe.methods.melbo`; and ``R`` scales each
 column, where there it is a ``lora_alpha`` that PEFT divides by the rank.
 """
 
@@ -19,10 +19,10 @@ from typing import Annotated, Any
 import torch
 
 from educe import kinds
-from educe.discover import melbo
-from educe.discover.melbo import AscentConfig
-from educe.discover.state import Progress, State
 from educe.forward.slice import Slice
+from educe.methods import melbo
+from educe.methods.melbo import AscentConfig
+from educe.methods.state import Progress, State
 from educe.whole import AtLeast
 
 finish = melbo.finish

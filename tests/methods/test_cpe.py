@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import tiny
-from educe import cli, discover
-from educe.discover import cpe
-from educe.discover.cpe import CpeConfig
-from educe.discover.state import State
+from educe import cli, methods
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.kinds import Adapters
+from educe.methods import cpe
+from educe.methods.cpe import CpeConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.rows import FIRST, Row
@@ -308,7 +308,7 @@ ROWS = tiny.ragged([6, 11, 2])
 def test_what_is_found_does_in_peft_what_it_is_said_to_do(tiny64: LanguageModel) -> None:
     part = Slice(tiny64, tiny64.pad(ROWS), source=0, target=3)
     config = CpeConfig(iterations=3, blocks=2)
-    found = discover.search(part, "cpe", n=4, radius=1.5, seed=2, config=config)
+    found = methods.search(part, "cpe", n=4, radius=1.5, seed=2, config=config)
     assert found.outputs is not None
     names = [f"model.layers.{block}.self_attn.o_proj" for block in (1, 2)]
     for line in range(4):
@@ -321,7 +321,7 @@ def test_what_is_found_does_in_peft_what_it_is_said_to_do(tiny64: LanguageModel)
             effect += change[-3:].mean(0) / len(ROWS)
         assert float(found.scores["effect"][line]) == pytest.approx(float(effect.norm()), rel=1e-4)
         assert float(found.outputs[line].double() @ effect / effect.norm()) > 1 - 1e-6
-    control = discover.control(part, found, seed=3)
+    control = methods.control(part, found, seed=3)
     assert float(found.scores["effect"].mean()) > 2 * float(control.scores["effect"].mean())
 
 
@@ -331,7 +331,7 @@ def test_it_finds_in_a_slice_what_it_finds_in_the_whole_model(
     lm = lm_of("gpt2", torch.float64)
     part = Slice(lm, lm.pad(ROWS), source=0, target=3, tokens_per_chunk=30)
     config = CpeConfig(iterations=2, blocks=2)
-    found = discover.search(part, "cpe", n=3, radius=1.5, seed=1, config=config)
+    found = methods.search(part, "cpe", n=3, radius=1.5, seed=1, config=config)
 
     def move(theta: Tensor) -> Tensor:
         """Run the model on one prompt with one adapter after the other, by hooks on its modules."""
@@ -364,7 +364,7 @@ def test_it_finds_in_a_slice_what_it_finds_in_the_whole_model(
 def test_a_set_says_where_it_belongs_and_how_it_was_made(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3)
     config = CpeConfig(iterations=1, blocks=2)
-    found = discover.search(part, "cpe", n=3, radius=2.5, seed=7, config=config)
+    found = methods.search(part, "cpe", n=3, radius=2.5, seed=7, config=config)
     assert found.kind == Adapters(
         2, ("model.layers.2.self_attn.o_proj", "model.layers.3.self_attn.o_proj"), (32, 32), 32
     )
@@ -379,7 +379,7 @@ def test_a_set_says_where_it_belongs_and_how_it_was_made(tiny_lm: LanguageModel)
 def test_a_band_that_does_not_fit_is_an_error(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=0, target=2)
     with pytest.raises(MethodError, match=r"cpe adapts blocks 1 to 3, .* read at 2: choose"):
-        discover.search(part, "cpe", n=2, radius=1.0, config=CpeConfig(blocks=3))
+        methods.search(part, "cpe", n=2, radius=1.0, config=CpeConfig(blocks=3))
 
 
 @pytest.mark.parametrize("init", ["random", "backward"])

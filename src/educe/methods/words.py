@@ -25,11 +25,11 @@ from transformers import DynamicCache
 
 from educe import positions
 from educe.blocks import replaced, stream_in
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.generation import Prefix
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods.state import Progress, State, directed
 from educe.whole import Above, AtLeast
 
 #: Words over which the mean is taken: of the whole vocabulary, however few of them are tried.

@@ -20,8 +20,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover.state import directed
 from educe.forward.slice import Slice
+from educe.methods.state import directed
 
 
 def turned(

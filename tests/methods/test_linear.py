@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from educe.discover import linear
-from educe.discover.linear import LinearDctConfig
-from educe.discover.state import State
 from educe.errors import MethodError
+from educe.methods import linear
+from educe.methods.linear import LinearDctConfig
+from educe.methods.state import State
 from toy_slice import ToySlice, normal, with_singular_values
 from toy_slice import linear as linear_slice
 

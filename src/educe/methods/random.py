@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from educe.discover.state import Progress, State
 from educe.forward.slice import Slice
+from educe.methods.state import Progress, State
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@
 
 ``J_t`` and ``J_b`` stack the Jacobians at zero of every read-out position of the prompts searched
 on and of the others (`Slice.beside`); ``v_1 … v_k`` are the leading right singular vectors of
-``J_t``, from the block iteration of `educe.discover.power`. The maximum, and the stationary points
+``J_t``, from the block iteration of `educe.methods.power`. The maximum, and the stationary points
 below it, are the generalised eigenvectors of ``(A, B + εI)``: the first order of a search with a
 penalty on the benign effect, with a ratio for the difference. Elsewhere: common spatial patterns
 (Koles 1991), and with a difference contrastive component analysis (Abid et al. 2018).
 
 Outside the span ``A`` is small, and a ratio of two small numbers is noise: there it is not looked
 for. On the span ``A`` is ``diag(σ²)``. Vectors of different value are orthogonal in ``B + εI``, not
-in the stream. Both signs are given, as in `educe.discover.linear`.
+in the stream. Both signs are given, as in `educe.methods.linear`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.discover import power
-from educe.discover.linear import both_signs
-from educe.discover.power import PowerConfig
-from educe.discover.state import Progress, State, directed
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods import power
+from educe.methods.linear import both_signs
+from educe.methods.power import PowerConfig
+from educe.methods.state import Progress, State, directed
 from educe.whole import Above, AtLeast
 
 #: Directions whose product with ``B`` is one step.
