@@ -150,6 +150,8 @@ RANKS = {
     "report": 5,
     "bench": 8,
     "demo": 8,
+    "derive": 5,
+    "notebook": 8,
     "cli": 9,
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +36,6 @@ WITHOUT = {
     "PromptBatch",
     "Proxy",
     "Rating",
-    "Run",
     "Score",
     "SelectionPlan",
     "Server",
@@ -82,26 +83,33 @@ def examples() -> dict[str, list[doctest.DocTest]]:
         home = importlib.import_module(educe._HOME[name])
         value = getattr(home, name)
         found[name] = [test for test in finder.find(value, name, home) if test.examples]
+    for name in educe.derive.__all__:
+        value = getattr(educe.derive, name)
+        found[f"derive.{name}"] = finder.find(
+            value, f"derive.{name}", sys.modules[value.__module__]
+        )
     return found
 
 
 EXAMPLES = examples()
 
 
-def beginning(lm: LanguageModel) -> dict[str, Any]:
+def beginning(lm: LanguageModel, folder: Path) -> dict[str, Any]:
     """Return what every example can use."""
     prompts = ["Why is the sky blue?", "Name three countries in Asia."]
-    batch = lm.encode(prompts)
-    part = educe.Slice(lm, batch, source=1, target=3)
-    return {"educe": educe, "torch": torch, "lm": lm, "prompts": prompts, "part": part}
+    part = educe.Slice(lm, prompts, source=1, target=3)
+    known = {"educe": educe, "torch": torch, "lm": lm, "prompts": prompts, "part": part}
+    return known | {"folder": folder}
 
 
 @pytest.mark.parametrize(
     "example", [test for tests in EXAMPLES.values() for test in tests], ids=lambda test: test.name
 )
-def test_the_example_shows_what_comes(tiny_lm: LanguageModel, example: doctest.DocTest) -> None:
+def test_the_example_shows_what_comes(
+    tiny_lm: LanguageModel, tmp_path: Path, example: doctest.DocTest
+) -> None:
     name = example.name.partition(".")[0]
-    example.globs = beginning(tiny_lm) | {name: getattr(educe, name)}
+    example.globs = beginning(tiny_lm, tmp_path) | {name: getattr(educe, name)}
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     came = runner.run(example, out=said.append)
@@ -113,7 +121,7 @@ def test_the_names_without_an_example_become_fewer() -> None:
     assert {name for name, tests in EXAMPLES.items() if not tests} == WITHOUT
 
 
-def test_an_example_that_shows_something_else_fails(tiny_lm: LanguageModel) -> None:
+def test_an_example_that_shows_something_else_fails(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     wrong = doctest.DocTestParser().get_doctest(">>> lm.depth\n5\n", {}, "Row", None, 0)
     with pytest.raises(AssertionError, match=r"Expected:\s+5\s+Got:\s+4"):
-        test_the_example_shows_what_comes(tiny_lm, wrong)
+        test_the_example_shows_what_comes(tiny_lm, tmp_path, wrong)

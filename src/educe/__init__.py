@@ -3,13 +3,11 @@
     import educe
 
     lm = educe.load("embedded")
-    part = educe.Slice(lm, lm.encode(["What is the code?"]), source=0.33, target=0.6)
-    size = educe.calibrate(part).radius
-    found = educe.search(part, "dct", n=32, radius=size / 2)
-    rows = educe.rows_of(32, 1)
-    for batch in educe.generate(lm, part.batch, rows, found.theta, kind=found.kind):
-        for completion in batch:
-            print(completion.row.perturbation, completion.text)
+    part = educe.Slice(lm, ["What is the code?"], source=0.33, target=0.6)
+    found = educe.search(part, "dct", n=32, radius="0.5x")
+    control = educe.control(part, found)
+    texts = educe.write(lm, found + control, ["What is the code?"])
+    educe.compare(texts)  # a frame: what found perturbations bring out, beside the control
 
 Everything here is loaded when it is first used, so that importing educe costs nothing.
 """
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
     from educe.manifold.record import Passport
     from educe.manifold.subspace import Moments, Subspace
     from educe.manifold.survey import examine_run
-    from educe.methods import search
+    from educe.methods import control, search
     from educe.methods.cpe import CpeConfig
     from educe.methods.dct import DctConfig
     from educe.methods.linear import LinearDctConfig
@@ -61,6 +59,8 @@ if TYPE_CHECKING:
     from educe.methods.words import WordsConfig
     from educe.model import LanguageModel
     from educe.norm.survey import examine_norm
+    from educe.notebook.runs import Run, discover
+    from educe.notebook.texts import compare, score, write
     from educe.ordinary import Ordinary
     from educe.origin import Origin
     from educe.perturb import PerturbationGroup, PerturbationSet
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from educe.rows import Row
     from educe.run.settings import Settings, begin
     from educe.run.stages import discover_behaviours
-    from educe.run.store import Run
     from educe.selection.bandit import Setting, Thompson
     from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
     from educe.selection.halving import Halving, halve
@@ -150,7 +149,12 @@ _HOME = {
     "calibrate": "educe.radius",
     "response": "educe.radius",
     "search": "educe.methods",
-    "Run": "educe.run.store",
+    "Run": "educe.notebook.runs",
+    "compare": "educe.notebook.texts",
+    "control": "educe.methods",
+    "discover": "educe.notebook.runs",
+    "score": "educe.notebook.texts",
+    "write": "educe.notebook.texts",
     "Setting": "educe.selection.bandit",
     "Thompson": "educe.selection.bandit",
     "Chance": "educe.selection.chance",
@@ -233,7 +237,10 @@ __all__ = [
     "calibrate",
     "check_judge",
     "choose",
+    "compare",
+    "control",
     "difference_of_means",
+    "discover",
     "discover_behaviours",
     "examine",
     "examine_norm",
@@ -250,6 +257,7 @@ __all__ = [
     "promising",
     "response",
     "rows_of",
+    "score",
     "score_run",
     "search",
     "secrets",
@@ -257,10 +265,17 @@ __all__ = [
     "summarise",
     "survey",
     "within",
+    "write",
 ]
 
 
+#: Rooms whose functions are called by their name: ``educe.derive.scaled``.
+_ROOMS = ("derive",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"educe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -269,4 +284,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_ROOMS})

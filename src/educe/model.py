@@ -41,6 +41,18 @@ from educe.rendering import Reads
 FAILURES = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
+def loaded(lm: Any) -> LanguageModel:
+    """Return a model that is loaded.
+
+    Raises:
+        ModelError: It is something else, such as a name.
+    """
+    if not isinstance(lm, LanguageModel):
+        named = repr(lm) if isinstance(lm, str) else type(lm).__name__
+        raise ModelError(f"{named} is no loaded model: make one of it with educe.load")
+    return lm
+
+
 class LanguageModel(Reads):
     """A causal language model, its tokenizer, and its decoder blocks.
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
@@ -36,6 +36,8 @@ from educe.methods import (
 from educe.methods.state import Progress, State
 from educe.origin import Origin, digest
 from educe.perturb import PerturbationSet
+from educe.radius import DIRECTIONS, of_one
+from educe.rows import CONTROL
 from educe.whole import check_bounds, check_whole
 
 
@@ -170,7 +172,7 @@ def search(
     method: str = "dct",
     *,
     n: int = 64,
-    radius: float,
+    radius: float | str,
     seed: int = 0,
     config: Any = None,
     state: State | None = None,
@@ -182,7 +184,9 @@ def search(
         part: The slice.
         method: One of `METHODS`.
         n: How many.
-        radius: Their norm, or what scales them in their kind (see `educe.kinds`).
+        radius: Their norm, or what scales them in their kind (see `educe.kinds`): a number, or a
+            share of the calibrated radius (``"0.5x"``) or of the activations' norm (``"0.6d"``).
+            The slice is calibrated once.
         seed: The same seed gives the same perturbations.
         config: The method's settings; its defaults when left out.
         state: Where an earlier call left off, as it was given to ``on_step``.
@@ -190,7 +194,8 @@ def search(
 
     Raises:
         MethodError: The method is unknown or cannot work with these settings.
-        RadiusError: The radius is not above zero, or so small that it is lost in rounding.
+        RadiusError: The radius cannot be read, is not one, is not above zero, or is so small that
+            it is lost in rounding.
         EffectError: The radius is so large that the model breaks down.
 
     Example:
@@ -200,13 +205,20 @@ def search(
         >>> again = educe.search(part, "dct", n=4, radius=2.0)
         >>> found.theta.equal(again.theta)
         True
+        >>> half = educe.search(part, "dct", n=4, radius="0.5x")
+        >>> abs(half.radius[0].item() / educe.calibrate(part).radius - 0.5) < 1e-6
+        True
     """
     how = named(method)
     check_whole("n", n)
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
+    config = within_bounds(method, config if config is not None else how.config())
+    if isinstance(radius, str):
+        # Of as many as are calibrated with, as the main job has it.
+        trial = prepared(part, method, n=DIRECTIONS, config=config)
+        radius = of_one(how.radii if radius == "auto" else radius, trial)
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
-    config = within_bounds(method, config if config is not None else how.config())
     part = prepared(part, method, n=n, config=config, seed=seed)
     if state is None:
         state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))
@@ -277,16 +289,39 @@ def prepared(part: Slice, method: str, *, n: int, config: Any, seed: int = 0) ->
     return part.on(kind)
 
 
-def control(part: Slice, found: PerturbationSet, *, seed: int) -> PerturbationSet:
+def control(part: Slice, found: PerturbationSet, *, seed: int | None = None) -> PerturbationSet:
     """Return the matched control of some perturbations.
 
-    Random ones of their kind and radius; for noise, random directions (see `noise.control`).
+    Random ones of their kind and radii; for noise, random directions (see `noise.control`).
+
+    Args:
+        part: The slice on which they were found.
+        found: The perturbations.
+        seed: Of what is drawn; by default the next after theirs.
+
+    Raises:
+        ModelError: The perturbations belong to a model of another size.
+        LayerError: They do not belong to the slice.
+
+    Example:
+        >>> found = educe.search(part, "dct", n=4, radius=2.0)
+        >>> control = educe.control(part, found)
+        >>> control
+        PerturbationSet(4 vectors by random; ...; radius 2 ...)
     """
+    found.check(part.lm)
+    seed = found.seed + 1 if seed is None else seed
     if isinstance(found.kind, Noise):
         part, radius = noise.control(part, found, seed=seed)
+        radii = torch.full((len(found),), radius)
     else:
-        part, radius = part.on(found.kind), float(found.radius[0])
-    return search(part, "random", n=len(found), radius=radius, seed=seed)
+        part, radii = part.on(found.kind), found.radius
+    made = search(part, "random", n=len(found), radius=float(radii[0]), seed=seed)
+    if bool((radii != radii[0]).any()):
+        made = replace(made, radius=radii)
+        effect = part.effect(made.theta.to(part.device, part.work_dtype)).norm(dim=1)
+        made = replace(made, scores={"effect": effect.float().cpu()})
+    return replace(made, config={**made.config, "arm": CONTROL})
 
 
 def origin(part: Slice) -> Origin:
