@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import educe
 from benchmarks import quick
-from educe.manifold.corpus import DATA, passages, questions
+from educe.activations.corpus import DATA, passages, questions
 
 TEMPERATURE, PASSAGE_TOKENS, ANSWER_TOKENS, FEW = 0.8, 160, 240, 3
 

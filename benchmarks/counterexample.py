@@ -14,8 +14,8 @@ import torch
 import vl_convert
 
 from benchmarks import quick
-from educe.manifold.project import injection, oblique, plain
-from educe.manifold.subspace import Moments
+from educe.activations.project import injection, oblique, plain
+from educe.activations.subspace import Moments
 
 WIDTH, N = 8, 60
 

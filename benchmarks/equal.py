@@ -14,22 +14,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import quick
+from educe.comparison.equal import Equal, equal
 from educe.model import LanguageModel
-from educe.norm.equal import equal
-from educe.norm.points import Point
 from educe.norm.survey import COMPARED, examine_norm
 from educe.ordinary import BUNDLED
 from educe.progress import reporter
-from educe.run.settings import Settings, begin, encoded, loaded, stored
+from educe.report.norms import EQUAL
+from educe.rows import ARMS
+from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
-from educe.stats import rate
 from educe.summary import dose
-
-NAMES = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,15 +59,8 @@ def compare(folder: Path, lm: LanguageModel | None, ordinary: str, compared: int
     """Examine a run, on its own model unless one is given, and print its table."""
     with Run.open(folder) as run:
         settings = stored(run)
-        lm = loaded(run, settings, print, lm)
         told = examine_norm(
-            run,
-            [],
-            lm,
-            encoded(lm, settings, settings.prompts),
-            ordinary=ordinary,
-            compared=compared,
-            reporter=reporter(),
+            run, [], lm=lm, ordinary=ordinary, compared=compared, reporter=reporter()
         )
     print(f"\n{folder.name}: {settings.method}, {Path(settings.adapter or '').name}\n")
     print(
@@ -78,51 +68,36 @@ def compare(folder: Path, lm: LanguageModel | None, ordinary: str, compared: int
         "| coherent and new | p | nonsense | p | striking |"
     )
     print("|" + "---|" * 14)
-    for e in told["equal"]:
-        for arm in ("found", "control"):
-            print(line(NAMES[e["at"]], arm, e))
-    found, control = ([fields(p) for p in arm] for arm in told["points"])
-    small, large = min(p.radius for p in found), max(p.radius for p in control)
+    for e in told.equal:
+        tell(EQUAL[e.at], e)
+    found, control = (told.used[told.used.arm == arm] for arm in ARMS)
+    small, large = found.radius.min(), control.radius.max()
     if small < large / 2:
-        quiet = [p for p in found if p.radius == small]
-        loud = [p for p in control if p.radius == large]
-        e = plain(equal("radius", None, quiet, loud)) | {"dose": told["equal"][0]["dose"]}
-        for arm in ("found", "control"):
-            print(line(f"found at R, random at {large / small:.3g} R", arm, e))
+        quiet, loud = found[found.radius == small], control[control.radius == large]
+        e = equal("radius", None, told.equal[0].dose, quiet, loud)
+        tell(f"found at R, random at {large / small:.3g} R", e)
 
 
-def fields(point: dict[str, Any]) -> Point:
-    """Return a point that was kept."""
-    return Point(**{name: point[name] for name in Point.__dataclass_fields__})
-
-
-def plain(value: Any) -> Any:
-    """Return named tuples as dictionaries."""
-    if hasattr(value, "_asdict"):
-        return {name: plain(part) for name, part in value._asdict().items()}
-    return value
-
-
-def line(at: str, arm: str, e: dict[str, Any]) -> str:
-    """Return a line of the table."""
-    of, first = e[arm], arm == "found"
-    shares = []
-    for name in ("shows", "new", "nonsense"):
-        shares += [str(rate(of[name]["hits"], of[name]["trials"]))]
-        shares += [f"{e[f'p_{name}']:.2g}" if first else ""]
-    mean, low, high = of["striking"]
-    cells = [
-        dose(e["dose"]) if first else "",
-        at if first else "",
-        "found" if first else "random",
-        str(of["reached"]),
-        f"{of['radius']:.3g}",
-        f"{of['effect']:.3g}",
-        f"{of['high']:.2f}",
-        *shares,
-        f"{mean:.2f} ({low:.2f} to {high:.2f})",
-    ]
-    return "| " + " | ".join(cells) + " |"
+def tell(at: str, e: Equal) -> None:
+    """Print the two lines of a comparison."""
+    for name, of in (("found", e.found), ("random", e.control)):
+        first = name == "found"
+        shares = []
+        for each, p in ((of.shows, e.p_shows), (of.new, e.p_new), (of.nonsense, e.p_nonsense)):
+            shares += [str(each), f"{p:.2g}" if first else ""]
+        mean, low, high = of.striking
+        cells = [
+            dose(e.dose) if first else "",
+            at if first else "",
+            name,
+            str(of.reached),
+            f"{of.radius:.3g}",
+            f"{of.effect:.3g}",
+            f"{of.kl_p95:.2f}",
+            *shares,
+            f"{mean:.2f} ({low:.2f} to {high:.2f})",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python -m benchmarks.forms [LAYER...] [--quick]
 
 What is examined are differences between forms of text: the mean activation over four texts of a
 form less that over four of prose, and 500 differences between single tokens of them. None of these
-texts is in the corpus. The verdict is that of a passport; single differences are counted as
+texts is in the corpus. The verdict is that of a manifold report; single differences are counted as
 `benchmarks.standing` does. Beside share and length, at norm one, is which part of the natural
 differences has a smaller one. A random vector, and 500 of them, are the control. All of it without
 the varied part of the bundled corpus (``varied.txt``), and with the corpus as it is.
@@ -25,11 +25,11 @@ from torch.nn.functional import normalize
 import educe
 from benchmarks import quick
 from benchmarks.standing import outside
-from educe.manifold import corpus, kept, natural
-from educe.manifold.activations import Place, read
-from educe.manifold.distance import differences, learning, percentile, random_vectors
-from educe.manifold.natural import Natural
-from educe.manifold.record import Passport, Range, Standing, verdict
+from educe.activations import corpus, kept, natural
+from educe.activations.distance import differences, learning, random_vectors
+from educe.activations.natural import Natural
+from educe.activations.reading import Place, read
+from educe.activations.report import Facts, ManifoldReport, Measure, verdict
 from educe.rendering import Prompt
 
 N, MANY = 500, 2000
@@ -59,7 +59,7 @@ class Judging:
     """Says where vectors stand among natural activations at a place."""
 
     def __init__(self, natural: Natural) -> None:
-        self.learned = learning(natural)
+        self.layer, self.learned = natural.place.layer, learning(natural)
         self.home = self.learned[-1][0]
         draw = torch.Generator().manual_seed(0)
         self.apart = differences(natural.sample, MANY, draw)
@@ -70,37 +70,41 @@ class Judging:
         """Return vectors without their massive coordinates, at norm one."""
         return normalize(self.home.bare(vectors), dim=1)
 
-    def standing(self, measure: Any, own: Tensor, among: Tensor) -> Standing:
-        """Place a vector among natural differences and random vectors."""
-        found, natural, random = map(measure, (own, among, self.drawn))
-        at, beside = (float(percentile(found, values)) for values in (natural, random))
-        return Standing(float(found), Range.of(natural), Range.of(random), at, None, beside)
-
-    def passport(self, vector: Tensor) -> Passport:
-        """Return what the verdict looks at, for which no model runs."""
+    def report(self, vector: Tensor) -> ManifoldReport:
+        """Return a report with what the verdict looks at, for which no model runs."""
         whole, own = vector[None], self.bare(vector[None])
-        growth = [
-            SimpleNamespace(
-                share=self.standing(geometry.share, own, self.unit).percentile,
-                length=self.standing(geometry.length, own, self.unit).percentile,
-                enough=known.enough,
-            )
-            for geometry, known in self.learned
-        ]
-        told = SimpleNamespace(
-            growth=growth,
-            massive_share=self.standing(self.home.massive, whole, self.apart),
-            size=self.standing(self.home.length, whole, self.apart),
-            share=self.standing(self.home.share, own, self.unit),
-            length=self.standing(self.home.length, own, self.unit),
+
+        def placed(judge: str, measures: Sequence[Any], found: Tensor, among: Tensor) -> Any:
+            values = (torch.stack([m(v) for m in measures], 1) for v in (found, among, self.drawn))
+            own, natural, random = values
+            return Measure(own[0], natural, random).standings(judge)
+
+        geometries = [geometry for geometry, _ in self.learned]
+        shares, lengths = ([getattr(g, name) for g in geometries] for name in ("share", "length"))
+        facts = SimpleNamespace(layer=self.layer)
+        return ManifoldReport(
+            0,
+            "found",
+            cast(Facts, facts),
+            {
+                "energy_massive": placed("energy_massive", [self.home.massive], whole, self.apart),
+                "energy_top": placed("energy_top", shares, own, self.unit),
+                "mahalanobis": placed("mahalanobis", lengths, own, self.unit),
+                "mahalanobis_own": placed("mahalanobis_own", [self.home.length], whole, self.apart),
+            },
+            {self.layer: tuple(known for _, known in self.learned)},
+            {},
+            (),
         )
-        return cast(Passport, told)
 
     def line(self, what: str, vector: Tensor, single: Tensor) -> str:
         """Return the cells of a vector, and of some others of its kind."""
-        told = self.passport(vector)
+        told = self.report(vector)
         far = int(outside(self.home, self.bare(single), self.unit).sum())
-        shown = (f"{at.found:.2f} ({at.percentile:.1%})" for at in (told.share, told.length))
+        shown = (
+            f"{at.found:.2f} ({at.percentile:.1%})"
+            for at in (told["energy_top"], told["mahalanobis"])
+        )
         return " | ".join((what, *shown, verdict(told), f"{far} of {len(single)}"))
 
 

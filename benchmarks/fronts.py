@@ -27,10 +27,10 @@ import educe
 from benchmarks import quick
 from benchmarks.records import command, lines
 from educe import beside, stats
+from educe.derive.front import at_kl, side_effect
 from educe.forward.slice import Slice
 from educe.methods.generalised import GeneralisedConfig
 from educe.ordinary import Ordinary, ordinary_prompts
-from educe.refine.front import at_kl, side_effect
 
 N, SHARE, OTHERS, ORDINARY, FRESH, LONG = 12, 0.5, 6, 6, 3, 20
 BUDGETS = (0.3, 1.0)

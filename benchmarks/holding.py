@@ -18,12 +18,12 @@ import torch
 
 from benchmarks import quick
 from benchmarks.predict import TOKENS, first, questions
+from educe.derive.response import response
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.methods import METHODS, search
 from educe.organisms import Question
 from educe.radius import calibrate
-from educe.refine.response import response
 from educe.rows import Row
 from educe.stats import rate
 

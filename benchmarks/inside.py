@@ -29,16 +29,16 @@ import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
 from educe import stats
+from educe.activations import corpus
+from educe.activations.inside import within
+from educe.activations.natural import gather
+from educe.activations.reading import Place
+from educe.activations.subspace import of_moments, random_subspace
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
 from educe.kinds import Within
-from educe.manifold import corpus
-from educe.manifold.activations import Place
-from educe.manifold.inside import within
-from educe.manifold.natural import gather
-from educe.manifold.subspace import of_moments, random_subspace
 from educe.model import LanguageModel
 from educe.organisms import Question
 from educe.rendering import PromptBatch

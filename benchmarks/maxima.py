@@ -23,10 +23,10 @@ import educe
 from benchmarks import quick
 from benchmarks.records import add, command, lines
 from educe import stats
+from educe.derive.objective import of_method
+from educe.derive.stationary import converge
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
-from educe.refine.objective import of_method
-from educe.refine.settling import settle
 
 ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 8, (0.125, 0.25, 0.5), 3, 20
 ITERATES, STATIONARY, SAME = 40, 0.02, 0.99
@@ -62,8 +62,8 @@ def measure(name: str, file: Path, short: bool) -> None:
             found = educe.search(part, method, n=N, radius=share * whole, seed=0, config=config)
             v = found.theta / found.theta.norm(dim=1, keepdim=True)
             own = of_method(method, {})
-            start = settle(part, own, v, radius, iterates=0, tolerance=0)
-            end = settle(part, own, v, radius, iterates=ITERATES, tolerance=STATIONARY)
+            start = converge(part, own, v, radius, iterates=0, tolerance=0)
+            end = converge(part, own, v, radius, iterates=ITERATES, tolerance=STATIONARY)
             still = end.sine < STATIONARY
             turned = torch.rad2deg(torch.acos((end.v * v).sum(1).clamp(-1, 1)))
             record = {

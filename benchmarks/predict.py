@@ -29,6 +29,12 @@ import torch
 from scipy.stats import rankdata
 
 from benchmarks import quick
+from educe.derive import bases
+from educe.derive.bases import Basis
+from educe.derive.coordinates import rates
+from educe.derive.objective import Objective, Toward, of_method
+from educe.derive.response import pull, response, with_neurons
+from educe.derive.stationary import converge
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.methods import METHODS, search
@@ -37,12 +43,6 @@ from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question
 from educe.perturb import PerturbationSet
 from educe.radius import calibrate
-from educe.refine import bases
-from educe.refine.bases import Basis
-from educe.refine.coordinates import rates
-from educe.refine.objective import Objective, Toward, of_method
-from educe.refine.response import pull, response, with_neurons
-from educe.refine.settling import settle
 from educe.rendering import PromptBatch
 from educe.rows import Row
 
@@ -185,7 +185,9 @@ def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
                     wide = torch.full((RANDOM,), radius)
                     theta = (
                         radius
-                        * settle(part, objective, random_ones, wide, iterates=STEPS, tolerance=0).v
+                        * converge(
+                            part, objective, random_ones, wide, iterates=STEPS, tolerance=0
+                        ).v
                     )
                 some = statistics(part, other, objective, read, theta)
                 rows += [
@@ -225,7 +227,7 @@ def statistics(
         told[f"unweighted variance, {basis.name}"] = found.plain
         told[f"spread, {basis.name}"] = found.spread
         told[f"participation, {basis.name}"] = found.participation
-        told[f"held, {basis.name}"] = found.held
+        told[f"constant, {basis.name}"] = found.constant
     return told
 
 

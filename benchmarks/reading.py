@@ -20,7 +20,7 @@ from pathlib import Path
 import educe
 from benchmarks import quick
 from benchmarks.measuring import peak_memory
-from educe.manifold import corpus
+from educe.activations import corpus
 
 #: In full, and in the quick form.
 SIZES = ((0, 25_000, 50_000, 100_000), (0, 6_000))

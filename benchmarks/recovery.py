@@ -54,7 +54,9 @@ class Planted:
         draw = torch.Generator().manual_seed(seed)
         self.width, self.kind, self.unit = width, Vectors(self.source, width), self.median_norm
         self.u, self.v = (Vectors(0, width).draw(PLANTED, draw) for _ in range(2))
-        self.lm = SimpleNamespace(name="planted", revision="", adapter="", width=width, depth=2)
+        self.lm = SimpleNamespace(
+            name="planted", revision="", adapter="", width=width, depth=2, parts={}
+        )
         self.batch = SimpleNamespace(texts=("planted",))
 
     def on(self, kind: Kind) -> Planted:

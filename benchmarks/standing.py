@@ -21,19 +21,19 @@ from torch.nn.functional import normalize
 
 import educe
 from benchmarks import quick
-from educe.forward.slice import Slice
-from educe.manifold import corpus
-from educe.manifold.activations import Place
-from educe.manifold.distance import (
+from educe.activations import corpus
+from educe.activations.distance import (
     Geometry,
     differences,
     learning,
     percentile,
     random_vectors,
 )
-from educe.manifold.natural import Natural, Sample, gather
-from educe.manifold.project import injection, oblique, plain
-from educe.manifold.record import LEVEL, Range
+from educe.activations.natural import Natural, Sample, gather
+from educe.activations.project import injection, oblique, plain
+from educe.activations.reading import Place
+from educe.activations.report import LEVEL, Range
+from educe.forward.slice import Slice
 from educe.stats import rate
 
 N, MANY, ABLATED = 500, 2000, 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -310,13 +309,13 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 # -- help ------------------------------------------------------------------------------------------
 
 
-# Options whose parameters have another name, or stand for several.
-SHOWN = {
-    "prompts_file": "prompts",
-    "as_json": "json",
-    "setting": "set",
-    "asked": "judge-model",
-}
+def options(*command: str) -> set[str]:
+    """The long names of what a command takes."""
+    app = cli.app[command[0]]
+    for name in command[1:]:
+        app = app[name]
+    names = {name for a in app.assemble_argument_collection() for name in a.names if a.show}
+    return {name for name in names if name.startswith("--")}
 
 
 @pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)], ids=str)
@@ -329,14 +328,11 @@ def test_help_is_readable(command: tuple[str, ...]) -> None:
     assert max(map(cell_len, lines)) <= 80
     assert "\x1b" not in ended.out
     if command:
-        parameters = inspect.signature(cli.app[command[0]].default_command).parameters
         text = re.sub(r"[│╭╮╰╯─\s]+", " ", ended.out)
-        for name, parameter in parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                shown = SHOWN.get(name, name)
-                option = f"--{shown.replace('_', '-')}"
-                # A name, perhaps another or a kind, and words about it.
-                assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option
+        assert options(*command)
+        for option in options(*command):
+            # A name, perhaps another or a kind, and words about it.
+            assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option
 
 
 def test_educe_alone_lists_the_commands() -> None:
@@ -377,8 +373,8 @@ def test_the_defaults_are_those_of_the_settings(
     assert settings == Settings(prompts=("Hi.",))
     assert out.parent == Path("runs")
     assert re.fullmatch(r"\d{8}-\d{6}-dct", out.name)
-    options = set(inspect.signature(cli.discover.discover).parameters)
-    assert {f.name for f in fields(Settings)} - {"method_settings"} <= options
+    named = {f"--{f.name.replace('_', '-')}" for f in fields(Settings)}
+    assert named - {"--method-settings"} | {"--set"} <= options("discover")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,8 @@ def examples() -> dict[str, list[doctest.DocTest]]:
         found[name] = [test for test in finder.find(value, name, home) if test.examples]
     for name in educe.derive.__all__:
         value = getattr(educe.derive, name)
-        found[f"derive.{name}"] = finder.find(
-            value, f"derive.{name}", sys.modules[value.__module__]
-        )
+        home = importlib.import_module(value.__module__)
+        found[name] = [test for test in finder.find(value, name, home) if test.examples]
     return found
 
 
@@ -109,7 +107,7 @@ def test_the_example_shows_what_comes(
     tiny_lm: LanguageModel, tmp_path: Path, example: doctest.DocTest
 ) -> None:
     name = example.name.partition(".")[0]
-    example.globs = beginning(tiny_lm, tmp_path) | {name: getattr(educe, name)}
+    example.globs = beginning(tiny_lm, tmp_path) | {name: getattr(educe, name, None)}
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     came = runner.run(example, out=said.append)

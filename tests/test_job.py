@@ -33,7 +33,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import files, generation, methods
+from educe import files, methods
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
@@ -45,6 +45,7 @@ from educe.errors import (
     PromptError,
     RunError,
 )
+from educe.forward import generation
 from educe.judge import Score
 from educe.loading import load
 from educe.model import LanguageModel

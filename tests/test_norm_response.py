@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from educe.comparison.norm import LEAVING, SATURATED, marks, steepest
 from educe.errors import EffectError
 from educe.kinds import TokenNoise, Vectors
-from educe.norm.choice import at_value, linear
-from educe.norm.response import LEAVING, SATURATED, growth, marks, signs, steepest
-from educe.radius import calibrate
+from educe.norm.survey import linear, signs
+from educe.radius import calibrate, growth
 from toy_slice import ToySlice, normal
 
 RADII = torch.tensor([0.01, 0.1, 0.7, 1.0, 1.9, 5.0], dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_linearisation_is_the_calibration_of_a_set_of_one(sign: int) -> None:
     """And there is a closed form: of ``θ (1 + c ‖θ‖²)`` the relative error is ``c R²``."""
     part = ToySlice(lambda theta: theta * (1 + 0.08 * theta.square().sum(1, keepdim=True)), 4)
     v = unit(1)
-    found = linear(part, v[0], sign=sign)
+    found = linear(part, v[0], 7.0 * sign)
     assert found == calibrate(part, along=sign * v).radius
     assert found == pytest.approx((0.5 / 0.08) ** 0.5, rel=0.02)  # as near as the root is found
 
@@ -137,59 +137,14 @@ def test_a_set_of_one_is_calibrated_for_itself_and_not_for_random_ones() -> None
     """Along the first axis the toy bends, along the others it does not."""
     part = ToySlice(lambda theta: theta + torch.eye(4)[0].double() * theta[:, :1] ** 3, 4)
     v = torch.eye(4, dtype=torch.float64)
-    assert linear(part, v[0]) == pytest.approx(0.5**0.5, rel=0.02)
-    assert math.isnan(linear(part, v[1]))
+    assert linear(part, v[0], 1.0) == pytest.approx(0.5**0.5, rel=0.02)
+    assert math.isinf(linear(part, v[1], 1.0))
 
 
-def test_the_budget_is_met_where_the_closed_form_says() -> None:
-    scale = torch.tensor([0.03, 0.5, 4.0], dtype=torch.float64)
-    asked: list[int] = []
+def test_one_that_breaks_down_before_it_bends_has_no_linear_radius() -> None:
+    def move(theta: Tensor) -> Tensor:
+        return torch.where(theta > 0.1, math.inf, theta)
 
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        asked.append(len(items))
-        return scale[items] * radii**2
-
-    found = at_value(damage, torch.ones(3, dtype=torch.float64), 1.0, slope=2.0)
-    torch.testing.assert_close(found, scale.rsqrt(), rtol=0.03, atol=0)
-    assert sum(asked) < 20
-    assert asked[0] == 3
-
-
-def test_points_that_are_known_are_used() -> None:
-    asked: list[float] = []
-
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        asked.extend(radii.tolist())
-        return radii**2
-
-    known = [(torch.tensor([r]), torch.tensor([r**2])) for r in (0.5, 2.0)]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
-    assert found == pytest.approx(1, rel=0.03)
-    assert len(asked) == 1  # a straight line in log-log
-    there = [(torch.tensor([3.0]), torch.tensor([1.01]))]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=there).tolist()
-    assert found == pytest.approx(3.0)
-    assert len(asked) == 1
-
-
-def test_what_breaks_down_is_too_large_and_what_never_gets_there_is_none() -> None:
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        steps = torch.where(radii > 0.4, torch.inf, 0.5 + 20 * (radii - 0.3))
-        flat = torch.full_like(radii, 0.2)
-        return torch.where(items == 0, steps, flat)
-
-    found = at_value(damage, torch.ones(2, dtype=torch.float64), 1.0, slope=2.0)
-    assert float(found[0]) == pytest.approx(0.325, rel=0.02)
-    assert math.isnan(float(found[1]))
-
-
-def test_of_several_roots_the_smallest_known_is_taken() -> None:
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        return 0.2 + (radii - 1) * (radii - 2) * (radii - 3) + 0.8
-
-    known = [
-        (torch.tensor([r]), damage(torch.tensor([0]), torch.tensor([r])))
-        for r in (0.7, 1.5, 2.5, 3.5)
-    ]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
-    assert found == pytest.approx(1, rel=0.1)
+    v = torch.ones(2, dtype=torch.float64) / 2**0.5
+    assert math.isinf(linear(ToySlice(move, 2), v, 1.0))
+    assert math.isinf(linear(ToySlice(move, 1), torch.ones(1).double(), -1.0))  # one number

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from educe import cli
+from educe.activations.in_run import examine_run
+from educe.derive.listing import deriving
 from educe.errors import EduceError, RunError
 from educe.loading import load
-from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
-from educe.refine.front import measure
 from educe.run import same_model
 from educe.run.reopened import slice_of
 from educe.run.settings import Settings, begin, encoded, stored
@@ -96,11 +96,11 @@ COMMANDS = [
     ("discover", "--resume", "--out", "RUN"),
     ("examine", "RUN", "1"),
     ("examine", "RUN", "--norm"),
-    ("refine", "path", "RUN", "1"),
-    ("refine", "shrink", "RUN", "1"),
-    ("refine", "front", "RUN"),
-    ("refine", "sparse", "RUN", "1"),
-    ("refine", "degate", "RUN", "1"),
+    ("derive", "path", "RUN", "1"),
+    ("derive", "shrink", "RUN", "1"),
+    ("derive", "front", "RUN"),
+    ("derive", "sparse", "RUN", "1"),
+    ("derive", "ungate", "RUN", "1"),
     ("select", "RUN", *PROMPTS, "--look-for", "a", "--rungs", "1:1"),
 ]
 
@@ -164,8 +164,8 @@ def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> 
         for use in (
             lambda: discover_behaviours(run, lm=other),
             lambda: slice_of(run, other, prompts),
-            lambda: examine_run(run, [1], other, prompts),
-            lambda: measure(run, other),
+            lambda: examine_run(run, [1], lm=other),
+            lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
         ):
             with pytest.raises(RunError, match="another model than other is now: the weights"):

@@ -72,7 +72,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_every_command_with_numbers_is_here() -> None:
     assert len(ALL) > 70
-    assert {"discover", "bench", "refine", "show", "tune"} <= {option.words[0] for option in ALL}
+    assert {"discover", "bench", "derive", "show", "tune"} <= {option.words[0] for option in ALL}
 
 
 @pytest.mark.parametrize("option", ALL, ids=lambda option: f"{option.words[0]} {option.name}")

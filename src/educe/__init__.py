@@ -18,6 +18,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from educe.activations.examination import examine
+    from educe.activations.in_run import examine_run
+    from educe.activations.inside import within
+    from educe.activations.natural import gather
+    from educe.activations.project import Ablation, ablating, ablating_weights, injection
+    from educe.activations.reading import Place
+    from educe.activations.report import ManifoldReport
+    from educe.activations.subspace import Moments, Subspace
     from educe.atlas import Atlas, AtlasConfig, Pair, grid
     from educe.atlas.choice import Choice, choose, promising
     from educe.atlas.survey import survey
@@ -38,14 +46,6 @@ if TYPE_CHECKING:
     from educe.kinds.noise import TokenNoise, WeightNoise
     from educe.kinds.vectors import Vectors, Within
     from educe.loading import load
-    from educe.manifold.activations import Place
-    from educe.manifold.inside import within
-    from educe.manifold.natural import gather
-    from educe.manifold.passport import examine
-    from educe.manifold.project import Ablation, ablating, ablating_weights, injection
-    from educe.manifold.record import Passport
-    from educe.manifold.subspace import Moments, Subspace
-    from educe.manifold.survey import examine_run
     from educe.methods import control, search
     from educe.methods.cpe import CpeConfig
     from educe.methods.dct import DctConfig
@@ -125,18 +125,18 @@ _HOME = {
     "Lying": "educe.judge.lying",
     "Server": "educe.judge.server",
     "Budget": "educe.judge.server",
-    "Place": "educe.manifold.activations",
-    "within": "educe.manifold.inside",
-    "gather": "educe.manifold.natural",
-    "examine": "educe.manifold.passport",
-    "Ablation": "educe.manifold.project",
-    "ablating": "educe.manifold.project",
-    "ablating_weights": "educe.manifold.project",
-    "injection": "educe.manifold.project",
-    "Passport": "educe.manifold.record",
-    "Moments": "educe.manifold.subspace",
-    "Subspace": "educe.manifold.subspace",
-    "examine_run": "educe.manifold.survey",
+    "Place": "educe.activations.reading",
+    "within": "educe.activations.inside",
+    "gather": "educe.activations.natural",
+    "examine": "educe.activations.examination",
+    "Ablation": "educe.activations.project",
+    "ablating": "educe.activations.project",
+    "ablating_weights": "educe.activations.project",
+    "injection": "educe.activations.project",
+    "ManifoldReport": "educe.activations.report",
+    "Moments": "educe.activations.subspace",
+    "Subspace": "educe.activations.subspace",
+    "examine_run": "educe.activations.in_run",
     "LanguageModel": "educe.model",
     "PromptBatch": "educe.rendering",
     "load": "educe.loading",
@@ -194,13 +194,13 @@ __all__ = [
     "LinearDctConfig",
     "LoraConfig",
     "Lying",
+    "ManifoldReport",
     "MelboConfig",
     "Moments",
     "NoiseConfig",
     "Ordinary",
     "Origin",
     "Pair",
-    "Passport",
     "PerturbationGroup",
     "PerturbationSet",
     "Place",
@@ -269,13 +269,9 @@ __all__ = [
 ]
 
 
-#: Rooms whose functions are called by their name: ``educe.derive.scaled``.
-_ROOMS = ("derive",)
-
-
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"educe.{name}")
+    if name == "derive":  # a room whose verbs are called by it: educe.derive.scaled
+        return importlib.import_module("educe.derive")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -284,4 +280,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted([*globals(), *__all__])

@@ -17,8 +17,15 @@ RETEST: Phase = "retest"
 FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
 
 
-#: How a perturbation is derived: at another radius.
-SCALED = "scaled"
+#: How a perturbation is derived: at another radius; as small as it still does what it does.
+SCALED, SHRUNK = "scaled", "shrunk"
+#: Followed through the radius, for what it was found for or for a shuffled effect; the null of both
+#: that is rescaled and not followed.
+FOLLOWED, SHUFFLED, RESCALED = "followed", "followed, shuffled target", "random, rescaled"
+#: The few groups of coordinates that carry it, by a lasso; as many of the largest, and at random.
+SPARSE, LARGEST, AT_RANDOM = "sparse", "sparse by size", "sparse at random"
+#: Without its gate.
+UNGATED = "ungated"
 
 
 class Row(NamedTuple):

@@ -176,12 +176,13 @@ def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
 
 
 def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
-    """Return radius and norm of the effect by perturbation, of what was scaled from it."""
-    curves: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for p in run.perturbation_rows(derived=True):
-        if p.how == SCALED and p.parent is not None:
-            curves[p.parent].append((p.radius, p.effect))
-    return {number: sorted(curve) for number, curve in curves.items()}
+    """Return radius and norm of the effect by perturbation, where it is known and finite."""
+    curves: dict[int, dict[float, float]] = defaultdict(dict)
+    for p in run.perturbation_rows(derived=None):
+        of = p.parent if p.how == SCALED else p.id
+        if of is not None and p.radius > 0 and np.isfinite(p.effect):
+            curves[of][p.radius] = p.effect
+    return {number: sorted(curve.items()) for number, curve in curves.items() if len(curve) > 1}
 
 
 def _item(

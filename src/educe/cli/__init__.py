@@ -13,11 +13,11 @@ from educe.cli import (
     atlas,
     bench,
     contrast,
+    derive,
     discover,
     examine,
     judge,
     organism,
-    refine,
     select,
     show,
 )
@@ -47,7 +47,7 @@ app.command(bench.app)
 app.command(select.select)
 app.command(select.tune)
 app.command(examine.examine)
-app.command(refine.app)
+app.command(derive.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from educe.cli.options import FLAG, Count, Debug, Json, Layer, N, Positive
+from educe.cli.options import (
+    EMBEDDED,
+    FLAG,
+    Count,
+    Debug,
+    Json,
+    Layer,
+    ModelOptions,
+    N,
+    Positive,
+)
 from educe.cli.streams import print_json, print_text
 
 app = App(name="bench", help="Compare methods on organisms, where the answer is known.")
@@ -27,6 +37,7 @@ def elicit(
     target: Layer = 0.8,
     positions: str = "all",
     quick: Annotated[bool, FLAG] = False,
+    model: ModelOptions = EMBEDDED,
     out: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -106,7 +117,7 @@ def elicit(
             out,
             budget=budget,
             place=place,
-            load=lambda subject: load("embedded", adapter=str(subject.folder)),
+            load=lambda subject: load(**model.with_adapter(subject.folder).how),
             on_cell=lambda cell: step(note=cell.name),
         )
     known = table.lines(table.read_cells(out))

@@ -1,6 +1,8 @@
-"""Scaled: perturbations of the same direction at other radii.
+"""Scaled: perturbations of the same direction at other radii, and in the opposite direction.
 
-θ_s = s θ        with s a share of the perturbation's own radius
+    θ_s = s θ        with s a share of the perturbation's own radius; flipped, s = -1
+
+Of adapters only what they write is scaled: the gate, which decides when they write, stays.
 """
 
 from __future__ import annotations
@@ -34,13 +36,24 @@ def scaled(found: PerturbationSet, shares: Sequence[float]) -> PerturbationSet:
     return replace(made, radius=made.radius * share)
 
 
+def flipped(found: PerturbationSet) -> PerturbationSet:
+    """Return perturbations in the opposite direction, at the same size.
+
+    Example:
+        >>> found = educe.search(part, "random", n=2, radius=2.0)
+        >>> bool((educe.derive.flipped(found).theta == -found.theta).all())
+        True
+    """
+    return scaled(found, [-1.0])
+
+
 def derived(
     found: PerturbationSet, parents: Sequence[int] | Tensor, **scores: Float[Tensor, "n"]
 ) -> PerturbationSet:
     """Return perturbations of a set, which may repeat, with the row of each as its parent.
 
-    What was measured of them is left out: it need not be true of what they become. The number that
-    a parent has in its run is kept.
+    What was measured of them is left out: it need not be true of what they become. The ``number``
+    that a parent has in its run is kept.
 
     Args:
         found: The set.

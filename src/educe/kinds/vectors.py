@@ -84,7 +84,7 @@ class Within(AfterBlock):
 
     What is searched for are coefficients, so that every step stays inside. With orthonormal rows
     the ball ``‖θ‖ ≤ R`` is that of the vectors themselves; with rows as long as activations spread
-    along them it is an ellipsoid (see `educe.manifold.inside`).
+    along them it is an ellipsoid (see `educe.activations.inside`).
 
     Attributes:
         layer: The block after which they are added.

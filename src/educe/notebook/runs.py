@@ -39,7 +39,7 @@ SAID = {"prompts", "fresh", "model", "adapter", "revision"}
 class Run(store.Run):
     """A run on disk: its tables as frames, its perturbations as sets, and what more is done in it.
 
-    Open one by its folder, or use `educe.discover`, which makes it.
+    Open one by its folder, or use `educe.methods`, which makes it.
 
     Attributes:
         folder: Where it is.

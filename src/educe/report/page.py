@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
@@ -21,10 +21,13 @@ import vl_convert
 from markupsafe import Markup
 
 from educe import files
+from educe.activations import stored
+from educe.activations.report import ManifoldReport, words
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
+from educe.comparison.norm import Norm, norm_of
 from educe.judge.novelty import vectors
-from educe.report import figures, fronts, norms, passports, path_table, paths
+from educe.report import derived, figures, fronts, manifold, norms, paths
 from educe.report.command import command
 from educe.report.markup import cut, island, marked, plainly
 from educe.report.tables import SCORED
@@ -146,10 +149,10 @@ def render(run: Run) -> str:
     first, second = (retested(arm, pattern) for arm in (s.found, s.control))
     began = run.note("began")
     atlas = run.folder / ATLAS
-    papers, followed = run.notes("passport-"), run.notes("path-")
-    costs = fronts.section(run)
+    examined, followed = stored.reports(run), derived.paths(run)
+    costs, sparse, scans = derived.fronts(run), derived.sparse(run), derived.scans(run)
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
-    norm = run.note("norm") if run.has("norm") else None
+    norm = norm_of(run)
     return _template("template.html", pattern).render(
         s=s,
         V=Verdict,
@@ -173,14 +176,14 @@ def render(run: Run) -> str:
         settings=json.dumps(s.config, indent=2, ensure_ascii=False),
         palette=figures.PALETTE,
         charts=charts
-        | {k: v for paper in papers for k, v in passports.charts(paper).items()}
+        | {k: v for one in examined for k, v in manifold.charts(one).items()}
         | (norms.charts(norm) if norm else {})
         | {k: v for path in followed for k, v in paths.charts(path).items()}
-        | (fronts.charts(costs) if costs else {}),
+        | fronts.charts(list(costs.values()), sparse, scans),
         paths=Markup(_paths(followed)) if followed else "",
-        manifold=Markup(_passports(papers, pattern)) if papers else "",
+        manifold=Markup(_manifold(examined, pattern)) if examined else "",
         norm=Markup(_norm(norm, pattern)) if norm else "",
-        costs=Markup(_fronts(costs, pattern)) if costs else "",
+        costs=Markup(_fronts(costs, sparse, scans, pattern)) if costs or sparse or scans else "",
         data=data(s, pattern),
         bundle=bundle(),
         telling=lambda item: figures.telling(item, s),
@@ -189,42 +192,65 @@ def render(run: Run) -> str:
     )
 
 
-def _passports(papers: list[dict[str, Any]], pattern: re.Pattern[str] | None) -> str:
-    """Return the part of the page that shows passports."""
+def _manifold(examined: list[ManifoldReport], pattern: re.Pattern[str] | None) -> str:
+    """Return the part of the page that shows manifold reports."""
 
-    def chart(paper: dict[str, Any], name: str, title: str, text: str) -> Markup:
-        return _figure(f"{name}-{paper['number']}", title, text)
+    def chart(report: ManifoldReport, name: str, title: str, text: str) -> Markup:
+        return _figure(f"{name}-{report.number}", title, text)
 
-    told = [paper | {"told": passports.told(paper)} for paper in papers]
-    return _template("passports.html", pattern).render(
-        passports=told, forms=passports.FORMS, chart=chart
+    return _template("manifold.html", pattern).render(
+        reports=examined,
+        words=words,
+        on_texts=manifold.on_texts,
+        ablated=manifold.ablated,
+        texts=manifold.texts,
+        chart=chart,
     )
 
 
-def _norm(told: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+def _norm(told: Norm, pattern: re.Pattern[str] | None) -> str:
     """Return the part of the page that shows what the norm tells."""
     return _template("norms.html", pattern).render(
-        told=told, drawn=norms.drawn(told), captions=norms.CAPTIONS, scored=SCORED
+        told=told, chart=_figure, drawn=norms.drawn(told), norms=norms, scored=SCORED
     )
 
 
-def _paths(followed: list[dict[str, Any]]) -> str:
+def _paths(followed: Sequence[derived.Path]) -> str:
     """Return the part of the page that shows vectors followed through the radius."""
+
+    def beside(path: derived.Path, columns: dict[str, str]) -> list[list[str]]:
+        return [[of, *line.values()] for of, line in paths.middles(path, columns).items()]
 
     return _template("paths.html").render(
         paths=followed,
-        rows=path_table.rows,
-        middles=path_table.middles,
-        spreads=path_table.spreads,
-        neurons=path_table.NEURONS,
-        curves=path_table.curves_of,
+        columns={
+            "vectors": paths.VECTORS,
+            "beside": paths.BESIDE,
+            "neurons": paths.NEURONS,
+            "coordinates": paths.COORDINATES,
+        },
+        vectors=paths.vectors,
+        beside=beside,
+        coordinates=lambda p: [[basis, of, *s.values()] for basis, of, s in paths.in_bases(p)],
+        curves=paths.curves_of,
         chart=_figure,
     )
 
 
-def _fronts(costs: dict[str, Any], pattern: re.Pattern[str] | None) -> str:
+def _fronts(
+    costs: dict[str, list[derived.Point]],
+    sparse: Sequence[derived.Sparse],
+    scans: Sequence[derived.Scan],
+    pattern: re.Pattern[str] | None,
+) -> str:
     """Return the part of the page that shows what perturbations cost beside what they do."""
-    return _template("fronts.html", pattern).render(**costs, looked=bool(pattern), chart=_figure)
+    return _template("fronts.html", pattern).render(
+        fronts={judge: (points, derived.within(points)) for judge, points in costs.items()},
+        sparse=sparse,
+        scans=scans,
+        looked=bool(pattern),
+        chart=_figure,
+    )
 
 
 def _figure(which: str, title: str, text: str) -> Markup:

@@ -48,7 +48,7 @@ class Group(NamedTuple):
 
 def add_set(
     run: Run,
-    arm: str,
+    arm: str | Sequence[str],
     file: str,
     made: PerturbationSet,
     effect: Sequence[float],
@@ -56,15 +56,17 @@ def add_set(
     parents: Sequence[int | None] | None = None,
     how: str = "",
 ) -> list[int]:
-    """List what a file of a run holds, with its effects; return the numbers that they have now."""
+    """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
     first = len(run.perturbation_rows(derived=None)) + 1
     numbers = list(range(first, first + len(made)))
+    arms = [arm] * len(made) if isinstance(arm, str) else arm
     run.add_perturbations(
         [
-            PerturbationRow(number, parent, how, arm, made.method, file, i, radius, dose, size)
-            for i, (number, parent, radius, dose, size) in enumerate(
+            PerturbationRow(number, parent, how, own, made.method, file, i, radius, dose, size)
+            for i, (number, own, parent, radius, dose, size) in enumerate(
                 zip(
                     numbers,
+                    arms,
                     parents or [None] * len(made),
                     made.radius.tolist(),
                     made.dose.tolist(),

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from educe import beside, embedded, files, methods, radius
+from educe.activations import inside
 from educe.atlas import ATLAS
 from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import surveyed
 from educe.forward.slice import Slice
 from educe.kinds import Within
-from educe.manifold import inside
 from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.run.settings import encoded

@@ -20,6 +20,7 @@ from educe.errors import JudgeError, MethodError, PromptError, RunError
 from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
+from educe.options import Count, Seed
 from educe.progress import Reporter
 from educe.rendering import Prompt
 from educe.rows import ARMS, RETEST, RUNG, Row
@@ -31,7 +32,7 @@ from educe.run.work import Work, at_work
 from educe.selection.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.selection.halving import RUNGS, Halving, checked, halve
 from educe.stats import bootstrap_mean, more_often, rate
-from educe.whole import check_seed, check_whole
+from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
 CHOSEN_ON, TESTED_ON = "chosen on", "tested on"
@@ -57,9 +58,9 @@ class SelectionPlan:
     look_for: str | None = None
     judge: str | None = None
     rungs: tuple[tuple[int, float], ...] = RUNGS
-    top: int = 4
-    samples: int = 1
-    seed: int = 0
+    top: Count = 4
+    samples: Count = 1
+    seed: Seed = 0
 
     def check(self, judge: Judge | None = None) -> None:
         """Find what cannot work before anything slow begins.
@@ -78,9 +79,7 @@ class SelectionPlan:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
         if self.judge not in (None, "striking"):
             raise MethodError(f"judge {self.judge!r} is unknown: use striking")
-        check_whole("top", self.top)
-        check_whole("samples", self.samples)
-        check_seed(self.seed)
+        check_fields(self)
         _rule(self.look_for or "")
         checked(self.rungs)
 

@@ -1,0 +1,21 @@
+"""The command reference, made from the commands: ``python -m educe.cli.reference``.
+
+It is docs/commands.md, and a test holds that this is up to date.
+"""
+
+from __future__ import annotations
+
+from educe.cli import app
+
+HEAD = """<!-- Made from the code by: python -m educe.cli.reference > docs/commands.md -->
+
+"""
+
+
+def reference() -> str:
+    """Return every command with its options, their defaults and what they are for, as Markdown."""
+    return HEAD + app.generate_docs().rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
