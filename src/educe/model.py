@@ -63,6 +63,12 @@ class LanguageModel(Reads):
         revision: The Hub revision that was asked for, if any.
         adapter: The PEFT adapter beside the weights, if any.
         stack: The decoder blocks.
+
+    Example:
+        >>> lm.depth, lm.width, lm.layer(0.5)
+        (4, 32, 2)
+        >>> lm.encode(["Why?"]).lengths
+        [7]
     """
 
     def __init__(

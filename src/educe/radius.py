@@ -273,7 +273,7 @@ def response(
 
     Example:
         >>> directions = part.kind.draw(3, torch.Generator().manual_seed(0))
-        >>> sizes = educe.response(part, directions, [0.001, 0.002])  # almost linear as yet
+        >>> sizes = response(part, directions, [0.001, 0.002])  # almost linear as yet
         >>> torch.allclose(sizes[:, 1] / sizes[:, 0], torch.tensor(2.0), rtol=0.1)
         True
     """

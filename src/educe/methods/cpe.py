@@ -52,7 +52,7 @@ class CpeConfig:
             ``φ``.
 
     Example:
-        >>> config = educe.CpeConfig(iterations=2, blocks=2)
+        >>> config = CpeConfig(iterations=2, blocks=2)
         >>> educe.search(part, "cpe", n=3, radius=1.0, config=config).kind.name
         'adapters'
     """

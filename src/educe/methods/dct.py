@@ -59,7 +59,7 @@ class DctConfig:
             ``hold ⟨u, Δ⟩ ∇V``.
 
     Example:
-        >>> config = educe.DctConfig(iterations=5, init="jacobian")
+        >>> config = DctConfig(iterations=5, init="jacobian")
         >>> len(educe.search(part, "dct", n=4, radius=2.0, config=config))
         4
     """

@@ -42,7 +42,7 @@ class LinearDctConfig:
         steps: In how many parts the Jacobian is computed; it makes no difference to what is found.
 
     Example:
-        >>> config = educe.LinearDctConfig(mode="projected", projections=8)
+        >>> config = LinearDctConfig(mode="projected", projections=8)
         >>> found = educe.search(part, "dct-linear", n=4, radius=2.0, config=config)
         >>> sorted(found.scores)
         ['effect', 'singular_value']

@@ -37,7 +37,7 @@ class LoraConfig(AscentConfig):
             as large as that sounds.
 
     Example:
-        >>> config = educe.LoraConfig(rank=2, steps=3)
+        >>> config = LoraConfig(rank=2, steps=3)
         >>> educe.search(part, "lora", n=2, radius=1.0, config=config).kind.rank
         2
     """

@@ -72,7 +72,7 @@ class MelboConfig(AscentConfig):
         hold: Weight of the turning of the effect (see `educe.methods.hold`).
 
     Example:
-        >>> config = educe.MelboConfig(steps=3, orthogonal=True)
+        >>> config = MelboConfig(steps=3, orthogonal=True)
         >>> found = educe.search(part, "melbo", n=4, radius=2.0, config=config)
         >>> torch.allclose(found.directions @ found.directions.T, torch.eye(4), atol=1e-4)
         True

@@ -37,7 +37,7 @@ class NoiseConfig:
             expression is found in, such as ``self_attn`` or ``down_proj``; by default, all.
 
     Example:
-        >>> config = educe.NoiseConfig(per="weights", modules="down_proj")
+        >>> config = NoiseConfig(per="weights", modules="down_proj")
         >>> educe.search(part, "noise", n=2, radius=0.1, config=config).kind.name
         'weight-noise'
     """

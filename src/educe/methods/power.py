@@ -60,7 +60,7 @@ class PowerConfig:
         starts: Of that search, in each band: the singular vectors, the others random rotations.
 
     Example:
-        >>> config = educe.PowerConfig(iterations=30)
+        >>> config = PowerConfig(iterations=30)
         >>> found = educe.search(part, "power", n=4, radius=2.0, config=config)
         >>> value = found.scores["singular_value"]  # each vector comes with both signs
         >>> bool(value[0] == value[1] >= value[2])

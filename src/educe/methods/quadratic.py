@@ -41,7 +41,7 @@ class QuadraticDctConfig:
         iterations: How often ``U`` and ``V`` are updated.
 
     Example:
-        >>> config = educe.QuadraticDctConfig(iterations=3)
+        >>> config = QuadraticDctConfig(iterations=3)
         >>> len(educe.search(part, "dct-quadratic", n=4, radius=2.0, config=config))
         4
     """

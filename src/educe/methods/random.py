@@ -18,7 +18,7 @@ class RandomConfig:
     """Random perturbations have no settings.
 
     Example:
-        >>> found = educe.search(part, "random", n=4, radius=2.0, config=educe.RandomConfig())
+        >>> found = educe.search(part, "random", n=4, radius=2.0, config=RandomConfig())
         >>> found.theta.shape
         torch.Size([4, 32])
     """

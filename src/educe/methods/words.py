@@ -49,7 +49,7 @@ class WordsConfig:
         steps: In how many parts; it makes no difference to what is found.
 
     Example:
-        >>> educe.WordsConfig(words=4000).screen  # tried at the last token of the question
+        >>> WordsConfig(words=4000).screen  # tried at the last token of the question
         'asked:1'
     """
 
