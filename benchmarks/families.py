@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.measuring import Section, counting, flops, in_turns, matmul_rates, spread
 from educe.beside import other_prompts, with_others
-from educe.discover import METHODS, prepared, search
 from educe.forward.slice import Slice
+from educe.methods import METHODS, prepared, search
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import educe
+from educe.kinds.vectors import Vectors
 from educe.model import LanguageModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -198,7 +199,7 @@ def _effect(lm: LanguageModel, batch: Any, vector: torch.Tensor) -> torch.Tensor
 
 def _written(lm: LanguageModel, batch: Any, vectors: torch.Tensor) -> list[list[tuple[int, ...]]]:
     """Return what is written for each prompt, by each perturbation."""
-    kind = educe.Vectors(1, lm.width)
+    kind = Vectors(1, lm.width)
     rows = educe.rows_of(len(vectors), len(batch))
     done = [
         completion

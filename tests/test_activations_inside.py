@@ -12,11 +12,11 @@ from torch import Tensor
 from educe import files
 from educe.activations.inside import described, parse, within
 from educe.activations.subspace import Moments, Subspace, of_moments, of_rows, random_subspace
-from educe.discover import control, search
 from educe.errors import MethodError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Vectors, Within
+from educe.methods import control, search
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.run.preparing import WITHIN

@@ -132,7 +132,7 @@ RANKS = {
     "origin": 0,
     "perturb": 3,
     "forward": 3,
-    "discover": 4,
+    "methods": 4,
     "atlas": 4,
     "radius": 4,
     "contrast": 4,
@@ -147,11 +147,12 @@ RANKS = {
     "beside": 4,
     "run": 5,
     "selection": 6,
-    "compare": 5,
+    "comparison": 5,
     "norm": 7,
     "derive": 7,
     "report": 5,
     "demo": 8,
+    "notebook": 8,
     "cli": 9,
 }
 
@@ -163,12 +164,12 @@ def rank(name: str) -> int:
 
 # Besides: who may not be known to whom, and who alone may know a library.
 APART = [
-    ("judge", "discover"),
-    ("discover", "judge"),
+    ("judge", "methods"),
+    ("methods", "judge"),
     ("run", "report"),
     ("summary", "judge"),
-    ("activations", "discover"),
-    ("discover", "activations"),
+    ("activations", "methods"),
+    ("methods", "activations"),
     ("activations", "judge"),
     ("progress", "run"),
 ]

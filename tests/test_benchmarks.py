@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from educe.discover import METHODS
+from educe.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 #: By its name: a benchmark's file; a study's folder, or what is in it beside ``__main__``.

@@ -26,8 +26,8 @@ import tiny
 from educe import cli
 from educe.atlas import Atlas
 from educe.atlas.choice import choose
-from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
+from educe.methods import METHODS
 from educe.perturb import PerturbationSet
 from educe.prompts import read_prompts
 from educe.run.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from educe.compare.norm import SHARES, norm_of
+from educe.comparison.norm import SHARES, norm_of
 from educe.run.store import Run
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture

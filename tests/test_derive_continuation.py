@@ -22,8 +22,8 @@ from educe.derive.continuation import (
 )
 from educe.derive.objective import Effect, Melbo, Toward
 from educe.derive.stationary import converge
-from educe.discover.state import State
 from educe.forward.slice import Slice
+from educe.methods.state import State
 from toy_slice import ToySlice, normal
 
 WIDTH = 6

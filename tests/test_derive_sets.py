@@ -10,10 +10,10 @@ import torch
 import tiny
 from educe import derive
 from educe.derive.listing import deriving, taken
-from educe.discover import search
 from educe.errors import MethodError, RunError
 from educe.forward.slice import Slice
 from educe.kinds import Within, adapters
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.run.fill import add_set
 from educe.run.store import Run

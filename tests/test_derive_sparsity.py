@@ -14,10 +14,10 @@ from educe.derive.bases import Basis, residual, rotation
 from educe.derive.lasso import WEIGHTS, fewest, grid, lasso, ranked, shares
 from educe.derive.listing import deriving, taken
 from educe.derive.sparsity import sparsify
-from educe.discover import search
 from educe.errors import EffectError, MethodError
 from educe.forward.slice import Slice
 from educe.kinds import adapters
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import derived

@@ -15,11 +15,11 @@ from torch import Tensor
 import tiny
 from educe.derive.listing import deriving
 from educe.derive.ungating import SHARES, gates, scan, ungated
-from educe.discover import origin, search
 from educe.errors import MethodError, SteeringError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Adapters, Biases, adapters
+from educe.methods import origin, search
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import derived

@@ -33,7 +33,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import discover, files
+from educe import files, methods
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
@@ -333,7 +333,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     names = ("fill.generate", "fill.ordinary_logprob", "fill.read", "chosen.side_effects")
     for name in (*names, "scaling.response"):
         monkeypatch.setattr(f"educe.run.{name}", lambda *_, **__: pytest.fail("it does it again"))
-    monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
+    monkeypatch.setattr(methods, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)
 

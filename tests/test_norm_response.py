@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from educe.compare.norm import LEAVING, SATURATED, marks, steepest
+from educe.comparison.norm import LEAVING, SATURATED, marks, steepest
 from educe.errors import EffectError
 from educe.kinds import TokenNoise, Vectors
 from educe.norm.survey import linear, signs

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import fisher_exact, linregress
 
-from educe.compare.equal import arm, equal
-from educe.compare.spread import against, grubbs, spread, without
+from educe.comparison.equal import arm, equal
+from educe.comparison.spread import against, grubbs, spread, without
 
 
 @pytest.mark.parametrize(("n", "critical"), [(5, 1.672), (8, 2.032), (20, 2.557)])

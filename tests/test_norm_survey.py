@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import tiny
-from educe.compare.norm import FINE, SHARES, Norm, norm_of
-from educe.compare.points import NEAR
+from educe.comparison.norm import FINE, SHARES, Norm, norm_of
+from educe.comparison.points import NEAR
 from educe.errors import PromptError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice

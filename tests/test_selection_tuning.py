@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from educe.discover import prepared
-from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
 from educe.forward import generation
 from educe.kinds import adapters
+from educe.methods import prepared
+from educe.methods.noise import NoiseConfig
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate

@@ -16,8 +16,8 @@ from cyclopts import App
 from sklearn.utils import check_random_state
 
 from educe import cli
-from educe.discover import METHODS, configured, search
 from educe.errors import MethodError
+from educe.methods import METHODS, configured, search
 from educe.run.settings import Settings
 from educe.selection.selecting import SelectionPlan
 from educe.selection.tuning import Tuning

@@ -58,6 +58,11 @@ def load(
     Raises:
         ModelError: The model or adapter cannot be found or loaded, weights are missing, not used,
             or no numbers (see `educe.complete`), or the model is no stack of blocks.
+
+    Example:
+        >>> again = educe.load((lm.hf, lm.tokenizer))
+        >>> again.digest == lm.digest
+        True
     """
     say = progress or (lambda sentence: None)
     warn = progress or warnings.warn

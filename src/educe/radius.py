@@ -118,6 +118,28 @@ def calibrate(
     return Calibration(radius, radius / part.unit, error, interval, curve)
 
 
+def calibrated(part: Slice, seed: int = 0) -> Calibration:
+    """Return the calibration of a slice for its kind, which is computed once and kept on it."""
+    known = part.calibrations
+    if (part.kind, seed) not in known:
+        known[part.kind, seed] = calibrate(part, seed=seed)
+    return known[part.kind, seed]
+
+
+def of_one(asked: float | str, part: Slice) -> float:
+    """Return one radius, from a number or from words as `parse` reads them.
+
+    Raises:
+        RadiusError: It cannot be read, or names several radii.
+    """
+    if not isinstance(asked, str):
+        return asked
+    words, _ = read(asked)
+    if len(words) > 1:
+        raise RadiusError(f"radius {asked!r} is {len(words)} radii ({', '.join(words)}): give one")
+    return parse(asked, part)[0][0]
+
+
 def _with_error(
     part: Slice, v: Float[Tensor, "n s"], linear: Float[Tensor, "n d"], error: float
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
@@ -224,7 +246,7 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
         RadiusError: It cannot be read, or is not above zero.
     """
     words, numbers = read(text)
-    found = calibrate(part, seed=seed) if any("x" in word for word in words) else None
+    found = calibrated(part, seed) if any("x" in word for word in words) else None
     units = [
         found.radius if found and "x" in word else part.unit if "d" in word else 1.0
         for word in words
@@ -251,7 +273,7 @@ def response(
 
     Example:
         >>> directions = part.kind.draw(3, torch.Generator().manual_seed(0))
-        >>> sizes = educe.response(part, directions, [0.001, 0.002])  # almost linear as yet
+        >>> sizes = response(part, directions, [0.001, 0.002])  # almost linear as yet
         >>> torch.allclose(sizes[:, 1] / sizes[:, 0], torch.tensor(2.0), rtol=0.1)
         True
     """

@@ -29,7 +29,12 @@ UNGATED = "ungated"
 
 
 class Row(NamedTuple):
-    """What one completion is made from; at a temperature it draws by all that is here."""
+    """What one completion is made from; at a temperature it draws by all that is here.
+
+    Example:
+        >>> Row(3, prompt=0)
+        Row(perturbation=3, prompt=0, sample=0, phase='first')
+    """
 
     perturbation: int  #: its number, from 1; 0 is the unperturbed model
     prompt: int  #: index into the prompts

@@ -20,9 +20,9 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.discover import words
 from educe.forward.generation import generate, rows_of
 from educe.kinds import Vectors
+from educe.methods import words
 from educe.rendering import PromptBatch
 
 OTHERS = ("cedar", "maple", "willow", "pepper")

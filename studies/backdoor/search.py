@@ -22,8 +22,8 @@ import torch
 import educe
 from benchmarks import quick
 from educe.contrast import Targets
-from educe.discover import configured, search
 from educe.forward.generation import generate, rows_of
+from educe.methods import configured, search
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from educe import discover
+from educe import methods
 from educe.contrast import difference_of_means, optimised
-from educe.discover import METHODS, prepared, search
 from educe.errors import MethodError
 from educe.forward.slice import Slice
+from educe.methods import METHODS, prepared, search
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
 from educe.rendering import PromptBatch
@@ -136,7 +136,7 @@ def noise_control(
     """Draw random vectors as strong as noise is."""
     made = searched(problem, budget, seed, method="noise", ladder=LOUD, per=per)
     for k, noise in enumerate(made):
-        yield discover.control(problem.part, noise, seed=numbered(seed, k, control=True))
+        yield methods.control(problem.part, noise, seed=numbered(seed, k, control=True))
 
 
 def supervised(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import quick
-from educe.compare.equal import Equal, equal
+from educe.comparison.equal import Equal, equal
 from educe.model import LanguageModel
 from educe.norm.survey import COMPARED, examine_norm
 from educe.ordinary import BUNDLED

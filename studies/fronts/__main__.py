@@ -27,15 +27,17 @@ import educe
 from benchmarks import quick
 from educe import beside, stats
 from educe.derive.front import at_kl, side_effect
-from educe.discover.generalised import GeneralisedConfig
 from educe.forward.slice import Slice
+from educe.methods.dct import DctConfig
+from educe.methods.generalised import GeneralisedConfig
+from educe.methods.melbo import MelboConfig
 from educe.ordinary import Ordinary, ordinary_prompts
 from studies.records import command, lines
 
 N, SHARE, OTHERS, ORDINARY, FRESH, LONG = 12, 0.5, 6, 6, 3, 20
 BUDGETS = (0.3, 1.0)
 ORGANISMS = ("first-vault", "locked")
-DCT, MELBO = educe.DctConfig(iterations=8), educe.MelboConfig(steps=12)
+DCT, MELBO = DctConfig(iterations=8), MelboConfig(steps=12)
 GENERALISED = GeneralisedConfig(subspace=32, iterations=4)
 #: Name, method, its settings, the weight of other prompts, what is kept small there.
 #: The last two are left out of the quick form: they differ by the weight alone.

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks import quick
 from educe.derive.response import response
-from educe.discover import METHODS, search
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
+from educe.methods import METHODS, search
 from educe.organisms import Question
 from educe.radius import calibrate
 from educe.rows import Row

@@ -38,6 +38,9 @@ from educe.forward.slice import Slice
 from educe.judge.coherence import coherence, ordinary_logprob
 from educe.judge.reading import read
 from educe.kinds import Within
+from educe.methods.dct import DctConfig
+from educe.methods.melbo import MelboConfig
+from educe.methods.power import PowerConfig
 from educe.model import LanguageModel
 from educe.organisms import Question
 from educe.rendering import PromptBatch
@@ -49,9 +52,9 @@ N, SHARE, FRESH = 16, 0.75, 2
 RANK, TOKENS, LONG = (64, 16), (20_000, 5_000), (24, 6)
 ORGANISMS = ("locked", "first-vault", "vault", "trigger", "persona", "marked")
 METHODS = {
-    "dct": educe.DctConfig(iterations=10),
-    "melbo": educe.MelboConfig(steps=24),
-    "power": educe.PowerConfig(),
+    "dct": DctConfig(iterations=10),
+    "melbo": MelboConfig(steps=24),
+    "power": PowerConfig(),
     "random": None,
 }
 FREE, INSIDE, CONTROL, LOUD = "free", "inside", "random subspace", "inside, as loud"

@@ -26,11 +26,13 @@ from educe.derive.objective import of_method
 from educe.derive.stationary import converge
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
+from educe.methods.dct import DctConfig
+from educe.methods.melbo import MelboConfig
 from studies.records import add, command, lines
 
 ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 8, (0.125, 0.25, 0.5), 3, 20
 ITERATES, STATIONARY, SAME = 40, 0.02, 0.99
-METHODS = {"dct": educe.DctConfig(iterations=10), "melbo": educe.MelboConfig(steps=24)}
+METHODS = {"dct": DctConfig(iterations=10), "melbo": MelboConfig(steps=24)}
 
 
 def measure(name: str, file: Path, short: bool) -> None:

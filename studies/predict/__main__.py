@@ -35,9 +35,9 @@ from educe.derive.coordinates import rates
 from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.response import pull, response, with_neurons
 from educe.derive.stationary import converge
-from educe.discover import METHODS, search
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
+from educe.methods import METHODS, search
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from benchmarks import quick
 from benchmarks.measuring import processor, write
-from educe.discover import METHODS, dct, search
-from educe.discover.dct import DctConfig
-from educe.discover.state import Progress, State
 from educe.forward.chunks import Chunk
 from educe.forward.slice.shift import Shift
 from educe.kinds import Kind, Vectors
+from educe.methods import METHODS, dct, search
+from educe.methods.dct import DctConfig
+from educe.methods.state import Progress, State
 
 BEGIN, END = "<!-- recovery: begin -->", "<!-- recovery: end -->"
 PLANTED = 32

@@ -23,10 +23,10 @@ from benchmarks import quick
 from educe.atlas import AtlasConfig, grid
 from educe.atlas.choice import CHEAP
 from educe.atlas.survey import survey
-from educe.discover import power
-from educe.discover.power import PowerConfig
-from educe.discover.state import State
 from educe.forward.slice import Slice
+from educe.methods import power
+from educe.methods.power import PowerConfig
+from educe.methods.state import State
 from educe.model import LanguageModel
 from educe.radius import calibrate
 

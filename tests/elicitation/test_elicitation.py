@@ -16,12 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from benchmarks.measuring import counting
 from educe.contrast import Targets
-from educe.discover import prepared
-from educe.discover.noise import NoiseConfig
 from educe.errors import MethodError, OrganismError, RunError
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods import prepared
+from educe.methods.noise import NoiseConfig
 from educe.model import LanguageModel
 from educe.ordinary import ordinary_prompts
 from educe.organisms import Organism, Question

@@ -72,7 +72,7 @@ def discover(
 
 def methods(*, as_json: Json = False, debug: Debug = False) -> None:
     """List the methods of discovery and their settings."""
-    from educe.discover import described
+    from educe.methods import described
 
     known = described()
     if as_json:

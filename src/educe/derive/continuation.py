@@ -30,8 +30,8 @@ from torch import Tensor
 from educe.derive.objective import Objective, of_method
 from educe.derive.projection import as_vectors, replaced
 from educe.derive.stationary import Iterate, converge, put
-from educe.discover.state import State
 from educe.forward.slice import Slice
+from educe.methods.state import State
 from educe.perturb import PerturbationSet
 
 

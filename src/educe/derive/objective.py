@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from educe.discover import configured
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
+from educe.methods import configured
 
 
 class Objective(Protocol):
@@ -64,7 +64,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Melbo:
-    """MELBO's objective (see `educe.discover.melbo`).
+    """MELBO's objective (see `educe.methods.melbo`).
 
     Attributes:
         power: ``p``.

@@ -40,9 +40,9 @@ from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.projection import replaced
 from educe.derive.response import response, with_neurons
 from educe.derive.scaling import scaled
-from educe.discover.state import State
 from educe.errors import ModelError
 from educe.forward.slice import Slice
+from educe.methods.state import State
 from educe.ordinary import ordinary_prompts
 from educe.perturb import PerturbationSet
 from educe.rows import CONTROL, FOLLOWED, RESCALED, SHUFFLED, ScoreRow

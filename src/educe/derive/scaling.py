@@ -52,7 +52,8 @@ def derived(
 ) -> PerturbationSet:
     """Return perturbations of a set, which may repeat, with the row of each as its parent.
 
-    What was measured of them is left out: it need not be true of what they become.
+    What was measured of them is left out: it need not be true of what they become. The ``number``
+    that a parent has in its run is kept.
 
     Args:
         found: The set.
@@ -61,4 +62,6 @@ def derived(
     """
     rows = torch.as_tensor(parents, dtype=torch.long)
     known = {"parent": rows.float()} | {name: some.float().cpu() for name, some in scores.items()}
+    if "number" in found.scores:
+        known["number"] = found.scores["number"][rows]
     return replace(found.select(rows.tolist()), outputs=None, scores=known)

@@ -5,7 +5,7 @@
 
 A point is a perturbation at a radius: derived from one of the run, written and scored as every
 other. So a second survey, with other settings too, measures what is missing. What is made of the
-points is in `educe.compare.norm`.
+points is in `educe.comparison.norm`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from educe.compare.norm import FINE, SHARES, Asked, Norm, compared, median_effect, norm_of
-from educe.compare.points import NEAR, beside, nearest, points_of
+from educe.comparison.norm import FINE, SHARES, Asked, Norm, compared, median_effect, norm_of
+from educe.comparison.points import NEAR, beside, nearest, points_of
 from educe.errors import EffectError, RadiusError
 from educe.forward.slice import Slice
 from educe.judge import Judge

@@ -1,4 +1,4 @@
-"""What the norm tells of a run, as charts (see `educe.compare.norm`)."""
+"""What the norm tells of a run, as charts (see `educe.comparison.norm`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from educe.compare.norm import Curve, Norm
+from educe.comparison.norm import Curve, Norm
 from educe.report.figures import PALETTE, dressed
 from educe.summary import dose
 

@@ -25,7 +25,7 @@ from educe.activations import stored
 from educe.activations.report import ManifoldReport, words
 from educe.atlas import ATLAS, Atlas
 from educe.atlas.choice import Choice
-from educe.compare.norm import Norm, norm_of
+from educe.comparison.norm import Norm, norm_of
 from educe.judge.novelty import vectors
 from educe.report import derived, figures, fronts, manifold, norms, paths
 from educe.report.command import command

@@ -18,7 +18,7 @@ from educe.activations.report import (
     at_layer,
     words,
 )
-from educe.compare.norm import Norm
+from educe.comparison.norm import Norm
 from educe.report import derived, paths
 from educe.report.manifold import ablated
 from educe.report.norms import called

@@ -173,13 +173,16 @@ def score(work: Work) -> None:
             step(len(batch))
 
 
-def judge(work: Work, by: Judge, rows: Sequence[Row], what: str = "texts") -> list[float]:
+def judge(
+    work: Work, by: Judge, rows: Sequence[Row], what: str = "texts", *, anew: bool = False
+) -> list[float]:
     """Return what a judge says of completions, in order; what is missing is judged and kept.
 
-    Scores are kept under the judge's identity, so another rubric or model is another judge.
+    Scores are kept under the judge's identity, so another rubric or model is another judge. Where
+    an identity does not say everything, as a function's name does not, judge ``anew``.
     """
     run = work.run
-    known = {s.of: s.value for s in run.score_rows(by.identity)}
+    known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity)}
     missing = set(rows) - known.keys()
     if missing:
         everything = run.completion_rows()

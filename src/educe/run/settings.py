@@ -116,7 +116,7 @@ class Settings(JobOptions, ModelOptions):
             FileFormatError: The perturbations given cannot be read.
             RadiusError: The radius cannot be read.
         """
-        from educe import beside, discover, radius
+        from educe import beside, methods, radius
         from educe.activations import inside
         from educe.perturb import PerturbationSet
 
@@ -125,7 +125,7 @@ class Settings(JobOptions, ModelOptions):
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
         check_fields(self)
         well_formed(self.prefill, "the prefill")
-        discover.configured(self.method, self.method_settings)
+        methods.configured(self.method, self.method_settings)
         if self.control and not self.given:
             raise MethodError("a control is given for perturbations that are given, not searched")
         if self.within:
@@ -134,7 +134,7 @@ class Settings(JobOptions, ModelOptions):
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
-        needed = discover.quietly(self.method, self.quiet)
+        needed = methods.quietly(self.method, self.quiet)
         if needed and self.given:
             raise MethodError("perturbations that are given are not searched: leave quiet out")
         if needed:

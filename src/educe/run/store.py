@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sqlite3
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
@@ -138,7 +141,7 @@ class Run:
         return self.folder / "tensors"
 
     @classmethod
-    def create(cls, folder: str | Path, config: Mapping[str, Any]) -> Run:
+    def create(cls, folder: str | Path, config: Mapping[str, Any]) -> Self:
         """Begin a run in a new or empty folder.
 
         Raises:
@@ -163,19 +166,25 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
         with _reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
-            database.executescript(f"BEGIN; {SCHEMA}")
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            database.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("config", _json(config)), ("began", _json(time.time()))],
-            )
+            _begin(database, config)
         scratch.rename(folder / "run.sqlite")
         run = cls.open(folder)
         run._created, run._made = True, made
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def in_memory(cls, config: Mapping[str, Any]) -> Self:
+        """Begin a run in memory; its tensors lie in a temporary folder, which goes with it."""
+        database = sqlite3.connect(":memory:")
+        with database:
+            _begin(database, config)
+        run = cls(Path(mkdtemp(prefix="educe-")), database)
+        run.tensors.mkdir()
+        weakref.finalize(run, _forget, database, run.folder)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
         """Open an existing run.
 
         Raises:
@@ -369,13 +378,13 @@ class Run:
 
         Args:
             arm: Which.
-            derived: Whether those with a parent; None for all.
+            derived: Whether those that came later, derived or added; None for all.
         """
         rows = self.database.execute("SELECT * FROM perturbations ORDER BY id")
         return [
             p
             for p in map(PerturbationRow._make, rows)
-            if arm in (None, p.arm) and derived in (None, p.parent is not None)
+            if arm in (None, p.arm) and derived in (None, bool(p.how))
         ]
 
     def ask(self, rows: Iterable[Row], temperature: float) -> None:
@@ -468,6 +477,22 @@ def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows, columns=of._fields).set_index("id")
+
+
+def _begin(database: sqlite3.Connection, config: Mapping[str, Any]) -> None:
+    """Make the tables, and keep what was asked for."""
+    database.executescript(f"BEGIN; {SCHEMA}")
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    database.executemany(
+        "INSERT INTO meta VALUES (?, ?)",
+        [("config", _json(config)), ("began", _json(time.time()))],
+    )
+
+
+def _forget(database: sqlite3.Connection, folder: Path) -> None:
+    """Close a run in memory, and remove its tensors."""
+    database.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _json(value: Any) -> str:

@@ -47,7 +47,7 @@ class SelectionPlan:
         fresh: On which the chosen are tested again; those that were seen before are left out.
         look_for: A regular expression: a text scores 1 where it is found.
         judge: ``striking``, where nothing is looked for.
-        rungs: See `educe.halve`.
+        rungs: See `educe.selection.halving.halve`.
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
         seed: Of the lot that breaks ties.

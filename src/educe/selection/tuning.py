@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from educe import discover, radius
+from educe import methods, radius
 from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
@@ -124,7 +124,7 @@ class Tuning:
                 raise MethodError("the proxy task has its own prompts and rule: give no others")
             secrets(0, form=self.proxy)
         for method in self.methods:
-            discover.named(method)
+            methods.named(method)
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
@@ -318,12 +318,12 @@ class _Tuning:
         # Of its own for each setting, each arm, and the re-test.
         seed = 4 * (1000 * self.tuning.job.seed + k) + 2 * again + (arm == "control")
         if arm == "control":
-            return discover.control(part, self._made("found", k, again=again), seed=seed)
-        config = discover.named(setting.method).config()
+            return methods.control(part, self._made("found", k, again=again), seed=seed)
+        config = methods.named(setting.method).config()
         drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
-        prepared = discover.prepared(part, setting.method, n=drawn, config=config)
+        prepared = methods.prepared(part, setting.method, n=drawn, config=config)
         size, n = self._radius(setting, prepared), self.tuning.n
-        return discover.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
+        return methods.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
 
     def _part(self, source: float) -> Slice:
         if source not in self.parts:
