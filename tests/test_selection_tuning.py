@@ -14,6 +14,7 @@ import torch
 
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
 from educe.forward import generation
+from educe.forward.slice import Slice
 from educe.kinds import adapters
 from educe.methods import prepared
 from educe.methods.noise import NoiseConfig
