@@ -145,7 +145,7 @@ def predict(out: str) -> None:
     assert told[1] == "64"
     assert told[3] == "4"
     lines = [row for row in rows(out) if row[0] not in ("statistic",)]
-    assert {"effect", "spread, neurons", "constant, heads"} <= {row[0] for row in lines}
+    assert {"effect", "spread, neurons", "held, heads"} <= {row[0] for row in lines}
     assert all(0 <= number(row[4]) <= 1 for row in lines)
 
 

@@ -54,9 +54,9 @@ def tuned(place: Path, asked: Tuning, lm: LanguageModel) -> Tuned:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method of few steps."""
-    how = tuning.discover.METHODS["melbo"]
+    how = tuning.methods.METHODS["melbo"]
     config = type("Quick", (), {"__call__": lambda self: how.config(steps=2)})()
-    monkeypatch.setitem(tuning.discover.METHODS, "melbo", how._replace(config=config))
+    monkeypatch.setitem(tuning.methods.METHODS, "melbo", how._replace(config=config))
 
 
 class Written:
