@@ -172,15 +172,6 @@ def taken(hint: Any) -> tuple[list[Any], list[Bound]]:
     return [hint] if known else [], []
 
 
-def check_seed(value: object) -> None:
-    """Make sure that a value is a seed.
-
-    Raises:
-        MethodError: It is not.
-    """
-    check_whole("seed", value, 0, SEEDS)
-
-
 def read_whole(text: str, low: int = 1, high: int = MOST) -> int:
     """Read a whole number in plain digits.
 

@@ -127,7 +127,7 @@ class Trial:
         shown = [c for c in texts if self.questions[c.row.prompt].elicited(c.text)]
         judged = [
             coherence(r.completion.text, r.logprob, self.ordinary).value
-            for some in read(self.lm, self.batch, texts, layer=part.target)
+            for some in read(self.lm, self.batch, texts)
             for r in some
         ]
         stream = theta @ part.kind.rows if isinstance(part.kind, Within) else theta

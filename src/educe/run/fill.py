@@ -159,7 +159,7 @@ def score(work: Work) -> None:
     ordinary = run.note("ordinary_logprob")
     written = [Completion(c.row, c.text, c.tokens, c.finished) for c in missing]
     with work.reporter.stage("reading what was written", len(missing), "texts") as step:
-        for batch in read(work.lm, work.batch, written, layer=0):
+        for batch in read(work.lm, work.batch, written):
             rows = []
             for r in batch:
                 row, text = r.completion.row, r.completion.text

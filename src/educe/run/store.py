@@ -276,14 +276,6 @@ class Run:
         query = "SELECT 1 FROM meta WHERE key = ?"
         return self.database.execute(query, (key,)).fetchone() is not None
 
-    @_reading
-    def notes(self, beginning: str) -> list[Any]:
-        """Return what is remembered by names that begin so, in their order."""
-        rows = self.database.execute(
-            "SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (f"{beginning}*",)
-        )
-        return [json.loads(value) for (value,) in rows]
-
     def remember(self, key: str, value: Any) -> None:
         """Remember something that JSON can hold by name."""
         with self.writing():
