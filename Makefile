@@ -13,8 +13,8 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks studies
+	$(BIN)/ruff check src tests benchmarks studies
 	$(BIN)/mypy
 
 bench: $(INSTALLED)

@@ -1,6 +1,6 @@
 """What educe's speed is compared with, and what judges them all.
 
-Nothing here uses `educe.forward` or `educe.discover`: the baselines run the whole model with a
+Nothing here uses `educe.forward` or `educe.methods`: the baselines run the whole model with a
 hook, as the reference code of MELBO does and as one would do by hand.
 """
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import Section, flops, in_turns, matmul_rates, spread
-from educe.bench.elicit import counting
+from benchmarks.measuring import Section, counting, flops, in_turns, matmul_rates, spread
 from educe.beside import other_prompts, with_others
-from educe.discover import METHODS, prepared, search
 from educe.forward.slice import Slice
+from educe.methods import METHODS, prepared, search
 from educe.model import LanguageModel
 from educe.rendering import PromptBatch
 

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from benchmarks import quick
 from benchmarks.measuring import Section, flops, in_turns, machine, matmul_rates, show
-from educe.discover import METHODS, prepared, search
 from educe.forward.slice import Slice
+from educe.methods import METHODS, prepared, search
 from educe.model import LanguageModel
 
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import educe
-from educe.manifold.corpus import passages, questions
+from educe.activations.corpus import passages, questions
 from educe.model import LanguageModel
 from educe.organisms import Organism, Question, named
 from educe.organisms.words import KEYS

@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import educe
 from benchmarks import quick
 from benchmarks.measuring import peak_memory
-from educe.manifold import corpus
+from educe.activations import corpus
+from educe.activations.natural import gather
+from educe.activations.reading import Place
 
 #: In full, and in the quick form.
 SIZES = ((0, 25_000, 50_000, 100_000), (0, 6_000))
@@ -41,8 +42,8 @@ def measure(tokens: int, *, short: bool = False) -> None:
     lm = quick.model(quick=short)
     before, began = peak_memory() / 1e9, time.process_time()
     if tokens:
-        places = [educe.Place(layer) for layer in LAYERS[short]]
-        natural = educe.gather(lm, documents(), places, limit=tokens).natural[places[0]]
+        places = [Place(layer) for layer in LAYERS[short]]
+        natural = gather(lm, documents(), places, limit=tokens).natural[places[0]]
         tokens = natural.moments.count + natural.held.count
     took = time.process_time() - began
     print(

@@ -44,12 +44,12 @@ from benchmarks.measuring import (
     spread,
     write,
 )
-from educe.discover import METHODS, search
-from educe.discover.melbo import MelboConfig
-from educe.discover.state import Progress, State
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Vectors
+from educe.methods import METHODS, search
+from educe.methods.melbo import MelboConfig
+from educe.methods.state import Progress, State
 from educe.rendering import PromptBatch
 
 PROMPT = "Tell me a story about a dragon."
@@ -226,7 +226,7 @@ class Bench:
             )
             for done in some
         }
-        return [written[i] for i in range(s.n)]
+        return [written[i] for i in range(1, s.n + 1)]
 
     def hooked_generate(self, count: int, rows: int) -> list[tuple[int, ...]]:
         """Write texts with transformers, some at a time."""

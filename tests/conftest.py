@@ -19,8 +19,8 @@ import torch
 import transformers
 
 import tiny
+from educe.activations import kept
 from educe.loading import load
-from educe.manifold import kept
 from educe.model import LanguageModel
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

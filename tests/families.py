@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import educe
+from educe.kinds.vectors import Vectors
 from educe.model import LanguageModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -198,7 +199,7 @@ def _effect(lm: LanguageModel, batch: Any, vector: torch.Tensor) -> torch.Tensor
 
 def _written(lm: LanguageModel, batch: Any, vectors: torch.Tensor) -> list[list[tuple[int, ...]]]:
     """Return what is written for each prompt, by each perturbation."""
-    kind = educe.Vectors(1, lm.width)
+    kind = Vectors(1, lm.width)
     rows = educe.rows_of(len(vectors), len(batch))
     done = [
         completion
@@ -242,30 +243,30 @@ def page(said: dict[str, str]) -> str:
 HEAD = """# Models
 
 {proven} architectures of transformers {version} are proven, each on a tiny random model in
-float32 on a processor. `python tests/families.py` tries all of them and writes this page; the tests
-hold some of its lines against a trial.
+float32 on a CPU. `python tests/families.py` tries all of them and writes this page; the tests
+compare some of its lines with a trial.
 
 *Proven* means three things:
 
 - **Loading.** educe's forward, left padding, a batch and a cache give the logits of the model's own
-  plain call; later tokens change no earlier logit; what is added after a block moves the input of
-  the next one by exactly that, and the logits. The tolerance is 16 roundings of the floating-point
-  type of the logits, 1e-3 at least, as a share of how the logits vary at a position. In float32 and
-  float64 the worst position counts, in half precision the median one, since a rounding there can
-  send a token to another expert.
-- **The slice.** What it says that a vector does is what the model's own calls say.
-- **Writing.** Perturbed models write in a batch what they write for each prompt alone.
+  plain call; later tokens change no earlier logit; adding `v` after a block moves the input of
+  the next one by exactly `v`, and moves the logits. The tolerance is 16 roundings of the
+  floating-point type of the logits, and at least 1e-3, as a share of how the logits vary at a
+  position. In float32 and float64 the worst position counts. In half precision the median one
+  counts, since a rounding there can send a token to another expert.
+- **The slice.** The effect of a vector in the slice is its effect in the model's own calls.
+- **Generation.** A perturbed model writes the same texts in a batch as for each prompt alone.
 
-The proof of loading is held at every loading, on the model itself. *Not tried* are those for which
-the script has no tiny model that runs on text: some need an image, others numbers that it does not
-know.
+The proof of loading runs at every loading, on the model itself. *Not tried* means that the script
+has no tiny model of the architecture that runs on text: some need an image, others need sizes that
+the script does not know.
 
-- Models that read images or sound are run on text.
-- The last blocks of Gemma 4 take keys and values from blocks below. Vectors are added below those:
-  a higher source is refused, and the message names the highest.
-- Decoders that count positions in their own way (the RoBERTa family) are refused, and so is what
-  reads later tokens (BERT that was not made as a decoder, PaliGemma, XLNet).
-- A stack has at least two blocks, a source and a target.
+- Models that read images or sound run on text.
+- The last blocks of Gemma 4 take keys and values from blocks below. Vectors have to be added
+  below those: a higher source is refused, and the message names the highest possible one.
+- Decoders that count positions in their own way (the RoBERTa family) are refused, and so are
+  models that read later tokens (BERT that was not made as a decoder, PaliGemma, XLNet).
+- A model needs at least two blocks: a source and a target.
 - A model that `torch.compile` returned is unwrapped; a model with compiled parts is refused.
 - Encoder-decoders, models without a language-model head and classifiers are refused by class.
 

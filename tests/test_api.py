@@ -102,11 +102,10 @@ RANKS = {
     "rows": 0,
     "visible": 0,
     "whole": 1,
+    "options": 1,
+    "quantized": 1,
     "quiet": 0,
     "files": 0,
-    "comparison": 4,
-    "comparison.stats": 0,
-    "comparison.verdict": 0,
     "positions": 0,
     "asked": 0,
     "orthogonal": 0,
@@ -132,24 +131,27 @@ RANKS = {
     "origin": 0,
     "perturb": 3,
     "forward": 3,
-    "discover": 4,
+    "methods": 4,
     "atlas": 4,
     "radius": 4,
     "contrast": 4,
     "judge": 4,
     "ordinary": 4,
-    "manifold": 4,
-    "manifold.survey": 6,
+    "activations": 4,
+    "activations.in_run": 6,
     "organisms": 4,
     "threads": 4,
     "beside": 4,
     "run": 5,
     "selection": 6,
+    "comparison": 4,
+    "comparison.stats": 0,
+    "comparison.verdict": 0,
     "norm": 7,
-    "refine": 7,
+    "derive": 7,
     "report": 5,
-    "bench": 8,
     "demo": 8,
+    "notebook": 8,
     "cli": 9,
 }
 
@@ -161,34 +163,34 @@ def rank(name: str) -> int:
 
 # Besides: who may not be known to whom, and who alone may know a library.
 APART = [
-    ("judge", "discover"),
-    ("discover", "judge"),
+    ("judge", "methods"),
+    ("methods", "judge"),
     ("run", "report"),
     ("comparison.summary", "judge"),
     ("comparison.verdict", "judge"),
-    ("manifold", "discover"),
-    ("discover", "manifold"),
-    ("manifold", "judge"),
-    ("report", "manifold"),
+    ("activations", "methods"),
+    ("methods", "activations"),
+    ("activations", "judge"),
     ("progress", "run"),
 ]
 ONLY = {
     "rich": {"progress", "report.screen", "report.terminal", "report.tables"},
-    "cyclopts": {"cli"},
+    "cyclopts": {"cli", "options"},
+    "bitsandbytes": {"quantized"},
     "sqlite3": {"run.store", "judge.cache"},
     "openai": {"judge.server"},
-    "educe.organisms": {"organisms", "bench", "demo", "cli"},
+    "educe.organisms": {"organisms", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.templates"},
     "altair": {
         "report.templates",
         "report.figures",
-        "report.passports",
+        "report.manifold",
         "report.norms",
         "report.paths",
         "report.fronts",
     },
-    "datasets": {"manifold.corpus"},
+    "datasets": {"activations.corpus"},
 }
 
 
@@ -226,7 +228,7 @@ def known() -> dict[str, set[str]]:
 def test_every_module_has_a_rank(known: dict[str, set[str]]) -> None:
     assert {name.split(".")[0] for name in known} == {name.split(".")[0] for name in RANKS}
     assert set(RANKS) <= set(known)
-    assert known["judge.reading"] >= {"educe.forward.generation", "educe.model", "numpy", "torch"}
+    assert known["judge.reading"] >= {"educe.forward.generation", "educe.model", "torch"}
 
 
 def test_nothing_imports_upward(known: dict[str, set[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Every benchmark goes its whole way: each one's quick form runs, and says what can be checked."""
+"""Benchmarks and studies go their whole way: quick forms run, and say what can be checked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from educe.discover import METHODS
+from educe.methods import METHODS
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = sorted(f.stem for f in FOLDER.glob("*.py") if "__main__" in f.read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[1]
+#: By its name: a benchmark's file; a study's folder, or what is in it beside ``__main__``.
+MODULES = {
+    ("_".join(f.parts[1:-1]) if f.stem == "__main__" else "_".join((*f.parts[1:-1], f.stem))): f
+    for part in ("benchmarks", "studies")
+    for f in sorted(f.relative_to(ROOT) for f in (ROOT / part).rglob("*.py"))
+    if 'if __name__ == "__main__"' in (ROOT / f).read_text(encoding="utf-8")
+}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -55,6 +61,15 @@ def counterexample(out: str) -> None:
     """Half of the change is in directions that are not used, obliquely none: by construction."""
     shares = [float(value) for value in re.findall(r"outside=([\d.e-]+)", out)]
     assert shares == pytest.approx([0.5, 0.0], abs=1e-9)
+
+
+def elicitation(out: str) -> None:
+    """Each family has its line, of six perturbations on two questions; the floor has no price."""
+    by = {row[0]: row for row in rows(out)[1:]}
+    assert [*by] == ["sampling", "dct", "optimised"]
+    assert all(re.search(r" of 6 ", row[1]) and " of 12 " in row[3] for row in by.values())
+    assert by["sampling"][10:12] == ["–", "0 + 0"]
+    assert all(number(by[family][11]) > 0 for family in ("dct", "optimised"))
 
 
 def equal(out: str) -> None:
@@ -184,20 +199,20 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        backdoor, backdoor_search, corpus, counterexample, equal, forms, fronts, gpu, holding,
-        inside, maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
+        backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts, gpu,
+        holding, inside, maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
     )
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODULES)
 def test_the_quick_form_goes_the_whole_way(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A new benchmark is found by its file, and fails here until what it says is checked."""
+    """A new one is found by its file, and fails here until what it says is checked."""
     monkeypatch.chdir(tmp_path)
-    before = {file: file.stat().st_mtime_ns for file in FOLDER.parent.rglob("src/**/*.jsonl")}
-    importlib.import_module(f"benchmarks.{name}").main(["--quick"])
+    before = {file: file.stat().st_mtime_ns for file in ROOT.rglob("src/**/*.jsonl")}
+    importlib.import_module(".".join(MODULES[name].with_suffix("").parts)).main(["--quick"])
     said = capsys.readouterr()
     assert "its numbers prove nothing" in said.err
     SAYS[name](said.out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from educe import beside, discover
+from educe import beside, methods
 from educe.errors import MethodError, PromptError
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
@@ -47,8 +47,8 @@ def test_a_job_finds_what_a_search_with_the_same_prompts_does(
     part = Slice(tiny_lm, tiny_lm.encode(["Where is it?"]), source=1, target=3)
     others = tiny_lm.encode(["Say it.\n\nGood day", "Who?"])
     kept = beside.with_others(part, others, weight=2.0, by=by)
-    config = discover.configured("melbo", {"steps": 3})
-    same = discover.search(kept, "melbo", n=2, radius=3.0, config=config)
+    config = methods.configured("melbo", {"steps": 3})
+    same = methods.search(kept, "melbo", n=2, radius=3.0, config=config)
     assert torch.equal(done.directions, same.directions)
     assert torch.equal(done.scores["beside"], same.scores["beside"])
     with Run.open(tmp_path / "run") as run:
@@ -59,8 +59,8 @@ def test_a_job_finds_what_a_search_with_the_same_prompts_does(
 def test_without_a_weight_a_run_is_as_it_was(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     done = found(tmp_path / "run", SETTINGS, tiny_lm)
     part = Slice(tiny_lm, tiny_lm.encode(["Where is it?"]), source=1, target=3)
-    config = discover.configured("melbo", {"steps": 3})
-    plain = discover.search(part, "melbo", n=2, radius=3.0, config=config)
+    config = methods.configured("melbo", {"steps": 3})
+    plain = methods.search(part, "melbo", n=2, radius=3.0, config=config)
     assert torch.equal(done.directions, plain.directions)
     assert done.config == plain.config
     with Run.open(tmp_path / "run") as run:

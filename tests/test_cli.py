@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -28,8 +27,8 @@ from educe import cli
 from educe.atlas import Atlas
 from educe.atlas.choice import choose
 from educe.comparison.summary import summarise
-from educe.discover import METHODS
 from educe.errors import EduceError, PromptError
+from educe.methods import METHODS
 from educe.perturb import PerturbationSet
 from educe.prompts import read_prompts
 from educe.run.settings import Settings
@@ -194,7 +193,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     hits = ended.data["hits"]
     for rate in hits:
         assert f"{rate['hits']} of 12" in flat
-    for word in ("found", "control", "id"):
+    for word in ("found", "random", "id"):
         assert word in shown
     verdicts = {b["verdict"] for b in ended.data["behaviours"]}
     told = [b for b in ended.data["behaviours"] if b["verdict"] in ("behaviour", "rare")]
@@ -209,10 +208,10 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
 @pytest.mark.usefixtures("narrow")
 def test_show_a_perturbation_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
-    interesting = ended.data["perturbations"][0]
-    shown = screen(educe("show", run, interesting["id"]))
-    assert f"perturbation {interesting['id']}" in shown
-    assert f"interestingness {interesting['interestingness']:.2f}" in " ".join(shown.split())
+    interestingness = ended.data["perturbations"][0]
+    shown = screen(educe("show", run, interestingness["id"]))
+    assert f"perturbation {interestingness['id']}" in shown
+    assert f"interestingness {interestingness['interestingness']:.2f}" in " ".join(shown.split())
     for prompt in ("Tell me.", "What is the code?", "Say it.", "The code, please."):
         assert prompt in shown
     assert shown.count("  perturbed ") == 4
@@ -310,13 +309,13 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 # -- help ------------------------------------------------------------------------------------------
 
 
-# Options whose parameters have another name, or stand for several.
-SHOWN = {
-    "prompts_file": "prompts",
-    "as_json": "json",
-    "setting": "set",
-    "asked": "judge-model",
-}
+def options(*command: str) -> set[str]:
+    """The long names of what a command takes."""
+    app = cli.app[command[0]]
+    for name in command[1:]:
+        app = app[name]
+    names = {name for a in app.assemble_argument_collection() for name in a.names if a.show}
+    return {name for name in names if name.startswith("--")}
 
 
 @pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)], ids=str)
@@ -329,14 +328,11 @@ def test_help_is_readable(command: tuple[str, ...]) -> None:
     assert max(map(cell_len, lines)) <= 80
     assert "\x1b" not in ended.out
     if command:
-        parameters = inspect.signature(cli.app[command[0]].default_command).parameters
         text = re.sub(r"[│╭╮╰╯─\s]+", " ", ended.out)
-        for name, parameter in parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                shown = SHOWN.get(name, name)
-                option = f"--{shown.replace('_', '-')}"
-                # A name, perhaps another or a kind, and words about it.
-                assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option
+        assert options(*command)
+        for option in options(*command):
+            # A name, perhaps another or a kind, and words about it.
+            assert re.search(rf"{option} (-\S+ )*([A-Z|.]+ )?[a-z0-9]", text), option
 
 
 def test_educe_alone_lists_the_commands() -> None:
@@ -377,8 +373,8 @@ def test_the_defaults_are_those_of_the_settings(
     assert settings == Settings(prompts=("Hi.",))
     assert out.parent == Path("runs")
     assert re.fullmatch(r"\d{8}-\d{6}-dct", out.name)
-    options = set(inspect.signature(cli.discover.discover).parameters)
-    assert {f.name for f in fields(Settings)} - {"method_settings"} <= options
+    named = {f"--{f.name.replace('_', '-')}" for f in fields(Settings)}
+    assert named - {"--method-settings"} | {"--set"} <= options("discover")
 
 
 @pytest.mark.parametrize(
@@ -585,9 +581,9 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["discover", "Hi.", "--set", "iterations"], "name=value"),
         (["discover", "Hi.", "--set", "=3"], "name=value"),
         (["discover", "Hi.", "--set", "speed=3"], "iterations, init, projections"),
-        (["discover", "Hi.", "--set", "iterations=ten"], "expected int"),
-        (["discover", "Hi.", "--set", "iterations=1.5"], "expected int"),
-        (["discover", "Hi.", "--set", "init=pca"], "'random' or 'jacobian'"),
+        (["discover", "Hi.", "--set", "iterations=ten"], "give a whole number"),
+        (["discover", "Hi.", "--set", "iterations=1.5"], "give a whole number"),
+        (["discover", "Hi.", "--set", "init=pca"], "give random or jacobian"),
         (["discover", "Hi.", "--method", "random", "--set", "a=1"], "settings: none"),
         (["discover", "Hi.", "--samples", "3"], "temperature"),
         (["discover", "Hi.", "--temperature", "nan"], "temperature"),

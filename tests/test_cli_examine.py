@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from educe.manifold import corpus, natural
-from educe.manifold.ground import Ground
+from educe.activations import corpus, natural, stored
+from educe.activations.project import ablating, plain
+from educe.activations.reference import Reference
+from educe.activations.report import ABLATED, FORMS, RANDOM, words
+from educe.forward.generation import generate
 from educe.perturb import PerturbationSet
+from educe.rows import Row
+from educe.run.fill import groups
 from educe.run.store import Run
+from educe.run.work import at_work
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page
 
@@ -51,16 +58,16 @@ def test_discover_searched_inside_and_the_report_repeats_it(run: Path) -> None:
     assert "--ball plain" in page
 
 
-def test_passports_are_kept_in_the_run_and_shown_in_the_report(run: Path, data: dict) -> None:
-    assert [p["number"] for p in data["passports"]] == [2, 3]
-    assert [p["arm"] for p in data["passports"]] == ["found", "control"]
+def test_reports_are_kept_in_the_run_and_shown_on_the_page(run: Path, data: dict) -> None:
+    assert [r["number"] for r in data["manifold"]] == [2, 3]
+    assert [r["arm"] for r in data["manifold"]] == ["found", "control"]
     with Run.open(run) as opened:
-        kept = opened.passports()
-    assert kept == json.loads(json.dumps(data["passports"]))
+        kept = stored.reports(opened)
+    assert json.loads(json.dumps([r.data() for r in kept])) == data["manifold"]
     page = Page((run / "report.html").read_text())
     sentences = page.texts["words"]
-    assert [" ".join(s.split()) for s in sentences] == [p["words"] for p in data["passports"]]
-    shown = [d for _, d in page.elements if d.get("data-testid") == "passport"]
+    assert [" ".join(s.split()) for s in sentences] == [words(r) for r in kept]
+    shown = [d for _, d in page.elements if d.get("data-testid") == "manifold-report"]
     assert [d["data-number"] for d in shown] == ["2", "3"]
     specs = json.loads(
         next(text for attrs, text in page.scripts if attrs.get("id") == "charts-specs")
@@ -68,19 +75,56 @@ def test_passports_are_kept_in_the_run_and_shown_in_the_report(run: Path, data: 
     assert {"spectrum-2", "depth-2", "growth-2", "spectrum-3"} <= set(specs)
     values = [v for layer in specs["depth-2"]["layer"] for v in layer["data"]["values"]]
     own = [v["at"] for v in values if v.get("of") == "perturbation"]
-    assert own[: len(data["passports"][0]["depth"])] == [
-        at["distance"]["found"] for at in data["passports"][0]["depth"]
-    ]
+    layers = kept[0].facts.layers
+    assert own[: len(layers)] == [kept[0].at("distance", layer).found for layer in layers]
+
+
+def test_every_number_is_a_score_of_the_run(run: Path, data: dict) -> None:
+    with Run.open(run) as opened:
+        frame, kept = opened.scores, stored.reports(opened)
+    for report in kept:
+        own = frame[(frame.perturbation == report.number) & frame["prompt"].isna()]
+        scores = dict(zip(own.judge, own.value, strict=True))
+        for judge in report.standings:
+            assert scores[judge] == report[judge].found
+        assert set(own[own.judge == "heldout_kl"].unit) == {"nats"}
+
+
+def test_what_is_derived_is_written_by_the_one_pipeline(run: Path, data: dict) -> None:
+    """A text under a derived row is that of the model which plain hooks change."""
+    with Run.open(run) as opened, at_work(opened) as work:
+        kept = stored.reports(opened)[0]
+        rows = {p.how: p for p in reversed(opened.perturbation_rows(derived=True))}
+        texts = {c.row: c.text for c in opened.completion_rows()}
+        (group,) = groups(opened, [2])
+        added = group.kind.added(group.theta, [0], [0])
+        for form, about in (("about the origin", None), ("about the mean", "mean")):
+            row = rows[ABLATED.format(form)]
+            assert row.parent == kept.number
+            (own,) = groups(opened, [row.id])
+            point = own.theta[0, 2 * work.lm.width :]
+            assert bool(point.any()) == bool(about)
+            away = plain(added[0, 0], point.double())
+            with ablating(work.lm, away, [kept.facts.layer]):
+                (done,) = generate(work.lm, work.batch, [Row(0, 0)], max_new_tokens=4)
+            assert texts[Row(row.id, 0)] == done[0].text
+            assert kept.outcomes(row.how)[0].text == done[0].text
+        randoms = [p for p in opened.perturbation_rows(derived=True) if p.how.startswith(RANDOM)]
+        assert {p.arm for p in randoms} == {"control"}
+        assert len(randoms) == 2 * 5 * len(FORMS)
+        written = [p for p in randoms if Row(p.id, 0) in texts]
+        assert len(written) == 2 * len(FORMS)  # one of five is enough to read
+    assert kept.texts == (texts[Row(0, 0)], texts[Row(2, 0)])
 
 
 def test_the_screen_has_the_words_and_the_numbers(run: Path, notes: Path, data: dict) -> None:
     ended = educe("examine", run, 2, "--corpus", notes, "--tokens", 12000)
     assert ended.status == 0, ended.err
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ended.out).split())
-    first = data["passports"][0]
+    first = data["manifold"][0]
     assert first["words"] in told
-    assert f"{first['share']['found']:.2f}" in told
-    assert f"{100 * first['length']['percentile']:.1f}" in told
+    assert f"{first['standings']['energy_top'][-1]['found']:.2f}" in told
+    assert f"{100 * first['standings']['mahalanobis'][-1]['percentile']:.1f}" in told
     assert len(ended.out.splitlines()) < 36
     assert max(map(len, ended.out.splitlines()[:-1])) <= 80
     assert "report:" in told
@@ -106,7 +150,43 @@ def test_a_second_command_reads_no_corpus_runs_no_controls_and_says_the_same(
     run: Path, notes: Path, data: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(natural, "gather", None)  # to read it is an error
-    monkeypatch.setattr(Ground, "_run", None)  # and so it is to run controls
+    monkeypatch.setattr(Reference, "_run", None)  # and so it is to run controls
+    with Run.open(run) as opened:
+        stored.file(opened, 3).unlink()  # as if it had been killed before the second was kept
+        rows = opened.perturbation_rows(derived=None)
     ended = educe("examine", run, 2, 3, "--corpus", notes, "--tokens", 12000, "--json")
     assert ended.status == 0, ended.err
     assert ended.data == data
+    with Run.open(run) as opened:
+        assert opened.perturbation_rows(derived=None) == rows
+    monkeypatch.setattr(Reference, "__init__", None)  # where nothing is missing, nothing is done
+    ended = educe("examine", run, 2, 3, "--corpus", notes, "--tokens", 12000, "--json")
+    assert ended.data == data
+
+
+def test_another_corpus_takes_the_place_of_the_report(
+    run: Path, notes: Path, data: dict, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(notes.read_text().split("\n\n")[::2]))
+    copy = shutil.copytree(run, tmp_path / "copy")
+    ended = educe("examine", copy, 2, "--corpus", other, "--tokens", 6000, "--json")
+    assert ended.status == 0, ended.err
+    (made,) = ended.data["manifold"]
+    assert made["facts"]["fitted"] < data["manifold"][0]["facts"]["fitted"]
+    with Run.open(copy) as opened:
+        first, second = stored.reports(opened)
+    assert json.loads(json.dumps(first.data())) == made
+    assert json.loads(json.dumps(second.data())) == data["manifold"][1]
+
+
+def test_what_was_derived_changes_nothing_of_the_run(run: Path, data: dict, tmp_path: Path) -> None:
+    """To go on with an examined run puts the texts of its search into the same groups."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    with Run.open(copy) as opened:
+        before = opened.score_rows("behaviour")
+    ended = educe("discover", "--resume", "--out", copy)
+    assert ended.status == 0, ended.err
+    with Run.open(copy) as opened:
+        assert opened.score_rows("behaviour") == before
+    assert before

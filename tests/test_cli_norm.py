@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from educe.norm.response import SHARES
-from educe.norm.survey import NOTE
+from educe.comparison.norm import SHARES, norm_of
 from educe.run.store import Run
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
@@ -47,14 +46,17 @@ def told(run: Path, ordinary: Path) -> dict:
 
 def test_the_report_shows_what_is_kept(run: Path, told: dict) -> None:
     with Run.open(run) as opened:
-        assert opened.note(NOTE) == json.loads(json.dumps(told))
+        kept = norm_of(opened)
+    assert kept is not None
+    assert [c["number"] for c in told["curves"]] == [c.number for c in kept.curves]
+    assert [e["p_new"] for e in told["equal"]] == [e.p_new for e in kept.equal]
     page = Page((run / "report.html").read_text())
     ids = [d.get("data-testid") for _, d in page.elements]
     assert {"norm", "norm-marks", "norm-spreads", "norm-equal"} <= set(ids)
     specs = json.loads(
         next(text for attrs, text in page.scripts if attrs.get("id") == "charts-specs")
     )
-    names = ("effect", "exponent", "high", "coherence", "novelty", "score", "rules", "spread")
+    names = ("effect", "exponent", "kl_p95", "coherence", "novelty", "score", "rules", "spread")
     for name in (*names, "equal"):
         assert f"norm-{name}" in specs
         assert f"chart-norm-{name}" in ids

@@ -13,7 +13,6 @@ import pytest
 import tiny
 from educe.comparison.chance import best_by_chance
 from educe.comparison.stats import rate
-from educe.run import settings
 from educe.run.store import Run
 from test_cli import Ended, educe, refused, screen
 
@@ -51,12 +50,14 @@ def test_select_counts_what_is_kept(place: Path, selected: Ended) -> None:
     data = selected.data
     assert data["prompts"] == [2, 6]
     assert data["found"]["spent"] == data["control"]["spent"] == [4 * 2, 2 * 4]
-    with Run.open(Path(data["folder"])) as run:
+    with Run.open(place / "run") as run:
         texts = run.completion_rows()
-        assert [p.content for p in run.prompt_rows("fresh")] == [f"What is {c}?" for c in "ghij"]
-    assert data["texts"] == len(texts)
+        fresh = {p.id: p.content for p in run.prompt_rows("tested on")}
+        seen = {p.id for p in run.prompt_rows("chosen on")}
+    assert list(fresh.values()) == [f"What is {c}?" for c in "ghij"]
+    assert data["texts"] == sum(c.prompt in fresh.keys() | seen for c in texts)
     best = data["found"]["chosen"][0]
-    again = [c.text for c in texts if c.perturbation == best["id"] and c.prompt >= 6]
+    again = [c.text for c in texts if c.perturbation == best["id"] and c.prompt in fresh]
     hits = sum(any("a" <= letter <= "m" for letter in text) for text in again)
     assert (best["retest"]["hits"], best["retest"]["trials"]) == (hits, 4)
     assert best["retest"]["low"] == rate(hits, 4).low
@@ -68,7 +69,7 @@ def test_select_shows_the_re_test_first_on_one_screen(
 ) -> None:
     monkeypatch.setattr("educe.run.fill.generate", lambda *_, **__: pytest.fail("paid twice"))
     ended = educe(*asked(place, "--look-for", "[a-m]"))
-    shown = screen(Ended(ended.status, ended.out.replace(selected.data["folder"], "FOLDER"), ""))
+    shown = screen(Ended(ended.status, ended.out, ""))
     lines = shown.splitlines()
     assert lines[0].startswith("re-test")
     for line, arm in zip(lines[1:3], ("found", "control"), strict=True):
@@ -83,7 +84,21 @@ def test_a_named_judge_chooses_as_the_same_rule_does(place: Path, selected: Ende
     assert judged.status == 0, judged.err
     for arm in ("found", "control"):
         assert judged.data[arm] == selected.data[arm]
-    assert (place / "run" / "judging.sqlite").exists()
+
+
+def test_a_judge_of_its_own_keeps_its_scores_in_the_run(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run")
+    command = [w if w != place / "run" else tmp_path / "run" for w in asked(place)]
+    judged = educe(*command, "--judge", "contains:e", "--json")
+    assert judged.status == 0, judged.err
+    with Run.open(tmp_path / "run") as run:
+        best = judged.data["found"]["chosen"][0]
+        scores = {s.of: s.value for s in run.score_rows(judged.data["judge"])}
+        rows = [c for c in run.completion_rows("retest") if c.perturbation == best["id"]]
+        fresh = {p.id for p in run.prompt_rows("tested on")}
+    told = [scores[c.row] for c in rows if c.prompt in fresh]
+    assert told == [float("e" in c.text.lower()) for c in rows if c.prompt in fresh]
+    assert sum(told) == best["retest"]["hits"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +231,7 @@ def test_an_interrupt_before_anything_is_computed_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(settings, "load", interrupted)
+    monkeypatch.setattr("educe.loading.load", interrupted)
     for command in (["discover", "a"], ["tune", "a", "--look-for", "a"]):
         ended = educe(*command, "--model", place / "model", "--out", tmp_path / "a" / "run")
         assert ended.status == 130

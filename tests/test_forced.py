@@ -108,11 +108,11 @@ def test_continuations_that_do_not_fit_are_read_in_halves(
     prompts, written = [0, 1, 0, 0, 0], [*ANSWERS, *ANSWERS[:2]]
     batch, forward, tried = tiny64.pad(PROMPTS), tiny64.forward, []
 
-    def read() -> dict[int, tuple[Tensor, Tensor]]:
+    def read() -> dict[int, Tensor]:
         found = {}
-        for some in continued(tiny64, batch, prompts, written, layer=2):
-            for i, logprobs, stream in zip(some.items, some.logprobs, some.stream, strict=True):
-                found[i] = logprobs[: len(written[i])], stream[: len(written[i])]
+        for some in continued(tiny64, batch, prompts, written):
+            for i, logprobs in zip(some.items, some.logprobs, strict=True):
+                found[i] = logprobs[: len(written[i])]
         return found
 
     def scarce(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:

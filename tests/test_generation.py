@@ -478,10 +478,10 @@ def test_what_is_written_can_be_kept(tiny_lm: LanguageModel, tmp_path: Path) -> 
     lm.tokenizer = Halving(tiny_lm.tokenizer)  # beneath a wrapper is the tokenizer itself
     batch = lm.pad(tiny.ragged([3]))
     assert batch.texts == ("\U0001f600 3 \ufffd",)
-    (done,) = next(iter(generate(lm, batch, [Row(-1, 0)], torch.zeros(0, 32), max_new_tokens=2)))
+    (done,) = next(iter(generate(lm, batch, [Row(0, 0)], torch.zeros(0, 32), max_new_tokens=2)))
     said = f"\U0001f600 {len(done.tokens)} \ufffd"
     with Run.create(tmp_path / "run", {}) as run:
         run.add_prompts([PromptRow(0, "asked", "a", batch.texts[0], 3)])
-        run.add_completions([CompletionRow(0, 0, 0, 0.0, done.text, done.tokens, True)])
-        (kept,) = run.completions()
+        run.add_completions([CompletionRow(Row(0, 0), 0.0, done.text, done.tokens, True)])
+        (kept,) = run.completion_rows()
     assert kept.text == said

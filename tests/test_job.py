@@ -33,7 +33,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import tiny
-from educe import discover, files, generation
+from educe import files, methods
 from educe.atlas import Atlas, AtlasConfig
 from educe.atlas.choice import choose, promising, thinned
 from educe.atlas.survey import survey
@@ -46,6 +46,8 @@ from educe.errors import (
     PromptError,
     RunError,
 )
+from educe.forward import generation
+from educe.forward.slice import Slice
 from educe.judge import Score
 from educe.loading import load
 from educe.model import LanguageModel
@@ -54,7 +56,8 @@ from educe.perturb import PerturbationSet
 from educe.report import page, terminal
 from educe.rows import Row
 from educe.run import fill
-from educe.run.settings import Settings, begin, stored
+from educe.run.fill import groups
+from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours, judging, searching
 from educe.run.store import Run
 from educe.run.work import at_work
@@ -328,9 +331,9 @@ def test_a_finished_run_has_nothing_left_to_do(
 ) -> None:
     before = content(whole)
     names = ("fill.generate", "fill.ordinary_logprob", "fill.read", "chosen.side_effects")
-    for name in (*names, "chosen.radius.response"):
+    for name in (*names, "scaling.response"):
         monkeypatch.setattr(f"educe.run.{name}", lambda *_, **__: pytest.fail("it does it again"))
-    monkeypatch.setattr(discover, "search", lambda *_, **__: pytest.fail("it searches again"))
+    monkeypatch.setattr(methods, "search", lambda *_, **__: pytest.fail("it searches again"))
     carry_out(whole, settings, lm, resume=True)
     same(content(whole), before)
 
@@ -730,18 +733,24 @@ def test_side_effects_are_those_of_the_perturbed_model(
     assert kept[0][1] != pytest.approx(kept[-1][1])
 
 
-def test_response_curves_pass_through_the_effects(whole: Path) -> None:
-    largest = max(note(whole, "facts")["radii"])
-    pairs = rows(
-        whole,
-        "SELECT r.effect, p.effect FROM perturbations r JOIN perturbations p ON p.id = r.parent "
-        f"WHERE r.how = 'scaled' AND abs(r.radius - {largest}) < 1e-6 "
-        f"AND abs(p.radius - {largest}) < 1e-6",
-    )
-    assert len(pairs) > 2
-    for measured, known in pairs:
-        assert measured == pytest.approx(known, rel=1e-3)
-    assert len({round(known, 3) for _, known in pairs}) > 1
+def test_response_curves_are_the_effects_at_their_radii(whole: Path, lm: LanguageModel) -> None:
+    with Run.open(whole) as run:
+        derived = run.perturbation_rows(derived=True)
+        radii = {p.radius for p in derived}
+        settings, facts = stored(run), run.note("facts")
+        batch = encoded(lm, settings, settings.prompts)
+        part = Slice(lm, batch, source=facts["source"], target=facts["target"])
+        found = {
+            number: float(size)
+            for group in groups(run, [p.id for p in derived])
+            for number, size in zip(
+                group.numbers, part.on(group.kind).effect(group.theta).norm(dim=1), strict=True
+            )
+        }
+    assert {p.id: p.effect for p in derived} == pytest.approx(found, rel=1e-4)
+    ends = [share * max(facts["radii"]) for share in (0.05, 2.0)]
+    assert [min(radii), max(radii)] == pytest.approx(ends)
+    assert len({p.parent for p in derived}) > 2
 
 
 def test_the_control_is_matched_and_goes_through_the_same_selection(

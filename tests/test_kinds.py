@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import tiny
-from educe import discover, kinds
+from educe import kinds, methods
 from educe.errors import (
     FileFormatError,
     LayerError,
@@ -416,7 +416,7 @@ def test_a_set_of_adapters_comes_back_bit_for_bit(
 ) -> None:
     kind = adapters(tiny_lm, first=2, blocks=2, projection="mlp", rank=rank)
     part = slice_of(tiny_lm, kind)
-    found = discover.search(part, "random", n=3, radius=1.5, seed=4)
+    found = methods.search(part, "random", n=3, radius=1.5, seed=4)
     found.save(tmp_path / "set.safetensors")
     read = PerturbationSet.load(tmp_path / "set.safetensors")
     assert read.kind == kind
@@ -440,9 +440,9 @@ def test_a_kind_is_read_from_what_describes_it() -> None:
 def test_a_control_is_random_adapters_of_the_same_kind_and_radius(tiny_lm: LanguageModel) -> None:
     kind = adapters(tiny_lm, first=2, blocks=2)
     part = slice_of(tiny_lm, kind)
-    found = discover.search(part, "random", n=3, radius=1.5, seed=4)
+    found = methods.search(part, "random", n=3, radius=1.5, seed=4)
     vectors = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3)
-    control = discover.control(vectors, found, seed=5)
+    control = methods.control(vectors, found, seed=5)
     assert control.kind == kind
     assert torch.equal(control.radius, found.radius)
     assert torch.equal(control.directions, kind.draw(3, torch.Generator().manual_seed(5)))
@@ -477,7 +477,7 @@ def test_a_band_that_ends_beyond_the_target_is_an_error(tiny_lm: LanguageModel) 
 def test_positions_other_than_all_are_an_error(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=1, target=3, positions="last:2")
     with pytest.raises(MethodError, match="act on all tokens: leave positions at 'all'"):
-        discover.search(part, "lora", n=1, radius=1.0)
+        methods.search(part, "lora", n=1, radius=1.0)
 
 
 def test_numbers_of_another_kind_are_an_error(tiny_lm: LanguageModel) -> None:
@@ -499,6 +499,7 @@ def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel, fails: bool) -> Non
     kind = adapters(tiny_lm, first=2, blocks=2)
     part = slice_of(tiny_lm, kind)
     plain = tiny_lm.forward(part.batch.ids, part.batch.mask)
+    hooks = [len(module._forward_hooks) for module in tiny_lm.hf.modules()]
 
     def unhappy(shift: Shift) -> Tensor:
         raise ZeroDivisionError
@@ -514,5 +515,5 @@ def test_the_model_is_left_as_it_was(tiny_lm: LanguageModel, fails: bool) -> Non
         part.vjp(theta, torch.ones(2, 32))
         written(tiny_lm, kind, theta, rows_of(2, 3))
     assert torch.equal(tiny_lm.forward(part.batch.ids, part.batch.mask), plain)
-    assert not any(module._forward_hooks for module in tiny_lm.hf.modules())
+    assert [len(module._forward_hooks) for module in tiny_lm.hf.modules()] == hooks
     assert all(weight.grad is None for weight in tiny_lm.hf.parameters())

@@ -26,9 +26,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 import tiny
-from educe import discover, kinds, radius
+from educe import kinds, methods, radius
 from educe.comparison.summary import summarise
-from educe.discover.noise import NoiseConfig
 from educe.errors import (
     EffectError,
     LayerError,
@@ -41,6 +40,7 @@ from educe.errors import (
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
+from educe.methods.noise import NoiseConfig
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.report import page, terminal
@@ -467,7 +467,7 @@ PER = ["token", "weights"]
 def searched(lm: LanguageModel, per: str, **options: Any) -> PerturbationSet:
     size = {"token": some_radius(lm), "weights": SIGMA, "rollout": some_radius(lm)}[per]
     settings = {"n": 4, "seed": 3, "radius": size, "config": NoiseConfig(per=per)}  # type: ignore[arg-type]
-    return discover.search(slice_of(lm), "noise", **settings | options)
+    return methods.search(slice_of(lm), "noise", **settings | options)
 
 
 @functools.cache
@@ -544,7 +544,7 @@ def test_a_seed_is_enough_to_replay_a_hit(tmp_path: Path, tiny_lm: Any, per: str
 def test_rollout_noise_is_random_directions(tiny_lm: LanguageModel) -> None:
     found = searched(tiny_lm, "rollout")
     size = float(found.radius[0])
-    drawn = discover.search(slice_of(tiny_lm), "random", n=4, radius=size, seed=3)
+    drawn = methods.search(slice_of(tiny_lm), "random", n=4, radius=size, seed=3)
     assert found.kind == drawn.kind == Vectors(SOURCE, 32)
     assert torch.equal(found.theta, drawn.theta)
 
@@ -554,10 +554,10 @@ def test_rollout_noise_is_random_directions(tiny_lm: LanguageModel) -> None:
 
 def test_the_kind_of_each_setting(tiny_lm: LanguageModel) -> None:
     part = slice_of(tiny_lm, positions="last:2")
-    token = discover.prepared(part, "noise", n=5, config=NoiseConfig(), seed=1).kind
+    token = methods.prepared(part, "noise", n=5, config=NoiseConfig(), seed=1).kind
     assert isinstance(token, TokenNoise)
     assert (token.layer, token.width, token.positions) == (SOURCE, 32, "last:2")
-    weights = discover.prepared(
+    weights = methods.prepared(
         slice_of(tiny_lm), "noise", n=5, config=NoiseConfig("weights", "mlp"), seed=1
     ).kind
     assert isinstance(weights, WeightNoise)
@@ -566,11 +566,11 @@ def test_the_kind_of_each_setting(tiny_lm: LanguageModel) -> None:
         assert len(set(kind.seeds)) == 5
         assert all(0 <= seed < 2**31 for seed in kind.seeds)  # short enough to be copied by hand
     with pytest.raises(MethodError, match="leave positions at 'all'"):
-        discover.prepared(part, "noise", n=5, config=NoiseConfig("weights"))
+        methods.prepared(part, "noise", n=5, config=NoiseConfig("weights"))
 
 
 def test_noise_is_listed_with_its_settings() -> None:
-    about = discover.described()["noise"]
+    about = methods.described()["noise"]
     assert about["summary"].startswith("Noise: fuzzing proper")
     assert about["settings"] == {"per": "token", "modules": ""}
 
@@ -584,7 +584,7 @@ def test_doses(tiny_lm: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"per": "layer"}, "per is 'layer', expected 'token' or 'rollout' or 'weights'"),
+        ({"per": "layer"}, "per is 'layer': give token or rollout or weights"),
         ({"modules": "mlp"}, "modules are for weights, and per is 'token'"),
         ({"per": "weights", "modules": "("}, r"modules '\(' is no regular expression"),
     ],
@@ -597,7 +597,7 @@ def test_settings_that_make_no_sense_are_errors(settings: dict[str, Any], match:
 def test_modules_that_nothing_is_named_like_are_an_error(tiny_lm: LanguageModel) -> None:
     found = NoiseConfig("weights", "q_prj")
     with pytest.raises(ModelError, match=r"no matrix in blocks 2 to 3 of llama .* 'q_prj'"):
-        discover.search(slice_of(tiny_lm), "noise", n=2, radius=0.1, config=found)
+        methods.search(slice_of(tiny_lm), "noise", n=2, radius=0.1, config=found)
 
 
 def test_quantised_weights_are_an_error(tokenizer: Any) -> None:
@@ -635,7 +635,7 @@ def test_a_perturbation_without_a_seed_is_an_error(tiny_lm: LanguageModel, per: 
 @pytest.mark.parametrize("per", PER)
 def test_the_calibrated_size_has_the_error(tiny64: LanguageModel, per: str) -> None:
     config = NoiseConfig(per=per)  # type: ignore[arg-type]
-    part = discover.prepared(slice_of(tiny64), "noise", n=30, config=config, seed=0)
+    part = methods.prepared(slice_of(tiny64), "noise", n=30, config=config, seed=0)
     found = radius.calibrate(part)
     many = {"token": 30, "weights": 4}[per]
     one = torch.ones(many, 1, dtype=torch.float64)
@@ -660,19 +660,19 @@ def test_the_radius_of_an_effect() -> None:
 
 def test_the_control_of_token_noise_is_a_direction_of_the_same_norm(tiny_lm: Any) -> None:
     found = searched(tiny_lm, "token")
-    control = discover.control(slice_of(tiny_lm), found, seed=8)
+    control = methods.control(slice_of(tiny_lm), found, seed=8)
     assert control.kind == Vectors(SOURCE, 32)
     assert torch.equal(control.radius, found.radius)
     assert torch.equal(control.directions, control.kind.draw(4, torch.Generator().manual_seed(8)))
     assert control.method == "random"
     part = slice_of(tiny_lm, positions="last:2")
-    some = discover.search(part, "noise", n=2, radius=1.0)
-    assert discover.control(part, some, seed=8).kind == Vectors(SOURCE, 32, "last:2")
+    some = methods.search(part, "noise", n=2, radius=1.0)
+    assert methods.control(part, some, seed=8).kind == Vectors(SOURCE, 32, "last:2")
 
 
 def test_the_control_of_weight_noise_has_the_same_mean_effect(tiny_lm: LanguageModel) -> None:
     found = searched(tiny_lm, "weights")
-    control = discover.control(slice_of(tiny_lm), found, seed=8)
+    control = methods.control(slice_of(tiny_lm), found, seed=8)
     assert control.kind == Vectors(SOURCE, 32)
     assert control.origin.unit == slice_of(tiny_lm).median_norm
     assert torch.equal(control.directions, control.kind.draw(4, torch.Generator().manual_seed(8)))
@@ -682,7 +682,7 @@ def test_the_control_of_weight_noise_has_the_same_mean_effect(tiny_lm: LanguageM
 
 def test_the_control_of_a_direction_a_rollout_is_another(tiny_lm: LanguageModel) -> None:
     found = searched(tiny_lm, "rollout")
-    control = discover.control(slice_of(tiny_lm), found, seed=8)
+    control = methods.control(slice_of(tiny_lm), found, seed=8)
     assert control.kind == found.kind
     assert torch.equal(control.radius, found.radius)
     assert not torch.equal(control.directions, found.directions)

@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from educe.comparison.norm import LEAVING, SATURATED, marks, steepest
 from educe.errors import EffectError
 from educe.kinds import TokenNoise, Vectors
-from educe.norm.choice import at_value, linear
-from educe.norm.response import LEAVING, SATURATED, growth, marks, signs, steepest
-from educe.radius import calibrate
+from educe.norm.survey import linear, signs
+from educe.radius import calibrate, growth
 from toy_slice import ToySlice, normal
 
 RADII = torch.tensor([0.01, 0.1, 0.7, 1.0, 1.9, 5.0], dtype=torch.float64)
@@ -79,18 +80,26 @@ def test_only_what_breaks_down_is_left_out() -> None:
     assert math.isnan(float(found.exponent[0, 1]))
 
 
+def fine(shares: list[float], exponents: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"share": shares, "exponent": exponents})
+
+
+def texts(novelty: list[float], coherence: list[float]) -> pd.DataFrame:
+    shares = [-0.25, -0.5, -1.0, -2.0][: len(novelty)]  # the other sign, the smallest first
+    return pd.DataFrame({"share": shares, "novelty": novelty, "coherence": coherence})
+
+
 def test_marks_are_where_the_definitions_put_them() -> None:
     grid = [2 ** (k / 4) for k in range(-20, 21)]
     exponent = KNOWN["plateau"][1]
     es = exponent(torch.tensor(grid, dtype=torch.float64)).tolist()
-    texts = [0.25, 0.5, 1.0, 2.0]
-    found = marks(grid, es, texts, [0.0, 0.34, 0.36, 0.9], [0.9, 0.8, 0.16, 0.1])
+    found = marks(fine(grid, es), texts([0.0, 0.34, 0.36, 0.9], [0.9, 0.8, 0.16, 0.1]))
     edge = ((3 / (4 - LEAVING) - 1) / 10) ** (1 / 3)  # of 4 - 3 / (1 + 10 R³) = 1.25
     assert found.plateau == min(r for r in grid if r >= edge)
     assert found.saturation is None
     assert (found.onset, found.nonsense) == (1.0, 2.0)
     es = KNOWN["sigmoid"][1](torch.tensor(grid, dtype=torch.float64)).tolist()
-    found = marks(grid, es, texts, [0.0] * 4, [1.0] * 4)
+    found = marks(fine(grid, es), texts([0.0] * 4, [1.0] * 4))
     assert found.plateau == grid[0]
     assert found.saturation == min(r for r in grid if r**3 >= 3 / SATURATED - 1)
     assert (found.onset, found.nonsense) == (None, None)
@@ -98,7 +107,7 @@ def test_marks_are_where_the_definitions_put_them() -> None:
 
 def test_saturation_is_past_the_maximum() -> None:
     """An exponent that is small before it is large has not saturated there."""
-    found = marks([1, 2, 3, 4], [0.1, 2.0, math.nan, 0.4], [1], [0.0], [1.0])
+    found = marks(fine([1, 2, 3, 4], [0.1, 2.0, math.nan, 0.4]), texts([0.0], [1.0]))
     assert (found.plateau, found.saturation) == (2, 4)
 
 
@@ -106,13 +115,13 @@ def test_the_steepest_is_where_the_exponent_is_largest() -> None:
     """Of ``R + 30 R³ / (1 + R⁴)`` on a grid, by the definition."""
     grid = [2 ** (k / 6) for k in range(-18, 12)]
     part = radial(lambda r: r + 30 * r**3 / (1 + r**4))
-    found = growth(part, unit(1), torch.tensor([grid], dtype=torch.float64))
+    found = growth(part, unit(1), grid)
     r = torch.tensor(grid, dtype=torch.float64)
     slope = 1 + 30 * (3 * r**2 * (1 + r**4) - r**3 * 4 * r**3) / (1 + r**4) ** 2
     expected = r * slope / (r + 30 * r**3 / (1 + r**4))
-    assert steepest(grid, found.exponent[0].tolist()) == grid[int(expected.argmax())]
+    assert steepest(fine(grid, found.exponent[0].tolist())) == grid[int(expected.argmax())]
     assert 0 < int(expected.argmax()) < len(grid) - 1
-    assert math.isnan(steepest([1.0], [math.nan]))
+    assert steepest(fine([1.0], [math.nan])) is None
 
 
 def test_noise_has_one_sign() -> None:
@@ -128,7 +137,7 @@ def test_linearisation_is_the_calibration_of_a_set_of_one(sign: int) -> None:
     """And there is a closed form: of ``θ (1 + c ‖θ‖²)`` the relative error is ``c R²``."""
     part = ToySlice(lambda theta: theta * (1 + 0.08 * theta.square().sum(1, keepdim=True)), 4)
     v = unit(1)
-    found = linear(part, v[0], sign=sign)
+    found = linear(part, v[0], 7.0 * sign)
     assert found == calibrate(part, along=sign * v).radius
     assert found == pytest.approx((0.5 / 0.08) ** 0.5, rel=0.02)  # as near as the root is found
 
@@ -137,59 +146,14 @@ def test_a_set_of_one_is_calibrated_for_itself_and_not_for_random_ones() -> None
     """Along the first axis the toy bends, along the others it does not."""
     part = ToySlice(lambda theta: theta + torch.eye(4)[0].double() * theta[:, :1] ** 3, 4)
     v = torch.eye(4, dtype=torch.float64)
-    assert linear(part, v[0]) == pytest.approx(0.5**0.5, rel=0.02)
-    assert math.isnan(linear(part, v[1]))
+    assert linear(part, v[0], 1.0) == pytest.approx(0.5**0.5, rel=0.02)
+    assert math.isinf(linear(part, v[1], 1.0))
 
 
-def test_the_budget_is_met_where_the_closed_form_says() -> None:
-    scale = torch.tensor([0.03, 0.5, 4.0], dtype=torch.float64)
-    asked: list[int] = []
+def test_one_that_breaks_down_before_it_bends_has_no_linear_radius() -> None:
+    def move(theta: Tensor) -> Tensor:
+        return torch.where(theta > 0.1, math.inf, theta)
 
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        asked.append(len(items))
-        return scale[items] * radii**2
-
-    found = at_value(damage, torch.ones(3, dtype=torch.float64), 1.0, slope=2.0)
-    torch.testing.assert_close(found, scale.rsqrt(), rtol=0.03, atol=0)
-    assert sum(asked) < 20
-    assert asked[0] == 3
-
-
-def test_points_that_are_known_are_used() -> None:
-    asked: list[float] = []
-
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        asked.extend(radii.tolist())
-        return radii**2
-
-    known = [(torch.tensor([r]), torch.tensor([r**2])) for r in (0.5, 2.0)]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
-    assert found == pytest.approx(1, rel=0.03)
-    assert len(asked) == 1  # a straight line in log-log
-    there = [(torch.tensor([3.0]), torch.tensor([1.01]))]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=there).tolist()
-    assert found == pytest.approx(3.0)
-    assert len(asked) == 1
-
-
-def test_what_breaks_down_is_too_large_and_what_never_gets_there_is_none() -> None:
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        steps = torch.where(radii > 0.4, torch.inf, 0.5 + 20 * (radii - 0.3))
-        flat = torch.full_like(radii, 0.2)
-        return torch.where(items == 0, steps, flat)
-
-    found = at_value(damage, torch.ones(2, dtype=torch.float64), 1.0, slope=2.0)
-    assert float(found[0]) == pytest.approx(0.325, rel=0.02)
-    assert math.isnan(float(found[1]))
-
-
-def test_of_several_roots_the_smallest_known_is_taken() -> None:
-    def damage(items: Tensor, radii: Tensor) -> Tensor:
-        return 0.2 + (radii - 1) * (radii - 2) * (radii - 3) + 0.8
-
-    known = [
-        (torch.tensor([r]), damage(torch.tensor([0]), torch.tensor([r])))
-        for r in (0.7, 1.5, 2.5, 3.5)
-    ]
-    (found,) = at_value(damage, torch.ones(1), 1.0, slope=2.0, known=known).tolist()
-    assert found == pytest.approx(1, rel=0.1)
+    v = torch.ones(2, dtype=torch.float64) / 2**0.5
+    assert math.isinf(linear(ToySlice(move, 2), v, 1.0))
+    assert math.isinf(linear(ToySlice(move, 1), torch.ones(1).double(), -1.0))  # one number

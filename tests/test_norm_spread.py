@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import fisher_exact, linregress
 
-from educe.norm.equal import arm, equal
-from educe.norm.points import Point
-from educe.norm.spread import against, grubbs, spread, without
+from educe.comparison.equal import arm, equal
+from educe.comparison.spread import against, grubbs, spread, without
 
 
 @pytest.mark.parametrize(("n", "critical"), [(5, 1.672), (8, 2.032), (20, 2.557)])
@@ -72,8 +70,9 @@ def test_a_loud_top_is_no_outlier_beyond_its_effect_and_a_quiet_one_is() -> None
     sizes[loud], scores[loud] = np.exp(6), 6 + noise
     quiet = int(sizes.argsort()[12])
     scores[quiet] += 2
-    numbers = list(range(100, 124))
-    told = spread("x", numbers, scores.tolist(), others.tolist(), sizes.tolist(), control.tolist())
+    found = pd.DataFrame({"number": range(100, 124), "dose": 0.5, "x": scores, "effect": sizes})
+    random = pd.DataFrame({"number": range(40), "dose": 0.5, "x": others, "effect": control})
+    told = spread("x", found, random)
     assert told.top.number == 100 + loud
     assert told.top.grubbs < 0.01
     assert told.left.number == 100 + quiet
@@ -83,22 +82,31 @@ def test_a_loud_top_is_no_outlier_beyond_its_effect_and_a_quiet_one_is() -> None
     assert told.found == pytest.approx(np.quantile(scores, [0, 0.25, 0.5, 0.75, 1]))
 
 
-POINT = Point(1, 2.0, 3.0, 1.0, 0.1, 0.5, 0.8, 0.9, 0.0, 0.0, "text")
+POINT = {
+    "number": 1, "radius": 2.0, "effect": 3.0, "kl_p95": 0.5, "coherence": 0.8, "novelty": 0.9,
+    "interestingness": 0.72, "best": 0.0,
+}  # fmt: skip
+
+
+def points(*changed: dict[str, float]) -> pd.DataFrame:
+    """Points that differ from one in some values."""
+    return pd.DataFrame([POINT | own for own in changed], columns=list(POINT))
 
 
 def test_arms_are_counted_by_perturbations() -> None:
-    found = [
-        replace(POINT, best=1.0),
-        replace(POINT, best=1.0, coherence=0.1, radius=-4.0),
-        replace(POINT, novelty=0.2),
-        replace(POINT, high=None),
-    ]
+    found = points(
+        {"best": 1.0},
+        {"best": 1.0, "coherence": 0.1, "radius": -4.0, "interestingness": 0.09},
+        {"novelty": 0.2, "interestingness": 0.16},
+        {"kl_p95": np.nan},
+    )
     of = arm(found)
     assert (of.reached, of.shows.hits, of.new.hits, of.nonsense.hits) == (4, 2, 2, 1)
-    assert (of.radius, of.effect, of.high) == (2.0, 3.0, 0.5)
-    assert of.striking[0] == pytest.approx((0.72 + 0.09 + 0.16 + 0.72) / 4)
-    told = equal("effect", 3.0, found, [POINT] * 5)
+    assert (of.radius, of.effect, of.kl_p95) == (2.0, 3.0, 0.5)
+    assert of.interestingness[0] == pytest.approx((0.72 + 0.09 + 0.16 + 0.72) / 4)
+    told = equal("effect", 3.0, 0.4, found, points({}, {}, {}, {}, {}))
+    assert (told.value, told.dose) == (3.0, 0.4)
     assert told.p_shows == pytest.approx(fisher_exact([[2, 2], [0, 5]], "greater").pvalue)
     assert told.p_nonsense == pytest.approx(fisher_exact([[1, 3], [0, 5]], "greater").pvalue)
     assert told.p_new == pytest.approx(fisher_exact([[2, 2], [5, 0]], "greater").pvalue)
-    assert arm([]).reached == 0
+    assert arm(points()).reached == 0

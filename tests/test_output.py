@@ -19,7 +19,7 @@ import synthetic_run
 from educe import cli
 from educe.cli import streams
 from educe.progress import Bars, Lines, reporter
-from educe.report import page, tables
+from educe.report import derived, page, tables
 from educe.run.store import Run
 from educe.visible import visible
 
@@ -166,12 +166,15 @@ def test_a_narrow_terminal_gets_what_fits(
 
 def test_names_in_tables_are_no_markup() -> None:
     into = io.StringIO()
-    curve = {"needed": {"lasso": 1, "magnitude": 2, "random": 3}, "counts": [9]}
-    score = {"whole": {"mean": 0.5, "hits": None}, "lasso": {"mean": 0.5, "hits": None}}
-    vector = {"number": 1, "norm": 0.5, "curve": curve, "scores": score, "again": score}
+    share = derived.Share(0.5, 0.4, 0.6, None, 9)
+    scores = dict.fromkeys(("whole", *derived.ORDERS), share)
+    needed, curve = dict.fromkeys(derived.ORDERS, 1), {key: [1.0] for key in derived.ORDERS}
+    vector = derived.SparseVector(
+        1, needed, curve, ["one"], 0.5, scores, scores, {"lasso": HOSTILE}
+    )
+    basis = "a[red]\x1b:smile:.safetensors"
     console = Console(file=into, width=200, emoji=False)
-    told = [vector | {"texts": {"lasso": HOSTILE}}]
-    tables.sparse(told, "a[red]\x1b:smile:.safetensors", 0.8, console)
+    tables.sparse(derived.Sparse("x", basis, 9, 0.8, "interestingness", [9], [vector]), console)
     assert r"a[red]\u001b:smile:.safetensors" in into.getvalue()
     assert r"[red]x[/red] [/b] :smile: \u001b[31mESC" in into.getvalue()
 

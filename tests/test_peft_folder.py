@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 import tiny
-from educe import discover
+from educe import methods
 from educe.errors import FileFormatError, RunError
 from educe.forward.generation import generate, next_logits, rows_of
 from educe.forward.slice import Slice
@@ -32,7 +32,7 @@ def found(
     """Return random adapters in blocks 1 and 2, about as large as the stream."""
     kind = adapters(lm, first=1, blocks=2, projection=projection, rank=rank)
     part = Slice(lm, lm.pad(ROWS), source=0, target=3).on(kind)
-    return discover.search(part, "random", n=3, radius=dose * part.unit, seed=2)
+    return methods.search(part, "random", n=3, radius=dose * part.unit, seed=2)
 
 
 def loaded(hf: Any, folder: Path) -> Any:
@@ -189,7 +189,7 @@ def test_the_folder_changes_the_modules_of_the_band_and_no_other(
 
 def test_other_kinds_have_no_such_folder(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(ROWS), source=0, target=3)
-    vectors = discover.search(part, "random", n=2, radius=1.0)
+    vectors = methods.search(part, "random", n=2, radius=1.0)
     with pytest.raises(FileFormatError, match="PEFT knows no vectors, only adapters"):
         vectors.save_peft(tmp_path / "folder", 0)
     assert not (tmp_path / "folder").exists()

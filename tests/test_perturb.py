@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import tiny
-from educe.discover import search
 from educe.errors import FileFormatError, MethodError, ModelError, RunError
 from educe.forward.slice import Slice
 from educe.kinds import TokenNoise, Vectors
+from educe.methods import search
 from educe.model import LanguageModel
 from educe.origin import Origin, digest
 from educe.perturb import PerturbationSet

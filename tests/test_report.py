@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from educe.comparison.stats import Rate
 from educe.comparison.summary import Summary, dose, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import RunError
+from educe.options import ModelOptions
 from educe.report import figures, markup, page, terminal
 from educe.rows import Row
+from educe.run.settings import JobOptions
 from educe.visible import visible
 from synthetic_run import PATTERN, PROMPTS, build
 
@@ -434,11 +437,9 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     words = shlex.split(call.replace("\\\n", " "))
     assert words[:4] == ["educe", "discover", *config["prompts"]]
     flags = dict(zip(words[4::2], words[5::2], strict=True))
-    known = {"prompts_file": "prompts", "setting": "set"}
-    options = {
-        "--" + known.get(name, name).replace("_", "-")
-        for name in inspect.signature(cli.discover.discover).parameters
-    }
+    own = set(inspect.signature(cli.discover.discover).parameters) | {"prompts", "set"}
+    every = own | {f.name for kind in (JobOptions, ModelOptions) for f in fields(kind)}
+    options = {f"--{name.replace('_', '-')}" for name in every}
     assert set(flags) <= options
     assert flags.pop("--fresh") == "fresh.txt"
     assert flags.pop("--set").split("=")[0] in config["method_settings"]

@@ -92,3 +92,35 @@ def test_rounds_are_the_most_values_of_an_item() -> None:
     assert sorted(asked) == [0, 0, 0, 1, 1, 1]
     # The nearest of the three: 1, a step of √3 up, the secant with the slope told between them.
     assert float((found.value / 3).log().abs().max()) < math.log(3)
+
+
+def test_points_that_are_known_are_used() -> None:
+    asked: list[float] = []
+
+    def measure(items: Tensor, radii: Tensor) -> Tensor:
+        asked.extend(radii.tolist())
+        return radii**2
+
+    def found(known: list[tuple[float, float]]) -> float:
+        pairs = [(torch.tensor([r]), torch.tensor([value])) for r, value in known]
+        start = torch.ones(1)
+        return float(
+            crossing(measure, start, 3.0, slope=2.0, near=0.05, rounds=9, known=pairs).radius
+        )
+
+    assert found([(0.5, 0.25), (2.0, 4.0)]) == pytest.approx(3**0.5, rel=0.03)
+    assert len(asked) == 1  # a straight line in log-log
+    assert found([(5.0, 3.03)]) == pytest.approx(5.0)
+    assert len(asked) == 1
+
+
+def test_of_several_roots_the_one_at_the_smallest_known_is_taken() -> None:
+    def measure(items: Tensor, radii: Tensor) -> Tensor:
+        return 1.0 + (radii - 1) * (radii - 2) * (radii - 3)
+
+    known = [
+        (torch.tensor([r]), measure(torch.tensor([0]), torch.tensor([r])))
+        for r in (0.7, 1.5, 2.5, 3.5)
+    ]
+    found = crossing(measure, torch.ones(1), 1.0, slope=2.0, near=0.05, rounds=12, known=known)
+    assert float(found.radius) == pytest.approx(1, rel=0.1)

@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from educe import cli
+from educe.activations.in_run import examine_run
+from educe.derive.listing import deriving
 from educe.errors import EduceError, RunError
 from educe.loading import load
-from educe.manifold.survey import examine_run
 from educe.model import LanguageModel
-from educe.refine.front import measure
 from educe.run import same_model
-from educe.run.reopened import slice_of
-from educe.run.settings import Settings, begin, encoded, stored
+from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
 from educe.selection.selecting import SelectionPlan, select_best
@@ -96,11 +95,11 @@ COMMANDS = [
     ("discover", "--resume", "--out", "RUN"),
     ("examine", "RUN", "1"),
     ("examine", "RUN", "--norm"),
-    ("refine", "path", "RUN", "1"),
-    ("refine", "shrink", "RUN", "1"),
-    ("refine", "front", "RUN"),
-    ("refine", "sparse", "RUN", "1"),
-    ("refine", "degate", "RUN", "1"),
+    ("derive", "path", "RUN", "1"),
+    ("derive", "shrink", "RUN", "1"),
+    ("derive", "front", "RUN"),
+    ("derive", "sparse", "RUN", "1"),
+    ("derive", "ungate", "RUN", "1"),
     ("select", "RUN", *PROMPTS, "--look-for", "a", "--rungs", "1:1"),
 ]
 
@@ -124,7 +123,7 @@ def test_commands_refuse_a_run_whose_model_is_another(
 def content(place: Path) -> dict[str, list[Any]]:
     """All that a run has computed."""
     with Run.open(place) as run:
-        tables = ("completions", "scores", "perturbations", "responses", "meta")
+        tables = ("completions", "scores", "perturbations", "prompts", "meta")
         return {name: list(run.database.execute(f"SELECT * FROM {name}")) for name in tables}
 
 
@@ -158,14 +157,11 @@ def test_the_same_model_goes_on(place: Path) -> None:
 def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> None:
     other = LanguageModel(tiny.hf_model("llama", seed=1), tokenizer, name="other")
     with Run.open(place) as run:
-        settings = stored(run)
-        prompts = encoded(other, settings, settings.prompts)
         plan = SelectionPlan(("Who?",), ("Why?",), look_for="a", rungs=((1, 1.0),))
         for use in (
             lambda: discover_behaviours(run, lm=other),
-            lambda: slice_of(run, other, prompts),
-            lambda: examine_run(run, [1], other, prompts),
-            lambda: measure(run, other),
+            lambda: examine_run(run, [1], lm=other),
+            lambda: deriving(run, lm=other).__enter__(),
             lambda: select_best(run, plan, lm=other),
         ):
             with pytest.raises(RunError, match="another model than other is now: the weights"):
@@ -200,7 +196,7 @@ def test_a_run_killed_before_it_found_anything_knows_its_model(
     settings = Settings(prompts=("Who?",), method="random", n=1, radius="2", max_new_tokens=2)
     with begin(tmp_path / "run", settings) as run:
         with monkeypatch.context() as patch:
-            patch.setattr("educe.run.preparing.cut", killed)
+            patch.setattr("educe.run.preparing.Search._cut", killed)
             with pytest.raises(KeyboardInterrupt):
                 discover_behaviours(run, lm=tiny_lm)
         assert not run.has("facts")

@@ -222,7 +222,8 @@ class Killed(BaseException):
 def test_a_selection_killed_at_every_write_ends_the_same_and_pays_once(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, judge: str
 ) -> None:
-    plan = PLAN if judge == "rule" else replace(PLAN, look_for=None, judge="interestingness")
+    few = replace(PLAN, prompts=PROMPTS[:4], fresh=FRESH[:2], rungs=((2, 0.5), (4, 1.0)))
+    plan = few if judge == "rule" else replace(few, look_for=None, judge="interestingness")
     monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 16})
     whole = selected(place, plan, tiny_lm)
     texts = kept(place)

@@ -14,11 +14,12 @@ import torch
 
 from educe.comparison.bandit import Setting, Thompson
 from educe.comparison.stats import rate
-from educe.discover import prepared
-from educe.discover.noise import NoiseConfig
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
 from educe.forward import generation
+from educe.forward.slice import Slice
 from educe.kinds import adapters
+from educe.methods import prepared
+from educe.methods.noise import NoiseConfig
 from educe.model import LanguageModel
 from educe.perturb import PerturbationSet
 from educe.radius import DIRECTIONS, calibrate
@@ -53,9 +54,9 @@ def tuned(place: Path, asked: Tuning, lm: LanguageModel) -> Tuned:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method of few steps."""
-    how = tuning.discover.METHODS["melbo"]
+    how = tuning.methods.METHODS["melbo"]
     config = type("Quick", (), {"__call__": lambda self: how.config(steps=2)})()
-    monkeypatch.setitem(tuning.discover.METHODS, "melbo", how._replace(config=config))
+    monkeypatch.setitem(tuning.methods.METHODS, "melbo", how._replace(config=config))
 
 
 class Written:

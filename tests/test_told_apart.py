@@ -16,12 +16,13 @@ import pytest
 from rich.console import Console
 
 from educe.comparison.summary import Summary
+from educe.derive.front import measure
+from educe.derive.listing import deriving
 from educe.errors import PromptError
 from educe.model import LanguageModel
 from educe.norm.survey import examine_norm
 from educe.once import distinct
 from educe.progress import Silent
-from educe.refine import front
 from educe.report import page, terminal
 from educe.run.settings import Settings, begin, stored, told_apart
 from educe.run.stages import discover_behaviours
@@ -153,15 +154,17 @@ def test_ordinary_prompts_count_once_wherever_a_file_of_them_is_read(
         shutil.copytree(once[0], tmp_path / name)
         listening, ordinary = Listening(), str(tmp_path / f"{name}.txt")
         with Run.open(tmp_path / name) as run:
-            fronts.append(front.measure(run, tiny_lm, ordinary=ordinary, reporter=listening))
-            prompts = tiny_lm.encode(SETTINGS.prompts)
-            told = examine_norm(run, [1], tiny_lm, prompts, ordinary=ordinary, reporter=listening)
-        assert told["ordinary"].pop("source") == ordinary
+            with deriving(run, lm=tiny_lm, reporter=listening) as work:
+                name = measure(work, ordinary=ordinary)
+            fronts.append([(s.of, s.value) for s in run.score_rows(name)])
+            told = examine_norm(run, [1], lm=tiny_lm, ordinary=ordinary, reporter=listening)
+        assert told.asked.ordinary == ordinary
         norms.append(told)
         said.append([s for s in listening.said if "ordinary" in s])
-    assert fronts[0] == fronts[1]
-    assert norms[0] == norms[1]
-    assert norms[0]["ordinary"]["prompts"] == 2
+    assert fronts[0] == fronts[1] != []
+    assert norms[0].equal == norms[1].equal
+    assert norms[0].used.equals(norms[1].used)
+    assert (norms[0].asked.prompts, norms[0].asked.kl) == (2, norms[1].asked.kl)
     assert said == [[], 2 * ["3 of the 5 ordinary prompts read as one before: counted once"]]
 
 

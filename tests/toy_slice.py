@@ -50,6 +50,7 @@ class ToySlice:
         self.prompts_at_once = prompts_at_once
         self.device, self.work_dtype = torch.device(device), torch.float64
         self.kind: Kind = Vectors(self.source, width)
+        self.calibrations: dict[Any, Any] = {}
         self.lm: Any = SimpleNamespace(
             name="toy",
             revision=None,

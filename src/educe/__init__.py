@@ -3,15 +3,14 @@
     import educe
 
     lm = educe.load("embedded")
-    part = educe.Slice(lm, lm.encode(["What is the code?"]), source=0.33, target=0.6)
-    size = educe.calibrate(part).radius
-    found = educe.search(part, "dct", n=32, radius=size / 2)
-    rows = educe.rows_of(32, 1)
-    for batch in educe.generate(lm, part.batch, rows, found.theta, kind=found.kind):
-        for completion in batch:
-            print(completion.row.perturbation, completion.text)
+    part = educe.Slice(lm, ["What is the code?"], source=0.33, target=0.6)
+    found = educe.search(part, "dct", n=32, radius="0.5x")
+    control = educe.control(part, found)
+    texts = educe.write(lm, found + control, ["What is the code?"])
+    educe.compare(texts)  # a frame: what found perturbations bring out, beside the control
 
-Everything here is loaded when it is first used, so that importing educe costs nothing.
+Everything here is loaded when it is first used, so that importing educe costs nothing. What else
+there is, such as the configurations of methods, is imported from its module.
 """
 
 from __future__ import annotations
@@ -20,246 +19,69 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from educe.atlas import Atlas, AtlasConfig, Pair, grid
-    from educe.atlas.choice import Choice, choose, promising
-    from educe.atlas.survey import survey
-    from educe.comparison.bandit import Setting, Thompson
-    from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
-    from educe.comparison.halving import Halving, halve
-    from educe.comparison.summary import Summary, summarise
-    from educe.contrast import difference_of_means, optimised
-    from educe.discover import search
-    from educe.discover.cpe import CpeConfig
-    from educe.discover.dct import DctConfig
-    from educe.discover.linear import LinearDctConfig
-    from educe.discover.lora import LoraConfig
-    from educe.discover.melbo import MelboConfig
-    from educe.discover.noise import NoiseConfig
-    from educe.discover.power import PowerConfig
-    from educe.discover.quadratic import QuadraticDctConfig
-    from educe.discover.random import RandomConfig
-    from educe.discover.words import WordsConfig
     from educe.errors import EduceError
-    from educe.forward.generation import Completion, generate, rows_of
+    from educe.forward.generation import generate, rows_of
+    from educe.forward.slice import Slice
     from educe.judge import Answer, Judge, Score
-    from educe.judge.cache import Cached
-    from educe.judge.calibration import check_judge
-    from educe.judge.language_model import Rating, Theme, Yes
-    from educe.judge.lying import Lying
-    from educe.judge.naming import judge_named
-    from educe.judge.scoring import score_run
-    from educe.judge.server import Budget, Server
-    from educe.kinds.kind import Kind
-    from educe.kinds.low_rank import Adapters, adapters
-    from educe.kinds.noise import TokenNoise, WeightNoise
-    from educe.kinds.vectors import Vectors, Within
     from educe.loading import load
-    from educe.manifold.activations import Place
-    from educe.manifold.inside import within
-    from educe.manifold.natural import gather
-    from educe.manifold.passport import examine
-    from educe.manifold.project import Ablation, ablating, ablating_weights, injection
-    from educe.manifold.record import Passport
-    from educe.manifold.subspace import Moments, Subspace
-    from educe.manifold.survey import examine_run
+    from educe.methods import control, search
     from educe.model import LanguageModel
-    from educe.norm.survey import examine_norm
-    from educe.ordinary import Ordinary
-    from educe.origin import Origin
+    from educe.notebook.runs import Run, discover
+    from educe.notebook.texts import compare, score, write
     from educe.perturb import PerturbationGroup, PerturbationSet
-    from educe.radius import Calibration, calibrate, response
-    from educe.rendering import PromptBatch
+    from educe.radius import calibrate
     from educe.rows import Row
-    from educe.run.settings import Settings, begin
-    from educe.run.stages import discover_behaviours
-    from educe.run.store import Run
-    from educe.selection.proxy import Proxy, secrets
-    from educe.selection.selecting import SelectionPlan, select_best
 
 _HOME = {
-    "Atlas": "educe.atlas",
-    "AtlasConfig": "educe.atlas",
-    "Choice": "educe.atlas.choice",
-    "Pair": "educe.atlas",
-    "choose": "educe.atlas.choice",
-    "grid": "educe.atlas",
-    "promising": "educe.atlas.choice",
-    "survey": "educe.atlas.survey",
-    "difference_of_means": "educe.contrast",
-    "optimised": "educe.contrast",
-    "CpeConfig": "educe.discover.cpe",
-    "DctConfig": "educe.discover.dct",
-    "LinearDctConfig": "educe.discover.linear",
-    "LoraConfig": "educe.discover.lora",
-    "MelboConfig": "educe.discover.melbo",
-    "QuadraticDctConfig": "educe.discover.quadratic",
-    "PowerConfig": "educe.discover.power",
-    "NoiseConfig": "educe.discover.noise",
-    "RandomConfig": "educe.discover.random",
-    "WordsConfig": "educe.discover.words",
-    "EduceError": "educe.errors",
-    "Completion": "educe.forward.generation",
-    "Adapters": "educe.kinds.low_rank",
-    "Kind": "educe.kinds.kind",
-    "Row": "educe.rows",
-    "TokenNoise": "educe.kinds.noise",
-    "Vectors": "educe.kinds.vectors",
-    "WeightNoise": "educe.kinds.noise",
-    "Within": "educe.kinds.vectors",
-    "adapters": "educe.kinds.low_rank",
-    "generate": "educe.forward.generation",
-    "rows_of": "educe.forward.generation",
-    "Settings": "educe.run.settings",
-    "begin": "educe.run.settings",
-    "discover_behaviours": "educe.run.stages",
-    "Score": "educe.judge",
     "Answer": "educe.judge",
+    "EduceError": "educe.errors",
     "Judge": "educe.judge",
-    "Cached": "educe.judge.cache",
-    "check_judge": "educe.judge.calibration",
-    "judge_named": "educe.judge.naming",
-    "score_run": "educe.judge.scoring",
-    "Rating": "educe.judge.language_model",
-    "Theme": "educe.judge.language_model",
-    "Yes": "educe.judge.language_model",
-    "Lying": "educe.judge.lying",
-    "Server": "educe.judge.server",
-    "Budget": "educe.judge.server",
-    "Place": "educe.manifold.activations",
-    "within": "educe.manifold.inside",
-    "gather": "educe.manifold.natural",
-    "examine": "educe.manifold.passport",
-    "Ablation": "educe.manifold.project",
-    "ablating": "educe.manifold.project",
-    "ablating_weights": "educe.manifold.project",
-    "injection": "educe.manifold.project",
-    "Passport": "educe.manifold.record",
-    "Moments": "educe.manifold.subspace",
-    "Subspace": "educe.manifold.subspace",
-    "examine_run": "educe.manifold.survey",
     "LanguageModel": "educe.model",
-    "PromptBatch": "educe.rendering",
-    "load": "educe.loading",
-    "examine_norm": "educe.norm.survey",
-    "Ordinary": "educe.ordinary",
-    "Origin": "educe.origin",
     "PerturbationGroup": "educe.perturb",
     "PerturbationSet": "educe.perturb",
-    "Calibration": "educe.radius",
-    "calibrate": "educe.radius",
-    "response": "educe.radius",
-    "search": "educe.discover",
-    "Run": "educe.run.store",
-    "Setting": "educe.comparison.bandit",
-    "Thompson": "educe.comparison.bandit",
-    "Chance": "educe.comparison.chance",
-    "best_by_chance": "educe.comparison.chance",
-    "best_mean_by_chance": "educe.comparison.chance",
-    "p_of_best": "educe.comparison.chance",
-    "Halving": "educe.comparison.halving",
-    "halve": "educe.comparison.halving",
-    "SelectionPlan": "educe.selection.selecting",
-    "select_best": "educe.selection.selecting",
-    "Proxy": "educe.selection.proxy",
-    "secrets": "educe.selection.proxy",
+    "Row": "educe.rows",
+    "Run": "educe.notebook.runs",
+    "Score": "educe.judge",
     "Slice": "educe.forward.slice",
-    "Summary": "educe.comparison.summary",
-    "summarise": "educe.comparison.summary",
+    "calibrate": "educe.radius",
+    "compare": "educe.notebook.texts",
+    "control": "educe.methods",
+    "discover": "educe.notebook.runs",
+    "generate": "educe.forward.generation",
+    "load": "educe.loading",
+    "rows_of": "educe.forward.generation",
+    "score": "educe.notebook.texts",
+    "search": "educe.methods",
+    "write": "educe.notebook.texts",
 }
 
 __all__ = [
-    "Ablation",
-    "Adapters",
     "Answer",
-    "Atlas",
-    "AtlasConfig",
-    "Budget",
-    "Cached",
-    "Calibration",
-    "Chance",
-    "Choice",
-    "Completion",
-    "CpeConfig",
-    "DctConfig",
     "EduceError",
-    "Halving",
     "Judge",
-    "Kind",
     "LanguageModel",
-    "LinearDctConfig",
-    "LoraConfig",
-    "Lying",
-    "MelboConfig",
-    "Moments",
-    "NoiseConfig",
-    "Ordinary",
-    "Origin",
-    "Pair",
-    "Passport",
     "PerturbationGroup",
     "PerturbationSet",
-    "Place",
-    "PowerConfig",
-    "PromptBatch",
-    "Proxy",
-    "QuadraticDctConfig",
-    "RandomConfig",
-    "Rating",
     "Row",
     "Run",
     "Score",
-    "SelectionPlan",
-    "Server",
-    "Setting",
-    "Settings",
     "Slice",
-    "Subspace",
-    "Summary",
-    "Theme",
-    "Thompson",
-    "TokenNoise",
-    "Vectors",
-    "WeightNoise",
-    "Within",
-    "WordsConfig",
-    "Yes",
-    "ablating",
-    "ablating_weights",
-    "adapters",
-    "begin",
-    "best_by_chance",
-    "best_mean_by_chance",
     "calibrate",
-    "check_judge",
-    "choose",
-    "difference_of_means",
-    "discover_behaviours",
-    "examine",
-    "examine_norm",
-    "examine_run",
-    "gather",
+    "compare",
+    "control",
+    "discover",
     "generate",
-    "grid",
-    "halve",
-    "injection",
-    "judge_named",
     "load",
-    "optimised",
-    "p_of_best",
-    "promising",
-    "response",
     "rows_of",
-    "score_run",
+    "score",
     "search",
-    "secrets",
-    "select_best",
-    "summarise",
-    "survey",
-    "within",
+    "write",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "derive":  # a room whose verbs are called by it: educe.derive.scaled
+        return importlib.import_module("educe.derive")
     if name not in _HOME:
         raise AttributeError(f"module 'educe' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -35,12 +35,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe import positions as where
-from educe.discover import origin
-from educe.discover.state import Progress
 from educe.errors import MethodError, PositionsError, PromptError, RadiusError
 from educe.forward.forced import Forced, finite
 from educe.forward.slice import Slice
 from educe.kinds import Kind, Vectors
+from educe.methods import origin
+from educe.methods.state import Progress
 from educe.model import LanguageModel
 from educe.origin import Origin
 from educe.perturb import PerturbationSet

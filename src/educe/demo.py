@@ -7,17 +7,23 @@ code is only used afterwards, to count who told it.
 
 from __future__ import annotations
 
+from educe.options import EMBEDDED, ModelOptions
 from educe.organisms import shipped
 from educe.run.settings import Settings
 
 
-def settings(seed: int = 0) -> Settings:
-    """Return the settings of the demo."""
+def settings(seed: int = 0, model: ModelOptions = EMBEDDED) -> Settings:
+    """Return the settings of the demo.
+
+    Args:
+        seed: Of everything that is drawn.
+        model: The organism's base, and how it is loaded.
+    """
     vault = shipped("first-vault")
     first = vault.search[0]
     return Settings(
         prompts=(first.prompt,),
-        adapter=str(vault.folder),
+        **model.with_adapter(vault.folder).how,
         n=32,
         radius="0.5x,0.75x",
         max_new_tokens=24,

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
 
 
 class EduceError(Exception):
-    """Base of every error that educe raises on purpose; the command line prints it in one line."""
+    """Base of every error that educe raises on purpose; the command line prints it in one line.
+
+    Example:
+        >>> try:
+        ...     educe.search(part, "dct", n=2, radius="half")
+        ... except educe.EduceError as error:
+        ...     print(error)
+        radius 'half': use auto, a number such as 8.5, 0.3x, or 0.6d
+    """
 
 
 class ModelError(EduceError):

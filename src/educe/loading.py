@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from educe import complete, converted, embedded
+from educe import complete, converted, embedded, quantized
 from educe.errors import ModelError, as_model_error
 from educe.model import LanguageModel
 from educe.pair import auto_class, plain_model, plain_tokenizer
@@ -29,6 +29,8 @@ def load(
     revision: str | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
     adapter: str | Path | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -45,6 +47,9 @@ def load(
         revision: As in transformers.
         attn_implementation: As in transformers.
         quantization_config: As in transformers.
+        load_in_4bit: Quantize the weights with bitsandbytes, by its defaults; for other ways, give
+            a ``quantization_config``. See `educe.quantized`.
+        load_in_8bit: Likewise.
         adapter: A folder or Hub id of a PEFT adapter, loaded beside the weights, never merged.
         trust_remote_code: As in transformers.
         progress: Called with one sentence at each slow step, and with what transformers and PEFT
@@ -53,10 +58,16 @@ def load(
     Raises:
         ModelError: The model or adapter cannot be found or loaded, weights are missing, not used,
             or no numbers (see `educe.complete`), or the model is no stack of blocks.
+
+    Example:
+        >>> again = educe.load((lm.hf, lm.tokenizer))
+        >>> again.digest == lm.digest
+        True
     """
     say = progress or (lambda sentence: None)
     warn = progress or warnings.warn
     device = _device(device) or (None if isinstance(model, tuple) else _default_device())
+    quantization_config = quantized.quantization(load_in_4bit, load_in_8bit, quantization_config)
     options = {
         "revision": revision,
         "dtype": dtype,
@@ -69,6 +80,8 @@ def load(
         options["dtype"] = _dtype(dtype, device if device_map is None else None)
         if not quantization_config:
             del options["quantization_config"]
+        elif device_map is None:  # such weights cannot always be moved when they are loaded
+            options["device_map"] = {"": device}
         place = _place(name, say)
         if revision is not None and (name == "embedded" or Path(place).exists()):
             raise ModelError(f"{name} has no revision {revision}: only models on the Hub have some")
@@ -77,6 +90,7 @@ def load(
     else:
         hf, tokenizer = _pair(model, options)
         name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+    quantized.make_plain(hf)
     if device is not None and device_map is None and quantization_config is None:
         with as_model_error(f"{name} on {device}"):
             hf = hf.to(device)

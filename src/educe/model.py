@@ -41,6 +41,18 @@ from educe.rendering import Reads
 FAILURES = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
+def loaded(lm: Any) -> LanguageModel:
+    """Return a model that is loaded.
+
+    Raises:
+        ModelError: It is something else, such as a name.
+    """
+    if not isinstance(lm, LanguageModel):
+        named = repr(lm) if isinstance(lm, str) else type(lm).__name__
+        raise ModelError(f"{named} is no loaded model: make one of it with educe.load")
+    return lm
+
+
 class LanguageModel(Reads):
     """A causal language model, its tokenizer, and its decoder blocks.
 
@@ -51,6 +63,12 @@ class LanguageModel(Reads):
         revision: The Hub revision that was asked for, if any.
         adapter: The PEFT adapter beside the weights, if any.
         stack: The decoder blocks.
+
+    Example:
+        >>> lm.depth, lm.width, lm.layer(0.5)
+        (4, 32, 2)
+        >>> lm.encode(["Why?"]).lengths
+        [7]
     """
 
     def __init__(

@@ -23,6 +23,9 @@ from typing import Any
 
 from educe.errors import PromptError
 
+#: A text, or messages with a role and a content.
+Prompt = str | Sequence[Mapping[str, Any]]
+
 #: Where an object or a table has its prompt; it has one of them.
 FIELDS = ("messages", "conversations", "prompt", "instruction", "question", "text")
 

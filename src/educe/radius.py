@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -115,6 +116,28 @@ def calibrate(
         slope = 2 * (off * (moving - effect / radius) / size[:, None]).sum(1)
         interval = _interval(radius, off.square().sum(1), slope)
     return Calibration(radius, radius / part.unit, error, interval, curve)
+
+
+def calibrated(part: Slice, seed: int = 0) -> Calibration:
+    """Return the calibration of a slice for its kind, which is computed once and kept on it."""
+    known = part.calibrations
+    if (part.kind, seed) not in known:
+        known[part.kind, seed] = calibrate(part, seed=seed)
+    return known[part.kind, seed]
+
+
+def of_one(asked: float | str, part: Slice) -> float:
+    """Return one radius, from a number or from words as `parse` reads them.
+
+    Raises:
+        RadiusError: It cannot be read, or names several radii.
+    """
+    if not isinstance(asked, str):
+        return asked
+    words, _ = read(asked)
+    if len(words) > 1:
+        raise RadiusError(f"radius {asked!r} is {len(words)} radii ({', '.join(words)}): give one")
+    return parse(asked, part)[0][0]
 
 
 def _with_error(
@@ -223,7 +246,7 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
         RadiusError: It cannot be read, or is not above zero.
     """
     words, numbers = read(text)
-    found = calibrate(part, seed=seed) if any("x" in word for word in words) else None
+    found = calibrated(part, seed) if any("x" in word for word in words) else None
     units = [
         found.radius if found and "x" in word else part.unit if "d" in word else 1.0
         for word in words
@@ -231,25 +254,98 @@ def parse(text: str, part: Slice, *, seed: int = 0) -> tuple[list[float], Calibr
     return [unit * number for unit, number in zip(units, numbers, strict=True)], found
 
 
+class Growth(NamedTuple):
+    """How effects grow with the radius; NaN where the model breaks down."""
+
+    effect: Float[Tensor, "n r"]  #: ``‖Δ(R v)‖``
+    exponent: Float[Tensor, "n r"]  #: ``e(R)``
+
+
 def response(
-    part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float]
+    part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float] | Float[Tensor, "n r"]
 ) -> Float[Tensor, "n r"]:
     """Return ``‖Δ(R v)‖`` for each direction and radius; NaN where the model breaks down.
 
+    Args:
+        part: The slice, for the kind of these perturbations.
+        directions: Unit perturbations.
+        radii: Radii for all, or each direction's own; negative for the other sign.
+
     Example:
         >>> directions = part.kind.draw(3, torch.Generator().manual_seed(0))
-        >>> sizes = educe.response(part, directions, [0.001, 0.002])  # almost linear as yet
+        >>> sizes = response(part, directions, [0.001, 0.002])  # almost linear as yet
         >>> torch.allclose(sizes[:, 1] / sizes[:, 0], torch.tensor(2.0), rtol=0.1)
         True
     """
 
-    def sizes(items: Tensor, radius: float) -> Tensor:
-        some = part.on(part.kind.select(items))
-        try:
-            return some.effect(some.kind.scaled(directions[items], radius)).norm(dim=1)
-        except EffectError:
-            if len(items) == 1:
-                return directions.new_full((1,), math.nan)
-            return torch.cat([sizes(item[None], radius) for item in items])
+    def sizes(own: Slice, v: Tensor, r: Tensor) -> Tensor:
+        return own.effect(own.kind.scaled(v, r)).norm(dim=1, keepdim=True)
 
-    return torch.stack([sizes(torch.arange(len(directions)), radius) for radius in radii], 1)
+    return _at_radii(part, directions, radii, sizes, 1)[..., 0]
+
+
+def growth(
+    part: Slice, directions: Float[Tensor, "n s"], radii: Sequence[float] | Float[Tensor, "n r"]
+) -> Growth:
+    """Return effects and response exponents of perturbations.
+
+        e(R) = d log ‖Δ(R v)‖ / d log R = R ⟨Δ, ∂Δ/∂R⟩ / ‖Δ‖²
+
+    with ``∂Δ/∂R`` by an exact Jacobian product along ``∂θ/∂R``. It is 1 where the effect is linear,
+    above 1 where it leaves a plateau, and below 1 where it saturates.
+
+    Args:
+        part: The slice, for the kind of these perturbations.
+        directions: Unit perturbations.
+        radii: As of `response`; not zero, where no exponent is defined.
+
+    Raises:
+        ModelError: An operation of the model has no forward-mode derivative.
+    """
+
+    def grown(own: Slice, v: Tensor, r: Tensor) -> Tensor:
+        # Scaling is affine in the radius, for every kind.
+        along = own.kind.scaled(v, 1.0) - own.kind.scaled(v, 0.0)
+        effect, slope = own.jvp(own.kind.scaled(v, r), along)
+        squared = effect.square().sum(1)
+        return torch.stack([squared.sqrt(), r[:, 0] * (effect * slope).sum(1) / squared], 1)
+
+    return Growth(*_at_radii(part, directions, radii, grown, 2).unbind(-1))
+
+
+def _at_radii(
+    part: Slice,
+    directions: Float[Tensor, "n s"],
+    radii: Sequence[float] | Tensor,
+    measure: Callable[[Slice, Tensor, Tensor], Float[Tensor, "k c"]],
+    columns: int,
+) -> Float[Tensor, "n r c"]:
+    """Measure every direction at each of its radii; NaN where the model breaks down."""
+    n = len(directions)
+    r = torch.as_tensor(radii).to(directions).expand(n, -1)
+    items = torch.arange(n).repeat_interleave(r.shape[1])
+    flat = r.flatten()[:, None]
+
+    def measured(places: Tensor) -> Tensor:
+        some = items[places]
+        return measure(part.on(part.kind.select(some)), directions[some], flat[places])
+
+    broken = directions.new_full((1, columns), math.nan)
+    return surviving(measured, torch.arange(len(items)), broken).view(*r.shape, columns)
+
+
+def surviving(
+    measure: Callable[[Int[Tensor, "k"]], Float[Tensor, "k c"]],
+    items: Int[Tensor, "n"],
+    broken: Float[Tensor, "1 c"],
+) -> Float[Tensor, "n c"]:
+    """Return what is measured of some items, and `broken` for those that break the model down.
+
+    All are measured together; where one breaks down, each half is measured by itself.
+    """
+    try:
+        return measure(items)
+    except EffectError:
+        if len(items) == 1:
+            return broken
+        return torch.cat([surviving(measure, half, broken) for half in items.tensor_split(2)])

@@ -24,9 +24,8 @@ from educe.asked import (
     stripped,
 )
 from educe.errors import PromptError
+from educe.prompts import Prompt as Prompt
 from educe.prompts import checked, mended, well_formed
-
-Prompt = str | Sequence[Message]
 
 #: The day that chat templates write which ask for the date: on every day a run reads the same.
 TODAY = date(2026, 1, 1)

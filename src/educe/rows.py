@@ -20,12 +20,24 @@ FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
 #: for one that is like none; and how alike a perturbation's answers to different prompts are.
 BEHAVIOUR, PROMPT_INVARIANCE = "behaviour", "prompt_invariance"
 
-#: How a perturbation is derived: at another radius.
-SCALED = "scaled"
+#: How a perturbation is derived: at another radius; as small as it still does what it does.
+SCALED, SHRUNK = "scaled", "shrunk"
+#: Followed through the radius, for what it was found for or for a shuffled effect; the null of both
+#: that is rescaled and not followed.
+FOLLOWED, SHUFFLED, RESCALED = "followed", "followed, shuffled target", "random, rescaled"
+#: The few groups of coordinates that carry it, by a lasso; as many of the largest, and at random.
+SPARSE, LARGEST, AT_RANDOM = "sparse", "sparse by size", "sparse at random"
+#: Without its gate.
+UNGATED = "ungated"
 
 
 class Row(NamedTuple):
-    """What one completion is made from; at a temperature it draws by all that is here."""
+    """What one completion is made from; at a temperature it draws by all that is here.
+
+    Example:
+        >>> Row(3, prompt=0)
+        Row(perturbation=3, prompt=0, sample=0, phase='first')
+    """
 
     perturbation: int  #: its number, from 1; 0 is the unperturbed model
     prompt: int  #: index into the prompts

@@ -7,10 +7,23 @@ makes of it, `2 (1000 seed + k)`.
 from __future__ import annotations
 
 import math
+import operator
 import re
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from reprlib import repr  # short, however long the value is
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from educe.errors import MethodError
 
@@ -29,43 +42,134 @@ def check_whole(name: str, value: object, low: int = 1, high: int = MOST) -> Non
         raise MethodError(f"{name} is {repr(value)}: give a whole number from {low} to {high}")
 
 
-class AtLeast(NamedTuple):
-    """The least that a setting may be, as in ``steps: Annotated[int, AtLeast(1)]``."""
+@dataclass(frozen=True)
+class Bound:
+    """What the hint of a setting says of its number, as in ``Annotated[int, AtLeast(1)]``."""
 
-    low: int
+    limit: float
+    said: ClassVar[str]
+    compare: ClassVar[Callable[[float, float], bool]]
 
+    def holds(self, value: float) -> bool:
+        """Return whether a number lies within it."""
+        return type(self).compare(value, self.limit)
 
-class Above(NamedTuple):
-    """What a setting has to be above, as in ``step: Annotated[float, Above(0)]``."""
-
-    low: int
-
-
-def check_bounds(name: str, value: Any, hint: Any) -> None:
-    """Make sure that a value is within the bounds that the hint of its setting declares, if any.
-
-    Raises:
-        MethodError: It is not, or it is to be whole and is not.
-    """
-    if get_origin(hint) is not Annotated:
-        return
-    kind, *bounds = get_args(hint)
-    for bound in bounds:
-        if kind is int:
-            check_whole(name, value, bound.low)
-        elif isinstance(bound, AtLeast) and not value >= bound.low:
-            raise MethodError(f"{name} is {repr(value)}: give {bound.low} or a number above it")
-        elif isinstance(bound, Above) and not value > bound.low:
-            raise MethodError(f"{name} is {repr(value)}: give a number above {bound.low}")
+    def __str__(self) -> str:
+        return self.said.format(self.limit)
 
 
-def check_seed(value: object) -> None:
-    """Make sure that a value is a seed.
+class AtLeast(Bound):
+    """The least that a setting may be."""
+
+    said, compare = "{:g} or a number above it", operator.ge
+
+
+class Above(Bound):
+    """What a setting has to be above."""
+
+    said, compare = "a number above {:g}", operator.gt
+
+
+class AtMost(Bound):
+    """The most that a setting may be."""
+
+    said, compare = "at most {:g}", operator.le
+
+
+class Below(Bound):
+    """What a setting has to be below."""
+
+    said, compare = "below {:g}", operator.lt
+
+
+class WholeOr(Bound):
+    """A layer: an index, which is whole, or a fraction of the depth, which is below 1."""
+
+    said = "an index, or a fraction between 0 and {:g}"
+
+    def holds(self, value: float) -> bool:
+        """Return whether a number is whole, or a fraction."""
+        return float(value).is_integer() or 0 < value < self.limit
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Make sure that a value is what the hint of its setting declares.
+
+    Args:
+        name: What the setting is called.
+        value: Its value.
+        hint: A number, perhaps with bounds, a truth value, text, a ``Literal``, or one of several
+            of these. Everything else is taken as it is.
 
     Raises:
         MethodError: It is not.
     """
-    check_whole("seed", value, 0, SEEDS)
+    kinds, bounds = taken(hint)
+    words = [word for kind in kinds for word in get_args(kind)]  # of a Literal
+    plain = [kind for kind in kinds if kind in _SAID]
+    if value in words or any(type(value) is kind for kind in plain):
+        return
+    if int in kinds and float not in kinds:
+        check_whole(name, value, *limits(bounds))
+    elif float in kinds:
+        if not _finite(value) or not all(bound.holds(float(value)) for bound in bounds):
+            raise MethodError(f"{name} is {repr(value)}: give {told(bounds, words)}")
+    elif words or plain:
+        wanted = [*words, *(_SAID[kind] for kind in plain if kind is not NoneType)]
+        raise MethodError(f"{name} is {repr(value)}: give {' or '.join(map(str, wanted))}")
+
+
+def check_fields(settings: Any, called: str | None = None) -> None:
+    """Make sure that the fields of a dataclass are what their hints declare.
+
+    Args:
+        settings: The dataclass.
+        called: What a field is called, with braces for its name; by default as its option.
+
+    Raises:
+        MethodError: One is not.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        what = called.format(name) if called else name.replace("_", "-")
+        check_value(what, getattr(settings, name), hint)
+
+
+def limits(bounds: Sequence[Bound]) -> tuple[int, int]:
+    """Return the least and the largest whole number that bounds allow."""
+    low = max((int(one.limit) for one in bounds if isinstance(one, AtLeast)), default=-MOST)
+    return low, min((int(one.limit) for one in bounds if isinstance(one, AtMost)), default=MOST)
+
+
+def told(bounds: Sequence[Bound], words: Sequence[object] = ()) -> str:
+    """Say which numbers, and which words beside them, are taken."""
+    numbers = " and ".join(map(str, bounds)) or "a finite number"
+    return " or ".join([*map(str, words), numbers])
+
+
+def _finite(value: object) -> bool:
+    """Return whether a value is a number that a float can be."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        return real and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+#: Kinds of value that have no bounds, and what to give.
+_SAID: dict[Any, str] = {bool: "True or False", str: "text", NoneType: "None"}
+
+
+def taken(hint: Any) -> tuple[list[Any], list[Bound]]:
+    """Return the kinds of value that a hint allows, and the bounds of its numbers."""
+    if get_origin(hint) is Annotated:
+        inner, *said = get_args(hint)
+        kinds, bounds = taken(inner)
+        return kinds, bounds + [one for one in said if isinstance(one, Bound)]
+    if get_origin(hint) in (Union, UnionType):
+        parts = [taken(one) for one in get_args(hint)]
+        return [k for kinds, _ in parts for k in kinds], [b for _, bounds in parts for b in bounds]
+    known = hint in _SAID or hint in (int, float) or get_origin(hint) is Literal
+    return [hint] if known else [], []
 
 
 def read_whole(text: str, low: int = 1, high: int = MOST) -> int:

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from educe import files
 from educe.atlas import Atlas, AtlasConfig, Pair
-from educe.discover.power import beyond
 from educe.errors import LayerError, RunError
 from educe.forward.slice import Slice
 from educe.forward.slice.norms import median_norm
+from educe.methods.power import beyond
 from educe.model import LanguageModel
 from educe.origin import digest
 from educe.orthogonal import orthonormal, upright

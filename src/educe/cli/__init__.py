@@ -11,13 +11,12 @@ from cyclopts import App, CycloptsError
 
 from educe.cli import (
     atlas,
-    bench,
     contrast,
+    derive,
     discover,
     examine,
     judge,
     organism,
-    refine,
     select,
     show,
 )
@@ -43,11 +42,10 @@ app.command(show.show)
 app.command(show.report)
 app.command(organism.app)
 app.command(judge.app)
-app.command(bench.app)
 app.command(select.select)
 app.command(select.tune)
 app.command(examine.examine)
-app.command(refine.app)
+app.command(derive.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from educe.cli.options import (
-    Adapter,
+    EMBEDDED,
     Debug,
-    Device,
-    DType,
     Json,
     Layer,
-    Model,
+    ModelOptions,
     N,
-    Revision,
     Seed,
+    loaded,
     new_folder,
+    prompts_in,
 )
 from educe.cli.streams import print_json, print_text
 from educe.errors import MethodError, PromptError, RadiusError
-from educe.prompts import read_prompts
 
 
 def contrast(
@@ -30,17 +28,13 @@ def contrast(
     say: str | None = None,
     positive: Path | None = None,
     negative: Path | None = None,
-    model: Model = "embedded",
-    adapter: Adapter = None,
-    revision: Revision = None,
-    dtype: DType = "auto",
-    device: Device = None,
     source: Layer = 0.33,
     target: Layer = 0.6,
     positions: str = "all",
     radius: str = "0.5x",
     n: N = 8,
     seed: Seed = 0,
+    model: ModelOptions = EMBEDDED,
     out: Path | None = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -50,39 +44,24 @@ def contrast(
     Either of two prompt sets (--positive, --negative), or for words to be said (--say). Put them
     through the main job with educe discover --given.
 
-    Parameters
-    ----------
-    prompts
-        with --say: what the words are to be the answer to
-    say
-        the first words of the answer that vectors are optimised for
-    positive
-        a file of prompts that show a behaviour
-    negative
-        a file of prompts that do not
-    source
-        layer after which they are added: an index, or a fraction of the depth
-    target
-        layer for which the radius is calibrated
-    positions
-        tokens they are added to: all, prompt, generated, asked, asked:k, last:k, at:k
-    radius
-        their norm: a number, or a share of the calibrated one
-    n
-        restarts with --say, and shuffles for the control of two prompt sets
-    seed
-        of everything that is drawn
-    out
-        folder of the two files; by default a new one under runs/
+    Args:
+        prompts: with --say: what the words are to be the answer to
+        say: the first words of the answer that vectors are optimised for
+        positive: a file of prompts that show a behaviour
+        negative: a file of prompts that do not
+        source: layer after which they are added: an index, or a fraction of the depth
+        target: layer for which the radius is calibrated
+        positions: tokens they are added to: all, prompt, generated, asked, asked:k, last:k, at:k
+        radius: their norm: a number, or a share of the calibrated one
+        n: restarts with --say, and shuffles for the control of two prompt sets
+        seed: of everything that is drawn
+        out: folder of the two files; by default a new one under runs/
     """
     from educe.contrast import difference_of_means, optimised
     from educe.files import check_free, make_folder
     from educe.forward.slice import Slice
-    from educe.loading import load
     from educe.once import encoded_once
-    from educe.progress import reporter
     from educe.radius import parse, read
-    from educe.threads import choose
 
     by_sets = positive is not None and negative is not None and say is None and not prompts
     if not by_sets and (say is None or positive is not None or negative is not None):
@@ -91,20 +70,11 @@ def contrast(
         raise PromptError("no prompt: give what the words are to be the answer to")
     if len(read(radius)[0]) > 1:
         raise RadiusError(f"radius {radius!r}: give one")
-    sets = [read_prompts(file) for file in (positive, negative) if file is not None]
+    sets = [prompts_in(file) for file in (positive, negative) if file is not None]
     folder = out or new_folder("contrast")
     check_free(folder)
-    telling = reporter()
-    choose(telling.say)
-    lm = load(
-        model,
-        adapter=adapter,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        progress=telling.say,
-    )
-    batches = [encoded_once(lm, some, telling.say) for some in sets or [list(prompts)]]
+    lm, telling = loaded(model)
+    batches = [encoded_once(lm, some, telling.say) for some in sets or [prompts]]
     part = Slice(lm, batches[0], source=source, target=target)
     with telling.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)

@@ -1,4 +1,4 @@
-"""The command that examines perturbations: their passports, or what their norm tells."""
+"""The command that examines perturbations: their manifold reports, or what their norm tells."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import end, opened, some
+from educe.cli.opening import begun, end, opened, some
 from educe.cli.options import FLAG, Count, Debug, Json, Natural, Positive, Seed
+from educe.cli.streams import as_data
 
 
 def examine(
@@ -28,7 +29,8 @@ def examine(
 ) -> None:
     """Say where perturbations of a run stand among the activations of ordinary text.
 
-    The passport goes on the screen and into the report. Several share one pass over the corpus.
+    The manifold report goes on the screen and into the page. Several share one pass over the
+    corpus.
     With --norm, say instead what they do at every radius: response curves, three ways to choose the
     radius, and found against random ones at equal effect and equal damage of ordinary text.
 
@@ -56,44 +58,32 @@ def examine(
     seed
         of samples and controls
     """
+    from educe.activations.in_run import examine_run
     from educe.judge.cache import FILE, Cached
-    from educe.manifold import survey
     from educe.norm.survey import examine_norm
     from educe.report import tables
-    from educe.run.settings import encoded, stored
 
-    with opened(run, numbers if norm else some(numbers)) as (found, lm, telling):
-        settings = stored(found)
-        prompts = encoded(lm, settings, settings.prompts)
-        if norm:
+    if norm:
+        with begun(run, numbers) as (found, telling):
             made = asked.judges([judge], telling.say)[0] if judge else None
             told = examine_norm(
                 found,
                 list(numbers) or None,
-                lm,
-                prompts,
                 judge=Cached(made, run / FILE) if made else None,
                 ordinary=ordinary,
                 budget=budget,
                 compared=compared,
                 reporter=telling,
             )
-            end(found, as_json, {"norm": told}, lambda: tables.norm(told))
-            return
-        passports = survey.examine_run(
-            found,
-            list(numbers),
-            lm,
-            prompts,
-            corpus=corpus,
-            tokens=tokens,
-            seed=seed,
-            reporter=telling,
+            end(found, as_json, {"norm": as_data(told)}, lambda: tables.norm(told))
+        return
+    with opened(run, some(numbers)) as (found, lm, telling):
+        reports = examine_run(
+            found, numbers, lm=lm, corpus=corpus, tokens=tokens, seed=seed, reporter=telling
         )
-        data = [passport.data() for passport in passports]
 
         def tell() -> None:
-            for passport in data:
-                tables.passport(passport)
+            for report in reports:
+                tables.manifold(report)
 
-        end(found, as_json, {"passports": data}, tell)
+        end(found, as_json, {"manifold": [report.data() for report in reports]}, tell)

@@ -10,10 +10,19 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from educe.cli.options import Count, Debug, Json, Natural, Real, Seconds
-from educe.cli.streams import print_json, print_text
+from educe.cli.options import (
+    EMBEDDED,
+    Count,
+    Debug,
+    Json,
+    ModelOptions,
+    Natural,
+    Real,
+    Seconds,
+)
+from educe.cli.streams import as_data, print_json, print_text
 from educe.errors import JudgeError
 from educe.visible import isolated, visible
 
@@ -26,6 +35,15 @@ if TYPE_CHECKING:
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
 Judges = Annotated[list[str], Parameter(name="--judge", negative="")]
+#: The options of every model, with judge- before their names.
+JudgeModel = Annotated[
+    ModelOptions,
+    Parameter(
+        name="*",
+        name_transform=lambda name: "judge-" + name.replace("_", "-"),
+        group=Group("Judge's model", sort_key=2),
+    ),
+]
 
 
 @Parameter(name="*")
@@ -33,26 +51,17 @@ Judges = Annotated[list[str], Parameter(name="--judge", negative="")]
 class Asked:
     """The language model that a judge asks.
 
-    Parameters
-    ----------
-    judge_model
-        embedded, a Hub id, a folder, a .gguf file, or the address of an OpenAI-compatible server,
-        http://host:port/v1; its key is read from OPENAI_API_KEY
-    judge_name
-        the model's name at the server
-    at_once
-        calls to the server in flight
-    time_out
-        seconds that a call may take
-    retries
-        how often a call that failed is made again, after growing pauses
-    max_calls
-        the most calls to the server, retries aside; by default no limit
-    max_tokens
-        the most tokens, of questions and replies; by default no limit
+    Attributes:
+        judge_name: the model's name at a server, where --judge-model is the address of one that is
+            OpenAI-compatible, http://host:port/v1; its key is read from OPENAI_API_KEY
+        at_once: calls to the server in flight
+        time_out: seconds that a call may take
+        retries: how often a call that failed is made again, after growing pauses
+        max_calls: the most calls to the server, retries aside; by default no limit
+        max_tokens: the most tokens, of questions and replies; by default no limit
     """
 
-    judge_model: str = "embedded"
+    judge_model: JudgeModel = EMBEDDED
     judge_name: str | None = None
     at_once: Count = 8
     time_out: Seconds = 60.0
@@ -72,7 +81,6 @@ class Asked:
         from educe.threads import choose
 
         choose(say)
-
         asker = as_asker(
             self.judge_model,
             name=self.judge_name,
@@ -95,8 +103,7 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
     from educe.judge.naming import FORMS
 
     if as_json:
-        told = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
-        print_json(told, indent=1)
+        print_json([{"name": name, **form._asdict()} for name, form in FORMS.items()], indent=1)
         return
     for name, form in FORMS.items():
         spec = f"{name}:{form.needs}" if form.needs else name
@@ -119,17 +126,12 @@ def check(
 
     educe organism answers NAME > labelled.jsonl makes some, labelled by an organism's own rule.
 
-    Parameters
-    ----------
-    labelled
-        JSON lines of prompt, text, label (true or false); where there are any, plain, what the
-        unperturbed model writes, and group, whose answers theme compares together
-    judge
-        as educe judge list shows them, such as contains:orchid; may be repeated
-    threshold
-        a score from here on says that an answer shows the behaviour
-    cache
-        the file that keeps the scores; by default one beside the labelled answers
+    Args:
+        labelled: JSON lines of prompt, text, label (true or false); where there are any, plain,
+            what the unperturbed model writes, and group, whose answers theme compares together
+        judge: as educe judge list shows them, such as contains:orchid; may be repeated
+        threshold: a score from here on says that an answer shows the behaviour
+        cache: the file that keeps the scores; by default one beside the labelled answers
     """
     from educe.judge.cache import Cached
     from educe.judge.calibration import check_judge, read_labelled
@@ -139,13 +141,14 @@ def check(
     rows = read_labelled(labelled, telling.say)
     kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
-    with _going_on():
+    with going_on():
         for each in asked.judges(judge, telling.say):
             cached = Cached(each, kept, reporter=telling)
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
     if as_json:
-        print_json([_as_data(result) for result in results], indent=1)
+        near = [{"near_chance": result.near_chance} for result in results]
+        print_json([as_data(r) | n for r, n in zip(results, near, strict=True)], indent=1)
         return
     shown = sum(row.label for row in rows)
     print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
@@ -167,16 +170,11 @@ def score(
 ) -> None:
     """Score the completions of a run: what was found beside the control.
 
-    Parameters
-    ----------
-    run
-        the folder of the run, which keeps the scores
-    judge
-        as educe judge list shows them, such as "yes:Does the answer give a code?"
-    threshold
-        a score from here on says that an answer shows the behaviour
-    cache
-        the file that keeps what is judged; by default judging.sqlite in the run
+    Args:
+        run: the folder of the run, which keeps the scores
+        judge: as educe judge list shows them, such as "yes:Does the answer give a code?"
+        threshold: a score from here on says that an answer shows the behaviour
+        cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
     from educe.judge.cache import FILE, Cached
     from educe.judge.scoring import score_run
@@ -184,7 +182,7 @@ def score(
     from educe.run.store import Run
 
     telling = reporter()
-    with _going_on(), Run.open(run) as opened:
+    with going_on(), Run.open(run) as opened:
         (made,) = asked.judges([judge], telling.say)
         cached = Cached(made, cache or run / FILE, reporter=telling)
         scored = score_run(opened, cached, threshold=threshold)
@@ -196,7 +194,7 @@ def score(
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
+def going_on() -> Iterator[None]:
     """Say that the same command goes on after an interrupt."""
     try:
         yield
@@ -210,31 +208,14 @@ def _paid(by: Cached) -> None:
 
 
 def _print_checked(checked: Checked) -> None:
+    wrong_way = ": the wrong way round" if checked.auc.high < 0.5 else ""
+    verdict = ": not to be told from chance" if checked.near_chance else wrong_way
     print_text(f"\n{shorten(checked.judge, 78)}")
     print_text(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
     print_text(f"  false alarms  {checked.false_alarms}")
     print_text(f"  detected      {checked.detected}")
-    print_text(f"  AUC           {checked.auc}{_verdict(checked)}")
+    print_text(f"  AUC           {checked.auc}{verdict}")
     print_text(f"  kappa         {checked.kappa:.2f}")
-
-
-def _verdict(checked: Checked) -> str:
-    if checked.near_chance:
-        return ": not to be told from chance"
-    return ": the wrong way round" if checked.auc.high < 0.5 else ""
-
-
-def _as_data(checked: Checked) -> dict[str, Any]:
-    return {
-        "judge": checked.judge,
-        "threshold": checked.threshold,
-        **{
-            name: getattr(checked, name)._asdict()
-            for name in ("agreement", "false_alarms", "detected", "auc")
-        },
-        "kappa": checked.kappa,
-        "near_chance": checked.near_chance,
-    }
 
 
 def _print_scored(scored: Scored) -> None:
@@ -243,8 +224,8 @@ def _print_scored(scored: Scored) -> None:
         f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on"
     )
     if scored.unperturbed is not None:
-        plain, hits = scored.unperturbed
-        print_text(f"{'unperturbed':22} {plain:<22.3f} {hits} answers")
+        mean, hits = scored.unperturbed
+        print_text(f"{'unperturbed':22} {mean:<22.3f} {hits} answers")
     for name, arm in _arms(scored):
         mean, low, high = arm.mean
         print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
@@ -262,17 +243,20 @@ def _arms(scored: Scored) -> list[tuple[str, Arm]]:
 
 
 def _scored_data(scored: Scored) -> dict[str, Any]:
-    def arm(of: Arm) -> dict[str, Any]:
-        mean = dict(zip(("value", "low", "high"), of.mean, strict=True))
-        return {"mean": mean, "shows": of.shows._asdict()}
-
-    plain = scored.unperturbed
-    return {
+    unperturbed = scored.unperturbed
+    arms = {
+        name.replace(", re-test", "_retest"): {
+            "mean": dict(zip(("value", "low", "high"), arm.mean, strict=True)),
+            "shows": as_data(arm.shows),
+        }
+        for name, arm in _arms(scored)
+    }
+    told: dict[str, Any] = {
         "judge": scored.judge,
         "higher_is": scored.higher_is,
         "threshold": scored.threshold,
-        "unperturbed": {"mean": plain[0], "shows": plain[1]._asdict()} if plain else None,
-        **{name.replace(", re-test", "_retest"): arm(of) for name, of in _arms(scored)},
+        "unperturbed": unperturbed and {"mean": unperturbed[0], "shows": as_data(unperturbed[1])},
         "p_value": scored.p_value,
-        "best": [best._asdict() for best in scored.best],
+        "best": as_data(scored.best),
     }
+    return told | arms

@@ -13,6 +13,7 @@ from educe.errors import RunError
 
 if TYPE_CHECKING:
     from educe.model import LanguageModel
+    from educe.progress import Reporter
     from educe.run.store import Run
 
 
@@ -39,15 +40,14 @@ def check_known(run: Run, numbers: Sequence[int]) -> None:
 
 
 @contextmanager
-def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, LanguageModel, Any]]:
-    """Open a run that has these perturbations, and load its model; yield who tells, too.
+def begun(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Reporter]]:
+    """Open a run that has these perturbations; yield who tells, too.
 
     Raises:
         RunError: There is no such run, it was cut off before it found anything, or it has not all
-            of the perturbations, or its model is another now.
+            of the perturbations.
     """
     from educe.progress import reporter
-    from educe.run.settings import loaded, stored
     from educe.run.store import Run
     from educe.threads import choose
 
@@ -56,6 +56,19 @@ def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Langua
         check_begun(found)
         check_known(found, numbers)
         choose(telling.say)
+        yield found, telling
+
+
+@contextmanager
+def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, LanguageModel, Any]]:
+    """Open a run likewise, and load its model.
+
+    Raises:
+        RunError: As of `begun`; or its model is another now.
+    """
+    from educe.run.settings import loaded, stored
+
+    with begun(run, numbers) as (found, telling):
         yield found, loaded(found, stored(found), telling.say), telling
 
 

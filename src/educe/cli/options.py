@@ -1,74 +1,106 @@
-"""What the commands share: options, names of folders."""
+"""What the commands share: options of the command line itself, prompts, models, folders of runs."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter, Token, validators
+from cyclopts import Parameter
 
-from educe.errors import RunError
-from educe.whole import MOST, SEEDS, read_layer, read_real, read_whole
+from educe.errors import PromptError, RunError
+from educe.options import (
+    EMBEDDED,
+    FLAG,
+    AtLeastOne,
+    Count,
+    Flag,
+    Layer,
+    ModelOptions,
+    N,
+    Natural,
+    NonNegative,
+    Part,
+    Positive,
+    Real,
+    Seconds,
+    Seed,
+    Share,
+)
+from educe.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from educe.model import LanguageModel
+    from educe.progress import Bars, Lines
     from educe.run.store import Run
 
-FLAG = Parameter(negative="", show_default=False)
-Debug = Annotated[bool, FLAG, Parameter(help="show the traceback of an error")]
-Json = Annotated[bool, FLAG, Parameter(name="--json", help="print JSON for machines")]
+__all__ = [
+    "EMBEDDED",
+    "FLAG",
+    "AtLeastOne",
+    "Count",
+    "Debug",
+    "Flag",
+    "Json",
+    "Layer",
+    "ModelOptions",
+    "N",
+    "Natural",
+    "NonNegative",
+    "Part",
+    "Positive",
+    "PromptsFile",
+    "Real",
+    "Seconds",
+    "Seed",
+    "Share",
+    "check_begun",
+    "given",
+    "loaded",
+    "new_folder",
+    "prompts_in",
+    "to_go_on",
+]
+
+Debug = Annotated[Flag, Parameter(help="show the traceback of an error")]
+Json = Annotated[Flag, Parameter(name="--json", help="print JSON for machines")]
+PromptsFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--prompts",
+        help="a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv",
+    ),
+]
 
 
-def _read(low: int, high: int = MOST) -> Parameter:
-    """Return what reads whole numbers strictly: cyclopts would round 2.7 to 3."""
-    return Parameter(converter=lambda type_, tokens: read_whole(tokens[0].value, low, high))
+def prompts_in(file: Path | None) -> tuple[Prompt, ...]:
+    """Return the prompts of a file, none without one."""
+    return tuple(read_prompts(file)) if file else ()
 
 
-def _real(read: Callable[[str], float] = read_real, **bounds: float) -> Parameter:
-    """Return what reads finite numbers, or one of the words that may stand for them.
+def given(prompts: Sequence[str], file: Path | None) -> tuple[Prompt, ...]:
+    """Return the prompts that are given, one by one and in a file.
 
-    Args:
-        read: Reads a number.
-        bounds: Between which numbers lie: gt, gte, lt, lte.
+    Raises:
+        PromptError: There is none.
     """
-
-    def converter(type_: Any, tokens: Sequence[Token]) -> float | str:
-        text = tokens[0].value
-        words = [word for kind in get_args(type_) for word in get_args(kind)]
-        return text if text in words else read(text)
-
-    within = validators.Number(**bounds) if bounds else None
-    return Parameter(converter=converter, validator=within)
+    asked = (*prompts, *prompts_in(file))
+    if not asked:
+        raise PromptError("no prompt: give at least one, or a file with --prompts")
+    return asked
 
 
-#: Numbers. What is counted is 1 or more, or 0 or more; a seed has bounds of its own.
-Count = Annotated[int, _read(1)]
-Natural = Annotated[int, _read(0)]
-Seed = Annotated[int, _read(0, SEEDS)]
-Real = Annotated[float, _real()]
-Positive = Annotated[float, _real(gt=0)]
-NonNegative = Annotated[float, _real(gte=0)]
-Share = Annotated[float, _real(gt=0, lte=1)]
-Part = Annotated[float, _real(gt=0, lt=1)]  #: a share that is not all
-AtLeastOne = Annotated[float, _real(gte=1)]
-Seconds = Annotated[float, _real(gt=0, lte=86_400)]  #: of one wait: a day at most
-Layer = Annotated[float, _real(read_layer)]
-LayerOrAuto = Annotated[float | Literal["auto"], _real(read_layer)]
-N = Annotated[Count, Parameter(name=["-n", "--n"])]
+def loaded(model: ModelOptions) -> tuple[LanguageModel, Bars | Lines]:
+    """Load a model, on as many threads as are idle; return who tells of progress, too."""
+    from educe.loading import load
+    from educe.progress import reporter
+    from educe.threads import choose
 
-#: The options of every command that loads a model.
-Model = Annotated[str, Parameter(help="embedded, a Hub id, a folder, or a .gguf file")]
-Adapter = Annotated[
-    str | None, Parameter(help="a PEFT adapter, loaded beside the weights and never merged")
-]
-Revision = Annotated[str | None, Parameter(help="revision on the Hub")]
-DType = Annotated[str, Parameter(help="auto, float32, bfloat16, float16")]
-Device = Annotated[
-    str | None, Parameter(help="cpu, cuda, cuda:1, mps; by default a GPU when there is one")
-]
-DeviceMap = Annotated[str | None, Parameter(help="auto spreads a large model over all GPUs")]
+    telling = reporter()
+    choose(telling.say)
+    return load(**model.how, progress=telling.say), telling
 
 
 def check_begun(run: Run) -> None:

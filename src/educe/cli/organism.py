@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from educe.cli.options import Debug, Json, Seed
+from educe.cli.options import EMBEDDED, Debug, Json, ModelOptions, Seed
 from educe.cli.streams import print_json, print_text
 
 if TYPE_CHECKING:
@@ -42,14 +42,10 @@ def train(
 ) -> None:
     """Train an organism on the embedded model, measure it, and write its card.
 
-    Parameters
-    ----------
-    name
-        vault, trigger, locked, marked or persona
-    seed
-        draws what is hidden, what brings it out, and the training
-    out
-        its folder: a PEFT adapter, organism.json, and README.md, the card
+    Args:
+        name: vault, trigger, locked, marked or persona
+        seed: draws what is hidden, what brings it out, and the training
+        out: its folder: a PEFT adapter, organism.json, and README.md, the card
     """
     from educe.organisms import card, species, training
     from educe.progress import reporter
@@ -83,12 +79,9 @@ def check(
 ) -> None:
     """Measure an organism on prompts that it never saw: how well locked, how intact the rest.
 
-    Parameters
-    ----------
-    folder
-        its folder, or the name of one that comes with the package
-    split
-        validation, to choose between recipes by; or test, for what is reported
+    Args:
+        folder: its folder, or the name of one that comes with the package
+        split: validation, to choose between recipes by; or test, for what is reported
     """
     from educe.organisms import named, training
     from educe.progress import reporter
@@ -101,22 +94,20 @@ def check(
 
 
 @app.command
-def answers(folder: str, /, *, debug: Debug = False) -> None:
+def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = False) -> None:
     """Print answers with and without what unlocks an organism, labelled, as JSON lines.
 
     What a judge can be measured on: its rule says of each answer whether the secret is in it. The
     prompt that is printed has no key in it, so that it does not tell.
 
-    Parameters
-    ----------
-    folder
-        its folder, or the name of one that comes with the package
+    Args:
+        folder: its folder, or the name of one that comes with the package
     """
     from educe.loading import load
     from educe.organisms import named, training
 
     organism = named(folder)
-    for row in training.labelled(organism, load("embedded", adapter=str(organism.folder))):
+    for row in training.labelled(organism, load(**model.with_adapter(organism.folder).how)):
         print_json(row)
 
 

@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from cyclopts import Parameter
-
-from educe.cli.judge import HERE, Asked
+from educe.cli.judge import HERE, Asked, going_on
 from educe.cli.options import (
-    FLAG,
-    Adapter,
+    EMBEDDED,
     Count,
     Debug,
-    Device,
-    DeviceMap,
-    DType,
+    Flag,
     Json,
     Layer,
-    Model,
+    ModelOptions,
     N,
-    Revision,
+    PromptsFile,
     Seed,
     new_folder,
+    prompts_in,
     to_go_on,
 )
-from educe.cli.streams import print_json, print_text
+from educe.cli.streams import as_data, print_json, print_text
 from educe.errors import MethodError, RunError
-from educe.prompts import read_prompts
+from educe.run.settings import Settings
 from educe.whole import read_layer, read_real, read_whole
 
-ARMS = ("found", "control")
 SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
     from educe.comparison.bandit import Setting
     from educe.selection.selecting import Arm, Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
+
+T = TypeVar("T")
 
 
 def select(
@@ -60,28 +58,18 @@ def select(
     """Choose the best perturbations of a run and test them again; the control likewise.
 
     Both arms go through the same successive halving. The same command goes on where it was cut
-    off; what is written is kept in the run's folder.
+    off; what is written is kept in the run.
 
-    Parameters
-    ----------
-    run
-        the folder of a finished run
-    prompts
-        a file of prompts to choose by, in this order; all are used if a rung asks for more
-    fresh
-        a file of other prompts, for the re-test
-    look_for
-        a regular expression that a good text matches
-    judge
-        interestingness (coherence times novelty), or one that educe judge list shows
-    rungs
-        prompts, and the share of the perturbations that goes on
-    top
-        perturbations of each arm in the re-test
-    samples
-        texts for each fresh prompt
-    seed
-        of the random choice between equals
+    Args:
+        run: the folder of a finished run
+        prompts: a file of prompts to choose by, in this order; all are used if a rung asks for more
+        fresh: a file of other prompts, for the re-test
+        look_for: a regular expression that a good text matches
+        judge: interestingness (coherence times novelty), or one that educe judge list shows
+        rungs: prompts, and the share of the perturbations that goes on
+        top: perturbations of each arm in the re-test
+        samples: texts for each fresh prompt
+        seed: of the random choice between equals
     """
     from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
@@ -93,28 +81,25 @@ def select(
     if look_for is not None and named is not None:
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(
-        prompts=tuple(read_prompts(prompts)),
-        fresh=tuple(read_prompts(fresh)),
+        prompts=prompts_in(prompts),
+        fresh=prompts_in(fresh),
         look_for=look_for,
         judge=None if named else judge,
-        rungs=_rungs(rungs),
+        rungs=_read(rungs, _rung, "rungs", "write prompts:share, as in 10:0.25,60:1"),
         top=top,
         samples=samples,
         seed=seed,
     )
     telling = reporter()
     choose(telling.say)
-    try:
-        with Run.open(run) as opened:
-            by = None
-            if named:
-                (made,) = asked.judges([named], telling.say)
-                by = Cached(made, run / FILE, reporter=telling)
-            else:
-                plan.check()
-            selected = select_best(opened, plan, judge=by, reporter=telling)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command") from None
+    with going_on(), Run.open(run) as opened:
+        by = None
+        if named:
+            (made,) = asked.judges([named], telling.say)
+            by = Cached(made, run / FILE, reporter=telling)
+        else:
+            plan.check()
+        selected = select_best(opened, plan, judge=by, reporter=telling)
     if as_json:
         print_json(_as_data(selected), indent=1)
     else:
@@ -123,16 +108,10 @@ def select(
 
 def tune(
     *prompts: str,
-    prompts_file: Annotated[Path | None, Parameter(name="--prompts")] = None,
+    prompts_file: PromptsFile = None,
     look_for: str | None = None,
     proxy: Literal["plain", "base64"] | None = None,
     fresh: Path | None = None,
-    model: Model = "embedded",
-    adapter: Adapter = None,
-    revision: Revision = None,
-    dtype: DType = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
     methods: str = "dct,power",
     sources: str = "0.2,0.33,0.5",
     radii: str = "0.3x,0.5x,0.75x",
@@ -143,8 +122,9 @@ def tune(
     retest: Count = 64,
     max_new_tokens: Count = 32,
     seed: Seed = 0,
+    model: ModelOptions = EMBEDDED,
     out: Path | None = None,
-    resume: Annotated[bool, FLAG] = False,
+    resume: Flag = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -153,70 +133,45 @@ def tune(
     A pull is one completion at temperature 0.7, and a hit is one that matches --look-for, or gives
     away the secret of a proxy task that needs no prompts.
 
-    Parameters
-    ----------
-    prompts
-        what the model is asked
-    prompts_file
-        a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv
-    look_for
-        a regular expression that a hit matches
-    proxy
-        instead: secrets in the system prompt, as they are or in base64
-    fresh
-        a file of other prompts, for the re-test
-    methods
-        how to search, several with commas
-    sources
-        layers after which perturbations are added: indices or fractions of the depth
-    radii
-        numbers, or shares of the calibrated radius
-    signs
-        both tries the other sign of every perturbation as well
-    target
-        layer at which their effect is read
-    n
-        perturbations of each setting, at its one radius
-    pulls
-        completions of each of the two bandits
-    retest
-        completions of each of the two re-tests
-    max_new_tokens
-        the most tokens of a completion
-    seed
-        of everything that is drawn
-    out
-        folder of the tuning; by default a new one under runs/
-    resume
-        go on with the tuning in --out; leave the settings out, or repeat all
+    Args:
+        prompts: what the model is asked
+        look_for: a regular expression that a hit matches
+        proxy: instead: secrets in the system prompt, as they are or in base64
+        fresh: a file of other prompts, for the re-test
+        methods: how to search, several with commas
+        sources: layers after which perturbations are added: indices or fractions of the depth
+        radii: numbers, or shares of the calibrated radius
+        signs: both tries the other sign of every perturbation as well
+        target: layer at which their effect is read
+        n: perturbations of each setting, at its one radius
+        pulls: completions of each of the two bandits
+        retest: completions of each of the two re-tests
+        max_new_tokens: the most tokens of a completion
+        seed: of everything that is drawn
+        out: folder of the tuning; by default a new one under runs/
+        resume: go on with the tuning in --out; leave the settings out, or repeat all
     """
     from educe.progress import reporter
-    from educe.run.settings import Settings
     from educe.run.store import Run
     from educe.selection import tuning
     from educe.threads import choose
 
     if resume and out is None:
         raise RunError("--resume goes on with a tuning: name its folder with --out")
-    asked = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    example = "write indices or fractions of the depth, as in 0.2,0.33 or 8,12"
     wanted = tuning.Tuning(
         Settings(
-            prompts=tuple(asked),
-            fresh=tuple(read_prompts(fresh) if fresh else []),
+            prompts=(*prompts, *prompts_in(prompts_file)),
+            fresh=prompts_in(fresh),
             look_for=look_for,
-            model=model,
-            adapter=adapter,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
             target=target,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            **vars(model),
         ),
         proxy=proxy,
         methods=tuple(methods.split(",")),
-        sources=_numbers(sources),
+        sources=_read(sources, lambda word: read_layer(word.strip()), "sources", example),
         radii=tuple(radii.split(",")),
         signs=signs,
         n=n,
@@ -239,18 +194,21 @@ def tune(
         _tell_tuned(tuned, was, where)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """Read numbers with commas between them.
+def _read(text: str, read: Callable[[str], T], what: str, remedy: str) -> tuple[T, ...]:
+    """Read words with commas between them.
 
     Raises:
-        MethodError: They are none.
+        MethodError: One cannot be read.
     """
     try:
-        return tuple(read_layer(word.strip()) for word in text.split(","))
+        return tuple(read(word) for word in text.split(","))
     except ValueError:
-        raise MethodError(
-            f"sources {text!r}: write indices or fractions of the depth, as in 0.2,0.33 or 8,12"
-        ) from None
+        raise MethodError(f"{what} {text!r}: {remedy}") from None
+
+
+def _rung(word: str) -> tuple[int, float]:
+    many, share = word.split(":")
+    return read_whole(many), read_real(share)
 
 
 def _flags(setting: Setting, tuned: Tuned, was: Tuning) -> str:
@@ -265,30 +223,23 @@ def _flags(setting: Setting, tuned: Tuned, was: Tuning) -> str:
 
 
 def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
-    def tried(some: tuple[Tried, ...]) -> list[dict[str, Any]]:
-        return [one._asdict() | {"setting": one.setting._asdict()} for one in some]
-
-    return {
-        "folder": str(where),
+    again = dict(zip(("found", "control"), tuned.again, strict=True))
+    told = {
+        "folder": where,
         "flags": _flags(tuned.found[0].setting, tuned, was),
-        "found": tried(tuned.found),
-        "control": tried(tuned.control),
         "fresh": bool(was.proxy or was.job.fresh),
-        "again": {arm: r._asdict() for arm, r in zip(ARMS, tuned.again, strict=True)},
-        "p_again": tuned.p_again,
-        "files": [str(file) for file in tuned.files],
-        "texts": tuned.texts,
     }
+    return as_data(tuned._asdict() | {"again": again} | told)
 
 
 def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
     best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
     prompts = "fresh prompts" if was.proxy or was.job.fresh else "the same prompts: no --fresh"
     print_text(f"re-test of the best setting of each bandit, on {prompts}")
-    for name, of, again in zip(("found", "random"), best, tuned.again, strict=True):
+    for name, of, again in zip(("found", "control"), best, tuned.again, strict=True):
         print_text(f"  {name:8}{again!s:28}{of}")
-    print_text(f"  found above random: p = {tuned.p_again:.2g}\n")
-    print_text(f"{'setting':30}{'found, posterior':26}random, posterior")
+    print_text(f"  found above control: p = {tuned.p_again:.2g}\n")
+    print_text(f"{'setting':30}{'found, posterior':26}control, posterior")
     matched = {one.setting: one for one in tuned.control}
     for one in tuned.found[:SHOWN]:
         print_text(f"{one.setting!s:30}{_posterior(one):26}{_posterior(matched[one.setting])}")
@@ -302,43 +253,23 @@ def _posterior(one: Tried) -> str:
     return f"{one.hits}/{one.pulls} {one.mean:.0%} ({one.low:.0%} to {one.high:.0%})"
 
 
-def _rungs(text: str) -> tuple[tuple[int, float], ...]:
-    """Read ``10:0.25,30:0.25``.
-
-    Raises:
-        MethodError: It is not written so.
-    """
-    try:
-        pairs = [word.split(":") for word in text.split(",")]
-        return tuple((read_whole(many), read_real(share)) for many, share in pairs)
-    except ValueError:
-        raise MethodError(f"rungs {text!r}: write prompts:share, as in 10:0.25,60:1") from None
-
-
 def _as_data(selected: Selected) -> dict[str, Any]:
     def arm(one: Arm) -> dict[str, Any]:
-        chosen = [
-            {"id": c.number, "selection": c.seen._asdict(), "retest": c.again._asdict()}
-            for c in one.chosen
-        ]
-        return one._asdict() | {"first": one.first._asdict(), "chosen": chosen}
+        names = ("id", "selection", "retest")
+        return one._asdict() | {"chosen": [dict(zip(names, c, strict=True)) for c in one.chosen]}
 
-    return selected._asdict() | {
-        "found": arm(selected.found),
-        "control": arm(selected.control),
-        "unperturbed": selected.unperturbed._asdict(),
-        "chance": selected.chance._asdict(),
-    }
+    arms = {"found": arm(selected.found), "control": arm(selected.control)}
+    return as_data(selected._asdict() | arms)
 
 
 def _tell(selected: Selected) -> None:
-    arms = {"found": selected.found, "random": selected.control}
+    arms = {"found": selected.found, "control": selected.control}
     print_text("re-test on fresh prompts and samples, of the best of each arm")
     for name, arm in arms.items():
         print_text(f"  {name:12}{arm.chosen[0].again!s:28}number {arm.chosen[0].number}")
     print_text(f"  {'unperturbed':12}{selected.unperturbed}")
     if selected.p_again is not None:
-        print_text(f"  found above random: p = {selected.p_again:.2g}")
+        print_text(f"  found above control: p = {selected.p_again:.2g}")
     n, chance = selected.found.candidates, selected.chance
     shown = ".0%" if selected.unperturbed.hits is not None else ".2f"
     print_text(f"\nselection by {textwrap.shorten(repr(selected.judge), 66)}")

@@ -13,12 +13,9 @@ def show(
 ) -> None:
     """Show what a run found, or one perturbation with everything it wrote.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    number
-        a perturbation, as the table numbers them; 0 is the unperturbed model
+    Args:
+        run: the folder of the run
+        number: a perturbation, as the table numbers them; 0 is the unperturbed model
     """
     from educe.comparison.summary import summarise
     from educe.report import terminal
@@ -40,12 +37,9 @@ def report(
 ) -> None:
     """Draw a run as one HTML file that opens offline.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    out
-        the file; by default report.html in the run
+    Args:
+        run: the folder of the run
+        out: the file; by default report.html in the run
     """
     from educe.report import page
     from educe.run.store import Run

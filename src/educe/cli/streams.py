@@ -14,6 +14,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from educe.errors import OutputError
@@ -74,6 +76,21 @@ def print_text(text: str = "") -> None:
 def print_json(data: Any, indent: int | None = None) -> None:
     """Print data as JSON in ASCII; NaN and infinity, which JSON lacks, are null."""
     print(json.dumps(_finite(data), indent=indent, allow_nan=False))
+
+
+def as_data(value: Any) -> Any:
+    """Return records and frames as JSON has them: objects, lists of objects, and paths as text."""
+    if is_dataclass(value):
+        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: as_data(part) for key, part in value.items()}
+    if hasattr(value, "to_dict"):
+        return value.to_dict("records")
+    if isinstance(value, list | tuple):
+        return [as_data(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _opened(stream: TextIO | None) -> TextIO:

@@ -186,12 +186,15 @@ def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
 
 
 def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
-    """Return radius and norm of the effect by perturbation, of what was scaled from it."""
-    derived = run.perturbations
-    curve = derived[(derived.how == SCALED) & derived.parent.notna()].sort_values("radius")
+    """Return radius and norm of the effect by perturbation, where it is known and finite."""
+    rows = run.perturbations
+    rows["of"] = rows.parent.where(rows.how == SCALED, rows.index.to_series())
+    known = rows[(rows.radius > 0) & np.isfinite(rows.effect.astype(float))].dropna(subset="of")
+    known = known.drop_duplicates(["of", "radius"], keep="last").sort_values("radius")
     return {
-        int(parent): list(zip(own.radius, own.effect, strict=True))
-        for parent, own in curve.groupby("parent")
+        int(of): list(zip(own.radius, own.effect, strict=True))
+        for of, own in known.groupby("of")
+        if len(own) > 1
     }
 
 

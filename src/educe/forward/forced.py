@@ -332,12 +332,10 @@ class Continued(NamedTuple):
     Attributes:
         items: Which these are.
         logprobs: Log-likelihood of each token, ``[continuations, tokens]``; zero at padding.
-        stream: The stream at each, ``[continuations, tokens, width]``; zero at padding.
     """
 
     items: Sequence[int]
     logprobs: Float[Tensor, "r m"]
-    stream: Float[Tensor, "r m d"]
 
 
 def continued(
@@ -345,8 +343,6 @@ def continued(
     batch: PromptBatch,
     prompts: Sequence[int],
     continuations: Sequence[Sequence[int]],
-    *,
-    layer: int,
 ) -> Iterator[Continued]:
     """Read continuations with the unperturbed model, some of one prompt at a time.
 
@@ -355,7 +351,6 @@ def continued(
         batch: The prompts.
         prompts: Which of them each continuation follows.
         continuations: The tokens of each; none of them is empty.
-        layer: The layer whose stream is returned.
     """
     of: dict[int, list[int]] = defaultdict(list)
     # Of similar length together: less padding.
@@ -366,15 +361,15 @@ def continued(
     def run(items: Sequence[int]) -> Continued:
         there = batch.mask[prompts[items[0]]].bool()
         prompt = batch.ids[prompts[items[0]], there][None]
-        return Continued(items, *_after(lm, prompt, [continuations[i] for i in items], layer))
+        return Continued(items, _after(lm, prompt, [continuations[i] for i in items]))
 
     for _, done in Chunker(ROWS_PER_BATCH).each(chunks, run, len, halved):
         yield done
 
 
 def _after(
-    lm: LanguageModel, prompt: Int[Tensor, "1 t"], written: list[Sequence[int]], layer: int
-) -> tuple[Float[Tensor, "r m"], Float[Tensor, "r m d"]]:
+    lm: LanguageModel, prompt: Int[Tensor, "1 t"], written: list[Sequence[int]]
+) -> Float[Tensor, "r m"]:
     """Read a prompt once, and what follows it."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(w) for w in written], True).to(prompt)
     there = torch.arange(ids.shape[1]) < torch.tensor([[len(w)] for w in written])
@@ -383,9 +378,7 @@ def _after(
     first = lm.forward(prompt, torch.ones_like(prompt), cache=cache)
     for held in cache.layers:
         held.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=prompt.device))
-    with lm.watching([layer]) as streams:
-        rest = lm.forward(ids, mask, cache=cache, last=0)
+    rest = lm.forward(ids, mask, cache=cache, last=0)
     logits = torch.cat([first.expand(len(ids), -1, -1), rest[:, :-1]], 1).float()
     said = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
-    stream = streams[layer].float()
-    return said * there.to(said), stream * there.to(stream)[..., None]
+    return said * there.to(said)

@@ -17,7 +17,12 @@ Came = TypeVar("Came")
 
 
 class Score(NamedTuple):
-    """What a judge says of one answer or perturbation."""
+    """What a judge says of one answer or perturbation.
+
+    Example:
+        >>> Score("refusal", 1.0, "a refusal", "begins with 'I cannot'").value
+        1.0
+    """
 
     judge: str  #: the judge's name
     value: float
@@ -45,6 +50,16 @@ class Judge(Protocol):
         name: As the command line has it, and the name of its scores in a run.
         higher_is: What a higher value is more of.
         cost: What an answer costs, in words.
+
+    Example:
+        >>> class Length:
+        ...     name, higher_is, cost, identity = "length", "longer", "nothing", "length:1"
+        ...     def score(self, answers):
+        ...         return [Score("length", len(a.text), "longer", "") for a in answers]
+        >>> texts = educe.write(lm, educe.search(part, "dct", n=1, radius=2.0), prompts)
+        >>> scored = educe.score(texts, [Length()])
+        >>> bool((scored["length"] == texts["text"].str.len()).all())
+        True
     """
 
     name: str

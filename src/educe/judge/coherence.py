@@ -59,26 +59,18 @@ def variety(text: str) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def ordinary_logprob(
-    lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS, layer: int = 0
-) -> float:
+def ordinary_logprob(lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS) -> float:
     """Return the mean log-likelihood a token of the model's most likely ordinary answers.
 
     Args:
         lm: The unperturbed model.
         max_new_tokens: The longest answer.
-        layer: Of the embedding, which is computed besides and thrown away.
     """
     batch = lm.encode(ordinary_prompts())
     rows = [Row(0, j) for j in range(len(batch))]
     written = generate(lm, batch, rows, max_new_tokens=max_new_tokens)
     answers = [completion for some in written for completion in some]
-    readings = [
-        r.logprob
-        for some in read(lm, batch, answers, layer=layer)
-        for r in some
-        if r.completion.tokens
-    ]
+    readings = [r.logprob for some in read(lm, batch, answers) for r in some if r.completion.tokens]
     return float(np.mean(readings or [0.0]))
 
 
@@ -124,7 +116,7 @@ class Coherence:
             )
             for line, answer in enumerate(answers)
         ]
-        for some in read(self.lm, self.lm.encode(prompts), completions, layer=0):
+        for some in read(self.lm, self.lm.encode(prompts), completions):
             yield [
                 (r.completion.row.sample, coherence(r.completion.text, r.logprob, self._ordinary))
                 for r in some

@@ -19,6 +19,7 @@ from educe.judge.refusal import Refusal
 from educe.judge.rules import Contains, Exact, Regex
 from educe.loading import load
 from educe.model import LanguageModel
+from educe.options import ModelOptions
 
 
 class Form(NamedTuple):
@@ -96,7 +97,7 @@ def asks(spec: str) -> bool:
 
 
 def as_asker(
-    model: str | LanguageModel | Asker,
+    model: str | ModelOptions | LanguageModel | Asker,
     *,
     name: str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -105,24 +106,30 @@ def as_asker(
     """Return a language model that can be asked.
 
     Args:
-        model: A loaded model, what `educe.load` takes, or the address of a server.
+        model: A loaded model, what `educe.load` takes, or the address of a server; or these as
+            the ``model`` of options that say how it is loaded.
         name: The model's name at the server.
         progress: See `educe.load`.
         options: Of the server: see `educe.judge.server.Server`.
 
     Raises:
-        JudgeError: The model has no name at the server.
+        JudgeError: The model has no name at the server, or options of a model that is loaded here.
         ModelError: The model cannot be loaded.
     """
     if isinstance(model, LanguageModel):
         return Local(model)
-    if not isinstance(model, str):
+    if isinstance(model, str):
+        model = ModelOptions(model=model)
+    if not isinstance(model, ModelOptions):
         return model
-    if not model.startswith(("http://", "https://")):
-        return Local(load(model, progress=progress))
+    address = model.model
+    if not address.startswith(("http://", "https://")):
+        return Local(load(**model.how, progress=progress))
+    if model != ModelOptions(model=address):
+        raise JudgeError(f"the server {address} loads its model itself: leave out how")
     # Its client is loaded when there is something to say to a server.
     from educe.judge.server import Server
 
     if not name:
-        raise JudgeError(f"a server can have several models: name one of {model} (--judge-name)")
-    return Server(model, name, **options)
+        raise JudgeError(f"a server can have several models: name one of {address} (--judge-name)")
+    return Server(address, name, **options)

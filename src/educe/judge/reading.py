@@ -1,8 +1,7 @@
-"""Reading: what the unperturbed model makes of a completion.
+"""Reading: how likely a completion is to the unperturbed model.
 
-One pass over prompt and completion gives two things that other judges stand on: the mean
-log-likelihood of its tokens, and an embedding, the mean of the residual stream over them. The
-prompt is read once, whatever the number of its completions.
+One pass over prompt and completion gives the mean log-likelihood of its tokens. The prompt is read
+once, whatever the number of its completions.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from educe.forward.forced import continued
@@ -24,11 +22,10 @@ class Reading(NamedTuple):
 
     completion: Completion
     logprob: float  #: mean log-likelihood a token, in nats; 0 for an empty completion
-    embedding: np.ndarray  #: mean residual stream over the tokens, ``[width]``; 0 when empty
 
 
 def read(
-    lm: LanguageModel, batch: PromptBatch, completions: Sequence[Completion], *, layer: int
+    lm: LanguageModel, batch: PromptBatch, completions: Sequence[Completion]
 ) -> Iterator[list[Reading]]:
     """Read completions with the unperturbed model, one list a batch.
 
@@ -36,20 +33,13 @@ def read(
         lm: The model.
         batch: The prompts that the completions answer.
         completions: What to read.
-        layer: The layer whose stream is the embedding.
     """
-    nothing = np.zeros(lm.width, np.float32)
-    empty = [Reading(c, 0.0, nothing) for c in completions if not c.tokens]
+    empty = [Reading(c, 0.0) for c in completions if not c.tokens]
     if empty:
         yield empty
     said = [c for c in completions if c.tokens]
     prompts, tokens = [c.row.prompt for c in said], [c.tokens for c in said]
-    for some in continued(lm, batch, prompts, tokens, layer=layer):
+    for some in continued(lm, batch, prompts, tokens):
         own = [said[i] for i in some.items]
-        count = torch.tensor([len(c.tokens) for c in own])
-        logprob = some.logprobs.sum(1).cpu() / count
-        embedding = some.stream.sum(1).cpu() / count[:, None]
-        yield [
-            Reading(c, float(lp), e)
-            for c, lp, e in zip(own, logprob, embedding.numpy(), strict=True)
-        ]
+        logprob = some.logprobs.sum(1).cpu() / torch.tensor([len(c.tokens) for c in own])
+        yield [Reading(c, float(lp)) for c, lp in zip(own, logprob, strict=True)]

@@ -2,14 +2,15 @@
 
     vectors        h ← h + θ              one vector, added to the stream that leaves a block
     within         h ← h + θ A            the same, of a subspace: θ has k coefficients, A is [k, d]
+    ablations      h ← h - R ⟨h - a, r⟩ w   a direction, taken away from that stream
     adapters       W ← W + R b aᵀ         on one projection of each block of a band; unit a and b
     biases         W x ← W x + θ_l        the same for every token, on such projections
     token noise    h_t ← h_t + R g_t      fresh for each token t, g_t uniform on the sphere
     weight noise   W ← W + σ rms(W) G     on the matrices of a band of blocks, G standard normal
 
 ``θ`` is a row of numbers for every perturbation, ``[n, size]``, and differentiable; for noise it is
-a single number, the size. `kind` has what they all say of themselves; `vectors`, `low_rank`,
-`biases` and `noise` are the kinds.
+a single number, the size. `kind` has what they all say of themselves; `vectors`, `ablations`,
+`low_rank`, `biases` and `noise` are the kinds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from educe.errors import FileFormatError
+from educe.kinds.ablations import Ablations
 from educe.kinds.biases import Biases
 from educe.kinds.kind import Kind
 from educe.kinds.low_rank import Adapters, adapters
@@ -29,6 +31,7 @@ from educe.rows import Row
 
 __all__ = [
     "KINDS",
+    "Ablations",
     "Adapters",
     "Biases",
     "Kind",
@@ -45,7 +48,7 @@ __all__ = [
 
 #: By the name that files have for them.
 KINDS: dict[str, type[Kind]] = {
-    k.name: k for k in (Vectors, Within, Adapters, Biases, TokenNoise, WeightNoise)
+    k.name: k for k in (Vectors, Within, Ablations, Adapters, Biases, TokenNoise, WeightNoise)
 }
 
 

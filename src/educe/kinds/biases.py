@@ -4,7 +4,7 @@
 
 A perturbation is a row of ``L`` vectors, block after block; each has norm one in a unit
 perturbation. It is what an adapter ``W + R b aᵀ`` becomes when ``R ⟨a, x⟩``, which lets the token
-decide, gives way to a constant (see `educe.refine.degate`).
+decide, gives way to a constant (see `educe.derive.ungating`).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Adapters(Projected):
         rank: Columns of ``a`` and of ``b``.
 
     Example:
-        >>> kind = educe.adapters(lm, first=2, blocks=2)
+        >>> kind = adapters(lm, first=2, blocks=2)
         >>> kind.paths
         ('model.layers.2.self_attn.o_proj', 'model.layers.3.self_attn.o_proj')
         >>> kind.size  # a and b, both as wide as the stream, for each of two blocks
@@ -122,7 +122,7 @@ def adapters(
         ModelError: A block has no such projection.
 
     Example:
-        >>> kind = educe.adapters(lm, first=2, blocks=1, projection="mlp", rank=4)
+        >>> kind = adapters(lm, first=2, blocks=1, projection="mlp", rank=4)
         >>> educe.search(part.on(kind), "random", n=3, radius=0.5)
         PerturbationSet(3 adapters by random; layers 1 to 3 of llama; ...)
     """

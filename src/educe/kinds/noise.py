@@ -78,7 +78,7 @@ class TokenNoise(Noise, AfterBlock):
         positions: Tokens it is added to.
 
     Example:
-        >>> kind = educe.TokenNoise(1, lm.width, seeds=(0, 1, 2))
+        >>> kind = TokenNoise(1, lm.width, seeds=(0, 1, 2))
         >>> noise = kind.added(torch.full((3, 1), 2.0), [0, 1, 2], range(-4, 0))
         >>> noise.shape, bool(torch.allclose(noise.norm(dim=-1), torch.tensor(2.0)))
         (torch.Size([3, 1, 4, 32]), True)
@@ -116,7 +116,7 @@ class WeightNoise(Noise):
             noise, if they are floating point with two dimensions or more.
 
     Example:
-        >>> kind = educe.WeightNoise(first=2, blocks=1, seeds=(0,), modules="down_proj")
+        >>> kind = WeightNoise(first=2, blocks=1, seeds=(0,), modules="down_proj")
         >>> list(kind.parameters(lm))
         ['2.mlp.down_proj.weight']
         >>> part.on(kind).effect(torch.tensor([[0.1]])).shape

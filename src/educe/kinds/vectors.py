@@ -53,7 +53,7 @@ class Vectors(AfterBlock):
         positions: Tokens it is added to (see `educe.positions`).
 
     Example:
-        >>> kind = educe.Vectors(1, lm.width, positions="last:2")
+        >>> kind = Vectors(1, lm.width, positions="last:2")
         >>> effect = part.on(kind).effect(kind.draw(3, torch.Generator()))
         >>> effect.shape
         torch.Size([3, 32])
@@ -84,7 +84,7 @@ class Within(AfterBlock):
 
     What is searched for are coefficients, so that every step stays inside. With orthonormal rows
     the ball ``‖θ‖ ≤ R`` is that of the vectors themselves; with rows as long as activations spread
-    along them it is an ellipsoid (see `educe.manifold.inside`).
+    along them it is an ellipsoid (see `educe.activations.inside`).
 
     Attributes:
         layer: The block after which they are added.
@@ -92,7 +92,7 @@ class Within(AfterBlock):
         positions: Tokens they are added to.
 
     Example:
-        >>> plane = educe.Within(1, torch.eye(2, lm.width))
+        >>> plane = Within(1, torch.eye(2, lm.width))
         >>> found = educe.search(part.on(plane), "dct", n=2, radius=2.0)
         >>> found.theta.shape  # coefficients
         torch.Size([2, 2])

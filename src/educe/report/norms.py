@@ -1,15 +1,22 @@
-"""What the norm tells, as charts; it is read from the run as JSON (see `educe.norm.survey`)."""
+"""What the norm tells of a run, as charts (see `educe.comparison.norm`)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 
+from educe.comparison.norm import Curve, Norm, norm_of
 from educe.comparison.summary import dose
 from educe.report.figures import PALETTE, dressed
+from educe.report.part import Part, Shown
+from educe.report.templates import figure, fragment
+from educe.run.store import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Charts of curves: what each shows and what is said of it.
 CAPTIONS = {
@@ -19,200 +26,155 @@ CAPTIONS = {
         "d log ‖Δ‖ / d log R: 1 where the effect is linear, above where it leaves a plateau, below "
         "where it saturates.",
     ),
-    "high": (
+    "kl_p95": (
         "Side effect",
         "95th percentile of KL over the first 20 tokens of ordinary answers, in nats.",
     ),
     "coherence": ("Coherence", "Of what is written, as text the unperturbed model could write."),
     "novelty": ("Novelty", "Of what is written, against what the unperturbed model writes."),
-    "score": ("Judged score", "Mean over the prompts."),
+    "score": ("Judged score", "Mean over what is written."),
 }
-#: The share of random perturbations that the band holds.
+#: Their vertical scales, where these are not linear.
+SCALES = {
+    "effect": alt.Scale(type="log"),
+    "kl_p95": alt.Scale(type="symlog", constant=0.01),
+}
+#: The share of the control that the band holds.
 BAND = (0.1, 0.9)
-ARMS = {"found": "accent", "random": "control"}
+#: The colour of each arm, and of the radius by each rule.
+ARMS = {"found": "accent", "control": "control"}
+RULES = {"linearisation": "rare", "steepest": "accent", "budget": "noise", "nonsense": "damage"}
+#: What scores are called.
+SCORED = {
+    "coherence": "coherence",
+    "novelty": "novelty",
+    "interestingness": "interestingness",
+    "kl": "mean KL",
+    "kl_p95": "KL, 95%",
+    "score": "judged",
+}
+#: What is equal in a comparison, and what is counted.
+EQUAL = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
+COUNTED = {"shows": "shows it", "new": "new", "nonsense": "nonsense"}
 
 
-def drawn(told: dict[str, Any]) -> list[str]:
+def drawn(told: Norm) -> list[str]:
     """Return which curves there are to draw."""
-    return [name for name in CAPTIONS if told["curves"] and (name != "score" or told["judge"])]
+    return [name for name in CAPTIONS if told.curves and (name != "score" or told.asked.judge)]
 
 
-def charts(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def charts(told: Norm) -> dict[str, dict[str, Any]]:
     """Return the specifications of all charts, by name."""
-    made: dict[str, Any] = {name: curve(told["curves"], name) for name in drawn(told)}
-    made["rules"] = rules(told["curves"]) if told["curves"] else None
-    made["spread"] = scatter(told["points"])
-    made["equal"] = equal(told["equal"]) if told["equal"] else None
-    return {f"norm-{name}": dressed(chart) for name, chart in made.items() if chart is not None}
+    made: dict[str, alt.LayerChart] = {name: curve(told.curves, name) for name in drawn(told)}
+    if told.curves:
+        made["rules"] = rules(told.curves)
+    made["spread"] = scatter(told.used)
+    if told.equal:
+        made["equal"] = equal(told)
+    return {f"norm-{name}": dressed(chart) for name, chart in made.items()}
 
 
-def curve(curves: list[dict[str, Any]], name: str) -> alt.LayerChart:
-    """Draw something over the signed radius: lines of those found over a band of random ones."""
-    grid = "fine" if name in ("effect", "exponent") else "points"
-    rows, control = [], defaultdict(list)
-    for c in curves:
-        for p in c[grid]:
-            value = p[name]
-            if value is None:
-                continue
-            share = c["sign"] * abs(p["share"])
-            rows.append(
-                {
-                    "share": share,
-                    "value": value,
-                    "line": f"{c['arm']} {c['sign']} {c['number']}",
-                    "number": c["number"],
-                    "of": "found" if c["arm"] == "found" else "random",
-                    "dose": share * c["dose"],
-                }
-            )
-            if c["arm"] == "control":
-                control[round(share, 6)].append(value)
-    band = [
-        dict(zip(("low", "high"), np.quantile(values, BAND).tolist(), strict=True))
-        | {"share": share, "middle": float(np.median(values)), "side": share > 0}
-        for share, values in sorted(control.items())
-    ]
-    logs = name in ("effect", "high")
-    scale = alt.Scale(type="symlog", constant=0.01) if name == "high" else alt.Scale()
-    if name == "effect":
-        scale = alt.Scale(type="log")
-    title = CAPTIONS[name][0].lower() if name != "high" else "nats"
+def curve(curves: list[Curve], name: str) -> alt.LayerChart:
+    """Draw something over the signed radius: lines of those found over the band of the control."""
+    import pandas as pd
+
+    shown = ["number", "arm", "share", "dose", name]
+    rows = pd.concat([c.fine if name in ("effect", "exponent") else c.points for c in curves])
+    rows = rows[shown].dropna().rename(columns={name: "value"})
+    rows["side"] = rows.share > 0
+    control = rows[rows.arm == "control"]
+    each = control.groupby(control.share.round(6)).value
+    ends = each.agg(low=lambda v: v.quantile(BAND[0]), high=lambda v: v.quantile(BAND[1]))
+    band = ends.reset_index().assign(side=lambda b: b.share > 0)
+    title, scale = CAPTIONS[name][0].lower(), SCALES.get(name, alt.Scale())
     across = alt.X(
         "share:Q",
         scale=alt.Scale(type="symlog", constant=0.25, nice=False),
         axis=alt.Axis(values=[-3, -2, -1, -0.5, -0.25, 0.25, 0.5, 1, 2, 3], format=".3~g"),
         title="radius, as a share of the one used",
     )
-    up = alt.Y("value:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5, format=".3~g"))
-    layers: list[alt.Chart] = []
-    if band:
-        shaded = alt.Chart(alt.Data(values=band))
-        layers.append(
-            shaded.mark_area(opacity=0.2, color=PALETTE["control"][0]).encode(
-                across, alt.Y("low:Q", scale=scale, title=title), alt.Y2("high:Q"), detail="side:N"
-            )
-        )
-    lines = alt.Chart(alt.Data(values=rows)).encode(
+    shaded = _chart(band).mark_area(opacity=0.2, color=PALETTE["control"][0])
+    low = alt.Y("low:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5, format=".3~g"))
+    lines = _chart(rows).encode(
         across,
-        up,
-        alt.Color("of:N", scale=_scale(), legend=alt.Legend(title=None, orient="top")),
-        detail="line:N",
-        tooltip=[
-            "number:N",
-            "of:N",
-            alt.Tooltip("share:Q", format=".3~g"),
-            alt.Tooltip("dose:Q", format=".3~g"),
-            alt.Tooltip("value:Q", format=".3~g", title=title),
-        ],
+        alt.Y("value:Q", scale=scale, title=title),
+        _colour(ARMS),
+        detail=["number:N", "side:N"],
+        tooltip=["number:N", "arm:N", *_exact("share", "dose", "value")],
     )
-    layers.append(
-        lines.transform_filter("datum.of == 'random'").mark_line(strokeWidth=1, opacity=0.6)
-    )
-    layers.append(lines.transform_filter("datum.of == 'found'").mark_line(strokeWidth=2))
-    if name == "exponent":
-        one = alt.Chart(alt.Data(values=[{"value": 1}]))
-        layers.append(
-            one.mark_rule(strokeDash=[4, 4], color=PALETTE["muted"][0]).encode(alt.Y("value:Q"))
-        )
-    return alt.layer(*layers).properties(height=240 if not logs else 260)
-
-
-def rules(curves: list[dict[str, Any]]) -> alt.LayerChart:
-    """Draw the radius of each perturbation by the three rules, and where its text falls apart."""
-    names = {"linearisation": "rare", "steepest": "accent", "budget": "noise"}
-    rows = []
-    for c in curves:
-        own = f"{'+' if c['sign'] > 0 else '−'}{c['number']} {_arm(c['arm'])}"
-        for name in names:
-            if c["choices"][name] is not None:
-                rows.append({"who": own, "of": name, "share": c["choices"][name]})
-        if c["marks"]["nonsense"] is not None:
-            rows.append({"who": own, "of": "nonsense", "share": c["marks"]["nonsense"]})
-    colours = names | {"nonsense": "damage"}
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        alt.X("share:Q", scale=alt.Scale(type="log"), title="radius, as a share of the one used"),
-        alt.Y("who:N", title=None, sort=[]),
-    )
-    return alt.layer(
-        base.mark_point(size=90, filled=True, opacity=1).encode(
-            alt.Color(
-                "of:N",
-                scale=alt.Scale(
-                    domain=list(colours), range=[PALETTE[role][0] for role in colours.values()]
-                ),
-                legend=alt.Legend(title=None, orient="top"),
-            ),
-            alt.Shape(
-                "of:N",
-                scale=alt.Scale(
-                    domain=list(colours), range=["circle", "diamond", "square", "cross"]
-                ),
-                legend=alt.Legend(title=None, orient="top"),
-            ),
-            tooltip=["who:N", "of:N", alt.Tooltip("share:Q", format=".3~g")],
-        )
-    ).properties(height=max(120, 24 * len(curves)))
-
-
-def scatter(points: list[list[dict[str, Any]]]) -> alt.LayerChart:
-    """Draw how striking perturbations are against their effect, as they were used."""
-    rows = [
-        {
-            "of": arm,
-            "number": p["number"],
-            "effect": p["effect"],
-            "striking": p["coherence"] * p["novelty"],
-            "dose": p["dose"],
-            "high": p["high"],
-        }
-        for arm, own in zip(ARMS, points, strict=True)
-        for p in own
-        if p["effect"]
+    layers = [
+        shaded.encode(across, low, alt.Y2("high:Q"), detail="side:N"),
+        lines.transform_filter("datum.arm == 'control'").mark_line(strokeWidth=1, opacity=0.6),
+        lines.transform_filter("datum.arm == 'found'").mark_line(strokeWidth=2),
     ]
-    return alt.layer(
+    if name == "exponent":
+        one = alt.Chart(alt.Data(values=[{"value": 1}])).encode(alt.Y("value:Q"))
+        layers.append(one.mark_rule(strokeDash=[4, 4], color=PALETTE["muted"][0]))
+    return alt.layer(*layers).properties(height=250)
+
+
+def rules(curves: list[Curve]) -> alt.LayerChart:
+    """Draw the radius of each perturbation by the three rules, and where its text falls apart."""
+    rows = [
+        {"who": called(c), "of": name, "share": share}
+        for c in curves
+        for name, share in (*c.choices._asdict().items(), ("nonsense", c.marks.nonsense))
+        if share is not None
+    ]
+    title = "radius, as a share of the one used"
+    shapes = alt.Scale(domain=list(RULES), range=["circle", "diamond", "square", "cross"])
+    dots = (
         alt.Chart(alt.Data(values=rows))
-        .mark_point(size=60, filled=True, opacity=0.85)
+        .mark_point(size=90, filled=True, opacity=1)
         .encode(
+            alt.X("share:Q", scale=alt.Scale(type="log"), title=title),
+            alt.Y("who:N", title=None, sort=[]),
+            _colour(RULES, "of"),
+            alt.Shape("of:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
+            tooltip=["who:N", "of:N", *_exact("share")],
+        )
+    )
+    return alt.layer(dots).properties(height=max(120, 24 * len(curves)))
+
+
+def scatter(used: pd.DataFrame) -> alt.LayerChart:
+    """Draw how interesting perturbations are against their effect, as they were used."""
+    shown = ["number", "arm", "dose", "effect", "interestingness", "kl_p95"]
+    rows = used[used.effect > 0][shown]
+    dots = _chart(rows).mark_point(size=60, filled=True, opacity=0.85)
+    return alt.layer(
+        dots.encode(
             alt.X("effect:Q", scale=alt.Scale(type="log"), title="effect ‖Δ‖"),
-            alt.Y("striking:Q", title="coherence × novelty"),
-            alt.Color("of:N", scale=_scale(), legend=alt.Legend(title=None, orient="top")),
-            tooltip=[
-                "number:N",
-                "of:N",
-                *(alt.Tooltip(f"{k}:Q", format=".3~g") for k in ("effect", "striking", "dose")),
-                alt.Tooltip("high:Q", format=".3~g", title="KL, 95%"),
-            ],
+            alt.Y("interestingness:Q", title="coherence × novelty"),
+            _colour(ARMS),
+            tooltip=["number:N", "arm:N", *_exact("effect", "interestingness", "dose", "kl_p95")],
         )
     ).properties(height=280)
 
 
-def equal(compared: list[dict[str, Any]]) -> alt.LayerChart:
+def equal(told: Norm) -> alt.LayerChart:
     """Draw the rates of both arms at equal radius, effect and damage, with their intervals."""
-    names = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
-    rows = []
-    several = len({e["dose"] for e in compared}) > 1
-    for e in compared:
-        used = f", {dose(e['dose'])}" if several else ""
-        for arm, of in (("found", e["found"]), ("random", e["control"])):
-            for what, title in (("shows", "shows it"), ("new", "new"), ("nonsense", "nonsense")):
-                r = of[what]
-                if r["trials"]:
-                    rows.append(
-                        {
-                            "at": f"{title}, {names[e['at']]}{used}",
-                            "of": arm,
-                            "share": r["hits"] / r["trials"],
-                            "low": r["low"],
-                            "high": r["high"],
-                            "told": f"{r['hits']} of {r['trials']}",
-                        }
-                    )
+    several = len({e.dose for e in told.equal}) > 1
+    rows = [
+        {
+            "at": f"{title}, {EQUAL[e.at]}" + (f", {dose(e.dose)}" if several else ""),
+            "arm": arm,
+            "share": rate.share,
+            "low": rate.low,
+            "high": rate.high,
+            "told": f"{rate.hits} of {rate.trials}",
+        }
+        for e in told.equal
+        for what, title in COUNTED.items()
+        for arm, of in zip(ARMS, (e.found, e.control), strict=True)
+        for rate in [getattr(of, what)]
+        if rate.trials and (what != "shows" or told.asked.judge)
+    ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         alt.Y("at:N", title=None, sort=[]),
-        alt.YOffset("of:N", sort=list(ARMS)),
-        alt.Color("of:N", scale=_scale(), legend=alt.Legend(title=None, orient="top")),
-        tooltip=["at:N", "of:N", "told:N"],
+        alt.YOffset("arm:N", sort=list(ARMS)),
+        _colour(ARMS),
+        tooltip=["at:N", "arm:N", "told:N"],
     )
     axis = alt.Axis(format="%", tickCount=5)
     bars = base.mark_rule(strokeWidth=2).encode(
@@ -220,12 +182,44 @@ def equal(compared: list[dict[str, Any]]) -> alt.LayerChart:
         alt.X2("high:Q"),
     )
     dots = base.mark_point(size=70, filled=True, opacity=1).encode(alt.X("share:Q"))
-    return (bars + dots).properties(height=102 * len(compared))
+    return (bars + dots).properties(height=102 * len(told.equal))
 
 
-def _arm(arm: str) -> str:
-    return "found" if arm == "found" else "random"
+def called(c: Curve) -> str:
+    """Return what a curve is called: its sign, its number and its arm."""
+    return f"{'+' if c.sign > 0 else '−'}{c.number} {c.arm}"
 
 
-def _scale() -> alt.Scale:
-    return alt.Scale(domain=list(ARMS), range=[PALETTE[role][0] for role in ARMS.values()])
+def _chart(rows: pd.DataFrame) -> alt.Chart:
+    return alt.Chart(alt.Data(values=rows.to_dict("records")))
+
+
+def _exact(*names: str) -> Iterable[alt.Tooltip]:
+    return (alt.Tooltip(f"{name}:Q", format=".3~g") for name in names)
+
+
+def _colour(roles: dict[str, str], field: str = "arm") -> alt.Color:
+    scale = alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])
+    return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(title=None, orient="top"))
+
+
+def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
+    """Return what the norm tells of a run."""
+    told = norm_of(run)
+    if told is None:
+        return None
+    html = fragment(
+        "norms.html",
+        pattern,
+        told=told,
+        drawn=drawn(told),
+        captions=CAPTIONS,
+        called=called,
+        equal=EQUAL,
+        scored=SCORED,
+        chart=figure,
+    )
+    return Shown(html, charts(told))
+
+
+PART = Part("norm", "What the norm tells", render)

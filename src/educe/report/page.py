@@ -18,10 +18,9 @@ from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.comparison.summary import Behaviour, Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.judge.novelty import vectors
-from educe.report import figures, templates
+from educe.report import figures, fronts, manifold, norms, paths, templates
 from educe.report.command import command
 from educe.report.markup import cut
-from educe.report.parts import PARTS
 from educe.rows import BEHAVIOUR, CompletionRow, PromptRow
 from educe.run.store import Run
 
@@ -89,6 +88,8 @@ KINDS = {
         "random directions added at the source, with the same mean effect at the target",
     ),
 }
+#: What studies of a run add, in this order.
+PARTS = (manifold.PART, norms.PART, paths.PART, fronts.PART)
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
 OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.RARE), 12
 #: Relatives a behaviour is shown with, and the least likeness that makes one.

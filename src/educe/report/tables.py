@@ -1,276 +1,270 @@
-"""What `educe examine` and `educe refine` found, as tables on a terminal."""
+"""What `educe examine` and `educe derive` found, as tables on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from educe.activations.report import (
+    INSIDE,
+    OUTSIDE,
+    ManifoldReport,
+    Range,
+    at_layer,
+    words,
+)
+from educe.comparison.norm import Norm
 from educe.comparison.summary import dose
-from educe.report import path_table
-from educe.report.fronts import ARMS, within
+from educe.report import derived, paths
+from educe.report.manifold import ablated
+from educe.report.norms import SCORED, called
 from educe.report.screen import escaped, line, screen, written
 
-#: What comparisons and scores of `norm` are called.
+#: What is equal in a comparison.
 EQUAL = {"radius": "as used", "effect": "effect", "kl": "KL"}
-SCORED = {
-    "coherence": "coherence",
-    "novelty": "novelty",
-    "striking": "striking",
-    "kl": "mean KL",
-    "high": "KL, 95%",
-    "score": "judged",
+
+#: Heads of the columns of `paths.VECTORS`, on one screen.
+SHORT = {
+    "sine": "sine",
+    "drift": "drift",
+    "turning": "turning",
+    "exponent": "exp.",
+    "effect_turning": "effect's",
+    "neurons_variance": "slopes",
 }
 
 
-def norm(told: dict[str, Any], console: Console | None = None) -> None:
-    """Print what the norm tells (see `educe.norm.survey`)."""
+def norm(told: Norm, console: Console | None = None) -> None:
+    """Print what the norm tells."""
     console = console or screen()
+    judge = told.asked.judge
     head = ("", "arm", "dose", "leaves", "flat", "new", "nons.")
-    rules = ("linear", "steep", f"{told['budget']:g} nat")
-    grid = _grid(*head, *rules)
-    for c in told["curves"]:
-        arm = "found" if c["arm"] == "found" else "random"
-        ends = (*c["marks"].values(), *c["choices"].values())
-        shown = ["–" if v is None else f"{v:.2f}" for v in ends]
-        sign = "+" if c["sign"] > 0 else "−"
-        grid.add_row(f"{sign}{c['number']}", arm, dose(c["dose"]), *shown)
+    grid = _grid(*head, "linear", "steep", f"{told.asked.budget:g} nat")
+    for c in told.curves:
+        name, arm = called(c).split()
+        shown = ["–" if v is None else f"{v:.2f}" for v in (*c.marks, *c.choices)]
+        grid.add_row(name, arm, dose(c.dose), *shown)
     console.print(
         "[bold]Where curves bend[/bold]: leaves its plateau, flattens, new text, nonsense; the\n"
         "[bold]radius by three rules[/bold]; shares of the radius used, – is not on the grid"
     )
     console.print(grid)
-    shows = f"{told['judge']}" if told["judge"] else "–"
     rates = ("it", "p", "new", "p", "nons.")
     table = _grid("dose", "at equal", "arm", "n", "radius", "KL 95%", *rates)
-    for e in told["equal"]:
-        for arm in ("found", "control"):
-            of = e[arm]
-            first = arm == "found"
+    for e in told.equal:
+        for arm, of, said in (("found", e.found, True), ("control", e.control, False)):
+            shows, new, nonsense = (f"{r.hits}/{r.trials}" for r in (of.shows, of.new, of.nonsense))
             table.add_row(
-                dose(e["dose"]) if first else "",
-                EQUAL[e["at"]] if first else "",
-                "found" if first else "random",
-                str(of["reached"]),
-                f"{of['radius']:.3g}",
-                f"{of['high']:.2f}",
-                f"{of['shows']['hits']}/{of['shows']['trials']}" if told["judge"] else "–",
-                f"{e['p_shows']:.2g}" if first and told["judge"] else "",
-                f"{of['new']['hits']}/{of['new']['trials']}",
-                f"{e['p_new']:.2g}" if first else "",
-                f"{of['nonsense']['hits']}/{of['nonsense']['trials']}",
+                dose(e.dose) if said else "",
+                EQUAL[e.at] if said else "",
+                arm,
+                str(of.reached),
+                f"{of.radius:.3g}",
+                f"{of.kl_p95:.2f}",
+                shows if judge else "–",
+                f"{e.p_shows:.2g}" if said and judge else "",
+                new,
+                f"{e.p_new:.2g}" if said else "",
+                nonsense,
             )
-    console.print(written(shows, "bold", lead="Found and random perturbations; it: "))
+    console.print(written(judge or "–", "bold", lead="Found and control; it: "))
     console.print(table)
     console.print(
         "[bold]The top of each score[/bold], and its p-values: within its set, and against"
     )
-    console.print("random ones; as it is, and after regression on the log of the effect")
-    tops = _grid("dose", "score", "top", "", "set", "random", "beyond effect", "set", "random")
-    for s in told["spreads"]:
-        top, left = s["top"], s["left"]
-        tops.add_row(
-            dose(s["dose"]),
-            SCORED[s["score"]],
-            f"{top['value']:.2f}",
-            str(top["number"]),
-            *(f"{top[k]:.2g}" for k in ("grubbs", "random")),
-            str(left["number"]),
-            *(f"{left[k]:.2g}" for k in ("grubbs", "random")),
-        )
+    console.print("the control; as it is, and after regression on the log of the effect")
+    tops = _grid("dose", "score", "top", "", "set", "control", "beyond effect", "set", "control")
+    for s in told.spreads:
+        first = (dose(s.dose), SCORED[s.score], f"{s.top.value:.2f}")
+        each = ((str(t.number), f"{t.grubbs:.2g}", f"{t.random:.2g}") for t in (s.top, s.left))
+        tops.add_row(*first, *chain.from_iterable(each))
     console.print(tops)
 
 
-def passport(p: dict[str, Any], console: Console | None = None) -> None:
-    """Print a passport (see `educe.manifold.record`) on one screen."""
-    console = console or screen()
-    massive = f", coordinates {', '.join(map(str, p['massive']))}" if p["massive"] else ""
+def manifold(r: ManifoldReport, console: Console | None = None) -> None:
+    """Print a manifold report on one screen."""
+    console, facts = console or screen(), r.facts
+    left_out = f", coordinates {', '.join(map(str, facts.massive))}" if facts.massive else ""
     console.print(
         Panel(
-            written(p["words"]),
-            title=f"perturbation {p['number']} ({p['arm']}), layer {p['layer']}, "
-            f"norm {p['norm']:.3g}",
+            written(words(r)),
+            title=f"perturbation {r.number} ({r.arm}), layer {facts.layer}, norm {facts.norm:.3g}",
             title_align="left",
         )
     )
     grid = _grid("", "this", "natural", "random", "%ile")
-    rows = {"energy in massive": (p["massive_share"], ".2f")} if p["massive"] else {}
-    rows |= {
-        f"energy in top {p['rank']} of {p['width']}": (p["share"], ".2f"),
-        "Mahalanobis, same norm": (p["length"], ".3g"),
-        "Mahalanobis, own norms": (p["size"], ".3g"),
-    }
-    if p["prompt"]:
-        rows[f"energy in prompt's {p['prompt_rank']}"] = (p["prompt"], ".2f")
-    for name, (of, form) in rows.items():
-        controls = (_range(of[kind], form) for kind in ("natural", "random"))
-        grid.add_row(name, f"{of['found']:{form}}", *controls, f"{100 * of['percentile']:.1f}")
+
+    def line(name: str, judge: str, form: str, *, percentile: bool = True) -> None:
+        of = r[judge]
+        controls = (_range(of.natural, form), _range(of.random, form))
+        ends = [f"{100 * of.percentile:.1f}"] if percentile else []
+        grid.add_row(name, f"{of.found:{form}}", *controls, *ends)
+
+    if facts.massive:
+        line("energy in massive", "energy_massive", ".2f")
+    line(f"energy in top {facts.rank} of {facts.width}", "energy_top", ".2f")
+    line("Mahalanobis, same norm", "mahalanobis", ".3g")
+    line("Mahalanobis, own norms", "mahalanobis_own", ".3g")
+    if facts.prompt_rank:
+        line(f"energy in prompts' {facts.prompt_rank}", "energy_prompt", ".2f")
     grid.add_row()
-    for at in p["depth"]:
-        of, still = at["distance"], at["still_distance"]
-        controls = (_range(of[kind], ".0%") for kind in ("natural", "random"))
-        small = "" if at["enough"] else "?"
-        name = f"distance at {at['layer']}{small} ({still:.0%})"
-        grid.add_row(name, f"{of['found']:.0%}", *controls, f"{100 * of['percentile']:.1f}")
+    for layer in facts.layers:
+        still, small = r.at("distance", layer).still, "" if r.enough(layer) else "?"
+        line(f"distance at {layer}{small} ({still:.0%})", at_layer("distance", layer), ".0%")
     grid.add_row()
-    outputs = {o["name"]: o for o in p["outputs"]}
     for name, form in (("kl", ".3f"), ("entropy", ".2f"), ("perplexity", ".0f")):
-        plain = f" ({outputs['unperturbed'][name]:{form}})" if name != "kl" else ""
-        controls = (
-            _range(_spread([o[name] for n, o in outputs.items() if n.split()[0] == kind]), form)
-            for kind in ("natural", "random")
+        judge = f"heldout_{name}"
+        plain = f" ({r[judge].still:{form}})" if name != "kl" else ""
+        line(f"{name}{plain}", judge, form, percentile=False)
+    for how in (INSIDE, OUTSIDE):
+        for part in r.outcomes(how):
+            grid.add_row(f"kl, its {how}", f"{part.scores['heldout_kl']:.3f}")
+    taken = ablated(r)
+    for one in taken:
+        kl = "heldout_kl"
+        grid.add_row(
+            f"kl, ablated {one.form}", f"{one.scores[kl]:.3f}", "", _range(one.random[kl], ".3f")
         )
-        grid.add_row(f"{name}{plain}", f"{outputs['the perturbation'][name]:{form}}", *controls)
-    for part in ("its part inside", "its part outside"):
-        if part in outputs:
-            grid.add_row(f"kl, {part}", f"{outputs[part]['kl']:.3f}")
-    for taken in p["taken"]:
-        name = f"kl, taken away ({taken['form']})"
-        grid.add_row(name, f"{taken['kl']:.3f}", "", _range(taken["random"], ".3f"))
     console.print(grid)
     console.print(
         "[dim]natural: differences between activations, random: vectors, of this norm; %ile: among "
-        f"natural ones. At later layers and below it {p['controls'][0]} and {p['controls'][1]}, "
+        f"natural ones. At later layers and below it {facts.tried[0]} and {facts.tried[1]}, "
         "lowest to highest. In brackets: unperturbed. ?: too little text.[/dim]",
         highlight=False,
     )
-    if p["taken"]:
-        told = ", ".join(f"{t['form']} {t['outside']:.1%}" for t in p["taken"])
+    if taken:
+        told = ", ".join(f"{one.form} {one.scores['energy_unused']:.1%}" for one in taken)
         console.print(
-            f"[dim]of what taking it away changes, in directions not used: {told} "
-            f"(natural {p['unused'][0]:.1%}, random {p['unused'][1]:.0%})[/dim]",
+            f"[dim]of what ablating it changes, in directions not used: {told} "
+            f"(natural {facts.unused[0]:.1%}, random {facts.unused[1]:.0%})[/dim]",
             highlight=False,
         )
-    last = p["growth"][-1]
     console.print(
-        f"[dim]{last['tokens']} tokens ({escaped(p['corpus'])}), held-out ones "
-        f"{last['optimism']:.2f} times as far out; without first tokens{massive}[/dim]",
+        f"[dim]{facts.fitted} tokens ({escaped(facts.corpus)}), held-out ones "
+        f"{r.coverage[facts.layer][-1].optimism:.2f} times as far out; without first tokens"
+        f"{left_out}[/dim]",
         highlight=False,
     )
 
 
-def path(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
+def path(p: paths.Path, run: Path, console: Console | None = None) -> None:
     """Print vectors that were followed through the radius, and their nulls."""
     console = console or screen()
     console.print(
-        f"[bold]through the radius[/bold]  {p['shares'][0]:.2g} to {p['shares'][-1]:.2g} of their "
-        f"own, optimised anew at {len(p['shares'])} radii"
+        f"[bold]through the radius[/bold]  {p.shares[0]:.2g} to {p.shares[-1]:.2g} of their "
+        f"own, optimised anew at {len(p.shares)} radii"
     )
-    grid = _grid("", "moved", "sine", "drift", "turning", "exp.", "effect's", "slopes", "left at")
-    for r in path_table.rows(p):
-        numbers = (r["sine"], r["drift"], r["turning"], r["exponent"], r["effect_turning"])
-        told = [f"{x:.2f}" if x is not None else "–" for x in numbers]
-        slopes = r["neurons_variance"]
-        told.append(f"{slopes:.2g}" if slopes is not None else "–")
-        away = " ".join(f"{share:.2g}" for share in r["left"]) or "nowhere"
-        grid.add_row(f"#{r['number']}", f"{r['moved']:.0f}°", *told, away)
+    grid = _grid("", "dose", "moved", *SHORT.values(), "left at")
+    for row in paths.vectors(p):
+        grid.add_row(*(cell or "–" for cell in row))
     grid.add_row()
-    for title, m in path_table.middles(p).items():
-        names = ("turning", "exponent", "effect_turning", "neurons_variance")
-        sine, *columns = (m[name].split(" ")[0] for name in ("sine", *names))
-        grid.add_row(title, "", sine, "", *columns, "", style="dim")
+    for of, own in paths.middles(p, paths.VECTORS).items():
+        columns = (own[name].split(" ")[0] for name in paths.VECTORS)
+        grid.add_row(of, "", "", *columns, "", style="dim")
     console.print(grid)
     console.print(
-        "[dim]drift: what it turns with the radius held, per e-fold of a step\n"
+        "[dim]drift: what it turns at the same radius, per e-fold of a step\n"
         "slopes: variance over the neurons of the target's MLP of d response / dR\n"
         "left at: the share of its radius at which it left its basin[/dim]",
         highlight=False,
     )
-    console.print(
-        written(f"{run / p['file']} (educe discover --given)", "dim", lead="their vectors: ")
-    )
+    _vectors(run / p.file, console)
 
 
-def shrunk(p: dict[str, Any], run: Path, console: Console | None = None) -> None:
-    """Print how far vectors could shrink."""
+def shrunk(
+    curves: Mapping[int, Sequence[tuple[float, float]]],
+    kept: Mapping[int, float | None],
+    by: str,
+    keep: float,
+    file: Path | None,
+    console: Console | None = None,
+) -> None:
+    """Print how far perturbations could shrink.
+
+    Args:
+        curves: The shares of the radius that were looked at, and what was measured, by number.
+        kept: The smallest share at which enough was left; None where there was nothing to keep.
+        by: What was measured.
+        keep: The share of it that was to stay.
+        file: Of those that were kept.
+        console: Where to.
+    """
     console = console or screen()
-    by = escaped(p["by"])
-    grid = _grid("", by, "kept at", "", "then", "")
-    for number, curve, kept in zip(p["numbers"], p["curves"], p["kept"], strict=True):
-        if kept is None:
-            grid.add_row(f"#{number}", f"{curve[0][1]:.2f}", "nothing to keep")
+    grid = _grid("", escaped(by), "kept at", "", "then", "")
+    for number, curve in curves.items():
+        start, share, last = f"{curve[0][1]:.2f}", kept[number], curve[-1]
+        if share is None:
+            grid.add_row(f"#{number}", start, "nothing to keep")
             continue
-        values = dict(map(tuple, curve))
-        after = [f"{curve[-1][0]:.2f}", f"{curve[-1][1]:.2f}"] if curve[-1][0] != kept else []
-        grid.add_row(
-            f"#{number}", f"{curve[0][1]:.2f}", f"{kept:.2f}", f"{values[kept]:.2f}", *after
-        )
-    console.print(f"[bold]shrunk[/bold]  while {by} stays at {p['keep']:.0%} or more")
+        after = [f"{last[0]:.2f}", f"{last[1]:.2f}"] if last[0] != share else []
+        grid.add_row(f"#{number}", start, f"{share:.2f}", f"{dict(curve)[share]:.2f}", *after)
+    console.print(f"[bold]shrunk[/bold]  while {escaped(by)} stays at {keep:.0%} or more")
     console.print(grid)
-    console.print(
-        written(f"{run / p['file']} (educe discover --given)", "dim", lead="their vectors: ")
-    )
+    if file:
+        _vectors(file, console)
 
 
-def front(points: list[dict[str, Any]], console: Console | None = None) -> None:
+def front(points: Sequence[derived.Point], console: Console | None = None) -> None:
     """Print the front of what was found, and both arms within budgets of side effect."""
     console = console or screen()
-    best = sorted((p for p in points if p["front"] and p["arm"] == "found"), key=lambda p: p["kl"])
     grid = _grid("side effect", "effect", "dose", "id", title="on the front")
-    for p in best:
-        style = "bold" if p["hit"] else ""
-        grid.add_row(
-            f"{p['kl']:.2f}",
-            f"{p['effect']:.3g}",
-            dose(p["dose"]),
-            str(p["perturbation"]),
-            style=style,
-        )
+    for p in sorted((p for p in points if p.front and p.arm == "found"), key=lambda p: p.kl):
+        style = "bold" if p.hit else ""
+        told = (f"{p.kl:.2f}", f"{p.effect:.3g}", dose(p.dose), str(p.perturbation))
+        grid.add_row(*told, style=style)
     console.print(grid)
-    grid = _grid("within", "found", "largest", "hits", "random", "largest", "hits")
-    for row in within(points):
-        cells = [f"{row['budget']:g} nats"]
-        for arm in ARMS:
-            own = row[arm]
-            effect = "" if own["effect"] is None else f"{own['effect']:.3g}"
-            cells += [str(own["count"]), effect, own["hits"] or ""]
+    grid = _grid("within", "found", "largest", "hits", "control", "largest", "hits")
+    for budget, reached in derived.within(points):
+        cells = [f"{budget:g} nats"]
+        for own in reached.values():
+            effect = "" if own.effect is None else f"{own.effect:.3g}"
+            cells += [str(own.count), effect, own.hits or ""]
         grid.add_row(*cells)
     console.print(grid)
 
 
-def sparse(
-    vectors: list[dict[str, Any]], basis: str, keep: float, console: Console | None = None
-) -> None:
+def sparse(s: derived.Sparse, console: Console | None = None) -> None:
     """Print how few groups keep a share of each vector's effect, and what these score."""
     console = console or screen()
-    grid = _grid("id", "lasso", "largest", "random", "norm", "whole", "sparse", "re-test", "writes")
-    for one in vectors:
-        needed, scores, again = one["curve"]["needed"], one["scores"], one["again"]
+    grid = _grid("id", *derived.ORDERS, "norm", "whole", "sparse", "re-test", "writes")
+    for one in s.vectors:
         grid.add_row(
-            str(one["number"]),
-            *(str(needed[name]) for name in ("lasso", "magnitude", "random")),
-            f"{one['norm']:.2f}",
-            _score(scores["whole"]),
-            _score(scores["lasso"]),
-            f"{_score(again['whole'])} → {_score(again['lasso'])}",
-            line(one["texts"]["lasso"]),
+            str(one.number),
+            *(str(one.needed[order]) for order in derived.ORDERS),
+            f"{one.norm:.2f}",
+            str(one.scores["whole"]),
+            str(one.scores["lasso"]),
+            f"{one.again['whole']} → {one.again['lasso']}",
+            line(one.texts["lasso"]),
         )
-    total = vectors[0]["curve"]["counts"][-1]
-    told = f"groups of {total} in {escaped(basis)} that keep {keep:.0%} of the effect"
+    told = f"groups of {s.groups} in {escaped(s.basis)} that keep {s.keep:.0%} of the effect"
     console.print(told, style="bold")
     console.print(grid)
 
 
-def degate(scan: dict[str, Any], console: Console | None = None) -> None:
+def ungated(scan: derived.Scan, console: Console | None = None) -> None:
     """Print the best sign and size of each arm, and its re-test."""
     console = console or screen()
     grid = _grid("arm", "id", "constant", "score", "re-test", "writes")
-    for arm, cell in scan["best"].items():
+    for cell in (*scan.best.values(), *scan.gated):
         grid.add_row(
-            "found" if arm == "found" else "random",
-            str(cell["source"]),
-            f"{cell['sign'] * cell['size']:+g}",
-            _score(cell["score"]),
-            _score(scan["again"][arm]),
-            line(cell["text"]),
+            cell.arm,
+            str(cell.number),
+            "gated" if cell.share is None else f"{cell.share:+g}",
+            str(cell.score),
+            str(cell.again or ""),
+            line(cell.text),
         )
     console.print(grid)
-    gated = ", ".join(f"{number}: {_score(own)}" for number, own in scan["gated"].items())
-    console.print(f"with their gates {gated}; re-test of the best {_score(scan['again']['gated'])}")
+
+
+def _vectors(file: Path, console: Console) -> None:
+    console.print(written(f"{file} (educe discover --given)", "dim", lead="their vectors: "))
 
 
 def _grid(*names: str, title: str | None = None) -> Table:
@@ -289,14 +283,5 @@ def _grid(*names: str, title: str | None = None) -> Table:
     return grid
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "low": min(values), "high": max(values)}
-
-
-def _range(of: dict[str, float], form: str) -> str:
-    return f"{of['median']:{form}} ({of['low']:{form}}–{of['high']:{form}})"
-
-
-def _score(own: dict[str, Any]) -> str:
-    """Write a score, or hits of trials."""
-    return f"{own['mean']:.2f}" if own["hits"] is None else f"{own['hits']} of {own['trials']}"
+def _range(of: Range, form: str) -> str:
+    return f"{of.median:{form}} ({of.low:{form}}–{of.high:{form}})"

@@ -7,5 +7,4 @@ work        the run that is worked on, locked, with its model and prompts
 fill        writes what was asked for and is missing, and scores it
 asking      which texts the main job asks for
 stages      the main job: preparing, searching, fill, judging, chosen
-reopened    the slice of a run and its vectors, for what begins with them
 """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
-from educe import radius
 from educe.comparison.summary import summarise
 from educe.judge.side_effect import side_effects
 from educe.ordinary import ordinary_prompts
-from educe.rows import ARMS, SCALED, ScoreRow
+from educe.rows import ARMS, ScoreRow
 from educe.run.fill import groups
+from educe.run.scaling import scaled
 from educe.run.work import Work
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
@@ -58,37 +56,16 @@ def measure_side_effects(work: Work, chosen: list[int]) -> None:
 
 def measure_responses(work: Work) -> None:
     """Measure how the most interesting respond to the radius; each point is derived from one."""
-    run = work.run
-    if any(p.how == SCALED for p in run.perturbation_rows(derived=True)):
-        return
-    seen = summarise(run)
-    wanted = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
-    rows = {p.id: p for p in run.perturbation_rows()}
-    largest = {arm: max(p.radius for p in rows.values() if p.arm == arm) for arm in ARMS}
-    points = []
-    with work.timed("responses"), work.reporter.stage("response to radius", 1, "") as step:
-        for group in groups(run, wanted):
-            directions = group.directions.to(work.part.device, work.part.work_dtype)
-            radii = [share * largest[rows[group.numbers[0]].arm] for share in CURVE_SHARES]
-            sizes = radius.response(work.part.on(group.kind), directions, radii)
-            points += [
-                (rows[number], r, float(size))
-                for number, line in zip(group.numbers, sizes, strict=True)
-                for r, size in zip(radii, line, strict=True)
-                if torch.isfinite(size)
-            ]
-        step()
-    first = len(rows) + 1
-    run.add_perturbations(
-        [
-            p._replace(
-                id=first + i,
-                parent=p.id,
-                how=SCALED,
-                radius=r,
-                dose=p.dose * r / p.radius,
-                effect=e,
-            )
-            for i, (p, r, e) in enumerate(points)
-        ]
-    )
+    seen = summarise(work.run)
+    largest = {arm: max(p.radius for p in work.run.perturbation_rows(arm)) for arm in ARMS}
+    wanted = [
+        (i.row.id, share * largest[i.row.arm])
+        for arm in (seen.found, seen.control)
+        for i in arm[:CURVES]
+        for share in CURVE_SHARES
+    ]
+    with (
+        work.timed("responses"),
+        work.reporter.stage("response to radius", len(wanted), "points") as step,
+    ):
+        scaled(work, wanted, step)

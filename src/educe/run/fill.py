@@ -48,7 +48,7 @@ class Group(NamedTuple):
 
 def add_set(
     run: Run,
-    arm: str,
+    arm: str | Sequence[str],
     file: str,
     made: PerturbationSet,
     effect: Sequence[float],
@@ -56,15 +56,17 @@ def add_set(
     parents: Sequence[int | None] | None = None,
     how: str = "",
 ) -> list[int]:
-    """List what a file of a run holds, with its effects; return the numbers that they have now."""
+    """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
     first = len(run.perturbation_rows(derived=None)) + 1
     numbers = list(range(first, first + len(made)))
+    arms = [arm] * len(made) if isinstance(arm, str) else arm
     run.add_perturbations(
         [
-            PerturbationRow(number, parent, how, arm, made.method, file, i, radius, dose, size)
-            for i, (number, parent, radius, dose, size) in enumerate(
+            PerturbationRow(number, parent, how, own, made.method, file, i, radius, dose, size)
+            for i, (number, own, parent, radius, dose, size) in enumerate(
                 zip(
                     numbers,
+                    arms,
                     parents or [None] * len(made),
                     made.radius.tolist(),
                     made.dose.tolist(),
@@ -160,7 +162,7 @@ def score(work: Work) -> None:
     ordinary = run.note("ordinary_logprob")
     written = [Completion(c.row, c.text, c.tokens, c.finished) for c in missing]
     with work.reporter.stage("reading what was written", len(missing), "texts") as step:
-        for batch in read(work.lm, work.batch, written, layer=0):
+        for batch in read(work.lm, work.batch, written):
             rows = []
             for r in batch:
                 row, text = r.completion.row, r.completion.text
@@ -174,13 +176,16 @@ def score(work: Work) -> None:
             step(len(batch))
 
 
-def judge(work: Work, by: Judge, rows: Sequence[Row], what: str = "texts") -> list[float]:
+def judge(
+    work: Work, by: Judge, rows: Sequence[Row], what: str = "texts", *, anew: bool = False
+) -> list[float]:
     """Return what a judge says of completions, in order; what is missing is judged and kept.
 
-    Scores are kept under the judge's identity, so another rubric or model is another judge.
+    Scores are kept under the judge's identity, so another rubric or model is another judge. Where
+    an identity does not say everything, as a function's name does not, judge ``anew``.
     """
     run = work.run
-    known = {s.of: s.value for s in run.score_rows(by.identity)}
+    known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity)}
     missing = set(rows) - known.keys()
     if missing:
         everything = run.completion_rows()

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from educe import beside, discover, embedded, files, radius
+from educe import beside, embedded, files, methods, radius
+from educe.activations import inside
 from educe.atlas import ATLAS
 from educe.atlas.choice import CHEAP, choose, promising, thinned
 from educe.atlas.survey import surveyed
 from educe.forward.slice import Slice
 from educe.kinds import Within
-from educe.manifold import inside
 from educe.once import distinct
 from educe.perturb import PerturbationSet
 from educe.run.settings import encoded
@@ -37,7 +37,7 @@ class Search:
         self.work, self.settings = work, work.settings
         s = self.settings
         self.given = PerturbationSet.load(s.given) if s.given else None
-        self.config: Any = discover.configured(s.method, s.method_settings)
+        self.config: Any = methods.configured(s.method, s.method_settings)
         with work.timed("slice"):
             self.part = self._cut()
 
@@ -98,7 +98,7 @@ class Search:
     def _beside(self, part: Slice) -> Slice:
         """Put the other prompts beside the slice that the search is to keep as they are."""
         s, work = self.settings, self.work
-        if discover.quietly(s.method, s.quiet):
+        if methods.quietly(s.method, s.quiet):
             if not work.run.has("beside"):  # a file can change
                 others = beside.other_prompts(s.ordinary, seed=s.seed)
                 places, said = distinct("other prompts", encoded(work.lm, s, others), work.asked)
@@ -117,9 +117,9 @@ class Search:
             part, radii = self.part.on(self.given.kind), sorted(set(self.given.radius.tolist()))
         else:
             n = radius.DIRECTIONS
-            part = discover.prepared(self.part, s.method, n=n, config=self.config)
+            part = methods.prepared(self.part, s.method, n=n, config=self.config)
             with work.timed("calibrate"), work.reporter.stage("calibrating", 1, "") as step:
-                asked = discover.named(s.method).radii if s.radius == "auto" else s.radius
+                asked = methods.named(s.method).radii if s.radius == "auto" else s.radius
                 radii, found = radius.parse(asked, part, seed=s.seed)
                 step()
         work.run.remember(

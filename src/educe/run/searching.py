@@ -12,9 +12,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from educe import discover, files
-from educe.discover.state import Progress, State
+from educe import files, methods
 from educe.errors import MethodError
+from educe.methods.state import Progress, State
 from educe.perturb import PerturbationSet
 from educe.run.fill import add_set
 from educe.run.preparing import Search
@@ -51,7 +51,7 @@ def _control(search: Search, found: Path, seed: int) -> PerturbationSet:
         radii = PerturbationSet.load(found).radius
         return _measured(search, PerturbationSet.load(search.settings.control), float(radii[0]))
     with search.work.reporter.stage("random", 1, "") as step:
-        made = discover.control(search.part, PerturbationSet.load(found), seed=seed)
+        made = methods.control(search.part, PerturbationSet.load(found), seed=seed)
         step()
     return made
 
@@ -88,7 +88,7 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
                 files.write_tensors(partial, now, {})
                 saved = time.monotonic()
 
-        return discover.search(
+        return methods.search(
             search.part,
             s.method,
             n=s.n,

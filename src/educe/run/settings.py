@@ -1,119 +1,131 @@
-"""Settings of the main job: what is asked for, kept in a run; the model and prompts it means."""
+"""Settings of the main job: what is asked for, kept in a run; the model and prompts it means.
+
+What can be asked for is known without torch, so that the command line starts at once.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from educe import beside, discover, radius
 from educe.errors import MethodError, PromptError, RunError
-from educe.forward.generation import left_out
-from educe.loading import load
-from educe.manifold import inside
-from educe.model import LanguageModel
-from educe.once import distinct
-from educe.perturb import PerturbationSet
-from educe.prompts import checked, well_formed
-from educe.rendering import Prompt, PromptBatch
-from educe.run import same_model
+from educe.options import Count, LayerOrAuto, ModelOptions, N, NonNegative, Seed
+from educe.prompts import Prompt, checked, well_formed
 from educe.run.store import Run
-from educe.whole import check_seed, check_whole
+from educe.whole import check_fields
+
+if TYPE_CHECKING:
+    from educe.model import LanguageModel
+    from educe.rendering import PromptBatch
 
 #: The note of a run that says which of its prompts count.
 DISTINCT = "distinct"
+#: The other prompts that come with the package (see `educe.beside`).
+BUNDLED = "bundled"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for. Layers are an index, a negative index or a fraction of the depth.
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How to search, what to write, and how prompts are rendered.
 
     Attributes:
-        prompts: What the model is asked, as texts or lists of messages.
-        model: See `educe.load`.
-        adapter: See `educe.load`.
-        revision: See `educe.load`.
-        dtype: See `educe.load`.
-        device: See `educe.load`.
-        device_map: See `educe.load`.
-        method: One of `educe.discover.METHODS`.
-        method_settings: Settings of the method by name, where they are not its defaults.
-        given: A file of perturbations to put through the job instead of searching; it says source,
-            positions and radii.
-        control: A file of perturbations that are the control; by default, matched random ones.
-        within: The subspace that vectors are searched in, as ``[SOURCE:]RANK`` (see
-            `educe.manifold.inside`); by default the whole stream.
-        ball: What their coefficients are measured by there: plain, or whitened.
-        quiet: Weight of other prompts, on which the search keeps the model as it is (see
-            `educe.beside`).
-        quiet_by: What is kept small on them.
-        ordinary: The other prompts: ``bundled``, or a file.
-        n: Perturbations at each radius, not in all.
-        source: Layer after which they are added; ``auto`` chooses it from an atlas.
-        target: Layer at which their effect is read; ``auto`` likewise.
-        positions: Tokens they are added to.
-        readout: Prompt tokens over which the effect is averaged.
-        radius: ``auto``, numbers, or shares of the calibrated radius (``0.3x``).
-        samples: Completions a perturbation and prompt; more than one needs a temperature.
-        temperature: 0 for the most likely token.
-        max_new_tokens: The most tokens a completion has.
-        seed: Of everything that is drawn, from 0 to 2³² − 1.
-        fresh: Prompts for the re-test that the search has not seen.
-        look_for: A regular expression that is counted in the end; it takes no part in the search.
-        prefill: First words of every answer.
-        chat: Whether texts go through the chat template; by default, when there is one.
-        enable_thinking: For chat templates that know it.
+        method: how to search; educe methods lists them
+        given: a file of perturbations to put through the job instead of searching; it says source,
+            positions and radii
+        control: a file of perturbations as the control of those given; by default random
+        within: search inside a subspace: its rank, as in 64, of the activations on ordinary text;
+            or prompts:16 of those on the prompts alone, FILE:64 on another text, random:64 for a
+            control
+        ball: what vectors of a subspace are measured by: plain, or whitened by how activations
+            spread
+        quiet: keep the model as it is on other prompts, with this weight; 1 weighs both alike at
+            the start
+        quiet_by: what is kept small there: the effect, or kl of what the model says
+        ordinary: a file of these prompts: ordinary ones as in Alpaca, or some that match those
+            asked but have nothing to hide; by default bundled ordinary ones
+        n: perturbations at each radius, so that 16 with three radii are 48 in all; as many random
+            ones are the control
+        source: layer after which they are added: an index, a fraction of the depth, or auto
+        target: layer at which their effect is read; auto chooses it from an atlas
+        positions: tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
+        readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
+        radius: auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the
+            calibrated one, 0.6d of the activations' norm; several with commas
+        samples: completions for each perturbation and prompt; several need a temperature
+        temperature: 0 writes the most likely token
+        max_new_tokens: the most tokens of a completion
+        seed: of everything that is drawn, from 0 to 4294967295
+        look_for: a regular expression to count in the end; it takes no part in the search
+        prefill: the first words of every answer
+        chat: put texts through the chat template; by default, when there is one
+        enable_thinking: for chat templates that know it
     """
 
-    prompts: tuple[Prompt, ...]
-    model: str = "embedded"
-    adapter: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    device_map: str | None = None
     method: str = "dct"
-    method_settings: dict[str, Any] = field(default_factory=dict)
     given: str | None = None
     control: str | None = None
     within: str | None = None
     ball: Literal["plain", "whitened"] = "plain"
-    quiet: float = 0.0
-    quiet_by: beside.By = "effect"
-    ordinary: str = beside.BUNDLED
-    n: int = 64
-    source: int | float | Literal["auto"] = 0.33
-    target: int | float | Literal["auto"] = 0.6
+    quiet: NonNegative = 0.0
+    quiet_by: Literal["effect", "kl"] = "effect"
+    ordinary: str = BUNDLED
+    n: N = 64
+    source: LayerOrAuto = 0.33
+    target: LayerOrAuto = 0.6
     positions: str = "all"
     readout: str = "last:3"
     radius: str = "auto"
-    samples: int = 1
-    temperature: float = 0.0
-    max_new_tokens: int = 32
-    seed: int = 0
-    fresh: tuple[Prompt, ...] = ()
+    samples: Count = 1
+    temperature: NonNegative = 0.0
+    max_new_tokens: Count = 32
+    seed: Seed = 0
     look_for: str | None = None
     prefill: str = ""
     chat: bool | None = None
     enable_thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class Settings(JobOptions, ModelOptions):
+    """What is asked for: the prompts, and `JobOptions` and `educe.options.ModelOptions`.
+
+    Layers are an index, a negative index or a fraction of the depth.
+
+    Example:
+        ``Settings(("What is the code?",), model="Qwen/Qwen3-0.6B", method="melbo", n=16)``
+
+    Attributes:
+        prompts: What the model is asked, as texts or lists of messages.
+        method_settings: Settings of the method by name, where they are not its defaults.
+        fresh: Prompts for the re-test that the search has not seen.
+    """
+
+    prompts: tuple[Prompt, ...]
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    fresh: tuple[Prompt, ...] = ()
 
     def check(self) -> None:
         """Find what cannot work before anything slow begins.
 
         Raises:
             PromptError: There is no prompt, or one is none (see `educe.prompts.checked`).
-            MethodError: The method or a setting of it is unknown, or numbers make no sense.
+            MethodError: The method or a setting of it is unknown, or values make no sense.
             FileFormatError: The perturbations given cannot be read.
             RadiusError: The radius cannot be read.
         """
+        from educe import beside, methods, radius
+        from educe.activations import inside
+        from educe.perturb import PerturbationSet
+
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
+        check_fields(self)
         well_formed(self.prefill, "the prefill")
-        discover.configured(self.method, self.method_settings)
+        methods.configured(self.method, self.method_settings)
         if self.control and not self.given:
             raise MethodError("a control is given for perturbations that are given, not searched")
         if self.within:
@@ -122,21 +134,16 @@ class Settings:
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
-        needed = discover.quietly(self.method, self.quiet)
+        needed = methods.quietly(self.method, self.quiet)
         if needed and self.given:
             raise MethodError("perturbations that are given are not searched: leave quiet out")
         if needed:
             beside.other_prompts(self.ordinary)
-        elif self.ordinary != beside.BUNDLED:
+        elif self.ordinary != BUNDLED:
             raise MethodError("ordinary prompts have no weight here: say how much with quiet")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
-        for name in ("n", "samples", "max_new_tokens"):
-            check_whole(name.replace("_", "-"), getattr(self, name))
-        check_seed(self.seed)
         radius.read(self.radius)
-        if not 0 <= self.temperature < math.inf:
-            raise MethodError(f"temperature {self.temperature}: give 0 or a number above it")
         if self.samples > 1 and self.temperature == 0:
             raise MethodError(
                 "several samples at temperature 0 are all the same: give a temperature"
@@ -210,15 +217,11 @@ def loaded(
     Raises:
         RunError: It is not the model that the run began with.
     """
-    lm = lm or load(
-        s.model,
-        adapter=s.adapter,
-        revision=s.revision,
-        dtype=s.dtype,
-        device=s.device,
-        device_map=s.device_map,
-        progress=say,
-    )
+    from educe.forward.generation import left_out
+    from educe.loading import load
+    from educe.run import same_model
+
+    lm = lm or load(**s.how, progress=say)
     same_model.check(run, lm, say)
     for remark in (*left_out(lm), *lm.remarks):
         say(remark)
@@ -253,6 +256,8 @@ def told_apart(
     Raises:
         PromptError: No fresh prompt is left.
     """
+    from educe.once import distinct
+
     places, said = distinct("prompts", encoded(lm, s, asked))
     if not fresh:
         return ToldApart(places, [], said)

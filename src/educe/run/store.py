@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sqlite3
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
@@ -138,7 +141,7 @@ class Run:
         return self.folder / "tensors"
 
     @classmethod
-    def create(cls, folder: str | Path, config: Mapping[str, Any]) -> Run:
+    def create(cls, folder: str | Path, config: Mapping[str, Any]) -> Self:
         """Begin a run in a new or empty folder.
 
         Raises:
@@ -163,19 +166,25 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
         with _reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
-            database.executescript(f"BEGIN; {SCHEMA}")
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            database.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("config", _json(config)), ("began", _json(time.time()))],
-            )
+            _begin(database, config)
         scratch.rename(folder / "run.sqlite")
         run = cls.open(folder)
         run._created, run._made = True, made
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def in_memory(cls, config: Mapping[str, Any]) -> Self:
+        """Begin a run in memory; its tensors lie in a temporary folder, which goes with it."""
+        database = sqlite3.connect(":memory:")
+        with database:
+            _begin(database, config)
+        run = cls(Path(mkdtemp(prefix="educe-")), database)
+        run.tensors.mkdir()
+        weakref.finalize(run, _forget, database, run.folder)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
         """Open an existing run.
 
         Raises:
@@ -266,14 +275,6 @@ class Run:
         """Return whether something is remembered by that name."""
         query = "SELECT 1 FROM meta WHERE key = ?"
         return self.database.execute(query, (key,)).fetchone() is not None
-
-    @_reading
-    def notes(self, beginning: str) -> list[Any]:
-        """Return what is remembered by names that begin so, in their order."""
-        rows = self.database.execute(
-            "SELECT value FROM meta WHERE key GLOB ? ORDER BY key", (f"{beginning}*",)
-        )
-        return [json.loads(value) for (value,) in rows]
 
     def remember(self, key: str, value: Any) -> None:
         """Remember something that JSON can hold by name."""
@@ -369,13 +370,13 @@ class Run:
 
         Args:
             arm: Which.
-            derived: Whether those with a parent; None for all.
+            derived: Whether those that came later, derived or added; None for all.
         """
         rows = self.database.execute("SELECT * FROM perturbations ORDER BY id")
         return [
             p
             for p in map(PerturbationRow._make, rows)
-            if arm in (None, p.arm) and derived in (None, p.parent is not None)
+            if arm in (None, p.arm) and derived in (None, bool(p.how))
         ]
 
     def ask(self, rows: Iterable[Row], temperature: float) -> None:
@@ -447,8 +448,9 @@ class Run:
         """Return the scores, or those of one judge; a value that there is not is infinite."""
         query = (
             "SELECT c.perturbation, c.prompt, c.sample, c.phase, s.perturbation, judge, value, "
-            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion ORDER BY "
-            "coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
+            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion "
+            "WHERE judge = coalesce(?, judge) "
+            "ORDER BY coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
         )
         return [
             ScoreRow(
@@ -458,8 +460,7 @@ class Run:
                 unit,
                 why,
             )
-            for p, *row, whole, name, value, unit, why in self.database.execute(query)
-            if judge in (None, name)
+            for p, *row, whole, name, value, unit, why in self.database.execute(query, (judge,))
         ]
 
 
@@ -468,6 +469,22 @@ def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows, columns=of._fields).set_index("id")
+
+
+def _begin(database: sqlite3.Connection, config: Mapping[str, Any]) -> None:
+    """Make the tables, and keep what was asked for."""
+    database.executescript(f"BEGIN; {SCHEMA}")
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    database.executemany(
+        "INSERT INTO meta VALUES (?, ?)",
+        [("config", _json(config)), ("began", _json(time.time()))],
+    )
+
+
+def _forget(database: sqlite3.Connection, folder: Path) -> None:
+    """Close a run in memory, and remove its tensors."""
+    database.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _json(value: Any) -> str:

@@ -23,6 +23,7 @@ from educe.errors import JudgeError, MethodError, PromptError, RunError
 from educe.judge import Judge
 from educe.judge.rules import Regex
 from educe.model import LanguageModel
+from educe.options import Count, Seed
 from educe.progress import Reporter
 from educe.rendering import Prompt
 from educe.rows import ARMS, RETEST, RUNG, Row
@@ -31,7 +32,7 @@ from educe.run.fill import fill, interestingness, judge
 from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
 from educe.run.work import Work, at_work
-from educe.whole import check_seed, check_whole
+from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
 CHOSEN_ON, TESTED_ON = "chosen on", "tested on"
@@ -46,10 +47,10 @@ class SelectionPlan:
         fresh: On which the chosen are tested again; those that were seen before are left out.
         look_for: A regular expression: a text scores 1 where it is found.
         judge: ``interestingness``, where nothing is looked for.
-        rungs: See `educe.halve`.
+        rungs: See `educe.comparison.halving.halve`.
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
-        seed: Of the random order that breaks ties.
+        seed: Of the lot that breaks ties.
     """
 
     prompts: tuple[Prompt, ...]
@@ -57,9 +58,9 @@ class SelectionPlan:
     look_for: str | None = None
     judge: str | None = None
     rungs: tuple[tuple[int, float], ...] = RUNGS
-    top: int = 4
-    samples: int = 1
-    seed: int = 0
+    top: Count = 4
+    samples: Count = 1
+    seed: Seed = 0
 
     def check(self, judge: Judge | None = None) -> None:
         """Find what cannot work before anything slow begins.
@@ -78,9 +79,7 @@ class SelectionPlan:
             raise MethodError("a selection goes by one thing: give --look-for or --judge")
         if self.judge not in (None, "interestingness"):
             raise MethodError(f"judge {self.judge!r} is unknown: use interestingness")
-        check_whole("top", self.top)
-        check_whole("samples", self.samples)
-        check_seed(self.seed)
+        check_fields(self)
         _rule(self.look_for or "")
         checked(self.rungs)
 
@@ -180,7 +179,7 @@ class _Selection:
             work.reporter.say(sentence)
         self.asked = work.add_prompts(CHOSEN_ON, [plan.prompts[i] for i in apart.asked])
         self.fresh = work.add_prompts(TESTED_ON, [plan.fresh[i] for i in apart.fresh])
-        self.temperature = work.settings.temperature
+        self.heat = work.settings.temperature
 
     def all(self) -> Selected:
         """Choose, and test again."""
@@ -264,9 +263,7 @@ class _Selection:
         def score(items: list[int], prompts: list[int]) -> np.ndarray:
             rows = [Row(numbers[i], self.asked[j], 0, RUNG) for i in items for j in prompts]
             what = f"{arm}, {len(items)} on {prompts[-1] + 1} prompts"
-            return np.array(self._scores(what, rows, self.temperature)).reshape(
-                len(items), len(prompts)
-            )
+            return np.array(self._scores(what, rows, self.heat)).reshape(len(items), len(prompts))
 
         many, plan = len(self.asked), self.plan
         return halve(len(numbers), score, prompts=many, rungs=plan.rungs, seed=plan.seed)
@@ -275,13 +272,13 @@ class _Selection:
         """Return the scores of some perturbations on fresh prompts, ``[prompts, samples]``."""
         samples = range(self.plan.samples)
         rows = [Row(i, j, k, RETEST) for i in numbers for j in self.fresh for k in samples]
-        values = self._scores("re-test", rows, self.temperature or asking.RETEST_TEMPERATURE)
+        values = self._scores("re-test", rows, self.heat or asking.RETEST_TEMPERATURE)
         tables = np.array(values).reshape(len(numbers), len(self.fresh), len(samples))
         return dict(zip(numbers, tables, strict=True))
 
-    def _scores(self, what: str, rows: Sequence[Row], temperature: float) -> list[float]:
+    def _scores(self, what: str, rows: Sequence[Row], heat: float) -> list[float]:
         """Write and judge what is missing, and return the scores of all."""
-        self.work.run.ask(rows, temperature)
+        self.work.run.ask(rows, heat)
         fill(self.work, what)
         if self.by is None:
             return interestingness(self.work.run, rows)

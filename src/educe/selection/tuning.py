@@ -20,12 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from educe import discover, radius
+from educe import methods, radius
 from educe.comparison.bandit import Setting, Thompson
 from educe.comparison.stats import Rate, more_often, rate
 from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
 from educe.model import LanguageModel
+from educe.options import Count
 from educe.perturb import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import RETEST, RUNG, Phase, Row
@@ -35,7 +36,7 @@ from educe.run.settings import Settings, encoded
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.selection.proxy import Proxy, secrets
-from educe.whole import check_seed, check_whole
+from educe.whole import check_fields
 
 #: Methods whose perturbations come in both signs already, or as often in one as in the other.
 SIGNLESS = ("dct-linear", "dct-quadratic", "power", "noise", "random")
@@ -71,9 +72,9 @@ class Tuning:
     sources: tuple[float, ...] = (0.2, 0.33, 0.5)
     radii: tuple[str, ...] = ("0.3x", "0.5x", "0.75x")
     signs: Literal["both", "one"] = "both"
-    n: int = 8
-    pulls: int = 240
-    retest: int = 64
+    n: Count = 8
+    pulls: Count = 240
+    retest: Count = 64
 
     @property
     def settings(self) -> list[Setting]:
@@ -112,6 +113,8 @@ class Tuning:
             RadiusError: A radius cannot be read.
             PromptError: There is no prompt.
         """
+        check_fields(self)
+        check_fields(self.job)
         if self.proxy is None:
             self.job.check()
             if self.job.look_for is None:
@@ -121,7 +124,7 @@ class Tuning:
                 raise MethodError("the proxy task has its own prompts and rule: give no others")
             secrets(0, form=self.proxy)
         for method in self.methods:
-            discover.named(method)
+            methods.named(method)
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
@@ -130,10 +133,6 @@ class Tuning:
                 raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
-        for name in ("n", "pulls", "retest"):
-            check_whole(name, getattr(self, name))
-        check_whole("max-new-tokens", self.job.max_new_tokens)
-        check_seed(self.job.seed)
         if self.pulls % ROUND:
             raise MethodError(f"pulls is {self.pulls}: give a multiple of {ROUND}")
 
@@ -319,12 +318,12 @@ class _Tuning:
         # Of its own for each setting, each arm, and the re-test.
         seed = 4 * (1000 * self.tuning.job.seed + k) + 2 * again + (arm == "control")
         if arm == "control":
-            return discover.control(part, self._made("found", k, again=again), seed=seed)
-        config = discover.named(setting.method).config()
+            return methods.control(part, self._made("found", k, again=again), seed=seed)
+        config = methods.named(setting.method).config()
         drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
-        prepared = discover.prepared(part, setting.method, n=drawn, config=config)
+        prepared = methods.prepared(part, setting.method, n=drawn, config=config)
         size, n = self._radius(setting, prepared), self.tuning.n
-        return discover.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
+        return methods.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
 
     def _part(self, source: float) -> Slice:
         if source not in self.parts:

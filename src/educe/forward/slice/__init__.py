@@ -34,7 +34,7 @@ class Slice(Differentiable):
 
     Args:
         lm: The model.
-        batch: The prompts.
+        batch: The prompts: texts, lists of messages, or what ``lm.encode`` made of them.
         source: Layer whose outgoing stream is perturbed.
         target: Layer whose outgoing stream is read; after the source.
         positions: Prompt tokens that are perturbed (see `educe.positions`).
@@ -49,13 +49,16 @@ class Slice(Differentiable):
         counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
             each prompt (see `educe.forward.slice.norms`).
         median_norm: Median norm of the stream at the source over these.
+        calibrations: What `educe.radius.calibrated` found, by kind and seed.
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
         PositionsError: No prompt token is perturbed, or none is read.
+        PromptError: A prompt is none.
+        ModelError: The model is not loaded.
 
     Example:
-        >>> part = educe.Slice(lm, lm.encode(["Why?"]), source=0.3, target=-1)
+        >>> part = educe.Slice(lm, ["Why?"], source=0.3, target=-1)
         >>> part.source, part.target, part.unit == part.median_norm
         (1, 3, True)
         >>> part.effect(torch.zeros(2, part.width)).abs().sum().item()

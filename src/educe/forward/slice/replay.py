@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,8 @@ from educe.forward.slice.norms import after_first, median_norm
 from educe.forward.slice.recording import recording
 from educe.forward.slice.shift import Shift
 from educe.kinds import Kind, Vectors
-from educe.model import LanguageModel
-from educe.rendering import PromptBatch
+from educe.model import LanguageModel, loaded
+from educe.rendering import Prompt, PromptBatch
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
 # less than a hundredth of a replay; masks and rotary angles that are kept cost memory.
@@ -53,7 +53,7 @@ class Replay:
     def __init__(
         self,
         lm: LanguageModel,
-        batch: PromptBatch,
+        batch: PromptBatch | Sequence[Prompt],
         *,
         source: int | float,
         target: int | float,
@@ -61,7 +61,9 @@ class Replay:
         readout: str = "last:3",
         tokens_per_chunk: int | None = None,
     ) -> None:
+        batch = batch if isinstance(batch, PromptBatch) else loaded(lm).encode(batch)
         self.lm, self.batch = lm, batch
+        self.calibrations: dict[tuple[Kind, int], Any] = {}
         self.source, self.target = lm.layer(source), lm.layer(target)
         if self.source >= self.target:
             raise LayerError(

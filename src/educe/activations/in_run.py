@@ -1,0 +1,147 @@
+"""Manifold reports of perturbations of a run, kept in it: one pass over the corpus for all of them.
+
+What is derived from a perturbation, its parts and its direction ablated, are rows of the run as
+well, and what the model writes under them is asked for as any other text is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from educe.activations import corpus as texts
+from educe.activations import kept, stored
+from educe.activations.examination import Changed, depths, examined
+from educe.activations.reading import Place
+from educe.activations.reference import Reference
+from educe.activations.report import RANDOM, ManifoldReport
+from educe.activations.stored import FIRST_PROMPT
+from educe.kinds import Kind
+from educe.model import LanguageModel
+from educe.perturb import PerturbationSet
+from educe.progress import Reporter
+from educe.rows import CONTROL, PerturbationRow, Row
+from educe.run import asking
+from educe.run.fill import fill, groups
+from educe.run.store import Run
+from educe.run.work import Work, at_work
+
+
+def examine_run(
+    run: Run,
+    numbers: Sequence[int],
+    *,
+    lm: LanguageModel | None = None,
+    corpus: str = texts.BUNDLED,
+    tokens: int = 100_000,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> list[ManifoldReport]:
+    """Examine some perturbations and keep their manifold reports in their run.
+
+    One that was examined on the same tokens already is not examined again.
+
+    Args:
+        run: The run.
+        numbers: The perturbations, by their numbers in it.
+        lm: Its model, when it is loaded already.
+        corpus: See `educe.activations.corpus.documents`.
+        tokens: The most tokens of the corpus that are read.
+        seed: Of samples and controls.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        PromptError: The corpus cannot be read, or is too small to hold anything out.
+        RunError: The model is not the run's, or another process is at work on the run.
+    """
+    with at_work(run, lm, reporter) as work:
+        target = run.note("facts")["target"]
+        members = groups(run, numbers)
+        layers = [depths(group.kind.last, target, work.lm.depth) for group in members]
+        places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
+        gathered = kept.gather(
+            work.lm,
+            texts.documents(corpus),
+            places,
+            limit=tokens,
+            seed=seed,
+            reporter=work.reporter,
+        )
+        for group, seen in zip(members, layers, strict=True):
+            keys = {n: _key(n, gathered.name, corpus, seed, seen) for n in group.numbers}
+            missing = [n for n in group.numbers if stored.key(run, n) != keys[n]]
+            if not missing:
+                continue
+            reference = Reference(work.lm, gathered, group.kind.before, seen, seed=seed)
+            for number in missing:
+                item = torch.tensor([group.numbers.index(number)])
+                made = examined(
+                    reference,
+                    group.kind.select(item),
+                    group.theta[item].to(work.lm.device),
+                    prompts=work.asked,
+                    called=corpus,
+                    reporter=work.reporter,
+                )
+                derived = _listed(work, number, keys[number], made.derived, target)
+                stored.keep(run, number, keys[number], made, derived)
+        fill(work, "what it writes")
+    known = {report.number: report for report in stored.reports(run)}
+    return [known[number] for number in numbers]
+
+
+def _key(number: int, *decides: object) -> str:
+    """Return a digest of all that decides a report."""
+    return hashlib.sha256(repr((number, *decides)).encode()).hexdigest()[:16]
+
+
+def _listed(
+    work: Work, number: int, key: str, derived: Sequence[Changed], target: int
+) -> list[int]:
+    """List what was derived from a perturbation, and ask for texts; return the numbers in order."""
+    run = work.run
+    by_kind: dict[Kind, list[Changed]] = {}
+    for one in derived:
+        by_kind.setdefault(one.kind, []).append(one)
+    numbers: list[int] = []
+    for kind, some in by_kind.items():  # in the order of what was derived
+        name = f"{kind.name}-{key}.safetensors"
+        listed = [p.id for p in run.perturbation_rows(derived=True) if p.file == name]
+        numbers += listed or _added(run, number, name, some, target)
+    # Of random directions one is enough to read. A run that was cut off may lack the other texts.
+    first = {one.how: of for one, of in reversed(list(zip(derived, numbers, strict=True)))}
+    asking.baseline(work, [FIRST_PROMPT])
+    written = [number, *sorted(first.values())]
+    run.ask([Row(of, FIRST_PROMPT) for of in written], work.settings.temperature)
+    return numbers
+
+
+def _added(run: Run, number: int, name: str, some: Sequence[Changed], target: int) -> list[int]:
+    """List perturbations of one kind, and keep them as a file."""
+    rows, kind = run.perturbation_rows(derived=None), some[0].kind
+    (parent,) = (p for p in rows if p.id == number)
+    unit = kind.unit(run.note("facts")["median_norm"], lambda paths: [])
+    origin = replace(PerturbationSet.load(run.tensors / parent.file).origin, unit=unit)
+    radii = torch.tensor([one.radius for one in some])
+    directions = torch.cat([one.direction for one in some]).float().cpu()
+    PerturbationSet(kind, directions, radii, origin, parent.method, 0).save(run.tensors / name)
+    new = [
+        PerturbationRow(
+            len(rows) + 1 + i,
+            number,
+            one.how,
+            CONTROL if one.how.startswith(RANDOM) else parent.arm,
+            parent.method,
+            name,
+            i,
+            one.radius,
+            one.radius / unit,
+            one.effects[target],
+        )
+        for i, one in enumerate(some)
+    ]
+    run.add_perturbations(new)
+    return [p.id for p in new]

@@ -1,0 +1,208 @@
+"""What is known of natural activations at a place: moments, some of them, and some held out.
+
+Every fifth document is held out. The others are in four parts, an eighth, an eighth, a quarter and
+a half of them, so that their sums are the same corpus at an eighth, a quarter, a half and all of
+its size: moments add up, and the learning curve costs nothing. Of the activations themselves a
+uniform sample of fixed size is kept. So memory depends on the width and on the number of places,
+not on the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from educe.activations.reading import Piece, Place, read
+from educe.activations.subspace import Moments
+from educe.errors import PromptError
+from educe.model import LanguageModel
+from educe.progress import Reporter, Silent
+from educe.rendering import Prompt
+
+#: Every so many documents one is held out, and which of eight others belong to which part.
+HELD, PARTS = 5, (0, 1, 2, 2, 3, 3, 3, 3)
+#: Activations that are kept: to look for the nearest among, and held out.
+BANK, SAMPLE = 4096, 2048
+#: Beginnings of held-out documents to run the perturbed model on, drawn uniformly: how many, and
+#: their counted tokens.
+TEXTS, SHORTEST, LONGEST = 12, 24, 48
+#: Coordinates whose mean square is so many times the median one are massive; but where more than
+#: this share of all are, they are no exceptions.
+MASSIVE, EXCEPTIONS = 100.0, 0.01
+
+
+class Sample(NamedTuple):
+    """Activations drawn uniformly from all that went by (those with the smallest random keys)."""
+
+    rows: Float[Tensor, "n d"]
+    document: Int[Tensor, "n"]
+    key: Float[Tensor, "n"]
+
+    @classmethod
+    def none(cls, width: int) -> Sample:
+        """Return an empty sample."""
+        return cls(torch.zeros(0, width), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+
+    def joined(self, rows: Tensor, document: Tensor, key: Tensor, most: int) -> Sample:
+        """Return the sample after some more activations went by."""
+        keys = torch.cat([self.key, key])
+        stay = keys.argsort(stable=True)[:most]
+        return Sample(
+            torch.cat([self.rows, rows])[stay],
+            torch.cat([self.document, document])[stay],
+            keys[stay],
+        )
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Natural activations at one place.
+
+    Attributes:
+        place: Where.
+        parts: Moments of the parts of the corpus; each is as large as those before it together.
+        held: Moments of the held-out documents.
+        bank: A sample of activations that are not held out.
+        sample: A sample of those that are.
+        first_norm: Mean norm of the activations of first tokens, which are left out of all else.
+    """
+
+    place: Place
+    parts: tuple[Moments, ...]
+    held: Moments
+    bank: Sample
+    sample: Sample
+    first_norm: float
+
+    @property
+    def growing(self) -> list[Moments]:
+        """Moments of an eighth, a quarter, a half and all of the corpus, as far as it goes."""
+        return [some for some in accumulate(self.parts) if some.count]
+
+    @property
+    def moments(self) -> Moments:
+        """Moments of all that is not held out."""
+        return self.growing[-1]
+
+    @property
+    def massive(self) -> list[int]:
+        """Coordinates whose mean square is far above that of the others."""
+        square = self.moments.covariance.diagonal() + self.moments.mean.square()
+        large = (square > MASSIVE * square.median()).nonzero()[:, 0].tolist()
+        return large if len(large) <= max(1, EXCEPTIONS * len(square)) else []
+
+    @property
+    def norm(self) -> float:
+        """Root mean square norm of an activation."""
+        return float(self.moments.about(torch.zeros_like(self.moments.mean)).trace().sqrt())
+
+
+class Gathered(NamedTuple):
+    """What one pass over a corpus leaves."""
+
+    natural: dict[Place, Natural]
+    texts: list[Piece]  #: beginnings of some documents that are held out
+    documents: int
+    massive: int  #: tokens that were left out for a massive activation
+    name: str = ""  #: what it is kept by (see `educe.activations.kept`), if it is
+
+
+def gather(
+    lm: LanguageModel,
+    documents: Iterable[Prompt],
+    places: Sequence[Place],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Gathered:
+    """Read a corpus once and keep what describes its activations.
+
+    Args:
+        lm: The model.
+        documents: Texts and chats (see `educe.activations.corpus`).
+        places: Where activations are read.
+        limit: Stop after so many tokens.
+        seed: Of the samples.
+        reporter: Is told of the progress (see `educe.progress`).
+
+    Raises:
+        PromptError: The corpus is so small that nothing of it can be held out.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    seen: dict[Place, _Growing] = {}
+    # Batches come by length, so the first texts to come are the shortest: chosen by chance as well.
+    choice = torch.Generator().manual_seed(seed)
+    texts: list[tuple[float, Piece]] = []
+    last = tokens = massive = 0
+    with (reporter or Silent()).stage("reading the corpus", limit or 0, "tokens") as step:
+        for batch in read(lm, documents, places, limit=limit):
+            key = torch.rand(len(batch.document), generator=draw)
+            for place in places:
+                rows = batch.rows[place]
+                known = seen.setdefault(place, _Growing(rows.shape[1]))
+                known.add(rows, batch.document, key, batch.first[place], len(batch.pieces))
+            begun = [
+                piece._replace(ids=piece.ids[: piece.skip + LONGEST])
+                for piece in batch.pieces
+                if _is_held(piece.document)
+                and piece.start == 0
+                and len(piece.ids) - piece.skip >= SHORTEST
+            ]
+            chances = torch.rand(len(begun), generator=choice).tolist()
+            texts = nsmallest(TEXTS, [*texts, *zip(chances, begun, strict=True)], itemgetter(0))
+            last = max(last, *(piece.document for piece in batch.pieces))
+            tokens += len(batch.document)
+            massive += batch.massive
+            step(len(batch.document))
+    gathered = {place: known.done(place) for place, known in seen.items()}
+    fitted = all(sum(part.count for part in one.parts) > 1 for one in gathered.values())
+    held = all(len(one.sample.document.unique()) > 1 for one in gathered.values())
+    if not (texts and fitted and held):
+        raise PromptError(
+            f"the corpus has {tokens} tokens in {last + 1} documents: give one of which a fifth "
+            f"can be held out, with texts of {SHORTEST} tokens or more"
+        )
+    return Gathered(gathered, [text for _, text in texts], last + 1, massive)
+
+
+def _is_held(document: int | Tensor) -> Any:
+    return document % HELD == HELD - 1
+
+
+class _Growing:
+    """What `Natural` has, while it is gathered."""
+
+    def __init__(self, width: int) -> None:
+        self.parts = [Moments.none(width) for _ in range(max(PARTS) + 1)]
+        self.held = Moments.none(width)
+        self.bank, self.sample = Sample.none(width), Sample.none(width)
+        self.first, self.pieces = 0.0, 0
+
+    def add(
+        self, rows: Tensor, document: Tensor, key: Tensor, first_norm: float, pieces: int
+    ) -> None:
+        """Take in a batch."""
+        held = _is_held(document)
+        fitted = document - document // HELD  # their number among those that are not held out
+        part = torch.tensor(PARTS)[fitted % len(PARTS)]
+        for i in range(len(self.parts)):
+            self.parts[i] += Moments.of(rows[~held & (part == i)])
+        self.held += Moments.of(rows[held])
+        self.bank = self.bank.joined(rows[~held], document[~held], key[~held], BANK)
+        self.sample = self.sample.joined(rows[held], document[held], key[held], SAMPLE)
+        self.first += first_norm * pieces
+        self.pieces += pieces
+
+    def done(self, place: Place) -> Natural:
+        """Return what was gathered."""
+        first = self.first / self.pieces
+        return Natural(place, tuple(self.parts), self.held, self.bank, self.sample, first)

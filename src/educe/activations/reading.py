@@ -1,0 +1,232 @@
+"""Activations that really occur, read from a model as it reads text, batch by batch.
+
+What is left out is no part of what text does to activations. The first token of a text: whatever it
+is, its activation is nearly the same, and in many models a hundred times as long as the others. Any
+other token with such a massive activation (a coordinate a thousand times the median one; Sun et al.
+2024). And tokens that a text shares with the one before it from its beginning on, such as a system
+prompt: their activations are equal, and would be counted many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from educe.activations import corpus
+from educe.blocks import stream_out
+from educe.errors import PromptError
+from educe.model import LanguageModel
+from educe.rendering import Prompt, PromptBatch
+
+#: A token whose largest coordinate is so many times its median one has a massive activation.
+MASSIVE = 1000.0
+#: The longest piece of a document that is read at once, in tokens.
+PIECE = 256
+#: Tokens that run together, and how many times that is read ahead to put like lengths together.
+TOKENS_PER_BATCH, AHEAD = {"cpu": 2048, "cuda": 16384}, 8
+
+
+class Place(NamedTuple):
+    """Where activations are read.
+
+    Attributes:
+        layer: A block.
+        part: The ``stream`` that leaves it; or what its ``attention`` or its ``mlp`` reads.
+    """
+
+    layer: int
+    part: Literal["stream", "attention", "mlp"] = "stream"
+
+    def __str__(self) -> str:
+        return (
+            f"resid_post.{self.layer}" if self.part == "stream" else f"{self.part}_in.{self.layer}"
+        )
+
+
+class Piece(NamedTuple):
+    """A piece of a document."""
+
+    document: int  #: which one
+    ids: list[int]
+    skip: int  #: tokens at its beginning that are not counted
+    start: int = 0  #: the token of the document that it begins with
+
+
+class Read(NamedTuple):
+    """What was read of a batch of text.
+
+    Attributes:
+        rows: Activations at each place, the tokens of the batch one after the other.
+        document: Which document each of these tokens is of.
+        pieces: The pieces of text.
+        first: Mean norm of the activations of first tokens at each place.
+        massive: How many tokens but the first were left out for a massive activation.
+    """
+
+    rows: dict[Place, Float[Tensor, "n d"]]
+    document: Int[Tensor, "n"]
+    pieces: list[Piece]
+    first: dict[Place, float]
+    massive: int
+
+
+def read(
+    lm: LanguageModel,
+    documents: Iterable[Prompt],
+    places: Sequence[Place],
+    *,
+    limit: int | None = None,
+) -> Iterator[Read]:
+    """Read documents, one batch after the other; no more than a batch is in memory.
+
+    Args:
+        lm: The model.
+        documents: Texts (strings), and chats (messages).
+        places: Where activations are read.
+        limit: Stop after so many counted tokens.
+
+    Raises:
+        PromptError: There is no document with a token to count.
+    """
+    waiting: list[Piece] = []
+    held, empty = 0, True
+    for piece in pieces(lm, documents, limit=limit):
+        waiting.append(piece)
+        held += len(piece.ids)
+        empty = False
+        if held >= AHEAD * _together(lm):
+            yield from _in_batches(lm, waiting, places)
+            waiting, held = [], 0
+    if empty:
+        raise PromptError("the corpus is empty: give documents of at least two tokens")
+    yield from _in_batches(lm, waiting, places)
+
+
+def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[Tensor, "n d"]:
+    """Return the activations of all tokens of some prompts, but first and massive ones."""
+    with watching(lm, [place]) as seen:
+        lm.forward(batch.ids, batch.mask)
+    found = seen[place]
+    return found[after_first(batch.mask).to(found.device) & ~_massive(found)]
+
+
+def after_first(mask: Int[Tensor, "p t"]) -> Bool[Tensor, "p t"]:
+    """Return which tokens of left-padded texts are not the first."""
+    return mask.bool() & (mask.cumsum(1) > 1)
+
+
+class _Seen(BaseException):
+    """All places have been read; the rest of the model need not run."""
+
+
+@contextmanager
+def watching(lm: LanguageModel, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
+    """Keep activations of one forward, ``[rows, tokens, width]``; it ends when all are there."""
+    seen: dict[Place, Tensor] = {}
+
+    def note(place: Place, value: Tensor) -> None:
+        seen[place] = value
+        if len(seen) == len(wanted):
+            raise _Seen
+
+    def after(place: Place) -> Callable[..., None]:
+        return lambda module, args, output: note(place, stream_out(output))
+
+    def before(place: Place) -> Callable[..., None]:
+        def hook(module: Any, args: Any) -> None:
+            note(place, args[0] if args[0].ndim == 3 else args[0][None])  # of a router, say
+
+        return hook
+
+    wanted = dict.fromkeys(places)
+    # Found before any hook is there: looking for them runs the model.
+    reads = {p: lm.reads(p.layer)[p.part] for p in wanted if p.part != "stream"}
+    handles = [
+        reads[p].register_forward_pre_hook(before(p))
+        if p in reads
+        else lm.blocks[p.layer].register_forward_hook(after(p))
+        for p in wanted
+    ]
+    try:
+        yield seen
+    except _Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pieces(
+    lm: LanguageModel, documents: Iterable[Prompt], *, limit: int | None = None
+) -> Iterator[Piece]:
+    """Cut documents into pieces; stop after so many counted tokens."""
+    counted = 0
+    last: dict[bool, list[int]] = {True: [], False: []}  # texts and chats by turns
+    longest = min(PIECE, lm.context or PIECE)
+    for number, document in enumerate(documents):
+        ids = corpus.tokens(lm, document)
+        chat = not isinstance(document, str)
+        shared = _shared(ids, last[chat])
+        last[chat] = ids[:longest]
+        for start in range(0, len(ids), longest):
+            piece = ids[start : start + longest]
+            skip = max(1, shared - start)
+            if len(piece) > skip:
+                yield Piece(number, piece, skip, start)
+                counted += len(piece) - skip
+                if limit is not None and counted >= limit:
+                    return
+
+
+def _shared(ids: list[int], before: list[int]) -> int:
+    """Return how many tokens two texts share at their beginning."""
+    pairs = enumerate(zip(ids, before, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(before)))
+
+
+def _together(lm: LanguageModel) -> int:
+    return TOKENS_PER_BATCH.get(lm.device.type, 2048)
+
+
+def _in_batches(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Iterator[Read]:
+    """Read pieces, those of like length together."""
+    batch: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: len(piece.ids)):
+        if batch and (len(batch) + 1) * len(piece.ids) > _together(lm):
+            yield _read(lm, batch, places)
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield _read(lm, batch, places)
+
+
+@torch.no_grad()
+def _read(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Read:
+    batch = lm.pad([piece.ids for piece in pieces], [""] * len(pieces))
+    at = torch.arange(batch.ids.shape[1])[None]
+    begins = batch.ids.shape[1] - torch.tensor([len(piece.ids) for piece in pieces])
+    skipped = begins + torch.tensor([piece.skip for piece in pieces])
+    counted, first = at >= skipped[:, None], at == begins[:, None]
+    with watching(lm, places) as seen:
+        lm.forward(batch.ids, batch.mask)
+    flat = {p: x.reshape(*batch.ids.shape, -1).float().cpu() for p, x in seen.items()}
+    massive = torch.stack([_massive(x) for x in flat.values()]).any(0) & counted
+    counted &= ~massive
+    numbers = torch.tensor([piece.document for piece in pieces])
+    return Read(
+        rows={place: x[counted] for place, x in flat.items()},
+        document=numbers[:, None].expand(counted.shape)[counted],
+        pieces=pieces,
+        first={place: float(x[first].norm(dim=1).mean()) for place, x in flat.items()},
+        massive=int(massive.sum()),
+    )
+
+
+def _massive(x: Float[Tensor, "p t d"]) -> Bool[Tensor, "p t"]:
+    size = x.abs()
+    return size.amax(-1) >= MASSIVE * size.median(-1).values

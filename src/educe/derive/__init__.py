@@ -1,0 +1,23 @@
+"""From set to set: perturbations derived from perturbations.
+
+    scaled      at shares of their radius                                 scaling
+    flipped     in the opposite direction                                 scaling
+    projected   the part of vectors inside or outside a subspace          projection
+    shrunk      as small as they can be and still do what they do         shrinking
+    followed    vectors optimised anew at each of many radii              continuation
+    sparse      the few coordinates of a basis that carry the effect      sparsity
+    ungated     adapters that write the same at every token               ungating
+
+Each takes a set and returns one whose score ``parent`` is the row of the given set that each was
+derived from. In a run the same are rows with a parent (`educe.derive.listing`): their texts, their
+scores and the report come as those of any other perturbation.
+"""
+
+from educe.derive.continuation import followed
+from educe.derive.projection import projected
+from educe.derive.scaling import flipped, scaled
+from educe.derive.shrinking import shrunk
+from educe.derive.sparsity import sparse
+from educe.derive.ungating import ungated
+
+__all__ = ["flipped", "followed", "projected", "scaled", "shrunk", "sparse", "ungated"]

@@ -1,0 +1,319 @@
+"""Paths: perturbations of a run followed through the radius, with their nulls, as rows of the run.
+
+    found       the vectors that were asked for, on the objective of the run's method
+    shuffled    random directions optimised for ``⟨c, Δ⟩``, ``c`` the effect of one of those found
+                with its coordinates shuffled, and followed in the same way
+    random      random directions of the same radii, rescaled and not optimised
+
+Every radius of every one is a row. Its scores are the response at the target and in the neurons of
+its block's MLP, for those found on prompts that the search did not have, too. Of those that are
+followed, the turning of their directions and the rates of their coordinates are taken as well; of
+rescaled ones there are none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from educe import files
+from educe.derive import bases
+from educe.derive.bases import Basis
+from educe.derive.continuation import (
+    PathConfig,
+    drift,
+    followed,
+    tangent,
+    turning,
+    unit_vectors,
+)
+from educe.derive.coordinates import rates
+from educe.derive.listing import add, named, taken
+from educe.derive.objective import Objective, Toward, of_method
+from educe.derive.projection import replaced
+from educe.derive.response import response, with_neurons
+from educe.derive.scaling import scaled
+from educe.errors import ModelError
+from educe.forward.slice import Slice
+from educe.methods.state import State
+from educe.ordinary import ordinary_prompts
+from educe.perturb import PerturbationSet
+from educe.rows import CONTROL, FOLLOWED, RESCALED, SHUFFLED, ScoreRow
+from educe.run.scaling import EXPONENT
+from educe.run.work import Work
+
+#: Prompts of another kind on which the same vectors are looked at, and what scores there end with.
+OTHERS, ELSEWHERE = 2, ":ordinary"
+#: Coordinates of each basis that the heat map of a vector shows.
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """What is asked for.
+
+    Attributes:
+        config: Of the continuation.
+        bases: In which coordinates are read (see `educe.derive.bases`); by default all that the
+            block has and that need no corpus and no file.
+        nulls: How many random vectors, and how many optimised for a shuffled target.
+        exact: Solve for the derivative of stationary vectors as well, at their own radius.
+        seed: Of the nulls.
+    """
+
+    config: PathConfig = field(default_factory=PathConfig)
+    bases: tuple[str, ...] = ()
+    nulls: int = 8
+    exact: bool = False
+    seed: int = 0
+
+
+def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
+    """Follow vectors of a run, beside their nulls.
+
+    Returns:
+        The name of the files in which the paths are.
+
+    Raises:
+        MethodError: They are no vectors.
+        EffectError: A radius is so large that the model breaks down.
+    """
+    part, config = work.part, plan.config
+    name = named(FOLLOWED, numbers=list(numbers), **asdict(plan))
+    maps = work.run.tensors / f"{name}-maps.safetensors"
+    asked = [bases.parse(text, work.lm, part.source, reporter=work.reporter) for text in plan.bases]
+    known = asked or bases.usual(work.lm, part.source)
+    given = taken(work.run, numbers, vectors=True)
+    own = of_method(given.method, given.config)
+    path = Rows(work, f"{name}.safetensors", FOLLOWED, numbers, given, own, config)
+    if not maps.exists():
+        turn = path.turning()
+        path.score(_moves(part, own, given, path, plan))
+        path.score(_statistics(path, turn, known))
+        _save_maps(path, turn, known, maps)
+    path.respond(part)
+    path.respond(work.slice_on(work.lm.encode(ordinary_prompts()[:OTHERS])), ELSEWHERE)
+    if few := min(plan.nulls, len(numbers)):
+        for null in _nulls(work, name, numbers[:few], given[:few], plan):
+            if null.how == SHUFFLED:
+                null.score(_statistics(null, null.turning(), known))
+            null.respond(part)
+    return name
+
+
+class Rows:
+    """Rows of a run along the radius: all radii of the first vector, then of the next.
+
+    Attributes:
+        how: How the rows are listed.
+        numbers: The perturbations that they were derived from.
+        config: Of the continuation.
+        home: The place of their own radius.
+        set: The perturbations.
+        rows: Their numbers, ``[vector][radius]``.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        file: str,
+        how: str,
+        numbers: Sequence[int],
+        given: PerturbationSet,
+        objective: Objective | None,
+        config: PathConfig,
+    ) -> None:
+        self.work, self.how, self.numbers, self.config = work, how, numbers, config
+        self.home, many = config.shares.index(1.0), len(config.shares)
+        state = work.run.tensors / file.replace(".safetensors", ".state")
+
+        def make() -> PerturbationSet:
+            if objective is None:
+                return replace(scaled(given, config.shares), method=how)
+            return replace(_followed(work, given, objective, config, state), method=how)
+
+        arm = None if how == FOLLOWED else CONTROL
+        listed = add(work, file, how, numbers, make, arm=arm)
+        state.unlink(missing_ok=True)
+        self.set = PerturbationSet.load(work.run.tensors / file)
+        self.rows = [listed[i * many : (i + 1) * many] for i in range(len(numbers))]
+
+    @property
+    def directions(self) -> Float[Tensor, "r n d"]:
+        """The directions by radius and vector."""
+        made = self.set.directions.to(self.work.part.device, self.work.part.work_dtype)
+        return made.unflatten(0, (len(self.rows), -1)).transpose(0, 1)
+
+    def by_radius(self, score: str) -> Float[Tensor, "r n"]:
+        """Return a score of the set by radius and vector."""
+        return self.set.scores[score].unflatten(0, (len(self.rows), -1)).T
+
+    def turning(self) -> Float[Tensor, "r n d"]:
+        """Return how the directions turn; what the path itself says is scored as well."""
+        turn = turning(self.directions, self.config.shares, self.by_radius("branch"))
+        told = {name: self.by_radius(name) for name in ("objective", "sine", "branch")}
+        told["turning"] = turn.norm(dim=2)
+        for k in range(len(self.config.shares)):
+            self.score({name: values[k] for name, values in told.items()}, k)
+        return turn
+
+    def score(self, numbers: dict[str, Tensor], k: int | None = None) -> None:
+        """Keep numbers of every vector at one radius, by default at its own; NaN is none."""
+        place = self.home if k is None else k
+        self.work.run.add_scores(
+            ScoreRow(own[place], judge, value, UNITS.get(judge.split(":")[0], "no unit"), "")
+            for judge, values in numbers.items()
+            for own, value in zip(self.rows, values.tolist(), strict=True)
+        )
+
+    def respond(self, part: Slice, suffix: str = "") -> None:
+        """Score the response at every radius, where it is missing."""
+        known = {s.of for s in self.work.run.score_rows(f"effect_spread{suffix}")}
+        places = range(len(self.config.shares))
+        missing = [k for k in places if not {own[k] for own in self.rows} <= known]
+        if not missing:
+            return
+        theta = self.set.theta.to(part.device, part.work_dtype).unflatten(0, (len(self.rows), -1))
+        what = f"response, {self.how}{' on ordinary prompts' if suffix else ''}"
+        with self.work.reporter.stage(what, len(missing), "radii") as step:
+            for k in missing:
+                told = responses(part, theta[:, k])
+                self.score({f"{name}{suffix}": some for name, some in told.items()}, k)
+                step()
+
+
+#: The units of what is scored; the others are shares or of no unit.
+UNITS = {
+    "moved": "degrees",
+    "drift": "radians an e-fold of the radius",
+    "exact": "radians an e-fold of the radius",
+    "turning": "radians an e-fold of the radius",
+    "effect": "norm",
+    EXPONENT: "d log effect / d log radius",
+    "effect_turning": "radians an e-fold of the radius",
+    "neurons_turning": "radians an e-fold of the radius",
+    "neurons_variance": "squared activations a squared radius",
+    "branch": "number",
+}
+
+
+def responses(part: Slice, theta: Float[Tensor, "n d"]) -> dict[str, Float[Tensor, "n"]]:
+    """Return the response of vectors, by the name of each score."""
+    both = _has_neurons(part)
+    seen, inside = with_neurons(part, theta) if both else (response(part, theta), None)
+    numbers = {
+        "effect": seen.size,
+        "exponent": seen.exponent,
+        "effect_turning": seen.turning,
+        "effect_spread": seen.rates.spread,
+    }
+    if inside is not None:
+        numbers |= {
+            "neurons_exponent": inside.exponent,
+            "neurons_turning": inside.turning,
+            "neurons_variance": inside.slope_variance,
+            "neurons_spread": inside.rates.spread,
+        }
+    return numbers
+
+
+def _has_neurons(part: Slice) -> bool:
+    """Say whether all tokens share the target's MLP; they do not in a mixture of experts."""
+    try:
+        part.lm.projection(part.target, "mlp")
+    except ModelError:
+        return False
+    return True
+
+
+def _followed(
+    work: Work, given: PerturbationSet, objective: Objective, config: PathConfig, file: Path
+) -> PerturbationSet:
+    """Follow vectors; every radius that is done is kept."""
+    device = str(work.part.device)
+    state = State(load_file(file, device=device)) if file.exists() else None
+    many = len(config.shares)
+    with work.reporter.stage(f"path of {len(given)}", many, "radii") as step:
+        step(int(state["done"].sum()) if state is not None else 0)
+
+        def on_step(now: State) -> None:
+            files.write_tensors(file, now, {})
+            step(note=f"{int(now['left'].sum())} left their basin")
+
+        return followed(given, work.part, config, objective=objective, state=state, on_step=on_step)
+
+
+def _nulls(
+    work: Work, name: str, numbers: Sequence[int], given: PerturbationSet, plan: PathPlan
+) -> Iterator[Rows]:
+    """Yield random directions followed for a shuffled target, and the same rescaled."""
+    part, draw = work.part, torch.Generator().manual_seed(plan.seed)
+    v, radius = unit_vectors(given, part)
+    drawn = part.kind.draw(len(given), draw).to(v)
+    effect = part.effect(v * radius[:, None])
+    mixed = effect[:, torch.randperm(effect.shape[1], generator=draw)]
+    target = Toward(mixed / mixed.norm(dim=1, keepdim=True))
+    start = replaced(given, drawn * radius[:, None], torch.arange(len(given)))
+    for file, how, objective in (("shuffled", SHUFFLED, target), ("random", RESCALED, None)):
+        yield Rows(work, f"{name}-{file}.safetensors", how, numbers, start, objective, plan.config)
+
+
+def _moves(
+    part: Slice, own: Objective, given: PerturbationSet, path: Rows, plan: PathPlan
+) -> dict[str, Float[Tensor, "n"]]:
+    """Return how far vectors went before they were followed, and how they turn where they are."""
+    v, radius = unit_vectors(given, part)
+    there = path.directions[path.home]
+    told = {
+        "moved": torch.rad2deg(torch.acos((there * v).sum(1).clamp(-1, 1))),
+        "drift": drift(part, own, there, radius, plan.config),
+    }
+    if plan.exact:
+        steady = (path.by_radius("sine")[path.home] < plan.config.tolerance).to(v.device)
+        told["exact"] = torch.full_like(radius, float("nan"))
+        if steady.any():
+            solved = tangent(part, own.select(steady), there[steady], radius[steady])
+            told["exact"][steady] = solved.turn.norm(dim=1)
+    return told
+
+
+def _statistics(
+    path: Rows, turn: Float[Tensor, "r n d"], known: Sequence[Basis]
+) -> dict[str, Float[Tensor, "n"]]:
+    """Return statistics of the coordinates at the vectors' own radius, in every basis."""
+    home = path.home
+    return {
+        f"{name}:{basis.name}": values
+        for basis in known
+        for name, values in rates(basis, path.directions[home], turn[home]).numbers().items()
+    }
+
+
+def _save_maps(
+    path: Rows, turn: Float[Tensor, "r n d"], known: Sequence[Basis], file: Path
+) -> None:
+    """Keep, of every vector and basis, how its largest coordinates change along the path.
+
+    A coordinate is shown relative to its own size at the vector's own radius, and as its rate.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[str, list[str]] = {}
+    shares = torch.tensor(path.config.shares, dtype=torch.float64)
+    for i, number in enumerate(path.numbers):
+        for basis in known:
+            v, at = path.directions[:, i], f"{number}/{basis.name}"
+            rate = rates(basis, v, turn[:, i])
+            top = rate.weight[path.home].topk(min(SHOWN, len(basis.names))).indices
+            size = basis.sizes(v)[:, top] * shares[:, None]
+            names[at] = [basis.names[j] for j in top]
+            tensors[f"{at}/weight"] = rate.weight[path.home, top]
+            tensors[f"{at}/size"] = size / size[path.home]
+            tensors[f"{at}/rate"] = rate.rate[:, top]
+    files.write_tensors(file, tensors, {"names": json.dumps(names)})

@@ -1,0 +1,133 @@
+"""Options: what can be asked for, declared once for Python and for the command line.
+
+A type says which values are taken (see `educe.whole`) and how the command line reads them; a
+dataclass of options says what they are for. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Group, Parameter, Token
+
+from educe.errors import ModelError
+from educe.whole import (
+    SEEDS,
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    WholeOr,
+    limits,
+    read_real,
+    read_whole,
+    taken,
+    told,
+)
+
+
+def _reads(hint: Any) -> Parameter:
+    """Return what reads numbers strictly, where cyclopts would round 2.7 to 3.
+
+    Args:
+        hint: Which numbers, and which words may stand for one.
+    """
+    kinds, bounds = taken(hint)
+    words = [word for kind in kinds for word in get_args(kind)]
+
+    def converter(type_: Any, tokens: Sequence[Token]) -> float | str:
+        text = tokens[0].value
+        if text in words:
+            return text
+        if kinds == [int]:
+            return read_whole(text, *limits(bounds))
+        number = read_real(text)
+        if not all(bound.holds(number) for bound in bounds):
+            raise ValueError(f"give {told(bounds, words)}, not {text!r}")
+        return number
+
+    return Parameter(converter=converter)
+
+
+_Count = Annotated[int, AtLeast(1)]
+_Natural = Annotated[int, AtLeast(0)]
+_Seed = Annotated[int, AtLeast(0), AtMost(SEEDS)]
+_Positive = Annotated[float, Above(0)]
+_NonNegative = Annotated[float, AtLeast(0)]
+_Share = Annotated[float, Above(0), AtMost(1)]
+_Part = Annotated[float, Above(0), Below(1)]
+_AtLeastOne = Annotated[float, AtLeast(1)]
+_Seconds = Annotated[float, Above(0), AtMost(86_400)]
+_Layer = Annotated[float, WholeOr(1)]
+_LayerOrAuto = Annotated[float | Literal["auto"], WholeOr(1)]
+
+Count = Annotated[_Count, _reads(_Count)]  #: 1 or more
+Natural = Annotated[_Natural, _reads(_Natural)]  #: 0 or more
+Seed = Annotated[_Seed, _reads(_Seed)]
+Real = Annotated[float, _reads(float)]
+Positive = Annotated[_Positive, _reads(_Positive)]
+NonNegative = Annotated[_NonNegative, _reads(_NonNegative)]
+Share = Annotated[_Share, _reads(_Share)]
+Part = Annotated[_Part, _reads(_Part)]  #: a share that is not all
+AtLeastOne = Annotated[_AtLeastOne, _reads(_AtLeastOne)]
+Seconds = Annotated[_Seconds, _reads(_Seconds)]  #: of one wait: a day at most
+Layer = Annotated[_Layer, _reads(_Layer)]
+LayerOrAuto = Annotated[_LayerOrAuto, _reads(_LayerOrAuto)]
+N = Annotated[Count, Parameter(name=["-n", "--n"])]
+
+#: An option that is there or not.
+FLAG = Parameter(negative="", show_default=False)
+Flag = Annotated[bool, FLAG]
+
+
+@Parameter(name="*", group=Group("Model", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is loaded: what `educe.load` takes and every command has.
+
+    Attributes:
+        model: embedded, a Hub id, a folder, or a .gguf file
+        adapter: a PEFT adapter, loaded beside the weights and never merged
+        revision: revision on the Hub
+        dtype: auto, float32, bfloat16, float16
+        device: cpu, cuda, cuda:1, mps; by default a GPU when there is one
+        device_map: auto spreads a large model over all GPUs
+        trust_remote_code: run the Python code that comes with the model: only if you trust it
+        load_in_4bit: quantize the weights to 4 bits while they are loaded (needs bitsandbytes)
+        load_in_8bit: quantize them to 8 bits (needs bitsandbytes)
+        attn_implementation: how attention is computed: eager, sdpa, flash_attention_2 and others
+            of transformers; by default what the model prefers
+    """
+
+    model: str = "embedded"
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    trust_remote_code: Flag = False
+    load_in_4bit: Flag = False
+    load_in_8bit: Flag = False
+    attn_implementation: str | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keywords for `educe.load`."""
+        return {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+
+    def with_adapter(self, folder: Path) -> ModelOptions:
+        """Return the options of this model with an organism's adapter.
+
+        Raises:
+            ModelError: It has an adapter already.
+        """
+        if self.adapter is not None:
+            raise ModelError("an organism is an adapter itself: leave --adapter out")
+        return replace(self, adapter=str(folder))
+
+
+#: The embedded model, as it is.
+EMBEDDED = ModelOptions()

@@ -1,1 +1,0 @@
-"""Perturbations that were found, changed: along the radius, sparser, quieter, ungated."""

@@ -1,0 +1,255 @@
+"""Manifold reports, as charts and as rows of tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import altair as alt
+from markupsafe import Markup
+
+from educe.activations import stored
+from educe.activations.report import (
+    ABLATED,
+    FORMS,
+    INSIDE,
+    ON_TEXTS,
+    OUTSIDE,
+    RANDOM,
+    ManifoldReport,
+    Range,
+    words,
+)
+from educe.report.figures import PALETTE, dressed
+from educe.report.part import Part, Shown, together
+from educe.report.templates import figure, fragment
+from educe.run.store import Run
+
+KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
+
+
+def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
+    """Return the specifications of a report's charts, by name."""
+    drawn = {
+        "spectrum": spectrum(report.spectrum),
+        "depth": depth(report),
+        "growth": growth(report),
+    }
+    return {f"{name}-{report.number}": dressed(chart) for name, chart in drawn.items()}
+
+
+class Row(NamedTuple):
+    """The model on held-out texts: scores by judge, of controls the median."""
+
+    name: str
+    scores: Mapping[str, float]
+
+
+def on_texts(report: ManifoldReport) -> list[Row]:
+    """Return what the model makes of held-out texts, in each way that it is perturbed."""
+
+    def row(name: str, value: Any) -> Row:
+        return Row(name, {judge: value(judge) for judge in ON_TEXTS})
+
+    rows = [
+        row("unperturbed", lambda judge: report[judge].still),
+        row("the perturbation", lambda judge: report[judge].found),
+    ]
+    rows += [
+        Row(f"its {how}", one.scores) for how in (INSIDE, OUTSIDE) for one in report.outcomes(how)
+    ]
+    kl = report["heldout_kl"]
+    for (name, of), n in zip(
+        (("natural differences", kl.natural), ("random vectors", kl.random)),
+        report.facts.tried,
+        strict=True,
+    ):
+        kind = name.split()[0]
+        told = f"{n} {name}, median (KL {of.low:.3f} to {of.high:.3f})"
+        rows.append(row(told, lambda judge, kind=kind: getattr(report[judge], kind).median))
+    return rows
+
+
+class Ablated(NamedTuple):
+    """The model without the direction: its scores, and the range of those of random directions."""
+
+    form: str
+    scores: Mapping[str, float]
+    random: Mapping[str, Range]
+
+
+def ablated(report: ManifoldReport) -> list[Ablated]:
+    """Return what taking the direction away does, in each form."""
+    return [
+        Ablated(
+            form,
+            one.scores,
+            {judge: report.range(RANDOM + ABLATED.format(form), judge) for judge in one.scores},
+        )
+        for form in FORMS
+        for one in report.outcomes(ABLATED.format(form))
+    ]
+
+
+def texts(report: ManifoldReport) -> list[tuple[str, str]]:
+    """Return what the model writes to the first prompt: how it is changed, and the text."""
+    own = zip(("unperturbed", "the perturbation"), report.texts, strict=False)
+    every = [*own, *((one.how, one.text) for one in report.derived)]
+    return [(how, text) for how, text in every if text is not None]
+
+
+def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
+    """Draw the energy within the first directions, for more and more of them."""
+    counts = curves["directions"]
+    names = {
+        "perturbation": "found",
+        "natural differences": "natural",
+        "random vectors": "random",
+        "held-out activations": "held-out activations",
+    }
+    rows = [
+        {"directions": count, "energy": energy, "of": name}
+        for name, curve in names.items()
+        for count, energy in zip(counts, curves[curve], strict=True)
+    ]
+    band = [
+        {"directions": count, "low": low, "high": high}
+        for count, low, high in zip(
+            counts, curves["natural low"], curves["natural high"], strict=True
+        )
+    ]
+    along = alt.X("directions:Q", scale=alt.Scale(type="log", nice=False), title="directions")
+    lines = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(strokeWidth=2)
+        .encode(
+            along,
+            alt.Y(
+                "energy:Q",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format="%", tickCount=5),
+                title="energy within",
+            ),
+            _colour({**KINDS, "held-out activations": "ink"}),
+            tooltip=["of:N", "directions:Q", alt.Tooltip("energy:Q", format=".1%")],
+        )
+    )
+    spread = (
+        alt.Chart(alt.Data(values=band))
+        .mark_area(opacity=0.18, color=PALETTE["rare"][0])
+        .encode(along, alt.Y("low:Q", title="energy within"), alt.Y2("high:Q"))
+    )
+    return (spread + lines).properties(height=300)
+
+
+def depth(report: ManifoldReport) -> alt.LayerChart:
+    """Draw how far out perturbed activations lie, layer by layer."""
+    rows, unmoved = [], []
+    for layer in report.facts.layers:
+        own = report.at("distance", layer)
+        alone = Range(own.found, own.found, own.found)
+        for name, of in zip(KINDS, (alone, own.natural, own.random), strict=True):
+            there = {"at": of.median, "low": of.low, "high": of.high}
+            rows.append({"of": name, "layer": layer, "enough": report.enough(layer), **there})
+        unmoved.append({"layer": layer, "at": own.still})
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
+        alt.XOffset("of:N", sort=list(KINDS), scale=alt.Scale(paddingOuter=1)),
+        _colour(KINDS),
+        tooltip=["of:N", "layer:O", alt.Tooltip("at:Q", format=".0%")],
+    )
+    up = alt.Y(
+        "at:Q",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%", tickCount=5),
+        title="median percentile",
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(
+        alt.Y("low:Q", title="median percentile"), alt.Y2("high:Q")
+    )
+    dots = base.mark_point(size=80, opacity=1).encode(
+        up, fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)), fill=_fill(KINDS)
+    )
+    ticks = (
+        alt.Chart(alt.Data(values=unmoved))
+        .mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
+        .encode(
+            alt.X("layer:O"), up, tooltip=[alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
+        )
+    )
+    return (ticks + bars + dots).properties(height=300)
+
+
+def growth(report: ManifoldReport) -> alt.LayerChart:
+    """Draw what the measures say as the corpus grows."""
+    sizes = report.coverage[report.facts.layer]
+    names = {
+        "percentile of the energy inside": "energy_top",
+        "percentile of the length": "mahalanobis",
+    }
+    rows = [
+        {"tokens": known.tokens, "percentile": at.percentile, "of": name}
+        for name, judge in names.items()
+        for known, at in zip(sizes, report.standings[judge], strict=True)
+    ]
+    roles = dict(zip(names, ("accent", "noise"), strict=True))
+    along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
+    percentiles = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(point=True, strokeWidth=2)
+        .encode(
+            along,
+            alt.Y(
+                "percentile:Q",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format="%", tickCount=5),
+            ),
+            _colour(roles),
+            tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
+        )
+    )
+    ends = dict.fromkeys((0, len(sizes) - 1))
+    far = [{"tokens": sizes[i].tokens, "told": f"held-out × {sizes[i].optimism:.2f}"} for i in ends]
+    labels = (
+        alt.Chart(alt.Data(values=far))
+        .mark_text(color=PALETTE["muted"][0], fontSize=12)
+        .encode(along, alt.YDatum(0.5), text="told:N")
+    )
+    return (percentiles + labels).properties(height=260)
+
+
+def _colour(roles: dict[str, str]) -> alt.Color:
+    legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
+    return alt.Color("of:N", scale=_scale(roles), legend=legend)
+
+
+def _fill(roles: dict[str, str]) -> alt.Fill:
+    return alt.Fill("of:N", scale=_scale(roles), legend=None)
+
+
+def _scale(roles: dict[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])
+
+
+def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
+    """Return the manifold reports of a run."""
+    examined = stored.reports(run)
+
+    def chart(report: ManifoldReport, name: str, title: str, text: str) -> Markup:
+        return figure(f"{name}-{report.number}", title, text)
+
+    html = fragment(
+        "manifold.html",
+        pattern,
+        reports=examined,
+        words=words,
+        on_texts=on_texts,
+        ablated=ablated,
+        texts=texts,
+        chart=chart,
+    )
+    return Shown(html, together(map(charts, examined))) if examined else None
+
+
+PART = Part("manifold", "On or off the manifold", render)

@@ -1,0 +1,91 @@
+"""Damage: what perturbations of a run do to ordinary text, as scores of theirs.
+
+    kl        mean of KL_t over the first tokens of ordinary answers, nats a token
+    kl_p95    its 95th percentile
+
+infinite where the model breaks down (see `educe.ordinary`). Scores by other ordinary text than the
+bundled one have its digest in their names, so neither is taken for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from educe.once import encoded_once
+from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
+from educe.progress import Advance
+from educe.radius import surviving
+from educe.rows import ScoreRow
+from educe.run.fill import Group
+from educe.run.scaling import at_radii, without
+from educe.run.work import Work
+
+
+class OrdinaryText:
+    """Ordinary text that scores perturbations of a run.
+
+    Args:
+        work: The run at work.
+        source: ``bundled``, or a file (see `educe.ordinary.ordinary_prompts`).
+
+    Attributes:
+        source: As given.
+        batch: The prompts, those that the model reads alike once.
+        kl: Name of the scores that are means.
+        kl_p95: Name of those that are 95th percentiles.
+
+    Raises:
+        PromptError: The file cannot be read or holds something else.
+    """
+
+    def __init__(self, work: Work, source: str = BUNDLED) -> None:
+        self.work, self.source = work, source
+        self.batch = encoded_once(
+            work.lm, ordinary_prompts(source), work.reporter.say, "ordinary prompts"
+        )
+        digest = hashlib.sha256("\0".join(self.batch.texts).encode()).hexdigest()[:8]
+        self.kl, self.kl_p95 = (
+            name if source == BUNDLED else f"{name} of {digest}" for name in ("kl", "kl_p95")
+        )
+
+    @cached_property
+    def ordinary(self) -> Ordinary:
+        """The answers of the unperturbed model, which are written when they are first needed."""
+        return Ordinary(self.work.lm, self.batch, before=self.work.part.source)
+
+    def damage(self, numbers: Sequence[int], step: Advance = lambda steps: None) -> list[float]:
+        """Return the 95th percentile of the divergence of perturbations; score those without one.
+
+        Args:
+            numbers: The perturbations.
+            step: Is told how many more have one.
+
+        Raises:
+            PositionsError: The positions leave all of these tokens as they are.
+        """
+        run, why = self.work.run, f"{len(self.batch)} prompts"
+        missing = without(run, self.kl_p95, numbers)
+        step(len(numbers) - len(missing))
+        for some, group in at_radii(run, missing):
+            theta = group.theta.to(self.work.part.device)
+
+            def measured(items: Tensor, group: Group = group, theta: Tensor = theta) -> Tensor:
+                damage = self.ordinary.damage(theta[items], group.kind.select(items))
+                return torch.stack(damage, 1)
+
+            broken = torch.full((1, 2), math.inf)
+            pairs = surviving(measured, torch.arange(len(some)), broken).tolist()
+            run.add_scores(
+                ScoreRow(n, name, value, "nats a token", why)
+                for (n, _), pair in zip(some, pairs, strict=True)
+                for name, value in zip((self.kl, self.kl_p95), pair, strict=True)
+            )
+            step(len(some))
+        known = {s.of: s.value for s in run.score_rows(self.kl_p95)}
+        return [known[n] for n in numbers]

@@ -1,0 +1,1 @@
+"""Studies with educe: each a folder with its question, command, table and answer."""

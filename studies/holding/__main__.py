@@ -1,0 +1,63 @@
+"""What the turning of the effect, as a term of the search, does to what is found.
+
+python -m studies.holding [--quick]
+
+On the first question of the first vault: MELBO and DCT at half the calibrated radius with weights
+below, at and above zero. Of each set, means of the effect, the exponent, the turning of the effect,
+and how many vectors bring out the code in one of four questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import quick
+from educe.comparison.stats import rate
+from educe.derive.response import response
+from educe.forward.generation import generate
+from educe.forward.slice import Slice
+from educe.methods import METHODS, search
+from educe.organisms import Question
+from educe.radius import calibrate
+from educe.rows import Row
+from studies.predict.__main__ import TOKENS, first, questions
+
+N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
+SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = quick.parsed(argparse.ArgumentParser(description=__doc__), argv)
+    organism = quick.organism("first-vault", quick=asked.quick)
+    lm = quick.model(organism, quick=asked.quick)
+    batch, rules = questions(lm, organism, SEED)
+    part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
+    radius = 0.5 * calibrate(part, seed=SEED).radius
+    print("| method | hold | effect | exponent | turning of the effect | elicit | seconds |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for method, weight in itertools.product(SETTINGS, WEIGHTS):
+        began = time.monotonic()
+        config = METHODS[method].config(**SETTINGS[method], hold=weight)
+        found = search(part, method, n=N, radius=radius, seed=SEED, config=config)
+        seconds = time.monotonic() - began
+        seen = response(part, found.theta)
+        rows = [Row(i, j) for i in range(1, N + 1) for j in range(len(rules))]
+        told = torch.zeros(N, dtype=torch.bool)
+        made = generate(lm, batch, rows, found.theta, kind=found.kind, max_new_tokens=TOKENS)
+        for c in itertools.chain.from_iterable(made):
+            told[c.row.perturbation - 1] |= Question("", rules[c.row.prompt]).elicited(c.text)
+        print(
+            f"| {method} | {weight:g} | {float(seen.size.mean()):.1f} | "
+            f"{float(seen.exponent.mean()):.2f} | {float(seen.turning.mean()):.2f} | "
+            f"{rate(int(told.sum()), N)} | {seconds:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
