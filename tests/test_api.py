@@ -115,6 +115,7 @@ RANKS = {
     "embedded": 1,
     "complete": 1,
     "converted": 1,
+    "run.schema": 1,
     "run.store": 1,
     "progress": 1,
     "rendering": 1,
@@ -177,7 +178,7 @@ ONLY = {
     "rich": {"progress", "report.screen", "report.terminal", "report.tables"},
     "cyclopts": {"cli", "options"},
     "bitsandbytes": {"quantized"},
-    "sqlite3": {"run.store", "judge.cache"},
+    "sqlite3": {"run.schema", "run.store", "judge.cache"},
     "openai": {"judge.server"},
     "educe.organisms": {"organisms", "demo", "cli"},
     "psutil": {"threads"},
@@ -265,9 +266,10 @@ def test_libraries_are_known_only_where_they_belong(known: dict[str, set[str]]) 
 
 
 def test_a_run_knows_pandas_and_nothing_above_its_rows(known: dict[str, set[str]]) -> None:
-    ours = {other for other in known["run.store"] if other.startswith("educe")}
-    assert ours == {"educe.errors", "educe.rows"}
-    rest = {other.split(".")[0] for other in known["run.store"] - ours}
+    both = known["run.store"] | known["run.schema"]
+    ours = {other for other in both if other.startswith("educe")}
+    assert ours == {"educe.errors", "educe.rows", "educe.run.schema"}
+    rest = {other.split(".")[0] for other in both - ours}
     assert rest - set(sys.stdlib_module_names) == {"pandas"}
 
 

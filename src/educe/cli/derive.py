@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import end, some
+from educe.cli.opening import begun, end, some
 from educe.cli.options import (
     FLAG,
     AtLeastOne,
@@ -23,7 +23,6 @@ from educe.cli.options import (
     Part,
     Seed,
     Share,
-    check_begun,
 )
 from educe.cli.streams import print_json
 
@@ -42,16 +41,9 @@ FIRST = 8
 def _working(run: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
     """Open a finished run to work on some of its perturbations."""
     from educe.derive.listing import deriving
-    from educe.progress import reporter
-    from educe.run.store import Run
-    from educe.threads import choose
 
-    telling = reporter()
-    with Run.open(run) as found:
-        check_begun(found)
-        choose(telling.say)
-        with deriving(found, numbers, reporter=telling) as work:
-            yield work
+    with begun(run) as (found, telling), deriving(found, numbers, reporter=telling) as work:
+        yield work
 
 
 @app.command

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import begun, end, opened, some
+from educe.cli.opening import begun, end, some
 from educe.cli.options import FLAG, Count, Debug, Json, Natural, Positive, Seed
 from educe.cli.streams import as_data
 
@@ -77,9 +77,9 @@ def examine(
             )
             end(found, as_json, {"norm": as_data(told)}, lambda: tables.norm(told))
         return
-    with opened(run, some(numbers)) as (found, lm, telling):
+    with begun(run, some(numbers)) as (found, telling):
         reports = examine_run(
-            found, numbers, lm=lm, corpus=corpus, tokens=tokens, seed=seed, reporter=telling
+            found, numbers, corpus=corpus, tokens=tokens, seed=seed, reporter=telling
         )
 
         def tell() -> None:

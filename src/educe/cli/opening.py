@@ -12,7 +12,6 @@ from educe.cli.streams import print_json
 from educe.errors import RunError
 
 if TYPE_CHECKING:
-    from educe.model import LanguageModel
     from educe.progress import Reporter
     from educe.run.store import Run
 
@@ -57,19 +56,6 @@ def begun(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Reporte
         check_known(found, numbers)
         choose(telling.say)
         yield found, telling
-
-
-@contextmanager
-def opened(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, LanguageModel, Any]]:
-    """Open a run likewise, and load its model.
-
-    Raises:
-        RunError: As of `begun`; or its model is another now.
-    """
-    from educe.run.settings import loaded, stored
-
-    with begun(run, numbers) as (found, telling):
-        yield found, loaded(found, stored(found), telling.say), telling
 
 
 def end(run: Run, as_json: bool, data: dict[str, Any], tell: Callable[[], None]) -> None:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.errors import EffectError
 from educe.kinds import Kind
 from educe.ordinary import BUNDLED, Ordinary
+from educe.radius import surviving
 from educe.roots import Found, crossing
 from educe.run.damage import OrdinaryText
 from educe.run.work import Work
@@ -57,15 +57,12 @@ def side_effect(
 ) -> Float[Tensor, "n"]:
     """Return the side effect of each perturbation; infinite where the model breaks down."""
     theta = kind.scaled(directions, radius.to(directions)[:, None])
-    try:
-        return ordinary.damage(theta, kind).high.double().cpu()
-    except EffectError:
-        if len(theta) == 1:
-            return torch.full((1,), math.inf, dtype=torch.float64)
-    each = torch.arange(len(theta)).split(1)
-    return torch.cat(
-        [side_effect(ordinary, kind.select(i), directions[i], radius[i]) for i in each]
-    )
+
+    def measured(items: Tensor) -> Tensor:
+        return ordinary.damage(theta[items], kind.select(items)).high.double().cpu()[:, None]
+
+    broken = torch.full((1, 1), math.inf, dtype=torch.float64)
+    return surviving(measured, torch.arange(len(theta)), broken)[:, 0]
 
 
 def measure(work: Work, *, ordinary: str = BUNDLED) -> str:

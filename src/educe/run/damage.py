@@ -9,7 +9,6 @@ bundled one have its digest in their names, so neither is taken for the other.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from educe.once import encoded_once
 from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
+from educe.origin import digest
 from educe.progress import Advance
 from educe.radius import surviving
 from educe.rows import ScoreRow
@@ -49,9 +49,9 @@ class OrdinaryText:
         self.batch = encoded_once(
             work.lm, ordinary_prompts(source), work.reporter.say, "ordinary prompts"
         )
-        digest = hashlib.sha256("\0".join(self.batch.texts).encode()).hexdigest()[:8]
+        own = digest(self.batch.texts)[:8]
         self.kl, self.kl_p95 = (
-            name if source == BUNDLED else f"{name} of {digest}" for name in ("kl", "kl_p95")
+            name if source == BUNDLED else f"{name} of {own}" for name in ("kl", "kl_p95")
         )
 
     @cached_property

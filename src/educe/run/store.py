@@ -13,112 +13,30 @@ what is missing can be asked for and done (see `educe.run.fill`).
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import sqlite3
-import textwrap
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.run.schema import (
+    COMPLETION,
+    SCHEMA_VERSION,
+    as_json,
+    begin,
+    reading,
+    reporting,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA_VERSION = 2
-
-#: Errors that say nothing of the file itself; their extended codes have more bits.
-OUTSIDE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE prompts (
-  id INTEGER PRIMARY KEY,          -- from 0
-  role TEXT NOT NULL,              -- asked: searched and answered; fresh: only for the re-test
-  content TEXT NOT NULL,           -- JSON: a string or messages
-  rendered TEXT NOT NULL,
-  tokens INTEGER NOT NULL
-);
-CREATE TABLE perturbations (
-  id INTEGER PRIMARY KEY,          -- from 1; 0 is the unperturbed model, which has no row
-  parent INTEGER REFERENCES perturbations (id),
-  how TEXT NOT NULL,               -- how it was derived from its parent
-  arm TEXT NOT NULL,               -- found or control
-  method TEXT NOT NULL,
-  file TEXT NOT NULL,              -- in tensors/
-  item INTEGER NOT NULL,           -- row of that file
-  radius REAL NOT NULL,            -- negative for the other sign
-  dose REAL NOT NULL,
-  effect REAL NOT NULL             -- norm of its effect at the target
-);
-CREATE TABLE completions (
-  id INTEGER PRIMARY KEY,
-  perturbation INTEGER NOT NULL,
-  prompt INTEGER NOT NULL REFERENCES prompts (id),
-  phase TEXT NOT NULL,
-  sample INTEGER NOT NULL,
-  temperature REAL NOT NULL,
-  text TEXT,                       -- NULL until it is written
-  tokens TEXT,                     -- JSON list
-  finished INTEGER,
-  UNIQUE (perturbation, prompt, phase, sample)
-);
-CREATE TABLE scores (
-  completion INTEGER REFERENCES completions (id),
-  perturbation INTEGER,            -- where it is of the perturbation as a whole
-  judge TEXT NOT NULL,
-  value REAL,                      -- NULL: there is none, as where the model breaks down
-  unit TEXT NOT NULL,
-  why TEXT NOT NULL,
-  CHECK ((completion IS NULL) <> (perturbation IS NULL))
-);
-CREATE UNIQUE INDEX of_completion ON scores (completion, judge) WHERE completion IS NOT NULL;
-CREATE UNIQUE INDEX of_perturbation ON scores (perturbation, judge) WHERE perturbation IS NOT NULL;
-"""
-
-#: A completion's id by its row.
-COMPLETION = (
-    "(SELECT id FROM completions WHERE perturbation = ? AND prompt = ? AND sample = ? "
-    "AND phase = ?)"
-)
-
-Read = TypeVar("Read", bound=Callable[..., Any])
-
-
-def _reading(method: Read) -> Read:
-    """Make a method of `Run` say in one sentence that the file cannot be read."""
-
-    @functools.wraps(method)
-    def checked(run: Run, *arguments: Any, **named: Any) -> Any:
-        try:
-            return method(run, *arguments, **named)
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise _unreadable(run.folder / "run.sqlite", error) from error
-
-    return checked  # type: ignore[return-value]
-
-
-def _unreadable(file: Path, why: object) -> FileFormatError | BlockedError:
-    reason = textwrap.shorten(str(why), 120)
-    if getattr(why, "sqlite_errorcode", 0) & 0xFF in OUTSIDE:
-        return BlockedError(
-            f"cannot open {file}: {reason}; is the disk full, or the folder read-only?"
-        )
-    return FileFormatError(f"{file} is corrupt or truncated: {reason}")
 
 
 class Run:
@@ -165,8 +83,8 @@ class Run:
             journal.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
-        with _reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
-            _begin(database, config)
+        with reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
+            begin(database, config)
         scratch.rename(folder / "run.sqlite")
         run = cls.open(folder)
         run._created, run._made = True, made
@@ -177,7 +95,7 @@ class Run:
         """Begin a run in memory; its tensors lie in a temporary folder, which goes with it."""
         database = sqlite3.connect(":memory:")
         with database:
-            _begin(database, config)
+            begin(database, config)
         run = cls(Path(mkdtemp(prefix="educe-")), database)
         run.tensors.mkdir()
         weakref.finalize(run, _forget, database, run.folder)
@@ -204,14 +122,14 @@ class Run:
                     f"{file} has version {version}, this educe reads {SCHEMA_VERSION}"
                 )
             if health != "ok":
-                raise _unreadable(file, health)
+                raise unreadable(file, health)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             run = cls(folder, database)
             run.config  # noqa: B018 - a run without settings is none
         except (sqlite3.DatabaseError, ValueError, KeyError) as error:
             database.close()
-            raise _unreadable(file, error) from error
+            raise unreadable(file, error) from error
         except BaseException:
             database.close()
             raise
@@ -258,7 +176,7 @@ class Run:
         """What was asked for."""
         return self.note("config")
 
-    @_reading
+    @reading
     def note(self, key: str) -> Any:
         """Return something remembered by name.
 
@@ -270,7 +188,7 @@ class Run:
             raise KeyError(key)
         return json.loads(found[0])
 
-    @_reading
+    @reading
     def has(self, key: str) -> bool:
         """Return whether something is remembered by that name."""
         query = "SELECT 1 FROM meta WHERE key = ?"
@@ -279,7 +197,9 @@ class Run:
     def remember(self, key: str, value: Any) -> None:
         """Remember something that JSON can hold by name."""
         with self.writing():
-            self.database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _json(value)))
+            self.database.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, as_json(value))
+            )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -288,7 +208,7 @@ class Run:
         Raises:
             RunError: The disk is full or the file cannot be written; the run stays as it was.
         """
-        with _reporting(self.folder), self.database:
+        with reporting(self.folder), self.database:
             yield
 
     # -- frames ------------------------------------------------------------------------------
@@ -345,10 +265,10 @@ class Run:
         with self.writing():
             self.database.executemany(
                 "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?)",
-                [(p.id, p.role, _json(p.content), p.rendered, p.tokens) for p in prompts],
+                [(p.id, p.role, as_json(p.content), p.rendered, p.tokens) for p in prompts],
             )
 
-    @_reading
+    @reading
     def prompt_rows(self, role: str | None = None) -> list[PromptRow]:
         """Return the prompts, or those of one role, in order."""
         rows = self.database.execute("SELECT * FROM prompts ORDER BY id")
@@ -362,7 +282,7 @@ class Run:
                 "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
-    @_reading
+    @reading
     def perturbation_rows(
         self, arm: str | None = None, *, derived: bool | None = False
     ) -> list[PerturbationRow]:
@@ -388,7 +308,7 @@ class Run:
                 [(*row, temperature) for row in rows],
             )
 
-    @_reading
+    @reading
     def missing(self) -> dict[float, list[Row]]:
         """Return the rows that were asked for and are not written yet, by temperature."""
         rows = self.database.execute(
@@ -409,10 +329,10 @@ class Run:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET text = excluded.text, tokens = excluded.tokens, "
                 "finished = excluded.finished",
-                [(*c.row, *c[1:3], _json(list(c.tokens)), int(c.finished)) for c in rows],
+                [(*c.row, *c[1:3], as_json(list(c.tokens)), int(c.finished)) for c in rows],
             )
 
-    @_reading
+    @reading
     def completion_rows(self, phase: str | None = None) -> list[CompletionRow]:
         """Return what is written, or what of one phase, by perturbation, prompt and sample."""
         rows = self.database.execute(
@@ -443,7 +363,7 @@ class Run:
                 "INSERT OR REPLACE INTO scores VALUES (NULL, ?, ?, ?, ?, ?)", of_perturbations
             )
 
-    @_reading
+    @reading
     def score_rows(self, judge: str | None = None) -> list[ScoreRow]:
         """Return the scores, or those of one judge; a value that there is not is infinite."""
         query = (
@@ -471,33 +391,7 @@ def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=of._fields).set_index("id")
 
 
-def _begin(database: sqlite3.Connection, config: Mapping[str, Any]) -> None:
-    """Make the tables, and keep what was asked for."""
-    database.executescript(f"BEGIN; {SCHEMA}")
-    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    database.executemany(
-        "INSERT INTO meta VALUES (?, ?)",
-        [("config", _json(config)), ("began", _json(time.time()))],
-    )
-
-
 def _forget(database: sqlite3.Connection, folder: Path) -> None:
     """Close a run in memory, and remove its tensors."""
     database.close()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-@contextmanager
-def _reporting(folder: Path) -> Iterator[None]:
-    """Say in one sentence why a run cannot be written."""
-    try:
-        yield
-    except (sqlite3.OperationalError, OSError) as error:
-        raise BlockedError(
-            f"cannot write the run in {folder}: {error}; free some space or mend the permissions, "
-            "then use --resume"
-        ) from error
