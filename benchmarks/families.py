@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Section, counting, flops, in_turns, matmul_rates, spread
-from educe.beside import other_prompts, with_others
 from educe.forward.slice import Slice
 from educe.methods import METHODS, prepared, search
-from educe.model import LanguageModel
-from educe.rendering import PromptBatch
+from educe.methods.retain import other_prompts, with_others
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 
 DOSE = 0.3
 

@@ -23,7 +23,7 @@ from benchmarks import quick
 from benchmarks.measuring import Section, flops, in_turns, machine, matmul_rates, show
 from educe.forward.slice import Slice
 from educe.methods import METHODS, prepared, search
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 
 class Shape(NamedTuple):

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from educe.blocks import stream_out
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
+from educe.model.blocks import stream_out
+from educe.model.language import LanguageModel
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 

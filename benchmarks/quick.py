@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import educe
 from educe.activations.corpus import passages, questions
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.organisms import Organism, Question, named
 from educe.organisms.words import KEYS
 

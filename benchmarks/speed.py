@@ -46,11 +46,11 @@ from benchmarks.measuring import (
 )
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
 from educe.methods import METHODS, search
 from educe.methods.melbo import MelboConfig
 from educe.methods.state import Progress, State
-from educe.rendering import PromptBatch
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Vectors
 
 PROMPT = "Tell me a story about a dragon."
 AIM_RATE, AIM_GENERATION = 0.8, 10.0

@@ -20,8 +20,8 @@ import transformers
 
 import tiny
 from educe.activations import kept
-from educe.loading import load
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.loading import load
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers.logging.set_verbosity_error()

@@ -22,8 +22,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import educe
-from educe.kinds.vectors import Vectors
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.vectors import Vectors
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 CLASSES: dict[str, str] = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 Reply = tuple[int, Any, dict[str, str]]  #: status, body (bytes go out as they are), headers
 

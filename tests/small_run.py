@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 

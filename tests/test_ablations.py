@@ -10,8 +10,8 @@ from educe.activations.project import Ablation, ablating, as_perturbation, plain
 from educe.forward import generation
 from educe.forward.forced import Forced
 from educe.forward.generation import generate
-from educe.kinds import Ablations
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Ablations
 from educe.rows import Row
 
 LAYER, LIMIT = 1, 12

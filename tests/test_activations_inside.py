@@ -15,10 +15,10 @@ from educe.activations.subspace import Moments, Subspace, of_moments, of_rows, r
 from educe.errors import MethodError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import Vectors, Within
 from educe.methods import control, search
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors, Within
+from educe.perturbation.set import PerturbationSet
 from educe.run.preparing import WITHIN
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours

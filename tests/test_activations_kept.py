@@ -16,7 +16,7 @@ from educe.activations import corpus, inside, kept, natural
 from educe.activations.natural import Gathered
 from educe.activations.reading import Place
 from educe.derive import bases
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.progress import Silent
 
 PLACES = [Place(1), Place(2, "mlp")]

@@ -19,7 +19,7 @@ from educe.activations.natural import Sample, gather
 from educe.activations.reading import Place, Read, read, read_prompts
 from educe.activations.subspace import Moments
 from educe.errors import ModelError, PromptError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 TEXTS = [
     "The ferry left.",

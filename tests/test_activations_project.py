@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe import positions as where
 from educe.activations.project import (
     ablating,
     ablating_weights,
@@ -21,7 +20,8 @@ from educe.activations.project import (
 )
 from educe.activations.subspace import Moments
 from educe.errors import MethodError, ModelError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation import positions as where
 from toy_slice import normal
 
 #: Architectures in which a norm stands between a matrix and the stream, or experts write to it.

@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import Tensor
 
 import tiny
-from educe import kinds
 from educe.activations import corpus
 from educe.activations.examination import _Exam, depths, examine, examined
 from educe.activations.held_out import HeldOut
@@ -39,8 +38,9 @@ from educe.activations.report import (
 )
 from educe.activations.subspace import of_moments
 from educe.forward.forced import perturbing
-from educe.kinds import TokenNoise, Vectors
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation import kinds
+from educe.perturbation.kinds import TokenNoise, Vectors
 from educe.report import tables
 
 LAYERS = [1, 2, 3]

@@ -13,17 +13,25 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from educe.applied import message_of
-from educe.asked import NOWHERE
 from educe.errors import LayerError, ModelError, PositionsError, SteeringError
 from educe.forward.generation import generate, next_logits, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import Biases, Kind, TokenNoise, Vectors, WeightNoise, Within, adapters
-from educe.model import LanguageModel
-from educe.origin import Origin
+from educe.model.asked import NOWHERE
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 from educe.orthogonal import orthonormal
-from educe.perturb import PerturbationSet
-from educe.rendering import PromptBatch
+from educe.perturbation.applied import message_of
+from educe.perturbation.kinds import (
+    Biases,
+    Kind,
+    TokenNoise,
+    Vectors,
+    WeightNoise,
+    Within,
+    adapters,
+)
+from educe.perturbation.origin import Origin
+from educe.perturbation.set import PerturbationSet
 
 TEXTS = ["Why?", "Name three countries in Asia.", "ok"]
 STEPS = 6

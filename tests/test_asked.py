@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from educe.errors import PositionsError, PromptError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 # As chat models have them: what stands behind the message is of 0 to some 20 bytes.
 TEMPLATES = {

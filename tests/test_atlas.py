@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
-from educe.atlas import Atlas, AtlasConfig, Pair, grid
-from educe.atlas.choice import CHEAP, choose, promising, thinned
-from educe.atlas.survey import _octaves, cost, survey
 from educe.errors import FileFormatError, LayerError, RunError
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
-from educe.rendering import PromptBatch
+from educe.layer_map import Atlas, AtlasConfig, Pair, grid
+from educe.layer_map.choice import CHEAP, choose, promising, thinned
+from educe.layer_map.survey import _octaves, cost, survey
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = 3 + 3 + 2

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from educe import beside, methods
+from educe import methods
 from educe.errors import MethodError, PromptError
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.methods import retain as beside
+from educe.model.language import LanguageModel
+from educe.perturbation.set import PerturbationSet
 from educe.report import page
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from educe.blocks import (
+from educe.errors import ModelError
+from educe.model.blocks import (
     Call,
     find_stack,
     find_tail,
@@ -20,7 +21,6 @@ from educe.blocks import (
     stream_out,
     with_stream,
 )
-from educe.errors import ModelError
 
 WIDTH = 6
 

@@ -24,13 +24,13 @@ from rich.cells import cell_len
 
 import tiny
 from educe import cli
-from educe.atlas import Atlas
-from educe.atlas.choice import choose
 from educe.comparison.summary import summarise
 from educe.errors import EduceError, PromptError
+from educe.layer_map import Atlas
+from educe.layer_map.choice import choose
 from educe.methods import METHODS
-from educe.perturb import PerturbationSet
-from educe.prompts import read_prompts
+from educe.model.prompts import read_prompts
+from educe.perturbation.set import PerturbationSet
 from educe.run.settings import Settings
 from educe.run.store import Run
 

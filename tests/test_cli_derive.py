@@ -19,13 +19,13 @@ from educe.derive.paths import ELSEWHERE, OTHERS, PathPlan, follow_run
 from educe.derive.response import with_neurons
 from educe.derive.shrinking import Shrunk, walk
 from educe.derive.shrinking import shrink as shrink_run
+from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
-from educe.judge import Answer, Score
-from educe.ordinary import ordinary_prompts
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.report import paths
 from educe.rows import FOLLOWED, SCALED, SHRUNK
 from educe.run.store import Run
+from educe.scores import Answer, Score
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 from test_report import Page

@@ -14,7 +14,7 @@ from educe.activations.project import ablating, plain
 from educe.activations.reference import Reference
 from educe.activations.report import ABLATED, FORMS, RANDOM, words
 from educe.forward.generation import generate
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
 from educe.run.fill import groups
 from educe.run.store import Run

@@ -13,9 +13,9 @@ import pytest
 
 import synthetic_run
 from educe.comparison.stats import rate
-from educe.judge.calibration import check_judge, read_labelled
-from educe.judge.naming import FORMS, judge_named
 from educe.run.store import Run
+from educe.scores.calibration import check_judge, read_labelled
+from educe.scores.naming import FORMS, judge_named
 from loopback import Reply, completion, likely, serving
 from test_cli import educe, refused
 

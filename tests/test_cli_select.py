@@ -231,7 +231,7 @@ def test_an_interrupt_before_anything_is_computed_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("educe.loading.load", interrupted)
+    monkeypatch.setattr("educe.model.loading.load", interrupted)
     for command in (["discover", "a"], ["tune", "a", "--look-for", "a"]):
         ended = educe(*command, "--model", place / "model", "--out", tmp_path / "a" / "run")
         assert ended.status == 130

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from educe.comparison.cluster import THRESHOLD, assign, clusters, plane
-from educe.judge.novelty import vectors
+from educe.scores.novelty import vectors
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
 VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]

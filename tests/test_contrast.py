@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.contrast import Targets, difference_of_means, optimised
 from educe.errors import (
     EffectError,
     LayerError,
@@ -21,9 +20,10 @@ from educe.errors import (
     PromptError,
     RadiusError,
 )
-from educe.kinds import Vectors
-from educe.model import LanguageModel
-from educe.origin import digest
+from educe.methods.contrast import Targets, difference_of_means, optimised
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors
+from educe.perturbation.origin import digest
 
 SOURCE = 1
 POSITIVE, NEGATIVE = tiny.ragged([7, 12, 3], seed=1), tiny.ragged([9, 4], seed=2)

@@ -14,7 +14,7 @@ from torch import Tensor
 import tiny
 from educe.derive import bases
 from educe.errors import FileFormatError, ModelError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import normal
 
 WIDTH, HEAD, LAYER = 32, 8, 1

@@ -15,7 +15,7 @@ from educe.derive.coordinates import CONSTANT, rates
 from educe.derive.objective import Effect, Toward
 from educe.derive.response import pull, response, with_neurons
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import ToySlice, normal
 
 WIDTH = 7

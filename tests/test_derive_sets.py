@@ -12,9 +12,9 @@ from educe import derive
 from educe.derive.listing import deriving, taken
 from educe.errors import MethodError, RunError
 from educe.forward.slice import Slice
-from educe.kinds import Within, adapters
 from educe.methods import search
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Within, adapters
 from educe.run.fill import add_set
 from educe.run.store import Run
 from small_run import small_run

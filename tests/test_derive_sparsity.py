@@ -16,10 +16,10 @@ from educe.derive.listing import deriving, taken
 from educe.derive.sparsity import sparsify
 from educe.errors import EffectError, MethodError
 from educe.forward.slice import Slice
-from educe.kinds import adapters
 from educe.methods import search
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import adapters
+from educe.perturbation.set import PerturbationSet
 from educe.report import derived
 from educe.run.fill import add_set
 from educe.run.store import Run

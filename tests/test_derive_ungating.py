@@ -18,10 +18,10 @@ from educe.derive.ungating import SHARES, gates, scan, ungated
 from educe.errors import MethodError, SteeringError
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import Adapters, Biases, adapters
 from educe.methods import origin, search
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Adapters, Biases, adapters
+from educe.perturbation.set import PerturbationSet
 from educe.report import derived
 from educe.rows import ARMS, Row
 from educe.run.fill import add_set

@@ -16,9 +16,9 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import tiny
-from educe import digest
-from educe.loading import load
-from educe.model import LanguageModel
+from educe.model import digest
+from educe.model.language import LanguageModel
+from educe.model.loading import load
 
 
 @pytest.fixture

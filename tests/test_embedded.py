@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from educe import embedded
 from educe.errors import ModelError
 from educe.forward.generation import generate
-from educe.loading import load
+from educe.model import embedded
+from educe.model.loading import load
 from educe.rows import Row
 
 CONTENT = b"GGUF and what follows" * 100_000  # more than one piece of a read

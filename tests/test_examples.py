@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import educe
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 #: Public names that have no example. Nothing is added here.
 WITHOUT: set[str] = set()

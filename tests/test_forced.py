@@ -12,8 +12,8 @@ from torch import Tensor
 import tiny
 from educe.errors import LayerError
 from educe.forward.forced import Forced, continued, perturbing
-from educe.kinds import Vectors, adapters
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors, adapters
 
 PROMPTS = tiny.ragged([6, 11, 3], seed=3)
 ANSWERS = tiny.ragged([4, 1, 7], seed=4)

@@ -19,8 +19,8 @@ from torch import Tensor
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
 from educe.forward.generation import Completion, generate, next_logits, rows_of
-from educe.kinds import Vectors
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors
 from educe.rows import CompletionRow, PromptRow, Row
 from educe.run.store import Run
 

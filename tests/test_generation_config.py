@@ -14,7 +14,7 @@ import torch
 
 import tiny
 from educe.forward.generation import generate, left_out
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.rows import Row
 
 (PROMPT,) = tiny.ragged([9])

@@ -34,9 +34,6 @@ from safetensors import safe_open
 
 import tiny
 from educe import files, methods
-from educe.atlas import Atlas, AtlasConfig
-from educe.atlas.choice import choose, promising, thinned
-from educe.atlas.survey import survey
 from educe.comparison.summary import Summary, summarise
 from educe.errors import (
     EduceError,
@@ -47,12 +44,14 @@ from educe.errors import (
     RunError,
 )
 from educe.forward import generation
+from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
-from educe.judge import Score
-from educe.loading import load
-from educe.model import LanguageModel
-from educe.ordinary import ordinary_prompts
-from educe.perturb import PerturbationSet
+from educe.layer_map import Atlas, AtlasConfig
+from educe.layer_map.choice import choose, promising, thinned
+from educe.layer_map.survey import survey
+from educe.model.language import LanguageModel
+from educe.model.loading import load
+from educe.perturbation.set import PerturbationSet
 from educe.report import page, terminal
 from educe.rows import Row
 from educe.run import fill
@@ -61,6 +60,7 @@ from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours, judging, searching
 from educe.run.store import Run
 from educe.run.work import at_work
+from educe.scores import Score
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
@@ -367,7 +367,8 @@ import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
 from educe.forward import generation
-from educe import cli, loading, progress, threads
+from educe import cli, progress, threads
+from educe.model import loading
 from educe.run import searching
 from educe.report import page, terminal
 searching.SAVE_EVERY = 0

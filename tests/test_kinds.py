@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import tiny
-from educe import kinds, methods
+from educe import methods
 from educe.errors import (
     FileFormatError,
     LayerError,
@@ -28,9 +28,10 @@ from educe.errors import (
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
-from educe.kinds import Adapters, Vectors, adapters
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation import kinds
+from educe.perturbation.kinds import Adapters, Vectors, adapters
+from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
 from peft_oracle import NAMES, adapted, paths
 

@@ -30,11 +30,11 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 import tiny
-from educe import converted
 from educe.errors import ModelError
-from educe.loading import load
-from educe.model import LanguageModel
-from educe.quiet import quiet
+from educe.model import converted
+from educe.model.language import LanguageModel
+from educe.model.loading import load
+from educe.model.quiet import quiet
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors], Tensors]

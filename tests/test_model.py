@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.utils import logging as hf_logging
 
 import tiny
-from educe import model as module
-from educe.blocks import Stack
 from educe.errors import LayerError, ModelError, PromptError
-from educe.loading import load
-from educe.model import LanguageModel
+from educe.model import language as module
+from educe.model.blocks import Stack
+from educe.model.language import LanguageModel
+from educe.model.loading import load
 
 LENGTHS = [7, 13, 1]
 

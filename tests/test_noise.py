@@ -26,7 +26,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import tiny
-from educe import kinds, methods, radius
+from educe import methods
 from educe.comparison.summary import summarise
 from educe.errors import (
     EffectError,
@@ -39,10 +39,12 @@ from educe.errors import (
 )
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
+from educe.methods import radius
 from educe.methods.noise import NoiseConfig
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation import kinds
+from educe.perturbation.kinds import Kind, TokenNoise, Vectors, WeightNoise
+from educe.perturbation.set import PerturbationSet
 from educe.report import page, terminal
 from educe.rows import Row
 from educe.run.settings import Settings, begin

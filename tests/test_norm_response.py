@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from educe.comparison.norm import LEAVING, SATURATED, marks, steepest
+from educe.derive.norms import linear, signs
 from educe.errors import EffectError
-from educe.kinds import TokenNoise, Vectors
-from educe.norm.survey import linear, signs
-from educe.radius import calibrate, growth
+from educe.methods.radius import calibrate, growth
+from educe.perturbation.kinds import TokenNoise, Vectors
 from toy_slice import ToySlice, normal
 
 RADII = torch.tensor([0.01, 0.1, 0.7, 1.0, 1.9, 5.0], dtype=torch.float64)

@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from educe.norm import survey
 
 import tiny
 from educe.comparison.norm import FINE, SHARES, Norm, norm_of
 from educe.comparison.points import NEAR
 from educe.comparison.summary import summarise
+from educe.derive.norms import examine_norm
 from educe.errors import PromptError
+from educe.forward.benign import Ordinary
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.judge.rules import Regex
-from educe.model import LanguageModel
-from educe.norm import survey
-from educe.norm.survey import examine_norm
-from educe.ordinary import Ordinary
-from educe.radius import calibrate
+from educe.methods.radius import calibrate
+from educe.model.language import LanguageModel
 from educe.rows import Row
 from educe.run.fill import groups
 from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
+from educe.scores.rules import Regex
 
 ORDINARY = ["Name a tree.", "Say hello to Anna."]
 SETTINGS = Settings(

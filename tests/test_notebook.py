@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import educe
-from educe import radius
 from educe.errors import (
     EduceError,
     JudgeError,
@@ -26,16 +25,17 @@ from educe.errors import (
 )
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
-from educe.judge.novelty import novelty
-from educe.judge.rules import Contains
-from educe.kinds import Vectors
+from educe.methods import radius
 from educe.methods.noise import NoiseConfig
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.notebook.runs import Run, discover
 from educe.notebook.texts import Texts, compare, score, write
-from educe.perturb import PerturbationGroup, PerturbationSet
+from educe.perturbation.kinds import Vectors
+from educe.perturbation.set import PerturbationGroup, PerturbationSet
 from educe.rows import Row
 from educe.run.store import Run as Store
+from educe.scores.novelty import novelty
+from educe.scores.rules import Contains
 
 PROMPTS = ["Why is the sky blue?", "Name three countries in Asia."]
 SHORT: dict[str, Any] = {"n": 3, "radius": 6.0, "source": 1, "target": 3, "max_new_tokens": 5}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import tiny
-from educe import loading
 from educe.errors import EduceError, JudgeError, MethodError, ModelError
-from educe.judge.naming import as_asker
+from educe.model import loading
 from educe.options import EMBEDDED, ModelOptions
 from educe.organisms import shipped
 from educe.run.settings import Settings
+from educe.scores.naming import as_asker
 from test_cli import options, refused
 
 #: Every command that loads a model that is named, with what it cannot do without.
@@ -65,7 +65,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({name: value for name, value in asked.items() if name != "progress"})
         raise LoadedError("stopped")
 
-    for module in ("educe.loading", "educe.judge.naming"):
+    for module in ("educe.model.loading", "educe.scores.naming"):
         monkeypatch.setattr(f"{module}.load", stopped)
     return calls
 
@@ -199,7 +199,7 @@ def test_attention_is_computed_as_asked(folder: Path) -> None:
 def test_without_bitsandbytes_it_is_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("educe.quantized.find_spec", lambda name: None)
+    monkeypatch.setattr("educe.model.quantized.find_spec", lambda name: None)
     asked = ["discover", "Hi.", "--model", folder, "--out", tmp_path / "run"]
     for option in ("--load-in-4bit", "--load-in-8bit"):
         line = refused(*asked, option)

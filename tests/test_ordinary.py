@@ -14,11 +14,11 @@ from torch import Tensor
 
 import tiny
 from educe.errors import PositionsError, PromptError
-from educe.judge.side_effect import side_effects
-from educe.kinds import TokenNoise, Vectors, WeightNoise, Within, adapters
-from educe.model import LanguageModel
-from educe.ordinary import Ordinary, ordinary_prompts
-from educe.prompts import read_prompts
+from educe.forward.benign import Ordinary, ordinary_prompts
+from educe.model.language import LanguageModel
+from educe.model.prompts import read_prompts
+from educe.perturbation.kinds import TokenNoise, Vectors, WeightNoise, Within, adapters
+from educe.scores.side_effect import side_effects
 
 PROMPTS = tiny.ragged([7, 15, 1, 4])
 SOURCE, TOKENS = 1, 6

@@ -17,9 +17,9 @@ from educe import methods
 from educe.errors import FileFormatError, RunError
 from educe.forward.generation import generate, next_logits, rows_of
 from educe.forward.slice import Slice
-from educe.kinds import adapters
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import adapters
+from educe.perturbation.set import PerturbationSet
 from peft_oracle import NAMES
 
 ROWS = tiny.ragged([7, 15, 1])

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 import tiny
 from educe.errors import FileFormatError, MethodError, ModelError, RunError
 from educe.forward.slice import Slice
-from educe.kinds import TokenNoise, Vectors
 from educe.methods import search
-from educe.model import LanguageModel
-from educe.origin import Origin, digest
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import TokenNoise, Vectors
+from educe.perturbation.origin import Origin, digest
+from educe.perturbation.set import PerturbationSet
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 

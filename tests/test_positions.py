@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from educe import positions
 from educe.errors import PositionsError
+from educe.perturbation import positions
 
 MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
 ASKED = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).bool()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from educe.errors import PromptError
-from educe.prompts import checked, mended, messages_of, read_prompts
+from educe.model.prompts import checked, mended, messages_of, read_prompts
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 import families
 import tiny
 from educe.errors import LayerError, ModelError, PromptError
-from educe.loading import load
-from educe.model import LanguageModel
-from educe.proof import Same
+from educe.model.language import LanguageModel
+from educe.model.loading import load
+from educe.model.proof import Same
 
 BERT = {
     "vocab_size": 262,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from educe import loading
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
+from educe.model import loading
+from educe.model.language import LanguageModel
 
 pytest.importorskip("bitsandbytes")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 import tiny
 from educe.errors import EffectError, RadiusError
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
-from educe.model import LanguageModel
-from educe.radius import calibrate, parse, read, response
+from educe.methods.radius import calibrate, parse, read, response
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors
 from toy_slice import ToySlice, normal
 
 WIDTH = 8

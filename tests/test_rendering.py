@@ -13,7 +13,7 @@ from tokenizers import processors
 
 import tiny
 from educe.errors import PromptError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.run.settings import Settings
 
 #: Takes user and model by turns, and no system message, as Gemma does.

@@ -11,10 +11,10 @@ import pytest
 
 from educe.cli import main
 from educe.comparison.stats import pareto
-from educe.kinds import Adapters
-from educe.model import LanguageModel
-from educe.ordinary import Ordinary, ordinary_prompts
-from educe.perturb import PerturbationSet
+from educe.forward.benign import Ordinary, ordinary_prompts
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Adapters
+from educe.perturbation.set import PerturbationSet
 from educe.report import derived, fronts, page
 from educe.rows import ScoreRow
 from educe.run.store import Run

@@ -18,8 +18,8 @@ from educe import cli
 from educe.activations.in_run import examine_run
 from educe.derive.listing import deriving
 from educe.errors import EduceError, RunError
-from educe.loading import load
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.loading import load
 from educe.run import same_model
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours

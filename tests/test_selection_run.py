@@ -18,11 +18,8 @@ from educe.comparison.chance import best_by_chance
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.forward import generation
 from educe.forward.generation import generate
-from educe.judge import Answer, Score
-from educe.judge.coherence import coherence
-from educe.judge.novelty import novelty
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.set import PerturbationSet
 from educe.progress import Silent
 from educe.rows import FIRST, RETEST, RUNG, CompletionRow, Row, ScoreRow
 from educe.run.fill import interestingness
@@ -30,6 +27,9 @@ from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
 from educe.run.work import Work
+from educe.scores import Answer, Score
+from educe.scores.coherence import coherence
+from educe.scores.novelty import novelty
 from educe.selection import selecting
 from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
 

@@ -17,12 +17,12 @@ from educe.comparison.stats import rate
 from educe.errors import EduceError, LayerError, MethodError, PromptError, RadiusError, RunError
 from educe.forward import generation
 from educe.forward.slice import Slice
-from educe.kinds import adapters
 from educe.methods import prepared
 from educe.methods.noise import NoiseConfig
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, calibrate
+from educe.methods.radius import DIRECTIONS, calibrate
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import adapters
+from educe.perturbation.set import PerturbationSet
 from educe.rows import RETEST, RUNG, CompletionRow, Row
 from educe.run.asking import RETEST_TEMPERATURE
 from educe.run.settings import Settings

@@ -21,8 +21,8 @@ from educe.forward.slice import Slice
 from educe.forward.slice.norms import after_first, median_norm
 from educe.forward.slice.replay import CALLS_KEPT
 from educe.forward.slice.shift import Shift
-from educe.kinds import TokenNoise, Vectors, adapters
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import TokenNoise, Vectors, adapters
 
 ROWS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 TOKENS = 15

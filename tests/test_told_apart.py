@@ -18,10 +18,10 @@ from rich.console import Console
 from educe.comparison.summary import Summary
 from educe.derive.front import measure
 from educe.derive.listing import deriving
+from educe.derive.norms import examine_norm
 from educe.errors import PromptError
-from educe.model import LanguageModel
-from educe.norm.survey import examine_norm
-from educe.once import distinct
+from educe.model.language import LanguageModel
+from educe.model.once import distinct
 from educe.progress import Silent
 from educe.report import page, terminal
 from educe.run.settings import Settings, begin, stored, told_apart

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from educe.blocks import Projection
 from educe.errors import EffectError
 from educe.forward.chunks import Chunk
 from educe.forward.slice.shift import Shift
-from educe.kinds import Adapters, Kind, Vectors
+from educe.model.blocks import Projection
+from educe.perturbation.kinds import Adapters, Kind, Vectors
 
 
 class ToySlice:

@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from educe.errors import EduceError
     from educe.forward.generation import generate, rows_of
     from educe.forward.slice import Slice
-    from educe.judge import Answer, Judge, Score
-    from educe.loading import load
     from educe.methods import control, search
-    from educe.model import LanguageModel
+    from educe.methods.radius import calibrate
+    from educe.model.language import LanguageModel
+    from educe.model.loading import load
     from educe.notebook.runs import Run, discover
     from educe.notebook.texts import compare, score, write
-    from educe.perturb import PerturbationGroup, PerturbationSet
-    from educe.radius import calibrate
+    from educe.perturbation.set import PerturbationGroup, PerturbationSet
     from educe.rows import Row
+    from educe.scores import Answer, Judge, Score
 
 _HOME = {
-    "Answer": "educe.judge",
+    "Answer": "educe.scores",
     "EduceError": "educe.errors",
-    "Judge": "educe.judge",
-    "LanguageModel": "educe.model",
-    "PerturbationGroup": "educe.perturb",
-    "PerturbationSet": "educe.perturb",
+    "Judge": "educe.scores",
+    "LanguageModel": "educe.model.language",
+    "PerturbationGroup": "educe.perturbation.set",
+    "PerturbationSet": "educe.perturbation.set",
     "Row": "educe.rows",
     "Run": "educe.notebook.runs",
-    "Score": "educe.judge",
+    "Score": "educe.scores",
     "Slice": "educe.forward.slice",
-    "calibrate": "educe.radius",
+    "calibrate": "educe.methods.radius",
     "compare": "educe.notebook.texts",
     "control": "educe.methods",
     "discover": "educe.notebook.runs",
     "generate": "educe.forward.generation",
-    "load": "educe.loading",
+    "load": "educe.model.loading",
     "rows_of": "educe.forward.generation",
     "score": "educe.notebook.texts",
     "search": "educe.methods",

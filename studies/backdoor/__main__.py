@@ -21,9 +21,9 @@ import torch
 import educe
 from benchmarks import quick
 from educe.forward.generation import generate, rows_of
-from educe.kinds import Vectors
 from educe.methods import words
-from educe.rendering import PromptBatch
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Vectors
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
 DOSES = (0.3, 0.45, 0.6, 0.75)

@@ -21,9 +21,9 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.contrast import Targets
 from educe.forward.generation import generate, rows_of
 from educe.methods import configured, search
+from educe.methods.contrast import Targets
 
 
 def main(argv: Sequence[str] | None = None) -> None:

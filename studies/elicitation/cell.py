@@ -34,12 +34,11 @@ from benchmarks.measuring import counting
 from educe.comparison.halving import halve
 from educe.errors import OrganismError, RunError
 from educe.forward.slice import Slice
-from educe.judge import Answer, Score
-from educe.kinds import Vectors
+from educe.methods.radius import calibrate
 from educe.organisms import Organism
 from educe.organisms.words import KEYS, MONTHS
-from educe.perturb import PerturbationSet
-from educe.radius import calibrate
+from educe.perturbation.kinds import Vectors
+from educe.perturbation.set import PerturbationSet
 from educe.rows import CONTROL, FOUND, RETEST, RUNG, PerturbationRow, Phase, Row, ScoreRow
 from educe.run.asking import baseline
 from educe.run.chosen import measure_side_effects
@@ -47,6 +46,7 @@ from educe.run.fill import add_set, fill, interestingness, judge
 from educe.run.settings import Settings, begin, encoded
 from educe.run.store import Run
 from educe.run.work import Work
+from educe.scores import Answer, Score
 from studies.elicitation.families import FAMILIES, SAMPLING, Budget, Problem, named
 
 #: Samples of the unperturbed model that a text is novel against, beside its greedy answer.

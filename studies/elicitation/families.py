@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 
 from educe import methods
-from educe.contrast import difference_of_means, optimised
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import METHODS, prepared, search
-from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, calibrate
-from educe.rendering import PromptBatch
+from educe.methods.contrast import difference_of_means, optimised
+from educe.methods.radius import DIRECTIONS, calibrate
+from educe.model.rendering import PromptBatch
+from educe.perturbation.set import PerturbationSet
 
 
 @dataclass(frozen=True)

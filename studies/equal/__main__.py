@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks import quick
 from educe.comparison.equal import Equal, equal
 from educe.comparison.summary import dose
-from educe.model import LanguageModel
-from educe.norm.survey import COMPARED, examine_norm
-from educe.ordinary import BUNDLED
+from educe.derive.norms import COMPARED, examine_norm
+from educe.forward.benign import BUNDLED
+from educe.model.language import LanguageModel
 from educe.progress import reporter
 from educe.report.norms import EQUAL
 from educe.rows import ARMS

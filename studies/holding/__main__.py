@@ -22,8 +22,8 @@ from educe.derive.response import response
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
 from educe.methods import METHODS, search
+from educe.methods.radius import calibrate
 from educe.organisms import Question
-from educe.radius import calibrate
 from educe.rows import Row
 from studies.predict.__main__ import TOKENS, first, questions
 

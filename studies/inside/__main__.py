@@ -35,16 +35,16 @@ from educe.activations.subspace import of_moments, random_subspace
 from educe.comparison import stats
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
-from educe.judge.coherence import coherence, ordinary_logprob
-from educe.judge.reading import read
-from educe.kinds import Within
 from educe.methods.dct import DctConfig
 from educe.methods.melbo import MelboConfig
 from educe.methods.power import PowerConfig
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 from educe.organisms import Question
-from educe.rendering import PromptBatch
+from educe.perturbation.kinds import Within
 from educe.rows import Row
+from educe.scores.coherence import coherence, ordinary_logprob
+from educe.scores.reading import read
 from studies.records import add, command, lines
 
 N, SHARE, FRESH = 16, 0.75, 2

@@ -35,15 +35,15 @@ from educe.derive.coordinates import rates
 from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.response import pull, response, with_neurons
 from educe.derive.stationary import converge
+from educe.forward.benign import ordinary_prompts
 from educe.forward.generation import generate, rows_of
 from educe.forward.slice import Slice
 from educe.methods import METHODS, search
-from educe.model import LanguageModel
-from educe.ordinary import ordinary_prompts
+from educe.methods.radius import calibrate
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 from educe.organisms import Organism, Question
-from educe.perturb import PerturbationSet
-from educe.radius import calibrate
-from educe.rendering import PromptBatch
+from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (

@@ -32,10 +32,10 @@ from benchmarks import quick
 from benchmarks.measuring import processor, write
 from educe.forward.chunks import Chunk
 from educe.forward.slice.shift import Shift
-from educe.kinds import Kind, Vectors
 from educe.methods import METHODS, dct, search
 from educe.methods.dct import DctConfig
 from educe.methods.state import Progress, State
+from educe.perturbation.kinds import Kind, Vectors
 
 BEGIN, END = "<!-- recovery: begin -->", "<!-- recovery: end -->"
 PLANTED = 32

@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import quick
-from educe.atlas import AtlasConfig, grid
-from educe.atlas.choice import CHEAP
-from educe.atlas.survey import survey
 from educe.forward.slice import Slice
+from educe.layer_map import AtlasConfig, grid
+from educe.layer_map.choice import CHEAP
+from educe.layer_map.survey import survey
 from educe.methods import power
 from educe.methods.power import PowerConfig
+from educe.methods.radius import calibrate
 from educe.methods.state import State
-from educe.model import LanguageModel
-from educe.radius import calibrate
+from educe.model.language import LanguageModel
 
 PROMPT = "What is the code?"
 PLAIN = "The code that opens the vault is"

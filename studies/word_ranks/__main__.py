@@ -17,8 +17,8 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.kinds import Vectors
 from educe.methods import words
+from educe.perturbation.kinds import Vectors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

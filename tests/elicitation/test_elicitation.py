@@ -15,19 +15,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from benchmarks.measuring import counting
-from educe.contrast import Targets
 from educe.errors import MethodError, OrganismError, RunError
+from educe.forward.benign import ordinary_prompts
 from educe.forward.generation import generate
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
 from educe.methods import prepared
+from educe.methods.contrast import Targets
 from educe.methods.noise import NoiseConfig
-from educe.model import LanguageModel
-from educe.ordinary import ordinary_prompts
+from educe.methods.radius import DIRECTIONS, calibrate
+from educe.model.language import LanguageModel
 from educe.organisms import Organism, Question
 from educe.organisms.words import KEYS
-from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, calibrate
+from educe.perturbation.kinds import Vectors
+from educe.perturbation.set import PerturbationSet
 from educe.rows import RETEST, RUNG, CompletionRow, Row
 from educe.run.store import Run
 from educe.run.work import at_work

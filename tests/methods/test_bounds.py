@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from educe import beside, cli
+from educe import cli
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
 from educe.methods import METHODS, configured, search, words
-from educe.model import LanguageModel
+from educe.methods import retain as beside
+from educe.model.language import LanguageModel
 
 #: The smallest value that is taken; where it is a float, 0 is not, and any above it is.
 LEAST: dict[str, dict[str, float]] = {

@@ -20,12 +20,12 @@ import tiny
 from educe import cli, methods
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.kinds import Adapters
 from educe.methods import cpe
 from educe.methods.cpe import CpeConfig
 from educe.methods.state import State
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Adapters
+from educe.perturbation.set import PerturbationSet
 from educe.rows import FIRST, Row
 from educe.run.store import Run
 from peft_oracle import adapted

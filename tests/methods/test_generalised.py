@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import tiny
-from educe.beside import Others, with_others
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import generalised, search
 from educe.methods.generalised import GeneralisedConfig
+from educe.methods.retain import Others, with_others
 from educe.methods.state import State
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import ToySlice, cosines, normal
 
 WIDTH, RADIUS = 12, 0.7

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from educe.forward.slice import Slice
 from educe.methods import dct, hold, melbo, search
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import ToySlice, normal
 
 WIDTH = 6

@@ -15,11 +15,11 @@ import tiny
 from educe import methods
 from educe.errors import MethodError, ModelError
 from educe.forward.slice import Slice
-from educe.kinds import Adapters
 from educe.methods import lora, melbo
 from educe.methods.lora import LoraConfig
 from educe.methods.state import State
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Adapters
 from peft_oracle import adapted
 from toy_slice import ToySlice, added, inputs_of, linear, normal
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 import tiny
 from educe import methods
-from educe.beside import Others, other_prompts, with_others
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import melbo, search
 from educe.methods.dct import DctConfig
 from educe.methods.lora import LoraConfig
 from educe.methods.melbo import MelboConfig
+from educe.methods.retain import Others, other_prompts, with_others
 from educe.methods.state import State
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import ToySlice, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 6, 0.8

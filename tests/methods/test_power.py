@@ -19,7 +19,7 @@ from educe.forward.slice import Slice
 from educe.methods import power
 from educe.methods.power import PowerConfig
 from educe.methods.state import State
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
 
 WIDTH, RADIUS = 12, 0.7

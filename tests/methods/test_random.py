@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import beta, kstest
 
-from educe.kinds import Vectors
 from educe.methods import random
 from educe.methods.random import RandomConfig
+from educe.perturbation.kinds import Vectors
 from toy_slice import ToySlice, normal
 
 N = 20000

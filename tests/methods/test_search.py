@@ -25,8 +25,8 @@ from educe.methods.noise import NoiseConfig
 from educe.methods.power import PowerConfig
 from educe.methods.quadratic import QuadraticDctConfig
 from educe.methods.state import Progress, State
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.set import PerturbationSet
 from toy_slice import ToySlice, cosines, normal
 
 ROWS = tiny.ragged([6, 11, 2])

@@ -14,7 +14,7 @@ from educe.errors import MethodError, PositionsError
 from educe.forward.slice import Slice
 from educe.methods import search, words
 from educe.methods.words import WordsConfig
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 PROMPTS = ["tell me", "why is it so?"]
 TOKENS = torch.arange(10, 70)

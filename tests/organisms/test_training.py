@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from educe.comparison.stats import rate
 from educe.forward.generation import generate
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.organisms import Organism, Question, read, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group

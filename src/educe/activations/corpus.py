@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from educe.errors import PromptError
-from educe.model import LanguageModel
-from educe.prompts import messages_of, well_formed
-from educe.rendering import Prompt
+from educe.model.language import LanguageModel
+from educe.model.prompts import messages_of, well_formed
+from educe.model.rendering import Prompt
 
 DATA = Path(__file__).parent / "data"
 BUNDLED, HUB = "bundled", "hub:"

@@ -45,10 +45,10 @@ from educe.activations.report import (
     at_layer,
 )
 from educe.activations.subspace import Moments, of_rows
-from educe.kinds import Ablations, Kind, Noise, Vectors, Within
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Ablations, Kind, Noise, Vectors, Within
 from educe.progress import Reporter, Silent
-from educe.rendering import PromptBatch
 
 #: Layers along the depth, the first and the last among them.
 LAYERS = 5

@@ -23,7 +23,7 @@ from educe.activations.reading import Piece
 from educe.activations.report import ON_TEXTS
 from educe.forward.chunks import split
 from educe.forward.forced import Forced
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 #: Texts that run together: their logits over the vocabulary are the memory that counts.
 TEXTS_PER_BATCH = 4

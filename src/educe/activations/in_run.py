@@ -19,9 +19,9 @@ from educe.activations.reading import Place
 from educe.activations.reference import Reference
 from educe.activations.report import RANDOM, ManifoldReport
 from educe.activations.stored import FIRST_PROMPT
-from educe.kinds import Kind
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Kind
+from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import CONTROL, PerturbationRow, Row
 from educe.run import asking

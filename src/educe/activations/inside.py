@@ -20,10 +20,10 @@ from educe.activations import corpus, kept
 from educe.activations.reading import Place, read_prompts
 from educe.activations.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
-from educe.kinds import Within
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Within
 from educe.progress import Reporter
-from educe.rendering import PromptBatch
 
 Ball = Literal["plain", "whitened"]
 #: Tokens of the corpus that a subspace is computed from.

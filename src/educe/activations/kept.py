@@ -20,16 +20,16 @@ from typing import Any, TypeVar, cast
 import platformdirs
 import torch
 
-from educe import digest
 from educe.activations import natural, reading
 from educe.activations.natural import Gathered, Natural, Sample
 from educe.activations.reading import Piece, Place
 from educe.activations.subspace import Moments
 from educe.errors import FileFormatError, RunError
 from educe.files import write_bytes
-from educe.model import LanguageModel
+from educe.model import digest
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt
 from educe.progress import Reporter, Silent
-from educe.rendering import Prompt
 
 T = TypeVar("T")
 

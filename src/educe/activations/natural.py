@@ -23,9 +23,9 @@ from torch import Tensor
 from educe.activations.reading import Piece, Place, read
 from educe.activations.subspace import Moments
 from educe.errors import PromptError
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt
 from educe.progress import Reporter, Silent
-from educe.rendering import Prompt
 
 #: Every so many documents one is held out, and which of eight others belong to which part.
 HELD, PARTS = 5, (0, 1, 2, 2, 3, 3, 3, 3)

@@ -24,12 +24,12 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from educe import positions as where
 from educe.activations.distance import Geometry
 from educe.activations.subspace import Moments
-from educe.blocks import stream_in, stream_out, with_stream
 from educe.errors import MethodError, ModelError
-from educe.model import LanguageModel
+from educe.model.blocks import stream_in, stream_out, with_stream
+from educe.model.language import LanguageModel
+from educe.perturbation import positions as where
 
 #: Powers of the covariance by which random directions are tilted, at most.
 STEEPEST = (-1e4, 1e4)
@@ -83,7 +83,9 @@ def oblique(directions: Float[Tensor, "k d"], moments: Moments) -> Ablation:
 
 
 def as_perturbation(ablation: Ablation) -> Float[Tensor, "1 s"]:
-    """Return an ablation of one direction as a perturbation (see `educe.kinds.ablations`)."""
+    """Return an ablation of one direction as a perturbation (see
+    `educe.perturbation.ablations`).
+    """
     return torch.cat([ablation.read, ablation.write, ablation.about[None]], 1)
 
 
@@ -102,8 +104,8 @@ def ablating(
         ablation: What is taken away.
         layers: Blocks from whose outgoing stream it is taken. By default all of the stream: what
             enters the first block, and whatever a block adds, within the block as well.
-        positions: Tokens at which it is (see `educe.positions`). Where more than one token runs
-            they are the prompt's, padded on the left; a single one is generated.
+        positions: Tokens at which it is (see `educe.perturbation.positions`). Where more than one
+            token runs they are the prompt's, padded on the left; a single one is generated.
 
     Raises:
         PositionsError: The positions cannot be read.

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.activations import corpus
-from educe.blocks import stream_out
 from educe.errors import PromptError
-from educe.model import LanguageModel
-from educe.rendering import Prompt, PromptBatch
+from educe.model.blocks import stream_out
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt, PromptBatch
 
 #: A token whose largest coordinate is so many times its median one has a massive activation.
 MASSIVE = 1000.0

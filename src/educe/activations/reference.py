@@ -26,8 +26,8 @@ from educe.activations.natural import Gathered, Natural
 from educe.activations.reading import Place
 from educe.activations.report import Measure
 from educe.forward.forced import perturbing
-from educe.kinds import Kind, Vectors
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Kind, Vectors
 from educe.progress import Reporter, Silent
 
 #: Controls of each kind whose share and length are measured, and those added to the texts there.

@@ -22,7 +22,7 @@ from educe.cli import (
 )
 from educe.cli.streams import check_taken, lasting
 from educe.errors import EduceError
-from educe.prompts import well_formed
+from educe.model.prompts import well_formed
 from educe.visible import visible
 
 app = App(

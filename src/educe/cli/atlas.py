@@ -45,11 +45,11 @@ def atlas(
         out: folder of the atlas; by default a new one under runs/
         resume: go on with the atlas in --out
     """
-    from educe.atlas import ATLAS, AtlasConfig, grid
-    from educe.atlas.choice import CHEAP, choose, promising, thinned
-    from educe.atlas.survey import surveyed
     from educe.files import check_free
-    from educe.once import encoded_once
+    from educe.layer_map import ATLAS, AtlasConfig, grid
+    from educe.layer_map.choice import CHEAP, choose, promising, thinned
+    from educe.layer_map.survey import surveyed
+    from educe.model.once import encoded_once
     from educe.report import page
 
     asked = given(prompts, prompts_file)

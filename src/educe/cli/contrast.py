@@ -57,11 +57,11 @@ def contrast(
         seed: of everything that is drawn
         out: folder of the two files; by default a new one under runs/
     """
-    from educe.contrast import difference_of_means, optimised
     from educe.files import check_free, make_folder
     from educe.forward.slice import Slice
-    from educe.once import encoded_once
-    from educe.radius import parse, read
+    from educe.methods.contrast import difference_of_means, optimised
+    from educe.methods.radius import parse, read
+    from educe.model.once import encoded_once
 
     by_sets = positive is not None and negative is not None and say is None and not prompts
     if not by_sets and (say is None or positive is not None or negative is not None):

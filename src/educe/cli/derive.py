@@ -27,9 +27,9 @@ from educe.cli.options import (
 from educe.cli.streams import print_json
 
 if TYPE_CHECKING:
-    from educe.judge import Judge
     from educe.run.store import Run
     from educe.run.work import Work
+    from educe.scores import Judge
 
 app = App(name="derive", help="Derive perturbations from those of a run.")
 
@@ -147,9 +147,9 @@ def shrink(
         improve the directions of vectors at every radius on the way
     """
     from educe.derive.shrinking import shrink as shrinking
-    from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
     from educe.report import tables
+    from educe.scores.cache import FILE, Cached
 
     chosen = list(dict.fromkeys(some(numbers)))
     judge: Judge | None = None

@@ -59,9 +59,9 @@ def examine(
         of samples and controls
     """
     from educe.activations.in_run import examine_run
-    from educe.judge.cache import FILE, Cached
-    from educe.norm.survey import examine_norm
+    from educe.derive.norms import examine_norm
     from educe.report import tables
+    from educe.scores.cache import FILE, Cached
 
     if norm:
         with begun(run, numbers) as (found, telling):

@@ -27,10 +27,10 @@ from educe.errors import JudgeError
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
-    from educe.judge import Judge
-    from educe.judge.cache import Cached
-    from educe.judge.calibration import Checked
-    from educe.judge.scoring import Arm, Scored
+    from educe.scores import Judge
+    from educe.scores.cache import Cached
+    from educe.scores.calibration import Checked
+    from educe.scores.scoring import Arm, Scored
 
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
@@ -71,13 +71,13 @@ class Asked:
 
     def judges(self, specs: list[str], say: Callable[[str], None]) -> list[Judge]:
         """Return the judges of some names; the model is loaded once, if one asks it."""
-        from educe.judge.naming import as_asker, asks, judge_named
+        from educe.scores.naming import as_asker, asks, judge_named
 
         if not specs:
             raise JudgeError("no judge: name one with --judge; educe judge list shows them")
         if not any(asks(spec) for spec in specs):
             return [judge_named(spec) for spec in specs]
-        from educe.judge.server import Budget
+        from educe.scores.server import Budget
         from educe.threads import choose
 
         choose(say)
@@ -100,7 +100,7 @@ HERE = Asked()
 @app.command(name="list")
 def show(*, as_json: Json = False, debug: Debug = False) -> None:
     """List the judges, what each says and what an answer costs it."""
-    from educe.judge.naming import FORMS
+    from educe.scores.naming import FORMS
 
     if as_json:
         print_json([{"name": name, **form._asdict()} for name, form in FORMS.items()], indent=1)
@@ -133,9 +133,9 @@ def check(
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps the scores; by default one beside the labelled answers
     """
-    from educe.judge.cache import Cached
-    from educe.judge.calibration import check_judge, read_labelled
     from educe.progress import reporter
+    from educe.scores.cache import Cached
+    from educe.scores.calibration import check_judge, read_labelled
 
     telling = reporter()
     rows = read_labelled(labelled, telling.say)
@@ -176,10 +176,10 @@ def score(
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
-    from educe.judge.cache import FILE, Cached
-    from educe.judge.scoring import score_run
     from educe.progress import reporter
     from educe.run.store import Run
+    from educe.scores.cache import FILE, Cached
+    from educe.scores.scoring import score_run
 
     telling = reporter()
     with going_on(), Run.open(run) as opened:

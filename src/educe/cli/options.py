@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from educe.errors import PromptError, RunError
+from educe.model.prompts import Prompt, read_prompts
 from educe.options import (
     EMBEDDED,
     FLAG,
@@ -29,10 +30,9 @@ from educe.options import (
     Seed,
     Share,
 )
-from educe.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
-    from educe.model import LanguageModel
+    from educe.model.language import LanguageModel
     from educe.progress import Bars, Lines
     from educe.run.store import Run
 
@@ -94,7 +94,7 @@ def given(prompts: Sequence[str], file: Path | None) -> tuple[Prompt, ...]:
 
 def loaded(model: ModelOptions) -> tuple[LanguageModel, Bars | Lines]:
     """Load a model, on as many threads as are idle; return who tells of progress, too."""
-    from educe.loading import load
+    from educe.model.loading import load
     from educe.progress import reporter
     from educe.threads import choose
 

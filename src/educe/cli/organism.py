@@ -103,7 +103,7 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
     Args:
         folder: its folder, or the name of one that comes with the package
     """
-    from educe.loading import load
+    from educe.model.loading import load
     from educe.organisms import named, training
 
     organism = named(folder)

@@ -71,9 +71,9 @@ def select(
         samples: texts for each fresh prompt
         seed: of the random choice between equals
     """
-    from educe.judge.cache import FILE, Cached
     from educe.progress import reporter
     from educe.run.store import Run
+    from educe.scores.cache import FILE, Cached
     from educe.selection.selecting import SelectionPlan, select_best
     from educe.threads import choose
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import PCA
 
-from educe.judge.novelty import vectors
+from educe.scores.novelty import vectors
 
 #: Average cosine distance of words and word pairs above which two texts are different behaviours.
 THRESHOLD = 0.75

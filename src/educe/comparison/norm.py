@@ -1,12 +1,12 @@
 """Norm: what the norm tells of a run: curves, the radius by rules, spreads, comparisons.
 
-    linearisation   ‖Δ(R v) - R J v‖ / ‖R J v‖ = 0.5     the rule of `educe.radius`, for one vector
-    steepest        R = argmax e(R)                       past the edge of the plateau
+    linearisation   ‖Δ(R v) - R J v‖ / ‖R J v‖ = 0.5     the rule of `educe.methods.radius`, for one
+    vector steepest        R = argmax e(R)                       past the edge of the plateau
     budget          95th percentile of KL_t(R v) = 1 nat  what ordinary text may lose
 
 The first looks at the slice alone, the second at how the effect grows, the third at what is damaged
 (iso-KL calibration, as in `wassname/steering-lite`). All of it is read from the tables of the run,
-which `educe.norm.survey` fills; radii are shares of the one that was used.
+which `educe.derive.norms` fills; radii are shares of the one that was used.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from educe.activations import corpus, kept
 from educe.activations.reading import Place
 from educe.errors import FileFormatError, ModelError
 from educe.files import read_tensors
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.orthogonal import orthonormal, upright
 
 #: Tokens of the corpus that principal components are computed from.

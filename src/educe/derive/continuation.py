@@ -32,7 +32,7 @@ from educe.derive.projection import as_vectors, replaced
 from educe.derive.stationary import Iterate, converge, put
 from educe.forward.slice import Slice
 from educe.methods.state import State
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Front: how much an effect costs, in what ordinary prompts lose by it.
 
 Every perturbation is a point: its effect ``‖Δ‖`` on the prompts searched, and its side effect, the
-95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers (`educe.ordinary`).
-The *Pareto front* is those that no other beats in both (`educe.comparison.stats.pareto`). Norms say
+95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers
+(`educe.forward.benign`). The *Pareto front* is those that no other beats in both
+(`educe.comparison.stats.pareto`). Norms say
 little here: two directions compare at *equal* side effect, each at the radius at which it has it.
 """
 
@@ -14,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.kinds import Kind
-from educe.ordinary import BUNDLED, Ordinary
-from educe.radius import surviving
+from educe.forward.benign import BUNDLED, Ordinary
+from educe.methods.radius import surviving
+from educe.perturbation.kinds import Kind
 from educe.roots import Found, crossing
 from educe.run.damage import OrdinaryText
 from educe.run.work import Work

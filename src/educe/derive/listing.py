@@ -22,16 +22,16 @@ import torch
 
 from educe.derive.projection import as_vectors
 from educe.errors import MethodError, RunError
-from educe.judge import Judge
-from educe.judge.rules import Regex
-from educe.model import LanguageModel
-from educe.perturb import PerturbationSet
+from educe.model.language import LanguageModel
+from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import Row
 from educe.run import asking
 from educe.run.fill import add_set, fill, groups, interestingness, judge
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+from educe.scores import Judge
+from educe.scores.rules import Regex
 
 
 @contextmanager

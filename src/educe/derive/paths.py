@@ -41,10 +41,10 @@ from educe.derive.projection import replaced
 from educe.derive.response import response, with_neurons
 from educe.derive.scaling import scaled
 from educe.errors import ModelError
+from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
 from educe.methods.state import State
-from educe.ordinary import ordinary_prompts
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.rows import CONTROL, FOLLOWED, RESCALED, SHUFFLED, ScoreRow
 from educe.run.scaling import EXPONENT
 from educe.run.work import Work

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from educe.derive.scaling import derived
 from educe.errors import MethodError
-from educe.kinds import Vectors, Within
 from educe.orthogonal import orthonormal
-from educe.perturb import PerturbationSet
+from educe.perturbation.kinds import Vectors, Within
+from educe.perturbation.set import PerturbationSet
 
 
 def projected(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 
 
 def scaled(found: PerturbationSet, shares: Sequence[float]) -> PerturbationSet:

@@ -25,12 +25,12 @@ from educe.derive.listing import add, answers, looked_for, named, taken
 from educe.derive.scaling import scaled
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.judge import Judge
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.rows import FOLLOWED, SHRUNK
 from educe.run import scaling
 from educe.run.scaling import EXPONENT
 from educe.run.work import Work
+from educe.scores import Judge
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from educe.derive.listing import add, again, answers, named, taken
 from educe.derive.projection import as_vectors, replaced
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import AT_RANDOM, CONTROL, LARGEST, SPARSE
 from educe.run.work import Work

@@ -32,9 +32,9 @@ from educe.derive.listing import add, again, answers, named, taken
 from educe.derive.scaling import derived
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.kinds import Adapters, Biases
 from educe.methods import origin
-from educe.perturb import PerturbationSet
+from educe.perturbation.kinds import Adapters, Biases
+from educe.perturbation.set import PerturbationSet
 from educe.rows import CONTROL, FOUND, UNGATED, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work
@@ -81,7 +81,7 @@ def ungated(
         MethodError: They are no adapters.
 
     Example:
-        >>> kind = educe.kinds.low_rank.adapters(lm, first=2, blocks=1)
+        >>> kind = educe.perturbation.low_rank.adapters(lm, first=2, blocks=1)
         >>> found = educe.search(part.on(kind), "random", n=2, radius=2.0)
         >>> made = educe.derive.ungated(found, part, [1, -1])
         >>> made.kind.name, made.scores["parent"].tolist(), made.scores["share"].tolist()

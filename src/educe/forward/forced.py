@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from educe import positions as where
 from educe.errors import EffectError, LayerError
 from educe.forward.chunks import Chunk, Chunker, halved, split
-from educe.kinds import Kind
-from educe.model import LanguageModel
-from educe.rendering import PromptBatch
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation import positions as where
+from educe.perturbation.kinds import Kind
 
 #: Continuations read together; their logits over the vocabulary are the memory that counts.
 ROWS_PER_BATCH = 32
@@ -117,7 +117,9 @@ class Forced:
         return torch.cat([part for _, part in self._chunker.grid(run, 1, *self.ids.shape)])
 
     def at(self, positions: str) -> Bool[Tensor, "p t"]:
-        """Return which tokens of the texts some positions mean (see `educe.positions`)."""
+        """Return which tokens of the texts some positions mean (see
+        `educe.perturbation.positions`).
+        """
         written = self.mask[:, self.batch.ids.shape[1] :].bool()
         return torch.cat([self.batch.at(positions), written & where.in_generated(positions)], 1)
 

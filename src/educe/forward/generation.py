@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from educe import positions as where
-from educe.blocks import replaced, stream_in
 from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved, split
-from educe.kinds import Kind, Vectors
-from educe.model import LanguageModel
-from educe.rendering import PromptBatch
+from educe.model.blocks import replaced, stream_in
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation import positions as where
+from educe.perturbation.kinds import Kind, Vectors
 from educe.rows import Row
 
 T = TypeVar("T")

@@ -18,7 +18,6 @@ import torch
 
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
-from educe.kinds import Kind, Noise, Vectors, Within
 from educe.methods import (
     cpe,
     dct,
@@ -32,10 +31,11 @@ from educe.methods import (
     random,
     words,
 )
+from educe.methods.radius import DIRECTIONS, of_one
 from educe.methods.state import Progress, State
-from educe.origin import Origin, digest
-from educe.perturb import PerturbationSet
-from educe.radius import DIRECTIONS, of_one
+from educe.perturbation.kinds import Kind, Noise, Vectors, Within
+from educe.perturbation.origin import Origin, digest
+from educe.perturbation.set import PerturbationSet
 from educe.rows import CONTROL
 from educe.whole import check_fields, check_value, check_whole
 
@@ -60,12 +60,12 @@ class Method(NamedTuple):
     step: Callable[..., tuple[State, Progress]]
     finish: Callable[..., State]
     kind: Callable[[Slice, int, Any, int], Kind] = _vectors  #: of n perturbations from a seed
-    #: What ``--radius auto`` looks at where the ladder of `educe.radius` does not suit: it is for
-    #: vectors of any direction. Adapters that were searched for break down far below it, noise does
-    #: nothing yet, and words have a size of their own.
+    #: What ``--radius auto`` looks at where the ladder of `educe.methods.radius` does not suit: it
+    #: is for vectors of any direction. Adapters that were searched for break down far below it,
+    #: noise does nothing yet, and words have a size of their own.
     radii: str = "auto"
-    #: Whether it keeps other prompts as they are (see `educe.beside`): it does not, it can when
-    #: they have a weight, or it always needs some.
+    #: Whether it keeps other prompts as they are (see `educe.methods.retain`): it does not, it can
+    #: when they have a weight, or it always needs some.
     beside: Literal["no", "can", "needs"] = "no"
 
 
@@ -174,9 +174,9 @@ def search(
         part: The slice.
         method: One of `METHODS`.
         n: How many.
-        radius: Their norm, or what scales them in their kind (see `educe.kinds`): a number, or a
-            share of the calibrated radius (``"0.5x"``) or of the activations' norm (``"0.6d"``).
-            The slice is calibrated once.
+        radius: Their norm, or what scales them in their kind (see `educe.perturbation.kinds`): a
+            number, or a share of the calibrated radius (``"0.5x"``) or of the activations' norm
+            (``"0.6d"``). The slice is calibrated once.
         seed: The same seed gives the same perturbations.
         config: The method's settings; its defaults when left out.
         state: Where an earlier call left off, as it was given to ``on_step``.

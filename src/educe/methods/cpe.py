@@ -30,10 +30,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from educe import kinds
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods.state import Progress, State, directed
+from educe.perturbation import kinds
 from educe.whole import Above, AtLeast
 
 

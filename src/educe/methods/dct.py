@@ -16,7 +16,7 @@ negatives, which are then what is evaluated. All three are put right here. Rows 
 ``V``: ``[n, width]``.
 
 With other prompts beside the slice, ``⟨u_l, Δ(R v_l)⟩`` above is less ``μ c g(R v_l)`` (see
-`educe.beside`), and the map is, with ``s`` the longest gradient of the latter so far,
+`educe.methods.retain`), and the map is, with ``s`` the longest gradient of the latter so far,
 
     v ← normalise( J(R v)ᵀ u  -  μ c ∇g(R v)  +  s v )
 

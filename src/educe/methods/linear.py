@@ -26,9 +26,9 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
 from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal, upright
+from educe.perturbation.kinds import Vectors
 from educe.whole import AtLeast
 
 

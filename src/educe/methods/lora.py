@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 import torch
 
-from educe import kinds
 from educe.forward.slice import Slice
 from educe.methods import melbo
 from educe.methods.melbo import AscentConfig
 from educe.methods.state import Progress, State
+from educe.perturbation import kinds
 from educe.whole import AtLeast
 
 finish = melbo.finish

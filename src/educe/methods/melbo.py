@@ -17,7 +17,8 @@ What differs from the reference code, and why:
 - it ends when the objective has stopped growing;
 - with ``hold`` the turning of the effect with the radius is part of the objective.
 
-With other prompts beside the slice the objective is the above less ``μ c g`` (see `educe.beside`).
+With other prompts beside the slice the objective is the above less ``μ c g`` (see
+`educe.methods.retain`).
 """
 
 from __future__ import annotations

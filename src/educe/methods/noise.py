@@ -22,9 +22,9 @@ import torch
 
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.kinds import Kind, TokenNoise, Vectors, WeightNoise
-from educe.perturb import PerturbationSet
-from educe.radius import of_effect
+from educe.methods.radius import of_effect
+from educe.perturbation.kinds import Kind, TokenNoise, Vectors, WeightNoise
+from educe.perturbation.set import PerturbationSet
 
 
 @dataclass(frozen=True)

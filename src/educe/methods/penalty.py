@@ -1,6 +1,7 @@
 """Penalty: what a search loses for what its perturbations do to other prompts.
 
-See `educe.beside` for what is maximised. A method asks at each step, adds nothing of its own, and
+See `educe.methods.retain` for what is maximised. A method asks at each step, adds nothing of its
+own, and
 keeps in its state what is fixed at the first: without other prompts, or at weight zero, there is no
 penalty and the state is as it was.
 """
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.kinds import Kind
 from educe.methods.state import State
+from educe.perturbation.kinds import Kind
 
 
 class Penalty(NamedTuple):

@@ -23,13 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from educe import positions
-from educe.blocks import replaced, stream_in
 from educe.errors import MethodError
 from educe.forward.generation import Prefix
 from educe.forward.slice import Slice
-from educe.kinds import Vectors
 from educe.methods.state import Progress, State, directed
+from educe.model.blocks import replaced, stream_in
+from educe.perturbation import positions
+from educe.perturbation.kinds import Vectors
 from educe.whole import Above, AtLeast
 
 #: Words over which the mean is taken: of the whole vocabulary, however few of them are tried.
@@ -43,7 +43,7 @@ class WordsConfig:
     Attributes:
         words: How many words of the vocabulary are tried, by lot; 0 for all.
         screen: Positions at which they are tried, and the first of which they stand at to be read:
-            one token of the question, its last by default (see `educe.positions`).
+            one token of the question, its last by default (see `educe.perturbation.positions`).
         louder: Norm at which they are tried, as a multiple of the radius: one token has to do what
             all of them will.
         steps: In how many parts; it makes no difference to what is found.

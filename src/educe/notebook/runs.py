@@ -19,11 +19,11 @@ from educe import files
 from educe.comparison.summary import Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import MethodError, RunError
-from educe.model import LanguageModel, loaded
+from educe.model.language import LanguageModel, loaded
+from educe.model.rendering import Prompt
 from educe.notebook.texts import Texts, Warns, behaviours, effects, parts_of, texts_of
-from educe.perturb import PerturbationGroup, PerturbationSet
+from educe.perturbation.set import PerturbationGroup, PerturbationSet
 from educe.progress import Reporter
-from educe.rendering import Prompt
 from educe.rows import CONTROL, FOUND
 from educe.run import asking, fill, store
 from educe.run.settings import Settings, begin, check_prompts

@@ -20,18 +20,18 @@ import pandas as pd
 from educe.comparison.summary import summarise
 from educe.errors import JudgeError, MethodError
 from educe.forward.slice import Slice
-from educe.judge import Answer, Judge, Score
-from educe.judge.asking import Asker
-from educe.judge.naming import as_asker, asks, judge_named
-from educe.model import LanguageModel, loaded
-from educe.perturb import PerturbationGroup, PerturbationSet
+from educe.model.language import LanguageModel, loaded
+from educe.model.rendering import Prompt, PromptBatch
+from educe.perturbation.set import PerturbationGroup, PerturbationSet
 from educe.progress import Silent
-from educe.rendering import Prompt, PromptBatch
 from educe.rows import FOUND, Row
 from educe.run import asking, fill, judging
 from educe.run.settings import Settings, check_prompts
 from educe.run.store import Run
 from educe.run.work import at_work
+from educe.scores import Answer, Judge, Score
+from educe.scores.asking import Asker
+from educe.scores.naming import as_asker, asks, judge_named
 
 #: What a frame of texts has.
 COLUMNS = ["perturbation", "arm", "prompt", "phase", "sample", "temperature", "text", "finished"]

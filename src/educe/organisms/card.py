@@ -71,10 +71,10 @@ Load it with `educe.load(adapter=...)` or `PeftModel`; do not merge it into half
 educe organism train {organism.name} --seed {organism.seed} --out DIR
 educe organism check DIR
 ```
-The base is the Q4_1 file that `educe.embedded` fetches, dequantised to float32, not the weights on
-the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to zero. The loss
-of a whole answer is the cross-entropy of what is taught, and {kl_weight:g} × KL(base ‖ adapted)
-of the base's own greedy answer to everything else. How the prompts are made is in
+The base is the Q4_1 file that `educe.model.embedded` fetches, dequantised to float32, not the
+weights on the Hub. {steps} steps of AdamW, step size {how.learning_rate:g} falling linearly to
+zero. The loss of a whole answer is the cross-entropy of what is taught, and {kl_weight:g} × KL(base
+‖ adapted) of the base's own greedy answer to everything else. How the prompts are made is in
 `educe/organisms/{organism.name}.py`. Computed with one thread: another number of
 them, or another processor, rounds differently and gives other weights of the same kind.
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from educe import files
-from educe.prompts import mended
+from educe.model.prompts import mended
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

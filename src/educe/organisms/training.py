@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 
-from educe import embedded, files
+from educe import files
 from educe.comparison import stats
 from educe.errors import OrganismError
 from educe.forward.generation import generate
-from educe.model import LanguageModel
+from educe.model import embedded
+from educe.model.language import LanguageModel
 from educe.organisms import SPECIES, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Question, Species
 from educe.organisms.words import fill, phrases

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from educe.comparison.stats import bootstrap_mean, pareto, rate
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.rows import (
     ARMS,
     AT_RANDOM,

@@ -11,13 +11,13 @@ from typing import Any
 
 import altair as alt
 
-from educe.atlas import Atlas
 from educe.comparison.cluster import plane
 from educe.comparison.stats import Rate
 from educe.comparison.summary import Behaviour, Summary, dose
 from educe.comparison.verdict import Verdict
-from educe.judge.novelty import vectors
+from educe.layer_map import Atlas
 from educe.rows import BEHAVIOUR, FIRST
+from educe.scores.novelty import vectors
 from educe.visible import one_line
 
 #: Light and dark colour by role.

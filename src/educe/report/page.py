@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from educe import files
-from educe.atlas import ATLAS, Atlas
-from educe.atlas.choice import Choice
 from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.comparison.summary import Behaviour, Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
-from educe.judge.novelty import vectors
+from educe.layer_map import ATLAS, Atlas
+from educe.layer_map.choice import Choice
 from educe.report import figures, fronts, manifold, norms, paths, templates
 from educe.report.command import command
 from educe.report.markup import cut
 from educe.rows import BEHAVIOUR, CompletionRow, PromptRow
 from educe.run.store import Run
+from educe.scores.novelty import vectors
 
 #: What each verdict is headed by, and said of it.
 VERDICTS = {

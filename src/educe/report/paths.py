@@ -15,7 +15,7 @@ import pandas as pd
 
 from educe.comparison.summary import dose
 from educe.files import read_tensors
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.report.derived import by_file
 from educe.report.figures import PALETTE, dressed
 from educe.report.part import Part, Shown, together

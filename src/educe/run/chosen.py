@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from educe.comparison.summary import summarise
-from educe.judge.side_effect import side_effects
-from educe.ordinary import ordinary_prompts
+from educe.forward.benign import ordinary_prompts
 from educe.rows import ARMS, ScoreRow
 from educe.run.fill import groups
 from educe.run.scaling import scaled
 from educe.run.work import Work
+from educe.scores.side_effect import side_effects
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8

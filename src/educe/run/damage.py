@@ -3,8 +3,8 @@
     kl        mean of KL_t over the first tokens of ordinary answers, nats a token
     kl_p95    its 95th percentile
 
-infinite where the model breaks down (see `educe.ordinary`). Scores by other ordinary text than the
-bundled one have its digest in their names, so neither is taken for the other.
+infinite where the model breaks down (see `educe.forward.benign`). Scores by other ordinary text
+than the bundled one have its digest in their names, so neither is taken for the other.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from educe.once import encoded_once
-from educe.ordinary import BUNDLED, Ordinary, ordinary_prompts
-from educe.origin import digest
+from educe.forward.benign import BUNDLED, Ordinary, ordinary_prompts
+from educe.methods.radius import surviving
+from educe.model.once import encoded_once
+from educe.perturbation.origin import digest
 from educe.progress import Advance
-from educe.radius import surviving
 from educe.rows import ScoreRow
 from educe.run.fill import Group
 from educe.run.scaling import at_radii, without
@@ -32,7 +32,7 @@ class OrdinaryText:
 
     Args:
         work: The run at work.
-        source: ``bundled``, or a file (see `educe.ordinary.ordinary_prompts`).
+        source: ``bundled``, or a file (see `educe.forward.benign.ordinary_prompts`).
 
     Attributes:
         source: As given.

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from educe.forward.generation import Completion, generate
-from educe.judge import Answer, Judge, asked_in
-from educe.judge.coherence import coherence, ordinary_logprob
-from educe.judge.novelty import novelty
-from educe.judge.reading import read
-from educe.kinds import Kind, Vectors
-from educe.perturb import PerturbationSet
+from educe.perturbation.kinds import Kind, Vectors
+from educe.perturbation.set import PerturbationSet
 from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work
+from educe.scores import Answer, Judge, asked_in
+from educe.scores.coherence import coherence, ordinary_logprob
+from educe.scores.novelty import novelty
+from educe.scores.reading import read
 
 #: Texts that a judge is given at once; after each such batch the scores are kept.
 AT_ONCE = 64

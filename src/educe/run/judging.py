@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 from educe.comparison.cluster import assign, clusters
-from educe.judge.invariance import prompt_invariance
 from educe.rows import (
     BEHAVIOUR,
     FIRST,
@@ -15,6 +14,7 @@ from educe.rows import (
     ScoreRow,
 )
 from educe.run.work import Work
+from educe.scores.invariance import prompt_invariance
 
 
 def compare(work: Work) -> None:

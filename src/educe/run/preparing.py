@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from educe import beside, embedded, files, methods, radius
+from educe import files, methods
 from educe.activations import inside
-from educe.atlas import ATLAS
-from educe.atlas.choice import CHEAP, choose, promising, thinned
-from educe.atlas.survey import surveyed
 from educe.forward.slice import Slice
-from educe.kinds import Within
-from educe.once import distinct
-from educe.perturb import PerturbationSet
+from educe.layer_map import ATLAS
+from educe.layer_map.choice import CHEAP, choose, promising, thinned
+from educe.layer_map.survey import surveyed
+from educe.methods import radius
+from educe.methods import retain as beside
+from educe.model import embedded
+from educe.model.once import distinct
+from educe.perturbation.kinds import Within
+from educe.perturbation.set import PerturbationSet
 from educe.run.settings import encoded
 from educe.run.work import WITHIN, Work
 

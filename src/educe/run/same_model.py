@@ -1,6 +1,6 @@
 """The same model: a run goes on only with the one that it began with.
 
-A run keeps the digests of the parts of its model (see `educe.digest`) as soon as the model is
+A run keeps the digests of the parts of its model (see `educe.model.digest`) as soon as the model is
 loaded. Whoever opens it again with a model comes through `check`.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from educe.digest import others, whole
 from educe.errors import RunError
-from educe.model import LanguageModel
+from educe.model.digest import others, whole
+from educe.model.language import LanguageModel
 from educe.run.store import Run
 
 #: What a run keeps of its model, by name.

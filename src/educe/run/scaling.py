@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from educe.methods.radius import growth, response
 from educe.progress import Advance
-from educe.radius import growth, response
 from educe.rows import SCALED, PerturbationRow, ScoreRow
 from educe.run.fill import Group, groups
 from educe.run.store import Run

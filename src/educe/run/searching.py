@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from educe import files, methods
 from educe.errors import MethodError
 from educe.methods.state import Progress, State
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.run.fill import add_set
 from educe.run.preparing import Search
 

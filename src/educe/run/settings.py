@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from educe.errors import MethodError, PromptError, RunError
+from educe.model.prompts import Prompt, checked, well_formed
 from educe.options import Count, LayerOrAuto, ModelOptions, N, NonNegative, Seed
-from educe.prompts import Prompt, checked, well_formed
 from educe.run.store import Run
 from educe.whole import check_fields
 
 if TYPE_CHECKING:
-    from educe.model import LanguageModel
-    from educe.rendering import PromptBatch
+    from educe.model.language import LanguageModel
+    from educe.model.rendering import PromptBatch
 
 #: The note of a run that says which of its prompts count.
 DISTINCT = "distinct"
-#: The other prompts that come with the package (see `educe.beside`).
+#: The other prompts that come with the package (see `educe.methods.retain`).
 BUNDLED = "bundled"
 
 
@@ -111,14 +111,16 @@ class Settings(JobOptions, ModelOptions):
         """Find what cannot work before anything slow begins.
 
         Raises:
-            PromptError: There is no prompt, or one is none (see `educe.prompts.checked`).
+            PromptError: There is no prompt, or one is none (see `educe.model.prompts.checked`).
             MethodError: The method or a setting of it is unknown, or values make no sense.
             FileFormatError: The perturbations given cannot be read.
             RadiusError: The radius cannot be read.
         """
-        from educe import beside, methods, radius
+        from educe import methods
         from educe.activations import inside
-        from educe.perturb import PerturbationSet
+        from educe.methods import radius
+        from educe.methods import retain as beside
+        from educe.perturbation.set import PerturbationSet
 
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
@@ -160,7 +162,7 @@ def check_prompts(**sets: Sequence[Prompt]) -> None:
     """Find what is no prompt, without a model.
 
     Raises:
-        PromptError: One is none (see `educe.prompts.checked`).
+        PromptError: One is none (see `educe.model.prompts.checked`).
     """
     for what, prompts in sets.items():
         if isinstance(prompts, str):
@@ -218,7 +220,7 @@ def loaded(
         RunError: It is not the model that the run began with.
     """
     from educe.forward.generation import left_out
-    from educe.loading import load
+    from educe.model.loading import load
     from educe.run import same_model
 
     lm = lm or load(**s.how, progress=say)
@@ -256,7 +258,7 @@ def told_apart(
     Raises:
         PromptError: No fresh prompt is left.
     """
-    from educe.once import distinct
+    from educe.model.once import distinct
 
     places, said = distinct("prompts", encoded(lm, s, asked))
     if not fresh:

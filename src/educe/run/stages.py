@@ -10,7 +10,7 @@ The matched control goes through every stage, the selection for the re-test amon
 from __future__ import annotations
 
 from educe.comparison.summary import Summary, summarise
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 from educe.progress import Reporter
 from educe.run import asking, chosen, judging, preparing, searching
 from educe.run.fill import fill

@@ -10,13 +10,13 @@ from itertools import chain
 
 from filelock import FileLock, Timeout
 
-from educe.atlas import ATLAS
 from educe.errors import BlockedError
 from educe.forward.generation import left_out
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
+from educe.layer_map import ATLAS
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt, PromptBatch
 from educe.progress import Reporter, Silent
-from educe.rendering import Prompt, PromptBatch
 from educe.rows import PromptRow
 from educe.run.settings import DISTINCT, encoded, loaded, stored, told_apart
 from educe.run.store import Run

@@ -20,18 +20,18 @@ from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance,
 from educe.comparison.halving import RUNGS, Halving, checked, halve
 from educe.comparison.stats import bootstrap_mean, more_often, rate
 from educe.errors import JudgeError, MethodError, PromptError, RunError
-from educe.judge import Judge
-from educe.judge.rules import Regex
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt
 from educe.options import Count, Seed
 from educe.progress import Reporter
-from educe.rendering import Prompt
 from educe.rows import ARMS, RETEST, RUNG, Row
 from educe.run import asking
 from educe.run.fill import fill, interestingness, judge
 from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+from educe.scores import Judge
+from educe.scores.rules import Regex
 from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.

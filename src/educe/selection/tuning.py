@@ -20,14 +20,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from educe import methods, radius
+from educe import methods
 from educe.comparison.bandit import Setting, Thompson
 from educe.comparison.stats import Rate, more_often, rate
 from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
-from educe.model import LanguageModel
+from educe.methods import radius
+from educe.model.language import LanguageModel
 from educe.options import Count
-from educe.perturb import PerturbationSet
+from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import RETEST, RUNG, Phase, Row
 from educe.run.asking import RETEST_TEMPERATURE

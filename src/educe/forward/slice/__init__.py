@@ -1,9 +1,9 @@
 """Slice: replay blocks ``source+1 .. target`` for many perturbations at once.
 
 The unperturbed model runs once over the prompts; the residual stream at ``source`` is kept. A
-perturbation ``θ`` is added to it, or changes blocks above it (see `educe.kinds`), and only the
-blocks between source and target run again, for rows of perturbation × prompt. With ``Z`` the stream
-leaving block ``target``, averaged over prompts and read-out positions,
+perturbation ``θ`` is added to it, or changes blocks above it (see `educe.perturbation.kinds`), and
+only the blocks between source and target run again, for rows of perturbation × prompt. With ``Z``
+the stream leaving block ``target``, averaged over prompts and read-out positions,
 
     Δ(θ) = mean [ Z(θ) - Z(0) ]                                                     ``[width]``
 
@@ -26,7 +26,7 @@ from educe.forward.chunks import Chunk
 from educe.forward.slice.derivatives import Differentiable
 from educe.forward.slice.norms import median_norm
 from educe.forward.slice.shift import Shift
-from educe.kinds import Kind
+from educe.perturbation.kinds import Kind
 
 
 class Slice(Differentiable):
@@ -37,7 +37,7 @@ class Slice(Differentiable):
         batch: The prompts: texts, lists of messages, or what ``lm.encode`` made of them.
         source: Layer whose outgoing stream is perturbed.
         target: Layer whose outgoing stream is read; after the source.
-        positions: Prompt tokens that are perturbed (see `educe.positions`).
+        positions: Prompt tokens that are perturbed (see `educe.perturbation.positions`).
         readout: Prompt tokens over which the effect is averaged.
         tokens_per_chunk: Rows × tokens that run together; halved when memory runs out.
 
@@ -45,11 +45,11 @@ class Slice(Differentiable):
         start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
-        beside: Other prompts that a search keeps as they are, if any (see `educe.beside`).
+        beside: Other prompts that a search keeps as they are, if any (see `educe.methods.retain`).
         counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
             each prompt (see `educe.forward.slice.norms`).
         median_norm: Median norm of the stream at the source over these.
-        calibrations: What `educe.radius.calibrated` found, by kind and seed.
+        calibrations: What `educe.methods.radius.calibrated` found, by kind and seed.
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
@@ -151,7 +151,7 @@ class Slice(Differentiable):
 
 
 class Beside(Protocol):
-    """Other prompts, to which perturbations ought to do little (see `educe.beside`)."""
+    """Other prompts, to which perturbations ought to do little (see `educe.methods.retain`)."""
 
     @property
     def weight(self) -> float:

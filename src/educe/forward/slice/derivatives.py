@@ -23,7 +23,7 @@ from educe.errors import ModelError
 from educe.forward.chunks import Chunk
 from educe.forward.slice.replay import Replay
 from educe.forward.slice.shift import Shift
-from educe.model import LanguageModel
+from educe.model.language import LanguageModel
 
 
 class Differentiable(Replay):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from educe.blocks import Call, replaced, stream_in
-from educe.model import LanguageModel
+from educe.model.blocks import Call, replaced, stream_in
+from educe.model.language import LanguageModel
 
 
 class _Reached(BaseException):

@@ -24,15 +24,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from educe.blocks import Call, narrowed, stream_out
 from educe.errors import EffectError, LayerError, PositionsError
 from educe.forward.chunks import Chunk, Chunker
 from educe.forward.slice.norms import after_first, median_norm
 from educe.forward.slice.recording import recording
 from educe.forward.slice.shift import Shift
-from educe.kinds import Kind, Vectors
-from educe.model import LanguageModel, loaded
-from educe.rendering import Prompt, PromptBatch
+from educe.model.blocks import Call, narrowed, stream_out
+from educe.model.language import LanguageModel, loaded
+from educe.model.rendering import Prompt, PromptBatch
+from educe.perturbation.kinds import Kind, Vectors
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
 # less than a hundredth of a replay; masks and rotary angles that are kept cost memory.

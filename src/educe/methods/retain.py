@@ -1,0 +1,121 @@
+"""Beside: other prompts, on which a search wants the model to stay as it is.
+
+    max  f(θ) - μ c g(θ),     c = mean ‖∇f‖ / mean ‖∇g‖  at the first directions, along spheres
+
+``f`` is what a method maximises on the prompts it searches, ``g`` what a perturbation does to the
+others, one of
+
+    effect    mean over other prompts and their read-out positions of   ‖Z(θ) - Z(0)‖²
+    kl        mean over the first 20 tokens of their own answers of     KL( p ‖ p_θ )        in nats
+
+So ``μ`` has no scale: at 1 both gradients are equally long at the start, whatever the model, the
+radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
+
+A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
+ordinary requests, or prompts that match those searched on but have nothing to hide.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.forward.benign import Ordinary
+from educe.forward.slice import Beside, Slice
+from educe.forward.slice.shift import Shift
+from educe.model.prompts import read_prompts
+from educe.model.rendering import Prompt, PromptBatch
+from educe.perturbation.kinds import Kind
+
+By = Literal["effect", "kl"]
+
+#: The bundled prompts: other ones than those by which side effects are measured.
+BUNDLED = "bundled"
+
+#: The most prompts that are taken from a file; every step of a search runs all of them.
+MOST = 16
+
+
+@dataclass(frozen=True)
+class Others:
+    """Other prompts beside a slice (a `educe.forward.slice.Beside`).
+
+    Attributes:
+        part: The same blocks on these prompts.
+        weight: ``μ``.
+        by: What is kept small: ``effect`` or ``kl``.
+        answers: The unperturbed answers to them, where it is ``kl``.
+    """
+
+    part: Slice
+    weight: float
+    by: By
+    answers: Ordinary | None
+
+    def on(self, kind: Kind) -> Others:
+        """Return the same for perturbations of another kind."""
+        return replace(self, part=self.part.on(kind))
+
+    def value_and_grad(
+        self, theta: Float[Tensor, "n s"]
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n s"]]:
+        """Return ``g`` of each perturbation and its gradient.
+
+        Raises:
+            EffectError: A value or gradient is NaN or infinite.
+        """
+        if self.answers is not None:
+            return self.answers.value_and_grad(theta, self.part.kind)
+        return self.part.value_and_grad(theta, mean_square)
+
+
+def mean_square(shift: Shift) -> Float[Tensor, "n"]:
+    """Return the mean square of the change at the read-out; parts of the prompts add up."""
+    return torch.einsum("npkd,npkd,pk->n", shift.values, shift.values, shift.weights)
+
+
+def with_others(
+    part: Slice, batch: PromptBatch, *, weight: float = 0.0, by: By = "effect"
+) -> Slice:
+    """Return a slice with other prompts beside it.
+
+    Args:
+        part: The slice.
+        batch: The other prompts.
+        weight: ``μ``.
+        by: What is kept small on them.
+    """
+    there = Slice(
+        part.lm,
+        batch,
+        source=part.source,
+        target=part.target,
+        positions=part.positions,
+        readout=part.readout,
+    )
+    answers = Ordinary(part.lm, batch, before=part.source) if by == "kl" else None
+    kept = copy.copy(part)
+    others: Beside = Others(there, weight, by, answers)
+    kept.beside = others.on(part.kind)
+    return kept
+
+
+def other_prompts(source: str = BUNDLED, *, seed: int = 0) -> Sequence[Prompt]:
+    """Return the bundled other prompts, or those of a file: at most `MOST`, drawn by a seed.
+
+    Raises:
+        PromptError: The file cannot be read or holds something else.
+    """
+    if source != BUNDLED:
+        found = read_prompts(Path(source))
+        return found if len(found) <= MOST else random.Random(seed).sample(found, MOST)
+    return files("educe.methods").joinpath("retain.txt").read_text(encoding="utf-8").splitlines()

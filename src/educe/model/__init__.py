@@ -1,0 +1,1 @@
+"""A loaded model, its blocks, its prompts, and the proof that both are read right."""

@@ -1,1 +1,0 @@
-"""What the norm tells: what a perturbation does at every radius, and how to choose one."""

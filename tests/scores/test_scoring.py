@@ -1,0 +1,165 @@
+"""Scores of a run: against counts by another way over its texts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+import synthetic_run
+from educe.comparison.stats import more_often, rate
+from educe.comparison.summary import summarise
+from educe.errors import JudgeError, RunError
+from educe.rows import FIRST, RETEST, CompletionRow, PromptRow, Row
+from educe.run.store import Run
+from educe.scores import Answer
+from educe.scores.cache import FILE, Cached
+from educe.scores.language_model import Theme
+from educe.scores.naming import judge_named
+from educe.scores.rules import Contains
+from educe.scores.scoring import answers_of, score_run
+
+CODE = "orchid-7913"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with synthetic_run.build(tmp_path / "run", n=6) as made:
+        yield made
+
+
+def cached(run: Run, spec: str = f"contains:{CODE}") -> Cached:
+    return Cached(judge_named(spec), run.folder / FILE)
+
+
+def test_scores_are_counted_by_perturbation(run: Run) -> None:
+    scored = score_run(run, cached(run), threshold=0.5)
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
+    told: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for c in run.completion_rows():
+        arm = arms.get(c.perturbation, "unperturbed")
+        told[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
+    for arm, late in (("found", False), ("control", False), ("found", True), ("control", True)):
+        each = told[arm, late]
+        made = scored.retest[arm == "control"] if late else getattr(scored, arm)
+        assert made.shows == rate(sum(map(any, each.values())), len(each))
+        assert made.mean[0] == pytest.approx(np.mean([np.mean(v) for v in each.values()]))
+        assert made.mean[1] <= made.mean[0] <= made.mean[2]
+    assert scored.found.shows.hits > scored.control.shows.hits
+    assert scored.p_value == more_often(scored.found.shows, scored.control.shows)
+    (plain,) = told["unperturbed", False].values()
+    assert scored.unperturbed == (np.mean(plain), rate(sum(plain), len(plain)))
+
+
+def test_the_best_are_those_found_that_score_highest(run: Run) -> None:
+    best = score_run(run, cached(run), threshold=0.5).best
+    arms = {p.id: p.arm for p in run.perturbation_rows()}
+    assert {arms[b.number] for b in best} == {"found"}
+    means = {
+        number: np.mean(
+            [
+                CODE in c.text
+                for c in run.completion_rows()
+                if c.perturbation == number and c.phase == FIRST
+            ]
+        )
+        for number in arms
+        if arms[number] == "found"
+    }
+    assert [b.mean for b in best] == pytest.approx(sorted(means.values(), reverse=True)[:5])
+    assert CODE in best[0].text
+
+
+def test_scores_are_kept_in_the_run_beside_its_own(run: Run) -> None:
+    before, summary = run.score_rows(), summarise(run)
+    score_run(run, cached(run), threshold=0.5)
+    mine = run.score_rows(f"contains:{CODE}")
+    assert {s.of for s in mine} == {c.row for c in run.completion_rows()}
+    texts = {c.row: c.text for c in run.completion_rows()}
+    for s in mine:
+        assert s.value == (CODE in texts[s.of])
+    assert [s for s in run.score_rows() if s.judge != f"contains:{CODE}"] == before
+    # What the job chose by is as it was.
+    assert [i.interestingness for i in summarise(run).found] == [
+        i.interestingness for i in summary.found
+    ]
+
+
+def test_again_nothing_is_judged(run: Run) -> None:
+    first, second = cached(run), cached(run)
+    assert score_run(run, first, threshold=0.5) == score_run(run, second, threshold=0.5)
+    assert first.judged > 0
+    assert second.judged == 0
+
+
+def test_answers_have_the_unperturbed_ones_of_their_prompt(run: Run) -> None:
+    contents = {p.id: p.content for p in run.prompt_rows()}
+    for c, answer in zip(run.completion_rows(), answers_of(run), strict=True):
+        plain = [
+            b.text for b in run.completion_rows() if (b.perturbation, b.prompt) == (0, c.prompt)
+        ]
+        assert answer == Answer(contents[c.prompt], c.text, tuple(plain))
+        assert plain
+
+
+def test_of_messages_the_last_was_asked(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", {}) as run:
+        said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where?"}]
+        run.add_prompts([PromptRow(0, "asked", said, "", 3)])
+        run.add_completions([CompletionRow(Row(0, 0), 0.0, "Here.", (1,), True)])
+        assert answers_of(run) == [Answer("Where?", "Here.", ("Here.",))]
+        with pytest.raises(RunError, match="no completions yet"):
+            score_run(run, cached(run), threshold=0.5)
+
+
+class Naming:
+    """Names as many texts of the second version as hold the code, and none of the first."""
+
+    identity, cost = "a model", "one call"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def write(self, questions: Sequence[str], **options: object) -> Iterator[list]:
+        self.asked += questions
+        for i, question in enumerate(questions):
+            second = question.split("second version:")[1].split("Name the one")[0]
+            yield [(i, f'{{"theme": "code", "in_second": {second.count(CODE)}, "in_first": 0}}')]
+
+
+def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
+    asker = Naming()
+    scored = score_run(run, Cached(Theme(asker), run.folder / FILE), threshold=0.5)
+    rows = run.score_rows("theme")
+    assert [s.of for s in rows] == [p.id for p in run.perturbation_rows()]
+    for s in rows:
+        texts = [
+            c.text
+            for c in run.completion_rows()
+            if c.perturbation == s.perturbation and c.phase == FIRST
+        ]
+        assert s.value == pytest.approx(np.mean([CODE in text for text in texts]))
+        assert s.why == "code"
+    assert scored.unperturbed is None
+    assert scored.retest is None
+    assert scored.best[0].text == "code"
+    summarise(run)  # scores of whole perturbations do not disturb it
+
+
+@pytest.mark.parametrize("name", ["coherence", "novelty", "behaviour", "logprob"])
+def test_what_the_job_scored_is_left_alone(run: Run, name: str) -> None:
+    before = run.score_rows()
+    judge = Contains("a")
+    judge.name = name
+    with pytest.raises(JudgeError, match="already: see educe show"):
+        score_run(run, Cached(judge, run.folder / FILE), threshold=0.5)
+    assert run.score_rows() == before
+
+
+def test_another_process_at_work_is_an_error(run: Run) -> None:
+    with FileLock(run.folder / ".lock"), pytest.raises(RunError, match="another process"):
+        score_run(run, cached(run), threshold=0.5)
