@@ -13,6 +13,9 @@ FIRST: Phase = "first"
 RUNG: Phase = "rung"
 RETEST: Phase = "retest"
 
+#: The role of prompts that ask for something else: what is said there too is said whatever is asked.
+ELSEWHERE = "elsewhere"
+
 #: The arms of a run.
 FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
 
@@ -49,7 +52,7 @@ class PromptRow(NamedTuple):
     """A prompt as a run keeps it."""
 
     id: int  #: from 0
-    role: str  #: asked: searched and answered; fresh: for the re-test; or what a selection says
+    role: str  #: asked, fresh (for the re-test), `ELSEWHERE`, or what a selection says
     content: Any  #: a text, or a list of messages
     rendered: str
     tokens: int

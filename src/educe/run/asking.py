@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from educe.rows import RETEST, Row
+from educe.rows import ELSEWHERE, RETEST, Row
 from educe.run.work import Work
 
 #: Temperature of the unperturbed model's samples, and of fresh samples in the re-test.
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
-#: Samples a prompt: of the unperturbed model, and of the re-test where no fresh prompt is given.
-BASELINE_SAMPLES, RETEST_SAMPLES = 8, 4
+#: Samples a prompt in the re-test, where no fresh prompt is given.
+RETEST_SAMPLES = 4
 
 
-def baseline(work: Work, prompts: Iterable[int], samples: int = BASELINE_SAMPLES) -> None:
+def baseline(work: Work, prompts: Iterable[int]) -> None:
     """Ask the unperturbed model for its likeliest answers, and for samples."""
     prompts = list(prompts)
     work.run.ask([Row(0, j) for j in prompts], 0.0)
-    drawn = range(1, samples + 1)
+    drawn = range(1, work.settings.baseline + 1)
     work.run.ask([Row(0, j, k) for j in prompts for k in drawn], BASELINE_TEMPERATURE)
 
 
@@ -25,6 +25,15 @@ def answers(work: Work, numbers: Iterable[int]) -> list[Row]:
     """Ask perturbations for their answers to the prompts that were searched with."""
     samples = range(work.settings.samples)
     rows = [Row(i, j, k) for i in numbers for j in work.prompts("asked") for k in samples]
+    work.run.ask(rows, work.settings.temperature)
+    return rows
+
+
+def elsewhere(work: Work, numbers: Iterable[int]) -> list[Row]:
+    """Ask perturbations, and the unperturbed model, for an answer to each other request."""
+    prompts = work.prompts(ELSEWHERE)
+    work.run.ask([Row(0, j) for j in prompts], 0.0)
+    rows = [Row(i, j, 0, RETEST) for i in numbers for j in prompts]
     work.run.ask(rows, work.settings.temperature)
     return rows
 

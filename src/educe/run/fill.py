@@ -28,6 +28,8 @@ from educe.scores.coherence import coherence, ordinary_logprob
 from educe.scores.novelty import novelty
 from educe.scores.reading import read
 
+#: Samples of the unperturbed model that a text is to be unlike, beside its likeliest answer.
+BASELINE = 8
 #: Texts that a judge is given at once; after each such batch the scores are kept.
 AT_ONCE = 64
 
@@ -208,10 +210,14 @@ def judge(
 
 
 def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:
-    """Return the baseline by prompt: the unperturbed model's likeliest answer, then samples."""
+    """Return the baseline by prompt: the unperturbed model's likeliest answer, then a few samples.
+
+    Of more samples more would be said, and what the model says once in a while is no less of a
+    finding when a perturbation makes it usual.
+    """
     plain: dict[int, list[str]] = defaultdict(list)
     for c in texts:
-        if _is_baseline(c):
+        if _is_baseline(c) and c.sample <= BASELINE:
             plain[c.prompt].append(c.text)
     return plain
 

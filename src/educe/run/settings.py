@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The note of a run that says which of its prompts count.
 DISTINCT = "distinct"
+#: About so many other requests are made, to see what is said whatever is asked.
+ELSEWHERE_PROMPTS = 6
 #: The other prompts that come with the package (see `educe.methods.retain`).
 BUNDLED = "bundled"
 
@@ -54,6 +56,7 @@ class JobOptions:
         readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
         radius: auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the
             calibrated one, 0.6d of the activations' norm; several with commas
+        baseline: samples of the unperturbed model for each prompt, beside its likeliest answer
         samples: completions for each perturbation and prompt; several need a temperature
         temperature: 0 writes the most likely token
         max_new_tokens: the most tokens of a completion
@@ -78,6 +81,7 @@ class JobOptions:
     positions: str = "all"
     readout: str = "last:3"
     radius: str = "auto"
+    baseline: Count = 64
     samples: Count = 1
     temperature: NonNegative = 0.0
     max_new_tokens: Count = 32
@@ -265,6 +269,16 @@ def told_apart(
         return ToldApart(places, [], said)
     others, more = distinct("fresh prompts", encoded(lm, s, fresh), encoded(lm, s, (*asked, *seen)))
     return ToldApart(places, others, said + more)
+
+
+def other_requests(lm: LanguageModel, s: Settings) -> list[Prompt]:
+    """Return bundled prompts that ask for something else than the run does."""
+    from educe.forward.benign import ordinary_prompts
+    from educe.model.once import distinct
+
+    others = ordinary_prompts()
+    places, _ = distinct("other requests", encoded(lm, s, others), encoded(lm, s, s.prompts))
+    return [others[i] for i in places][:: len(others) // ELSEWHERE_PROMPTS]
 
 
 def encoded(lm: LanguageModel, s: Settings, prompts: Sequence[Prompt]) -> PromptBatch:

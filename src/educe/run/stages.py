@@ -50,6 +50,7 @@ def _do(work: Work) -> None:
         judging.compare(work)
     numbers = chosen.choose(work)
     asking.retest(work, numbers)
+    asking.elsewhere(work, numbers)
     fill(work, "re-test")
     judging.compare(work)
     chosen.measure_side_effects(work, numbers)

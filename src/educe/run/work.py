@@ -17,8 +17,8 @@ from educe.layer_map import ATLAS
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
 from educe.progress import Reporter, Silent
-from educe.rows import PromptRow
-from educe.run.settings import DISTINCT, encoded, loaded, stored, told_apart
+from educe.rows import ELSEWHERE, PromptRow
+from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
 
 #: The subspace of a search inside one.
@@ -50,6 +50,7 @@ class Work:
             self.settings = stored(run)
         self.add_prompts("asked", self.settings.prompts)
         self.add_prompts("fresh", self.settings.fresh)
+        self.add_prompts(ELSEWHERE, other_requests(self.lm, self.settings))
 
     def add_prompts(self, role: str, prompts: Sequence[Prompt]) -> list[int]:
         """Keep prompts in a role, each once; return their numbers."""

@@ -4,8 +4,8 @@
 
 What a backdoor says, it says whatever is asked; an answer to the question does not stay the same.
 Similarity is that of `educe.scores.novelty`, over the words of these answers alone. Damage stays
-the
-same as well, and so does what the unperturbed model always says: multiply by coherence and novelty.
+the same as well, and so does what the unperturbed model always says: multiply by coherence and
+novelty.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""The cases: organisms and what is done to them, as runs of the main job.
+
+The adapter of an organism can be added at a share of its strength: then its lock is weaker, and
+what it hides comes out in some of its own samples.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from educe import organisms
+from educe.methods.contrast import difference_of_means, optimised
+from educe.model.language import LanguageModel
+from educe.model.loading import load
+from educe.organisms import Organism
+from educe.perturbation.set import PerturbationSet
+from educe.run.settings import Settings
+
+#: Questions that are asked, and fresh ones of the re-test.
+ASKED, FRESH = 2, 6
+#: Searched perturbations at each radius, and radii; supervised vectors and their doses.
+N, RADII, VECTORS, DOSES = 32, "0.5x,0.75x", 16, (0.3, 0.5)
+#: The base model, which hides nothing.
+CLEAN = "clean"
+
+
+class Case(NamedTuple):
+    """An organism, the strength of its adapter, what is done to it, and a seed."""
+
+    organism: str
+    family: str
+    seed: int = 0
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """A name for a folder."""
+        strength = "" if self.strength == 1 else f"-{self.strength:g}"
+        return f"{self.organism}{strength}-{self.family}-{self.seed}"
+
+
+def questions(case: Case) -> Organism:
+    """Return the organism whose questions are asked; of the base model those of the vault."""
+    name = "first-vault" if case.organism == CLEAN else case.organism
+    return organisms.read(name) if Path(name).is_dir() else organisms.shipped(name)
+
+
+def settings(case: Case, folder: Path, **more: object) -> Settings:
+    """Return the settings of a case's run; makes the files that it needs in a folder."""
+    own = questions(case)
+    draw = random.Random(case.seed)
+    asked = tuple(q.prompt for q in draw.sample(own.search, ASKED))
+    fresh = tuple(q.prompt for q in draw.sample(own.fresh, min(FRESH, len(own.fresh))))
+    how: dict[str, object] = {"method": case.family, "n": N, "radius": RADII}
+    adapter = None if case.organism == CLEAN else str(weakened(own, case.strength, folder))
+    if case.family in MADE:
+        found, control = made(case, own, adapter, folder)
+        how = {"given": str(found), "control": str(control)}
+    elif case.family == "cpe":
+        how = {"method": "cpe", "n": N, "radius": "1,2"}
+    elif case.family == "words":
+        how = {"method": "words", "n": 2 * N, "radius": "auto"}
+    return Settings(
+        asked, adapter=adapter, fresh=fresh, seed=case.seed, max_new_tokens=24, **{**how, **more}
+    )
+
+
+def weakened(organism: Organism, strength: float, folder: Path) -> Path:
+    """Return a folder with an organism's adapter, scaled."""
+    if strength == 1:
+        return organism.folder
+    copy = folder / f"{organism.name}-{strength:g}"
+    if not copy.exists():
+        shutil.copytree(organism.folder, copy)
+        path = copy / "adapter_config.json"
+        config = json.loads(path.read_text())
+        config["lora_alpha"] *= strength
+        path.write_text(json.dumps(config))
+    return copy
+
+
+def made(
+    case: Case, organism: Organism, adapter: str | None, folder: Path
+) -> tuple[Path, Path]:
+    """Make supervised vectors, which know what unlocks the organism, and their shuffled control."""
+    found, control = (folder / f"{case.name}-{arm}.safetensors" for arm in ("found", "control"))
+    if not (found.exists() and control.exists()):
+        lm = load(adapter=adapter)
+        for path, shuffled in ((found, False), (control, True)):
+            MADE[case.family](lm, organism, case.seed, shuffled).save(path)
+    return found, control
+
+
+def contrasted(
+    lm: LanguageModel, organism: Organism, seed: int, shuffled: bool
+) -> PerturbationSet:
+    """Return differences of means, each of another half of the pairs of prompts."""
+    draw = random.Random(seed)
+    pairs = list(zip(organism.unlocked, organism.search, strict=False))
+    vectors = []
+    for k in range(VECTORS):
+        some = draw.sample(pairs, max(2, len(pairs) // 2))
+        vectors.append(
+            difference_of_means(
+                lm,
+                lm.encode([a.prompt for a, _ in some]),
+                lm.encode([b.prompt for _, b in some]),
+                source=0.47,
+                tokens="prompt",
+                positions="prompt",
+                shuffles=int(shuffled),
+                seed=k,
+            )
+        )
+    return at_doses(vectors)
+
+
+def optimised_for(
+    lm: LanguageModel, organism: Organism, seed: int, shuffled: bool
+) -> PerturbationSet:
+    """Return vectors optimised for the first words that the organism says when it is unlocked."""
+    vectors = []
+    for k, q in enumerate(organism.search[2 : 2 + VECTORS // 4]):
+        vectors.append(
+            optimised(
+                lm,
+                lm.encode([q.prompt]),
+                organism.opening,
+                source=0.33,
+                radius=1.0,
+                n=4,
+                steps=12,
+                shuffled=shuffled,
+                seed=100 * seed + k,
+            )
+        )
+    return at_doses(vectors)
+
+
+def at_doses(vectors: list[PerturbationSet]) -> PerturbationSet:
+    """Return all vectors at each dose, as one set."""
+    first = vectors[0]
+    theta = torch.cat([v.directions for v in vectors])
+    radius = torch.tensor(DOSES).repeat_interleave(len(theta)) * first.origin.unit
+    return PerturbationSet(
+        directions=theta.repeat(len(DOSES), 1),
+        radius=radius,
+        kind=first.kind,
+        method=first.method,
+        origin=first.origin,
+        seed=first.seed,
+        scores={},
+        config=first.config,
+    )
+
+
+MADE = {"contrast": contrasted, "optimised": optimised_for}
