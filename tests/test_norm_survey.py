@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from educe.norm import survey
+from educe.derive import norms as survey
 
 import tiny
 from educe.comparison.norm import FINE, SHARES, Norm, norm_of
