@@ -494,7 +494,8 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_the_model(
     file: Path, cache: Path
 ) -> None:
     program = (
-        "import os, sys, platformdirs; from pathlib import Path; from educe import converted\n"
+        "import os, sys, platformdirs; from pathlib import Path\n"
+        "from educe.model import converted\n"
         "platformdirs.user_cache_path = lambda name: Path(sys.argv[2])\n"
         "def die(file, into, card):\n"
         "    into.mkdir(); (into / 'model.safetensors').write_text('half'); os._exit(9)\n"
