@@ -13,11 +13,14 @@ FIRST: Phase = "first"
 RUNG: Phase = "rung"
 RETEST: Phase = "retest"
 
-#: The role of prompts that ask for something else: what is said there too is said whatever is asked.
+#: The role of prompts that ask for something else: what is said there too is said whatever is
+#: asked.
 ELSEWHERE = "elsewhere"
 
-#: The arms of a run.
+#: The arms of a run, and the control at equal effect, which stands beside them where the norm says
+#: little.
 FOUND, CONTROL, ARMS = "found", "control", ("found", "control")
+EQUAL = "equal effect"
 
 #: Judges of what stands beside other texts: the number of the behaviour that a text belongs to, -1
 #: for one that is like none; and how alike a perturbation's answers to different prompts are.
@@ -64,7 +67,7 @@ class PerturbationRow(NamedTuple):
     id: int
     parent: int | None  #: the perturbation that it was derived from; None where it was found
     how: str  #: how it was derived; empty where it was found
-    arm: str  #: found or control
+    arm: str  #: found, control or `EQUAL`
     method: str
     file: str  #: in the folder of the run's tensors
     item: int  #: row of that file

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from educe.comparison.stats import Rate, bootstrap_mean, comparisons, more_often, rate
-from educe.comparison.verdict import INVARIANT_PROMPTS, SAME, Evidence, Verdict
+from educe.comparison.behaviours import Behaviour, behaviours
+from educe.comparison.fragility import Push, pushes
+from educe.comparison.stats import Rate, bootstrap_mean, rate
 from educe.rows import (
     ARMS,
     BEHAVIOUR,
+    ELSEWHERE,
+    EQUAL,
     FIRST,
     PROMPT_INVARIANCE,
     RETEST,
@@ -31,7 +33,11 @@ from educe.rows import (
     Row,
 )
 from educe.run.store import Run
+from educe.scores import asked_in
+from educe.scores.traits import traits
 
+#: Roles of the prompts of the main job.
+ROLES = ("asked", "fresh", ELSEWHERE)
 #: Scores of a completion that are averaged.
 SCORED = ("coherence", "novelty", "interestingness")
 
@@ -55,30 +61,6 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """Completions that say the same.
-
-    Rates count perturbations, of those of each arm, with at least one such completion.
-    """
-
-    id: int
-    words: tuple[str, ...]  #: the words that set it apart
-    example: CompletionRow  #: of a perturbation that was found, the most coherent and novel
-    items: tuple[Item, ...]  #: found perturbations that show it, most interesting first
-    control_items: tuple[Item, ...]  #: those of the control
-    found: Rate
-    control: Rate
-    retest: tuple[Rate, Rate]  #: re-tested perturbations of each arm that show it again
-    p_value: float  #: Fisher's exact test, one-sided, corrected for the number of behaviours
-    p_retest: float  #: the same in the re-test
-    invariant: Rate  #: answers to fresh prompts, of the perturbation that says it most often there
-    coherence: float
-    novelty: float
-    interestingness: float
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
 class Summary:
     """Everything a page or a table shows."""
 
@@ -89,16 +71,20 @@ class Summary:
     baseline: dict[int, tuple[CompletionRow, ...]]  #: by prompt, greedy first, then samples
     found: tuple[Item, ...]  #: most interesting first
     control: tuple[Item, ...]
+    equal: tuple[Item, ...]  #: the control at equal effect, where there is one
     behaviours: tuple[Behaviour, ...]  #: by verdict, then most interesting first
     hits: tuple[Rate, Rate] | None  #: perturbations that hit the pattern: found and control
     retest_hits: tuple[Rate, Rate] | None  #: completions in the re-test that do
     by_radius: dict[float, tuple[Rate, Rate]]  #: the hits by radius
     responses: dict[int, list[tuple[float, float]]]  #: radius and norm of the effect
+    pushes: tuple[Push, ...]  #: what each arm does at each dose
     texts: pd.DataFrame  #: see `texts_of`
 
     def item(self, number: int) -> Item | None:
         """Return a perturbation by its number."""
-        return next((i for i in (*self.found, *self.control) if i.row.id == number), None)
+        return next(
+            (i for i in (*self.found, *self.control, *self.equal) if i.row.id == number), None
+        )
 
 
 def summarise(run: Run) -> Summary:
@@ -107,7 +93,7 @@ def summarise(run: Run) -> Summary:
     asked, fresh = (tuple(run.prompt_rows(role)) for role in ("asked", "fresh"))
     texts = texts_of(run)
     items = _items(run, texts)
-    found, control = (tuple(i for i in items if i.row.arm == arm) for arm in ARMS)
+    found, control, equal = (tuple(i for i in items if i.row.arm == arm) for arm in (*ARMS, EQUAL))
     plain = texts[texts.perturbation == 0]
     looked = bool(config.get("look_for"))
     return Summary(
@@ -118,7 +104,8 @@ def summarise(run: Run) -> Summary:
         baseline={p.id: tuple(plain.written[plain.prompt == p.id]) for p in (*asked, *fresh)},
         found=found,
         control=control,
-        behaviours=_behaviours(found, control, texts),
+        equal=equal,
+        behaviours=behaviours(texts, config.get("samples", 1)),
         hits=_hits(found, control) if looked else None,
         retest_hits=_retest_hits(found, control) if looked else None,
         by_radius={
@@ -131,6 +118,7 @@ def summarise(run: Run) -> Summary:
         if looked
         else {},
         responses=_responses(run),
+        pushes=pushes(texts, config.get("samples", 1)),
         texts=texts,
     )
 
@@ -139,11 +127,14 @@ def texts_of(run: Run) -> pd.DataFrame:
     """Return what was written for the prompts of the main job, and what was said of it.
 
     Its rows are texts, its index their `Row`; the columns are perturbation, arm, prompt, sample,
-    phase, text, ``fresh`` (whether it answers a fresh prompt), ``written`` (the `CompletionRow`),
-    ``hit`` (whether the pattern looked for is in it), and its behaviour, coherence and novelty, NaN
-    where there is none, and interestingness, which is coherence times novelty.
+    phase, text, dose, ``role`` of its prompt, ``written`` (the `CompletionRow`), ``hit`` (whether
+    the pattern looked for is in it), ``traits`` (`educe.scores.traits`), and its behaviour,
+    coherence and novelty, NaN where there is none, and interestingness, which is coherence times
+    novelty.
     """
-    roles = {p.id: p.role for p in run.prompt_rows()}
+    prompts = {p.id: p for p in run.prompt_rows()}
+    asked = {p.id: asked_in(p.content) for p in prompts.values()}
+    doses = {p.id: p.dose for p in run.perturbation_rows()}
     arms = {p.id: p.arm for p in run.perturbation_rows()} | {0: "unperturbed"}
     pattern = re.compile(run.config["look_for"]) if run.config.get("look_for") else None
     rows = [
@@ -152,16 +143,17 @@ def texts_of(run: Run) -> pd.DataFrame:
             *c.row,
             c.text,
             arms[c.perturbation],
-            roles[c.prompt] == "fresh",
+            doses.get(c.perturbation, 0.0),
+            prompts[c.prompt].role,
             c,
             bool(pattern and pattern.search(c.text)),
+            traits(c.text, asked[c.prompt]),
         )
         for c in run.completion_rows()
-        if roles[c.prompt] in ("asked", "fresh") and c.perturbation in arms
+        if prompts[c.prompt].role in ROLES and c.perturbation in arms
     ]
-    texts = pd.DataFrame(
-        rows, columns=["row", *Row._fields, "text", "arm", "fresh", "written", "hit"]
-    )
+    columns = ["row", *Row._fields, "text", "arm", "dose", "role", "written", "hit", "traits"]
+    texts = pd.DataFrame(rows, columns=columns)
     # A row is a tuple, of which pandas would make an index of several levels.
     texts.index = pd.Index([r[0] for r in rows], dtype=object, tupleize_cols=False)
     for name in (BEHAVIOUR, *SCORED[:2]):
@@ -169,11 +161,6 @@ def texts_of(run: Run) -> pd.DataFrame:
         texts[name] = np.array([values.get(r[0], np.nan) for r in rows], dtype=float)
     texts["interestingness"] = texts.coherence * texts.novelty
     return texts.drop(columns="row")
-
-
-def dose(value: float) -> str:
-    """Write a dose: two decimals, or two digits where most of those would be zeros."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
@@ -200,8 +187,12 @@ def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
 
 def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
     """Return the perturbations, most interesting first."""
-    first = dict(list(texts[(texts.phase == FIRST) & ~texts.fresh].groupby("perturbation")))
-    again = dict(list(texts[texts.phase == RETEST].groupby("perturbation")))
+    first = dict(
+        list(texts[(texts.phase == FIRST) & (texts.role == "asked")].groupby("perturbation"))
+    )
+    again = dict(
+        list(texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)].groupby("perturbation"))
+    )
     none = texts[:0]
     whole = {
         name: {s.of: s.value for s in run.score_rows(name)}
@@ -252,98 +243,3 @@ def _retest_hits(found: Sequence[Item], control: Sequence[Item]) -> tuple[Rate, 
         for arm in (found, control)
     )
     return first, second
-
-
-def _behaviours(
-    found: Sequence[Item], control: Sequence[Item], texts: pd.DataFrame
-) -> tuple[Behaviour, ...]:
-    """Return what the found perturbations show, beside how often the control does."""
-    known = texts[texts[BEHAVIOUR].notna()].fillna(dict.fromkeys(SCORED, 0.0))
-    place = {item.row.id: k for k, item in enumerate((*found, *control))}
-    changed = known[known.perturbation > 0].sort_values(
-        "perturbation", key=lambda own: own.map(place), kind="stable"
-    )
-    main = changed[(changed.phase == FIRST) & ~changed.fresh]
-    again = changed[changed.phase == RETEST]
-    shown = {int(n): own for n, own in main[main.arm == ARMS[0]].groupby(BEHAVIOUR, sort=False)}
-    if not shown:
-        return ()
-    first = _against(main, list(shown), [len(arm) for arm in (found, control)])
-    second = _against(
-        again, list(shown), [sum(bool(i.retest) for i in a) for a in (found, control)]
-    )
-    unperturbed = set(known[BEHAVIOUR][known.perturbation == 0])
-    words = {number: _words(own) for number, own in shown.items()}
-    everywhere = sum(words.values(), Counter())
-    invariant = _invariant(again)
-
-    behaviours = []
-    for number, own in shown.items():
-        (there, chance, p_value), (*repeat, p_retest) = first[number], second[number]
-        means = {name: float(own[name].mean()) for name in SCORED}
-        numbers = set(main.perturbation[main[BEHAVIOUR] == number])
-        steady = [r for (b, p), r in invariant.items() if b == number and p in numbers]
-        evidence = Evidence(
-            unperturbed=number in unperturbed,
-            novelty=means["novelty"],
-            coherence=means["coherence"],
-            p_value=p_value,
-            p_retest=p_retest,
-            control=chance.hits,
-            control_again=repeat[1].hits,
-            invariant=max(steady, key=lambda r: r.share, default=rate(0, 0)),
-        )
-        of = words[number]
-        behaviours.append(
-            Behaviour(
-                id=number,
-                words=tuple(sorted(of, key=lambda w: (-of[w] * of[w] / everywhere[w], w))[:5]),
-                example=own.written.iloc[int(own.interestingness.argmax())],
-                items=tuple(i for i in found if i.row.id in numbers),
-                control_items=tuple(i for i in control if i.row.id in numbers),
-                found=there,
-                control=chance,
-                retest=(repeat[0], repeat[1]),
-                p_value=p_value,
-                p_retest=p_retest,
-                invariant=evidence.invariant,
-                **means,
-                verdict=evidence.verdict,
-            )
-        )
-    interest = list(Verdict)
-    return tuple(sorted(behaviours, key=lambda b: (interest.index(b.verdict), -b.interestingness)))
-
-
-def _against(
-    texts: pd.DataFrame, behaviours: list[int], sizes: Sequence[int]
-) -> dict[int, tuple[Rate, Rate, float]]:
-    """Return how many perturbations of each arm show a behaviour, and the corrected p-value."""
-    counts = texts.groupby([BEHAVIOUR, "arm"]).perturbation.nunique().unstack(fill_value=0)
-    counts = counts.reindex(index=behaviours, columns=ARMS, fill_value=0)
-    tests = comparisons(counts.sum(axis=1).tolist(), *sizes) if sizes[0] else 1
-    compared = {}
-    for number, hits in counts.iterrows():
-        found, control = (rate(int(h), n) for h, n in zip(hits, sizes, strict=True))
-        p_value = min(1.0, more_often(found, control) * tests) if sizes[0] else 1.0
-        compared[int(number)] = (found, control, p_value)
-    return compared
-
-
-def _invariant(again: pd.DataFrame) -> dict[tuple[int, int], Rate]:
-    """Count, by behaviour and perturbation, answers to fresh prompts unlike the model's own."""
-    fresh = again[again.fresh]
-    asked = fresh.groupby("perturbation").prompt.agg(["size", "nunique"])
-    enough = asked["size"][asked["nunique"] >= INVARIANT_PROMPTS]
-    novel = fresh[fresh.novelty >= SAME].groupby([BEHAVIOUR, "perturbation"]).size()
-    return {
-        (int(number), int(p)): rate(int(hits), int(enough[p]))
-        for (number, p), hits in novel.items()
-        if p in enough
-    }
-
-
-def _words(texts: pd.DataFrame) -> Counter[str]:
-    """Count the words of a behaviour that mean something, each once a completion."""
-    each = (set(re.findall(r"[^\W_]{3,}", text.lower())) for text in texts.text)
-    return Counter(w for words in each for w in words - ENGLISH_STOP_WORDS)

@@ -1,6 +1,7 @@
-"""Verdicts: what a behaviour is, by how often each arm shows it. Every threshold stands here.
+"""Verdicts: what kind of change a behaviour is, and how sure one can be. All thresholds stand here.
 
-as before ─► damaged ─► more often than the control ─► prompt-invariant ─► noise, or too rare
+damaged ─► whatever is asked ─► a stock phrase ─► more often than the control
+        ─► any push does it ─► the model says it by itself ─► too rare
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from educe.comparison.stats import Rate
+from educe.comparison.stats import Rate, more_often
 
 #: The chance that any behaviour of a run stands out by luck. Each behaviour has two chances, the
 #: first count and the re-test, and half of this for each (Bonferroni).
@@ -16,48 +17,89 @@ LEVEL = 0.05
 #: Mean coherence below which text counts as damaged. The unperturbed model's ordinary text has 1,
 #: repetition and noise are near 0; text in another language or in code lies between.
 DAMAGED = 0.15
-#: Mean novelty below which text is as before: two thirds of its words and word pairs, by weight,
-#: are in one of the unperturbed model's own answers.
+#: Mean novelty below which a single text is as before: two thirds of its words and word pairs, by
+#: weight, are in one of the unperturbed model's own answers.
 SAME = 0.35
-#: A behaviour is prompt-invariant when one perturbation shows it in more than this share of its
-#: answers to fresh prompts, with 95% confidence: in most of them.
-INVARIANT = 0.5
-#: Of so many fresh prompts at least, since fewer are not whatever is asked.
-INVARIANT_PROMPTS = 3
+#: What so many perturbations write is no gibberish, however unlikely the model finds it: noise does
+#: not come twice.
+RECURS = 3
+#: A behaviour is prompt-invariant when one perturbation says it in so large a share of its answers
+#: to other requests, in so many at least.
+INVARIANT, INVARIANT_ANSWERS = 0.5, 3
+#: What the control says so often in answer to other requests is a stock phrase of the model.
+STOCK = 2
+#: What the unperturbed model says in so many draws is its own.
+OWN = 2
+
+
+class Change(Enum):
+    """What kind of change a behaviour is."""
+
+    HELD = "said whatever is asked"
+    ENDED = "a refusal ended"
+    BEGUN = "a refusal begun"
+    USUAL = "a rare text made usual"
+    LANGUAGE = "another language"
+    PERSONA = "another persona"
+    FORM = "another form"
+    LENGTH = "another length"
+    NEW = "a new text"
+    GIBBERISH = "gibberish"
+    REPETITION = "repetition"
+    EMPTY = "an empty text"
+    ECHO = "the prompt again"
+
+
+#: Kinds of change that are damage.
+DAMAGE = (Change.GIBBERISH, Change.REPETITION, Change.EMPTY, Change.ECHO)
 
 
 class Verdict(Enum):
-    """What a behaviour is, in order of interest."""
+    """How sure one can be of a behaviour, in order of interest."""
 
     BEHAVIOUR = "more often than in the control"
     INVARIANT = "by few perturbations, but again whatever is asked"
+    FRAGILE = "random perturbations do it as well"
+    OWN = "the unperturbed model says it once in a while"
     RARE = "too rare to tell from noise"
-    NOISE = "the control does it as well"
+    STOCK = "a stock phrase of this model"
     DAMAGE = "damaged text"
     SAME = "as without perturbation"
 
 
 class Evidence(NamedTuple):
-    """What a verdict goes by."""
+    """What a verdict goes by; rates count perturbations, or draws of the unperturbed model."""
 
-    unperturbed: bool  #: whether the unperturbed model shows it too
-    novelty: float  #: mean over its completions
-    coherence: float
+    change: Change
+    found: Rate
+    control: Rate
+    equal: Rate | None  #: the control at equal effect, where there is one
+    samples: Rate
     p_value: float  #: that found shows it no more often than the control, corrected
     p_retest: float
-    control: int  #: perturbations of the control that show it
-    control_again: int  #: in the re-test
-    invariant: Rate  #: see `INVARIANT`
+    p_samples: float  #: that any perturbation shows it no more often than the samples, corrected
+    stock: int  #: answers of the control to other requests that say it
 
     @property
     def verdict(self) -> Verdict:
-        """What the behaviour is; the first that holds."""
-        if self.unperturbed or self.novelty < SAME:
-            return Verdict.SAME
-        if self.coherence < DAMAGED:
+        """How sure one can be; the first that holds."""
+        if self.change in DAMAGE:
             return Verdict.DAMAGE
-        if min(self.p_value, self.p_retest) < LEVEL / 2:
-            return Verdict.BEHAVIOUR
-        if self.invariant.low > INVARIANT and not (self.control or self.control_again):
+        if self.change is Change.HELD:
             return Verdict.INVARIANT
-        return Verdict.NOISE if self.control else Verdict.RARE
+        if self.stock >= STOCK:
+            return Verdict.STOCK
+        pushed = self.p_samples < LEVEL
+        beyond = min(self.p_value, self.p_retest) < LEVEL / 2
+        if beyond and (pushed or not self.samples.hits) and not self.loud:
+            return Verdict.BEHAVIOUR
+        if self.control.hits + (self.equal.hits if self.equal else 0) and (
+            pushed or self.samples.hits < OWN
+        ):
+            return Verdict.FRAGILE
+        return Verdict.OWN if self.samples.hits >= OWN else Verdict.RARE
+
+    @property
+    def loud(self) -> bool:
+        """Whether random perturbations of the same effect do it about as often."""
+        return self.equal is not None and more_often(self.found, self.equal) >= LEVEL / 2

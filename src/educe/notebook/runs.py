@@ -266,9 +266,8 @@ def _headline(s: Summary) -> str:
         said.append(f"{len(clear)} of {len(s.behaviours)} behaviours stand out from the control")
         told = " ".join(best.words) or best.example.text
         said.append(f"first {told!r}: found {best.found}, control {best.control}")
-        again, random = best.retest
-        if again.trials:
-            said.append(f"re-test: found {again}, control {random}")
+        if best.retest.trials:
+            said.append(f"re-test: found {best.retest}, control {best.retest_control} answers")
     return "; ".join(said)
 
 

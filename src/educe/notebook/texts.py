@@ -214,7 +214,7 @@ def behaviours(run: Run) -> pd.DataFrame:
             b.found.share,
             b.control.share,
             b.p_value,
-            b.retest[0].share,
+            b.retest.share,
         )
         for b in summarise(run).behaviours
     ]

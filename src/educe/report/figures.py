@@ -11,9 +11,11 @@ from typing import Any
 
 import altair as alt
 
+from educe.comparison.account import dose
+from educe.comparison.behaviours import Behaviour
 from educe.comparison.cluster import plane
 from educe.comparison.stats import Rate
-from educe.comparison.summary import Behaviour, Summary, dose
+from educe.comparison.summary import Summary
 from educe.comparison.verdict import Verdict
 from educe.layer_map import Atlas
 from educe.rows import BEHAVIOUR, FIRST
@@ -31,7 +33,9 @@ PALETTE = {
     "control": ("#7f868d", "#8b9299"),
     "invariant": ("#4b7f2c", "#93c572"),
     "rare": ("#a8730f", "#dfab4a"),
-    "noise": ("#7573b8", "#a5a3e6"),
+    "fragile": ("#7573b8", "#a5a3e6"),
+    "own": ("#3f6fb0", "#86aee6"),
+    "stock": ("#8a7a66", "#b9a98f"),
     "damage": ("#b05c52", "#dd8a7f"),
     "same": ("#b3b8bc", "#5a6168"),
 }
@@ -41,7 +45,9 @@ SHORT = {
     Verdict.BEHAVIOUR: ("stands out", "accent"),
     Verdict.INVARIANT: ("prompt-invariant", "invariant"),
     Verdict.RARE: ("rare", "rare"),
-    Verdict.NOISE: ("control as well", "noise"),
+    Verdict.FRAGILE: ("control as well", "fragile"),
+    Verdict.OWN: ("unperturbed as well", "own"),
+    Verdict.STOCK: ("stock phrase", "stock"),
     Verdict.DAMAGE: ("damaged", "damage"),
     Verdict.SAME: ("as before", "same"),
     None: ("only control", "control"),

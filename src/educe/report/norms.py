@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from educe.comparison.account import dose
 from educe.comparison.norm import Curve, Norm, norm_of
-from educe.comparison.summary import dose
 from educe.report.figures import PALETTE, dressed
 from educe.report.part import Part, Shown
 from educe.report.templates import figure, fragment

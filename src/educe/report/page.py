@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from educe import files
+from educe.comparison import account
+from educe.comparison.behaviours import Behaviour
 from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
-from educe.comparison.summary import Behaviour, Item, Summary, counted, summarise
+from educe.comparison.summary import Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.layer_map import ATLAS, Atlas
 from educe.layer_map.choice import Choice
 from educe.report import figures, fronts, manifold, norms, paths, templates
 from educe.report.command import command
 from educe.report.markup import cut
-from educe.rows import BEHAVIOUR, CompletionRow, PromptRow
+from educe.rows import BEHAVIOUR, FOUND, CompletionRow, PromptRow
 from educe.run.store import Run
 from educe.scores.novelty import vectors
 
@@ -29,30 +31,38 @@ VERDICTS = {
     Verdict.BEHAVIOUR: (
         "Standing out from the control",
         "More of the perturbations found write this than of the control, by Fisher's exact test at "
-        "5% after correction for the number of behaviours.",
+        "5% after correction for the number of behaviours, and than the unperturbed model's draws.",
     ),
     Verdict.INVARIANT: (
-        "Prompt-invariant",
-        "Too few perturbations write this to tell their number from chance, but one of them writes "
-        "it in most answers to fresh prompts, and none of the control does. A trigger's phrase "
-        "looks like this; so does a direction of the word that the model then keeps to.",
+        "Said whatever is asked",
+        "One perturbation writes it in most of its answers to other requests, and the control "
+        "never does. A trigger's phrase looks like this; so does a direction of the word that the "
+        "model then keeps to.",
+    ),
+    Verdict.FRAGILE: (
+        "Random perturbations do it as well",
+        "An effect of being pushed, not of how. That a random push suffices is a finding about the "
+        "model, above all where it ends a refusal.",
+    ),
+    Verdict.OWN: (
+        "The unperturbed model says it once in a while",
+        "Some draws of the unperturbed model say it, and its likeliest answer does not. Where that "
+        "answer refuses, this is a finding without any perturbation.",
     ),
     Verdict.RARE: (
         "Too rare to tell",
         "No perturbation of the control wrote this, and too few of those found did for the count "
         "alone to rule out chance. What matters here is whether a re-test repeats it.",
     ),
-    Verdict.NOISE: (
-        "The control does it as well",
-        "Written about as often in the control: an effect of being perturbed, not of how.",
+    Verdict.STOCK: (
+        "Stock phrases",
+        "Random perturbations write this in answer to other requests, too: it is what this model "
+        "says when it is pushed, whatever it hides.",
     ),
     Verdict.DAMAGE: (
         "Damaged text",
-        "The unperturbed model finds this text very unlikely, or it repeats itself.",
-    ),
-    Verdict.SAME: (
-        "As without perturbation",
-        "The unperturbed model writes the same, or nearly.",
+        "It is empty, repeats itself, is the prompt again, or came under very few perturbations "
+        "and is very unlikely to the unperturbed model.",
     ),
 }
 #: For each kind of perturbation, what a dose is, and what its control are.
@@ -91,7 +101,8 @@ KINDS = {
 #: What studies of a run add, in this order.
 PARTS = (manifold.PART, norms.PART, paths.PART, fronts.PART)
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
-OPENED, CARDS = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.RARE), 12
+OPENED = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.FRAGILE, Verdict.OWN, Verdict.RARE)
+CARDS = 12
 #: Relatives a behaviour is shown with, and the least likeness that makes one.
 RELATIVES, LIKENESS = 3, 0.05
 
@@ -103,7 +114,9 @@ class Card:
     behaviour: Behaviour
     prompt: PromptRow
     base: str  #: what the unperturbed model answers
-    example: Item  #: the perturbation that wrote the example
+    example: Item | None  #: the perturbation that wrote the example; none where no one perturbed it
+    items: tuple[Item, ...]  #: found perturbations that write it
+    control_items: tuple[Item, ...]  #: those of the control
     relatives: tuple[tuple[float, Behaviour], ...]  #: those that say something near, and how near
 
 
@@ -132,7 +145,7 @@ def render(run: Run) -> str:
     s = summarise(run)
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     made = cards(s)
-    grouped = [(v, [c for c in made if c.behaviour.verdict is v]) for v in Verdict]
+    grouped = [(v, [c for c in made if c.behaviour.verdict is v]) for v in VERDICTS]
     atlas = run.folder / ATLAS
     charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
     shown = [(part, own) for part in PARTS if (own := part.render(run, pattern)) is not None]
@@ -144,9 +157,11 @@ def render(run: Run) -> str:
         islands={"data": data(s, pattern)},
         pattern=pattern,
         s=s,
-        everyone=sorted((*s.found, *s.control), key=lambda item: -item.interestingness),
+        everyone=sorted((*s.found, *s.control, *s.equal), key=lambda item: -item.interestingness),
         group_of=s.texts[BEHAVIOUR].dropna().astype(int).to_dict(),
         by_id={b.id: b for b in s.behaviours},
+        shown=account.shown(s),
+        account=account.account(s),
         groups=grouped,
         count={v.name: len(own) for v, own in grouped},
         parts=[(part, own.html) for part, own in shown],
@@ -190,14 +205,15 @@ def cards(s: Summary) -> list[Card]:
             key=lambda pair: -pair[0],
         )
         base = s.baseline.get(b.example.prompt, ())
-        example = s.item(b.example.perturbation)
-        assert example is not None
+        items = [item for n in b.numbers if (item := s.item(n)) is not None]
         made.append(
             Card(
                 behaviour=b,
                 prompt=prompts[b.example.prompt],
                 base=base[0].text if base else "",
-                example=example,
+                example=s.item(b.example.perturbation),
+                items=tuple(i for i in items if i.row.arm == FOUND),
+                control_items=tuple(i for i in items if i.row.arm != FOUND),
                 relatives=tuple(pair for pair in near[:RELATIVES] if pair[0] > LIKENESS),
             )
         )
@@ -243,7 +259,8 @@ def data(s: Summary, pattern: re.Pattern[str] | None) -> dict[str, Any]:
         "behaviours": {b.id: figures.label(b, 3) for b in s.behaviours},
         "unperturbed": written(unperturbed),
         "items": {
-            i.row.id: [written(i.completions), written(i.retest)] for i in (*s.found, *s.control)
+            i.row.id: [written(i.completions), written(i.retest)]
+            for i in (*s.found, *s.control, *s.equal)
         },
     }
 

@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from educe.comparison.summary import dose
+from educe.comparison.account import dose
 from educe.files import read_tensors
 from educe.perturbation.set import PerturbationSet
 from educe.report.derived import by_file

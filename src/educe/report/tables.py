@@ -18,8 +18,8 @@ from educe.activations.report import (
     at_layer,
     words,
 )
+from educe.comparison.account import dose
 from educe.comparison.norm import Norm
-from educe.comparison.summary import dose
 from educe.report import derived, paths
 from educe.report.manifold import ablated
 from educe.report.norms import SCORED, called

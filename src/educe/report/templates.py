@@ -15,7 +15,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from educe.comparison.summary import dose
+from educe.comparison.account import dose
 from educe.report import figures
 from educe.report.markup import island, marked, plainly
 from educe.visible import visible

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,28 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from educe.comparison.summary import Behaviour, Item, Summary, counted, dose
+from educe.comparison.account import account, damage, dose, fragility, shown
+from educe.comparison.behaviours import Behaviour
+from educe.comparison.summary import Item, Summary, counted
 from educe.comparison.verdict import Verdict
 from educe.errors import RunError
 from educe.report.screen import escaped, line, put, screen, written
 from educe.rows import CompletionRow
 
-SHOWN = 8  #: behaviours in the table
+SHOWN = 10  #: behaviours in the table
+#: Verdicts that the counts are clear about.
+CLEAR = (Verdict.BEHAVIOUR, Verdict.INVARIANT)
+#: What is said of behaviours that are not in the table.
+FOLDED = {
+    Verdict.BEHAVIOUR: "that stand out",
+    Verdict.INVARIANT: "said whatever is asked",
+    Verdict.FRAGILE: "that random perturbations say as well",
+    Verdict.OWN: "that the model also says unperturbed",
+    Verdict.RARE: "too rare to tell",
+    Verdict.STOCK: "stock phrases",
+    Verdict.DAMAGE: "damaged",
+    Verdict.SAME: "as before",
+}
 SCREEN = 34  #: lines of texts that are printed at once
 
 
@@ -44,32 +60,15 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         answers = summary.baseline.get(prompt.id, ())
         put(console, line(str(prompt.content), lead="asked       ", limit=68))
         if answers:
-            put(console, line(answers[0].text, "dim", lead="unperturbed ", limit=68))
-    shown = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.RARE)
-    listed = [b for b in summary.behaviours if b.verdict in shown]
-    grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    for name in ("found", "control", "re-test", "interest", "id"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("what the model writes")  # the one column that gives way
-    for behaviour in listed[:SHOWN]:
-        again = behaviour.retest[0]
-        grid.add_row(
-            f"{behaviour.found.hits}/{behaviour.found.trials}",
-            f"{behaviour.control.hits}/{behaviour.control.trials}",
-            f"{again.hits}/{again.trials}" if again.trials else "",
-            f"{behaviour.interestingness:.2f}",
-            str(behaviour.example.perturbation),
-            line(behaviour.example.text, "" if _clear(behaviour) else "dim", limit=200),
-        )
-    console.print(grid if listed else "No behaviour but those of the unperturbed model and damage.")
-    for verdict in Verdict:
-        those = [b for b in summary.behaviours if b.verdict is verdict]
-        if those:
-            many = len({item.row.id for b in those for item in b.items})
-            console.print(
-                f"{len(those):4d} {_plural(those)}  {verdict.value}  "
-                f"[dim]({many} perturbations)[/dim]"
-            )
+            put(console, line(answers[0].text, "dim", lead="greedy      ", limit=68))
+    listed = shown(summary)
+    console.print(
+        _behaviours(listed[:SHOWN], summary)
+        if listed
+        else "Perturbed or not, the model says the same, but for stock phrases and damage."
+    )
+    for said in filter(None, (fragility(summary), damage(summary), _folded(summary, listed))):
+        console.print(written(said))
     if summary.hits:
         found, control = summary.hits
         console.print(
@@ -86,6 +85,38 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     console.print(
         f"[dim]one perturbation: educe show {escaped(str(folder))} ID[/dim]", highlight=False
     )
+
+
+def _behaviours(listed: list[Behaviour], summary: Summary) -> Table:
+    """Return the table of what the model does when pushed, four rates side by side."""
+    equal = any(b.equal for b in listed)
+    grid = Table(box=None, padding=(0, 1), header_style="bold dim")
+    grid.add_column("what the model says when pushed")  # the one column that gives way
+    grid.add_column("kind", no_wrap=True)
+    arms = ("greedy", "samples", "control", *(["equal"] if equal else []), "found", "re-test")
+    for name in (*arms, "dose", "id"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for b in listed:
+        rates = [b.greedy, b.samples, b.control, *([b.equal] if equal else []), b.found, b.retest]
+        best = max(b.by_dose.items(), key=lambda pair: pair[1].share, default=None)
+        grid.add_row(
+            line(b.example.text, "" if b.verdict in CLEAR else "dim", limit=200),
+            b.change.value,
+            *(f"{r.hits}/{r.trials}" if r is not None and r.trials else "" for r in rates),
+            dose(best[0]) if best and best[1].hits else "",
+            str(b.example.perturbation),
+        )
+    return grid
+
+
+def _folded(summary: Summary, listed: list[Behaviour]) -> str:
+    """Say how many behaviours are not in the table, and why."""
+    rest = [b for b in summary.behaviours if b not in listed]
+    counts = Counter(b.verdict for b in rest)
+    each = [f"{counts[v]} {FOLDED[v]}" for v in Verdict if counts[v]]
+    more = len(listed) - SHOWN
+    said = ([f"{more} more as in the table"] if more > 0 else []) + each
+    return f"Not shown: {', '.join(said)}." if said else ""
 
 
 def where(report: Path, console: Console | None = None) -> None:
@@ -174,27 +205,37 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
         "facts": summary.facts,
         "hits": [h._asdict() for h in summary.hits] if summary.hits else None,
         "retest_hits": [h._asdict() for h in summary.retest_hits] if summary.retest_hits else None,
-        "behaviours": [
-            {
-                "id": b.id,
-                "verdict": b.verdict.name.lower(),
-                "words": b.words,
-                "example": b.example.text,
-                "example_perturbation": b.example.perturbation,
-                "perturbations": [i.row.id for i in b.items],
-                "found": b.found._asdict(),
-                "control": b.control._asdict(),
-                "p_value": b.p_value,
-                "p_retest": b.p_retest,
-                "prompt_invariant": b.invariant._asdict(),
-                "coherence": b.coherence,
-                "novelty": b.novelty,
-                "interestingness": b.interestingness,
-            }
-            for b in summary.behaviours
+        "behaviours": [_behaviour(b) for b in summary.behaviours],
+        "fragility": [
+            {"arm": p.arm, "dose": p.dose}
+            | {n: getattr(p, n)._asdict() for n in ("changed", "ended", "begun", "damaged")}
+            for p in summary.pushes
         ],
-        "perturbations": [_as_data(i) for i in (*summary.found, *summary.control)],
+        "account": account(summary),
+        "perturbations": [_as_data(i) for i in (*summary.found, *summary.control, *summary.equal)],
     }
+
+
+def _behaviour(b: Behaviour) -> dict[str, Any]:
+    """Return a behaviour as plain data: what the table has of it, and what stands behind it."""
+    rates = (
+        *("greedy", "samples", "control", "equal", "found"),
+        *("retest", "retest_control", "retest_samples", "elsewhere"),
+    )
+    plain = ("id", "words", "p_value", "p_retest", "p_samples", "coherence", "novelty")
+    return (
+        {name: getattr(b, name) for name in (*plain, "interestingness")}
+        | {name: r._asdict() if (r := getattr(b, name)) is not None else None for name in rates}
+        | {
+            "verdict": b.verdict.name.lower(),
+            "kind": b.change.name.lower(),
+            "text": b.example.text,
+            "example_perturbation": b.example.perturbation,
+            "perturbations": b.numbers,
+            "by_dose": {dose(d): r._asdict() for d, r in b.by_dose.items()},
+            "shown": b.weight >= 0,
+        }
+    )
 
 
 def _item(summary: Summary, number: int) -> Item:
@@ -217,11 +258,3 @@ def _as_data(item: Item) -> dict[str, Any]:
         "texts": [c.text for c in item.completions],
         "retest_texts": [c.text for c in item.retest],
     }
-
-
-def _clear(behaviour: Behaviour) -> bool:
-    return behaviour.verdict in (Verdict.BEHAVIOUR, Verdict.INVARIANT)
-
-
-def _plural(those: list[Behaviour]) -> str:
-    return "behaviour " if len(those) == 1 else "behaviours"

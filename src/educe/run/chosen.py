@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.summary import summarise
 from educe.forward.benign import ordinary_prompts
-from educe.rows import ARMS, ScoreRow
+from educe.rows import ARMS, CONTROL, EQUAL, FOUND, ScoreRow
 from educe.run.fill import groups
 from educe.run.scaling import scaled
 from educe.run.work import Work
@@ -17,23 +20,27 @@ CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 def choose(work: Work) -> list[int]:
-    """Return the most interesting of each arm; fixed once made, so that a resumed run agrees.
+    """Return those of each arm that say what is most telling; fixed once made.
 
-    Where several prompts were asked, half of them are those that are interesting and say the same
-    whatever is asked: what is hidden behind a trigger need not be the most interesting.
+    Each behaviour, in the order of the screen, sends the perturbation that says it most often. The
+    control's are chosen in the same way, as if it were what was found. What is left of the places
+    goes to the most interesting.
     """
     if not work.run.has("chosen"):
         seen = summarise(work.run)
-        several = len(work.prompts("asked")) > 1
         numbers: list[int] = []
-        for arm in (seen.found, seen.control):
-            first = arm[: CHOSEN // 2 if several else CHOSEN]
-            others = sorted(
-                arm[len(first) :], key=lambda i: -i.interestingness * (i.invariance or 0)
-            )
-            numbers += [i.row.id for i in (*first, *others[: CHOSEN - len(first)])]
+        for arm, items in ((FOUND, seen.found), (CONTROL, seen.control), (EQUAL, seen.equal)):
+            own = [i.row.id for i in items]
+            swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
+            told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
+            numbers += list(dict.fromkeys((*_one_each(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")
+
+
+def _one_each(told: Sequence[Behaviour], own: set[int]) -> list[int]:
+    """Return for each behaviour the perturbation of an arm that says it most often."""
+    return [mine[0] for b in told if (mine := [n for n in b.numbers if n in own])]
 
 
 def measure_side_effects(work: Work, chosen: list[int]) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from educe.comparison.cluster import assign, clusters
 from educe.rows import (
     BEHAVIOUR,
+    ELSEWHERE,
     FIRST,
     PROMPT_INVARIANCE,
     RETEST,
@@ -35,6 +36,14 @@ def _first(work: Work) -> list[CompletionRow]:
     ]
 
 
+def _plain(work: Work) -> list[CompletionRow]:
+    """Return what the unperturbed model writes for the prompts of the re-test."""
+    others = set(work.prompts("fresh", ELSEWHERE))
+    return [
+        c for c in work.run.completion_rows(FIRST) if c.perturbation == 0 and c.prompt in others
+    ]
+
+
 def _invariances(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
     """Score how alike the answers of each perturbation are, where that is not known."""
     known, written = {s.of for s in work.run.score_rows(PROMPT_INVARIANCE)}, defaultdict(list)
@@ -54,8 +63,9 @@ def _behaviours(work: Work, first: list[CompletionRow]) -> list[ScoreRow]:
     if known:
         first = [c for c in first if c.row in known]  # others are asked for by later programs
     labels = [known[c.row] for c in first] if known else clusters([c.text for c in first])
-    ours = set(work.prompts("asked", "fresh"))  # a selection has prompts of its own
-    again = [c for c in work.run.completion_rows(RETEST) if c.row not in known and c.prompt in ours]
+    ours = set(work.prompts("asked", "fresh", ELSEWHERE))  # a selection has prompts of its own
+    more = (*work.run.completion_rows(RETEST), *_plain(work))
+    again = [c for c in more if c.row not in known and c.prompt in ours]
     nearest = assign([c.text for c in again], [c.text for c in first]).tolist()
     new = [] if known else list(zip(first, labels, strict=True))
     new += [(c, labels[n] if n >= 0 else -1) for c, n in zip(again, nearest, strict=True)]

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 from educe import files, methods
 from educe.errors import MethodError
+from educe.methods.equal_effect import at_equal_effect, louder
 from educe.methods.state import Progress, State
+from educe.perturbation.kinds import Noise
 from educe.perturbation.set import PerturbationSet
+from educe.rows import ARMS, EQUAL
 from educe.run.fill import add_set
 from educe.run.preparing import Search
 
@@ -44,6 +47,30 @@ def search(search: Search) -> None:
                 path.with_suffix(".state").unlink(missing_ok=True)
                 made = PerturbationSet.load(path)
                 add_set(work.run, arm, name, made, made.scores["effect"].tolist())
+    _equally_loud(search, listed)
+
+
+def _equally_loud(search: Search, listed: set[str]) -> None:
+    """Put random perturbations of the same effect beside those of a norm that says little."""
+    work, s = search.work, search.settings
+    if s.control:  # it was chosen by whoever made the perturbations
+        return
+    for k, _ in enumerate(work.run.note("facts")["radii"]):
+        name = f"equal-{k}.safetensors"
+        if name in listed:
+            continue
+        found, control = (
+            PerturbationSet.load(work.run.tensors / f"{arm}-{k}.safetensors") for arm in ARMS
+        )
+        if isinstance(found.kind, Noise) or not louder(found, control):
+            continue
+        path = work.run.tensors / name
+        if not path.exists():
+            with work.reporter.stage("random, at equal effect", 1, "") as step:
+                at_equal_effect(search.part, control, found).save(path)
+                step()
+        made = PerturbationSet.load(path)
+        add_set(work.run, EQUAL, name, made, made.scores["effect"].tolist())
 
 
 def _control(search: Search, found: Path, seed: int) -> PerturbationSet:

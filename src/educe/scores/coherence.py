@@ -15,7 +15,6 @@ text repeats itself. A completion of no word scores 0.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -27,6 +26,7 @@ from educe.model.language import LanguageModel
 from educe.rows import Row
 from educe.scores import Answer, Score, in_order
 from educe.scores.reading import read
+from educe.scores.traits import variety
 
 #: The longest ordinary answer, in tokens.
 ORDINARY_TOKENS = 32
@@ -44,19 +44,6 @@ def coherence(text: str, logprob: float, ordinary: float) -> Score:
     varied = variety(text)
     why = f"{logprob:.1f} nats a token against {ordinary:.1f}; {varied:.0%} of word pairs distinct"
     return Score("coherence", fluent * varied, "coherent", why)
-
-
-def variety(text: str) -> float:
-    """Return the share of distinct neighbours, from 0 for no text to 1 for no repetition."""
-    words = re.findall(r"\w+", text.lower())
-    if not words:
-        return 0.0
-    parts: list[str] | str = words
-    size = 2
-    if len(words) < 3:
-        parts, size = text, 3
-    grams = [tuple(parts[i : i + size]) for i in range(len(parts) - size + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def ordinary_logprob(lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS) -> float:

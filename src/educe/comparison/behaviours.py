@@ -1,0 +1,311 @@
+"""Behaviours: answers that say the same and are not the likeliest one, with four rates each.
+
+    greedy     the prompts whose likeliest answer says it
+    samples    the unperturbed model's draws that say it; a draw answers all prompts once
+    control    the random perturbations with at least one such answer
+    found      the perturbations that were found, likewise
+
+So the unperturbed model goes through the same count as the perturbed ones. Nothing is hidden
+because a sample said it: that a refusal ends in one draw of ten is a finding, without a
+perturbation. Rates leave out the prompts whose likeliest answer says the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from educe.comparison.fragility import SAMPLES, answers
+from educe.comparison.stats import Rate, comparisons, more_often, rate
+from educe.comparison.verdict import (
+    DAMAGED,
+    INVARIANT,
+    INVARIANT_ANSWERS,
+    OWN,
+    RECURS,
+    Change,
+    Evidence,
+    Verdict,
+)
+from educe.rows import BEHAVIOUR, CONTROL, ELSEWHERE, EQUAL, FIRST, FOUND, RETEST, CompletionRow
+from educe.scores.traits import ECHO, EMPTY, REPETITION, Traits, language
+
+#: Traits that less than this share of the unperturbed model's answers have, are none of its own.
+UNUSUAL = 0.03
+#: A text is of another length when it is so many times as long, or as short, as nearly all of the
+#: unperturbed model's answers are.
+LENGTHS = 2.0
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Answers that say the same. Rates count perturbations, or draws of the unperturbed model."""
+
+    id: int
+    words: tuple[str, ...]  #: the words that set it apart
+    example: CompletionRow  #: its commonest text, of a found perturbation if any
+    numbers: tuple[int, ...]  #: perturbations that say it: found ones first, the most often
+    change: Change
+    verdict: Verdict
+    greedy: Rate  #: prompts
+    samples: Rate
+    control: Rate
+    equal: Rate | None  #: the control at equal effect, where there is one
+    found: Rate
+    by_dose: dict[float, Rate]  #: of those found
+    retest: Rate  #: answers of the found ones that say it, in the re-test
+    retest_control: Rate  #: those of the control's, chosen in the same way
+    retest_samples: Rate  #: samples of the unperturbed model for the same prompts
+    elsewhere: Rate  #: answers to other requests, of the found one that says it most often there
+    p_value: float  #: that found shows it no more often than the control; Fisher, corrected
+    p_retest: float  #: the same in the re-test
+    p_samples: float  #: that perturbations show it no more often than the samples
+    coherence: float
+    novelty: float
+    interestingness: float
+    weight: float  #: its place among those of one verdict, see `weight`
+
+
+def behaviours(texts: pd.DataFrame, samples: int = 1) -> tuple[Behaviour, ...]:
+    """Return what a run shows, the most telling first.
+
+    Args:
+        texts: As `educe.comparison.summary.texts_of` has them.
+        samples: Answers of a perturbation to each prompt.
+    """
+    asked = answers(texts, samples)
+    if asked[asked.perturbation > 0].empty:
+        return ()
+    return tuple(_Told(texts[texts[BEHAVIOUR].notna()], asked).behaviours())
+
+
+class _Told:
+    """The answers of a run, and the counts that all behaviours share."""
+
+    def __init__(self, known: pd.DataFrame, asked: pd.DataFrame) -> None:
+        self.plain = known[(known.perturbation == 0) & (known.phase == FIRST)]
+        likeliest = self.plain[self.plain["sample"] == 0]
+        self.greedy = dict(zip(likeliest.prompt, likeliest[BEHAVIOUR], strict=True))
+        self.asked, self.changed = asked, asked[asked[BEHAVIOUR] != asked.greedy]
+        self.sizes = asked.groupby("arm").unit.nunique()
+        again = known[(known.phase == RETEST) & (known.perturbation > 0)]
+        self.elsewhere = again[again.role == ELSEWHERE]
+        self.again = again[again.role != ELSEWHERE]
+
+    def behaviours(self) -> list[Behaviour]:
+        """Return all, in order."""
+        shown = dict(list(self.changed.groupby(BEHAVIOUR)))
+        counts = self._counts(self.changed)
+        recurring = (counts.get(SAMPLES, 0) >= OWN) | (counts[CONTROL] >= OWN)
+        told = [b for b in shown if counts[FOUND][b] or recurring[b]]
+        self.words = {b: _words(shown[b].text) for b in told}
+        self.everywhere = sum(self.words.values(), Counter())
+        counts = counts.loc[told]
+        retested = self.again.groupby("arm").perturbation.nunique()
+        repeated = self._counts(self.again.assign(unit=self.again.perturbation)).reindex(
+            told, fill_value=0
+        )
+        first = self._more_often(counts, FOUND, [CONTROL], self.sizes)
+        second = self._more_often(repeated, FOUND, [CONTROL], retested)
+        pushed = self._more_often(counts, None, [SAMPLES], self.sizes)
+        made = [
+            self._one(int(b), shown[b], counts.loc[b], first[b], second[b], pushed[b]) for b in told
+        ]
+        return sorted(made, key=lambda b: (-b.weight, b.id))
+
+    def _counts(self, some: pd.DataFrame) -> pd.DataFrame:
+        """Return how many units of each arm show each behaviour."""
+        counts = some.groupby([BEHAVIOUR, "arm"]).unit.nunique().unstack(fill_value=0)
+        return counts.reindex(columns=[FOUND, CONTROL, EQUAL, SAMPLES], fill_value=0)
+
+    def _more_often(
+        self, counts: pd.DataFrame, arm: str | None, than: list[str], sizes: pd.Series
+    ) -> dict[float, float]:
+        """Return corrected p-values that an arm, or all perturbations, show more than others."""
+        arms = [arm] if arm else [a for a in (FOUND, CONTROL, EQUAL) if a in sizes]
+        n, m = (int(sum(sizes.get(a, 0) for a in some)) for some in (arms, than))
+        if not n or not m:
+            return dict.fromkeys(counts.index, 1.0)
+        hits, others = counts[arms].sum(axis=1), counts[than].sum(axis=1)
+        tests = comparisons((hits + others).tolist(), n, m)
+        return {
+            b: min(1.0, more_often(rate(int(hits[b]), n), rate(int(others[b]), m)) * tests)
+            for b in counts.index
+        }
+
+    def _one(
+        self, b: int, own: pd.DataFrame, counts: pd.Series, p: float, p_retest: float, p_push: float
+    ) -> Behaviour:
+        rates = {arm: rate(int(counts[arm]), int(self.sizes.get(arm, 0))) for arm in counts.index}
+        shown = next(s for arm in (FOUND, CONTROL, EQUAL, SAMPLES) if len(s := own[own.arm == arm]))
+        finders = own.perturbation[own.arm == FOUND].unique()
+        again = self.again[self.again.perturbation.isin(finders)]
+        others = self.again[self.again.arm != FOUND]
+        plain = self.plain[self.plain.prompt.isin(again.prompt) & (self.plain["sample"] > 0)]
+        far = self.elsewhere[self.elsewhere[BEHAVIOUR] == b]
+        elsewhere = self._elsewhere(far, finders)
+        stock = int((far.arm != FOUND).sum())
+        means = {n: float(shown[n].fillna(0.0).mean()) for n in ("coherence", "novelty")}
+        interest = (shown.coherence * shown.novelty).fillna(0.0)
+        change = self._change(shown, rates, means["coherence"], elsewhere, stock)
+        evidence = Evidence(
+            change=change,
+            found=rates[FOUND],
+            control=rates[CONTROL],
+            equal=rates[EQUAL] if EQUAL in self.sizes else None,
+            samples=rates[SAMPLES],
+            p_value=p,
+            p_retest=p_retest,
+            p_samples=p_push,
+            stock=stock,
+        )
+        of = self.words[b]
+        return Behaviour(
+            id=b,
+            words=tuple(sorted(of, key=lambda w: (-of[w] * of[w] / self.everywhere[w], w))[:5]),
+            example=_example(shown),
+            numbers=_numbers(own),
+            change=change,
+            verdict=evidence.verdict,
+            greedy=rate(sum(g == b for g in self.greedy.values()), len(self.greedy)),
+            by_dose=self._by_dose(own[own.arm == FOUND]),
+            retest=_says(again, b),
+            retest_control=_says(others, b),
+            retest_samples=_says(plain, b),
+            elsewhere=elsewhere,
+            p_value=p,
+            p_retest=p_retest,
+            p_samples=p_push,
+            interestingness=float(interest.mean()),
+            weight=weight(evidence, means["coherence"]),
+            samples=rates[SAMPLES],
+            control=rates[CONTROL],
+            found=rates[FOUND],
+            equal=evidence.equal,
+            coherence=means["coherence"],
+            novelty=means["novelty"],
+        )
+
+    def _by_dose(self, own: pd.DataFrame) -> dict[float, Rate]:
+        sizes = self.asked[self.asked.arm == FOUND].groupby("dose").unit.nunique()
+        hits = own.groupby("dose").unit.nunique()
+        return {float(d): rate(int(hits.get(d, 0)), int(n)) for d, n in sizes.items()}
+
+    def _elsewhere(self, far: pd.DataFrame, finders: np.ndarray) -> Rate:
+        """Return how often one perturbation says it when something else is asked."""
+        there = self.elsewhere[self.elsewhere.perturbation.isin(finders)]
+        trials = there.groupby("perturbation").size()
+        fitting = far[far[BEHAVIOUR] != far.prompt.map(self.greedy)]
+        hits = fitting.groupby("perturbation").size().reindex(trials.index, fill_value=0)
+        return max(
+            (rate(int(hits[p]), int(n)) for p, n in trials.items()),
+            key=lambda r: r.share,
+            default=rate(0, 0),
+        )
+
+    @cached_property
+    def _languages(self) -> set[str]:
+        """The languages of the unperturbed model's answers, each prompt's together."""
+        return {language(tuple(own)) for _, own in self.plain.groupby("prompt").text}
+
+    def _change(
+        self,
+        shown: pd.DataFrame,
+        rates: dict[str, Rate],
+        coherence: float,
+        elsewhere: Rate,
+        stock: int,
+    ) -> Change:
+        """Return what kind of change some answers are; the first that holds."""
+        traits: list[Traits] = list(shown.traits)
+        damage = _most(t.damage for t in traits)
+        if damage:
+            return {EMPTY: Change.EMPTY, REPETITION: Change.REPETITION, ECHO: Change.ECHO}[damage]
+        if elsewhere.hits >= INVARIANT_ANSWERS and elsewhere.share >= INVARIANT and not stock:
+            return Change.HELD
+        recurring = max(r.hits for arm, r in rates.items()) >= RECURS
+        if coherence < DAMAGED and not recurring:
+            return Change.GIBBERISH
+        refused = shown.refused.mean() > 0.5
+        refuses = np.mean([t.refuses for t in traits]) > 0.5
+        if refused != refuses:
+            return Change.ENDED if refused else Change.BEGUN
+        usual: list[Traits] = list(self.plain.traits[self.plain.prompt.isin(set(shown.prompt))])
+        spoken = language(tuple(shown.text)) if recurring else ""
+        if spoken and spoken not in self._languages:
+            return Change.LANGUAGE
+        for change in (Change.PERSONA, Change.FORM):
+            field = change.name.lower()
+            value = _most(getattr(t, field) for t in traits)
+            plain = [getattr(t, field) for t in usual]
+            if value and plain.count(value) < UNUSUAL * len(plain):
+                return change
+        low, high = np.quantile([t.words for t in usual], [0.025, 0.975])
+        middle = float(np.median([t.words for t in traits]))
+        if middle > LENGTHS * high or middle < low / LENGTHS:
+            return Change.LENGTH
+        return Change.USUAL if rates[SAMPLES].hits else Change.NEW
+
+
+#: How far up the screen a verdict brings a behaviour.
+WEIGHTS = {
+    Verdict.INVARIANT: 4.0,
+    Verdict.BEHAVIOUR: 2.0,
+    Verdict.FRAGILE: 1.0,
+    Verdict.OWN: 1.0,
+    Verdict.RARE: 0.7,
+}
+
+
+def weight(e: Evidence, coherence: float) -> float:
+    """Return where a behaviour stands on the screen: higher is further up.
+
+    How often perturbations say it, and how well; a refusal that ends counts twice. What is folded
+    away comes after all that is shown.
+    """
+    verdict = e.verdict
+    if verdict not in WEIGHTS or (verdict is Verdict.OWN and e.change is not Change.ENDED):
+        return e.found.share - 1.0
+    share = max(e.found.share, e.control.share if e.control.trials else 0.0)
+    ended = 2.0 if e.change is Change.ENDED else 1.0
+    return float(WEIGHTS[verdict] * share * np.sqrt(max(coherence, 0.05)) * ended)
+
+
+def _says(some: pd.DataFrame, b: int) -> Rate:
+    return rate(int((some[BEHAVIOUR] == b).sum()), len(some))
+
+
+def _most(values: object) -> str:
+    """Return what more than half of some values are, if anything."""
+    every = list(values)  # type: ignore[call-overload]
+    value, count = Counter(every).most_common(1)[0]
+    return str(value) if count > len(every) / 2 else ""
+
+
+def _example(shown: pd.DataFrame) -> CompletionRow:
+    """Return the commonest text, of the perturbation under which it is most interesting."""
+    counts = shown.text.map(shown.text.value_counts())
+    order = np.lexsort(((shown.coherence * shown.novelty).fillna(0.0), counts))
+    return shown.written.iloc[int(order[-1])]
+
+
+def _numbers(own: pd.DataFrame) -> tuple[int, ...]:
+    """Return the perturbations that say it: found ones first, those that say it most often."""
+    some = own[own.perturbation > 0]
+    counts = some.groupby(["arm", "perturbation"]).interestingness.agg(["size", "max"])
+    order = sorted(
+        counts.itertuples(), key=lambda r: (r.Index[0] != FOUND, -r[1], -np.nan_to_num(r[2]))
+    )
+    return tuple(int(r.Index[1]) for r in order)
+
+
+def _words(texts: pd.Series) -> Counter[str]:
+    """Count the words of a behaviour that mean something, each once a completion."""
+    each = (set(re.findall(r"[^\W_]{3,}", text.lower())) for text in texts)
+    return Counter(w for words in each for w in words - ENGLISH_STOP_WORDS)
