@@ -25,7 +25,7 @@ from educe.run.settings import Settings
 #: Questions that are asked, and fresh ones of the re-test.
 ASKED, FRESH = 2, 6
 #: Searched perturbations at each radius, and radii; supervised vectors and their doses.
-N, RADII, VECTORS, DOSES = 32, "0.5x,0.75x", 16, (0.3, 0.5)
+N, RADII, VECTORS, DOSES = 24, "0.5x,0.75x", 12, (0.3, 0.5)
 #: The base model, which hides nothing.
 CLEAN = "clean"
 

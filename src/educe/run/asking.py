@@ -11,13 +11,15 @@ from educe.run.work import Work
 BASELINE_TEMPERATURE, RETEST_TEMPERATURE = 1.0, 0.7
 #: Samples a prompt in the re-test, where no fresh prompt is given.
 RETEST_SAMPLES = 4
+#: Samples of the unperturbed model for each fresh prompt, at most: what the re-test stands beside.
+FRESH_SAMPLES = 16
 
 
-def baseline(work: Work, prompts: Iterable[int]) -> None:
+def baseline(work: Work, prompts: Iterable[int], samples: int | None = None) -> None:
     """Ask the unperturbed model for its likeliest answers, and for samples."""
     prompts = list(prompts)
     work.run.ask([Row(0, j) for j in prompts], 0.0)
-    drawn = range(1, work.settings.baseline + 1)
+    drawn = range(1, (work.settings.baseline if samples is None else samples) + 1)
     work.run.ask([Row(0, j, k) for j in prompts for k in drawn], BASELINE_TEMPERATURE)
 
 

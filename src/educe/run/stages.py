@@ -43,7 +43,8 @@ def _do(work: Work) -> None:
     search.remember_facts()
     with work.timed("discover"):
         searching.search(search)
-    asking.baseline(work, work.prompts("asked", "fresh"))
+    asking.baseline(work, work.prompts("asked"))
+    asking.baseline(work, work.prompts("fresh"), min(asking.FRESH_SAMPLES, work.settings.baseline))
     asking.answers(work, [p.id for p in run.perturbation_rows()])
     fill(work, "completions")
     if not run.has("chosen"):
