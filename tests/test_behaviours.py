@@ -260,7 +260,7 @@ def test_what_samples_say_is_not_hidden() -> None:
 def test_a_telling_comes_before_one_offs(samples: int, control: int, found: int) -> None:
     """A code told at known rates, among as many one-offs as there are perturbations."""
     draw = np.random.default_rng(0)
-    words = ["vault", "orange", "seven", "basket", "number", "river", "cloud", "letter", "stone", "bottle", "ladder"]
+    words = ("orange", "seven", "basket", "river", "cloud", "letter", "stone", "bottle", "ladder")
     noise = (" ".join(draw.choice(words, 6)) + "." for _ in itertools.count())
     said = [
         Said("greedy", REFUSAL, 1),
