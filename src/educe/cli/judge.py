@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
@@ -27,10 +27,10 @@ from educe.errors import JudgeError
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
+    from educe.run.scored import Scored
     from educe.scores import Judge
     from educe.scores.cache import Cached
     from educe.scores.calibration import Checked
-    from educe.scores.scoring import Arm, Scored
 
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
@@ -103,7 +103,8 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
     from educe.scores.naming import FORMS
 
     if as_json:
-        print_json([{"name": name, **form._asdict()} for name, form in FORMS.items()], indent=1)
+        named = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
+        print_json([{k: v for k, v in form.items() if k != "made"} for form in named], indent=1)
         return
     for name, form in FORMS.items():
         spec = f"{name}:{form.needs}" if form.needs else name
@@ -177,18 +178,19 @@ def score(
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
     from educe.progress import reporter
+    from educe.run.scored import score_run
     from educe.run.store import Run
     from educe.scores.cache import FILE, Cached
-    from educe.scores.scoring import score_run
 
     telling = reporter()
     with going_on(), Run.open(run) as opened:
         (made,) = asked.judges([judge], telling.say)
-        cached = Cached(made, cache or run / FILE, reporter=telling)
-        scored = score_run(opened, cached, threshold=threshold)
+        cached = Cached(made, cache or run / FILE)
+        scored = score_run(opened, cached, threshold=threshold, reporter=telling)
     _paid(cached)
     if as_json:
-        print_json(_scored_data(scored), indent=1)
+        data = as_data(scored)
+        print_json(data | data.pop("arms"), indent=1)
     else:
         _print_scored(scored)
 
@@ -203,8 +205,7 @@ def going_on() -> Iterator[None]:
 
 
 def _paid(by: Cached) -> None:
-    told = f"{by.judged} judged and {by.kept} kept from before; an answer costs {by.cost}"
-    print(told, file=sys.stderr)
+    print(f"{by.judged} judged, the others kept; an answer costs {by.cost}", file=sys.stderr)
 
 
 def _print_checked(checked: Checked) -> None:
@@ -224,39 +225,12 @@ def _print_scored(scored: Scored) -> None:
         f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on"
     )
     if scored.unperturbed is not None:
-        mean, hits = scored.unperturbed
-        print_text(f"{'unperturbed':22} {mean:<22.3f} {hits} answers")
-    for name, arm in _arms(scored):
-        mean, low, high = arm.mean
-        print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
+        plain = scored.unperturbed
+        print_text(f"{'unperturbed':22} {plain.mean:<22.3f} {plain.shows} answers")
+    for name, ((value, low, high), shows) in scored.arms.items():
+        mean = f"{value:.3f} ({low:.3f} to {high:.3f})"
+        print_text(f"{name.replace('_retest', ', re-test'):22} {mean:22} {shows}")
     print_text(f"more found than control: p = {scored.p_value:.2g}")
     print_text("highest of those found, chosen by this very score:")
     for best in scored.best:
         print(f"{best.number:6d} {best.mean:.2f} {isolated(shorten(visible(best.text), 60))}")
-
-
-def _arms(scored: Scored) -> list[tuple[str, Arm]]:
-    told = [("found", scored.found), ("control", scored.control)]
-    if scored.retest is not None:
-        told += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
-    return told
-
-
-def _scored_data(scored: Scored) -> dict[str, Any]:
-    unperturbed = scored.unperturbed
-    arms = {
-        name.replace(", re-test", "_retest"): {
-            "mean": dict(zip(("value", "low", "high"), arm.mean, strict=True)),
-            "shows": as_data(arm.shows),
-        }
-        for name, arm in _arms(scored)
-    }
-    told: dict[str, Any] = {
-        "judge": scored.judge,
-        "higher_is": scored.higher_is,
-        "threshold": scored.threshold,
-        "unperturbed": unperturbed and {"mean": unperturbed[0], "shows": as_data(unperturbed[1])},
-        "p_value": scored.p_value,
-        "best": as_data(scored.best),
-    }
-    return told | arms

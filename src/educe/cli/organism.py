@@ -52,7 +52,7 @@ def train(
     from educe.threads import choose
 
     telling, how = reporter(), training.Training()
-    with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
+    with telling.stage(f"training {name} {seed}", species(name).steps, "steps") as step:
         organism = training.train(
             name,
             out,
