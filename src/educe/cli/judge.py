@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from educe.cli.options import (
-    EMBEDDED,
-    Count,
-    Debug,
-    Json,
-    ModelOptions,
-    Natural,
-    Real,
-    Seconds,
-)
-from educe.cli.streams import as_data, print_json, print_text
+from educe.cli.opening import going_on
+from educe.cli.options import SCREEN, Output, RunFolder
+from educe.cli.streams import as_data, print_text
 from educe.errors import JudgeError
+from educe.options import EMBEDDED, Count, ModelOptions, Natural, Real, Seconds
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
+    from educe.progress import Reporter
     from educe.scores import Judge
     from educe.scores.cache import Cached
     from educe.scores.calibration import Checked
-    from educe.scores.scoring import Arm, Scored
+    from educe.scores.scoring import Scored
 
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
@@ -92,22 +85,37 @@ class Asked:
         )
         return [judge_named(spec, asker) for spec in specs]
 
+    def kept(
+        self,
+        spec: str,
+        run: RunFolder,
+        say: Callable[[str], None],
+        *,
+        file: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> Cached:
+        """Return a judge whose scores are kept: in a file, by default that of a run."""
+        from educe.scores.cache import FILE, Cached
+
+        (made,) = self.judges([spec], say)
+        return Cached(made, file or run / FILE, reporter=reporter)
+
 
 #: Of the embedded model, here.
 HERE = Asked()
 
 
 @app.command(name="list")
-def show(*, as_json: Json = False, debug: Debug = False) -> None:
+def show(*, output: Output = SCREEN) -> None:
     """List the judges, what each says and what an answer costs it."""
     from educe.scores.naming import FORMS
 
-    if as_json:
-        print_json([{"name": name, **form._asdict()} for name, form in FORMS.items()], indent=1)
-        return
-    for name, form in FORMS.items():
-        spec = f"{name}:{form.needs}" if form.needs else name
-        print_text(f"{spec:15} {form.what} ({form.cost})")
+    def tell() -> None:
+        for name, form in FORMS.items():
+            spec = f"{name}:{form.needs}" if form.needs else name
+            print_text(f"{spec:15} {form.what} ({form.cost})")
+
+    output.put([{"name": name, **form._asdict()} for name, form in FORMS.items()], tell)
 
 
 @app.command
@@ -119,8 +127,7 @@ def check(
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Measure judges on labelled answers: agreement, false alarms, AUC, with intervals.
 
@@ -137,69 +144,53 @@ def check(
     from educe.scores.cache import Cached
     from educe.scores.calibration import check_judge, read_labelled
 
-    telling = reporter()
-    rows = read_labelled(labelled, telling.say)
+    tells = reporter()
+    rows = read_labelled(labelled, tells.say)
     kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with going_on():
-        for each in asked.judges(judge, telling.say):
-            cached = Cached(each, kept, reporter=telling)
+        for each in asked.judges(judge, tells.say):
+            cached = Cached(each, kept, reporter=tells)
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
-    if as_json:
-        near = [{"near_chance": result.near_chance} for result in results]
-        print_json([as_data(r) | n for r, n in zip(results, near, strict=True)], indent=1)
-        return
-    shown = sum(row.label for row in rows)
-    print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
-    for result in results:
-        _print_checked(result)
+
+    def tell() -> None:
+        shown = sum(row.label for row in rows)
+        print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
+        for result in results:
+            _print_checked(result)
+
+    output.put([as_data(r) | {"near_chance": r.near_chance} for r in results], tell)
 
 
 @app.command
 def score(
-    run: Path,
+    run: RunFolder,
     /,
     *,
     judge: str,
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Score the completions of a run: what was found beside the control.
 
     Args:
-        run: the folder of the run, which keeps the scores
         judge: as educe judge list shows them, such as "yes:Does the answer give a code?"
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
     from educe.progress import reporter
     from educe.run.store import Run
-    from educe.scores.cache import FILE, Cached
     from educe.scores.scoring import score_run
 
-    telling = reporter()
+    tells = reporter()
     with going_on(), Run.open(run) as opened:
-        (made,) = asked.judges([judge], telling.say)
-        cached = Cached(made, cache or run / FILE, reporter=telling)
+        cached = asked.kept(judge, run, tells.say, file=cache, reporter=tells)
         scored = score_run(opened, cached, threshold=threshold)
     _paid(cached)
-    if as_json:
-        print_json(_scored_data(scored), indent=1)
-    else:
-        _print_scored(scored)
-
-
-@contextmanager
-def going_on() -> Iterator[None]:
-    """Say that the same command goes on after an interrupt."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command") from None
+    output.put(scored, lambda: _print_scored(scored))
 
 
 def _paid(by: Cached) -> None:
@@ -226,37 +217,13 @@ def _print_scored(scored: Scored) -> None:
     if scored.unperturbed is not None:
         mean, hits = scored.unperturbed
         print_text(f"{'unperturbed':22} {mean:<22.3f} {hits} answers")
-    for name, arm in _arms(scored):
+    arms = [("found", scored.found), ("control", scored.control)]
+    if scored.retest is not None:
+        arms += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
+    for name, arm in arms:
         mean, low, high = arm.mean
         print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
     print_text(f"more found than control: p = {scored.p_value:.2g}")
     print_text("highest of those found, chosen by this very score:")
     for best in scored.best:
         print(f"{best.number:6d} {best.mean:.2f} {isolated(shorten(visible(best.text), 60))}")
-
-
-def _arms(scored: Scored) -> list[tuple[str, Arm]]:
-    told = [("found", scored.found), ("control", scored.control)]
-    if scored.retest is not None:
-        told += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
-    return told
-
-
-def _scored_data(scored: Scored) -> dict[str, Any]:
-    unperturbed = scored.unperturbed
-    arms = {
-        name.replace(", re-test", "_retest"): {
-            "mean": dict(zip(("value", "low", "high"), arm.mean, strict=True)),
-            "shows": as_data(arm.shows),
-        }
-        for name, arm in _arms(scored)
-    }
-    told: dict[str, Any] = {
-        "judge": scored.judge,
-        "higher_is": scored.higher_is,
-        "threshold": scored.threshold,
-        "unperturbed": unperturbed and {"mean": unperturbed[0], "shows": as_data(unperturbed[1])},
-        "p_value": scored.p_value,
-        "best": as_data(scored.best),
-    }
-    return told | arms
