@@ -615,6 +615,16 @@ def test_messages_are_kept_and_compared(tmp_path: Path, settings: Settings) -> N
         assert run.config == json.loads(json.dumps(asdict(settings)))
 
 
+def test_a_run_whose_method_had_another_name_is_read(tmp_path: Path, settings: Settings) -> None:
+    now = replace(settings, method="tokens", method_settings={"words": 9})
+    with begin(tmp_path / "run", now) as run:
+        run.remember("config", asdict(now) | {"method": "words"})
+    with begin(tmp_path / "run", now, resume=True) as run:
+        assert stored(run) == now
+    with pytest.raises(MethodError, match="method 'words' is unknown"):
+        replace(now, method="words").check()
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

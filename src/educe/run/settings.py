@@ -27,6 +27,8 @@ DISTINCT = "distinct"
 ELSEWHERE_PROMPTS = 6
 #: The other prompts that come with the package (see `educe.methods.retain`).
 BUNDLED = "bundled"
+#: Methods that older runs know by another name.
+RENAMED = {"words": "tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +214,7 @@ def _as_given(run: Run) -> Settings:
     config = run.config
     for name in ("prompts", "fresh"):
         config[name] = tuple(config[name])
+    config["method"] = RENAMED.get(config["method"], config["method"])
     return Settings(**config)
 
 
