@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import quick
+from educe.comparison.account import dose
 from educe.comparison.equal import Equal, equal
-from educe.comparison.summary import dose
 from educe.derive.norms import COMPARED, examine_norm
 from educe.forward.benign import BUNDLED
 from educe.model.language import LanguageModel

@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,24 +51,22 @@ def questions(case: Case) -> Organism:
     return organisms.read(name) if Path(name).is_dir() else organisms.shipped(name)
 
 
-def settings(case: Case, folder: Path, **more: object) -> Settings:
+def settings(case: Case, folder: Path, **more: Any) -> Settings:
     """Return the settings of a case's run; makes the files that it needs in a folder."""
     own = questions(case)
     draw = random.Random(case.seed)
     asked = tuple(q.prompt for q in draw.sample(own.search, ASKED))
     fresh = tuple(q.prompt for q in draw.sample(own.fresh, min(FRESH, len(own.fresh))))
-    how: dict[str, object] = {"method": case.family, "n": N, "radius": RADII}
-    adapter = None if case.organism == CLEAN else str(weakened(own, case.strength, folder))
+    how: dict[str, Any] = {"method": case.family, "n": N, "radius": RADII}
+    how["adapter"] = None if case.organism == CLEAN else str(weakened(own, case.strength, folder))
     if case.family in MADE:
-        found, control = made(case, own, adapter, folder)
-        how = {"given": str(found), "control": str(control)}
+        found, control = made(case, own, how["adapter"], folder)
+        how |= {"method": "random", "given": str(found), "control": str(control)}
     elif case.family == "cpe":
-        how = {"method": "cpe", "n": N, "radius": "1,2"}
-    elif case.family == "words":
-        how = {"method": "words", "n": 2 * N, "radius": "auto"}
-    return Settings(
-        asked, adapter=adapter, fresh=fresh, seed=case.seed, max_new_tokens=24, **{**how, **more}
-    )
+        how["radius"] = "1,2"
+    elif case.family == "tokens":
+        how |= {"n": 2 * N, "radius": "auto"}
+    return Settings(asked, fresh=fresh, seed=case.seed, max_new_tokens=24, **{**how, **more})
 
 
 def weakened(organism: Organism, strength: float, folder: Path) -> Path:
@@ -85,9 +83,7 @@ def weakened(organism: Organism, strength: float, folder: Path) -> Path:
     return copy
 
 
-def made(
-    case: Case, organism: Organism, adapter: str | None, folder: Path
-) -> tuple[Path, Path]:
+def made(case: Case, organism: Organism, adapter: str | None, folder: Path) -> tuple[Path, Path]:
     """Make supervised vectors, which know what unlocks the organism, and their shuffled control."""
     found, control = (folder / f"{case.name}-{arm}.safetensors" for arm in ("found", "control"))
     if not (found.exists() and control.exists()):
@@ -97,9 +93,7 @@ def made(
     return found, control
 
 
-def contrasted(
-    lm: LanguageModel, organism: Organism, seed: int, shuffled: bool
-) -> PerturbationSet:
+def contrasted(lm: LanguageModel, organism: Organism, seed: int, shuffled: bool) -> PerturbationSet:
     """Return differences of means, each of another half of the pairs of prompts."""
     draw = random.Random(seed)
     pairs = list(zip(organism.unlocked, organism.search, strict=False))

@@ -18,8 +18,8 @@ from educe.visible import one_line
 if TYPE_CHECKING:
     from educe.comparison.summary import Summary
 
-#: Verdicts that are shown on the first screen; the others are counted below it.
-SHOWN = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.FRAGILE, Verdict.OWN, Verdict.RARE)
+#: Verdicts that claim something of what was found.
+CLEAR = (Verdict.BEHAVIOUR, Verdict.INVARIANT)
 #: So many behaviours are told in sentences, and so many characters of each.
 TOLD, LENGTH = 2, 90
 
@@ -37,7 +37,7 @@ def dose(value: float) -> str:
 def account(s: Summary) -> list[str]:
     """Return the sentences for what a run shows."""
     first = shown(s)
-    clear = [b for b in first if b.verdict in (Verdict.BEHAVIOUR, Verdict.INVARIANT)]
+    clear = [b for b in first if b.verdict in CLEAR]
     said = [_told(b) for b in (clear or first)[:TOLD]]
     if not clear:
         said.insert(0, "Nothing that was found stands out from the control.")

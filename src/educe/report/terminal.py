@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from educe.comparison.account import account, damage, dose, fragility, shown
+from educe.comparison.account import CLEAR, account, damage, dose, fragility, shown
 from educe.comparison.behaviours import Behaviour
 from educe.comparison.summary import Item, Summary, counted
 from educe.comparison.verdict import Verdict
@@ -19,8 +19,6 @@ from educe.report.screen import escaped, line, put, screen, written
 from educe.rows import CompletionRow
 
 SHOWN = 10  #: behaviours in the table
-#: Verdicts that the counts are clear about.
-CLEAR = (Verdict.BEHAVIOUR, Verdict.INVARIANT)
 #: What is said of behaviours that are not in the table.
 FOLDED = {
     Verdict.BEHAVIOUR: "that stand out",
