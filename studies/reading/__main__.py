@@ -93,10 +93,11 @@ def stand_in(folder: Path) -> Summary:
         return discover_behaviours(run, lm=lm)
 
 
-HEAD = """\
-| organism | family | seed | told: greedy | samples | control | found | counts | line | line before |\
- claimed |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    *("organism", "family", "seed", "told: greedy", "samples", "control", "found", "counts"),
+    *("line", "line before", "claimed"),
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def row(case: Case, s: Summary) -> str:
