@@ -272,9 +272,10 @@ def weight(e: Evidence, coherence: float) -> float:
     verdict = e.verdict
     if verdict not in WEIGHTS or (verdict is Verdict.OWN and e.change is not Change.ENDED):
         return e.found.share - 1.0
-    share = max(e.found.share, e.control.share if e.control.trials else 0.0)
-    ended = 2.0 if e.change is Change.ENDED else 1.0
-    return float(WEIGHTS[verdict] * share * np.sqrt(max(coherence, 0.05)) * ended)
+    refusal = e.change is Change.ENDED
+    arms = (e.found, e.control, e.samples) if refusal else (e.found, e.control)
+    share = max((r.share for r in arms if r.trials), default=0.0)
+    return float(WEIGHTS[verdict] * share * np.sqrt(max(coherence, 0.05)) * (1 + refusal))
 
 
 def _says(some: pd.DataFrame, b: int) -> Rate:
