@@ -18,7 +18,7 @@ from educe.comparison.stats import Rate
 from educe.comparison.summary import Summary
 from educe.comparison.verdict import Verdict
 from educe.layer_map import Atlas
-from educe.rows import BEHAVIOUR, FIRST
+from educe.rows import BEHAVIOUR, EQUAL, FIRST
 from educe.scores.novelty import vectors
 from educe.visible import one_line
 
@@ -71,7 +71,7 @@ MAPS = (
 )
 
 FONT = "Segoe UI, Roboto, Helvetica Neue, Noto Sans, Liberation Sans, Arial, sans-serif"
-ARMS = ["found", "control", "unperturbed"]
+ARMS = ["found", "control", EQUAL, "unperturbed"]
 TOOLTIP_LENGTH = 220
 
 
@@ -139,14 +139,16 @@ def places(summary: Summary) -> alt.Chart | None:
     """Draw where completions lie on the map, coloured by the verdict; equal ones are one point."""
     behaviours = {b.id: b for b in summary.behaviours}
     known = summary.texts[summary.texts[BEHAVIOUR].notna()]
-    known = known[(known.phase == FIRST) & (~known.fresh | (known.perturbation == 0))]
+    known = known[(known.phase == FIRST) & ((known.role == "asked") | (known.perturbation == 0))]
+    unperturbed = set(known[BEHAVIOUR][known.perturbation == 0])
     texts = sorted(set(known.text))
     at = dict(zip(texts, plane(vectors(texts)).tolist(), strict=True))
     points = []
     for (arm, prompt, text), same in known.groupby(["arm", "prompt", "text"], sort=False):
         one = same.iloc[0]
         named = behaviours.get(int(one[BEHAVIOUR]))
-        verdict = named.verdict if named else Verdict.SAME if arm == "unperturbed" else None
+        plain = arm == "unperturbed" or one[BEHAVIOUR] in unperturbed
+        verdict = named.verdict if named else Verdict.SAME if plain else None
         points.append(
             {
                 "x": _number(at[text][0]),
@@ -181,7 +183,7 @@ def places(summary: Summary) -> alt.Chart | None:
             ),
             alt.Shape(
                 "arm:N",
-                scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "cross"]),
+                scale=alt.Scale(domain=ARMS, range=["circle", "diamond", "square", "cross"]),
                 legend=alt.Legend(title=None, orient="top", symbolFillColor=PALETTE["control"][0]),
             ),
             size=alt.Size(
