@@ -47,6 +47,8 @@ def grouped(texts: list[str]) -> np.ndarray:
     at = vectors(texts)
     empty = ~at.any(1)
     labels = np.full(len(texts), -1)
+    if (~empty).sum() < 2:
+        return labels
     labels[~empty] = AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage="average", distance_threshold=THRESHOLD
     ).fit_predict(at[~empty])

@@ -173,7 +173,7 @@ class _Told:
             numbers=_numbers(own),
             change=change,
             verdict=evidence.verdict,
-            greedy=rate(sum(g == b for g in self.greedy.values()), len(self.greedy)),
+            greedy=self._greedy(b),
             by_dose=self._by_dose(own[own.arm == FOUND]),
             retest=_says(again, b),
             retest_control=_says(others, b),
@@ -191,6 +191,10 @@ class _Told:
             coherence=means["coherence"],
             novelty=means["novelty"],
         )
+
+    def _greedy(self, b: int) -> Rate:
+        prompts = self.asked.prompt.unique()
+        return rate(sum(self.greedy[p] == b for p in prompts), len(prompts))
 
     def _by_dose(self, own: pd.DataFrame) -> dict[float, Rate]:
         sizes = self.asked[self.asked.arm == FOUND].groupby("dose").unit.nunique()

@@ -85,7 +85,7 @@ class Evidence(NamedTuple):
         """How sure one can be; the first that holds."""
         if self.change in DAMAGE:
             return Verdict.DAMAGE
-        if self.change is Change.HELD:
+        if self.change is Change.HELD and self.found.share > self.random:
             return Verdict.INVARIANT
         if self.stock >= STOCK:
             return Verdict.STOCK
@@ -98,6 +98,11 @@ class Evidence(NamedTuple):
         ):
             return Verdict.FRAGILE
         return Verdict.OWN if self.samples.hits >= OWN else Verdict.RARE
+
+    @property
+    def random(self) -> float:
+        """The share of random perturbations that show it, of one control or the other."""
+        return max((r.share for r in (self.control, self.equal) if r and r.trials), default=0.0)
 
     @property
     def loud(self) -> bool:
