@@ -13,12 +13,11 @@ from dataclasses import replace
 import torch
 
 from educe.activations import corpus as texts
-from educe.activations import kept, stored
-from educe.activations.examination import Changed, depths, examined
+from educe.activations import natural, stored
+from educe.activations.examination import Part, depths, examine
 from educe.activations.reading import Place
 from educe.activations.reference import Reference
 from educe.activations.report import RANDOM, ManifoldReport
-from educe.activations.stored import FIRST_PROMPT
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Kind
 from educe.perturbation.set import PerturbationSet
@@ -36,7 +35,7 @@ def examine_run(
     *,
     lm: LanguageModel | None = None,
     corpus: str = texts.BUNDLED,
-    tokens: int = 100_000,
+    tokens: int = 50_000,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> list[ManifoldReport]:
@@ -62,7 +61,7 @@ def examine_run(
         members = groups(run, numbers)
         layers = [depths(group.kind.last, target, work.lm.depth) for group in members]
         places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
-        gathered = kept.gather(
+        gathered = natural.gather(
             work.lm,
             texts.documents(corpus),
             places,
@@ -78,7 +77,7 @@ def examine_run(
             reference = Reference(work.lm, gathered, group.kind.before, seen, seed=seed)
             for number in missing:
                 item = torch.tensor([group.numbers.index(number)])
-                made = examined(
+                made = examine(
                     reference,
                     group.kind.select(item),
                     group.theta[item].to(work.lm.device),
@@ -98,12 +97,10 @@ def _key(number: int, *decides: object) -> str:
     return hashlib.sha256(repr((number, *decides)).encode()).hexdigest()[:16]
 
 
-def _listed(
-    work: Work, number: int, key: str, derived: Sequence[Changed], target: int
-) -> list[int]:
+def _listed(work: Work, number: int, key: str, derived: Sequence[Part], target: int) -> list[int]:
     """List what was derived from a perturbation, and ask for texts; return the numbers in order."""
     run = work.run
-    by_kind: dict[Kind, list[Changed]] = {}
+    by_kind: dict[Kind, list[Part]] = {}
     for one in derived:
         by_kind.setdefault(one.kind, []).append(one)
     numbers: list[int] = []
@@ -113,13 +110,13 @@ def _listed(
         numbers += listed or _added(run, number, name, some, target)
     # Of random directions one is enough to read. A run that was cut off may lack the other texts.
     first = {one.how: of for one, of in reversed(list(zip(derived, numbers, strict=True)))}
-    asking.baseline(work, [FIRST_PROMPT])
+    asking.baseline(work, [stored.FIRST_PROMPT])
     written = [number, *sorted(first.values())]
-    run.ask([Row(of, FIRST_PROMPT) for of in written], work.settings.temperature)
+    run.ask([Row(of, stored.FIRST_PROMPT) for of in written], work.settings.temperature)
     return numbers
 
 
-def _added(run: Run, number: int, name: str, some: Sequence[Changed], target: int) -> list[int]:
+def _added(run: Run, number: int, name: str, some: Sequence[Part], target: int) -> list[int]:
     """List perturbations of one kind, and keep them as a file."""
     rows, kind = run.perturbation_rows(derived=None), some[0].kind
     (parent,) = (p for p in rows if p.id == number)

@@ -58,44 +58,24 @@ class Piece(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What was read of a batch of text.
+    """What was read of a batch of text."""
 
-    Attributes:
-        rows: Activations at each place, the tokens of the batch one after the other.
-        document: Which document each of these tokens is of.
-        pieces: The pieces of text.
-        first: Mean norm of the activations of first tokens at each place.
-        massive: How many tokens but the first were left out for a massive activation.
-    """
-
-    rows: dict[Place, Float[Tensor, "n d"]]
-    document: Int[Tensor, "n"]
+    rows: dict[Place, Float[Tensor, "n d"]]  #: activations, the tokens one after the other
+    document: Int[Tensor, "n"]  #: which document each of these tokens is of
     pieces: list[Piece]
-    first: dict[Place, float]
-    massive: int
+    first: dict[Place, float]  #: mean norm of the activations of first tokens
+    massive: int  #: how many tokens but the first were left out for a massive activation
 
 
-def read(
-    lm: LanguageModel,
-    documents: Iterable[Prompt],
-    places: Sequence[Place],
-    *,
-    limit: int | None = None,
-) -> Iterator[Read]:
-    """Read documents, one batch after the other; no more than a batch is in memory.
-
-    Args:
-        lm: The model.
-        documents: Texts (strings), and chats (messages).
-        places: Where activations are read.
-        limit: Stop after so many counted tokens.
+def read(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place]) -> Iterator[Read]:
+    """Read `pieces` of documents, batch by batch; no activations but a batch's are in memory.
 
     Raises:
         PromptError: There is no document with a token to count.
     """
     waiting: list[Piece] = []
     held, empty = 0, True
-    for piece in pieces(lm, documents, limit=limit):
+    for piece in pieces:
         waiting.append(piece)
         held += len(piece.ids)
         empty = False

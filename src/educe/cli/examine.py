@@ -16,7 +16,7 @@ def examine(
     /,
     *numbers: Natural,
     corpus: str = "bundled",
-    tokens: Count = 100_000,
+    tokens: Count = 50_000,
     norm: Annotated[bool, FLAG] = False,
     judge: str | None = None,
     asked: Asked = HERE,
