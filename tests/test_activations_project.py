@@ -154,8 +154,8 @@ def test_random_directions_of_equal_variance_have_it_and_differ() -> None:
     draw = torch.Generator().manual_seed(0)
     for u in (normal(6, seed=5), torch.linalg.eigh(known.covariance).eigenvectors[:, -2]):
         unit = torch.nn.functional.normalize(u, dim=0)
-        found = equal_variance(u, known, 5, draw)
         wanted = float(unit @ known.covariance @ unit)
+        found = equal_variance(wanted, known, 5, draw)
         torch.testing.assert_close(
             (found @ known.covariance * found).sum(1), torch.full((5,), wanted, dtype=torch.float64)
         )

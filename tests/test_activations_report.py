@@ -494,6 +494,33 @@ def test_taking_the_direction_away_is_compared_with_equal_variance(
         assert made.range(how, "heldout_kl").low > 0
 
 
+def test_random_directions_that_are_taken_away_vary_about_as_much(
+    tiny_lm: LanguageModel,
+    ground: Reference,
+    known: Gathered,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And for another vector of about that variance the model runs under its own parts alone."""
+    covariance = known.natural[Place(1)].moments.covariance.numpy()
+    kind, theta = Vectors(1, tiny_lm.width), planted(known, "natural")
+    made = examine(ground, kind, theta)
+    varied: dict[bool, list[float]] = {True: [], False: []}
+    for part in made.derived:
+        if part.how not in (INSIDE, OUTSIDE):
+            read = part.direction[0, :32].double().numpy()
+            varied[part.how.startswith(RANDOM)].append(read @ covariance @ read)
+    (own,) = set(np.round(varied[False], 4))
+    assert len(varied[True]) == 15
+    assert all(1 / 1.1 < variance / own < 1.1 for variance in varied[True])
+
+    ran: list[str] = []
+    under = Reference.under
+    monkeypatch.setattr(Reference, "under", lambda *args: ran.append(args[1].name) or under(*args))
+    again = examine(ground, kind, theta)
+    assert ran == ["vectors", "vectors", "vectors", *["ablations"] * len(FORMS)]
+    assert again.report == made.report
+
+
 def test_depths_go_from_the_source_to_the_end() -> None:
     assert depths(9, 18, 30) == [9, 14, 18, 19, 24, 29]
     assert depths(2, 3, 4) == [2, 3]

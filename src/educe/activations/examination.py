@@ -10,7 +10,9 @@ random directions of equal variance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,8 @@ from educe.progress import Reporter, Silent
 
 #: Layers along the depth, the first and the last among them.
 LAYERS = 5
+#: Variances that are equal up to this ratio's square root have the same random directions.
+RATIO = 1.2
 #: Points of a curve over the number of directions.
 POINTS = 60
 
@@ -97,14 +101,13 @@ def examine(
     # Of other kinds, what they change at each token of the texts.
     still = reference.still[reference.layer]
     moved = found.streams[reference.layer] - still if vector is None else vector[0, 0]
-    draft = [] if vector is None else list(_parts(reference, moved, kind.positions))
+    parts = [] if vector is None else list(_parts(reference, moved, kind.positions))
     if not isinstance(kind, Noise):  # which has no direction
-        draft += _ablations(reference, moved.mean(0))
-    derived = []
-    with reporter.stage("examining", len(draft)) as step:
-        for part in draft:
-            derived.append(_tried(reference, part))
-            step()
+        direction = normalize(moved.mean(0).double().cpu(), dim=0)
+        parts += _ablations(reference, ABLATED, direction[None])
+    derived = _tried(reference, parts, reporter)
+    if not isinstance(kind, Noise):
+        derived += _random_ablations(reference, direction, reporter)
     span = None if prompts is None else _span(reference, prompts)
     norm = float(moved.norm(dim=1).mean())
     measures = at_its_layer(reference, moved, span) | _later(reference, found, norm, reporter)
@@ -247,28 +250,44 @@ def _parts(reference: Reference, moved: Float[Tensor, "1 d"], positions: str) ->
             yield Part(how, kind, normalize(part), float(whole.norm()), {}, {})
 
 
-def _ablations(reference: Reference, direction: Float[Tensor, "d"]) -> Iterator[Part]:
-    """Return what takes a direction away, and what takes random ones of equal variance."""
-    moments = reference.here.moments
-    kind = Ablations(reference.layer, reference.lm.width)
-    draw = torch.Generator().manual_seed(reference.seed + 1)  # not those of the controls
-    drawn = equal_variance(direction, moments, FEW, draw)
-    for name, some in ((ABLATED, direction[None]), (RANDOM + ABLATED, drawn)):
-        for u in some[:, None]:
-            made = (plain(u), plain(u, moments.mean), oblique(u, moments))
-            for form, ablation in zip(FORMS, made, strict=True):
-                known = injection(ablation, reference.home)
-                scores = {"energy_unused": known.outside, "variance_unused": known.after}
-                yield Part(name.format(form), kind, as_perturbation(ablation), 1.0, scores, {})
+def _ablations(reference: Reference, how: str, directions: Float[Tensor, "n d"]) -> Iterator[Part]:
+    """Return what takes each of some directions away, in each form."""
+    moments, kind = reference.here.moments, Ablations(reference.layer, reference.lm.width)
+    for u in directions[:, None]:
+        made = (plain(u), plain(u, moments.mean), oblique(u, moments))
+        for form, ablation in zip(FORMS, made, strict=True):
+            known = injection(ablation, reference.home)
+            scores = {"energy_unused": known.outside, "variance_unused": known.after}
+            yield Part(how.format(form), kind, as_perturbation(ablation), 1.0, scores, {})
 
 
-def _tried(reference: Reference, part: Part) -> Part:
-    """Let the model read the texts under a part."""
-    direction = part.direction.float().cpu()
-    outcome = reference.under(part.kind, part.kind.scaled(direction, part.radius))
-    effects = {
-        layer: float((stream - reference.still[layer]).mean(0).norm())
-        for layer, stream in outcome.streams.items()
-    }
-    scores = part.scores | outcome.scores
-    return part._replace(direction=direction, scores=scores, effects=effects)
+def _random_ablations(
+    reference: Reference, direction: Float[Tensor, "d"], reporter: Reporter
+) -> list[Part]:
+    """Return what takes random directions away along which activations vary about as much."""
+    variance = float(direction @ reference.here.moments.covariance @ direction)
+    step = round(math.log(max(variance, sys.float_info.min), RATIO))
+
+    def make() -> list[Part]:
+        draw = torch.Generator().manual_seed(reference.seed + 1)  # not those of the controls
+        drawn = equal_variance(RATIO**step, reference.here.moments, FEW, draw)
+        return _tried(reference, list(_ablations(reference, RANDOM + ABLATED, drawn)), reporter)
+
+    return reference.once("ablations", step, make, Part, Ablations, say=reporter)
+
+
+def _tried(reference: Reference, parts: Sequence[Part], reporter: Reporter) -> list[Part]:
+    """Let the model read the texts under some parts."""
+    tried = []
+    with reporter.stage("examining", len(parts)) as step:
+        for part in parts:
+            direction = part.direction.float().cpu()
+            outcome = reference.under(part.kind, part.kind.scaled(direction, part.radius))
+            effects = {
+                layer: float((stream - reference.still[layer]).mean(0).norm())
+                for layer, stream in outcome.streams.items()
+            }
+            scores = part.scores | outcome.scores
+            tried.append(part._replace(direction=direction, scores=scores, effects=effects))
+            step()
+    return tried

@@ -204,43 +204,43 @@ def injection(ablation: Ablation, natural: Geometry) -> Injection:
         ablation: What is taken away.
         natural: What is known of natural activations at the layer.
     """
+    moments, write, read = natural.moments, ablation.write.double(), ablation.read.double()
     unused, (held, chance) = natural.vectors[natural.used :], natural.unused
-    project = ablation.read.double().T @ ablation.write.double()  # on rows
-    square = project.T @ natural.moments.about(ablation.about) @ project
-    left = torch.eye(len(project), dtype=project.dtype) - project
-    after = left.T @ natural.moments.covariance @ left
+    # What is written is a rank-k map of what is read, so nothing as wide as the stream is squared.
+    along = unused @ write.T
+    changed, varied = (
+        read @ square @ read.T for square in (moments.about(ablation.about), moments.covariance)
+    )
+    bare = write[:, natural.kept]
     # Nothing where the ablation changes massive coordinates alone: then none of it is outside.
-    changed = square[natural.kept][:, natural.kept].trace()
-
-    def within(covariance: Tensor) -> float:
-        return max(0.0, float((unused @ covariance * unused).sum()))  # rounding can leave less
-
+    energy = (changed * (bare @ bare.T)).sum().clamp(min=torch.finfo(bare.dtype).tiny)
+    taken = 2 * along * (unused @ moments.covariance @ read.T) - along @ varied * along
+    after = natural.variance[natural.used :].sum() - taken.sum()
     return Injection(
-        outside=within(square) / float(changed.clamp(min=torch.finfo(square.dtype).tiny)),
+        outside=float((along @ changed * along).sum() / energy),
         chance=chance,
         natural=held,
-        after=within(after) / float(natural.variance.sum()),
+        after=max(0.0, float(after / natural.variance.sum())),  # rounding can leave less
         unused=len(unused),
     )
 
 
 def equal_variance(
-    direction: Float[Tensor, "d"], moments: Moments, n: int, generator: torch.Generator
+    wanted: float, moments: Moments, n: int, generator: torch.Generator
 ) -> Float[Tensor, "n d"]:
-    """Draw random unit directions along which activations vary as much as along a given one.
+    """Draw random unit directions along which activations have a variance, or the nearest to it.
 
     A random ``g`` is tilted to ``Σ^p g``; the power ``p`` is the one with that variance.
 
     Raises:
-        MethodError: Activations do not vary along the direction.
+        MethodError: The variance is none.
     """
-    unit = torch.nn.functional.normalize(direction.double(), dim=0)
     variance, basis = torch.linalg.eigh(moments.covariance)
-    variance = variance.clamp(min=1e-12 * float(variance[-1]))
-    wanted = float(unit @ moments.covariance @ unit)
-    if wanted <= float(variance[0]):
+    least = 1e-12 * float(variance[-1])
+    if wanted <= least:
         raise MethodError("activations do not vary along this direction: nothing is equal to it")
-    drawn = torch.randn(n, len(unit), generator=generator, dtype=torch.float64)
+    variance = variance.clamp(min=least)
+    drawn = torch.randn(n, len(variance), generator=generator, dtype=torch.float64)
     logs = (variance / variance[-1]).log()
     found = []
     for g in drawn @ basis:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,8 @@ from educe.forward.forced import UNCHANGED, Forced, perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Kind, Vectors
 from educe.progress import Reporter
+
+T = TypeVar("T")
 
 #: Texts that run together: their logits over the vocabulary are the memory that counts.
 TEXTS_PER_BATCH = 6
@@ -257,24 +259,28 @@ class Reference:
         self.apart = differences(self.here.sample, MANY, draw)
         self.drawn = random_vectors(MANY, self.home, draw)
         self.anywhere = torch.randn(MANY, lm.width, generator=draw)
-        self._last: Controls | None = None
+        self._made: dict[tuple[str, float], Any] = {}
 
-    def controls(self, norm: float, reporter: Reporter) -> Controls:
-        """Return the controls of a norm, rounded: kept with what was gathered, if that is kept."""
-        norm = float(f"{norm:.{DIGITS}g}")
-        if self._last is None or norm != self._last.norm:
-
-            def make() -> Controls:
-                with reporter.stage("controls", TRIED + FEW) as step:
-                    return self._run(norm, step)
-
-            decides = (self.gathered.name, self.before, self.layers, self.seed, norm)
+    def once(self, what: str, of: float, make: Callable[[], T], *kinds: type, say: Reporter) -> T:
+        """Return controls of a number, made once: kept with what was gathered, if that is kept."""
+        if (what, of) not in self._made:
+            decides = (self.gathered.name, self.before, self.layers, self.seed, of)
             settings = (FORMAT, MANY, SOME, TRIED, FEW, TEXTS_PER_BATCH)
             name = hashlib.sha256(repr((decides, settings)).encode()).hexdigest()
-            kinds = (Controls, Seen)
             is_kept = bool(self.gathered.name)
-            self._last = once(f"controls-{name}", make, kinds, reporter) if is_kept else make()
-        return self._last
+            self._made[what, of] = once(f"{what}-{name}", make, kinds, say) if is_kept else make()
+        made: T = self._made[what, of]
+        return made
+
+    def controls(self, norm: float, reporter: Reporter) -> Controls:
+        """Return the controls of a norm, rounded."""
+        norm = float(f"{norm:.{DIGITS}g}")
+
+        def make() -> Controls:
+            with reporter.stage("controls", TRIED + FEW) as step:
+                return self._run(norm, step)
+
+        return self.once("controls", norm, make, Controls, Seen, say=reporter)
 
     def _run(self, norm: float, step: Any) -> Controls:
         vectors = {"natural": norm * normalize(self.apart, dim=1), "random": norm * self.drawn}

@@ -73,7 +73,9 @@ def keep(run: Run, number: int, key: str, made: Examined, derived: list[int]) ->
         for field, values in measure._asdict().items()
     }
     report = made.report
-    curves = {f"coverage {layer}": sizes for layer, sizes in report.coverage.items()}
+    curves: dict[str, Any] = {
+        f"coverage {layer}": sizes for layer, sizes in report.coverage.items()
+    }
     curves |= {f"spectrum {name}": curve for name, curve in report.spectrum.items()}
     tensors |= {name: torch.tensor(c, dtype=torch.float64) for name, c in curves.items()}
     header = {
