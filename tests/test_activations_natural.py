@@ -238,19 +238,20 @@ def test_memory_does_not_grow_with_the_corpus(
         texts = sum(len(p.ids) - p.skip for p in gathered.texts)
         return sum(tensor.numel() for tensor in tensors) + texts
 
-    ahead: list[int] = []
-    plain = reading._in_batches
+    together: list[int] = []
+    plain = reading._read
 
-    def watched(lm: LanguageModel, pieces: list, places: Any) -> Iterator[Read]:
-        ahead.append(sum(len(piece.ids) for piece in pieces))
-        return plain(lm, pieces, places)
+    def watched(lm: LanguageModel, some: list, places: Any) -> Read:
+        together.append(len(some) * max(len(piece.ids) for piece in some))
+        return plain(lm, some, places)
 
-    monkeypatch.setattr(reading, "_in_batches", watched)
+    monkeypatch.setattr(reading, "_read", watched)
     for times in (1, 4):
         documents = (f"{n} {text[:70]}" for n in range(times) for text in corpus.passages())
         kept[times] = size_of(gather(tiny_lm, documents, [Place(1)]))
     assert kept[1] == kept[4]
-    assert max(ahead) <= reading.AHEAD * 100 + 80
+    assert len(together) > 4
+    assert max(together) <= reading.TOKENS_PER_BATCH["cpu"]
 
 
 def test_a_corpus_that_is_too_small_is_refused(tiny_lm: LanguageModel) -> None:

@@ -166,6 +166,8 @@ def gathered(
     reporter: Reporter | None = None,
 ) -> Gathered:
     """Read pieces of documents and keep nothing for the next time; see `gather`."""
+    if not pieces:
+        raise PromptError("the corpus is empty: give documents of at least two tokens")
     draw = torch.Generator().manual_seed(seed)
     seen: dict[Place, _Growing] = {}
     # Batches come by length, so the first texts to come are the shortest: chosen by chance as well.

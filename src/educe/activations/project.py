@@ -95,7 +95,7 @@ def ablating(
         lm: The model.
         ablation: What is taken away.
         layers: Blocks from whose outgoing stream it is taken. By default all of the stream: what
-            enters the first block, and whatever a block adds, within the block as well.
+            enters the first block, and whatever a block adds.
         positions: Tokens at which it is (see `educe.perturbation.positions`). Where more than one
             token runs they are the prompt's, padded on the left; a single one is generated.
 
