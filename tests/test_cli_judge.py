@@ -111,7 +111,7 @@ def test_a_killed_check_pays_for_nothing_twice(labelled: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--judge", "vibes"], "there is no judge 'vibes'"),
         (["--judge", "yes:a", "--judge-model", "./no/such"], "no file or folder"),
@@ -120,8 +120,8 @@ def test_a_killed_check_pays_for_nothing_twice(labelled: Path) -> None:
         ([], "--judge"),
     ],
 )
-def test_check_says_what_is_wrong(labelled: Path, arguments: list[str], told: str) -> None:
-    assert told in refused("judge", "check", labelled, *arguments)
+def test_check_says_what_is_wrong(labelled: Path, arguments: list[str], message: str) -> None:
+    assert message in refused("judge", "check", labelled, *arguments)
 
 
 def test_check_needs_labelled_answers(tmp_path: Path) -> None:

@@ -134,17 +134,17 @@ def check(
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps the scores; by default one beside the labelled answers
     """
-    from educe.progress import reporter
+    from educe import progress
     from educe.scores.cache import Cached
     from educe.scores.calibration import check_judge, read_labelled
 
-    telling = reporter()
-    rows = read_labelled(labelled, telling.say)
+    reporter = progress.reporter()
+    rows = read_labelled(labelled, reporter.say)
     kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with going_on():
-        for each in asked.judges(judge, telling.say):
-            cached = Cached(each, kept, reporter=telling)
+        for each in asked.judges(judge, reporter.say):
+            cached = Cached(each, kept, reporter=reporter)
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
     if as_json:
@@ -177,16 +177,16 @@ def score(
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
-    from educe.progress import reporter
+    from educe import progress
     from educe.run.scored import score_run
     from educe.run.store import Run
     from educe.scores.cache import FILE, Cached
 
-    telling = reporter()
+    reporter = progress.reporter()
     with going_on(), Run.open(run) as opened:
-        (made,) = asked.judges([judge], telling.say)
+        (made,) = asked.judges([judge], reporter.say)
         cached = Cached(made, cache or run / FILE)
-        scored = score_run(opened, cached, threshold=threshold, reporter=telling)
+        scored = score_run(opened, cached, threshold=threshold, reporter=reporter)
     _paid(cached)
     if as_json:
         data = as_data(scored)
@@ -210,7 +210,7 @@ def _paid(by: Cached) -> None:
 
 def _print_checked(checked: Checked) -> None:
     wrong_way = ": the wrong way round" if checked.auc.high < 0.5 else ""
-    verdict = ": not to be told from chance" if checked.near_chance else wrong_way
+    verdict = ": indistinguishable from chance" if checked.near_chance else wrong_way
     print_text(f"\n{shorten(checked.judge, 78)}")
     print_text(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
     print_text(f"  false alarms  {checked.false_alarms}")

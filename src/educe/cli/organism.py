@@ -26,8 +26,8 @@ def show(*, as_json: Json = False, debug: Debug = False) -> None:
 
     known = [organisms.shipped(name) for name in organisms.names()]
     if as_json:
-        told = [{"name": o.name, "seed": o.seed, "adapter": str(o.folder), **o.told} for o in known]
-        print_json(told, indent=1)
+        data = [{"name": o.name, "seed": o.seed, "adapter": str(o.folder), **o.told} for o in known]
+        print_json(data, indent=1)
         return
     for organism in known:
         print_text(f"{organism.name} (seed {organism.seed})")
@@ -47,25 +47,24 @@ def train(
         seed: draws what is hidden, what brings it out, and the training
         out: its folder: a PEFT adapter, organism.json, and README.md, the card
     """
+    from educe import progress
     from educe.organisms import card, species, training
-    from educe.progress import reporter
     from educe.threads import choose
 
-    telling, how = reporter(), training.Training()
-    with telling.stage(f"training {name} {seed}", species(name).steps, "steps") as step:
+    reporter = progress.reporter()
+    with reporter.stage(f"training {name} {seed}", species(name).steps, "steps") as step:
         organism = training.train(
             name,
             out,
             seed=seed,
-            training=how,
             progress=lambda at, of, entropy, kl: step(
                 note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
             ),
         )
-    choose(telling.say)
-    measured = training.evaluate(organism, progress=_measuring(telling))
-    card.write(organism, measured, how)
-    _tell(organism, measured, as_json=as_json)
+    choose(reporter.say)
+    measured = training.evaluate(organism, progress=_measuring(reporter))
+    card.write(organism, measured)
+    _print(organism, measured, as_json=as_json)
 
 
 @app.command
@@ -83,14 +82,14 @@ def check(
         folder: its folder, or the name of one that comes with the package
         split: validation, to choose between recipes by; or test, for what is reported
     """
+    from educe import progress
     from educe.organisms import named, training
-    from educe.progress import reporter
     from educe.threads import choose
 
-    organism, telling = named(folder), reporter()
-    choose(telling.say)
-    measured = training.evaluate(organism, split=split, progress=_measuring(telling))
-    _tell(organism, measured, as_json=as_json)
+    organism, reporter = named(folder), progress.reporter()
+    choose(reporter.say)
+    measured = training.evaluate(organism, split=split, progress=_measuring(reporter))
+    _print(organism, measured, as_json=as_json)
 
 
 @app.command
@@ -111,12 +110,12 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
         print_json(row)
 
 
-def _measuring(telling: Bars | Lines) -> Callable[[str, int], None]:
+def _measuring(reporter: Bars | Lines) -> Callable[[str, int], None]:
     """Say which group is being measured."""
-    return lambda group, of: telling.say(f"measuring {group}, one of {of} groups")
+    return lambda group, of: reporter.say(f"measuring {group}, one of {of} groups")
 
 
-def _tell(organism: Organism, measured: list[Measured], *, as_json: bool) -> None:
+def _print(organism: Organism, measured: list[Measured], *, as_json: bool) -> None:
     from educe.organisms import card
 
     if as_json:
