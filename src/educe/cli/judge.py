@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -12,21 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from educe.cli.options import (
-    EMBEDDED,
-    Count,
-    Debug,
-    Json,
-    ModelOptions,
-    Natural,
-    Real,
-    Seconds,
-)
-from educe.cli.streams import as_data, print_json, print_text
+from educe.cli.opening import going_on
+from educe.cli.options import SCREEN, Output, RunFolder
+from educe.cli.streams import as_data, print_text
 from educe.errors import JudgeError
+from educe.options import EMBEDDED, Count, ModelOptions, Natural, Real, Seconds
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
+    from educe.progress import Reporter
     from educe.run.scored import Scored
     from educe.scores import Judge
     from educe.scores.cache import Cached
@@ -92,23 +85,38 @@ class Asked:
         )
         return [judge_named(spec, asker) for spec in specs]
 
+    def kept(
+        self,
+        spec: str,
+        run: RunFolder,
+        say: Callable[[str], None],
+        *,
+        file: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> Cached:
+        """Return a judge whose scores are kept: in a file, by default that of a run."""
+        from educe.scores.cache import FILE, Cached
+
+        (made,) = self.judges([spec], say)
+        return Cached(made, file or run / FILE, reporter=reporter)
+
 
 #: Of the embedded model, here.
 HERE = Asked()
 
 
 @app.command(name="list")
-def show(*, as_json: Json = False, debug: Debug = False) -> None:
+def show(*, output: Output = SCREEN) -> None:
     """List the judges, what each says and what an answer costs it."""
     from educe.scores.naming import FORMS
 
-    if as_json:
-        named = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
-        print_json([{k: v for k, v in form.items() if k != "made"} for form in named], indent=1)
-        return
-    for name, form in FORMS.items():
-        spec = f"{name}:{form.needs}" if form.needs else name
-        print_text(f"{spec:15} {form.what} ({form.cost})")
+    def tell() -> None:
+        for name, form in FORMS.items():
+            spec = f"{name}:{form.needs}" if form.needs else name
+            print_text(f"{spec:15} {form.what} ({form.cost})")
+
+    named = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
+    output.put([{k: v for k, v in form.items() if k != "made"} for form in named], tell)
 
 
 @app.command
@@ -120,8 +128,7 @@ def check(
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Measure judges on labelled answers: agreement, false alarms, AUC, with intervals.
 
@@ -134,74 +141,58 @@ def check(
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps the scores; by default one beside the labelled answers
     """
-    from educe import progress
+    from educe.progress import reporter
     from educe.scores.cache import Cached
     from educe.scores.calibration import check_judge, read_labelled
 
-    reporter = progress.reporter()
-    rows = read_labelled(labelled, reporter.say)
+    tells = reporter()
+    rows = read_labelled(labelled, tells.say)
     kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with going_on():
-        for each in asked.judges(judge, reporter.say):
-            cached = Cached(each, kept, reporter=reporter)
+        for each in asked.judges(judge, tells.say):
+            cached = Cached(each, kept, reporter=tells)
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
-    if as_json:
-        near = [{"near_chance": result.near_chance} for result in results]
-        print_json([as_data(r) | n for r, n in zip(results, near, strict=True)], indent=1)
-        return
-    shown = sum(row.label for row in rows)
-    print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
-    for result in results:
-        _print_checked(result)
+
+    def tell() -> None:
+        shown = sum(row.label for row in rows)
+        print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
+        for result in results:
+            _print_checked(result)
+
+    output.put([as_data(r) | {"near_chance": r.near_chance} for r in results], tell)
 
 
 @app.command
 def score(
-    run: Path,
+    run: RunFolder,
     /,
     *,
     judge: str,
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Score the completions of a run: what was found beside the control.
 
     Args:
-        run: the folder of the run, which keeps the scores
         judge: as educe judge list shows them, such as "yes:Does the answer give a code?"
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
-    from educe import progress
+    from educe.progress import reporter
     from educe.run.scored import score_run
     from educe.run.store import Run
-    from educe.scores.cache import FILE, Cached
 
-    reporter = progress.reporter()
+    tells = reporter()
     with going_on(), Run.open(run) as opened:
-        (made,) = asked.judges([judge], reporter.say)
-        cached = Cached(made, cache or run / FILE)
-        scored = score_run(opened, cached, threshold=threshold, reporter=reporter)
+        cached = asked.kept(judge, run, tells.say, file=cache)
+        scored = score_run(opened, cached, threshold=threshold, reporter=tells)
     _paid(cached)
-    if as_json:
-        data = as_data(scored)
-        print_json(data | data.pop("arms"), indent=1)
-    else:
-        _print_scored(scored)
-
-
-@contextmanager
-def going_on() -> Iterator[None]:
-    """Say that the same command goes on after an interrupt."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command") from None
+    data = as_data(scored)
+    output.put(data | data.pop("arms"), lambda: _print_scored(scored))
 
 
 def _paid(by: Cached) -> None:
