@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from educe.errors import SteeringError
+from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Keep, Kind
 
@@ -88,11 +89,8 @@ class Projected(Kind):
         handles = [module.register_forward_hook(change(i)) for i, module in enumerate(modules)]
         blocks = lm.blocks[self.first : self.last + 1]
         handles += [block.register_forward_hook(note(i)) for i, block in enumerate(blocks)]
-        try:
+        with hooked(handles):
             yield keep
-        finally:
-            for handle in handles:
-                handle.remove()
         if ran - heard:
             raise SteeringError(
                 f"{self.paths[min(ran - heard)]} was never called: the {self.name} would do nothing"
