@@ -8,7 +8,7 @@ for the same tokens, and a hook that adds something has to move the stream by th
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,8 @@ from transformers import DynamicCache
 from educe.errors import ModelError, as_model_error
 from educe.model.blocks import stream_in
 
-if TYPE_CHECKING:
-    from educe.model.language import LanguageModel
+#: What is proved: it is made with this proof, so that it cannot be imported here.
+LanguageModel = Any
 
 
 #: How many tokens are tried, and with how many two sequences begin alike.

@@ -7,8 +7,8 @@ the stream leaving block ``target``, averaged over prompts and read-out position
 
     Δ(θ) = mean [ Z(θ) - Z(0) ]                                                     ``[width]``
 
-`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that `recording` took
-down; `derivatives` are those of Δ.
+`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that the model calls
+them with; `derivatives` are those of Δ.
 """
 
 from __future__ import annotations

@@ -231,7 +231,8 @@ class Differentiable(Replay):
             at, v = (x[chunk.first : chunk.last] for x in (theta, tangent))
             at = at.detach().clone().requires_grad_(True)
             w = at.new_zeros(len(at), self.width, requires_grad=True)
-            slope = self._slope(at, w, chunk)
+            mean = self._shift(at, chunk).mean
+            (slope,) = torch.autograd.grad((mean * w.to(mean)).sum(), at, create_graph=True)
             (bend,) = torch.autograd.grad((slope * v).sum(), at, create_graph=True)
             return torch.autograd.grad((bend * v).sum(), w)[0]
 
@@ -250,11 +251,6 @@ class Differentiable(Replay):
             dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
             pairs = [forward_ad.unpack_dual(value) for value in of(dual)]
         return [(v, torch.zeros_like(v) if moved is None else moved) for v, moved in pairs]
-
-    def _slope(self, theta: Tensor, cotangent: Tensor, chunk: Chunk) -> Tensor:
-        """Return the gradient of ``⟨cotangent, Δ⟩``, itself differentiable."""
-        mean = self._shift(theta, chunk).mean
-        return torch.autograd.grad((mean * cotangent.to(mean)).sum(), theta, create_graph=True)[0]
 
     def _twice(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
         """Sum over chunks what takes second derivatives."""
