@@ -127,16 +127,6 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
     return config(**settings)
 
 
-def as_declared(method: str, config: Any) -> Any:
-    """Return a method's configuration if its values are what the hints there declare.
-
-    Raises:
-        MethodError: One is not.
-    """
-    check_fields(config, f"{method}: {{}}")
-    return config
-
-
 def search(
     part: Slice,
     method: str = "dct",
@@ -182,7 +172,8 @@ def search(
     how = named(method)
     check_whole("n", n)
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
-    config = as_declared(method, config if config is not None else how.config())
+    config = how.config() if config is None else config
+    check_fields(config, f"{method}: {{}}")
     if isinstance(radius, str):
         # Of as many as are calibrated with, as the main job has it.
         trial = prepared(part, method, n=DIRECTIONS, config=config)
