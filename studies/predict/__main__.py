@@ -209,13 +209,13 @@ def statistics(
         "effect": here.size,
         "exponent": here.exponent,
         "turning of the effect": here.turning,
-        "variance over coordinates": here.variance,
-        "spread over coordinates": here.rates.spread,
-        "participation at the target": here.rates.participation,
+        "variance over coordinates": here.moved.var(1, correction=0) / here.moved.square().mean(1),
+        "spread over coordinates": here.rates.numbers()["spread"],
+        "participation at the target": here.rates.numbers()["participation"],
         "exponent, neurons": inside.exponent,
         "turning of the effect, neurons": inside.turning,
         "variance of slopes over neurons": inside.slope_variance,
-        "spread over neurons": inside.rates.spread,
+        "spread over neurons": inside.rates.numbers()["spread"],
         "effect on another prompt": there.size,
         "exponent, another prompt": there.exponent,
         "turning of the effect, another prompt": there.turning,
@@ -223,11 +223,11 @@ def statistics(
         "angle to the gradient": at.sine,
     }
     for basis in known:
-        found = rates(basis, at.ahead, at.turn)
-        told[f"unweighted variance, {basis.name}"] = found.plain
-        told[f"spread, {basis.name}"] = found.spread
-        told[f"participation, {basis.name}"] = found.participation
-        told[f"held, {basis.name}"] = found.constant
+        found = rates(basis, at.ahead, at.turn).numbers()
+        told[f"unweighted variance, {basis.name}"] = found["plain"]
+        told[f"spread, {basis.name}"] = found["spread"]
+        told[f"participation, {basis.name}"] = found["participation"]
+        told[f"held, {basis.name}"] = found["constant"]
     return told
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +23,7 @@ from educe.cli.options import (
     Seed,
     Share,
 )
-from educe.cli.streams import print_json
+from educe.cli.streams import as_data, print_json
 
 if TYPE_CHECKING:
     from educe.run.store import Run
@@ -108,7 +107,7 @@ def path(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"educe derive path {shlex.quote(str(run))} ...") from None
         done = next(one for one in paths.paths(work.run) if one.name == name)
-        end(work.run, as_json, done.data(), lambda: tables.path(done, run))
+        end(work.run, as_json, as_data(done), lambda: tables.path(done, run))
 
 
 @app.command
@@ -194,7 +193,7 @@ def front(
     with _working(run) as work:
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
-        data = {"front": [asdict(point) for point in points], "score": judge}
+        data = {"front": as_data(points), "score": judge}
         end(work.run, as_json, data, lambda: tables.front(points))
 
 
@@ -228,7 +227,7 @@ def sparse(
     with _working(run, chosen) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
-        end(work.run, as_json, asdict(done), lambda: tables.sparse(done))
+        end(work.run, as_json, as_data(done), lambda: tables.sparse(done))
 
 
 @app.command
@@ -257,8 +256,8 @@ def ungate(
     with _working(run, chosen) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
-        best = {arm: asdict(cell) for arm, cell in done.best.items()}
-        end(work.run, as_json, asdict(done) | {"best": best}, lambda: tables.ungated(done))
+        data = as_data(done) | {"best": as_data(done.best)}
+        end(work.run, as_json, data, lambda: tables.ungated(done))
 
 
 def _effective(run: Run) -> list[int]:

@@ -27,17 +27,6 @@ def some(numbers: Sequence[int]) -> Sequence[int]:
     return numbers
 
 
-def check_known(run: Run, numbers: Sequence[int]) -> None:
-    """Make sure that a run has some perturbations.
-
-    Raises:
-        RunError: It has not.
-    """
-    known = {p.id for p in run.perturbation_rows()}
-    if unknown := [number for number in numbers if number not in known]:
-        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
-
-
 @contextmanager
 def begun(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Reporter]]:
     """Open a run that has these perturbations; yield who tells, too.
@@ -47,6 +36,7 @@ def begun(run: Path, numbers: Sequence[int] = ()) -> Iterator[tuple[Run, Reporte
             of the perturbations.
     """
     from educe.progress import reporter
+    from educe.run.fill import check_known
     from educe.run.store import Run
     from educe.threads import choose
 

@@ -3,8 +3,8 @@
 Every perturbation is a point: its effect ``‖Δ‖`` on the prompts searched, and its side effect, the
 95th percentile of ``KL(p ‖ p_θ)`` over the first 20 tokens of ordinary answers
 (`educe.forward.benign`). The *Pareto front* is those that no other beats in both
-(`educe.comparison.stats.pareto`). Norms say
-little here: two directions compare at *equal* side effect, each at the radius at which it has it.
+(`educe.comparison.stats.pareto`). Norms say little here: two directions compare at *equal* side
+effect, each at the radius at which it has it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ def at_kl(
     passes: int = 4,
     tolerance: float = 0.1,
 ) -> Found:
-    """Return the radius at which each direction has a side effect, and the side effect there.
-
-    What comes back is the nearest that was measured.
+    """Return the radius at which each direction has a side effect, the nearest of those measured.
 
     Args:
         ordinary: Measures side effects.
         kind: The kind of the directions.
         directions: Unit perturbations.
         budget: The side effect, in nats a token.
-        start: Radii to begin at, ``[n]``.
+        start: Radii to begin at.
         passes: The most measurements.
         tolerance: A direction is done when ``log KL`` is as near as that.
     """
@@ -67,14 +65,11 @@ def side_effect(
 
 
 def measure(work: Work, *, ordinary: str = BUNDLED) -> str:
-    """Measure the side effect of every perturbation that a run found, and of its control.
+    """Measure the side effect of all that a run found and of its control; return the score's name.
 
     Args:
         work: The run at work.
         ordinary: The ordinary prompts: bundled ones, or a file.
-
-    Returns:
-        The name of the score that it is kept as (see `educe.run.damage`).
 
     Raises:
         PromptError: The file cannot be read.

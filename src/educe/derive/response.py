@@ -57,7 +57,7 @@ class Response(NamedTuple):
 
     @property
     def rates(self) -> Rates:
-        """Of every coordinate: its weighted mean is the exponent."""
+        """Of every coordinate: their weighted mean is the exponent."""
         square = self.effect.square()
         return Rates(self.moved / self.effect, square / square.sum(1, keepdim=True))
 
@@ -66,11 +66,6 @@ class Response(NamedTuple):
         """``‖du / d log R‖``: the root of the weighted variance of the rates."""
         along = self.exponent[:, None] * self.effect
         return (self.moved - along).norm(dim=1) / self.size
-
-    @property
-    def variance(self) -> Float[Tensor, "n"]:
-        """Variance over coordinates of ``d Δ_i / d log R``, as a share of their mean square."""
-        return self.moved.var(1, correction=0) / self.moved.square().mean(1)
 
     @property
     def slope_variance(self) -> Float[Tensor, "n"]:
