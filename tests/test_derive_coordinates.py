@@ -13,9 +13,10 @@ from educe.derive import bases
 from educe.derive.continuation import tangent
 from educe.derive.coordinates import CONSTANT, rates
 from educe.derive.objective import Effect, Toward
-from educe.derive.response import pull, response, with_neurons
+from educe.derive.response import response, with_neurons
 from educe.forward.slice import Slice
 from educe.model.language import LanguageModel
+from studies.predict.pull import pull
 from toy_slice import ToySlice, normal
 
 WIDTH = 7

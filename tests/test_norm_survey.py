@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 import tiny
 from educe.comparison.norm import FINE, SHARES, Norm, norm_of
 from educe.comparison.points import NEAR

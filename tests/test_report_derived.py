@@ -108,7 +108,7 @@ def test_budgets_count_what_is_within_them() -> None:
     assert rows[0.3]["found"].effect == 3.0
     assert str(rows[0.3]["found"].hits).startswith("1 of 2")
     assert rows[0.3]["control"] == derived.Reached(0, None, None)
-    assert rows[1.0]["control"].count == 1
+    assert rows[1.0]["control"].n == 1
 
 
 def test_sparse_vectors_are_told_and_drawn(

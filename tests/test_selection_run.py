@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from educe.comparison.chance import best_by_chance
+from educe.comparison.stats import estimate
 from educe.errors import EduceError, MethodError, PromptError, RunError
 from educe.forward import generation
 from educe.forward.generation import generate
@@ -31,7 +32,7 @@ from educe.scores import Answer, Score
 from educe.scores.coherence import coherence
 from educe.scores.novelty import novelty
 from educe.selection import selecting
-from educe.selection.selecting import Selected, SelectionPlan, estimate, select_best
+from educe.selection.selecting import Selected, SelectionPlan, select_best
 
 PROMPTS = tuple(f"Tell me of {name}." for name in "abcdefghijkl")
 FRESH = tuple(f"What is {name}?" for name in "mnopqrst")

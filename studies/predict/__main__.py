@@ -33,7 +33,7 @@ from educe.derive import bases
 from educe.derive.bases import Basis
 from educe.derive.coordinates import rates
 from educe.derive.objective import Objective, Toward, of_method
-from educe.derive.response import pull, response, with_neurons
+from educe.derive.response import response, with_neurons
 from educe.derive.stationary import converge
 from educe.forward.benign import ordinary_prompts
 from educe.forward.generation import generate, rows_of
@@ -45,6 +45,7 @@ from educe.model.rendering import PromptBatch
 from educe.organisms import Organism, Question
 from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
+from studies.predict.pull import pull
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
     ("locked", "first-vault"),

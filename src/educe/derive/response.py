@@ -9,13 +9,6 @@ effect, ``b_i = d log|Δ_i| / d log R = (J θ)_i / Δ_i``. Weighted by ``Δ_i² 
 by the identity of `educe.derive.coordinates` about the effect. Without weights or logarithms, the
 variance over ``i`` of ``dΔ_i / dR`` is 0 only where all coordinates grow alike. The same holds for
 the neurons of the target block's MLP, by what they hand to its output projection.
-
-How the direction itself would turn at the next radius is told, for any vector, by
-
-    pull = d ahead / d log R = (1 - a aᵀ) H θ / ‖∇g‖,        a = ahead = normalise ∇g(R v),
-
-a second-order product: where ``θ`` is stationary, the first term of the series that solves for
-``dv / d log R`` (see `educe.derive.continuation`).
 """
 
 from __future__ import annotations
@@ -27,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.derive.coordinates import Rates
-from educe.derive.objective import Objective
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
 
@@ -76,32 +68,6 @@ class Response(NamedTuple):
 def response(part: Slice, theta: Float[Tensor, "n s"]) -> Response:
     """Return what vectors do at the target and how it changes with their radius."""
     return Response(*part.jvp(theta, theta), theta.norm(dim=1))
-
-
-class Pull(NamedTuple):
-    """Where the objective rises from a vector, and how that turns with its radius.
-
-    Attributes:
-        ahead: ``normalise ∇g``.
-        turn: ``d ahead / d log R``.
-        sine: Of the angle between ``∇g`` and the vector.
-    """
-
-    ahead: Float[Tensor, "n s"]
-    turn: Float[Tensor, "n s"]
-    sine: Float[Tensor, "n"]
-
-
-def pull(part: Slice, objective: Objective, theta: Float[Tensor, "n s"]) -> Pull:
-    """Return where objectives rise, and how that turns with the radius."""
-    _, gradient = objective.climb(part, theta)
-    steep = gradient.norm(dim=1, keepdim=True)
-    ahead = gradient / steep
-    bent = objective.hvp(part, theta, theta) / steep
-    turn = bent - (bent * ahead).sum(1, keepdim=True) * ahead
-    v = theta / theta.norm(dim=1, keepdim=True)
-    sine = (ahead - (ahead * v).sum(1, keepdim=True) * v).norm(dim=1)
-    return Pull(ahead, turn, sine)
 
 
 def with_neurons(part: Slice, theta: Float[Tensor, "n d"]) -> tuple[Response, Response]:

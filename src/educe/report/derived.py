@@ -100,7 +100,7 @@ class Point(NamedTuple):
 class Reached(NamedTuple):
     """What an arm has within a budget of side effect."""
 
-    count: int
+    n: int
     effect: float | None  #: the largest
     hits: str | None  #: how many have what was looked for
 
@@ -185,15 +185,17 @@ def sparse(run: Run) -> list[Sparse]:
         for i, row in enumerate(listed[file]):
             numbers = {order: listed[own][i].id for order, own in files.items()}
             numbers = {"whole": row.parent or 0, **numbers}
-            told = [
+            first_count, again = (
                 {k: s for k, n in numbers.items() if (s := texts.score(n, phase))}
                 for phase in (FIRST, RETEST)
-            ]
-            if min(map(len, told)) == len(numbers):
+            )
+            if len(first_count) == len(again) == len(numbers):
                 needed = {order: int(made.scores["needed"][i]) for order, made in sets.items()}
                 kept, norm = first.config["kept"][i], float(first.scores["norm"][i])
                 written = {order: texts.text(number) for order, number in numbers.items()}
-                vectors.append(SparseVector(numbers["whole"], needed, kept, norm, *told, written))
+                vectors.append(
+                    SparseVector(numbers["whole"], needed, kept, norm, first_count, again, written)
+                )
         if len(vectors) == len(listed[file]):
             rows = [
                 (vector.number, order, int(score.split()[1]), value)

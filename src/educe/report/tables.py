@@ -223,7 +223,7 @@ def front(points: Sequence[derived.Point], console: Console | None = None) -> No
         cells = [f"{budget:g} nats"]
         for own in reached.values():
             effect = "" if own.effect is None else f"{own.effect:.3g}"
-            cells += [str(own.count), effect, own.hits or ""]
+            cells += [str(own.n), effect, own.hits or ""]
         grid.add_row(*cells)
     console.print(grid)
 
