@@ -33,6 +33,7 @@ SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
     from educe.comparison.bandit import Setting
+    from educe.scores import Judge
     from educe.selection.selecting import Arm, Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
 
@@ -74,17 +75,15 @@ def select(
     from educe.progress import reporter
     from educe.run.store import Run
     from educe.scores.cache import FILE, Cached
+    from educe.scores.rules import Regex
     from educe.selection.selecting import SelectionPlan, select_best
     from educe.threads import choose
 
-    named = judge if judge != "interestingness" else None
-    if look_for is not None and named is not None:
+    if (look_for is None) == (judge is None):
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(
         prompts=prompts_in(prompts),
         fresh=prompts_in(fresh),
-        look_for=look_for,
-        judge=None if named else judge,
         rungs=_read(rungs, _rung, "rungs", "write prompts:share, as in 10:0.25,60:1"),
         top=top,
         samples=samples,
@@ -92,13 +91,12 @@ def select(
     )
     telling = reporter()
     choose(telling.say)
+    plan.check()
     with going_on(), Run.open(run) as opened:
-        by = None
-        if named:
-            (made,) = asked.judges([named], telling.say)
+        by: Judge | None = Regex(look_for) if look_for is not None else None
+        if judge not in (None, "interestingness"):
+            (made,) = asked.judges([judge], telling.say)
             by = Cached(made, run / FILE, reporter=telling)
-        else:
-            plan.check()
         selected = select_best(opened, plan, judge=by, reporter=telling)
     if as_json:
         print_json(_as_data(selected), indent=1)

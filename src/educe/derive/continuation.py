@@ -121,14 +121,7 @@ def follow(
 ) -> State:
     """Follow directions from their own radius up to the largest, and down to the smallest.
 
-    Args:
-        part: The slice.
-        objective: What they are optimised for.
-        v: Unit directions.
-        radius: Their own radii.
-        config: Settings.
-        state: Where an earlier call left off, as it was given to ``on_step``.
-        on_step: Called after each radius.
+    A state is where an earlier call left off, as it was given to ``on_step`` after each radius.
 
     Returns:
         ``directions`` ``[r, n, s]``, ``objective`` and ``sine`` ``[r, n]`` at each of the radii, in
@@ -213,11 +206,7 @@ def followed(
 def unit_vectors(
     found: PerturbationSet, part: Slice
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-    """Return the unit directions of vectors and their norms, where a slice computes.
-
-    Raises:
-        MethodError: They are no vectors.
-    """
+    """Return the unit directions of vectors and their norms, where a slice computes."""
     theta = as_vectors(found).theta.to(part.device, part.work_dtype)
     radius = theta.norm(dim=1)
     return theta / radius[:, None], radius
@@ -271,15 +260,10 @@ def turning(
 
 
 class Tangent(NamedTuple):
-    """How stationary directions turn.
+    """How stationary directions turn."""
 
-    Attributes:
-        turn: ``dv / d log R``; NaN where a vector is at no maximum.
-        residual: What is left of the equation, relative to its right side.
-    """
-
-    turn: Float[Tensor, "n s"]
-    residual: Float[Tensor, "n"]
+    turn: Float[Tensor, "n s"]  #: ``dv / d log R``; NaN where a vector is at no maximum
+    residual: Float[Tensor, "n"]  #: what is left of the equation, relative to its right side
 
 
 def tangent(

@@ -33,15 +33,10 @@ CONSTANT = 0.5
 
 
 class Rates(NamedTuple):
-    """Logarithmic derivatives of coordinates.
+    """Logarithmic derivatives of coordinates."""
 
-    Attributes:
-        rate: ``a_j``, ``[n, g]``.
-        weight: Their weights, which add up to 1, ``[n, g]``.
-    """
-
-    rate: Float[Tensor, "n g"]
-    weight: Float[Tensor, "n g"]
+    rate: Float[Tensor, "n g"]  #: ``a_j``
+    weight: Float[Tensor, "n g"]  #: their weights, which add up to 1
 
     def numbers(self) -> dict[str, Float[Tensor, "n"]]:
         """Return statistics of the coordinates, by name.
@@ -71,13 +66,7 @@ class Rates(NamedTuple):
 
 
 def rates(basis: Basis, v: Float[Tensor, "n d"], turn: Float[Tensor, "n d"]) -> Rates:
-    """Return how the coordinates of directions change as these turn.
-
-    Args:
-        basis: The basis.
-        v: Unit directions.
-        turn: ``dv / d log R``.
-    """
+    """Return how the coordinates of unit directions change as these turn by ``dv / d log R``."""
     at, moved = basis.along(v), basis.along(turn)
     square, product = basis.summed(at.square()), basis.summed(at * moved)
     tiny = math.sqrt(torch.finfo(square.dtype).tiny)

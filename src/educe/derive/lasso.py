@@ -53,8 +53,8 @@ def lasso(
         theta: The vectors.
         weights: How many weights.
         steps: Proximal steps at each.
-        known: The beginning of the path and the step sizes, where it was left off.
-        on_weight: Called with these after each weight.
+        known: The beginning of the path and the step sizes, as ``on_weight`` had them after each.
+        on_weight: See ``known``.
 
     Raises:
         MethodError: A vector has no effect.

@@ -25,17 +25,11 @@ from educe.forward.slice.shift import Shift
 
 
 class Response(NamedTuple):
-    """The effect of vectors, and how it changes with their radius.
+    """The effect of vectors, and how it changes with their radius."""
 
-    Attributes:
-        effect: ``Δ(R v)``.
-        moved: ``J θ``.
-        radius: ``R``.
-    """
-
-    effect: Float[Tensor, "n d"]
-    moved: Float[Tensor, "n d"]
-    radius: Float[Tensor, "n"]
+    effect: Float[Tensor, "n d"]  #: ``Δ(R v)``
+    moved: Float[Tensor, "n d"]  #: ``J θ``
+    radius: Float[Tensor, "n"]  #: ``R``
 
     @property
     def size(self) -> Float[Tensor, "n"]:
@@ -75,10 +69,6 @@ def with_neurons(part: Slice, theta: Float[Tensor, "n d"]) -> tuple[Response, Re
 
     The effect on neurons is the change of what they hand to the output projection, averaged as the
     target's is.
-
-    Args:
-        part: The slice.
-        theta: Vectors.
 
     Raises:
         EffectError: A value is NaN or infinite.

@@ -91,11 +91,7 @@ def walk(
 ) -> list[Shrunk]:
     """Go down the radii with so many perturbations, each until too little is left.
 
-    Args:
-        shares: The radii, as shares of the own, in ascending order.
-        many: How many perturbations there are.
-        measure: Takes some of them and the place of a share; returns a number for each.
-        keep: The share of the first number that is to stay.
+    ``shares`` ascend; ``measure`` takes some perturbations and the place of a share.
     """
     curves: list[list[tuple[float, float]]] = [[] for _ in range(many)]
     kept: list[float | None] = [None] * many

@@ -19,7 +19,7 @@ import numpy as np
 from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.comparison.halving import RUNGS, Halving, checked, halve
 from educe.comparison.stats import Estimate, estimate, more_often, rate
-from educe.errors import JudgeError, MethodError, PromptError, RunError
+from educe.errors import PromptError, RunError
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt
 from educe.options import Count, Seed
@@ -31,7 +31,6 @@ from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.scores import Judge
-from educe.scores.rules import Regex
 from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
@@ -45,8 +44,6 @@ class SelectionPlan:
     Attributes:
         prompts: On which perturbations are chosen, in this order.
         fresh: On which the chosen are tested again; those that were seen before are left out.
-        look_for: A regular expression: a text scores 1 where it is found.
-        judge: ``interestingness``, where nothing is looked for.
         rungs: See `educe.comparison.halving.halve`.
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
@@ -55,32 +52,22 @@ class SelectionPlan:
 
     prompts: tuple[Prompt, ...]
     fresh: tuple[Prompt, ...]
-    look_for: str | None = None
-    judge: str | None = None
     rungs: tuple[tuple[int, float], ...] = RUNGS
     top: Count = 4
     samples: Count = 1
     seed: Seed = 0
 
-    def check(self, judge: Judge | None = None) -> None:
+    def check(self) -> None:
         """Find what cannot work before anything slow begins.
-
-        Args:
-            judge: What the selection goes by, where the plan does not say it.
 
         Raises:
             PromptError: There are no prompts, or one is none.
-            MethodError: The judge is unknown, or numbers make no sense.
+            MethodError: Numbers make no sense.
         """
         if not (self.prompts and self.fresh):
             raise PromptError("a selection needs prompts to choose on and fresh ones to test on")
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
-        if sum(by is not None for by in (self.look_for, self.judge, judge)) != 1:
-            raise MethodError("a selection goes by one thing: give --look-for or --judge")
-        if self.judge not in (None, "interestingness"):
-            raise MethodError(f"judge {self.judge!r} is unknown: use interestingness")
         check_fields(self)
-        _rule(self.look_for or "")
         checked(self.rungs)
 
 
@@ -128,7 +115,7 @@ def select_best(
     Args:
         run: A finished run.
         plan: What is asked for.
-        judge: Goes before look-for and judge of the plan, which are then left out.
+        judge: What it goes by; by default the interestingness of each text.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
 
@@ -138,12 +125,11 @@ def select_best(
         PromptError: See `SelectionPlan.check`; or no fresh prompt is left.
         MethodError: See `SelectionPlan.check`.
     """
-    plan.check(judge)
+    plan.check()
     if not run.has("chosen"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
     with at_work(run, lm, reporter) as work:
-        by = _rule(plan.look_for) if plan.look_for is not None else judge
-        return _Selection(work, plan, by).all()
+        return _Selection(work, plan, judge).all()
 
 
 class _Selection:
@@ -249,15 +235,3 @@ def _arm(
     chosen = [Chosen(i, estimate(seen[i][:, None], hits), estimate(again[i], hits)) for i in best]
     rung = estimate(halving.scores[:, : halving.prompts[0]], hits)
     return Arm(n, rung, halving.spent, tuple(chosen), p_value), chance
-
-
-def _rule(pattern: str) -> Regex:
-    """Return what finds a regular expression.
-
-    Raises:
-        MethodError: It is none.
-    """
-    try:
-        return Regex(pattern)
-    except JudgeError as error:
-        raise MethodError(f"look-for {pattern!r} is no regular expression: {error}") from error
