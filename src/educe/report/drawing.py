@@ -13,6 +13,8 @@ from educe.report.figures import PALETTE
 
 #: The colour of each arm.
 ARMS = {"found": "accent", "control": "control"}
+#: The share of the control that a band holds.
+BAND = (0.1, 0.9)
 #: A logarithmic axis that ends where the points do.
 LOG = alt.Scale(type="log", nice=False, padding=8)
 
@@ -27,6 +29,13 @@ def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value
+
+
+def banded(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+    """Return the ends of what `BAND` of the values lies between, in each group."""
+    each = rows.groupby(by)[value]
+    ends = {"low": each.quantile(BAND[0]), "high": each.quantile(BAND[1])}
+    return pd.DataFrame(ends).reset_index()
 
 
 def colour(field: str, roles: dict[str, str], **legend: Any) -> alt.Color:

@@ -10,9 +10,8 @@ import pandas as pd
 
 from educe.report import derived
 from educe.report.derived import Point, Scan, Sparse
-from educe.report.drawing import ARMS, LOG, colour, exact, over, rule
+from educe.report.drawing import ARMS, LOG, banded, colour, exact, over, rule
 from educe.report.figures import PALETTE, dressed
-from educe.report.norms import BAND
 from educe.report.part import Part, Shown
 from educe.report.templates import figure, fragment
 from educe.run.store import Run
@@ -69,8 +68,7 @@ def signs(scan: Scan) -> alt.LayerChart:
         text=rows.text.str[:160],
         side=rows.constant > 0,
     )
-    control = rows[rows.arm == "control"].groupby(["side", "constant"]).effect
-    band = control.quantile(list(BAND)).unstack().set_axis(["low", "high"], axis=1).reset_index()
+    band = banded(rows[rows.arm == "control"], "effect", ["side", "constant"])
     title = "sign and size of what is written, as a share of what the adapter adds"
     along = alt.X("constant:O", title=title, axis=alt.Axis(labelAngle=0))
     title = "norm of the effect"

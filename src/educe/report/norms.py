@@ -9,7 +9,7 @@ import pandas as pd
 
 from educe.comparison.norm import Curve, Norm, norm_of
 from educe.comparison.summary import dose
-from educe.report.drawing import ARMS, colour, exact, over, rule
+from educe.report.drawing import ARMS, banded, colour, exact, over, rule
 from educe.report.figures import PALETTE, dressed
 from educe.report.part import Part, Shown
 from educe.report.templates import figure, fragment
@@ -38,8 +38,6 @@ SCALES = {
 }
 #: What the horizontal axis is.
 RADIUS = "radius, as a share of the one used"
-#: The share of the control that the band holds.
-BAND = (0.1, 0.9)
 #: The colour of the radius by each rule.
 RULES = {"linearisation": "rare", "steepest": "accent", "budget": "noise", "nonsense": "damage"}
 #: What scores are called.
@@ -61,9 +59,8 @@ def curve(curves: list[Curve], name: str) -> alt.LayerChart:
     rows = pd.concat([c.fine if name in ("effect", "exponent") else c.points for c in curves])
     rows = rows[["number", "arm", "share", "dose", name]].dropna().rename(columns={name: "value"})
     rows["side"] = rows.share > 0
-    control = rows[rows.arm == "control"]
-    each = control.groupby([control.share.round(6), "side"]).value
-    band = each.quantile(list(BAND)).unstack().set_axis(["low", "high"], axis=1).reset_index()
+    control = rows[rows.arm == "control"].round({"share": 6})
+    band = banded(control, "value", ["share", "side"])
     title, scale = CAPTIONS[name][0].lower(), SCALES.get(name, alt.Scale())
     across = alt.X(
         "share:Q",

@@ -11,7 +11,6 @@ have none, are not tried with the other sign.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +59,7 @@ class Tuning:
         proxy: How the secrets of the proxy task are written, or none for the task of the job.
         methods: Of the settings.
         sources: Layers or fractions of the depth.
-        radii: Numbers, or shares of the calibrated radius (``0.5x``).
+        radii: As `educe.methods.radius.parse` reads them, each by itself.
         signs: Whether settings are tried with the other sign as well.
         n: Perturbations of each setting.
         pulls: Completions of each bandit, a multiple of `ROUND`.
@@ -129,9 +128,9 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)x?", word)
-            if not number or not 0 < float(number[1]) < math.inf:
-                raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
+            if word == "auto":
+                raise RadiusError("radius 'auto' is several: name each, as 0.3x,0.5x")
+            radius.read(word)
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
         if self.pulls % ROUND:
@@ -332,9 +331,9 @@ class _Tuning:
         return self.parts[source]
 
     def _radius(self, setting: Setting, part: Slice, config: Any) -> float:
-        share = float(setting.radius.rstrip("x"))
-        if not setting.radius.endswith("x"):
-            return share
+        _, (share,) = radius.read(setting.radius)
+        if "x" not in setting.radius:
+            return share * (part.unit if "d" in setting.radius else 1.0)
         drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
         own = methods.prepared(part, setting.method, n=drawn, config=config)
         key = f"calibrated {own.kind.name} {own.source}"
