@@ -173,7 +173,7 @@ def test_bounds_are_told() -> None:
 def test_what_is_no_seed(value: Any) -> None:
     with pytest.raises(MethodError, match=r"seed is .*from 0 to 4294967295"):
         Settings(prompts=("Hi.",), seed=value).check()
-    plan = SelectionPlan(prompts=("a",), fresh=("b",), look_for="x", seed=value)
+    plan = SelectionPlan(prompts=("a",), fresh=("b",), seed=value)
     with pytest.raises(MethodError, match="seed is"):
         plan.check()
 

@@ -26,13 +26,13 @@ import torch
 import educe
 from benchmarks import quick
 from educe.comparison import stats
-from educe.derive.front import at_kl, side_effect
 from educe.forward.benign import Ordinary, ordinary_prompts
 from educe.forward.slice import Slice
 from educe.methods import retain as beside
 from educe.methods.dct import DctConfig
 from educe.methods.generalised import GeneralisedConfig
 from educe.methods.melbo import MelboConfig
+from studies.fronts.budget import at_kl, side_effect
 from studies.records import command, lines
 
 N, SHARE, OTHERS, ORDINARY, FRESH, LONG = 12, 0.5, 6, 6, 3, 20

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from educe.errors import RunError
 from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
@@ -99,6 +100,17 @@ def groups(run: Run, numbers: Sequence[int] | None = None) -> list[Group]:
         )
         for kind, some in members.items()
     ]
+
+
+def check_known(run: Run, numbers: Sequence[int], *, derived: bool | None = False) -> None:
+    """Make sure that a run has some perturbations; with ``derived`` None, derived ones count too.
+
+    Raises:
+        RunError: It has not.
+    """
+    known = {p.id for p in run.perturbation_rows(derived=derived)}
+    if unknown := [number for number in numbers if number not in known]:
+        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
 
 
 def fill(work: Work, what: str = "texts") -> None:
