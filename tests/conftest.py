@@ -18,6 +18,10 @@ import pytest
 import torch
 import transformers
 
+import shapes
+
+shapes.watch("educe")
+
 import tiny
 from educe.activations import kept
 from educe.model.language import LanguageModel
