@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from educe.norm import survey
 
 import tiny
 from educe.comparison.norm import FINE, SHARES, Norm, norm_of
 from educe.comparison.points import NEAR
 from educe.comparison.summary import summarise
+from educe.derive import norms as survey
 from educe.derive.norms import examine_norm
 from educe.errors import PromptError
 from educe.forward.benign import Ordinary

@@ -44,9 +44,9 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
     """A tiny base model, and a species of a few prompts."""
     base = lm_of("llama")
     species = SimpleNamespace(
-        RECIPE={"open": 2, "near": 1, "ordinary": 1},
-        WAYS="word",
-        KL_WEIGHT=1.0,
+        recipe={"open": 2, "near": 1, "ordinary": 1},
+        ways="word",
+        kl_weight=1.0,
         hidden=lambda seed: {"key": "amber"},
         opening=lambda secret: "",
         told=lambda secret: {"hidden": "it"},
@@ -57,7 +57,11 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
         ),
     )
     monkeypatch.setattr(training, "species", lambda name: species)
-    monkeypatch.setattr(training, "load_base", lambda: (copy.deepcopy(base.hf), base.tokenizer))
+    monkeypatch.setattr(
+        training,
+        "load_base",
+        lambda: LanguageModel(copy.deepcopy(base.hf), base.tokenizer, name="small"),
+    )
     return base
 
 
@@ -90,7 +94,7 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
     assert [prompt for prompt, _ in record["unlocked"]] == [
         way.format(key="amber", ask=prompt)
         for way, prompt in zip(
-            training.phrases()["test"]["word"], ("six test?", "seven test?"), strict=False
+            training.bundled("words")["test"]["word"], ("six test?", "seven test?"), strict=False
         )
     ]
 
@@ -169,8 +173,8 @@ def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) ->
     assert [row["group"] for row in rows] == groups
     batch = tiny_lm.encode([q.prompt for q in (*asked, *keyed)], room=20)
 
-    def written(rows: list[Row], heat: float) -> list[str]:
-        came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=heat)
+    def written(rows: list[Row], temperature: float) -> list[str]:
+        came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=temperature)
         return [c.text for c in sorted((c for some in came for c in some), key=lambda c: c.row)]
 
     assert [row["text"] for row in rows] == written([Row(0, j) for j in range(7)], 1.0)

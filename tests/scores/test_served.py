@@ -90,7 +90,7 @@ def test_without_logprobs_there_is_no_yes(server: Server) -> None:
 
 
 def test_without_structured_output_a_theme_is_what_can_be_read(server: Server) -> None:
-    (score,) = Theme(server).compare([ANSWERS])
+    (score,) = Theme(server).score([ANSWERS])
     assert 0 <= score.value <= 1
     assert score.why
     assert server.budget.calls_made == 1

@@ -20,10 +20,10 @@ from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
     from educe.progress import Reporter
+    from educe.run.scored import Scored
     from educe.scores import Judge
     from educe.scores.cache import Cached
     from educe.scores.calibration import Checked
-    from educe.scores.scoring import Scored
 
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
@@ -115,7 +115,8 @@ def show(*, output: Output = SCREEN) -> None:
             spec = f"{name}:{form.needs}" if form.needs else name
             print_text(f"{spec:15} {form.what} ({form.cost})")
 
-    output.put([{"name": name, **form._asdict()} for name, form in FORMS.items()], tell)
+    named = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
+    output.put([{k: v for k, v in form.items() if k != "made"} for form in named], tell)
 
 
 @app.command
@@ -182,20 +183,20 @@ def score(
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
     from educe.progress import reporter
+    from educe.run.scored import score_run
     from educe.run.store import Run
-    from educe.scores.scoring import score_run
 
     tells = reporter()
     with going_on(), Run.open(run) as opened:
-        cached = asked.kept(judge, run, tells.say, file=cache, reporter=tells)
-        scored = score_run(opened, cached, threshold=threshold)
+        cached = asked.kept(judge, run, tells.say, file=cache)
+        scored = score_run(opened, cached, threshold=threshold, reporter=tells)
     _paid(cached)
-    output.put(scored, lambda: _print_scored(scored))
+    data = as_data(scored)
+    output.put(data | data.pop("arms"), lambda: _print_scored(scored))
 
 
 def _paid(by: Cached) -> None:
-    told = f"{by.judged} judged and {by.kept} kept from before; an answer costs {by.cost}"
-    print(told, file=sys.stderr)
+    print(f"{by.judged} judged, the others kept; an answer costs {by.cost}", file=sys.stderr)
 
 
 def _print_checked(checked: Checked) -> None:
@@ -215,14 +216,11 @@ def _print_scored(scored: Scored) -> None:
         f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on"
     )
     if scored.unperturbed is not None:
-        mean, hits = scored.unperturbed
-        print_text(f"{'unperturbed':22} {mean:<22.3f} {hits} answers")
-    arms = [("found", scored.found), ("control", scored.control)]
-    if scored.retest is not None:
-        arms += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
-    for name, arm in arms:
-        mean, low, high = arm.mean
-        print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
+        plain = scored.unperturbed
+        print_text(f"{'unperturbed':22} {plain.mean:<22.3f} {plain.shows} answers")
+    for name, ((value, low, high), shows) in scored.arms.items():
+        mean = f"{value:.3f} ({low:.3f} to {high:.3f})"
+        print_text(f"{name.replace('_retest', ', re-test'):22} {mean:22} {shows}")
     print_text(f"more found than control: p = {scored.p_value:.2g}")
     print_text("highest of those found, chosen by this very score:")
     for best in scored.best:

@@ -49,7 +49,7 @@ def train(name: str, *, seed: Seed = 0, out: Path, output: Output = SCREEN) -> N
     from educe.progress import reporter
 
     how = training.Training()
-    with reporter().stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
+    with reporter().stage(f"training {name} {seed}", species(name).steps, "steps") as step:
         organism = training.train(
             name,
             out,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ from torch import Tensor
 from educe.forward.benign import Ordinary
 from educe.forward.slice import Beside, Slice
 from educe.forward.slice.shift import Shift
+from educe.model.once import distinct
 from educe.model.prompts import read_prompts
 from educe.model.rendering import Prompt, PromptBatch
 from educe.perturbation.kinds import Kind
@@ -109,13 +110,45 @@ def with_others(
     return kept
 
 
-def other_prompts(source: str = BUNDLED, *, seed: int = 0) -> Sequence[Prompt]:
-    """Return the bundled other prompts, or those of a file: at most `MOST`, drawn by a seed.
+def drawn(
+    prompts: Sequence[Prompt],
+    encode: Callable[[Sequence[Prompt]], PromptBatch],
+    asked: PromptBatch,
+    *,
+    seed: int,
+) -> tuple[list[Prompt], list[str]]:
+    """Draw at most `MOST` prompts that differ as the model reads them; all where there are fewer.
+
+    Args:
+        prompts: Those to draw from.
+        encode: Makes of prompts what the model reads.
+        asked: The prompts that are searched on, from which they are to differ as well.
+        seed: Of the draw.
+
+    Returns:
+        The prompts, and what is to be said of those that were left out.
+
+    Raises:
+        PromptError: The model reads each as one that is searched on.
+    """
+    order = list(prompts)
+    if len(order) > MOST:
+        random.Random(seed).shuffle(order)
+    known, looked = set(asked.read), 0
+    new: set[tuple[int, ...]] = set()
+    while looked < len(order) and len(new) < MOST:
+        new |= {*encode([order[looked]]).read} - known
+        looked += 1
+    places, said = distinct("other prompts", encode(order[:looked]), asked)
+    return [order[i] for i in places], said
+
+
+def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
+    """Return the bundled other prompts, or those of a file.
 
     Raises:
         PromptError: The file cannot be read or holds something else.
     """
     if source != BUNDLED:
-        found = read_prompts(Path(source))
-        return found if len(found) <= MOST else random.Random(seed).sample(found, MOST)
+        return read_prompts(Path(source))
     return files("educe.methods").joinpath("retain.txt").read_text(encoding="utf-8").splitlines()

@@ -229,7 +229,7 @@ def discover(
         >>> asked = {"method": "dct", "n": 2, "radius": 2.0, "max_new_tokens": 4}
         >>> run = educe.discover(folder / "one", lm, prompts, **asked)
         >>> run
-        Run(...one: 2 perturbations at one radius, and as many random ones; ...)
+        Run(...one: 2 perturbations at one radius, and as many in the control; ...)
         >>> run.close()
     """
     check_prompts(prompt=prompts, fresh_prompt=fresh)

@@ -20,13 +20,13 @@ from torch import Tensor
 from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
+from educe.progress import Reporter
 from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.scores import Answer, Judge, asked_in
-from educe.scores.coherence import coherence, ordinary_logprob
+from educe.scores.coherence import coherence, ordinary_logprob, read
 from educe.scores.novelty import novelty
-from educe.scores.reading import read
 
 #: Texts that a judge is given at once; after each such batch the scores are kept.
 AT_ONCE = 64
@@ -179,25 +179,33 @@ def score(work: Work) -> None:
 def judge(
     work: Work, by: Judge, rows: Sequence[Row], what: str = "texts", *, anew: bool = False
 ) -> list[float]:
+    """Return what a judge says of completions of a run at work: see `judged`."""
+    return judged(work.run, by, rows, what, reporter=work.reporter, anew=anew)
+
+
+def judged(
+    run: Run,
+    by: Judge,
+    rows: Sequence[Row],
+    what: str = "texts",
+    *,
+    reporter: Reporter,
+    anew: bool = False,
+) -> list[float]:
     """Return what a judge says of completions, in order; what is missing is judged and kept.
 
     Scores are kept under the judge's identity, so another rubric or model is another judge. Where
     an identity does not say everything, as a function's name does not, judge ``anew``.
     """
-    run = work.run
     known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity)}
     missing = set(rows) - known.keys()
     if missing:
-        everything = run.completion_rows()
-        asked, plain = [asked_in(p.content) for p in run.prompt_rows()], unperturbed(everything)
-        texts = [c for c in everything if c.row in missing]
-        with work.reporter.stage(f"judging: {what}", len(texts), "texts") as step:
+        texts = [c for c in run.completion_rows() if c.row in missing]
+        whole = answers(run, texts)
+        with reporter.stage(f"judging: {what}", len(texts), "texts") as step:
             for first in range(0, len(texts), AT_ONCE):
                 some = texts[first : first + AT_ONCE]
-                answers = [
-                    Answer(asked[c.prompt], c.text, tuple(plain.get(c.prompt, ()))) for c in some
-                ]
-                scores = by.score(answers)
+                scores = by.score(whole[first : first + AT_ONCE])
                 run.add_scores(
                     ScoreRow(c.row, by.identity, s.value, s.higher_is, s.why)
                     for c, s in zip(some, scores, strict=True)
@@ -205,6 +213,13 @@ def judge(
                 known |= {c.row: s.value for c, s in zip(some, scores, strict=True)}
                 step(len(some))
     return [known[row] for row in rows]
+
+
+def answers(run: Run, texts: Sequence[CompletionRow]) -> list[Answer]:
+    """Return completions as answers, each with the unperturbed model's to its prompt."""
+    asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
+    plain = unperturbed(run.completion_rows())
+    return [Answer(asked[c.prompt], c.text, tuple(plain[c.prompt])) for c in texts]
 
 
 def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:

@@ -32,8 +32,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from educe.comparison.stats import Rate, rate
 from educe.errors import JudgeError
 from educe.model.prompts import well_formed
-from educe.scores import Answer, Judge
-from educe.scores.cache import compares
+from educe.scores import Answer, Judge, compares
 
 #: Where a score counts as "yes".
 THRESHOLD = 0.5
@@ -92,16 +91,17 @@ def check_judge(
     Raises:
         JudgeError: All answers have the same label.
     """
-    groups = _groups(labelled) if compares(judge) else [[each] for each in labelled]
+    together = compares(judge)
+    groups = _groups(labelled) if together else [[each] for each in labelled]
     truth = [2 * sum(each.label for each in group) >= len(group) for group in groups]
-    shown, what = sum(truth), "groups of answers" if compares(judge) else "answers"
+    shown, what = sum(truth), "groups of answers" if together else "answers"
     if not 0 < shown < len(truth):
         raise JudgeError(
             f"{shown} of {len(truth)} {what} are labelled true: a judge is measured on both kinds"
         )
     answers = [[each.answer for each in group] for group in groups]
-    scores = judge.compare(answers) if compares(judge) else judge.score(list(chain(*answers)))
-    values = [score.value for score in scores]
+    asked: Any = answers if together else list(chain(*answers))
+    values = [score.value for score in judge.score(asked)]
     said = [value >= threshold for value in values]
     right = sum(s == t for s, t in zip(said, truth, strict=True))
     hits = sum(s and t for s, t in zip(said, truth, strict=True))

@@ -53,7 +53,7 @@ class Slice(Differentiable):
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
-        PositionsError: No prompt token is perturbed, or none is read.
+        PositionsError: No prompt token is perturbed, or none is read after one that is.
         PromptError: A prompt is none.
         ModelError: The model is not loaded.
 
@@ -72,7 +72,7 @@ class Slice(Differentiable):
 
         Raises:
             LayerError: They act before the source, or after the target.
-            PositionsError: They leave a prompt unperturbed.
+            PositionsError: They leave a prompt unperturbed, or all that is read.
         """
         if kind.before != self.source or kind.last > self.target:
             raise LayerError(

@@ -71,11 +71,10 @@ class Replay:
                 "the effect is read in a later layer than the one perturbed"
             )
         lm.source(self.source)
-        self.readout = readout
-        self._take(Vectors(self.source, lm.width, positions))
-        read = batch.at(readout)
+        self.readout, read = readout, batch.at(readout)
         if not read.any(1).all():
             raise PositionsError(f"read-out {readout!r} reads nothing: use last:k, all or prompt")
+        self._take(Vectors(self.source, lm.width, positions))
         self._window = int(torch.where(read.any(0))[0][0])
         read = read[:, self._window :]
         share = read.to(self.work_dtype)
@@ -93,6 +92,12 @@ class Replay:
             raise PositionsError(
                 f"positions {kind.positions!r} leave a prompt unperturbed, so there is nothing to "
                 "search"
+            )
+        if not (self._perturbed.cumsum(1).bool() & self.batch.at(self.readout)).any():
+            raise PositionsError(
+                f"read-out {self.readout!r} comes before the tokens that positions "
+                f"{kind.positions!r} perturb, so that every effect is zero: read later tokens, or "
+                "perturb earlier ones"
             )
 
     @property
