@@ -1,10 +1,10 @@
 """Shapes: the arrays that go into a function, and come out of it, are what its hints promise.
 
-    shapes.watch("educe")  # before it is imported
+    import shapes  # before educe
     def effect(theta: Float[Tensor, "n s"]) -> Float[Tensor, "n d"]: ...
     effect(torch.zeros(3))  # TypeError
 
-Every module of the package is guarded right after it has run, so that others import guarded
+Every module of educe is guarded right after it has run, so that others import guarded
 functions. Within a call, dimensions of one name have one size, by jaxtyping. What has no array in
 its hints is left as it is; mypy has all other types.
 """
@@ -30,13 +30,10 @@ ARRAY = re.compile(r"\b(Bool|Float|Int)\[")
 
 
 class Watching(MetaPathFinder):
-    """Finds the modules of a package, and guards their functions when they have run."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
+    """Finds the modules of educe, and guards their functions when they have run."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name.split(".")[0] != self.package:
+        if name.split(".")[0] != "educe":
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -48,12 +45,6 @@ class Watching(MetaPathFinder):
 
             spec.loader.exec_module = run_and_guard  # type: ignore[method-assign]
         return spec
-
-
-def watch(package: str) -> None:
-    """Let every function of a package that is not imported yet check its arrays."""
-    assert package not in sys.modules
-    sys.meta_path.insert(0, Watching(package))
 
 
 def guard(place: Any, module: str) -> None:
@@ -117,3 +108,7 @@ def check(function: Callable[..., Any], name: str, value: Any, kind: Any) -> Non
 
 def _is_array(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, AbstractArray)
+
+
+assert "educe" not in sys.modules
+sys.meta_path.insert(0, Watching())
