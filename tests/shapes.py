@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from jaxtyping import AbstractArray, jaxtyped
 
-ARRAY = re.compile(r"\b(Bool|Float|Int)\[")
+#: Hints that are checked: arrays, perhaps None instead, and tuples of them.
+ARRAYS = re.compile(r"(tuple\[.*)?\b(Bool|Float|Int)\[")
 
 
 class Watching(MetaPathFinder):
@@ -65,7 +66,7 @@ def checked(function: Any) -> Any:
     hints = {
         name: hint
         for name, hint in getattr(function, "__annotations__", {}).items()
-        if ARRAY.search(str(hint))
+        if ARRAYS.match(str(hint))
     }
     if not hints:
         return function

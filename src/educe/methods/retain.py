@@ -1,4 +1,4 @@
-"""Beside: other prompts, on which a search wants the model to stay as it is.
+"""Retain prompts: other prompts, on which a search wants the model to stay as it is.
 
     max  f(θ) - μ c g(θ),     c = mean ‖∇f‖ / mean ‖∇g‖  at the first directions, along spheres
 
@@ -11,7 +11,7 @@ others, one of
 So ``μ`` has no scale: at 1 both gradients are equally long at the start, whatever the model, the
 radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
 
-A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
+A search is given other prompts as `Slice.retain` of its slice, and never sees what they are:
 ordinary requests, or prompts that match those searched on but have nothing to hide.
 """
 
@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.forward.benign import Ordinary
-from educe.forward.slice import Beside, Slice
+from educe.forward.slice import Retain, Slice
 from educe.forward.slice.shift import Shift
 from educe.model.once import distinct
 from educe.model.prompts import read_prompts
@@ -47,8 +47,8 @@ MOST = 16
 
 
 @dataclass(frozen=True)
-class Others:
-    """Other prompts beside a slice (a `educe.forward.slice.Beside`).
+class RetainPrompts:
+    """The retain prompts of a slice (a `educe.forward.slice.Retain`).
 
     Attributes:
         part: The same blocks on these prompts.
@@ -62,7 +62,7 @@ class Others:
     by: By
     answers: Ordinary | None
 
-    def on(self, kind: Kind) -> Others:
+    def on(self, kind: Kind) -> RetainPrompts:
         """Return the same for perturbations of another kind."""
         return replace(self, part=self.part.on(kind))
 
@@ -84,7 +84,7 @@ def mean_square(shift: Shift) -> Float[Tensor, "n"]:
     return torch.einsum("npkd,npkd,pk->n", shift.values, shift.values, shift.weights)
 
 
-def with_others(
+def with_retain_prompts(
     part: Slice, batch: PromptBatch, *, weight: float = 0.0, by: By = "effect"
 ) -> Slice:
     """Return a slice with other prompts beside it.
@@ -105,8 +105,8 @@ def with_others(
     )
     answers = Ordinary(part.lm, batch, before=part.source) if by == "kl" else None
     kept = copy.copy(part)
-    others: Beside = Others(there, weight, by, answers)
-    kept.beside = others.on(part.kind)
+    others: Retain = RetainPrompts(there, weight, by, answers)
+    kept.retain = others.on(part.kind)
     return kept
 
 
@@ -143,7 +143,7 @@ def drawn(
     return [order[i] for i in places], said
 
 
-def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
+def retain_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
     """Return the bundled other prompts, or those of a file.
 
     Raises:
