@@ -96,7 +96,7 @@ def test_a_number_is_what_was_written_or_an_error(
 #: Real numbers that commands take, by their bounds: just outside, and just inside.
 BOUNDS = {
     "--temperature": (["-1e-9"], ["0", "1e9"]),
-    "--quiet": (["-1"], ["0", "50"]),
+    "--retain": (["-1"], ["0", "50"]),
     "--louder": (["0", "-1"], ["1e-9"]),
     "--budget": (["0", "-1"], ["1e-9", "100"]),
     "--time-out": (["0", "-1", "86401", "1e300"], ["0.1", "86400"]),

@@ -4,7 +4,7 @@
     A = J_tᵀJ_t / positions,   B = J_bᵀJ_b / positions,   ε = ridge · trace(B on the span) / k
 
 ``J_t`` and ``J_b`` stack the Jacobians at zero of every read-out position of the prompts searched
-on and of the others (`Slice.beside`); ``v_1 … v_k`` are the leading right singular vectors of
+on and of the others (`Slice.retain`); ``v_1 … v_k`` are the leading right singular vectors of
 ``J_t``, from the block iteration of `educe.methods.power`. The maximum, and the stationary points
 below it, are the generalised eigenvectors of ``(A, B + εI)``: the first order of a search with a
 penalty on the benign effect, with a ratio for the difference. Elsewhere: common spatial patterns
@@ -64,7 +64,7 @@ def start(
     Raises:
         MethodError: There are no other prompts, or more vectors are asked for than the span has.
     """
-    if part.beside is None:
+    if part.retain is None:
         raise MethodError("generalised compares with other prompts: give the slice some beside it")
     k = min(config.subspace, part.kind.size)
     check_signs("generalised", n, k, ", or set a larger subspace")
@@ -81,18 +81,18 @@ def step(
         return new, Progress(done=False, objective=reached.objective)
     span, others = power.spectrum(state, _block(config)).v, state["others"]
     if len(others) < len(span):  # else the state was saved after the last step
-        assert part.beside is not None
+        assert part.retain is not None
         some = span[len(others) : len(others) + AT_ONCE]
-        others = torch.cat([others, part.beside.part.gram(torch.zeros_like(some), some)])
+        others = torch.cat([others, part.retain.part.gram(torch.zeros_like(some), some)])
     return state | {"others": others}, Progress(done=len(others) == len(span))
 
 
 def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) -> State:
     """Solve the eigenproblem and measure what its directions do at the radius."""
-    assert part.beside is not None
+    assert part.retain is not None
     n, span = int(state["n"]), power.spectrum(state, _block(config))
     a = span.square.diag() / part.readouts
-    b = state["others"] @ span.v.T / part.beside.part.readouts
+    b = state["others"] @ span.v.T / part.retain.part.readouts
     value, rows = solve(a, (b + b.T) / 2, config.ridge)
     inside = torch.nn.functional.normalize(rows, dim=1)
 
@@ -100,8 +100,20 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
         """Return ``‖J v‖``, root mean square over positions."""
         return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt()
 
+<<<<<<< HEAD
     scores = {"ratio": value, "gain": gain(a), "gain_beside": gain(b)}
     return with_both_signs(part, radius, inside @ span.v, n, **scores)
+=======
+    found = {
+        "directions": v,
+        "outputs": u,
+        "score.ratio": value[:wanted].repeat_interleave(2),
+        "score.gain": gain(a),
+        "score.gain_retain": gain(b),
+        "score.effect": size,
+    }
+    return State({name: values[:n] for name, values in found.items()})
+>>>>>>> cli
 
 
 def solve(

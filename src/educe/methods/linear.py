@@ -143,7 +143,7 @@ def with_both_signs(
 
 def both_signs(
     part: Slice, radius: float, v: Float[Tensor, "n s"]
-) -> tuple[Float[Tensor, "2n s"], Float[Tensor, "2n d"]]:
+) -> tuple[Float[Tensor, "2*n s"], Float[Tensor, "2*n d"]]:
     """Return each direction and its mirror image, the more effective one first, and their effects.
 
     What finds a direction from derivatives at zero knows it up to its sign.

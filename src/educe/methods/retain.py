@@ -1,4 +1,4 @@
-"""Beside: other prompts, on which a search wants the model to stay as it is.
+"""Retain prompts: other prompts, on which a search wants the model to stay as it is.
 
     max  f(θ) - μ c g(θ),     c = mean ‖∇f‖ / mean ‖∇g‖  at the first directions, along spheres
 
@@ -11,10 +11,15 @@ others, one of
 So ``μ`` has no scale: at 1 both gradients are equally long at the start, whatever the model, the
 radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
 
+<<<<<<< HEAD
 A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
 ordinary requests, or prompts that match those searched on but have nothing to hide. A method asks
 for the `penalty` at each step, and keeps in its state what is fixed at the first; without other
 prompts, or at weight zero, there is none and the state is as it was.
+=======
+A search is given other prompts as `Slice.retain` of its slice, and never sees what they are:
+ordinary requests, or prompts that match those searched on but have nothing to hide.
+>>>>>>> cli
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.forward.benign import Ordinary
-from educe.forward.slice import Beside, Slice
+from educe.forward.slice import Retain, Slice
 from educe.forward.slice.shift import Shift
 from educe.methods.state import State
 from educe.model.once import distinct
@@ -51,8 +56,8 @@ MOST = 16
 
 
 @dataclass(frozen=True)
-class Others:
-    """Other prompts beside a slice (a `educe.forward.slice.Beside`).
+class RetainPrompts:
+    """The retain prompts of a slice (a `educe.forward.slice.Retain`).
 
     Attributes:
         part: The same blocks on these prompts.
@@ -66,7 +71,7 @@ class Others:
     by: By
     answers: Ordinary | None
 
-    def on(self, kind: Kind) -> Others:
+    def on(self, kind: Kind) -> RetainPrompts:
         """Return the same for perturbations of another kind."""
         return replace(self, part=self.part.on(kind))
 
@@ -88,7 +93,7 @@ def mean_square(shift: Shift) -> Float[Tensor, "n"]:
     return torch.einsum("npkd,npkd,pk->n", shift.values, shift.values, shift.weights)
 
 
-def with_others(
+def with_retain_prompts(
     part: Slice, batch: PromptBatch, *, weight: float = 0.0, by: By = "effect"
 ) -> Slice:
     """Return a slice with other prompts beside it.
@@ -109,8 +114,8 @@ def with_others(
     )
     answers = Ordinary(part.lm, batch, before=part.source) if by == "kl" else None
     kept = copy.copy(part)
-    others: Beside = Others(there, weight, by, answers)
-    kept.beside = others.on(part.kind)
+    others: Retain = RetainPrompts(there, weight, by, answers)
+    kept.retain = others.on(part.kind)
     return kept
 
 
@@ -147,7 +152,7 @@ def drawn(
     return [order[i] for i in places], said
 
 
-def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
+def retain_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
     """Return the bundled other prompts, or those of a file.
 
     Raises:

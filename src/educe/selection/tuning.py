@@ -32,6 +32,7 @@ from educe.progress import Reporter
 from educe.rows import ARMS, RETEST, RUNG, Phase, Row
 from educe.run.asking import RETEST_TEMPERATURE
 from educe.run.fill import add_set, write
+from educe.run.schema import renamed
 from educe.run.settings import Settings, encoded
 from educe.run.store import Run
 from educe.run.work import Work, at_work
@@ -185,7 +186,7 @@ def stored_tuning(run: Run) -> Tuning:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
     config = tupled(run.note(NOTE))
-    return Tuning(**config | {"job": Settings(**tupled(config["job"]))})
+    return Tuning(**config | {"job": Settings(**tupled(renamed(config["job"])))})
 
 
 def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Reporter | None = None) -> Tuned:

@@ -46,7 +46,7 @@ class Slice(Differentiable):
         start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
-        beside: Other prompts that a search keeps as they are, if any (see `educe.methods.retain`).
+        retain: Other prompts that a search keeps as they are, if any (see `educe.methods.retain`).
         counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
             each prompt (see `educe.forward.slice.norms`).
         median_norm: Median norm of the stream at the source over these.
@@ -66,7 +66,7 @@ class Slice(Differentiable):
         0.0
     """
 
-    beside: Beside | None = None
+    retain: Retain | None = None
 
     def on(self, kind: Kind) -> Slice:
         """Return the same slice for perturbations of another kind.
@@ -82,7 +82,7 @@ class Slice(Differentiable):
             )
         part = copy.copy(self)
         part._take(kind)
-        part.beside = self.beside and self.beside.on(kind)
+        part.retain = self.retain and self.retain.on(kind)
         if kind.positions != self.positions:
             part._run_past()
         return part
@@ -144,7 +144,7 @@ class Slice(Differentiable):
         return self._shift(theta[chunk.first : chunk.last], chunk)
 
 
-class Beside(Protocol):
+class Retain(Protocol):
     """Other prompts, to which perturbations ought to do little (see `educe.methods.retain`)."""
 
     @property
@@ -159,7 +159,7 @@ class Beside(Protocol):
     def part(self) -> Slice:
         """The same blocks on these prompts."""
 
-    def on(self, kind: Kind) -> Beside:
+    def on(self, kind: Kind) -> Retain:
         """Return the same for perturbations of another kind."""
 
     def value_and_grad(

@@ -60,8 +60,8 @@ class Differentiable(Replay):
         return value, moved
 
     def vjp(
-        self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n s"]
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n s"]]:
         """Return ``Δ(θ)`` and the transposed Jacobian at ``θ`` times ``cotangent``, row by row."""
 
         def project(shift: Shift) -> tuple[Tensor, Tensor]:
