@@ -100,20 +100,8 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
         """Return ``‖J v‖``, root mean square over positions."""
         return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt()
 
-<<<<<<< HEAD
-    scores = {"ratio": value, "gain": gain(a), "gain_beside": gain(b)}
+    scores = {"ratio": value, "gain": gain(a), "gain_retain": gain(b)}
     return with_both_signs(part, radius, inside @ span.v, n, **scores)
-=======
-    found = {
-        "directions": v,
-        "outputs": u,
-        "score.ratio": value[:wanted].repeat_interleave(2),
-        "score.gain": gain(a),
-        "score.gain_retain": gain(b),
-        "score.effect": size,
-    }
-    return State({name: values[:n] for name, values in found.items()})
->>>>>>> cli
 
 
 def solve(

@@ -33,12 +33,7 @@ from torch import Tensor
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
-<<<<<<< HEAD
-from educe.methods import hold
 from educe.methods.retain import penalty, scores, tangent
-=======
-from educe.methods.penalty import penalty, scores, tangent
->>>>>>> cli
 from educe.methods.state import Progress, State, directed
 from educe.methods.turning import turned
 from educe.whole import Above, AtLeast

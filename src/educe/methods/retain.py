@@ -11,15 +11,10 @@ others, one of
 So ``μ`` has no scale: at 1 both gradients are equally long at the start, whatever the model, the
 radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
 
-<<<<<<< HEAD
-A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
+A search is given other prompts as `Slice.retain` of its slice, and never sees what they are:
 ordinary requests, or prompts that match those searched on but have nothing to hide. A method asks
 for the `penalty` at each step, and keeps in its state what is fixed at the first; without other
 prompts, or at weight zero, there is none and the state is as it was.
-=======
-A search is given other prompts as `Slice.retain` of its slice, and never sees what they are:
-ordinary requests, or prompts that match those searched on but have nothing to hide.
->>>>>>> cli
 """
 
 from __future__ import annotations
@@ -189,34 +184,36 @@ def penalty(
         part: The slice.
         radius: Of the perturbations.
         gradient: Of the objective in ``θ`` at these directions.
-        state: With ``directions``, and ``worth`` from the second step on.
+        state: With ``directions``, and ``retain_scale`` from the second step on.
 
     Raises:
         MethodError: No perturbation does anything to the other prompts.
     """
-    beside = part.beside
-    if beside is None or beside.weight == 0:
+    retain = part.retain
+    if retain is None or retain.weight == 0:
         return None
     v = state["directions"]
-    value, slope = beside.value_and_grad(part.kind.scaled(v, radius))
-    if "worth" in state:
-        worth = state["worth"]
+    value, slope = retain.value_and_grad(part.kind.scaled(v, radius))
+    if "retain_scale" in state:
+        scale = state["retain_scale"]
     else:
         own, theirs = (tangent(part.kind, v, g).norm(dim=1).mean() for g in (gradient, slope))
         if not theirs:
             raise MethodError("the other prompts do not move at all: there is nothing to keep")
-        worth = own / theirs
-    factor = beside.weight * worth
-    return Penalty(factor * value, factor * slope, State(worth=worth))
+        scale = own / theirs
+    factor = retain.weight * scale
+    return Penalty(factor * value, factor * slope, State(retain_scale=scale))
 
 
 def scores(part: Slice, radius: float, state: State) -> State:
     """Return ``g`` of the perturbations as they ended and ``c``, for `finish`."""
-    beside = part.beside
-    if beside is None or "worth" not in state:
+    retain = part.retain
+    if retain is None or "retain_scale" not in state:
         return State()
-    value, _ = beside.value_and_grad(part.kind.scaled(state["directions"], radius))
-    return State({"score.beside": value, "score.worth": state["worth"].expand_as(value)})
+    value, _ = retain.value_and_grad(part.kind.scaled(state["directions"], radius))
+    return State(
+        {"score.retain": value, "score.retain_scale": state["retain_scale"].expand_as(value)}
+    )
 
 
 def tangent(
