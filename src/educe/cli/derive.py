@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from cyclopts import App, Parameter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, some, telling
 from educe.cli.options import SCREEN, Number, Output, RunFolder
+from educe.cli.streams import as_data
 from educe.options import AtLeastOne, Count, Flag, Natural, Part, Seed, Share
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def path(
         with going_on(f"educe derive path {shlex.quote(str(run))} ..."):
             name = follow_run(work, chosen, plan)
         done = next(one for one in paths.paths(work.run) if one.name == name)
-        end(work.run, output, done.data(), lambda: tables.path(done, run))
+        end(work.run, output, as_data(done), lambda: tables.path(done, run))
 
 
 @app.command
@@ -142,7 +142,8 @@ def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCRE
     with _working(run) as work:
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
-        end(work.run, output, {"front": points, "score": judge}, lambda: tables.front(points))
+        data = {"front": as_data(points), "score": judge}
+        end(work.run, output, data, lambda: tables.front(points))
 
 
 @app.command
@@ -167,7 +168,7 @@ def sparse(
     with _working(run, chosen) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
-        end(work.run, output, asdict(done), lambda: tables.sparse(done))
+        end(work.run, output, as_data(done), lambda: tables.sparse(done))
 
 
 @app.command
@@ -183,7 +184,8 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
     with _working(run, chosen) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
-        end(work.run, output, asdict(done) | {"best": done.best}, lambda: tables.ungated(done))
+        data = as_data(done) | {"best": as_data(done.best)}
+        end(work.run, output, data, lambda: tables.ungated(done))
 
 
 def _effective(run: Run) -> list[int]:

@@ -26,7 +26,7 @@ class Penalty(NamedTuple):
     Attributes:
         value: ``μ c g`` of each perturbation.
         gradient: Its gradient in ``θ``.
-        kept: What the next state has to hold: ``worth``, which is ``c``.
+        kept: What the next state has to hold: ``retain_scale``, which is ``c``.
     """
 
     value: Float[Tensor, "n"]
@@ -43,34 +43,36 @@ def penalty(
         part: The slice.
         radius: Of the perturbations.
         gradient: Of the objective in ``θ`` at these directions.
-        state: With ``directions``, and ``worth`` from the second step on.
+        state: With ``directions``, and ``retain_scale`` from the second step on.
 
     Raises:
         MethodError: No perturbation does anything to the other prompts.
     """
-    beside = part.beside
-    if beside is None or beside.weight == 0:
+    retain = part.retain
+    if retain is None or retain.weight == 0:
         return None
     v = state["directions"]
-    value, slope = beside.value_and_grad(part.kind.scaled(v, radius))
-    if "worth" in state:
-        worth = state["worth"]
+    value, slope = retain.value_and_grad(part.kind.scaled(v, radius))
+    if "retain_scale" in state:
+        scale = state["retain_scale"]
     else:
         own, theirs = (tangent(part.kind, v, g).norm(dim=1).mean() for g in (gradient, slope))
         if not theirs:
             raise MethodError("the other prompts do not move at all: there is nothing to keep")
-        worth = own / theirs
-    factor = beside.weight * worth
-    return Penalty(factor * value, factor * slope, State(worth=worth))
+        scale = own / theirs
+    factor = retain.weight * scale
+    return Penalty(factor * value, factor * slope, State(retain_scale=scale))
 
 
 def scores(part: Slice, radius: float, state: State) -> State:
     """Return ``g`` of the perturbations as they ended and ``c``, for `finish`."""
-    beside = part.beside
-    if beside is None or "worth" not in state:
+    retain = part.retain
+    if retain is None or "retain_scale" not in state:
         return State()
-    value, _ = beside.value_and_grad(part.kind.scaled(state["directions"], radius))
-    return State({"score.beside": value, "score.worth": state["worth"].expand_as(value)})
+    value, _ = retain.value_and_grad(part.kind.scaled(state["directions"], radius))
+    return State(
+        {"score.retain": value, "score.retain_scale": state["retain_scale"].expand_as(value)}
+    )
 
 
 def tangent(
