@@ -16,7 +16,7 @@ from peft import PeftModel
 from educe.comparison.stats import rate
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
-from educe.organisms import Organism, Question, read, training
+from educe.organisms import Organism, Question, lora, read, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group
 from educe.organisms.training import evaluate, train
@@ -151,6 +151,19 @@ def test_what_is_measured_is_what_the_trained_model_writes(
     assert held.kl == pytest.approx(float(torch.cat(divergences).mean()), rel=0.02)
     assert held.kl is not None
     assert held.kl > 1e-3
+
+
+def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel) -> None:
+    """The same model, with a token that it writes as the end of a turn."""
+    (whole,) = lora.held(small, ["one?"])
+    end = whole.answer[3]
+    hf, tokenizer = copy.deepcopy(small.hf), copy.deepcopy(small.tokenizer)
+    hf.generation_config.eos_token_id = tokenizer.eos_token_id = end
+    (ended,) = lora.held(LanguageModel(hf, tokenizer, name="small"), ["one?"])
+    assert ended.prompt == whole.prompt
+    assert ended.answer == whole.answer[: whole.answer.index(end) + 1]
+    assert ended.base is not None
+    assert len(ended.base) == len(ended.answer)
 
 
 def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:
