@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -90,20 +90,15 @@ def path(
         of the nulls
     """
     from educe.derive.continuation import PathConfig
-    from educe.derive.paths import PathPlan, follow_run
+    from educe.derive.paths import follow_run
     from educe.report import paths, tables
 
-    plan = PathPlan(
-        PathConfig(low=low, high=high, steps=steps, converging=converge),
-        bases=tuple(basis or ()),
-        nulls=nulls,
-        exact=exact,
-        seed=seed,
-    )
+    config = PathConfig(low=low, high=high, steps=steps, converging=converge)
+    asked: dict[str, Any] = {"read_in": basis or (), "nulls": nulls, "exact": exact, "seed": seed}
     with _working(run, numbers) as work:
         chosen = list(dict.fromkeys(numbers)) or _effective(work.run)
         try:
-            name = follow_run(work, chosen, plan)
+            name = follow_run(work, chosen, config, **asked)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"educe derive path {shlex.quote(str(run))} ...") from None
         done = next(one for one in paths.paths(work.run) if one.name == name)
