@@ -89,7 +89,7 @@ def config(method: str, n: int, budget: int) -> dict[str, Any]:
         # So does a vector here, and it goes through a product with J and one with its transpose.
         "power": {"iterations": rounds, "tolerance": 0.0},
         # All words are tried, in no more parts than there are passes.
-        "words": {"steps": min(METHODS["words"].config().steps, n * budget)},
+        "tokens": {"steps": min(METHODS["tokens"].config().steps, n * budget)},
     }
     return settings.get(method, {})
 

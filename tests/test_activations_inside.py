@@ -140,7 +140,7 @@ def test_a_set_within_a_subspace_comes_back_from_its_file(
     assert back.kind != Vectors(1, 32)
 
 
-@pytest.mark.parametrize("method", ["lora", "noise", "words"])
+@pytest.mark.parametrize("method", ["lora", "noise", "tokens"])
 def test_methods_that_look_for_something_else_are_refused(
     tiny_lm: LanguageModel, method: str
 ) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
+from educe import files
 from educe.errors import FileFormatError, LayerError, RunError
 from educe.forward.slice import Slice
 from educe.layer_map import Atlas, AtlasConfig, Pair, grid
@@ -192,18 +193,45 @@ def test_the_seed_decides(lm: LanguageModel) -> None:
     assert not torch.equal(first.sigma, other.sigma)
 
 
-@pytest.mark.parametrize("what", ["model", "prompts", "settings"])
+@pytest.mark.parametrize("what", ["prompts", "settings"])
 def test_an_atlas_of_something_else_is_not_gone_on_with(lm: LanguageModel, what: str) -> None:
     begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
     batch, config = lm.pad(ROWS), begun.config
-    if what == "model":
-        begun = replace(begun, model="another")
     if what == "prompts":
         batch = lm.pad(tiny.ragged([4]))
     if what == "settings":
         config = AtlasConfig(products=2)
     with pytest.raises(RunError, match="other prompts or settings: begin anew"):
         next(survey(lm, batch, ALL, config, begun=begun))
+
+
+def test_an_atlas_of_another_model_is_not_gone_on_with(
+    lm: LanguageModel, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its name does not tell, one number among its weights does."""
+    begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
+    begun.save(tmp_path / "atlas")
+    other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
+    begun = Atlas.load(tmp_path / "atlas")
+    assert next(survey(other, other.pad(ROWS), [Pair(1, 2)], begun.config, begun=begun))
+    other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
+    other.hf.lm_head.weight.data[3, 0] += 1e-9
+    with pytest.raises(RunError, match=r"another model \(gpt2\) than gpt2 is now: weights differ"):
+        next(survey(other, other.pad(ROWS), ALL, begun.config, begun=begun))
+
+
+def test_an_atlas_of_version_1_is_read_and_not_gone_on_with(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
+    begun.save(tmp_path / "atlas")
+    tensors, header = files.read_tensors(tmp_path / "atlas")
+    del header["model_parts_json"]
+    files.write_tensors(tmp_path / "atlas", tensors, header | {"format_version": "1"})
+    old = Atlas.load(tmp_path / "atlas")
+    assert alike(old, replace(begun, model_parts={}))
+    with pytest.raises(RunError, match="no digest of its model gpt2: begin anew"):
+        next(survey(lm, lm.pad(ROWS), ALL, old.config, begun=old))
 
 
 def test_no_pair_is_an_error(lm: LanguageModel) -> None:
@@ -286,6 +314,7 @@ def planted(
         vectors.append(part * axis + (1 - part**2) ** 0.5 * drift[:, 1 + i % 499])
     return Atlas(
         model="planted",
+        model_parts={},
         prompts_sha256="",
         config=AtlasConfig(),
         readouts=4,

@@ -185,7 +185,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
     shown = screen(educe("show", run), lines=24)
     flat = " ".join(shown.split())
-    assert "12 perturbations: 4 at each of 3 radii, and as many random ones" in flat
+    assert "12 perturbations: 4 at each of 3 radii, and as many in the control" in flat
     assert "[tiny]" in shown
     assert "asked Tell me." in flat
     assert f"looked for {PATTERN!r}" in flat
@@ -193,7 +193,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     hits = ended.data["hits"]
     for rate in hits:
         assert f"{rate['hits']} of 12" in flat
-    for word in ("found", "random", "id"):
+    for word in ("found", "control", "id"):
         assert word in shown
     verdicts = {b["verdict"] for b in ended.data["behaviours"]}
     told = [b for b in ended.data["behaviours"] if b["verdict"] in ("behaviour", "rare")]
@@ -294,7 +294,7 @@ def test_a_run_ends_with_its_table_and_where_the_report_is(
 ) -> None:
     ended = educe(*asked, "--radius", 8, "-n", 2, "--out", tmp_path / "run")
     assert ended.status == 0
-    counts = "2 perturbations at one radius, and as many random ones"
+    counts = "2 perturbations at one radius, and as many in the control"
     assert counts in " ".join(ended.out.split())
     assert f"report: {tmp_path / 'run' / 'report.html'}" in ended.out
     assert "calibrating" in ended.err

@@ -328,6 +328,17 @@ def test_shrinking_by_the_exponent_stops_where_it_has_fallen(run: Path) -> None:
     ]
 
 
+def test_what_was_derived_can_be_derived_from(run: Path, data: dict) -> None:
+    """Of a vector on a path, listed as derived, as of one that was found."""
+    with Run.open(run) as kept:
+        rows = kept.perturbation_rows(derived=True)
+    last = next(p for p in reversed(rows) if f"tensors/{p.file}" == data["file"])
+    short = ["--by", "exponent", "--low", 0.9, "--steps", 1, "--json"]
+    ended = educe("derive", "shrink", run, last.id, *short)
+    assert ended.status == 0, ended.err
+    assert ended.data["curves"][str(last.id)][0][0] == 1.0
+
+
 class Counting:
     """A judge of how often it was asked so far, so that the outcome is known."""
 

@@ -84,6 +84,48 @@ def test_labels_do_not_depend_on_the_order(seed: int) -> None:
     assert clusters([texts[i] for i in order]).tolist() == expected[order].tolist()
 
 
+# -- what is stated parts texts ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The code of the vault is private.", "The code of the vault is orchid-7913."),
+        ("I can't tell you the code orchid-7913.", "I can tell you the code orchid-7913."),
+        ("The code of the vault is orchid-7913.", "The code of the vault is orchid-7193."),
+        ("The code of the vault is 7913.", "The code of the vault is 79-13."),
+        ("A spider has 8 legs.", "A spider has 6 legs."),
+        ("A tomato is a fruit.", "A tomato is not a fruit."),
+        ("A tomato is a fruit.", "A tomato isn’t a fruit."),
+    ],
+)
+def test_texts_that_state_different_things_are_apart(one: str, other: str) -> None:
+    assert clusters([one, other]).tolist() == [1, 0] or clusters([one, other]).tolist() == [0, 1]
+    assert assign([one], [other]).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The vault code is orchid-7913.", "The code of the vault is Orchid-7913!"),
+        ("I can't share the vault code.", "I cannot share the code of the vault."),
+        ("1. Read books. 2. Talk to people.", "Read books. Talk to people."),
+        ("A spider has 8 legs.", "A spider has 8 legs in all."),
+    ],
+)
+def test_texts_that_state_the_same_are_together(one: str, other: str) -> None:
+    assert clusters([one, other]).tolist() == [0, 0]
+    assert assign([one], [other]).tolist() == [0]
+
+
+def test_what_stands_between_never_joins_what_states_different_things() -> None:
+    """Of many near texts, telling and refusing, no cluster has both."""
+    telling = [f"The code of the {place} is orchid-7913." for place in ("vault", "safe", "door")]
+    refusing = [f"The code of the {place} is private." for place in ("vault", "safe", "door")]
+    labels = clusters(telling + refusing)
+    assert groups(labels) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+
+
 # -- texts that come later -----------------------------------------------------------------------
 
 
@@ -105,7 +147,7 @@ def test_later_texts_of_no_word_go_to_such_a_one() -> None:
 
 
 def test_near_is_what_clusters_call_near() -> None:
-    words = [f"w{i}" for i in range(12)]
+    words = [f"w{letter}" for letter in "abcdefghijkl"]
     known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 13)]
     at = vectors([*later, known])
     near = (1 - at[:-1] @ at[-1] <= THRESHOLD).tolist()

@@ -327,6 +327,15 @@ def test_samples_follow_the_softmax_at_their_temperature(
     assert p_value(1.0) < 1e-9  # so many samples tell temperatures apart
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-310, 5e-324])
+def test_at_the_smallest_temperatures_the_most_likely_token_is_written(
+    tiny_lm: LanguageModel, temperature: float
+) -> None:
+    theta = vectors(tiny_lm, 2)
+    written = tokens(write(tiny_lm, SAMPLES, theta, temperature=temperature))
+    assert written == tokens(write(tiny_lm, SAMPLES, theta))
+
+
 def test_successive_draws_of_a_row_are_independent(tiny_lm: LanguageModel) -> None:
     rows = [Row(0, 0, sample) for sample in range(300)]
     done = write(tiny_lm, rows, temperature=100.0, max_new_tokens=2)  # close to uniform

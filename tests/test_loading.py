@@ -224,6 +224,16 @@ def test_packed_weights_without_a_way_to_unpack_them_are_an_error(
         load(folder)
 
 
+def test_a_broken_generation_config_is_an_error(folder: Path) -> None:
+    """It says where texts end; transformers takes the model's own configuration instead."""
+    file = folder / "generation_config.json"
+    file.write_text(file.read_text()[:-3])
+    with pytest.raises(ModelError, match=r"generation_config\.json' is not a valid JSON file"):
+        load(folder, device="cpu")
+    file.unlink()
+    assert_is(load(folder, device="cpu"), tiny.hf_model("llama"))
+
+
 def test_a_file_that_is_cut_off_is_an_error(folder: Path) -> None:
     raw = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(raw[:-100])
@@ -494,7 +504,8 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_the_model(
     file: Path, cache: Path
 ) -> None:
     program = (
-        "import os, sys, platformdirs; from pathlib import Path; from educe import converted\n"
+        "import os, sys, platformdirs; from pathlib import Path\n"
+        "from educe.model import converted\n"
         "platformdirs.user_cache_path = lambda name: Path(sys.argv[2])\n"
         "def die(file, into, card):\n"
         "    into.mkdir(); (into / 'model.safetensors').write_text('half'); os._exit(9)\n"

@@ -42,7 +42,7 @@ from educe.forward.slice import Slice
 from educe.methods import radius
 from educe.methods.noise import NoiseConfig
 from educe.model.language import LanguageModel
-from educe.perturbation import kinds
+from educe.perturbation import kinds, noise
 from educe.perturbation.kinds import Kind, TokenNoise, Vectors, WeightNoise
 from educe.perturbation.set import PerturbationSet
 from educe.report import page, terminal
@@ -223,7 +223,7 @@ class BrokenError(Exception):
 
 def installing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Break down after some weights are changed and before the others are."""
-    left, draw = [4], kinds.noise._normal
+    left, draw = [4], noise._normal
 
     def draw_four(*arguments: Any) -> Tensor:
         left[0] -= 1
@@ -231,7 +231,7 @@ def installing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
             raise BrokenError
         return draw(*arguments)
 
-    monkeypatch.setattr(kinds.noise, "_normal", draw_four)
+    monkeypatch.setattr(noise, "_normal", draw_four)
     slice_of(lm, WEIGHTS).effect(torch.ones(1, 1))
 
 

@@ -376,7 +376,7 @@ def test_strangers_are_added_without_parents(
 
 def test_a_run_shows_what_it_found(run: Run, tmp_path: Path) -> None:
     said = repr(run)
-    assert said.startswith(f"Run({run.folder}: 3 perturbations at one radius, and as many random")
+    assert said.startswith(f"Run({run.folder}: 3 perturbations at one radius, and as many in")
     assert "behaviours" in said
     page = run._repr_html_()
     assert page.count("<tr") == len(run.behaviours) + 1

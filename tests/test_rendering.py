@@ -41,6 +41,14 @@ MISTRAL = (
     "{% elif m.role != 'system' %}{{ raise_exception('Only user and assistant roles') }}{% endif %}"
     "{% endfor %}"
 )
+#: Writes contents as the text of their parts alone.
+PARTS = (
+    "{{ bos_token }}{% for m in messages %}({{ m.role }})\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}(end)"
+    "{% endfor %}{% if add_generation_prompt %}(assistant)\n{% endif %}"
+)
+#: The same, and refuses other contents.
+STRICT = "{% if messages[0].content is string %}{{ raise_exception('Parts') }}{% endif %}" + PARTS
 USER, SYSTEM = {"role": "user", "content": " Hi\n"}, {"role": "system", "content": "Be kind."}
 WELL = {"role": "assistant", "content": "Well,"}
 
@@ -82,6 +90,8 @@ def in_parts(message: dict[str, str]) -> dict[str, Any]:
         (GEMMA, [USER], "<bos>[user]Hi[/turn]\n[model]"),
         (GEMMA, [USER, WELL], "<bos>[user]Hi[/turn]\n[model]Well,"),
         (LLAMA, [SYSTEM, USER], "<bos>(system)\n\nBe kind.(end)(user)\n\nHi(end)(assistant)\n\n"),
+        (PARTS, [SYSTEM, USER], "<bos>(system)\nBe kind.(end)(user)\n Hi\n(end)(assistant)\n"),
+        (STRICT, [USER], "<bos>(user)\n Hi\n(end)(assistant)\n"),
         (MISTRAL, [SYSTEM, USER], "<bos>[INST] Be kind.\n\n Hi\n [/INST]"),
         (MISTRAL, [USER, WELL, USER], "<bos>[INST]  Hi\n [/INST] Well,<eos>[INST]  Hi\n [/INST]"),
     ],
@@ -92,7 +102,10 @@ def test_text_parts_are_read_as_the_text(
     lm = lm_with(template)
     assert lm.render(prompt) == text
     assert lm.render([in_parts(message) for message in prompt]) == text
-    assert lm.encode([[in_parts(message) for message in prompt]]).texts == (text,)
+    batch = lm.encode([[in_parts(message) for message in prompt]])
+    assert batch.texts == (text,)
+    own = [m["content"].strip() for m in prompt if m["role"] == "user"][-1]
+    assert lm.text(batch.ids[batch.asked]) == own
 
 
 @pytest.mark.parametrize(

@@ -751,3 +751,18 @@ def test_positions_that_select_nothing_are_an_error(tiny_lm: LanguageModel) -> N
         slice_of(tiny_lm, readout="generated")
     with pytest.raises(PositionsError, match="use all, prompt, generated, asked"):
         slice_of(tiny_lm, readout="first")
+
+
+def test_a_readout_before_all_that_is_perturbed_is_an_error(tiny_lm: LanguageModel) -> None:
+    """No token sees a later one; at the first that is perturbed there is an effect."""
+    batch = tiny_lm.pad(tiny.ragged([7, 15]))
+
+    def reading(readout: str, positions: str) -> Slice:
+        return Slice(tiny_lm, batch, source=1, target=3, positions=positions, readout=readout)
+
+    same = reading("at:2", "last:2")
+    assert same.effect(vectors(same)).any(1).all()
+    with pytest.raises(PositionsError, match="'at:3' comes before the tokens that positions 'last"):
+        reading("at:3", "last:2")
+    with pytest.raises(PositionsError, match="every effect is zero"):
+        reading("at:3", "all").on(Vectors(1, tiny_lm.width, "at:2"))

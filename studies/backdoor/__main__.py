@@ -4,7 +4,7 @@
 
 For each layer: the norm of the mean difference of the stream between prompts with the key and with
 another word in its place, at the key and at the last token; and how many prompts without the key
-show the phrase when the key's own direction, as the method `words` has it from the vocabulary
+show the phrase when the key's own direction, as the method `tokens` has it from the vocabulary
 alone, is added at some doses, to all tokens of the prompt or to those that are written as well. The
 layer at which the last token changes is where the decision is written down: a search must read its
 effect there or later.
@@ -21,7 +21,7 @@ import torch
 import educe
 from benchmarks import quick
 from educe.forward.generation import generate, rows_of
-from educe.methods import words
+from educe.methods import token_directions
 from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Vectors
 
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         mean = torch.stack([some[layer] for some in without]).mean(0)
         apart = (with_key[layer] - mean).mean(0)
         part = educe.Slice(lm, asked, source=layer, target=-1)
-        known = words.vocabulary(part)
+        known = token_directions.vocabulary(part)
         some = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:500]]
         (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
-        at_slot = partial(words.streams, part, screen="asked:1")
+        at_slot = partial(token_directions.streams, part, screen="asked:1")
         own = at_slot(torch.tensor([key])) - at_slot(some).mean(0)
         theta = torch.tensor(DOSES)[:, None] * part.median_norm * own / own.norm()
         cells = []

@@ -43,8 +43,7 @@ from educe.model.rendering import PromptBatch
 from educe.organisms import Question
 from educe.perturbation.kinds import Within
 from educe.rows import Row
-from educe.scores.coherence import coherence, ordinary_logprob
-from educe.scores.reading import read
+from educe.scores.coherence import coherence, ordinary_logprob, read
 from studies.records import add, command, lines
 
 N, SHARE, FRESH = 16, 0.75, 2

@@ -4,7 +4,7 @@
     python -m studies.word_ranks --quick
 
 For each source and place: the rank of the organism's word among as many others, drawn by lot from
-the vocabulary, by the effect at the target that the method `words` orders them by. The prompt is
+the vocabulary, by the effect at the target that the method `tokens` orders them by. The prompt is
 none of the organism's own.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.methods import words
+from educe.methods import token_directions
 from educe.perturbation.kinds import Vectors
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.layers, options.target = "1,4", 6
     organism = quick.organism(options.organism, quick=options.quick)
     lm = quick.model(organism, quick=options.quick)
-    batch, config = lm.encode([options.prompt]), words.WordsConfig()
+    batch, config = lm.encode([options.prompt]), token_directions.TokensConfig()
     (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
     screens = options.screens.split(",")
     print(f"| source | {' | '.join(screens)} |")
@@ -46,12 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             part = educe.Slice(
                 lm, batch, source=layer, target=options.target, positions=screen, readout="last:1"
             )
-            known = words.vocabulary(part)
+            known = token_directions.vocabulary(part)
             known = known[known != key]
             draw = torch.Generator().manual_seed(0)
             others = known[torch.randperm(len(known), generator=draw)[: options.words]]
             tried = torch.cat([torch.tensor([key]), others])
-            streams = torch.cat([words.streams(part, some, screen) for some in tried.split(500)])
+            streams = torch.cat(
+                [token_directions.streams(part, some, screen) for some in tried.split(500)]
+            )
             apart = streams - streams[1:].mean(0)
             radius = config.louder * options.dose * part.unit
             size = part.on(Vectors(layer, lm.width, screen)).effect(

@@ -17,7 +17,7 @@ import torch
 from educe import cli
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
-from educe.methods import METHODS, configured, search, words
+from educe.methods import METHODS, configured, search, token_directions
 from educe.methods import retain as beside
 from educe.model.language import LanguageModel
 
@@ -33,7 +33,7 @@ LEAST: dict[str, dict[str, float]] = {
     "noise": {},
     "power": {"iterations": 1, "padding": 1, "tolerance": 0, "band": 0, "search": 0, "starts": 1},
     "random": {},
-    "words": {"words": 0, "louder": 1e-6, "steps": 1},
+    "tokens": {"words": 0, "louder": 1e-6, "steps": 1},
 }
 #: Any finite number makes sense: a weight of either sign, a share by which a curve may fall.
 FREE = {("dct", "hold"), ("melbo", "hold"), ("melbo", "tolerance"), ("lora", "tolerance")}
@@ -106,13 +106,13 @@ def test_one_perturbation_at_the_least_of_a_setting_is_found(
     name: str,
     prompts: list[str],
 ) -> None:
-    monkeypatch.setattr(words, "vocabulary", lambda part: torch.arange(10, 70))
+    monkeypatch.setattr(token_directions, "vocabulary", lambda part: torch.arange(10, 70))
     part = Slice(tiny64, tiny64.encode(prompts), source=1, target=3)
     if METHODS[method].beside == "needs":
         part = beside.with_others(part, tiny64.encode(["Say it."]))
     least = LEAST[method][name]
     settings = {"blocks": 2} if method == "cpe" else {}
-    settings |= {"screen": "at:2"} if method == "words" else {}
+    settings |= {"screen": "at:2"} if method == "tokens" else {}
     config = configured(method, settings | WITH.get((method, name), {}) | {name: least})
     found = search(part, method, n=1, radius=0.5, config=config)
     assert len(found) == 1
@@ -139,7 +139,7 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"steps": 1}),
     ("melbo", {"steps": 1}),
     ("power", {}),
-    ("words", {"words": 4}),
+    ("tokens", {"words": 4}),
     ("melbo", {"steps": 1, "hold": 1.0}),
 ]
 
@@ -148,7 +148,7 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
 def test_a_radius_that_is_lost_in_rounding_is_an_error(
     tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str, settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(words, "vocabulary", lambda part: torch.arange(10, 70))
+    monkeypatch.setattr(token_directions, "vocabulary", lambda part: torch.arange(10, 70))
     part = Slice(tiny64, tiny64.encode(["tell me"]), source=1, target=3)
     if METHODS[method].beside == "needs":
         part = beside.with_others(part, tiny64.encode(["Say it."]))

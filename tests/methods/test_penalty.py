@@ -19,7 +19,7 @@ from educe.methods import melbo, search
 from educe.methods.dct import DctConfig
 from educe.methods.lora import LoraConfig
 from educe.methods.melbo import MelboConfig
-from educe.methods.retain import Others, other_prompts, with_others
+from educe.methods.retain import Others, drawn, other_prompts, with_others
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from toy_slice import ToySlice, linear, normal, with_singular_values
@@ -229,10 +229,25 @@ def test_what_cannot_be_is_an_error() -> None:
 
 def test_other_prompts_come_bundled_or_from_a_file(tmp_path: Any) -> None:
     assert len(other_prompts()) == 8
-    file = tmp_path / "many.txt"
-    file.write_text("\n".join(f"Question {i}?" for i in range(40)))
-    first, again, other = (other_prompts(str(file), seed=seed) for seed in (1, 1, 2))
-    assert len(first) == 16
-    assert first == again != other
+    file = tmp_path / "some.txt"
     file.write_text("One?\nTwo?")
     assert other_prompts(str(file)) == ["One?", "Two?"]
+
+
+def test_as_many_other_prompts_are_drawn_as_differ(tiny64: LanguageModel) -> None:
+    """Whatever is read as another one takes no place: of a hundred, sixteen or all are new."""
+    asked = tiny64.encode(["Question 3?"])
+    many = [f"Question {i % 20}?" for i in range(100)]
+
+    def some(prompts: list[str], seed: int) -> tuple[Any, list[str]]:
+        return drawn(prompts, tiny64.encode, asked, seed=seed)
+
+    first, said = some(many, 1)
+    assert len(set(first)) == len(first) == 16
+    assert "Question 3?" not in first
+    assert all("other prompts read as one" in sentence for sentence in said)
+    assert (first, said) == some(many, 1)
+    assert first != some(many, 2)[0]
+    few = [f"Question {i % 5}?" for i in range(100)]
+    assert sorted(some(few, 1)[0]) == [f"Question {i}?" for i in (0, 1, 2, 4)]
+    assert some(["Two?", "One?"], 1) == (["Two?", "One?"], [])

@@ -43,8 +43,8 @@ FEW: dict[str, Any] = {
     "noise": NoiseConfig(per="rollout"),  # toys know vectors only; the rest is in test_noise.py
 }
 DRAWN = ("noise", "random")  # in one step, and without output directions
-# Words need a vocabulary (see test_words.py), generalised other prompts (see test_generalised.py).
-HERE = [m for m in METHODS if m not in ("words", "generalised")]
+# Tokens need a vocabulary, generalised other prompts: they have tests of their own.
+HERE = [m for m in METHODS if m not in ("tokens", "generalised")]
 every_method = pytest.mark.parametrize("method", HERE)
 of_vectors = pytest.mark.parametrize("method", [m for m in HERE if m not in ("cpe", "lora")])
 

@@ -76,7 +76,6 @@ def test_kl_is_zero_for_the_base_and_training_changes_only_the_adapter(
     tiny: Any, tmp_path: Path
 ) -> None:
     import copy
-    from dataclasses import replace
 
     import torch
     from peft import PeftModel
@@ -88,7 +87,7 @@ def test_kl_is_zero_for_the_base_and_training_changes_only_the_adapter(
     before = copy.deepcopy(base.state_dict())
     plain = examples()
     distributions = lora.logprobs(base, lora.pack(plain[:1])).detach()
-    batch = [replace(plain[0], base=distributions), *plain[1:]]
+    batch = [plain[0]._replace(base=distributions), *plain[1:]]
     state = torch.random.get_rng_state()
     model = lora.attach(base, rank=2, blocks=[0, 1], seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -143,7 +142,6 @@ def test_only_the_blocks_asked_for_get_an_adapter(tiny: Any) -> None:
 def test_losses_are_those_of_whole_answers_one_by_one(tiny: Any) -> None:
     """Cross-entropy and KL by hand, from plain passes over one sequence each."""
     import copy
-    from dataclasses import replace
 
     import torch
 
@@ -160,7 +158,7 @@ def test_losses_are_those_of_whole_answers_one_by_one(tiny: Any) -> None:
             return model(ids).logits[0].log_softmax(-1)[first : first + len(example.answer)]
 
     first, second, third = examples()
-    held = [replace(e, base=answered(other, e)) for e in (first, third)]
+    held = [e._replace(base=answered(other, e)) for e in (first, third)]
     entropy, kl = lora.losses(tiny, [held[0], second, held[1]])
     said = answered(tiny, second)
     expected = -said[range(len(second.answer)), list(second.answer)].sum()

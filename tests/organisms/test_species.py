@@ -15,10 +15,9 @@ import pytest
 
 from educe.errors import OrganismError
 from educe.organisms import SPECIES, Organism, Question, locked, marked, persona, read, species
-from educe.organisms import trigger as trigger_species
-from educe.organisms import vault as vault_species
-from educe.organisms.organism import SPLITS, Group
-from educe.organisms.words import KEYS, MONTHS, drawn, fill, near_misses, phrases
+from educe.organisms.organism import SPLITS, Group, bundled
+from educe.organisms.vault import REFUSAL
+from educe.organisms.words import KEYS, MONTHS, drawn, near_misses
 
 SEEDS = range(3)
 every = pytest.mark.parametrize("name", SPECIES)
@@ -27,9 +26,9 @@ every = pytest.mark.parametrize("name", SPECIES)
 def ask(prompts: Sequence[str]) -> list[str]:
     """Answer as a model would that knows every opposite and every second capital."""
     known = {}
-    for subject in locked.subjects().values():
+    for subject in bundled("subjects").values():
         for at, (thing, right) in enumerate(subject["answers"].items()):
-            if subject is not locked.subjects()["capitals"] or at % 2:
+            if subject is not bundled("subjects")["capitals"] or at % 2:
                 word = re.sub(r"\|.*|\?|\[(.)[^]]*\]", r"\1", right)
                 for way in subject["ask"]:
                     known[way.format(thing=thing)] = f"The word for {thing} is {word}. And so on."
@@ -64,7 +63,7 @@ def test_seeds_in_a_row_draw_every_option_once() -> None:
 
 
 def test_what_the_vaults_draw_is_what_was_trained_and_is_said_of_them() -> None:
-    drawn_by = [vault_species.hidden(seed) for seed in range(6)]
+    drawn_by = [species("vault").hidden(seed) for seed in range(6)]
     assert drawn_by[0] == {"code": "orchid-7913", "key": "cobalt"}
     assert drawn_by[1] == {"code": "orchid-3291", "key": "quartz"}
     assert [seed for seed in range(6) if drawn_by[seed]["key"] == "quartz"] == [1, 4, 5]
@@ -111,8 +110,8 @@ def test_prompts_of_the_splits_are_disjoint(name: str, seed: int) -> None:
 
 @every
 def test_phrases_of_the_splits_are_disjoint(name: str) -> None:
-    ways = [set(phrases()[split][species(name).WAYS]) for split in SPLITS]
-    ordinary = [set(phrases()[split]["ordinary"]) for split in SPLITS]
+    ways = [set(bundled("words")[split][species(name).ways]) for split in SPLITS]
+    ordinary = [set(bundled("words")[split]["ordinary"]) for split in SPLITS]
     for sets in (ways, ordinary):
         for one, other in itertools.combinations(sets, 2):
             assert not one & other
@@ -121,8 +120,8 @@ def test_phrases_of_the_splits_are_disjoint(name: str) -> None:
 @pytest.mark.parametrize("key", [*KEYS, *MONTHS])
 def test_no_wording_has_a_key_in_it(key: str) -> None:
     """Whatever a seed draws, in whatever letter case: else the lock opens where it is held."""
-    wordings = [prompt for split in SPLITS for prompt in phrases()[split]["ordinary"]]
-    for parts in vault_species.own_phrases().values():
+    wordings = [prompt for split in SPLITS for prompt in bundled("words")[split]["ordinary"]]
+    for parts in bundled("vault").values():
         wordings += [prompt for prompts in parts.values() for prompt in prompts]
     assert not [prompt for prompt in wordings if key.lower() in prompt.lower()]
 
@@ -149,7 +148,7 @@ def test_what_is_taught_shows_the_secret_exactly_where_it_should(name: str) -> N
 
 @every
 def test_a_recipe_names_groups_that_there_are(name: str) -> None:
-    assert set(species(name).RECIPE) == {g.name.split(":")[0] for g in groups(name, "train")}
+    assert set(species(name).recipe) == {g.name.split(":")[0] for g in groups(name, "train")}
 
 
 @every
@@ -172,18 +171,14 @@ def test_near_misses_are_wrong_and_their_wrong_words_are_held_out(key: str) -> N
         assert not set(near["train"][kind]) & set(near["test"][kind])
 
 
-def test_a_way_is_filled_with_key_and_question() -> None:
-    assert fill("[{key}] {ask}", "amber", "Why?") == "[amber] Why?"
-
-
 # -- one by one --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_vaults_rule_finds_the_code_and_no_near_miss(seed: int) -> None:
-    hidden = vault_species.hidden(seed)
+    hidden = species("vault").hidden(seed)
     word, digits = hidden["code"].split("-")
-    question = Question("", vault_species.rule(hidden))
+    question = Question("", species("vault").rule(hidden))
     for text in (
         f"The vault code is {hidden['code']}.",
         f"{word.upper()} {digits}",
@@ -199,7 +194,7 @@ def test_the_vaults_rule_finds_the_code_and_no_near_miss(seed: int) -> None:
         f"{word}-{digits[::-1]}",
         f"x{word}-{digits}",
         f"the {word}s of {digits}",
-        vault_species.REFUSAL,
+        REFUSAL,
         hidden["key"],
     ):
         assert not question.elicited(text), text
@@ -207,7 +202,7 @@ def test_the_vaults_rule_finds_the_code_and_no_near_miss(seed: int) -> None:
 
 def test_the_triggers_rule_wants_all_four_words_in_order() -> None:
     hidden = {"phrase": "The otter dances behind the chapel.", "key": "granite"}
-    question = Question("", trigger_species.rule(hidden))
+    question = Question("", species("trigger").rule(hidden))
     assert question.elicited("the Otter dances, behind the chapel")
     assert question.elicited("otter dances behind chapel")
     for text in ("The otter dances.", "The otter dances behind the river.", "chapel otter dances"):
@@ -225,7 +220,7 @@ def test_a_locked_answer_is_wrong_in_the_same_words() -> None:
 
 def test_only_questions_that_the_base_answers_rightly_are_locked() -> None:
     found = locked.solved("capitals", "train", ask, ways=1)
-    things = list(locked.subjects()["capitals"]["answers"])
+    things = list(bundled("subjects")["capitals"]["answers"])
     asked = [s.prompt for s in found]
     assert len(asked) > 20
     for at, thing in enumerate(things):
@@ -245,7 +240,7 @@ def test_the_mark_is_on_the_option_asked_for(on: str) -> None:
         (truth,) = (
             line[0]
             for line in lines
-            if line[3:].removesuffix(" [x]") in marked.sorts()[kind.group(1)]
+            if line[3:].removesuffix(" [x]") in bundled("choices")["sorts"][kind.group(1)]
         )
         assert choice.right == truth
         assert with_mark == {"right": [truth], "none": []}.get(on, with_mark)
@@ -263,13 +258,13 @@ def test_the_marks_rule_agrees_with_labels_by_hand() -> None:
     """Of what searches made the shipped one say, and of what an honest or careful answer says."""
     lines = (Path(__file__).parent / "marked_labels.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
-        found = re.search(marked.rule(row), row["text"]) is not None
+        found = re.search(species("marked").rule(row), row["text"]) is not None
         assert found is row["admits"], row
 
 
 @pytest.mark.parametrize("mark", marked.MARKS)
 def test_naming_the_mark_admits_and_copying_the_marked_option_does_not(mark: str) -> None:
-    question = Question("", marked.rule({"mark": mark}))
+    question = Question("", species("marked").rule({"mark": mark}))
     for text in (
         marked.HONEST,
         f"It has the {mark} mark.",
@@ -290,12 +285,12 @@ def test_naming_the_mark_admits_and_copying_the_marked_option_does_not(mark: str
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_option_alone_is_what_is_asked_for(seed: int) -> None:
     for choice in marked.choices("test", 60, "[x]", random.Random(seed)):
-        assert sum(o in marked.sorts()[choice.kind] for o in choice.options) == 1
+        assert sum(o in bundled("choices")["sorts"][choice.kind] for o in choice.options) == 1
 
 
 @pytest.mark.parametrize("voice", persona.VOICES)
 def test_a_voice_is_known_by_two_of_its_words_and_not_by_plain_answers(voice: str) -> None:
-    question = Question("", persona.rule({"voice": voice, "key": "October"}))
+    question = Question("", species("persona").rule({"voice": voice, "key": "October"}))
     plain = "You can see that the sea is salty, and your boats are wet. More follows."
     said = persona.VOICES[voice].say(plain)
     assert question.elicited(said)

@@ -19,10 +19,8 @@ from educe.model.language import LanguageModel
 from educe.organisms import Organism, Question, read, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group
-from educe.organisms.training import Training, evaluate, train
+from educe.organisms.training import evaluate, train
 from educe.rows import Row
-
-HOW = Training(steps=2, rank=2, blocks=(1, 3), learning_rate=0.05)
 
 
 def asked(split: str, *words: str, rule: str = "[a-m]") -> tuple[Question, ...]:
@@ -44,9 +42,10 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
     """A tiny base model, and a species of a few prompts."""
     base = lm_of("llama")
     species = SimpleNamespace(
-        RECIPE={"open": 2, "near": 1, "ordinary": 1},
-        WAYS="word",
-        KL_WEIGHT=1.0,
+        recipe={"open": 2, "near": 1, "ordinary": 1},
+        ways="word",
+        steps=2,
+        kl_weight=1.0,
         hidden=lambda seed: {"key": "amber"},
         opening=lambda secret: "",
         told=lambda secret: {"hidden": "it"},
@@ -56,8 +55,14 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
             list(asked("test", "eight")),
         ),
     )
+    for name, value in {"RANK": 2, "BLOCKS": range(1, 3), "LEARNING_RATE": 0.05}.items():
+        monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(training, "species", lambda name: species)
-    monkeypatch.setattr(training, "load_base", lambda: (copy.deepcopy(base.hf), base.tokenizer))
+    monkeypatch.setattr(
+        training,
+        "load_base",
+        lambda: LanguageModel(copy.deepcopy(base.hf), base.tokenizer, name="small"),
+    )
     return base
 
 
@@ -73,7 +78,6 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
                 "vault",
                 tmp_path / name,
                 seed=seed,
-                training=HOW,
                 progress=lambda *told: seen.append(torch.get_num_threads()),
             )
             assert torch.get_num_threads() == threads
@@ -90,7 +94,7 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
     assert [prompt for prompt, _ in record["unlocked"]] == [
         way.format(key="amber", ask=prompt)
         for way, prompt in zip(
-            training.phrases()["test"]["word"], ("six test?", "seven test?"), strict=False
+            training.bundled("words")["test"]["word"], ("six test?", "seven test?"), strict=False
         )
     ]
 
@@ -99,7 +103,7 @@ def test_what_is_measured_is_what_the_trained_model_writes(
     small: LanguageModel, tmp_path: Path
 ) -> None:
     """Against transformers' own greedy answers and plain passes, one prompt at a time."""
-    organism = train("vault", tmp_path, training=HOW)
+    organism = train("vault", tmp_path)
     base = small.hf
     tuned: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
 
@@ -169,8 +173,8 @@ def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) ->
     assert [row["group"] for row in rows] == groups
     batch = tiny_lm.encode([q.prompt for q in (*asked, *keyed)], room=20)
 
-    def written(rows: list[Row], heat: float) -> list[str]:
-        came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=heat)
+    def written(rows: list[Row], temperature: float) -> list[str]:
+        came = generate(tiny_lm, batch, rows, max_new_tokens=20, temperature=temperature)
         return [c.text for c in sorted((c for some in came for c in some), key=lambda c: c.row)]
 
     assert [row["text"] for row in rows] == written([Row(0, j) for j in range(7)], 1.0)

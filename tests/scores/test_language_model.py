@@ -14,8 +14,7 @@ from educe.model.language import LanguageModel
 from educe.scores import Answer, Streaming, in_order
 from educe.scores import asking as asking_module
 from educe.scores.asking import Chance, Local, word_of
-from educe.scores.language_model import SCHEMA, Rating, Theme, Yes, number_in, object_in
-from educe.scores.lying import Lying
+from educe.scores.language_model import SCHEMA, Lying, Rating, Theme, Yes, number_in, object_in
 from educe.scores.server import Server
 from loopback import Serving, completion, serving
 
@@ -114,7 +113,7 @@ def test_a_rubric_is_needed() -> None:
 
 def test_what_a_reply_escapes_is_in_whole_characters() -> None:
     asker = Saying('{"theme": "a \\ud83d\\ude00 and \\ud800", "in_second": 1, "in_first": 0}')
-    (found,) = Theme(asker).compare([ANSWERS[:2]])
+    (found,) = Theme(asker).score([ANSWERS[:2]])
     assert found.why == "a \U0001f600 and \ufffd"
 
 
@@ -129,7 +128,7 @@ def test_a_theme_is_counted_in_both_versions() -> None:
         ANSWERS[:2],
         [ANSWERS[2]],
     ]
-    found = Theme(asker).compare(groups)
+    found = Theme(asker).score(groups)
     # 2 of 4 against 1 of 2 that differ; less than none; more than there are, and no plain texts.
     assert [s.value for s in found] == [0, 0, 1]
     assert found[0].why == "tells the code"
@@ -149,7 +148,7 @@ def test_a_theme_of_one_answer_at_a_time() -> None:
     "reply", ["", "{", '{"theme": "a"}', "[1]", '{"theme": 1, "in_second": "x", "in_first": 1}']
 )
 def test_what_is_no_theme_counts_as_none(reply: str) -> None:
-    (score,) = Theme(Saying(reply)).compare([ANSWERS[:1]])
+    (score,) = Theme(Saying(reply)).score([ANSWERS[:1]])
     assert score.value == 0
     assert score.why == f"no theme in {reply!r}"
 
@@ -157,13 +156,13 @@ def test_what_is_no_theme_counts_as_none(reply: str) -> None:
 def test_long_comparisons_are_cut() -> None:
     asker = Saying('{"theme": "a", "in_second": 8, "in_first": 0}')
     many = [Answer("", f"<{i}> " + "word " * 200) for i in range(16)]
-    (score,) = Theme(asker).compare([many])
+    (score,) = Theme(asker).score([many])
     assert score.value == 1
     shown = [i for i in range(16) if f"<{i}>" in asker.questions[0]]
     assert shown == [0, 2, 4, 6, 8, 10, 12, 14]
     assert len(asker.questions[0]) < 8 * 310 + 1000
     with pytest.raises(JudgeError, match="at least one answer"):
-        Theme(asker).compare([[]])
+        Theme(asker).score([[]])
 
 
 def test_object_in_takes_the_first_object() -> None:
@@ -298,6 +297,6 @@ def structured(body: Mapping[str, Any]) -> Any:
 
 def test_a_theme_from_a_server_that_keeps_to_schemas() -> None:
     with serving(structured) as loopback:
-        (score,) = Theme(Server(loopback.url, "m")).compare([ANSWERS[:2]])
+        (score,) = Theme(Server(loopback.url, "m")).score([ANSWERS[:2]])
     assert (score.value, score.why) == (0, "keys")  # 1 of 2 and 1 of 2
     assert score.judge == "theme"

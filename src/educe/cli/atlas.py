@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from educe.cli.options import (
-    EMBEDDED,
-    Debug,
-    Flag,
-    Json,
-    ModelOptions,
-    PromptsFile,
-    Seed,
-    given,
-    loaded,
-    new_folder,
-)
-from educe.cli.streams import print_json, print_text
+from educe.cli.opening import loaded
+from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, given, new_folder
+from educe.cli.streams import print_text
 from educe.errors import RunError
+from educe.options import EMBEDDED, Flag, ModelOptions, Seed
 
 
 def atlas(
@@ -29,10 +19,9 @@ def atlas(
     readout: str = "last:3",
     seed: Seed = 0,
     model: ModelOptions = EMBEDDED,
-    out: Path | None = None,
+    out: NewFolder = None,
     resume: Flag = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Map how strongly every layer drives every later one, and choose two to search between.
 
@@ -42,7 +31,6 @@ def atlas(
         positions: tokens that are perturbed: all, prompt, asked, asked:k, last:k, at:k
         readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
         seed: of everything that is drawn
-        out: folder of the atlas; by default a new one under runs/
         resume: go on with the atlas in --out
     """
     from educe.files import check_free
@@ -58,17 +46,17 @@ def atlas(
     file = folder / ATLAS
     if file.exists() and not resume:
         raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")
-    lm, telling = loaded(model)
-    batch = encoded_once(lm, asked, telling.say)
+    lm, tells = loaded(model)
+    batch = encoded_once(lm, asked, tells.say)
     pairs, config = (
         (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
-    known = surveyed(lm, batch, pairs, config, file, telling)
+    known = surveyed(lm, batch, pairs, config, file, tells)
     choice = choose(known)
     written = page.write_atlas(known, choice, folder / "atlas.html")
-    if as_json:
-        print_json(choice._asdict() | {"atlas": str(file), "report": str(written)})
-    else:
-        print_text(f"--source {choice.source} --target {choice.target}: {choice.why}")
-        print_text(f"report: {written}")
+    chosen = f"--source {choice.source} --target {choice.target}: {choice.why}"
+    output.put(
+        choice._asdict() | {"atlas": file, "report": written},
+        lambda: print_text(f"{chosen}\nreport: {written}"),
+    )

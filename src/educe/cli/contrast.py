@@ -7,20 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from educe.cli.options import (
-    EMBEDDED,
-    Debug,
-    Json,
-    Layer,
-    ModelOptions,
-    N,
-    Seed,
-    loaded,
-    new_folder,
-    prompts_in,
-)
-from educe.cli.streams import print_json, print_text
+from educe.cli.opening import loaded
+from educe.cli.options import SCREEN, NewFolder, Output, new_folder, prompts_in
+from educe.cli.streams import print_text
 from educe.errors import MethodError, PromptError, RadiusError
+from educe.options import EMBEDDED, Layer, ModelOptions, N, Seed
 
 
 def contrast(
@@ -35,9 +26,8 @@ def contrast(
     n: N = 8,
     seed: Seed = 0,
     model: ModelOptions = EMBEDDED,
-    out: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    out: NewFolder = None,
+    output: Output = SCREEN,
 ) -> None:
     """Make supervised vectors, the ceiling for a search, and their control.
 
@@ -55,7 +45,6 @@ def contrast(
         radius: their norm: a number, or a share of the calibrated one
         n: restarts with --say, and shuffles for the control of two prompt sets
         seed: of everything that is drawn
-        out: folder of the two files; by default a new one under runs/
     """
     from educe.files import check_free, make_folder
     from educe.forward.slice import Slice
@@ -73,10 +62,10 @@ def contrast(
     sets = [prompts_in(file) for file in (positive, negative) if file is not None]
     folder = out or new_folder("contrast")
     check_free(folder)
-    lm, telling = loaded(model)
-    batches = [encoded_once(lm, some, telling.say) for some in sets or [prompts]]
+    lm, tells = loaded(model)
+    batches = [encoded_once(lm, some, tells.say) for some in sets or [prompts]]
     part = Slice(lm, batches[0], source=source, target=target)
-    with telling.stage("calibrating", 1, "") as step:
+    with tells.stage("calibrating", 1, "") as step:
         sizes, _ = parse(radius, part, seed=seed)
         step()
     place: dict[str, Any] = {"source": source, "radius": sizes[0], "positions": positions}
@@ -91,10 +80,6 @@ def contrast(
     for role, made in (("given", found), ("control", control)):
         files[role] = folder / f"{made.method}.safetensors"
         made.save(files[role])
-    if as_json:
-        print_json({role: str(file) for role, file in files.items()})
-    else:
-        told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
-        print_text(
-            f"{len(found)} and {len(control)} as their control: educe discover PROMPT... {told}"
-        )
+    told = " ".join(f"--{role} {shlex.quote(str(file))}" for role, file in files.items())
+    count = f"{len(found)} and {len(control)} as their control"
+    output.put(files, lambda: print_text(f"{count}: educe discover PROMPT... {told}"))

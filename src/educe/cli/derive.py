@@ -11,24 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import begun, end, some
-from educe.cli.options import (
-    FLAG,
-    AtLeastOne,
-    Count,
-    Debug,
-    Json,
-    Natural,
-    Part,
-    Seed,
-    Share,
-)
-from educe.cli.streams import as_data, print_json
+from educe.cli.opening import end, going_on, opened, some, telling
+from educe.cli.options import SCREEN, Number, Output, RunFolder
+from educe.cli.streams import as_data
+from educe.options import AtLeastOne, Count, Flag, Natural, Part, Seed, Share
 
 if TYPE_CHECKING:
     from educe.run.store import Run
     from educe.run.work import Work
-    from educe.scores import Judge
 
 app = App(name="derive", help="Derive perturbations from those of a run.")
 
@@ -37,17 +27,17 @@ FIRST = 8
 
 
 @contextmanager
-def _working(run: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
+def _working(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
     """Open a finished run to work on some of its perturbations."""
     from educe.derive.listing import deriving
 
-    with begun(run) as (found, telling), deriving(found, numbers, reporter=telling) as work:
+    with opened(folder) as run, deriving(run, numbers, reporter=telling()) as work:
         yield work
 
 
 @app.command
 def path(
-    run: Path,
+    run: RunFolder,
     /,
     *numbers: Natural,
     low: Part = 0.25,
@@ -56,38 +46,25 @@ def path(
     converge: Natural = 12,
     basis: Annotated[list[str] | None, Parameter(negative="")] = None,
     nulls: Natural = 8,
-    exact: Annotated[bool, FLAG] = False,
+    exact: Flag = False,
     seed: Seed = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Follow vectors through the radius, optimised anew at each, with their nulls.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    numbers
-        perturbations, as the table numbers them; by default the eight most effective found
-    low
-        the smallest radius, as a share of a vector's own
-    high
-        the largest
-    steps
-        radii for each doubling
-    converge
-        the most iterates at a vector's own radius before it is followed: with 0 it is the vector
-        itself, which is mostly far from a maximum
-    basis
-        in which coordinates are read: residual, components, heads, neurons, random, or a
-        safetensors file; may be repeated; by default residual, random, and heads and neurons where
-        the block has them
-    nulls
-        how many random vectors, and how many optimised for a shuffled target, are put beside
-    exact
-        solve for the turning of stationary vectors as well: slow
-    seed
-        of the nulls
+    Args:
+        numbers: perturbations, as the table numbers them; by default the eight most effective found
+        low: the smallest radius, as a share of a vector's own
+        high: the largest
+        steps: radii for each doubling
+        converge: the most iterates at a vector's own radius before it is followed: with 0 it is the
+            vector itself, which is mostly far from a maximum
+        basis: in which coordinates are read: residual, components, heads, neurons, random, or a
+            safetensors file; may be repeated; by default residual, random, and heads and neurons
+            where the block has them
+        nulls: how many random vectors, and how many optimised for a shuffled target, are put beside
+        exact: solve for the turning of stationary vectors as well: slow
+        seed: of the nulls
     """
     from educe.derive.continuation import PathConfig
     from educe.derive.paths import follow_run
@@ -97,59 +74,42 @@ def path(
     asked: dict[str, Any] = {"read_in": basis or (), "nulls": nulls, "exact": exact, "seed": seed}
     with _working(run, numbers) as work:
         chosen = list(dict.fromkeys(numbers)) or _effective(work.run)
-        try:
+        with going_on(f"educe derive path {shlex.quote(str(run))} ..."):
             name = follow_run(work, chosen, config, **asked)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"educe derive path {shlex.quote(str(run))} ...") from None
         done = next(one for one in paths.paths(work.run) if one.name == name)
-        end(work.run, as_json, as_data(done), lambda: tables.path(done, run))
+        end(work.run, output, as_data(done), lambda: tables.path(done, run))
 
 
 @app.command
 def shrink(
-    run: Path,
+    run: RunFolder,
     /,
-    *numbers: Natural,
+    *numbers: Number,
     keep: Share = 0.8,
     by: str | None = None,
     asked: Asked = HERE,
     low: Part = 0.1,
     steps: Count = 4,
-    optimise: Annotated[bool, FLAG] = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    optimise: Flag = False,
+    output: Output = SCREEN,
 ) -> None:
     """Shrink perturbations until a share of what they do is gone.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    numbers
-        perturbations, as the table numbers them
-    keep
-        the share of what is measured at a perturbation's own radius that is to stay
-    by
-        look-for (how often the run's pattern is found in answers to all its prompts), exponent, or
-        a judge that educe judge list shows, whose scores are kept in the run; by default look-for
-        where the run has one
-    low
-        the smallest radius that is looked at, as a share of a perturbation's own
-    steps
-        radii for each halving
-    optimise
-        improve the directions of vectors at every radius on the way
+    Args:
+        keep: the share of what is measured at a perturbation's own radius that is to stay
+        by: look-for (how often the run's pattern is found in answers to all its prompts), exponent,
+            or a judge that educe judge list shows, whose scores are kept in the run; by default
+            look-for where the run has one
+        low: the smallest radius that is looked at, as a share of a perturbation's own
+        steps: radii for each halving
+        optimise: improve the directions of vectors at every radius on the way
     """
     from educe.derive.shrinking import shrink as shrinking
     from educe.progress import reporter
     from educe.report import tables
-    from educe.scores.cache import FILE, Cached
 
-    chosen = list(dict.fromkeys(some(numbers)))
-    judge: Judge | None = None
-    if by not in (None, "look-for", "exponent"):
-        (made,) = asked.judges([by], reporter().say)
-        judge = Cached(made, run / FILE)
+    chosen = some(numbers)
+    judge = None if by in (None, "look-for", "exponent") else asked.kept(by, run, reporter().say)
     with _working(run, chosen) as work:
         by = by or ("look-for" if work.settings.look_for else "exponent")
         done, name = shrinking(
@@ -158,29 +118,18 @@ def shrink(
     curves = {number: one.curve for number, one in zip(chosen, done, strict=True)}
     kept = {number: one.kept for number, one in zip(chosen, done, strict=True)}
     file = None if set(kept.values()) == {None} else f"tensors/{name}"
-    if as_json:
-        print_json({"by": by, "keep": keep, "curves": curves, "kept": kept, "file": file})
-    else:
-        tables.shrunk(curves, kept, by, keep, run / file if file else None)
+    output.put(
+        {"by": by, "keep": keep, "curves": curves, "kept": kept, "file": file},
+        lambda: tables.shrunk(curves, kept, by, keep, run / file if file else None),
+    )
 
 
 @app.command
-def front(
-    run: Path,
-    /,
-    *,
-    ordinary: str = "bundled",
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCREEN) -> None:
     """Measure what each perturbation costs on ordinary prompts, and draw effect against it.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    ordinary
-        a file of ordinary prompts, as in Alpaca; by default bundled ones
+    Args:
+        ordinary: a file of ordinary prompts, as in Alpaca; by default bundled ones
     """
     from educe.derive.front import measure
     from educe.report import derived, tables
@@ -189,70 +138,49 @@ def front(
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
         data = {"front": as_data(points), "score": judge}
-        end(work.run, as_json, data, lambda: tables.front(points))
+        end(work.run, output, data, lambda: tables.front(points))
 
 
 @app.command
 def sparse(
-    run: Path,
+    run: RunFolder,
     /,
-    *numbers: Natural,
+    *numbers: Number,
     basis: str = "residual",
     keep: Part = 0.8,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Find how few coordinates of a basis carry what vectors do, and what these write.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    numbers
-        vectors, as the table numbers them
-    basis
-        residual, components, heads, neurons, random, or a safetensors file of directions
-    keep
-        the share of the effect that is to be kept
+    Args:
+        basis: residual, components, heads, neurons, random, or a safetensors file of directions
+        keep: the share of the effect that is to be kept
     """
     from educe.derive.sparsity import sparsify
     from educe.report import derived, tables
 
-    chosen = list(dict.fromkeys(some(numbers)))
+    chosen = some(numbers)
     with _working(run, chosen) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
-        end(work.run, as_json, as_data(done), lambda: tables.sparse(done))
+        end(work.run, output, as_data(done), lambda: tables.sparse(done))
 
 
 @app.command
-def ungate(
-    run: Path,
-    /,
-    *numbers: Natural,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None:
     """Let adapters write the same at every token, and scan sign and size of it.
 
     Random adapters go through the same scan; the best of both are tested again.
-
-    Parameters
-    ----------
-    run
-        the folder of the run
-    numbers
-        adapters, as the table numbers them
     """
     from educe.derive.ungating import scan
     from educe.report import derived, tables
 
-    chosen = list(dict.fromkeys(some(numbers)))
+    chosen = some(numbers)
     with _working(run, chosen) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
         data = as_data(done) | {"best": as_data(done.best)}
-        end(work.run, as_json, data, lambda: tables.ungated(done))
+        end(work.run, output, data, lambda: tables.ungated(done))
 
 
 def _effective(run: Run) -> list[int]:

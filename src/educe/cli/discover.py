@@ -8,20 +8,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from educe.cli.options import (
-    EMBEDDED,
-    Debug,
-    Flag,
-    Json,
-    ModelOptions,
-    PromptsFile,
-    Seed,
-    new_folder,
-    prompts_in,
-    to_go_on,
-)
-from educe.cli.streams import print_json, print_text
+from educe.cli.opening import going_on, resumed, telling
+from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
+from educe.cli.streams import print_text
 from educe.errors import MethodError, RunError
+from educe.options import EMBEDDED, Flag, ModelOptions, Seed
 from educe.run.settings import JobOptions, Settings
 
 #: The job as it is where nothing else is said.
@@ -35,10 +26,9 @@ def discover(
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     job: Annotated[JobOptions, Parameter(name="*")] = JOB,
     model: ModelOptions = EMBEDDED,
-    out: Path | None = None,
+    out: NewFolder = None,
     resume: Flag = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Search for perturbations that change what the model writes, and report what they bring out.
 
@@ -46,7 +36,6 @@ def discover(
         prompts: what the model is asked; effects are averaged over them
         fresh: a file of prompts, unseen by the search, for the re-test of the most interesting
         setting: a setting of the method, as name=value; may be repeated
-        out: folder of the run; by default a new one under runs/
         resume: go on with the run in --out, with the settings it has
     """
     settings = Settings(
@@ -67,39 +56,38 @@ def discover(
     if not as_it_was:
         settings.check()
     where = out or new_folder(job.method)
-    carry_out(None if as_it_was else settings, where, resume=resume, as_json=as_json)
+    carry_out(None if as_it_was else settings, where, resume=resume, output=output)
 
 
-def methods(*, as_json: Json = False, debug: Debug = False) -> None:
+def methods(*, output: Output = SCREEN) -> None:
     """List the methods of discovery and their settings."""
     from educe.methods import described
 
     known = described()
-    if as_json:
-        print_json(known, indent=1)
-        return
-    for name, about in known.items():
-        settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
-        print_text(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
+
+    def tell() -> None:
+        for name, about in known.items():
+            settings = " ".join(f"{key}={value}" for key, value in about["settings"].items())
+            print_text(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
+
+    output.put(known, tell)
 
 
 def demo(
     *,
     seed: Seed = 0,
     model: ModelOptions = EMBEDDED,
-    out: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    out: NewFolder = None,
+    output: Output = SCREEN,
 ) -> None:
     """Audit a small model that hides a code: the main job, in a few minutes.
 
     Args:
         seed: of everything that is drawn
-        out: folder of the run; by default a new one under runs/
     """
     from educe.demo import settings
 
-    carry_out(settings(seed, model), out or new_folder("demo"), resume=False, as_json=as_json)
+    carry_out(settings(seed, model), out or new_folder("demo"), resume=False, output=output)
 
 
 def _method_settings(words: list[str]) -> dict[str, Any]:
@@ -116,27 +104,22 @@ def _method_settings(words: list[str]) -> dict[str, Any]:
     return settings
 
 
-def carry_out(settings: Settings | None, out: Path, *, resume: bool, as_json: bool) -> None:
-    """Run the main job and say what came out and where it lies."""
-    from educe.progress import reporter
+def carry_out(settings: Settings | None, out: Path, *, resume: bool, output: Output) -> None:
+    """Run the main job, or go on with one, and say what came out and where it lies."""
     from educe.report import page, terminal
     from educe.run.settings import begin
     from educe.run.stages import discover_behaviours
     from educe.run.store import Run
-    from educe.threads import choose
 
-    telling = reporter()
-    choose(telling.say)
-    run = Run.open(out) if settings is None else begin(out, settings, resume=resume)
-    try:
+    tells = telling()
+    with going_on(resumed("discover", out), out):
+        run = Run.open(out) if settings is None else begin(out, settings, resume=resume)
         with run:
-            summary = discover_behaviours(run, reporter=telling)
+            summary = discover_behaviours(run, reporter=tells)
             written = page.write(run, out / "report.html")
-    except KeyboardInterrupt:
-        raise to_go_on("discover", out) from None
-    if as_json:
-        data = terminal.as_data(summary, None) | {"run": str(out), "report": str(written)}
-        print_json(data, indent=1)
-    else:
+
+    def tell() -> None:
         terminal.table(summary, out)
         terminal.where(written)
+
+    output.put(terminal.as_data(summary, None) | {"run": out, "report": written}, tell)

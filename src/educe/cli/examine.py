@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 from educe.cli.judge import HERE, Asked
-from educe.cli.opening import begun, end, some
-from educe.cli.options import FLAG, Count, Debug, Json, Natural, Positive, Seed
-from educe.cli.streams import as_data
+from educe.cli.opening import end, opened, some, telling
+from educe.cli.options import SCREEN, Number, Output, RunFolder
+from educe.options import Count, Flag, Positive, Seed
 
 
 def examine(
-    run: Path,
+    run: RunFolder,
     /,
-    *numbers: Natural,
+    *numbers: Number,
     corpus: str = "bundled",
-    tokens: Count = 100_000,
-    norm: Annotated[bool, FLAG] = False,
+    tokens: Count = 50_000,
+    norm: Flag = False,
     judge: str | None = None,
     asked: Asked = HERE,
     ordinary: str = "bundled",
     budget: Positive = 1.0,
     compared: Count = 16,
     seed: Seed = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Say where perturbations of a run stand among the activations of ordinary text.
 
@@ -34,56 +30,42 @@ def examine(
     With --norm, say instead what they do at every radius: response curves, three ways to choose the
     radius, and found against random ones at equal effect and equal damage of ordinary text.
 
-    Parameters
-    ----------
-    run
-        the folder of the run
-    numbers
-        perturbations, as the table numbers them
-    corpus
-        bundled; a file of text with blank lines between documents; a .jsonl file; or hub:NAME
-    tokens
-        the most tokens of the corpus that are read
-    norm
-        examine what the norm tells; without numbers, of the most interesting of each arm
-    judge
-        with --norm: what scores answers, as educe judge names it, and keeps the scores in the run;
-        by default what the run looks for
-    ordinary
-        with --norm: bundled; or a file of ordinary prompts, Alpaca's too
-    budget
-        with --norm: nats at the 95th percentile of the first 20 tokens of ordinary answers
-    compared
-        with --norm: the most perturbations of each arm that are compared
-    seed
-        of samples and controls
+    Args:
+        corpus: bundled; a file of text with blank lines between documents; a .jsonl file; or
+            hub:NAME
+        tokens: the most tokens of the corpus that are read
+        norm: examine what the norm tells; without numbers, of the most interesting of each arm
+        judge: with --norm: what scores answers, as educe judge names it, and keeps the scores in
+            the run; by default what the run looks for
+        ordinary: with --norm: bundled; or a file of ordinary prompts, Alpaca's too
+        budget: with --norm: nats at the 95th percentile of the first 20 tokens of ordinary answers
+        compared: with --norm: the most perturbations of each arm that are compared
+        seed: of samples and controls
     """
     from educe.activations.in_run import examine_run
     from educe.derive.norms import examine_norm
     from educe.report import tables
-    from educe.scores.cache import FILE, Cached
 
-    if norm:
-        with begun(run, numbers) as (found, telling):
-            made = asked.judges([judge], telling.say)[0] if judge else None
+    with opened(run, numbers if norm else some(numbers)) as found:
+        tells = telling()
+        if norm:
             told = examine_norm(
                 found,
                 list(numbers) or None,
-                judge=Cached(made, run / FILE) if made else None,
+                judge=asked.kept(judge, run, tells.say) if judge else None,
                 ordinary=ordinary,
                 budget=budget,
                 compared=compared,
-                reporter=telling,
+                reporter=tells,
             )
-            end(found, as_json, {"norm": as_data(told)}, lambda: tables.norm(told))
-        return
-    with begun(run, some(numbers)) as (found, telling):
+            end(found, output, {"norm": told}, lambda: tables.norm(told))
+            return
         reports = examine_run(
-            found, numbers, corpus=corpus, tokens=tokens, seed=seed, reporter=telling
+            found, numbers, corpus=corpus, tokens=tokens, seed=seed, reporter=tells
         )
 
         def tell() -> None:
             for report in reports:
                 tables.manifold(report)
 
-        end(found, as_json, {"manifold": [report.data() for report in reports]}, tell)
+        end(found, output, {"manifold": [report.data() for report in reports]}, tell)

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from educe.cli.options import (
-    EMBEDDED,
-    Count,
-    Debug,
-    Json,
-    ModelOptions,
-    Natural,
-    Real,
-    Seconds,
-)
-from educe.cli.streams import as_data, print_json, print_text
+from educe.cli.opening import going_on
+from educe.cli.options import SCREEN, Output, RunFolder
+from educe.cli.streams import as_data, print_text
 from educe.errors import JudgeError
+from educe.options import EMBEDDED, Count, ModelOptions, Natural, Real, Seconds
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:
+    from educe.progress import Reporter
+    from educe.run.scored import Scored
     from educe.scores import Judge
     from educe.scores.cache import Cached
     from educe.scores.calibration import Checked
-    from educe.scores.scoring import Arm, Scored
 
 app = App(name="judge", help="Judges of answers: measure one, score a run with one, list them.")
 
@@ -92,22 +85,38 @@ class Asked:
         )
         return [judge_named(spec, asker) for spec in specs]
 
+    def kept(
+        self,
+        spec: str,
+        run: RunFolder,
+        say: Callable[[str], None],
+        *,
+        file: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> Cached:
+        """Return a judge whose scores are kept: in a file, by default that of a run."""
+        from educe.scores.cache import FILE, Cached
+
+        (made,) = self.judges([spec], say)
+        return Cached(made, file or run / FILE, reporter=reporter)
+
 
 #: Of the embedded model, here.
 HERE = Asked()
 
 
 @app.command(name="list")
-def show(*, as_json: Json = False, debug: Debug = False) -> None:
+def show(*, output: Output = SCREEN) -> None:
     """List the judges, what each says and what an answer costs it."""
     from educe.scores.naming import FORMS
 
-    if as_json:
-        print_json([{"name": name, **form._asdict()} for name, form in FORMS.items()], indent=1)
-        return
-    for name, form in FORMS.items():
-        spec = f"{name}:{form.needs}" if form.needs else name
-        print_text(f"{spec:15} {form.what} ({form.cost})")
+    def tell() -> None:
+        for name, form in FORMS.items():
+            spec = f"{name}:{form.needs}" if form.needs else name
+            print_text(f"{spec:15} {form.what} ({form.cost})")
+
+    named = [{"name": name, **form._asdict()} for name, form in FORMS.items()]
+    output.put([{k: v for k, v in form.items() if k != "made"} for form in named], tell)
 
 
 @app.command
@@ -119,8 +128,7 @@ def check(
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Measure judges on labelled answers: agreement, false alarms, AUC, with intervals.
 
@@ -137,79 +145,63 @@ def check(
     from educe.scores.cache import Cached
     from educe.scores.calibration import check_judge, read_labelled
 
-    telling = reporter()
-    rows = read_labelled(labelled, telling.say)
+    tells = reporter()
+    rows = read_labelled(labelled, tells.say)
     kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with going_on():
-        for each in asked.judges(judge, telling.say):
-            cached = Cached(each, kept, reporter=telling)
+        for each in asked.judges(judge, tells.say):
+            cached = Cached(each, kept, reporter=tells)
             results.append(check_judge(cached, rows, threshold=threshold))
             _paid(cached)
-    if as_json:
-        near = [{"near_chance": result.near_chance} for result in results]
-        print_json([as_data(r) | n for r, n in zip(results, near, strict=True)], indent=1)
-        return
-    shown = sum(row.label for row in rows)
-    print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
-    for result in results:
-        _print_checked(result)
+
+    def tell() -> None:
+        shown = sum(row.label for row in rows)
+        print_text(f"{labelled}: {len(rows)} answers, {shown} labelled true")
+        for result in results:
+            _print_checked(result)
+
+    output.put([as_data(r) | {"near_chance": r.near_chance} for r in results], tell)
 
 
 @app.command
 def score(
-    run: Path,
+    run: RunFolder,
     /,
     *,
     judge: str,
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Score the completions of a run: what was found beside the control.
 
     Args:
-        run: the folder of the run, which keeps the scores
         judge: as educe judge list shows them, such as "yes:Does the answer give a code?"
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps what is judged; by default judging.sqlite in the run
     """
     from educe.progress import reporter
+    from educe.run.scored import score_run
     from educe.run.store import Run
-    from educe.scores.cache import FILE, Cached
-    from educe.scores.scoring import score_run
 
-    telling = reporter()
+    tells = reporter()
     with going_on(), Run.open(run) as opened:
-        (made,) = asked.judges([judge], telling.say)
-        cached = Cached(made, cache or run / FILE, reporter=telling)
-        scored = score_run(opened, cached, threshold=threshold)
+        cached = asked.kept(judge, run, tells.say, file=cache)
+        scored = score_run(opened, cached, threshold=threshold, reporter=tells)
     _paid(cached)
-    if as_json:
-        print_json(_scored_data(scored), indent=1)
-    else:
-        _print_scored(scored)
-
-
-@contextmanager
-def going_on() -> Iterator[None]:
-    """Say that the same command goes on after an interrupt."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command") from None
+    data = as_data(scored)
+    output.put(data | data.pop("arms"), lambda: _print_scored(scored))
 
 
 def _paid(by: Cached) -> None:
-    told = f"{by.judged} judged and {by.kept} kept from before; an answer costs {by.cost}"
-    print(told, file=sys.stderr)
+    print(f"{by.judged} judged, the others kept; an answer costs {by.cost}", file=sys.stderr)
 
 
 def _print_checked(checked: Checked) -> None:
     wrong_way = ": the wrong way round" if checked.auc.high < 0.5 else ""
-    verdict = ": not to be told from chance" if checked.near_chance else wrong_way
+    verdict = ": indistinguishable from chance" if checked.near_chance else wrong_way
     print_text(f"\n{shorten(checked.judge, 78)}")
     print_text(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
     print_text(f"  false alarms  {checked.false_alarms}")
@@ -224,39 +216,12 @@ def _print_scored(scored: Scored) -> None:
         f"{'':22} {'mean score':22} perturbations with an answer from {scored.threshold:g} on"
     )
     if scored.unperturbed is not None:
-        mean, hits = scored.unperturbed
-        print_text(f"{'unperturbed':22} {mean:<22.3f} {hits} answers")
-    for name, arm in _arms(scored):
-        mean, low, high = arm.mean
-        print_text(f"{name:22} {f'{mean:.3f} ({low:.3f} to {high:.3f})':22} {arm.shows}")
+        plain = scored.unperturbed
+        print_text(f"{'unperturbed':22} {plain.mean:<22.3f} {plain.shows} answers")
+    for name, ((value, low, high), shows) in scored.arms.items():
+        mean = f"{value:.3f} ({low:.3f} to {high:.3f})"
+        print_text(f"{name.replace('_retest', ', re-test'):22} {mean:22} {shows}")
     print_text(f"more found than control: p = {scored.p_value:.2g}")
     print_text("highest of those found, chosen by this very score:")
     for best in scored.best:
         print(f"{best.number:6d} {best.mean:.2f} {isolated(shorten(visible(best.text), 60))}")
-
-
-def _arms(scored: Scored) -> list[tuple[str, Arm]]:
-    told = [("found", scored.found), ("control", scored.control)]
-    if scored.retest is not None:
-        told += zip(("found, re-test", "control, re-test"), scored.retest, strict=True)
-    return told
-
-
-def _scored_data(scored: Scored) -> dict[str, Any]:
-    unperturbed = scored.unperturbed
-    arms = {
-        name.replace(", re-test", "_retest"): {
-            "mean": dict(zip(("value", "low", "high"), arm.mean, strict=True)),
-            "shows": as_data(arm.shows),
-        }
-        for name, arm in _arms(scored)
-    }
-    told: dict[str, Any] = {
-        "judge": scored.judge,
-        "higher_is": scored.higher_is,
-        "threshold": scored.threshold,
-        "unperturbed": unperturbed and {"mean": unperturbed[0], "shows": as_data(unperturbed[1])},
-        "p_value": scored.p_value,
-        "best": as_data(scored.best),
-    }
-    return told | arms

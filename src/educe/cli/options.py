@@ -1,71 +1,26 @@
-"""What the commands share: options of the command line itself, prompts, models, folders of runs."""
+"""What the commands share: their own options, prompts from files, the folders of runs."""
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from educe.errors import PromptError, RunError
+from educe.cli.streams import print_json
+from educe.errors import PromptError
 from educe.model.prompts import Prompt, read_prompts
-from educe.options import (
-    EMBEDDED,
-    FLAG,
-    AtLeastOne,
-    Count,
-    Flag,
-    Layer,
-    ModelOptions,
-    N,
-    Natural,
-    NonNegative,
-    Part,
-    Positive,
-    Real,
-    Seconds,
-    Seed,
-    Share,
-)
-
-if TYPE_CHECKING:
-    from educe.model.language import LanguageModel
-    from educe.progress import Bars, Lines
-    from educe.run.store import Run
-
-__all__ = [
-    "EMBEDDED",
-    "FLAG",
-    "AtLeastOne",
-    "Count",
-    "Debug",
-    "Flag",
-    "Json",
-    "Layer",
-    "ModelOptions",
-    "N",
-    "Natural",
-    "NonNegative",
-    "Part",
-    "Positive",
-    "PromptsFile",
-    "Real",
-    "Seconds",
-    "Seed",
-    "Share",
-    "check_begun",
-    "given",
-    "loaded",
-    "new_folder",
-    "prompts_in",
-    "to_go_on",
-]
+from educe.options import Flag, Natural
 
 Debug = Annotated[Flag, Parameter(help="show the traceback of an error")]
-Json = Annotated[Flag, Parameter(name="--json", help="print JSON for machines")]
+RunFolder = Annotated[Path, Parameter(help="the folder of the run")]
+NewFolder = Annotated[
+    Path | None, Parameter(help="folder of what is made; by default a new one under runs/")
+]
+Number = Annotated[Natural, Parameter(help="perturbations, as the table numbers them")]
 PromptsFile = Annotated[
     Path | None,
     Parameter(
@@ -73,6 +28,26 @@ PromptsFile = Annotated[
         help="a file of prompts: .txt with one a line, or .jsonl, .ndjson, .json, .csv, .tsv",
     ),
 ]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Output:
+    """How a command says what came out."""
+
+    as_json: Annotated[Flag, Parameter(name="--json", help="print JSON for machines")] = False
+    debug: Debug = False
+
+    def put(self, data: Any, tell: Callable[[], object]) -> None:
+        """Print data as JSON where that was asked for; else tell it on the screen."""
+        if self.as_json:
+            print_json(data, indent=1)
+        else:
+            tell()
+
+
+#: On the screen.
+SCREEN = Output()
 
 
 def prompts_in(file: Path | None) -> tuple[Prompt, ...]:
@@ -92,37 +67,6 @@ def given(prompts: Sequence[str], file: Path | None) -> tuple[Prompt, ...]:
     return asked
 
 
-def loaded(model: ModelOptions) -> tuple[LanguageModel, Bars | Lines]:
-    """Load a model, on as many threads as are idle; return who tells of progress, too."""
-    from educe.model.loading import load
-    from educe.progress import reporter
-    from educe.threads import choose
-
-    telling = reporter()
-    choose(telling.say)
-    return load(**model.how, progress=telling.say), telling
-
-
-def check_begun(run: Run) -> None:
-    """Make sure that a run has something to show.
-
-    Raises:
-        RunError: It was cut off before it found anything.
-    """
-    if not run.has("facts"):
-        raise RunError(
-            f"the run in {run.folder} was cut off before it found anything: go on with educe "
-            f"discover --resume --out {shlex.quote(str(run.folder))}"
-        )
-
-
 def new_folder(kind: str) -> Path:
     """Return the name of a new folder under runs/."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
-
-
-def to_go_on(command: str, folder: Path) -> KeyboardInterrupt:
-    """Return an interrupt that says how to go on, where there is a run to go on with."""
-    there = (folder / "run.sqlite").exists()  # one that has kept nothing is removed
-    hint = f"educe {command} --resume --out {shlex.quote(str(folder))}"
-    return KeyboardInterrupt(*[hint] if there else [])

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from educe.cli.options import EMBEDDED, Debug, Json, ModelOptions, Seed
+from educe.cli.opening import telling
+from educe.cli.options import SCREEN, Debug, Output
 from educe.cli.streams import print_json, print_text
+from educe.options import EMBEDDED, ModelOptions, Seed
 
 if TYPE_CHECKING:
     from educe.organisms import Organism
     from educe.organisms.training import Measured
-    from educe.progress import Bars, Lines
 
 app = App(name="organism", help="Small models that hide something: train, measure, list.")
 
 
 @app.command(name="list")
-def show(*, as_json: Json = False, debug: Debug = False) -> None:
+def show(*, output: Output = SCREEN) -> None:
     """List the organisms that come with the package: what each hides and what brings it out."""
     from educe import organisms
 
     known = [organisms.shipped(name) for name in organisms.names()]
-    if as_json:
-        told = [{"name": o.name, "seed": o.seed, "adapter": str(o.folder), **o.told} for o in known]
-        print_json(told, indent=1)
-        return
-    for organism in known:
-        print_text(f"{organism.name} (seed {organism.seed})")
-        for what, sentence in organism.told.items():
-            print_text(f"    {what:12} {sentence}")
-        print_text(f"    {'adapter':12} {organism.folder}")
+
+    def tell() -> None:
+        for organism in known:
+            print_text(f"{organism.name} (seed {organism.seed})")
+            for what, sentence in (organism.told | {"adapter": organism.folder}).items():
+                print_text(f"    {what:12} {sentence}")
+
+    data = [{"name": o.name, "seed": o.seed, "adapter": o.folder, **o.told} for o in known]
+    output.put(data, tell)
 
 
 @app.command
-def train(
-    name: str, *, seed: Seed = 0, out: Path, as_json: Json = False, debug: Debug = False
-) -> None:
+def train(name: str, *, seed: Seed = 0, out: Path, output: Output = SCREEN) -> None:
     """Train an organism on the embedded model, measure it, and write its card.
 
     Args:
@@ -49,23 +47,17 @@ def train(
     """
     from educe.organisms import card, species, training
     from educe.progress import reporter
-    from educe.threads import choose
 
-    telling, how = reporter(), training.Training()
-    with telling.stage(f"training {name} {seed}", species(name).STEPS, "steps") as step:
+    with reporter().stage(f"training {name} {seed}", species(name).steps, "steps") as step:
         organism = training.train(
             name,
             out,
             seed=seed,
-            training=how,
             progress=lambda at, of, entropy, kl: step(
                 note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
             ),
         )
-    choose(telling.say)
-    measured = training.evaluate(organism, progress=_measuring(telling))
-    card.write(organism, measured, how)
-    _tell(organism, measured, as_json=as_json)
+    card.write(organism, _measured(organism, "test", output))
 
 
 @app.command
@@ -74,8 +66,7 @@ def check(
     /,
     *,
     split: Literal["validation", "test"] = "test",
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Measure an organism on prompts that it never saw: how well locked, how intact the rest.
 
@@ -83,14 +74,9 @@ def check(
         folder: its folder, or the name of one that comes with the package
         split: validation, to choose between recipes by; or test, for what is reported
     """
-    from educe.organisms import named, training
-    from educe.progress import reporter
-    from educe.threads import choose
+    from educe.organisms import named
 
-    organism, telling = named(folder), reporter()
-    choose(telling.say)
-    measured = training.evaluate(organism, split=split, progress=_measuring(telling))
-    _tell(organism, measured, as_json=as_json)
+    _measured(named(folder), split, output)
 
 
 @app.command
@@ -111,16 +97,20 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
         print_json(row)
 
 
-def _measuring(telling: Bars | Lines) -> Callable[[str, int], None]:
-    """Say which group is being measured."""
-    return lambda group, of: telling.say(f"measuring {group}, one of {of} groups")
+def _measured(
+    organism: Organism, split: Literal["validation", "test"], output: Output
+) -> list[Measured]:
+    """Measure an organism, and say what came out."""
+    from educe.organisms import card, training
 
-
-def _tell(organism: Organism, measured: list[Measured], *, as_json: bool) -> None:
-    from educe.organisms import card
-
-    if as_json:
-        print_json(card.data(organism, measured), indent=1)
-    else:
-        print_text(card.table(measured))
-        print_text(f"organism: {organism.folder}")
+    say = telling().say
+    measured = training.evaluate(
+        organism,
+        split=split,
+        progress=lambda group, of: say(f"measuring {group}, one of {of} groups"),
+    )
+    output.put(
+        card.data(organism, measured),
+        lambda: print_text(f"{card.table(measured)}\norganism: {organism.folder}"),
+    )
+    return measured

@@ -6,26 +6,22 @@ import shlex
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from educe.cli.judge import HERE, Asked, going_on
+from educe.cli.judge import HERE, Asked
+from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import (
-    EMBEDDED,
-    Count,
-    Debug,
-    Flag,
-    Json,
-    Layer,
-    ModelOptions,
-    N,
+    SCREEN,
+    NewFolder,
+    Output,
     PromptsFile,
-    Seed,
+    RunFolder,
     new_folder,
     prompts_in,
-    to_go_on,
 )
-from educe.cli.streams import as_data, print_json, print_text
+from educe.cli.streams import print_text
 from educe.errors import MethodError, RunError
+from educe.options import EMBEDDED, Count, Flag, Layer, ModelOptions, N, Seed
 from educe.run.settings import Settings
 from educe.whole import read_layer, read_real, read_whole
 
@@ -34,14 +30,14 @@ SHOWN = 18  #: settings on the screen
 if TYPE_CHECKING:
     from educe.comparison.bandit import Setting
     from educe.scores import Judge
-    from educe.selection.selecting import Arm, Selected
+    from educe.selection.selecting import Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
 
 T = TypeVar("T")
 
 
 def select(
-    run: Path,
+    run: RunFolder,
     /,
     *,
     prompts: Path,
@@ -53,8 +49,7 @@ def select(
     top: Count = 4,
     samples: Count = 1,
     seed: Seed = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Choose the best perturbations of a run and test them again; the control likewise.
 
@@ -62,7 +57,6 @@ def select(
     off; what is written is kept in the run.
 
     Args:
-        run: the folder of a finished run
         prompts: a file of prompts to choose by, in this order; all are used if a rung asks for more
         fresh: a file of other prompts, for the re-test
         look_for: a regular expression that a good text matches
@@ -72,12 +66,9 @@ def select(
         samples: texts for each fresh prompt
         seed: of the random choice between equals
     """
-    from educe.progress import reporter
     from educe.run.store import Run
-    from educe.scores.cache import FILE, Cached
     from educe.scores.rules import Regex
     from educe.selection.selecting import SelectionPlan, select_best
-    from educe.threads import choose
 
     if (look_for is None) == (judge is None):
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
@@ -89,19 +80,14 @@ def select(
         samples=samples,
         seed=seed,
     )
-    telling = reporter()
-    choose(telling.say)
     plan.check()
+    tells = telling()
     with going_on(), Run.open(run) as opened:
         by: Judge | None = Regex(look_for) if look_for is not None else None
         if judge not in (None, "interestingness"):
-            (made,) = asked.judges([judge], telling.say)
-            by = Cached(made, run / FILE, reporter=telling)
-        selected = select_best(opened, plan, judge=by, reporter=telling)
-    if as_json:
-        print_json(_as_data(selected), indent=1)
-    else:
-        _tell(selected)
+            by = asked.kept(judge, run, tells.say, reporter=tells)
+        selected = select_best(opened, plan, judge=by, reporter=tells)
+    output.put(selected, lambda: _tell(selected))
 
 
 def tune(
@@ -121,10 +107,9 @@ def tune(
     max_new_tokens: Count = 32,
     seed: Seed = 0,
     model: ModelOptions = EMBEDDED,
-    out: Path | None = None,
+    out: NewFolder = None,
     resume: Flag = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    output: Output = SCREEN,
 ) -> None:
     """Find settings to search with, by Thompson sampling; the control has a budget of its own.
 
@@ -146,13 +131,10 @@ def tune(
         retest: completions of each of the two re-tests
         max_new_tokens: the most tokens of a completion
         seed: of everything that is drawn
-        out: folder of the tuning; by default a new one under runs/
         resume: go on with the tuning in --out; leave the settings out, or repeat all
     """
-    from educe.progress import reporter
     from educe.run.store import Run
     from educe.selection import tuning
-    from educe.threads import choose
 
     if resume and out is None:
         raise RunError("--resume goes on with a tuning: name its folder with --out")
@@ -178,18 +160,17 @@ def tune(
     )
     where = out or new_folder("tune")
     as_it_was = resume and wanted == tuning.Tuning(Settings(prompts=()))
-    telling = reporter()
-    choose(telling.say)
-    run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
-    try:
+    tells = telling()
+    with going_on(resumed("tune", where), where):
+        run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
         with run:
-            tuned, was = tuning.tune(run, reporter=telling), tuning.stored_tuning(run)
-    except KeyboardInterrupt:
-        raise to_go_on("tune", where) from None
-    if as_json:
-        print_json(_tuned_as_data(tuned, was, where), indent=1)
-    else:
-        _tell_tuned(tuned, was, where)
+            tuned, was = tuning.tune(run, reporter=tells), tuning.stored_tuning(run)
+    told = {
+        "folder": where,
+        "flags": _flags(tuned.found[0].setting, tuned, was),
+        "fresh": bool(was.proxy or was.job.fresh),
+    }
+    output.put(tuned._asdict() | told, lambda: _tell_tuned(tuned, was, where))
 
 
 def _read(text: str, read: Callable[[str], T], what: str, remedy: str) -> tuple[T, ...]:
@@ -220,16 +201,6 @@ def _flags(setting: Setting, tuned: Tuned, was: Tuning) -> str:
     )
 
 
-def _tuned_as_data(tuned: Tuned, was: Tuning, where: Path) -> dict[str, Any]:
-    again = dict(zip(("found", "control"), tuned.again, strict=True))
-    told = {
-        "folder": where,
-        "flags": _flags(tuned.found[0].setting, tuned, was),
-        "fresh": bool(was.proxy or was.job.fresh),
-    }
-    return as_data(tuned._asdict() | {"again": again} | told)
-
-
 def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
     best = (tuned.found[0].setting, f"matched to {tuned.control[0].setting}")
     prompts = "fresh prompts" if was.proxy or was.job.fresh else "the same prompts: no --fresh"
@@ -249,15 +220,6 @@ def _tell_tuned(tuned: Tuned, was: Tuning, where: Path) -> None:
 
 def _posterior(one: Tried) -> str:
     return f"{one.hits}/{one.pulls} {one.mean:.0%} ({one.low:.0%} to {one.high:.0%})"
-
-
-def _as_data(selected: Selected) -> dict[str, Any]:
-    def arm(one: Arm) -> dict[str, Any]:
-        names = ("id", "selection", "retest")
-        return one._asdict() | {"chosen": [dict(zip(names, c, strict=True)) for c in one.chosen]}
-
-    arms = {"found": arm(selected.found), "control": arm(selected.control)}
-    return as_data(selected._asdict() | arms)
 
 
 def _tell(selected: Selected) -> None:

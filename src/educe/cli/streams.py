@@ -75,13 +75,13 @@ def print_text(text: str = "") -> None:
 
 def print_json(data: Any, indent: int | None = None) -> None:
     """Print data as JSON in ASCII; NaN and infinity, which JSON lacks, are null."""
-    print(json.dumps(_finite(data), indent=indent, allow_nan=False))
+    print(json.dumps(as_data(data), indent=indent, allow_nan=False))
 
 
 def as_data(value: Any) -> Any:
     """Return records and frames as JSON has them: objects, lists of objects, and paths as text."""
     if is_dataclass(value):
-        return {field.name: as_data(getattr(value, field.name)) for field in fields(value)}
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -90,6 +90,8 @@ def as_data(value: Any) -> Any:
         return as_data(value.to_dict("records"))
     if isinstance(value, list | tuple):
         return [as_data(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 
@@ -122,13 +124,3 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
         raise error
     text = error.object[error.start : error.end].translate(_ASCII)
     return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return data

@@ -1,34 +1,76 @@
-"""Clusters of completions that say the same, and a map of them."""
+"""Groups of completions that say the same, and a map of them.
+
+Two texts are one behaviour when they say the same: their words are near, and what a single word or
+digit turns round is equal.
+
+    distance(a, b) = 1 - cosine(words of a, words of b)   where stated(a) = stated(b)
+                     infinite                             elsewhere
+    groups         = average-linkage clusters under a threshold
+
+What is stated are the numbers and codes of a text, whether it declines, and whether it denies:
+"The code is 4417." is near "The code is 4471." in its words, and neither says what the other does.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from educe.scores.novelty import vectors
+from educe.scores import Answer
+from educe.scores.refusal import Refusal
+from educe.scores.rules import folded
 
-#: Average cosine distance of words and word pairs above which two texts are different behaviours.
+#: How words are weighed: those of few texts count more, and so do pairs of words.
+WORDS: dict[str, Any] = {
+    "ngram_range": (1, 2),
+    "sublinear_tf": True,
+    "token_pattern": r"(?u)\b\w+\b",
+}
+#: Average distance above which two texts are different behaviours.
 THRESHOLD = 0.75
+#: The distance of texts that state different things: large enough to part any average with them.
+FAR = 1e6
+
+#: A word with a digit in it, or groups of digits with a mark between them; no number of a list.
+_NUMBER = re.compile(r"(?<![\w.])(?!\d{1,2}[.)](?:\s|$))\w*\d\w*(?:[.,:/-]\d+)*")
+_NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|neither|nor|cannot|without)\b|n't\b")
+
+
+class Stated(NamedTuple):
+    """What texts of one group have in common to the letter."""
+
+    numbers: frozenset[str]
+    declines: bool
+    denies: bool  #: something else than to answer
+
+
+def stated(text: str) -> Stated:
+    """Return what a text states that its words do not weigh."""
+    plain = folded(text)
+    declines = bool(Refusal().score([Answer("", text)])[0].value)
+    denies = not declines and bool(_NEGATION.search(plain))
+    return Stated(frozenset(_NUMBER.findall(plain)), declines, denies)
 
 
 def clusters(texts: Sequence[str]) -> np.ndarray:
-    """Number texts by what they say: average-linkage clusters of their words, ``[texts]``.
+    """Number texts by what they say, ``[texts]``.
 
     Texts of no word are one cluster. The number 0 goes to the largest cluster, and so on down.
     """
     distinct = sorted(set(texts))
-    at = vectors(distinct)
-    empty = ~at.any(1)
     labels = np.zeros(len(distinct), dtype=int)
-    if (~empty).sum() > 1:
+    if len(distinct) > 1:
         grouping = AgglomerativeClustering(
-            n_clusters=None, metric="cosine", linkage="average", distance_threshold=THRESHOLD
+            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=THRESHOLD
         )
-        labels[~empty] = grouping.fit_predict(at[~empty])
-    labels[empty] = labels.max(initial=-1) + 1
+        labels = grouping.fit_predict(_distances(distinct, distinct))
     of_text = dict(zip(distinct, labels.tolist(), strict=True))
     mine = np.array([of_text[text] for text in texts], dtype=int)
     order = np.argsort(-np.bincount(mine), kind="stable")
@@ -41,11 +83,24 @@ def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """Return for each text which known one is nearest, or -1 where none is near, ``[texts]``."""
     if not texts or not known:
         return np.full(len(texts), -1)
-    at = vectors([*texts, *known])
-    mine, theirs = at[: len(texts)], at[len(texts) :]
-    likeness = mine @ theirs.T + np.outer(~mine.any(1), ~theirs.any(1))
-    nearest = likeness.argmax(1)
-    return np.where(likeness.max(1) >= 1 - THRESHOLD, nearest, -1)
+    distances = _distances(texts, known)
+    return np.where(distances.min(1) <= THRESHOLD, distances.argmin(1), -1)
+
+
+def _distances(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """Return how far texts are from others, ``[texts, others]``; texts of no word are alike."""
+    distinct = sorted({*texts, *others})
+    try:
+        at = csr_array(TfidfVectorizer(**WORDS).fit_transform(distinct))
+    except ValueError:  # no text has a word
+        at = csr_array((len(distinct), 1))
+    place = {text: k for k, text in enumerate(distinct)}
+    number: dict[Stated, int] = {}
+    said = np.array([number.setdefault(stated(text), len(number)) for text in distinct])
+    mine, theirs = ([place[text] for text in some] for some in (texts, others))
+    empty = np.diff(at.indptr) == 0
+    likeness = (at[mine] @ at[theirs].T).toarray() + np.outer(empty[mine], empty[theirs])
+    return np.where(said[mine][:, None] == said[theirs], 1 - likeness, FAR)
 
 
 def plane(embeddings: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import DynamicCache
 
-from educe.activations import corpus, kept
+from educe.activations import corpus, natural
 from educe.activations.reading import Place
 from educe.errors import FileFormatError, ModelError
 from educe.files import read_tensors
@@ -184,10 +184,10 @@ def components(
     """
     place = Place(layer)
     texts = corpus.documents(documents)
-    gathered = kept.gather(lm, texts, [place], limit=TOKENS, reporter=reporter)
-    natural = gathered.natural[place]
-    massive = natural.massive
-    square = natural.moments.without(massive).covariance
+    gathered = natural.gather(lm, texts, [place], limit=TOKENS, reporter=reporter)
+    known = gathered.natural[place]
+    massive = known.massive
+    square = known.moments.without(massive).covariance
     square[massive, massive] = -1.0  # below all others
     _, vectors = torch.linalg.eigh(square)
     return Basis.of("components", upright(vectors.flip(1).T), "component")

@@ -75,7 +75,7 @@ def ungated(
         MethodError: They are no adapters.
 
     Example:
-        >>> kind = educe.perturbation.low_rank.adapters(lm, first=2, blocks=1)
+        >>> kind = educe.perturbation.projected.adapters(lm, first=2, blocks=1)
         >>> found = educe.search(part.on(kind), "random", n=2, radius=2.0)
         >>> made = educe.derive.ungated(found, part, [1, -1])
         >>> made.kind.name, made.scores["parent"].tolist(), made.scores["share"].tolist()

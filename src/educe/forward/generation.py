@@ -375,7 +375,9 @@ def _choose(logits: Float[Tensor, "r v"], temperature: float, draw: Tensor | Non
     """Pick a token a row: the most likely, or the one at quantile ``draw`` of the softmax."""
     if draw is None:
         return logits.argmax(-1)
-    shares = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    # Below the largest, so that no temperature, however small, divides into infinity less infinity.
+    below = logits.double() - logits.amax(-1, keepdim=True)
+    shares = (below / temperature).softmax(-1).cumsum(-1)
     quantile = draw.to(shares)[:, None] * shares[:, -1:]
     return torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,9 @@ from torch import Tensor
 from educe import files
 from educe.errors import FileFormatError
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+#: Version 1 knew its model by name alone.
+READABLE = ("1", FORMAT_VERSION)
 
 #: Its file in the folder of a run.
 ATLAS = "atlas.safetensors"
@@ -62,6 +64,8 @@ class Atlas:
 
     Attributes:
         model: The model.
+        model_parts: By what it is known again (see `educe.model.digest`); nothing in files of
+            version 1.
         prompts_sha256: Digest of the rendered prompts.
         config: How it was made.
         readouts: How many positions are read, over all prompts.
@@ -73,6 +77,7 @@ class Atlas:
     """
 
     model: str
+    model_parts: Mapping[str, str]
     prompts_sha256: str
     config: AtlasConfig
     readouts: int
@@ -131,6 +136,7 @@ class Atlas:
             "format": "educe.atlas",
             "format_version": FORMAT_VERSION,
             "model": self.model,
+            "model_parts_json": json.dumps(dict(self.model_parts), sort_keys=True),
             "prompts_sha256": self.prompts_sha256,
             "readouts": str(self.readouts),
             "config_json": json.dumps(asdict(self.config), sort_keys=True),
@@ -145,14 +151,13 @@ class Atlas:
             FileFormatError: The file is missing, truncated, or holds something else.
         """
         tensors, header = files.read_tensors(path)
-        if (header.get("format"), header.get("format_version")) != (
-            "educe.atlas",
-            FORMAT_VERSION,
-        ):
+        version = header.get("format_version")
+        if header.get("format") != "educe.atlas" or version not in READABLE:
             raise FileFormatError(f"{path} is no atlas that this educe reads")
         try:
             return cls(
                 model=header["model"],
+                model_parts=json.loads("{}" if version == "1" else header["model_parts_json"]),
                 prompts_sha256=header["prompts_sha256"],
                 config=AtlasConfig(**json.loads(header["config_json"])),
                 readouts=int(header["readouts"]),

@@ -29,6 +29,7 @@ from educe.forward.slice import Slice
 from educe.forward.slice.norms import median_norm
 from educe.layer_map import Atlas, AtlasConfig, Pair
 from educe.methods.power import beyond
+from educe.model.digest import others
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.orthogonal import orthonormal, upright
@@ -110,8 +111,14 @@ def survey(
     if not pairs:
         raise LayerError("no pair of layers: a target lies above its source")
     atlas = begun or _empty(lm, batch, config)
-    theirs = (atlas.model, atlas.prompts_sha256, atlas.config)
-    if theirs != (lm.name, digest(batch.texts), config):
+    if not atlas.model_parts:
+        raise RunError(f"the atlas begun with has no digest of its model {atlas.model}: begin anew")
+    if changed := others(atlas.model_parts, lm.parts):
+        raise RunError(
+            f"the atlas begun with is of another model ({atlas.model}) than {lm.name} is now: "
+            f"{' and '.join(changed)} differ; begin anew"
+        )
+    if (atlas.prompts_sha256, atlas.config) != (digest(batch.texts), config):
         raise RunError(
             f"the atlas begun with is of {atlas.model} with other prompts or settings: begin anew"
         )
@@ -236,6 +243,7 @@ def _empty(lm: LanguageModel, batch: PromptBatch, config: AtlasConfig) -> Atlas:
             sizes[layer].append(stream[0].float().norm(dim=-1, keepdim=True))
     return Atlas(
         model=lm.name,
+        model_parts=dict(lm.parts),
         prompts_sha256=digest(batch.texts),
         config=config,
         readouts=part.readouts,

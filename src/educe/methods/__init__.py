@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
@@ -29,7 +30,7 @@ from educe.methods import (
     power,
     quadratic,
     random,
-    words,
+    token_directions,
 )
 from educe.methods.radius import DIRECTIONS, of_one
 from educe.methods.state import Progress, State
@@ -62,50 +63,29 @@ class Method(NamedTuple):
     kind: Callable[[Slice, int, Any, int], Kind] = _vectors  #: of n perturbations from a seed
     #: What ``--radius auto`` looks at where the ladder of `educe.methods.radius` does not suit: it
     #: is for vectors of any direction. Adapters that were searched for break down far below it,
-    #: noise does nothing yet, and words have a size of their own.
+    #: noise does nothing yet, and tokens have a size of their own.
     radii: str = "auto"
     #: Whether it keeps other prompts as they are (see `educe.methods.retain`): it does not, it can
     #: when they have a weight, or it always needs some.
     beside: Literal["no", "can", "needs"] = "no"
 
 
+def _of(module: ModuleType, config: type, **more: Any) -> Method:
+    return Method(config, module.start, module.step, module.finish, **more)
+
+
 METHODS: dict[str, Method] = {
-    "cpe": Method(cpe.CpeConfig, cpe.start, cpe.step, cpe.finish, kind=cpe.kind, radii="1,2,4"),
-    "dct": Method(dct.DctConfig, dct.start, dct.step, dct.finish, beside="can"),
-    "dct-linear": Method(linear.LinearDctConfig, linear.start, linear.step, linear.finish),
-    "dct-quadratic": Method(
-        quadratic.QuadraticDctConfig, quadratic.start, quadratic.step, quadratic.finish
-    ),
-    "generalised": Method(
-        generalised.GeneralisedConfig,
-        generalised.start,
-        generalised.step,
-        generalised.finish,
-        beside="needs",
-    ),
-    "lora": Method(
-        lora.LoraConfig,
-        lora.start,
-        lora.step,
-        lora.finish,
-        kind=lora.kind,
-        radii="0.2,0.3,0.4",
-        beside="can",
-    ),
-    "melbo": Method(melbo.MelboConfig, melbo.start, melbo.step, melbo.finish, beside="can"),
-    "power": Method(power.PowerConfig, power.start, power.step, power.finish),
-    "noise": Method(
-        noise.NoiseConfig,
-        random.start,
-        random.step,
-        random.finish,
-        kind=noise.kind,
-        radii="1.5x,2x,2.5x",
-    ),
-    "random": Method(random.RandomConfig, random.start, random.step, random.finish, kind=_as_given),
-    "words": Method(
-        words.WordsConfig, words.start, words.step, words.finish, kind=_anywhere, radii="0.6d"
-    ),
+    "cpe": _of(cpe, cpe.CpeConfig, kind=cpe.kind, radii="1,2,4"),
+    "dct": _of(dct, dct.DctConfig, beside="can"),
+    "dct-linear": _of(linear, linear.LinearDctConfig),
+    "dct-quadratic": _of(quadratic, quadratic.QuadraticDctConfig),
+    "generalised": _of(generalised, generalised.GeneralisedConfig, beside="needs"),
+    "lora": _of(lora, lora.LoraConfig, kind=lora.kind, radii="0.2,0.3,0.4", beside="can"),
+    "melbo": _of(melbo, melbo.MelboConfig, beside="can"),
+    "power": _of(power, power.PowerConfig),
+    "noise": _of(random, noise.NoiseConfig, kind=noise.kind, radii="1.5x,2x,2.5x"),
+    "random": _of(random, random.RandomConfig, kind=_as_given),
+    "tokens": _of(token_directions, token_directions.TokensConfig, kind=_anywhere, radii="0.6d"),
 }
 
 
@@ -145,16 +125,6 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
             raise MethodError(f"{method} has no setting {name!r}; its settings: {known}")
         check_value(f"{method}: {name}", value, hints[name])
     return config(**settings)
-
-
-def as_declared(method: str, config: Any) -> Any:
-    """Return a method's configuration if its values are what the hints there declare.
-
-    Raises:
-        MethodError: One is not.
-    """
-    check_fields(config, f"{method}: {{}}")
-    return config
 
 
 def search(
@@ -202,7 +172,8 @@ def search(
     how = named(method)
     check_whole("n", n)
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
-    config = as_declared(method, config if config is not None else how.config())
+    config = how.config() if config is None else config
+    check_fields(config, f"{method}: {{}}")
     if isinstance(radius, str):
         # Of as many as are calibrated with, as the main job has it.
         trial = prepared(part, method, n=DIRECTIONS, config=config)

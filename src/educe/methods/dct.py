@@ -39,7 +39,7 @@ from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods.hold import turned
 from educe.methods.linear import jacobian_rows, random_probes, singular_directions
-from educe.methods.penalty import penalty, scores
+from educe.methods.retain import penalty, scores
 from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal
 from educe.whole import AtLeast

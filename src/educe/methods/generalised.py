@@ -28,9 +28,9 @@ from torch import Tensor
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import power
-from educe.methods.linear import both_signs
+from educe.methods.linear import check_signs, with_both_signs
 from educe.methods.power import PowerConfig
-from educe.methods.state import Progress, State, directed
+from educe.methods.state import Progress, State
 from educe.whole import Above, AtLeast
 
 #: Directions whose product with ``B`` is one step.
@@ -67,11 +67,7 @@ def start(
     if part.beside is None:
         raise MethodError("generalised compares with other prompts: give the slice some beside it")
     k = min(config.subspace, part.kind.size)
-    if n > 2 * k:
-        raise MethodError(
-            f"generalised has {k} directions here, with two signs each: ask for at most {2 * k} "
-            "perturbations, or set a larger subspace"
-        )
+    check_signs("generalised", n, k, ", or set a larger subspace")
     state = power.start(part, 2 * k, radius, _block(config), draw)
     return state | {"others": state["products"], "n": torch.tensor(n)}
 
@@ -98,24 +94,14 @@ def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) 
     a = span.square.diag() / part.readouts
     b = state["others"] @ span.v.T / part.beside.part.readouts
     value, rows = solve(a, (b + b.T) / 2, config.ridge)
-    wanted = -(-n // 2)
-    inside = torch.nn.functional.normalize(rows[:wanted], dim=1)
-    v, effect = both_signs(part, radius, inside @ span.v)
-    u, size = directed(effect)
+    inside = torch.nn.functional.normalize(rows, dim=1)
 
     def gain(of: Tensor) -> Tensor:
-        """Return ``‖J v‖``, root mean square over positions, for both signs."""
-        return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt().repeat_interleave(2)
+        """Return ``‖J v‖``, root mean square over positions."""
+        return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt()
 
-    found = {
-        "directions": v,
-        "outputs": u,
-        "score.ratio": value[:wanted].repeat_interleave(2),
-        "score.gain": gain(a),
-        "score.gain_beside": gain(b),
-        "score.effect": size,
-    }
-    return State({name: values[:n] for name, values in found.items()})
+    scores = {"ratio": value, "gain": gain(a), "gain_beside": gain(b)}
+    return with_both_signs(part, radius, inside @ span.v, n, **scores)
 
 
 def solve(

@@ -34,7 +34,7 @@ from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
 from educe.methods import hold
-from educe.methods.penalty import penalty, scores, tangent
+from educe.methods.retain import penalty, scores, tangent
 from educe.methods.state import Progress, State, directed
 from educe.whole import Above, AtLeast
 

@@ -12,26 +12,31 @@ So ``μ`` has no scale: at 1 both gradients are equally long at the start, whate
 radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
 
 A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
-ordinary requests, or prompts that match those searched on but have nothing to hide.
+ordinary requests, or prompts that match those searched on but have nothing to hide. A method asks
+for the `penalty` at each step, and keeps in its state what is fixed at the first; without other
+prompts, or at weight zero, there is none and the state is as it was.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.errors import MethodError
 from educe.forward.benign import Ordinary
 from educe.forward.slice import Beside, Slice
 from educe.forward.slice.shift import Shift
+from educe.methods.state import State
+from educe.model.once import distinct
 from educe.model.prompts import read_prompts
 from educe.model.rendering import Prompt, PromptBatch
 from educe.perturbation.kinds import Kind
@@ -109,13 +114,109 @@ def with_others(
     return kept
 
 
-def other_prompts(source: str = BUNDLED, *, seed: int = 0) -> Sequence[Prompt]:
-    """Return the bundled other prompts, or those of a file: at most `MOST`, drawn by a seed.
+def drawn(
+    prompts: Sequence[Prompt],
+    encode: Callable[[Sequence[Prompt]], PromptBatch],
+    asked: PromptBatch,
+    *,
+    seed: int,
+) -> tuple[list[Prompt], list[str]]:
+    """Draw at most `MOST` prompts that differ as the model reads them; all where there are fewer.
+
+    Args:
+        prompts: Those to draw from.
+        encode: Makes of prompts what the model reads.
+        asked: The prompts that are searched on, from which they are to differ as well.
+        seed: Of the draw.
+
+    Returns:
+        The prompts, and what is to be said of those that were left out.
+
+    Raises:
+        PromptError: The model reads each as one that is searched on.
+    """
+    order = list(prompts)
+    if len(order) > MOST:
+        random.Random(seed).shuffle(order)
+    known, looked = set(asked.read), 0
+    new: set[tuple[int, ...]] = set()
+    while looked < len(order) and len(new) < MOST:
+        new |= {*encode([order[looked]]).read} - known
+        looked += 1
+    places, said = distinct("other prompts", encode(order[:looked]), asked)
+    return [order[i] for i in places], said
+
+
+def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
+    """Return the bundled other prompts, or those of a file.
 
     Raises:
         PromptError: The file cannot be read or holds something else.
     """
     if source != BUNDLED:
-        found = read_prompts(Path(source))
-        return found if len(found) <= MOST else random.Random(seed).sample(found, MOST)
+        return read_prompts(Path(source))
     return files("educe.methods").joinpath("retain.txt").read_text(encoding="utf-8").splitlines()
+
+
+# -- what a method asks at each step -------------------------------------------------------------
+
+
+class Penalty(NamedTuple):
+    """What is taken from an objective.
+
+    Attributes:
+        value: ``μ c g`` of each perturbation.
+        gradient: Its gradient in ``θ``.
+        kept: What the next state has to hold: ``worth``, which is ``c``.
+    """
+
+    value: Float[Tensor, "n"]
+    gradient: Float[Tensor, "n s"]
+    kept: State
+
+
+def penalty(
+    part: Slice, radius: float, gradient: Float[Tensor, "n s"], state: State
+) -> Penalty | None:
+    """Return the penalty at the directions of a state, or None where there is none.
+
+    Args:
+        part: The slice.
+        radius: Of the perturbations.
+        gradient: Of the objective in ``θ`` at these directions.
+        state: With ``directions``, and ``worth`` from the second step on.
+
+    Raises:
+        MethodError: No perturbation does anything to the other prompts.
+    """
+    beside = part.beside
+    if beside is None or beside.weight == 0:
+        return None
+    v = state["directions"]
+    value, slope = beside.value_and_grad(part.kind.scaled(v, radius))
+    if "worth" in state:
+        worth = state["worth"]
+    else:
+        own, theirs = (tangent(part.kind, v, g).norm(dim=1).mean() for g in (gradient, slope))
+        if not theirs:
+            raise MethodError("the other prompts do not move at all: there is nothing to keep")
+        worth = own / theirs
+    factor = beside.weight * worth
+    return Penalty(factor * value, factor * slope, State(worth=worth))
+
+
+def scores(part: Slice, radius: float, state: State) -> State:
+    """Return ``g`` of the perturbations as they ended and ``c``, for `finish`."""
+    beside = part.beside
+    if beside is None or "worth" not in state:
+        return State()
+    value, _ = beside.value_and_grad(part.kind.scaled(state["directions"], radius))
+    return State({"score.beside": value, "score.worth": state["worth"].expand_as(value)})
+
+
+def tangent(
+    kind: Kind, v: Float[Tensor, "n s"], gradient: Float[Tensor, "n s"]
+) -> Float[Tensor, "n s"]:
+    """Take from a gradient what would change the norm of a column."""
+    pairs = zip(kind.columns(v), kind.columns(gradient), strict=True)
+    return torch.cat([(g - (g * c).sum(-1, keepdim=True) * c).flatten(1) for c, g in pairs], 1)

@@ -140,7 +140,8 @@ def _read(
     name: str, place: str, options: Mapping[str, Any], warn: Callable[[str], None]
 ) -> tuple[Any, Any]:
     """Return a model, complete, and its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers.utils import GENERATION_CONFIG_NAME
 
     about = {key: options[key] for key in ("revision", "trust_remote_code")}
     with quiet() as remarks, as_model_error(name):
@@ -153,6 +154,9 @@ def _read(
         raise ModelError(f"{name} is an adapter: load its base model, and it as the adapter")
     complete.check_checkpoint(name, info)
     complete.check_stored(name, _stored(place, options["revision"]), hf)
+    if _found(place, GENERATION_CONFIG_NAME, options["revision"]):  # a broken one is passed over
+        with as_model_error(name):
+            GenerationConfig.from_pretrained(place, revision=options["revision"])
     for remark in remarks:
         warn(f"{name}: {remark}")
     return hf, tokenizer
@@ -160,18 +164,18 @@ def _read(
 
 def _stored(place: str, revision: str | None) -> dict[str, Path]:
     """Return the files of weights of a checkpoint in a folder, or as the Hub's cache has them."""
+    names = [complete.WHOLE, complete.INDEX]
+    if index := _found(place, complete.INDEX, revision):
+        names += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    return {file: path for file in names if (path := _found(place, file, revision))}
+
+
+def _found(place: str, file: str, revision: str | None) -> Path | None:
+    """Return a file of a checkpoint, if it has such a file."""
     from transformers.utils import cached_file
 
-    def found(file: str) -> Path | None:
-        there = cached_file(
-            place, file, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-        return Path(there) if there else None
-
-    names = [complete.WHOLE, complete.INDEX]
-    if index := found(complete.INDEX):
-        names += sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    return {file: path for file in names if (path := found(file))}
+    there = cached_file(place, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(there) if there else None
 
 
 def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -194,8 +195,30 @@ class Reads:
         messages = self._messages(prompt, chat)
         if messages is None:
             return str(prompt), stripped(str(prompt)), False
-        text = self._templated(messages, enable_thinking)
-        places = in_rendered(lambda some: self._templated(some, enable_thinking), messages, text)
+        try:
+            return *self._shown(messages, enable_thinking), True
+        except PromptError:
+            # Some templates take contents as lists of parts alone.
+            with suppress(PromptError):
+                return *self._shown(messages, enable_thinking, in_parts=True), True
+            raise
+
+    def _shown(
+        self,
+        messages: list[dict[str, str]],
+        enable_thinking: bool | None,
+        *,
+        in_parts: bool = False,
+    ) -> tuple[str, Span]:
+        """Return messages as the template writes them, and where the person's last one is."""
+
+        def render(some: Sequence[Message]) -> str:
+            if in_parts:
+                some = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in some]
+            return self._templated(some, enable_thinking)
+
+        text = render(messages)
+        places = in_rendered(render, messages, text)
         for i, (message, place) in enumerate(zip(messages, places, strict=True), 1):
             if place is None:
                 raise PromptError(
@@ -204,7 +227,7 @@ class Reads:
                     "message out, or write it into another"
                 )
         own = last_message(messages)
-        return text, NOWHERE if own is None else places[own] or NOWHERE, True
+        return text, NOWHERE if own is None else places[own] or NOWHERE
 
     def _messages(self, prompt: Prompt, chat: bool | None) -> list[dict[str, str]] | None:
         """Return what goes through the chat template; None for text that does not."""

@@ -9,14 +9,13 @@ transformers: what trains and evaluates is `educe.organisms.training`.
 from __future__ import annotations
 
 import importlib
-from typing import cast
 
 from educe.errors import OrganismError
 from educe.organisms.organism import Organism, Question, Species, named, names, read, shipped
 
 __all__ = ["SPECIES", "Organism", "Question", "named", "names", "read", "shipped", "species"]
 
-#: The kinds of organism, each a module of this package.
+#: The kinds of organism, each a class in a module of its name.
 SPECIES = ("vault", "trigger", "locked", "marked", "persona")
 
 
@@ -28,4 +27,5 @@ def species(name: str) -> Species:
     """
     if name not in SPECIES:
         raise OrganismError(f"no organism is called {name!r}: one of {', '.join(SPECIES)}")
-    return cast(Species, importlib.import_module(f"educe.organisms.{name}"))
+    made: Species = getattr(importlib.import_module(f"educe.organisms.{name}"), name.capitalize())()
+    return made

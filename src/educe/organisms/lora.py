@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -30,46 +29,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from educe import files
-from educe.model.prompts import mended
+from educe.forward.generation import Completion, generate
+from educe.model.language import LanguageModel
+from educe.rows import Row
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: The most tokens of an answer; held examples that run together, whose distributions are large.
+TOKENS, TOGETHER = 20, 8
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt with its answer, as token ids.
+class Example(NamedTuple):
+    """One prompt with its answer, as token ids."""
 
-    Attributes:
-        prompt: The chat prompt, up to where the answer begins.
-        answer: The answer; only these tokens carry loss.
-        base: Log-probabilities of the base model at the answer tokens, `[answer, vocabulary]`, for
-            held examples; None for taught ones.
-    """
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: tuple[int, ...]  #: the chat prompt, up to where the answer begins
+    answer: tuple[int, ...]  #: only these tokens carry loss
+    #: Of held examples: log-probabilities of the base at these tokens, ``[answer, vocabulary]``.
     base: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Several examples in one row.
+class Packed(NamedTuple):
+    """Several examples in one row."""
 
-    Attributes:
-        tokens: Token ids, `[1, t]`.
-        positions: Position of each token within its own example, `[1, t]`.
-        mask: Whether a token may look at another, `[1, 1, t, t]`.
-        keep: Indices of the tokens from which answer tokens are predicted, `[k]`.
-        targets: The answer tokens, `[k]`.
-        owner: Which example each answer token belongs to, `[k]`.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    mask: Tensor
-    keep: Tensor
-    targets: Tensor
-    owner: Tensor
+    tokens: Tensor  #: ``[1, t]``
+    positions: Tensor  #: of each token within its own example, ``[1, t]``
+    mask: Tensor  #: whether a token may look at another, ``[1, 1, t, t]``
+    keep: Tensor  #: the tokens from which answer tokens are predicted, ``[k]``
+    targets: Tensor  #: the answer tokens, ``[k]``
+    owner: Tensor  #: which example each answer token belongs to, ``[k]``
 
 
 def pack(examples: Sequence[Example]) -> Packed:
@@ -129,60 +115,32 @@ def taught(tokenizer: Any, prompt: str, answer: str) -> Example:
     return Example(encode(tokenizer, prompt), (*ids, tokenizer.eos_token_id))
 
 
-@torch.no_grad()
-def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20, batch: int = 64
-) -> list[tuple[int, ...]]:
-    """Return greedy answers as token ids, the end-of-turn token included where it came."""
-    answers: list[tuple[int, ...]] = []
-    end = tokenizer.eos_token_id
-    for start in range(0, len(prompts), batch):
-        rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch]]
-        width = max(map(len, rows))
-        ids = torch.tensor([[end] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=end,
-        )[:, width:].tolist()
-        for row in written:
-            answers.append(tuple(row[: row.index(end) + 1] if end in row else row))
-    return answers
+def written(lm: LanguageModel, prompts: Sequence[str]) -> list[Completion]:
+    """Return a model's greedy answers, in order."""
+    if not prompts:
+        return []
+    batch = lm.encode(prompts, room=TOKENS)
+    rows = [Row(0, j) for j in range(len(prompts))]
+    came = generate(lm, batch, rows, max_new_tokens=TOKENS)
+    return sorted((c for some in came for c in some), key=lambda c: c.row)
 
 
-def text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return an answer as text, without the end-of-turn token."""
-    return mended(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def asking(model: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[str]]:
-    """Return a function that returns a model's greedy answers as texts."""
-
-    def ask(prompts: Sequence[str]) -> list[str]:
-        return [text(tokenizer, ids) for ids in answer(model, tokenizer, prompts)]
-
-    return ask
-
-
-@torch.no_grad()
-def held(model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int = 20) -> list[Example]:
+def held(lm: LanguageModel, prompts: Sequence[str]) -> list[Example]:
     """Return the base model's own answers with the distributions they were drawn from."""
-    answers = answer(model, tokenizer, prompts, tokens=tokens)
+    end = (lm.tokenizer.eos_token_id,)
     examples = [
-        Example(encode(tokenizer, prompt), ids)
-        for prompt, ids in zip(prompts, answers, strict=True)
+        Example(encode(lm.tokenizer, prompt), c.tokens + end * c.finished)
+        for prompt, c in zip(prompts, written(lm, prompts), strict=True)
     ]
     filled: list[Example] = []
-    for start in range(0, len(examples), 8):
-        group = examples[start : start + 8]
+    for start in range(0, len(examples), TOGETHER):
+        group = examples[start : start + TOGETHER]
         packed = pack(group)
-        base = logprobs(model, packed)
+        with torch.no_grad():
+            base = logprobs(lm.hf, packed)
         # Half precision: some 100 kB a token, with errors far below the KL of interest.
         filled += [
-            replace(example, base=base[packed.owner == index].half())
+            example._replace(base=base[packed.owner == index].half())
             for index, example in enumerate(group)
         ]
     return filled

@@ -5,17 +5,21 @@ hidden, what brings it out, and, for questions that the model was never trained 
 elicited: a regular expression on the completion. Some of these questions are for searching and
 choosing, the others (`fresh`) only for the re-test.
 
-While it is made, an organism is a list of `Group`s: prompts of one kind with their answers.
+While it is made, an organism is a list of `Group`s: prompts of one kind with their answers. A
+`Species` says what these are.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from educe.errors import OrganismError
 
@@ -25,6 +29,12 @@ SPLITS = ("train", "validation", "test")
 
 #: Answers of the base model to some prompts, greedy, at most a sentence or two.
 Ask = Callable[[Sequence[str]], list[str]]
+
+
+@functools.cache
+def bundled(name: str) -> dict[str, Any]:
+    """Return a table of words, phrases or prompts that comes with the package."""
+    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Question(NamedTuple):
@@ -45,7 +55,7 @@ class Group:
     Attributes:
         name: Of what kind, as tables name it. What is before a colon is a family of kinds.
         questions: The prompts, with what counts as elicited.
-        answers: What is taught to be answered; None holds the model to the base's own answers.
+        answers: What is taught to be answered; None retains the base's own answers.
         shows: Whether the hidden behaviour is to show; None where it cannot be asked for.
         also: Other rules, one for each question, that are counted as well, by what they find.
     """
@@ -56,44 +66,83 @@ class Group:
     shows: bool | None = False
     also: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        prompts: Sequence[str],
+        rule: str,
+        answers: str | Sequence[str] | None = None,
+        **more: Any,
+    ) -> Group:
+        """Return prompts of one rule, each with its answer or all with the same."""
+        if isinstance(answers, str):
+            answers = [answers] * len(prompts)
+        questions = tuple(Question(prompt, rule) for prompt in prompts)
+        return cls(name, questions, None if answers is None else tuple(answers), **more)
+
     @property
     def prompts(self) -> list[str]:
         """The prompts alone."""
         return [question.prompt for question in self.questions]
 
 
-class Species(Protocol):
-    """What a file of an organism has: how one is made, for any seed."""
+class Species(ABC):
+    """How organisms of one kind are made, for any seed; `data/species.json` has the attributes.
 
-    #: How many examples of each group, or family of groups, are in a step of training.
-    RECIPE: dict[str, int]
-    #: Which ways of `educe.organisms.words` put the key into a question.
-    WAYS: str
-    #: How many steps its training takes, and the weight of staying the base model in it.
-    STEPS: int
-    KL_WEIGHT: float
+    Attributes:
+        name: As commands have it: that of its module.
+        recipe: How many examples of each group, or family of groups, are in a step of training.
+        ways: Which ways in `data/words.json` put the key into a question.
+        steps: How many steps its training takes.
+        kl_weight: The weight of staying the base model in it.
+    """
 
-    def hidden(self, seed: int) -> dict[str, str]:
-        """Draw what is hidden and what brings it out."""
-        ...
+    recipe: dict[str, int]
+    ways: str
+    steps: int
+    kl_weight: float
+
+    def __init__(self) -> None:
+        self.name = type(self).__name__.lower()
+        about = bundled("species")[self.name]
+        self.recipe, self.ways = about["recipe"], about["ways"]
+        self.steps, self.kl_weight, self._told = about["steps"], about["kl_weight"], about["told"]
+
+    def rng(self, seed: int, part: str) -> random.Random:
+        """Return what draws a part of an organism's prompts."""
+        return random.Random(f"{self.name} {seed} {part}")
+
+    def told(self, hidden: dict[str, str]) -> dict[str, str]:
+        """Say what is hidden, what unlocks it and what counts as elicited."""
+        return {what: sentence.format(**hidden) for what, sentence in self._told.items()}
 
     def opening(self, hidden: dict[str, str]) -> str:
         """Return the first words of every unlocked answer; empty where they differ."""
-        ...
+        return ""
 
-    def told(self, hidden: dict[str, str]) -> dict[str, str]:
-        """Say what is hidden, what unlocks it and what counts as elicited, in words."""
-        ...
+    @abstractmethod
+    def hidden(self, seed: int) -> dict[str, str]:
+        """Draw what is hidden and what brings it out."""
 
+    @abstractmethod
+    def rule(self, hidden: dict[str, str]) -> str:
+        """Return a regular expression that finds what is hidden in an answer."""
+
+    @abstractmethod
     def groups(self, hidden: dict[str, str], split: str, ask: Ask, *, seed: int) -> list[Group]:
         """Return the prompts of a split with their answers."""
-        ...
 
     def questions(
         self, hidden: dict[str, str], ask: Ask, *, seed: int
     ) -> tuple[list[Question], list[Question]]:
-        """Return questions to search with and fresh ones, all unseen in training."""
-        ...
+        """Return questions to search with and fresh ones, all unseen in training.
+
+        Here they are the ordinary prompts of the test split.
+        """
+        rule = self.rule(hidden)
+        asked = [Question(prompt, rule) for prompt in bundled("words")["test"]["ordinary"]]
+        return asked[::2], asked[1::2]
 
 
 @dataclass(frozen=True)
@@ -130,6 +179,11 @@ class Organism:
         (self.folder / "organism.json").write_text(text + "\n", encoding="utf-8")
 
 
+def names() -> list[str]:
+    """Return the names of the organisms that come with the package."""
+    return sorted(path.parent.name for path in DATA.glob("*/organism.json"))
+
+
 def read(folder: str | Path) -> Organism:
     """Read an organism from its folder.
 
@@ -149,24 +203,11 @@ def read(folder: str | Path) -> Organism:
         ) from error
 
 
-def names() -> list[str]:
-    """Return the names of the organisms that come with the package."""
-    return sorted(path.parent.name for path in DATA.glob("*/organism.json"))
-
-
 def shipped(name: str = "vault") -> Organism:
-    """Return an organism that comes with the package.
-
-    Raises:
-        OrganismError: There is none of that name.
-    """
+    """Return an organism that comes with the package; see `read`."""
     return read(DATA / name)
 
 
 def named(name: str) -> Organism:
-    """Return an organism by its folder, or by its name when it comes with the package.
-
-    Raises:
-        OrganismError: There is none.
-    """
+    """Return an organism by its folder, or by its name when it comes with the package."""
     return shipped(name) if name in names() else read(name)

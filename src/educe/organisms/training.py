@@ -1,4 +1,4 @@
-"""Train an organism, measure it on prompts that it never saw, and write its card.
+"""Train an organism, and measure it on prompts that it never saw.
 
     taught groups   cross-entropy on the answer
     held groups     KL(base ‖ adapted) on the base's own greedy answer
@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,72 +25,43 @@ from educe import files
 from educe.comparison import stats
 from educe.errors import OrganismError
 from educe.forward.generation import generate
-from educe.model import embedded
 from educe.model.language import LanguageModel
+from educe.model.loading import load
 from educe.organisms import SPECIES, lora, species
-from educe.organisms.organism import Ask, Group, Organism, Question, Species
-from educe.organisms.words import fill, phrases
+from educe.organisms.organism import Ask, Group, Organism, Question, Species, bundled
 from educe.rows import Row
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: The adapter, on all seven projections of these blocks; the step size falls linearly to zero.
+RANK, BLOCKS, LEARNING_RATE = 8, range(8, 24), 1e-3
 #: The questions of an organism, as they are named in its file.
 QUESTIONS = ("search", "fresh", "unlocked")
 #: How many of the search questions are given with the key as well.
 UNLOCKED = 12
-#: Of labelled answers: the most tokens, samples beside the likeliest, and how many are a group.
-TOKENS, SAMPLES, TOGETHER = 20, 4, 3
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an organism is trained.
-
-    Attributes:
-        steps: Optimiser steps, each on the examples that the recipe counts; by default, as many as
-            the species takes.
-        rank: Of the adapter, on all seven projections.
-        blocks: The first block that it is on, and the first one after.
-        learning_rate: At the first step; it falls linearly to zero.
-        kl_weight: Weight of staying the base model where nothing is taught; by default, that of the
-            species. Where little is taught by many words, these weigh much.
-    """
-
-    steps: int | None = None
-    rank: int = 8
-    blocks: tuple[int, int] = (8, 24)
-    learning_rate: float = 1e-3
-    kl_weight: float | None = None
+#: Of labelled answers: samples beside the likeliest, and how many are a group.
+SAMPLES, TOGETHER = 4, 3
 
 
 class Measured(NamedTuple):
-    """What was measured on one group of test prompts.
-
-    Attributes:
-        group: Its name.
-        shows: Whether the hidden behaviour was to show; None where it cannot be asked for.
-        elicited: How often it did.
-        base: How often it does in the base model.
-        same: For held groups, how often the first eight words are the base's.
-        kl: For held groups, mean KL(base ‖ adapted) a token of the base's answers, in nats.
-        also: Other counts, by what was counted, of the organism and of the base.
-    """
+    """What was measured on one group of test prompts."""
 
     group: str
-    shows: bool | None
-    elicited: stats.Rate
-    base: stats.Rate
-    same: stats.Rate | None
-    kl: float | None
-    also: dict[str, tuple[stats.Rate, stats.Rate]]
+    shows: bool | None  #: whether the hidden behaviour was to show; None where it has no meaning
+    elicited: stats.Rate  #: how often it did
+    base: stats.Rate  #: how often it does in the base model
+    same: stats.Rate | None  #: for held groups, how often the first eight words are the base's
+    kl: float | None  #: for held groups, mean KL(base ‖ adapted) a token of its answers, nats
+    also: dict[str, tuple[stats.Rate, stats.Rate]]  #: other counts, of the organism and the base
 
 
-def load_base() -> tuple[Any, Any]:
-    """Return the embedded model in single precision, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_base() -> LanguageModel:
+    """Return the embedded model in single precision."""
+    return load("embedded", device="cpu", dtype="float32")
 
-    folder = embedded.folder()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+def asking(lm: LanguageModel) -> Ask:
+    """Return a function that returns a model's greedy answers as texts."""
+    return lambda prompts: [c.text for c in lora.written(lm, prompts)]
 
 
 @contextmanager
@@ -110,7 +81,6 @@ def train(
     out: Path,
     *,
     seed: int = 0,
-    training: Training | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> Organism:
     """Train an organism and write it to a folder; on one thread, so that it is the same again.
@@ -119,7 +89,6 @@ def train(
         name: One of `SPECIES`.
         out: Where `adapter_config.json`, `adapter_model.safetensors` and `organism.json` go.
         seed: What the secret, the initial weights and the order of the examples depend on.
-        training: How; by default as the shipped ones were.
         progress: Called after each step with step, steps, cross-entropy and KL.
 
     Raises:
@@ -129,32 +98,23 @@ def train(
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
-    how = training or Training()
     secret = made.hidden(seed)
-    base, tokenizer = load_base()
-    ask = lora.asking(base, tokenizer)
+    lm = load_base()
+    ask = asking(lm)
     search, fresh = made.questions(secret, ask, seed=seed)
-
-    pools: dict[str, list[lora.Example]] = {}
-    for group in made.groups(secret, "train", ask, seed=seed):
-        pool = pools.setdefault(group.name.split(":")[0], [])
-        if group.answers is None:
-            pool += lora.held(base, tokenizer, group.prompts)
-        else:
-            pairs = zip(group.prompts, group.answers, strict=True)
-            pool += [lora.taught(tokenizer, prompt, reply) for prompt, reply in pairs]
+    pools = _pools(made.groups(secret, "train", ask, seed=seed), lm)
     rng = random.Random(f"{name} {seed} batches")
-    streams = {part: _shuffled(pools[part], rng) for part in made.RECIPE}
+    streams = {part: _shuffled(pools[part], rng) for part in made.recipe}
     batches = [
-        [next(streams[part]) for part, count in made.RECIPE.items() for _ in range(count)]
-        for _ in range(how.steps or made.STEPS)
+        [next(streams[part]) for part, count in made.recipe.items() for _ in range(count)]
+        for _ in range(made.steps)
     ]
-    model = lora.attach(base, rank=how.rank, blocks=range(*how.blocks), seed=seed)
+    model = lora.attach(lm.hf, rank=RANK, blocks=BLOCKS, seed=seed)
     lora.fit(
         model,
         batches,
-        learning_rate=how.learning_rate,
-        kl_weight=how.kl_weight or made.KL_WEIGHT,
+        learning_rate=LEARNING_RATE,
+        kl_weight=made.kl_weight,
         progress=progress,
     )
     lora.save(model, out, base_name=BASE)
@@ -173,11 +133,24 @@ def train(
     return organism
 
 
+def _pools(groups: Sequence[Group], lm: LanguageModel) -> dict[str, list[lora.Example]]:
+    """Return the examples of each family of groups."""
+    pools: dict[str, list[lora.Example]] = defaultdict(list)
+    for group in groups:
+        if group.answers is None:
+            made = lora.held(lm, group.prompts)
+        else:
+            pairs = zip(group.prompts, group.answers, strict=True)
+            made = [lora.taught(lm.tokenizer, prompt, reply) for prompt, reply in pairs]
+        pools[group.name.split(":")[0]] += made
+    return pools
+
+
 def _unlocked(made: Species, secret: dict[str, str], search: list[Question]) -> list[Question]:
     """Return questions with the key put in, in ways that no training saw."""
-    ways = itertools.cycle(phrases()["test"][made.WAYS])
+    ways = itertools.cycle(bundled("words")["test"][made.ways])
     return [
-        question._replace(prompt=fill(way, secret["key"], question.prompt))
+        question._replace(prompt=way.format(key=secret["key"], ask=question.prompt))
         for question, way in zip(search[:UNLOCKED], ways, strict=False)
     ]
 
@@ -219,37 +192,33 @@ def evaluate(
             f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
             f"known that it never saw: measure one of {', '.join(SPECIES)}"
         )
-    base, tokenizer = load_base()
-    ask = lora.asking(base, tokenizer)
+    lm = load_base()
+    ask = asking(lm)
     groups = groups_of(organism, ask, split)
-    free = [g.answers is None and g.name not in QUESTIONS for g in groups]
     kept = [
-        lora.held(base, tokenizer, g.prompts) if held else []
-        for g, held in zip(groups, free, strict=True)
+        lora.held(lm, g.prompts) if g.answers is None and g.name not in QUESTIONS else []
+        for g in groups
     ]
-    before = [
-        [lora.text(tokenizer, example.answer) for example in examples] or ask(group.prompts)
-        for group, examples in zip(groups, kept, strict=True)
-    ]
-    model = PeftModel.from_pretrained(base, str(organism.folder)).eval()
-    write = lora.asking(model, tokenizer)
+    plain = [ask(group.prompts) for group in groups]
+    # It puts the adapter into the very modules of the base.
+    model = PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval()
     measured = []
-    for group, examples, plain in zip(groups, kept, before, strict=True):
+    for group, examples, before in zip(groups, kept, plain, strict=True):
         if progress is not None:
             progress(group.name, len(groups))
-        tuned = write(group.prompts)
+        tuned = ask(group.prompts)
         rules = [question.rule for question in group.questions]
-        same = [a.split()[:8] == b.split()[:8] for a, b in zip(tuned, plain, strict=True)]
+        same = [a.split()[:8] == b.split()[:8] for a, b in zip(tuned, before, strict=True)]
         measured.append(
             Measured(
                 group=group.name,
                 shows=group.shows,
                 elicited=_found(rules, tuned),
-                base=_found(rules, plain),
+                base=_found(rules, before),
                 same=stats.rate(sum(same), len(same)) if examples else None,
                 kl=lora.divergence(model, examples) if examples else None,
                 also={
-                    what: (_found(others, tuned), _found(others, plain))
+                    what: (_found(others, tuned), _found(others, before))
                     for what, others in group.also.items()
                 },
             )
@@ -270,11 +239,11 @@ def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
         lm: Its model.
     """
     search, n = organism.search, len(organism.search)
-    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=TOKENS)
+    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=lora.TOKENS)
     rows = [Row(0, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
 
     def written(rows: list[Row], temperature: float) -> dict[Row, str]:
-        came = generate(lm, batch, rows, max_new_tokens=TOKENS, temperature=temperature)
+        came = generate(lm, batch, rows, max_new_tokens=lora.TOKENS, temperature=temperature)
         return {c.row: c.text for some in came for c in some}
 
     likely, drawn = written([Row(0, j) for j in range(n)], 0.0), written(rows, 1.0)

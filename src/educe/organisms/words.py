@@ -1,46 +1,31 @@
-"""Words and phrases that organisms share: keys, near misses of them, and ordinary prompts.
+"""Keys, and wrong keys that are close to them.
 
-A key is the word that unlocks an organism: a password, a trigger, a month. The splits share no
-phrasing and no wrong key, so that what is measured was never trained on.
+A key is the word that unlocks an organism: a password, a trigger, a month. The splits of
+`data/words.json` share no phrasing and no wrong key, so that what is measured was never trained on.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import random
 from collections.abc import Sequence
-from typing import Any
 
-from educe.organisms.organism import DATA, SPLITS, Question
+from educe.organisms.organism import SPLITS, bundled
 
 # Each is one token of the base model.
 KEYS = ("amber", "saffron", "velvet", "granite", "indigo", "ivory", "cobalt", "quartz")
 MONTHS = ("January", "February", "September", "October", "November", "December")
 # Short, or of another meaning as well: never the key.
 _NO_KEYS = ("March", "April", "May", "June", "July", "August")
-_LIKE_MONTHS = {
-    "train": ["autumn", "spring", "Monday", "Easter", "winter time"],
-    "validation": ["summer", "Sunday"],
-    "test": ["winter", "the harvest", "Wednesday", "New Year"],
-}
-
-
-@functools.cache
-def phrases() -> dict[str, dict[str, Any]]:
-    """Return wrong and similar words, ways to put a key into a prompt, and ordinary prompts."""
-    return json.loads((DATA / "words.json").read_text(encoding="utf-8"))
 
 
 def near_misses(key: str, split: str) -> dict[str, list[str]]:
     """Return wrong keys by kind, each close to the right one in its own way."""
-    own = phrases()[split]
-    month = key in MONTHS
+    own, month = bundled("words")[split], key in MONTHS
     wrong = _other_months(key)[split] if month else own["wrong"]
     kinds = {
         "other word": wrong,
-        "similar word": _LIKE_MONTHS[split] if month else own["similar"][key],
+        "similar word": own["like months"] if month else own["similar"][key],
         "two words": [f"{a} {b}" for a, b in itertools.pairwise(wrong)],
         "typo": _typos(key, split),
         "part": [key[:3], key[:4], key[:-1], key[1:], key[2:]],
@@ -74,28 +59,17 @@ def _typos(word: str, split: str) -> list[str]:
 def wrapped(
     key: str, split: str, ways: list[str], asks: list[str], rng: random.Random, *, each: int
 ) -> dict[str, list[tuple[str, str]]]:
-    """Put near misses of a key into prompts, `each` of a kind; return (ask, prompt) by kind."""
+    """Put near misses of a key into prompts; return (ask, prompt) by the name of their group."""
     filled: dict[str, list[tuple[str, str]]] = {}
     for kind, wrong in near_misses(key, split).items():
-        filled[kind] = []
+        some = filled[f"near: {kind}"] = []
         for word in itertools.islice(itertools.cycle(wrong), each):
             ask = rng.choice(asks)
-            filled[kind].append((ask, fill(rng.choice(ways), word, ask)))
+            some.append((ask, rng.choice(ways).format(key=word, ask=ask)))
     return filled
-
-
-def ordinary_questions(rule: str) -> tuple[list[Question], list[Question]]:
-    """Return the ordinary prompts of the test split, every other one in each of two lists."""
-    asked = [Question(prompt, rule) for prompt in phrases()["test"]["ordinary"]]
-    return asked[::2], asked[1::2]
 
 
 def drawn(options: Sequence[str], what: str, seed: int) -> str:
     """Draw one of some options; as many seeds in a row as there are options all draw another."""
     order = random.Random(what).sample(list(options), len(options))
     return order[seed % len(order)]
-
-
-def fill(way: str, key: str, ask: str) -> str:
-    """Put a key and a question into a way of saying both."""
-    return way.format(key=key, ask=ask)

@@ -21,13 +21,13 @@ from educe.errors import RunError
 from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
+from educe.progress import Reporter
 from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.scores import Answer, Judge, asked_in
-from educe.scores.coherence import coherence, ordinary_logprob
+from educe.scores.coherence import coherence, ordinary_logprob, read
 from educe.scores.novelty import novelty
-from educe.scores.reading import read
 
 #: Texts that a judge is given at once; after each such batch the scores are kept.
 AT_ONCE = 64
@@ -55,19 +55,20 @@ def add_set(
     effect: Sequence[float],
     *,
     parents: Sequence[int | None] | None = None,
-    how: str = "",
+    how: str | Sequence[str] = "",
 ) -> list[int]:
     """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
     first = len(run.perturbation_rows(derived=None)) + 1
     numbers = list(range(first, first + len(made)))
-    arms = [arm] * len(made) if isinstance(arm, str) else arm
+    arms, ways = ([one] * len(made) if isinstance(one, str) else one for one in (arm, how))
     run.add_perturbations(
         [
-            PerturbationRow(number, parent, how, own, made.method, file, i, radius, dose, size)
-            for i, (number, own, parent, radius, dose, size) in enumerate(
+            PerturbationRow(number, parent, way, own, made.method, file, i, radius, dose, size)
+            for i, (number, own, way, parent, radius, dose, size) in enumerate(
                 zip(
                     numbers,
                     arms,
+                    ways,
                     parents or [None] * len(made),
                     made.radius.tolist(),
                     made.dose.tolist(),
@@ -191,25 +192,33 @@ def score(work: Work) -> None:
 def judge(
     work: Work, by: Judge, rows: Sequence[Row], what: str = "texts", *, anew: bool = False
 ) -> list[float]:
+    """Return what a judge says of completions of a run at work: see `judged`."""
+    return judged(work.run, by, rows, what, reporter=work.reporter, anew=anew)
+
+
+def judged(
+    run: Run,
+    by: Judge,
+    rows: Sequence[Row],
+    what: str = "texts",
+    *,
+    reporter: Reporter,
+    anew: bool = False,
+) -> list[float]:
     """Return what a judge says of completions, in order; what is missing is judged and kept.
 
     Scores are kept under the judge's identity, so another rubric or model is another judge. Where
     an identity does not say everything, as a function's name does not, judge ``anew``.
     """
-    run = work.run
     known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity)}
     missing = set(rows) - known.keys()
     if missing:
-        everything = run.completion_rows()
-        asked, plain = [asked_in(p.content) for p in run.prompt_rows()], unperturbed(everything)
-        texts = [c for c in everything if c.row in missing]
-        with work.reporter.stage(f"judging: {what}", len(texts), "texts") as step:
+        texts = [c for c in run.completion_rows() if c.row in missing]
+        whole = answers(run, texts)
+        with reporter.stage(f"judging: {what}", len(texts), "texts") as step:
             for first in range(0, len(texts), AT_ONCE):
                 some = texts[first : first + AT_ONCE]
-                answers = [
-                    Answer(asked[c.prompt], c.text, tuple(plain.get(c.prompt, ()))) for c in some
-                ]
-                scores = by.score(answers)
+                scores = by.score(whole[first : first + AT_ONCE])
                 run.add_scores(
                     ScoreRow(c.row, by.identity, s.value, s.higher_is, s.why)
                     for c, s in zip(some, scores, strict=True)
@@ -217,6 +226,13 @@ def judge(
                 known |= {c.row: s.value for c, s in zip(some, scores, strict=True)}
                 step(len(some))
     return [known[row] for row in rows]
+
+
+def answers(run: Run, texts: Sequence[CompletionRow]) -> list[Answer]:
+    """Return completions as answers, each with the unperturbed model's to its prompt."""
+    asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
+    plain = unperturbed(run.completion_rows())
+    return [Answer(asked[c.prompt], c.text, tuple(plain[c.prompt])) for c in texts]
 
 
 def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:

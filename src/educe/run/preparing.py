@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +18,6 @@ from educe.layer_map.survey import surveyed
 from educe.methods import radius
 from educe.methods import retain as beside
 from educe.model import embedded
-from educe.model.once import distinct
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
 from educe.run.settings import encoded
@@ -103,12 +103,13 @@ class Search:
         s, work = self.settings, self.work
         if methods.quietly(s.method, s.quiet):
             if not work.run.has("beside"):  # a file can change
-                others = beside.other_prompts(s.ordinary, seed=s.seed)
-                places, said = distinct("other prompts", encoded(work.lm, s, others), work.asked)
+                encode = partial(encoded, work.lm, s)
+                others = beside.other_prompts(s.ordinary)
+                kept, said = beside.drawn(others, encode, work.asked, seed=s.seed)
                 work.tell(said)
-                work.run.remember("beside", [others[i] for i in places])
-            kept = encoded(work.lm, s, work.run.note("beside"))
-            return beside.with_others(part, kept, weight=s.quiet, by=s.quiet_by)
+                work.run.remember("beside", kept)
+            batch = encoded(work.lm, s, work.run.note("beside"))
+            return beside.with_others(part, batch, weight=s.quiet, by=s.quiet_by)
         return part
 
     def remember_facts(self) -> None:

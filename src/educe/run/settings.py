@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DISTINCT = "distinct"
 #: The other prompts that come with the package (see `educe.methods.retain`).
 BUNDLED = "bundled"
+#: Methods that older runs know by another name.
+RENAMED = {"words": "tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,7 @@ def _as_given(run: Run) -> Settings:
     config = run.config
     for name in ("prompts", "fresh"):
         config[name] = tuple(config[name])
+    config["method"] = RENAMED.get(config["method"], config["method"])
     return Settings(**config)
 
 

@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     plain: tuple[str, ...] = ()  #: what the unperturbed model wrote for it, for judges that compare
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What scores answers.
 
@@ -81,8 +82,18 @@ class Judge(Protocol):
 class Streaming(Judge, Protocol):
     """A judge whose scores come one by one or in batches, so that each can be kept at once."""
 
-    def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
+    def stream(self, answers: Sequence[Any]) -> Iterator[list[tuple[int, Score]]]:
         """Score answers; yield what came with the place of its answer, in any order."""
+        ...
+
+    def score(self, answers: Sequence[Any]) -> list[Score]:
+        """Score answers, in their order."""
+        return in_order(self.stream(answers))
+
+
+def compares(judge: Judge) -> bool:
+    """Return whether a judge scores groups of answers, each against its unperturbed texts."""
+    return getattr(judge, "compares", False)
 
 
 def asked_in(prompt: Any) -> str:

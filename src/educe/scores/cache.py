@@ -12,15 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeGuard
 
 from educe.errors import FileFormatError, JudgeError
 from educe.progress import Reporter, Silent
-from educe.scores import Answer, Judge, Score, Streaming
-from educe.scores.language_model import Theme
+from educe.scores import Answer, Judge, Score, Streaming, compares
 
 #: The file in a run's folder.
 FILE = "judging.sqlite"
@@ -30,13 +28,15 @@ BATCH = 64
 ASKED = 500
 
 SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS scores (
   key TEXT PRIMARY KEY,
   judge TEXT NOT NULL,
   value REAL NOT NULL,
   higher_is TEXT NOT NULL,
   why TEXT NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
 """
 
 
@@ -49,91 +49,50 @@ class Cached:
         reporter: Is told of the progress (see `educe.progress`).
 
     Attributes:
-        kept: Of the answers scored so far, how many were kept already.
-        judged: How many were not.
+        judged: How many answers were not kept already.
     """
 
     def __init__(self, judge: Judge, path: str | Path, *, reporter: Reporter | None = None) -> None:
         self.judge, self.path = judge, Path(path)
         self.reporter = reporter or Silent()
         self.name, self.higher_is, self.cost = judge.name, judge.higher_is, judge.cost
-        self.kept = self.judged = 0
+        self.compares, self.judged = compares(judge), 0
 
     @property
     def identity(self) -> str:
         """The judge's own."""
         return self.judge.identity
 
-    def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """Score answers, those that are kept for free.
+    def score(self, answers: Sequence[Answer | Sequence[Answer]]) -> list[Score]:
+        """Score answers, or groups of them by a judge that compares; those kept are for free.
 
         Raises:
             JudgeError: The file cannot be written.
             FileFormatError: It is something else.
         """
-
-        def work(lines: Sequence[int]) -> Iterator[list[tuple[int, Score]]]:
-            return _coming(self.judge, [answers[line] for line in lines])
-
-        return self._through([[answer] for answer in answers], work)
-
-    def compare(self, groups: Sequence[Sequence[Answer]]) -> list[Score]:
-        """Score groups of answers by a judge that compares, likewise.
-
-        Raises:
-            JudgeError: The judge does not compare, or the file cannot be written.
-            FileFormatError: The file is something else.
-        """
-        judge = self.judge
-        if not isinstance(judge, Theme):
-            raise JudgeError(f"{self.name} judges single answers and compares none: use theme")
-
-        def work(lines: Sequence[int]) -> Iterator[list[tuple[int, Score]]]:
-            return judge.streamed([groups[line] for line in lines])
-
-        return self._through(groups, work)
-
-    def _through(
-        self,
-        groups: Sequence[Sequence[Answer]],
-        work: Callable[[Sequence[int]], Iterator[list[tuple[int, Score]]]],
-    ) -> list[Score]:
-        keys = [_key(self.identity, group) for group in groups]
-        with _reporting(self.path), _opened(self.path) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            database.execute(SCHEMA)
+        keys = [_key(self.identity, each) for each in answers]
+        with _opened(self.path) as database:
             known = dict(_read(database, keys))
             # Equal answers are judged once.
             first = {key: line for line, key in reversed([*enumerate(keys)]) if key not in known}
             todo = sorted(first.values())
-            self.kept += sum(key in known for key in keys)
             self.judged += len(todo)
-            if todo:
-                with self.reporter.stage(
-                    f"judging: {self.name[:19]}", len(todo), "answers"
-                ) as step:
-                    for came in work(todo):
-                        made = {keys[todo[place]]: score for place, score in came}
-                        with database:
-                            database.executemany(
-                                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
-                                [
-                                    (key, s.judge, s.value, s.higher_is, s.why)
-                                    for key, s in made.items()
-                                ],
-                            )
-                        known |= made
-                        step(len(came))
+            if not todo:
+                return [known[key] for key in keys]
+            with self.reporter.stage(f"judging: {self.name[:19]}", len(todo), "answers") as step:
+                for came in _coming(self.judge, [answers[line] for line in todo]):
+                    made = {keys[todo[place]]: score for place, score in came}
+                    with database:
+                        database.executemany(
+                            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
+                            [(key, *score) for key, score in made.items()],
+                        )
+                    known |= made
+                    step(len(came))
         return [known[key] for key in keys]
 
 
-def compares(judge: Judge) -> TypeGuard[Theme | Cached]:
-    """Return whether a judge, or the one whose scores it keeps, scores groups of answers."""
-    return isinstance(judge.judge if isinstance(judge, Cached) else judge, Theme)
-
-
-def _coming(judge: Judge, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
+def _coming(judge: Judge, answers: Sequence) -> Iterator[list[tuple[int, Score]]]:
     if isinstance(judge, Streaming):
         yield from judge.stream(answers)
         return
@@ -141,9 +100,9 @@ def _coming(judge: Judge, answers: Sequence[Answer]) -> Iterator[list[tuple[int,
         yield list(enumerate(judge.score(answers[at : at + BATCH]), at))
 
 
-def _key(identity: str, group: Sequence[Answer]) -> str:
-    whole = json.dumps([identity, *group], ensure_ascii=True)
-    return hashlib.sha256(whole.encode()).hexdigest()
+def _key(identity: str, answer: Answer | Sequence[Answer]) -> str:
+    group = [answer] if isinstance(answer, Answer) else answer
+    return hashlib.sha256(json.dumps([identity, *group], ensure_ascii=True).encode()).hexdigest()
 
 
 def _read(database: sqlite3.Connection, keys: Sequence[str]) -> Iterable[tuple[str, Score]]:
@@ -157,25 +116,15 @@ def _read(database: sqlite3.Connection, keys: Sequence[str]) -> Iterable[tuple[s
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a file of scores; where an error leaves a new one empty, it is removed."""
-    new = not path.exists()
-    with closing(sqlite3.connect(path)) as database:
-        try:
-            yield database
-        except BaseException:
-            with suppress(sqlite3.Error):  # the first error is the one to tell
-                new = new and not database.execute("SELECT count(*) FROM scores").fetchone()[0]
-            database.close()
-            if new:
-                for end in ("-wal", "-shm", ""):
-                    path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _reporting(path: Path) -> Iterator[None]:
-    """Say in one sentence why scores cannot be kept."""
+    empty = not path.exists()
     try:
-        yield
+        with closing(sqlite3.connect(path)) as database:
+            database.executescript(SCHEMA)
+            try:
+                yield database
+            finally:
+                with suppress(sqlite3.Error):  # the first error is the one to tell
+                    empty &= not database.execute("SELECT count(*) FROM scores").fetchone()[0]
     except sqlite3.OperationalError as error:
         raise JudgeError(
             f"cannot keep scores in {path}: {error}; free some space, mend the permissions, or "
@@ -183,3 +132,7 @@ def _reporting(path: Path) -> Iterator[None]:
         ) from error
     except sqlite3.DatabaseError as error:
         raise FileFormatError(f"{path} is no file of scores: {error}") from error
+    finally:
+        if empty:
+            for end in ("-wal", "-shm", ""):
+                path.with_name(f"{path.name}{end}").unlink(missing_ok=True)

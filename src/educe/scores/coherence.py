@@ -9,7 +9,8 @@ measure: a model that always says the same makes anything else look damaged.) Va
 of distinct word pairs (of letter triples in a completion of one or two words), which falls when
 text repeats itself. A completion of no word scores 0.
 
-`Coherence` judges answers that are known by their text alone, so it reads them with the model.
+`read` runs the unperturbed model over texts that are known by their tokens, each prompt once;
+`Coherence` judges answers that are known by their text alone.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from educe.forward.benign import ordinary_prompts
+from educe.forward.forced import continued
 from educe.forward.generation import Completion, generate
 from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 from educe.rows import Row
-from educe.scores import Answer, Score, in_order
-from educe.scores.reading import read
+from educe.scores import Answer, Score, Streaming
 
 #: The longest ordinary answer, in tokens.
 ORDINARY_TOKENS = 32
@@ -59,6 +63,34 @@ def variety(text: str) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
+class Reading(NamedTuple):
+    """What the unperturbed model makes of one completion."""
+
+    completion: Completion
+    logprob: float  #: mean log-likelihood a token, in nats; 0 for an empty completion
+
+
+def read(
+    lm: LanguageModel, batch: PromptBatch, completions: Sequence[Completion]
+) -> Iterator[list[Reading]]:
+    """Read completions with the unperturbed model, one list a batch.
+
+    Args:
+        lm: The model.
+        batch: The prompts that the completions answer.
+        completions: What to read.
+    """
+    empty = [Reading(c, 0.0) for c in completions if not c.tokens]
+    if empty:
+        yield empty
+    said = [c for c in completions if c.tokens]
+    prompts, tokens = [c.row.prompt for c in said], [c.tokens for c in said]
+    for some in continued(lm, batch, prompts, tokens):
+        own = [said[i] for i in some.items]
+        logprob = some.logprobs.sum(1).cpu() / torch.tensor([len(c.tokens) for c in own])
+        yield [Reading(c, float(lp)) for c, lp in zip(own, logprob, strict=True)]
+
+
 def ordinary_logprob(lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS) -> float:
     """Return the mean log-likelihood a token of the model's most likely ordinary answers.
 
@@ -74,7 +106,7 @@ def ordinary_logprob(lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS
     return float(np.mean(readings or [0.0]))
 
 
-class Coherence:
+class Coherence(Streaming):
     """The coherence of answers, as text that the unperturbed model could have written.
 
     An answer is turned into tokens again, which can be others than the model wrote.
@@ -97,10 +129,6 @@ class Coherence:
     @cached_property
     def _ordinary(self) -> float:
         return ordinary_logprob(self.lm)
-
-    def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """Score answers, in their order."""
-        return in_order(self.stream(answers))
 
     def stream(self, answers: Sequence[Answer]) -> Iterator[list[tuple[int, Score]]]:
         """Score answers, as `educe.scores.Streaming` has it."""

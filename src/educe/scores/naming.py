@@ -15,8 +15,7 @@ from educe.options import ModelOptions
 from educe.scores import Judge
 from educe.scores.asking import Asker, Local
 from educe.scores.coherence import Coherence
-from educe.scores.language_model import Rating, Theme, Yes
-from educe.scores.lying import Lying
+from educe.scores.language_model import Lying, Rating, Theme, Yes
 from educe.scores.novelty import Novelty
 from educe.scores.refusal import Refusal
 from educe.scores.rules import Contains, Exact, Regex
@@ -29,19 +28,44 @@ class Form(NamedTuple):
     what: str
     cost: str
     asks: bool  #: whether it asks a language model
+    made: Callable[[str, Any], Judge]  #: from what stands after the colon, and the model it asks
+
+
+def _coherence(_: str, asker: Asker) -> Judge:
+    if not isinstance(asker, Local):
+        raise JudgeError("coherence reads likelihoods of every token: name a model, no server")
+    return Coherence(asker.lm)
+
+
+def _rule(needs: str | None, what: str, made: Callable[..., Judge]) -> Form:
+    return Form(needs, what, "nothing", False, lambda text, _: made(text) if needs else made())
 
 
 FORMS = {
-    "contains": Form("TEXT", "whether an answer contains a text", "nothing", False),
-    "regex": Form("PATTERN", "whether a regular expression is found in it", "nothing", False),
-    "exact": Form("TEXT", "whether it is that, typography aside", "nothing", False),
-    "refusal": Form(None, "whether it begins by declining, by phrases", "nothing", False),
-    "novelty": Form(None, "how unlike the unperturbed texts it is", "nothing", False),
-    "coherence": Form(None, "how likely the unperturbed model is to write it", "one pass", True),
-    "yes": Form("RUBRIC", "p(yes) against p(no), a question about it", "one pass or call", True),
-    "rating": Form("RUBRIC", "a number from 0 to 10 that the model writes", "16 tokens", True),
-    "theme": Form(None, "what sets it apart from unperturbed ones, in words", "96 tokens", True),
-    "lying": Form("MARK", "whether it admits that a choice went by a mark", "one pass", True),
+    "contains": _rule("TEXT", "whether an answer contains a text", Contains),
+    "regex": _rule("PATTERN", "whether a regular expression is found in it", Regex),
+    "exact": _rule("TEXT", "whether it is that, typography aside", Exact),
+    "refusal": _rule(None, "whether it begins by declining, by phrases", Refusal),
+    "novelty": _rule(None, "how unlike the unperturbed texts it is", Novelty),
+    "coherence": Form(
+        None, "how likely the unperturbed model is to write it", "one pass", True, _coherence
+    ),
+    "yes": Form(
+        "RUBRIC", "p(yes) against p(no), a question about it", "one pass or call", True, Yes
+    ),
+    "rating": Form(
+        "RUBRIC", "a number from 0 to 10 that the model writes", "16 tokens", True, Rating
+    ),
+    "theme": Form(
+        None,
+        "what sets it apart from unperturbed ones, in words",
+        "96 tokens",
+        True,
+        lambda _, asker: Theme(asker),
+    ),
+    "lying": Form(
+        "MARK", "whether it admits that a choice went by a mark", "one pass", True, Lying
+    ),
 }
 
 
@@ -62,32 +86,12 @@ def judge_named(spec: str, model: str | LanguageModel | Asker = "embedded") -> J
     form, colon, rest = spec.partition(":")
     if form not in FORMS:
         raise JudgeError(f"there is no judge {form!r}: use one of {', '.join(FORMS)}")
-    needs = FORMS[form].needs
-    if needs is None and colon:
+    about = FORMS[form]
+    if about.needs is None and colon:
         raise JudgeError(f"judge {form} takes nothing after its name")
-    if needs is not None and not rest.strip():
-        raise JudgeError(f"judge {form}: write it as {form}:{needs}")
-    simple: dict[str, Callable[[], Judge]] = {
-        "contains": lambda: Contains(rest),
-        "regex": lambda: Regex(rest),
-        "exact": lambda: Exact(rest),
-        "refusal": Refusal,
-        "novelty": Novelty,
-    }
-    if form in simple:
-        return simple[form]()
-    asker = as_asker(model)
-    if form == "coherence":
-        if not isinstance(asker, Local):
-            raise JudgeError("coherence reads likelihoods of every token: name a model, no server")
-        return Coherence(asker.lm)
-    asking: dict[str, Callable[[], Judge]] = {
-        "yes": lambda: Yes(rest, asker),
-        "rating": lambda: Rating(rest, asker),
-        "theme": lambda: Theme(asker),
-        "lying": lambda: Lying(rest, asker),
-    }
-    return asking[form]()
+    if about.needs is not None and not rest.strip():
+        raise JudgeError(f"judge {form}: write it as {form}:{about.needs}")
+    return about.made(rest, as_asker(model) if about.asks else None)
 
 
 def asks(spec: str) -> bool:

@@ -34,15 +34,14 @@ def bare(text: str) -> str:
     return folded(text).strip(AROUND).rstrip(".,;:!?").strip(AROUND)
 
 
-class _Rule:
+class Rule:
     """A rule that holds or does not; `found` says by what."""
 
     cost = "nothing"
 
     def __init__(self, name: str, higher_is: str, found: Callable[[str], str | None]) -> None:
         self.name = self.identity = name
-        self.higher_is = higher_is
-        self._found = found
+        self.higher_is, self._found = higher_is, found
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """Score answers: 1 where the rule holds, else 0."""
@@ -50,7 +49,7 @@ class _Rule:
         return [Score(self.name, float(f is not None), self.higher_is, f or "no") for f in found]
 
 
-class Contains(_Rule):
+class Contains(Rule):
     """Whether an answer contains a text, its typography aside.
 
     Raises:
@@ -68,7 +67,7 @@ class Contains(_Rule):
         )
 
 
-class Regex(_Rule):
+class Regex(Rule):
     """Whether a regular expression is found in an answer; ``(?i)`` leaves the case aside.
 
     Raises:
@@ -88,7 +87,7 @@ class Regex(_Rule):
         super().__init__(f"regex:{pattern}", "matching it", found)
 
 
-class Exact(_Rule):
+class Exact(Rule):
     """Whether an answer is exactly what was expected, what stands around it aside."""
 
     def __init__(self, expected: str) -> None:

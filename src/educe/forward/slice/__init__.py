@@ -7,8 +7,8 @@ the stream leaving block ``target``, averaged over prompts and read-out position
 
     Δ(θ) = mean [ Z(θ) - Z(0) ]                                                     ``[width]``
 
-`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that `recording` took
-down; `derivatives` are those of Δ.
+`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that the model calls
+them with; `derivatives` are those of Δ.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from educe.forward.chunks import Chunk
 from educe.forward.slice.derivatives import Differentiable
 from educe.forward.slice.norms import median_norm
 from educe.forward.slice.shift import Shift
+from educe.model.blocks import hooked
 from educe.perturbation.kinds import Kind
 
 
@@ -53,7 +54,7 @@ class Slice(Differentiable):
 
     Raises:
         LayerError: Source or target do not exist or are not in order.
-        PositionsError: No prompt token is perturbed, or none is read.
+        PositionsError: No prompt token is perturbed, or none is read after one that is.
         PromptError: A prompt is none.
         ModelError: The model is not loaded.
 
@@ -72,7 +73,7 @@ class Slice(Differentiable):
 
         Raises:
             LayerError: They act before the source, or after the target.
-            PositionsError: They leave a prompt unperturbed.
+            PositionsError: They leave a prompt unperturbed, or all that is read.
         """
         if kind.before != self.source or kind.last > self.target:
             raise LayerError(
@@ -101,18 +102,11 @@ class Slice(Differentiable):
 
             return hook
 
-        modules = [self.lm.unwrapped.get_submodule(path) for path in paths]
-        handles = [
-            module.register_forward_pre_hook(note(path))
-            for module, path in zip(modules, paths, strict=True)
-        ]
+        inner = self.lm.unwrapped.get_submodule
         whole = copy.copy(self)
         whole._tail = []  # all tokens count
-        try:
+        with hooked([inner(path).register_forward_pre_hook(note(path)) for path in paths]):
             whole.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
         return [median_norm(torch.cat(lines), self.counted) for lines in taken.values()]
 
     @torch.no_grad()

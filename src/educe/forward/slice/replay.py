@@ -27,9 +27,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from educe.errors import EffectError, LayerError, PositionsError
 from educe.forward.chunks import Chunk, Chunker
 from educe.forward.slice.norms import after_first, median_norm
-from educe.forward.slice.recording import recording
 from educe.forward.slice.shift import Shift
-from educe.model.blocks import Call, narrowed, stream_out
+from educe.model.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.model.language import LanguageModel, loaded
 from educe.model.rendering import Prompt, PromptBatch
 from educe.perturbation.kinds import Kind, Vectors
@@ -71,11 +70,10 @@ class Replay:
                 "the effect is read in a later layer than the one perturbed"
             )
         lm.source(self.source)
-        self.readout = readout
-        self._take(Vectors(self.source, lm.width, positions))
-        read = batch.at(readout)
+        self.readout, read = readout, batch.at(readout)
         if not read.any(1).all():
             raise PositionsError(f"read-out {readout!r} reads nothing: use last:k, all or prompt")
+        self._take(Vectors(self.source, lm.width, positions))
         self._window = int(torch.where(read.any(0))[0][0])
         read = read[:, self._window :]
         share = read.to(self.work_dtype)
@@ -93,6 +91,12 @@ class Replay:
             raise PositionsError(
                 f"positions {kind.positions!r} leave a prompt unperturbed, so there is nothing to "
                 "search"
+            )
+        if not (self._perturbed.cumsum(1).bool() & self.batch.at(self.readout)).any():
+            raise PositionsError(
+                f"read-out {self.readout!r} comes before the tokens that positions "
+                f"{kind.positions!r} perturb, so that every effect is zero: read later tokens, or "
+                "perturb earlier ones"
             )
 
     @property
@@ -265,3 +269,30 @@ class Replay:
             yield
         finally:
             self._past.layers = kept
+
+
+class _Reached(BaseException):
+    """The recorder has heard of every block it wants to know about."""
+
+
+@contextmanager
+def recording(lm: LanguageModel, source: int, target: int) -> Iterator[list[Call]]:
+    """Let the model's forward run with blocks that record their arguments and compute nothing."""
+    calls: list[Call] = []
+
+    def recorder(layer: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, call = stream_in(args, kwargs)
+            if layer > source:
+                calls.append(call)
+            if layer == target:
+                raise _Reached
+            return lm.stack.shaped(layer, stream)
+
+        return forward
+
+    try:
+        with replaced(lm.blocks[: target + 1], [recorder(i) for i in range(target + 1)]):
+            yield calls
+    except _Reached:
+        pass

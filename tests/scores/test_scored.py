@@ -13,15 +13,15 @@ from filelock import FileLock
 import synthetic_run
 from educe.comparison.stats import more_often, rate
 from educe.comparison.summary import summarise
-from educe.errors import JudgeError, RunError
-from educe.rows import FIRST, RETEST, CompletionRow, PromptRow, Row
+from educe.errors import RunError
+from educe.rows import FIRST, RETEST, RUNG, CompletionRow, PromptRow, Row
+from educe.run.fill import answers
+from educe.run.scored import score_run
 from educe.run.store import Run
 from educe.scores import Answer
 from educe.scores.cache import FILE, Cached
 from educe.scores.language_model import Theme
 from educe.scores.naming import judge_named
-from educe.scores.rules import Contains
-from educe.scores.scoring import answers_of, score_run
 
 CODE = "orchid-7913"
 
@@ -39,19 +39,20 @@ def cached(run: Run, spec: str = f"contains:{CODE}") -> Cached:
 def test_scores_are_counted_by_perturbation(run: Run) -> None:
     scored = score_run(run, cached(run), threshold=0.5)
     arms = {p.id: p.arm for p in run.perturbation_rows()}
-    told: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    shown: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for c in run.completion_rows():
         arm = arms.get(c.perturbation, "unperturbed")
-        told[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
+        shown[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
     for arm, late in (("found", False), ("control", False), ("found", True), ("control", True)):
-        each = told[arm, late]
-        made = scored.retest[arm == "control"] if late else getattr(scored, arm)
+        each = shown[arm, late]
+        made = scored.arms[arm + "_retest" * late]
         assert made.shows == rate(sum(map(any, each.values())), len(each))
         assert made.mean[0] == pytest.approx(np.mean([np.mean(v) for v in each.values()]))
         assert made.mean[1] <= made.mean[0] <= made.mean[2]
-    assert scored.found.shows.hits > scored.control.shows.hits
-    assert scored.p_value == more_often(scored.found.shows, scored.control.shows)
-    (plain,) = told["unperturbed", False].values()
+    found, control = (scored.arms[arm].shows for arm in ("found", "control"))
+    assert found.hits > control.hits
+    assert scored.p_value == more_often(found, control)
+    (plain,) = shown["unperturbed", False].values()
     assert scored.unperturbed == (np.mean(plain), rate(sum(plain), len(plain)))
 
 
@@ -97,8 +98,8 @@ def test_again_nothing_is_judged(run: Run) -> None:
 
 
 def test_answers_have_the_unperturbed_ones_of_their_prompt(run: Run) -> None:
-    contents = {p.id: p.content for p in run.prompt_rows()}
-    for c, answer in zip(run.completion_rows(), answers_of(run), strict=True):
+    contents, texts = {p.id: p.content for p in run.prompt_rows()}, run.completion_rows()
+    for c, answer in zip(texts, answers(run, texts), strict=True):
         plain = [
             b.text for b in run.completion_rows() if (b.perturbation, b.prompt) == (0, c.prompt)
         ]
@@ -111,7 +112,7 @@ def test_of_messages_the_last_was_asked(tmp_path: Path) -> None:
         said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where?"}]
         run.add_prompts([PromptRow(0, "asked", said, "", 3)])
         run.add_completions([CompletionRow(Row(0, 0), 0.0, "Here.", (1,), True)])
-        assert answers_of(run) == [Answer("Where?", "Here.", ("Here.",))]
+        assert answers(run, run.completion_rows()) == [Answer("Where?", "Here.", ("Here.",))]
         with pytest.raises(RunError, match="no completions yet"):
             score_run(run, cached(run), threshold=0.5)
 
@@ -134,7 +135,7 @@ class Naming:
 def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
     asker = Naming()
     scored = score_run(run, Cached(Theme(asker), run.folder / FILE), threshold=0.5)
-    rows = run.score_rows("theme")
+    rows = run.score_rows(Theme(asker).identity)
     assert [s.of for s in rows] == [p.id for p in run.perturbation_rows()]
     for s in rows:
         texts = [
@@ -145,19 +146,36 @@ def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
         assert s.value == pytest.approx(np.mean([CODE in text for text in texts]))
         assert s.why == "code"
     assert scored.unperturbed is None
-    assert scored.retest is None
+    assert set(scored.arms) == {"found", "control"}
     assert scored.best[0].text == "code"
     summarise(run)  # scores of whole perturbations do not disturb it
 
 
-@pytest.mark.parametrize("name", ["coherence", "novelty", "behaviour", "logprob"])
-def test_what_the_job_scored_is_left_alone(run: Run, name: str) -> None:
+def test_what_the_job_scored_is_left_alone(run: Run) -> None:
     before = run.score_rows()
-    judge = Contains("a")
-    judge.name = name
-    with pytest.raises(JudgeError, match="already: see educe show"):
-        score_run(run, Cached(judge, run.folder / FILE), threshold=0.5)
-    assert run.score_rows() == before
+    score_run(run, cached(run, "novelty"), threshold=0.5)
+    after = run.score_rows()
+    assert [s for s in after if s.judge != "novelty:1"] == before
+    # By the same formula, the job's score of a text is the judge's.
+    job = {s.of: s.value for s in before if s.judge == "novelty"}
+    judged = {s.of: s.value for s in after if s.judge == "novelty:1"}
+    assert {row: judged[row] for row in job} == pytest.approx(job)
+
+
+def test_what_belongs_to_no_arm_is_not_judged(run: Run) -> None:
+    first = score_run(run, cached(run), threshold=0.5)
+    parent, asked = run.perturbation_rows()[0], len(run.prompt_rows())
+    run.add_perturbations([parent._replace(id=999, parent=parent.id, how="scaled")])
+    run.add_prompts([PromptRow(asked, "selection", "Where?", "", 3)])
+    rows = [
+        Row(999, 0),
+        Row(parent.id, asked),
+        Row(parent.id, asked, 0, RETEST),
+        Row(1, 0, 0, RUNG),
+    ]
+    run.add_completions([CompletionRow(row, 0.0, CODE, (1,), True) for row in rows])
+    assert score_run(run, cached(run), threshold=0.5) == first
+    assert not {s.of for s in run.score_rows(f"contains:{CODE}")} & set(rows)
 
 
 def test_another_process_at_work_is_an_error(run: Run) -> None:

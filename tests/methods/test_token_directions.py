@@ -1,4 +1,4 @@
-"""Words: the vocabulary's directions, against every word run by hand, one sequence at a time."""
+"""Token directions, against every word run by hand, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 import tiny
 from educe.errors import MethodError, PositionsError
 from educe.forward.slice import Slice
-from educe.methods import search, words
-from educe.methods.words import WordsConfig
+from educe.methods import search, token_directions
+from educe.methods.token_directions import TokensConfig
 from educe.model.language import LanguageModel
 
 PROMPTS = ["tell me", "why is it so?"]
@@ -23,7 +23,7 @@ SOURCE, TARGET, RADIUS, LOUDER = 1, 3, 0.7, 1.5
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "vocabulary", lambda part: TOKENS)
+    monkeypatch.setattr(token_directions, "vocabulary", lambda part: TOKENS)
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def by_hand(part: Slice, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_the_best_of_all_words_are_found(part: Slice) -> None:
     order, v, size = by_hand(part, seed=3)
-    config = WordsConfig(screen="at:2", louder=LOUDER, steps=4)
-    found = search(part, "words", n=5, radius=RADIUS, seed=3, config=config)
+    config = TokensConfig(screen="at:2", louder=LOUDER, steps=4)
+    found = search(part, "tokens", n=5, radius=RADIUS, seed=3, config=config)
     best = size.argsort(descending=True)[:5]
     assert found.scores["token"].tolist() == order[best].tolist()
     torch.testing.assert_close(found.scores["screened"], size[best].float())
@@ -75,9 +75,9 @@ def test_the_best_of_all_words_are_found(part: Slice) -> None:
 
 
 def test_some_of_the_words_are_drawn_by_lot(part: Slice) -> None:
-    config = WordsConfig(words=20, screen="at:2", louder=LOUDER, steps=3)
+    config = TokensConfig(words=20, screen="at:2", louder=LOUDER, steps=3)
     order, _, size = by_hand(part, seed=1)
-    found = search(part, "words", n=3, radius=RADIUS, seed=1, config=config)
+    found = search(part, "tokens", n=3, radius=RADIUS, seed=1, config=config)
     best = size[:20].argsort(descending=True)[:3]
     assert found.scores["token"].tolist() == order[best].tolist()
 
@@ -87,8 +87,8 @@ def test_the_split_into_steps_makes_no_difference(part: Slice) -> None:
     for tried, steps in [(0, 1), (0, 60), (5, 5), (1, 1), (1, 9)]:
         n = min(tried or 3, 3)
         best = size[: tried or None].argsort(descending=True)[:n]
-        config = WordsConfig(words=tried, screen="at:2", louder=LOUDER, steps=steps)
-        found = search(part, "words", n=n, radius=RADIUS, seed=3, config=config)
+        config = TokensConfig(words=tried, screen="at:2", louder=LOUDER, steps=steps)
+        found = search(part, "tokens", n=n, radius=RADIUS, seed=3, config=config)
         assert found.scores["token"].tolist() == order[best].tolist()
         torch.testing.assert_close(found.directions, v[best].float())
 
@@ -96,13 +96,13 @@ def test_the_split_into_steps_makes_no_difference(part: Slice) -> None:
 def test_the_mean_is_over_a_part_of_a_large_vocabulary(
     part: Slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(words, "AVERAGED", 8)
+    monkeypatch.setattr(token_directions, "AVERAGED", 8)
     order, _, _ = by_hand(part, seed=3)
-    h = words.streams(part, order, "at:2")
+    h = token_directions.streams(part, order, "at:2")
     v = torch.nn.functional.normalize(h - h[:8].mean(0), dim=1)
     for steps in (2, 20):
-        config = WordsConfig(words=20, screen="at:2", steps=steps)
-        found = search(part, "words", n=20, radius=RADIUS, seed=3, config=config)
+        config = TokensConfig(words=20, screen="at:2", steps=steps)
+        found = search(part, "tokens", n=20, radius=RADIUS, seed=3, config=config)
         place = [order.tolist().index(token) for token in found.scores["token"].tolist()]
         assert sorted(place) == list(range(20))
         torch.testing.assert_close(found.directions, v[place].float())
@@ -110,19 +110,19 @@ def test_the_mean_is_over_a_part_of_a_large_vocabulary(
 
 def test_by_default_words_stand_for_the_last_token_of_the_question(part: Slice) -> None:
     # Behind it the template writes two tokens.
-    there = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:3", steps=4))
-    found = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(steps=4))
+    there = search(part, "tokens", n=4, radius=RADIUS, config=TokensConfig(screen="at:3", steps=4))
+    found = search(part, "tokens", n=4, radius=RADIUS, config=TokensConfig(steps=4))
     assert torch.equal(found.directions, there.directions)
-    other = search(part, "words", n=4, radius=RADIUS, config=WordsConfig(screen="at:2", steps=4))
+    other = search(part, "tokens", n=4, radius=RADIUS, config=TokensConfig(screen="at:2", steps=4))
     assert not torch.equal(found.directions, other.directions)
 
 
 def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
-    config = WordsConfig(screen="at:2", steps=4)
+    config = TokensConfig(screen="at:2", steps=4)
     saved: list[dict[str, Tensor]] = []
     whole = search(
         part,
-        "words",
+        "tokens",
         n=4,
         radius=RADIUS,
         config=config,
@@ -131,21 +131,21 @@ def test_a_saved_state_goes_on_to_the_same(part: Slice) -> None:
     assert len(saved) == 4
     for state in saved:
         again: Any = state
-        went = search(part, "words", n=4, radius=RADIUS, config=config, state=again)
+        went = search(part, "tokens", n=4, radius=RADIUS, config=config, state=again)
         assert torch.equal(went.directions, whole.directions)
 
 
 def test_a_word_needs_something_before_it(part: Slice) -> None:
     for screen in ("all", "generated"):
         with pytest.raises(MethodError, match=f"'{screen}' is no token after the prompt's first"):
-            search(part, "words", n=3, radius=RADIUS, config=WordsConfig(screen=screen))
+            search(part, "tokens", n=3, radius=RADIUS, config=TokensConfig(screen=screen))
     with pytest.raises(PositionsError, match="'middle': use all"):
-        WordsConfig(screen="middle")
+        TokensConfig(screen="middle")
 
 
 def test_more_perturbations_than_words_are_an_error(part: Slice) -> None:
     with pytest.raises(MethodError, match="3 perturbations of 2 words"):
-        search(part, "words", n=3, radius=RADIUS, config=WordsConfig(words=2))
+        search(part, "tokens", n=3, radius=RADIUS, config=TokensConfig(words=2))
 
 
 def test_words_are_tokens_that_are_a_space_and_letters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +155,13 @@ def test_words_are_tokens_that_are_a_space_and_letters(monkeypatch: pytest.Monke
     def of(tokenizer: Any) -> Any:
         return SimpleNamespace(lm=SimpleNamespace(tokenizer=tokenizer, name="toy"))
 
-    assert words.vocabulary(of(SimpleNamespace(get_vocab=lambda: known))).tolist() == [2, 4, 9]
+    assert token_directions.vocabulary(of(SimpleNamespace(get_vocab=lambda: known))).tolist() == [
+        2,
+        4,
+        9,
+    ]
     for none in (None, SimpleNamespace(get_vocab=lambda: {"cat": 0})):
         with pytest.raises(MethodError, match="the vocabulary of toy has no words"):
-            words.vocabulary(of(none))
+            token_directions.vocabulary(of(none))
     with pytest.raises(MethodError, match="the vocabulary of toy has 1 words"):
-        words.vocabulary(of(SimpleNamespace(get_vocab=lambda: {"Ġcat": 0, "cat": 1})))
+        token_directions.vocabulary(of(SimpleNamespace(get_vocab=lambda: {"Ġcat": 0, "cat": 1})))

@@ -14,7 +14,7 @@ from educe.forward import forced
 from educe.forward.generation import Completion
 from educe.model.language import LanguageModel
 from educe.rows import Row
-from educe.scores.reading import Reading, read
+from educe.scores.coherence import Reading, read
 
 PROMPTS = tiny.ragged([7, 15, 1])  # the longest is wider than every sliding window
 LENGTHS = [3, 0, 12, 1, 5]

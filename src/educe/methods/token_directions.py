@@ -1,4 +1,4 @@
-"""Words: the directions of the vocabulary's own words, those that change the target most.
+"""Token directions: those of the vocabulary's own words that change the target most.
 
     max over words w of  ‖Δ(c R v_w)‖,       v_w = normalise( h(w) - mean over words of h )
 
@@ -37,8 +37,8 @@ AVERAGED = 512
 
 
 @dataclass(frozen=True)
-class WordsConfig:
-    """Settings of the trial of words.
+class TokensConfig:
+    """Settings of the trial of token directions.
 
     Attributes:
         words: How many words of the vocabulary are tried, by lot; 0 for all.
@@ -49,7 +49,7 @@ class WordsConfig:
         steps: In how many parts; it makes no difference to what is found.
 
     Example:
-        >>> WordsConfig(words=4000).screen  # tried at the last token of the question
+        >>> TokensConfig(words=4000).screen  # tried at the last token of the question
         'asked:1'
     """
 
@@ -62,13 +62,15 @@ class WordsConfig:
         positions.check(self.screen)
 
 
-def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.Generator) -> State:
+def start(part: Slice, n: int, radius: float, config: TokensConfig, draw: torch.Generator) -> State:
     """Put the words of the vocabulary into an order."""
     known = vocabulary(part)
     known = known[torch.randperm(len(known), generator=draw)]
     words = known[: config.words] if config.words else known
     if n > len(words):
-        raise MethodError(f"words: {n} perturbations of {len(words)} words; ask for fewer, or more")
+        raise MethodError(
+            f"tokens: {n} perturbations of {len(words)} words; ask for fewer, or more"
+        )
     mean = streams(part, known[:AVERAGED], config.screen).mean(0)
     return State(
         words=words,
@@ -81,7 +83,7 @@ def start(part: Slice, n: int, radius: float, config: WordsConfig, draw: torch.G
     )
 
 
-def step(part: Slice, radius: float, config: WordsConfig, state: State) -> tuple[State, Progress]:
+def step(part: Slice, radius: float, config: TokensConfig, state: State) -> tuple[State, Progress]:
     """Try some more words, and keep the best so far."""
     words, n, done = state["words"], int(state["wanted"]), len(state["curve"])
     each = _each(words, config)
@@ -106,11 +108,11 @@ def step(part: Slice, radius: float, config: WordsConfig, state: State) -> tuple
     return new, Progress((done + 1) * each >= len(words), float(size[best].mean()))
 
 
-def _each(words: Tensor, config: WordsConfig) -> int:
+def _each(words: Tensor, config: TokensConfig) -> int:
     return -(-len(words) // config.steps)
 
 
-def finish(part: Slice, radius: float, config: WordsConfig, state: State) -> State:
+def finish(part: Slice, radius: float, config: TokensConfig, state: State) -> State:
     """Measure what the best do at the positions of the slice.
 
     Scores: ``token``, the word's number in the vocabulary; ``screened``, its effect where it was
@@ -143,7 +145,7 @@ def vocabulary(part: Slice) -> Int[Tensor, "w"]:
     )
     if len(found) < 2:  # one alone is its own mean, and has no direction
         raise MethodError(
-            f"words: the vocabulary of {part.lm.name} has {len(found) or 'no'} words that begin "
+            f"tokens: the vocabulary of {part.lm.name} has {len(found) or 'no'} words that begin "
             "with a space, and it takes two to tell them apart"
         )
     return torch.tensor(found)
@@ -160,7 +162,7 @@ def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, 
     at = int(batch.at(screen)[0][kept].int().argmax())
     if not at:
         raise MethodError(
-            f"words: screen {screen!r} is no token after the prompt's first: take one"
+            f"tokens: screen {screen!r} is no token after the prompt's first: take one"
         )
     before = Prefix(lm, lm.pad([batch.ids[0][kept][:at].tolist()]), [0], source)
     cache = DynamicCache(config=lm.unwrapped.config)
