@@ -15,7 +15,7 @@ from educe.derive import paths as following
 from educe.derive import scaled, shrunk
 from educe.derive.continuation import PathConfig
 from educe.derive.listing import deriving, taken
-from educe.derive.paths import ELSEWHERE, OTHERS, PathPlan, follow_run
+from educe.derive.paths import ELSEWHERE, OTHERS, follow_run
 from educe.derive.response import with_neurons
 from educe.derive.shrinking import Shrunk, walk
 from educe.derive.shrinking import shrink as shrink_run
@@ -189,7 +189,7 @@ def test_coordinates_are_read_in_a_basis_from_a_file(run: Path, tmp_path: Path) 
 
 
 def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any) -> None:
-    plan = PathPlan(PathConfig(low=0.5, high=1.4, steps=1), bases=("residual",), nulls=1)
+    config = PathConfig(low=0.5, high=1.4, steps=1)
     done: list[int] = []
     advance = following.followed
 
@@ -205,9 +205,9 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
     monkeypatch.setattr(following, "followed", stopping)
     with Run.open(run) as kept, deriving(kept, [2]) as work:
         with pytest.raises(pytest.fail.Exception, match="stopped"):
-            follow_run(work, [2], plan)
+            follow_run(work, [2], config, read_in=["residual"], nulls=1)
         assert list(kept.tensors.glob("*.state"))
-        name = follow_run(work, [2], plan)
+        name = follow_run(work, [2], config, read_in=["residual"], nulls=1)
         assert done == [1, 2, 3, *range(1, 4)]  # the null has its own radii
         assert not list(kept.tensors.glob("*.state"))
         one = next(path for path in paths.paths(kept) if path.name == name)
@@ -219,7 +219,7 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
                 "DELETE FROM scores WHERE judge GLOB 'effect_*' AND perturbation = ?",
                 [(number,) for number in own],
             )
-        assert follow_run(work, [2], plan) == name
+        assert follow_run(work, [2], config, read_in=["residual"], nulls=1) == name
         again = next(path for path in paths.paths(kept) if path.name == name)
         assert (
             again.scores.sort_values(["of", "share", "judge"])
@@ -326,6 +326,17 @@ def test_shrinking_by_the_exponent_stops_where_it_has_fallen(run: Path) -> None:
         (2, pytest.approx(radii[0])),
         (5, pytest.approx(radii[1])),
     ]
+
+
+def test_what_was_derived_can_be_derived_from(run: Path, data: dict) -> None:
+    """Of a vector on a path, listed as derived, as of one that was found."""
+    with Run.open(run) as kept:
+        rows = kept.perturbation_rows(derived=True)
+    last = next(p for p in reversed(rows) if f"tensors/{p.file}" == data["file"])
+    short = ["--by", "exponent", "--low", 0.9, "--steps", 1, "--json"]
+    ended = educe("derive", "shrink", run, last.id, *short)
+    assert ended.status == 0, ended.err
+    assert ended.data["curves"][str(last.id)][0][0] == 1.0
 
 
 class Counting:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -31,7 +31,7 @@ def _working(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
     """Open a finished run to work on some of its perturbations."""
     from educe.derive.listing import deriving
 
-    with opened(folder, numbers) as run, deriving(run, numbers, reporter=telling()) as work:
+    with opened(folder) as run, deriving(run, numbers, reporter=telling()) as work:
         yield work
 
 
@@ -67,20 +67,15 @@ def path(
         seed: of the nulls
     """
     from educe.derive.continuation import PathConfig
-    from educe.derive.paths import PathPlan, follow_run
+    from educe.derive.paths import follow_run
     from educe.report import paths, tables
 
-    plan = PathPlan(
-        PathConfig(low=low, high=high, steps=steps, converging=converge),
-        bases=tuple(basis or ()),
-        nulls=nulls,
-        exact=exact,
-        seed=seed,
-    )
+    config = PathConfig(low=low, high=high, steps=steps, converging=converge)
+    asked: dict[str, Any] = {"read_in": basis or (), "nulls": nulls, "exact": exact, "seed": seed}
     with _working(run, numbers) as work:
         chosen = list(dict.fromkeys(numbers)) or _effective(work.run)
         with going_on(f"educe derive path {shlex.quote(str(run))} ..."):
-            name = follow_run(work, chosen, plan)
+            name = follow_run(work, chosen, config, **asked)
         done = next(one for one in paths.paths(work.run) if one.name == name)
         end(work.run, output, as_data(done), lambda: tables.path(done, run))
 

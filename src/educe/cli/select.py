@@ -123,7 +123,7 @@ def tune(
         fresh: a file of other prompts, for the re-test
         methods: how to search, several with commas
         sources: layers after which perturbations are added: indices or fractions of the depth
-        radii: numbers, or shares of the calibrated radius
+        radii: numbers, shares of the calibrated radius (0.3x), or doses (0.6d)
         signs: both tries the other sign of every perturbation as well
         target: layer at which their effect is read
         n: perturbations of each setting, at its one radius

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Float
@@ -55,28 +55,27 @@ OTHERS, ELSEWHERE = 2, ":ordinary"
 SHOWN = 16
 
 
-@dataclass(frozen=True)
-class PathPlan:
-    """What is asked for.
+def follow_run(
+    work: Work,
+    numbers: Sequence[int],
+    config: PathConfig,
+    *,
+    read_in: Sequence[str] = (),
+    nulls: int = 8,
+    exact: bool = False,
+    seed: int = 0,
+) -> str:
+    """Follow vectors of a run, beside their nulls.
 
-    Attributes:
+    Args:
+        work: The run at work.
+        numbers: The vectors.
         config: Of the continuation.
-        bases: In which coordinates are read (see `educe.derive.bases`); by default all that the
-            block has and that need no corpus and no file.
+        read_in: In which bases coordinates are read (see `educe.derive.bases`); by default all that
+            the block has and that need no corpus and no file.
         nulls: How many random vectors, and how many optimised for a shuffled target.
         exact: Solve for the derivative of stationary vectors as well, at their own radius.
         seed: Of the nulls.
-    """
-
-    config: PathConfig = field(default_factory=PathConfig)
-    bases: tuple[str, ...] = ()
-    nulls: int = 8
-    exact: bool = False
-    seed: int = 0
-
-
-def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
-    """Follow vectors of a run, beside their nulls.
 
     Returns:
         The name of the files in which the paths are.
@@ -86,21 +85,22 @@ def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
         EffectError: A radius is so large that the model breaks down.
     """
     part = work.part
-    name = named(FOLLOWED, numbers=list(numbers), **asdict(plan))
-    asked = [bases.parse(text, work.lm, part.source, reporter=work.reporter) for text in plan.bases]
-    known = asked or bases.usual(work.lm, part.source)
+    asked = {"config": asdict(config), "bases": list(read_in), "nulls": nulls, "exact": exact}
+    name = named(FOLLOWED, numbers=list(numbers), seed=seed, **asked)
+    known = [bases.parse(text, work.lm, part.source, reporter=work.reporter) for text in read_in]
+    known = known or bases.usual(work.lm, part.source)
     given = taken(work.run, numbers, vectors=True)
     own = of_method(given.method, given.config)
-    path = Path(work, f"{name}.safetensors", FOLLOWED, numbers, given, own, plan.config)
+    path = Path(work, f"{name}.safetensors", FOLLOWED, numbers, given, own, config)
     maps = work.run.tensors / f"{name}-maps.safetensors"
     if not maps.exists():
         turn = path.turning(known)
-        path.score(_moves(part, own, given, path, plan))
+        path.score(_moves(part, own, given, path, config, exact))
         _save_maps(path, turn, known, maps)
     path.respond(part)
     path.respond(work.slice_on(work.lm.encode(ordinary_prompts()[:OTHERS])), ELSEWHERE)
-    if few := min(plan.nulls, len(numbers)):
-        draw = torch.Generator().manual_seed(plan.seed)
+    if few := min(nulls, len(numbers)):
+        draw = torch.Generator().manual_seed(seed)
         v, radius = unit_vectors(given[:few], part)
         drawn = part.kind.draw(few, draw).to(v)
         effect = part.effect(v * radius[:, None])
@@ -109,7 +109,7 @@ def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
         start = replaced(given[:few], drawn * radius[:, None], torch.arange(few))
         for file, how, objective in (("shuffled", SHUFFLED, target), ("random", RESCALED, None)):
             file = f"{name}-{file}.safetensors"
-            null = Path(work, file, how, numbers[:few], start, objective, plan.config)
+            null = Path(work, file, how, numbers[:few], start, objective, config)
             if objective is not None:
                 null.turning(known)
             null.respond(part)
@@ -263,18 +263,23 @@ def responses(part: Slice, theta: Float[Tensor, "n d"]) -> dict[str, Float[Tenso
 
 
 def _moves(
-    part: Slice, own: Objective, given: PerturbationSet, path: Path, plan: PathPlan
+    part: Slice,
+    own: Objective,
+    given: PerturbationSet,
+    path: Path,
+    config: PathConfig,
+    exact: bool,
 ) -> dict[str, Float[Tensor, "n"]]:
     """Return how far vectors went before they were followed, and how they turn where they are."""
     v, radius = unit_vectors(given, part)
     there = path.directions[path.home]
     told = {
         "moved": torch.rad2deg(torch.acos((there * v).sum(1).clamp(-1, 1))),
-        "drift": drift(part, own, there, radius, plan.config),
+        "drift": drift(part, own, there, radius, config),
     }
-    if plan.exact:
+    if exact:
         sine = path.by_radius(path.set.scores["sine"])[path.home]
-        steady = (sine < plan.config.tolerance).to(v.device)
+        steady = (sine < config.tolerance).to(v.device)
         told["exact"] = torch.full_like(radius, float("nan"))
         if steady.any():
             solved = tangent(part, own.select(steady), there[steady], radius[steady])
