@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -19,12 +18,11 @@ from torch import Tensor
 
 import tiny
 from educe.activations import corpus
-from educe.activations.examination import _Exam, depths, examine, examined
-from educe.activations.held_out import HeldOut
+from educe.activations.examination import at_its_layer, depths, examine
 from educe.activations.inside import within
 from educe.activations.natural import Gathered, gather
 from educe.activations.reading import Place
-from educe.activations.reference import Reference
+from educe.activations.reference import HeldOut, Reference
 from educe.activations.report import (
     ABLATED,
     FORMS,
@@ -75,7 +73,7 @@ def ground(tiny_lm: LanguageModel, known: Gathered) -> Reference:
 
 
 def report_of(ground: Reference, theta: Tensor, **options: Any) -> ManifoldReport:
-    return examined(ground, Vectors(1, ground.lm.width), theta, **options).report()
+    return examine(ground, Vectors(1, ground.lm.width), theta, **options).report
 
 
 def altered(made: ManifoldReport, judge: str, **changes: Any) -> ManifoldReport:
@@ -108,8 +106,8 @@ def stand(ground: Reference) -> Callable[[Tensor], ManifoldReport]:
     blank = report_of(ground, torch.eye(32)[:1])
 
     def placed(theta: Tensor) -> ManifoldReport:
-        exam = _Exam(ground, Vectors(1, 32), theta[None].float(), None)
-        there = {judge: m.standings(judge) for judge, m in exam.at_layer(None).items()}
+        measures = at_its_layer(ground, theta[None].float())
+        there = {judge: m.standings(judge) for judge, m in measures.items()}
         return replace(blank, standings={**blank.standings, **there})
 
     return placed
@@ -283,7 +281,7 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
     theta = planted(known, "natural")
     trial = HeldOut(tiny_lm, known.texts, 1, LAYERS)
     same = []
-    outcome = trial.under(partial(perturbing, tiny_lm, Vectors(1, 32), theta))
+    outcome = trial.under(perturbing(tiny_lm, Vectors(1, 32), theta) for _ in trial.parts)
     kl, entropy, surprise = [], [], []
     for piece in known.texts:
         at = torch.ones(len(piece.ids))
@@ -303,7 +301,7 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
     assert 0.2 < same < 1
     assert outcome.scores["heldout_same"] == pytest.approx(same)
     assert list(trial.plain.scores.values())[:2] == [0, 1]
-    again = trial.under(nullcontext)
+    again = trial.under(nullcontext() for _ in trial.parts)
     assert torch.equal(again.streams[3], trial.plain.streams[3])
 
 
@@ -312,7 +310,8 @@ def test_a_vector_within_the_natural_subspace_has_no_part_outside(
 ) -> None:
     top = of_moments(known.natural[Place(1)].moments).top(5)
     kind = within(top, 1)
-    made = examine(tiny_lm, kind, 3 * kind.draw(1, torch.Generator().manual_seed(0)), known, LAYERS)
+    theta = 3 * kind.draw(1, torch.Generator().manual_seed(0))
+    made = examine(Reference(tiny_lm, known, 1, LAYERS), kind, theta).report
     assert made["energy_top"].found == pytest.approx(1)
     assert made.facts.norm == pytest.approx(3)
     assert made.outcomes(OUTSIDE) == []
@@ -331,7 +330,8 @@ def test_other_kinds_are_examined_by_what_they_change(
     )
     theta = 3 * kind.draw(1, torch.Generator().manual_seed(0))
     prompts = tiny_lm.encode(["Hello."])
-    made = examine(tiny_lm, kind, theta, known, [2, 3], prompts=prompts)
+    ground = Reference(tiny_lm, known, kind.before, [2, 3])
+    made = examine(ground, kind, theta, prompts=prompts).report
     assert made.facts.layer == 2
     # Noise has no direction to take away; an adapter's is the mean of what it changes.
     ways = () if which == "token noise" else FORMS
@@ -473,9 +473,8 @@ def test_share_and_length_stand_among_activations_too(
 def test_controls_of_one_norm_run_once(
     tiny_lm: LanguageModel, known: Gathered, ground: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = Vectors(1, tiny_lm.width)
     report_of(ground, planted(known, "unused"))
-    alone = examine(tiny_lm, kind, planted(known, "natural"), known, LAYERS)
+    alone = report_of(Reference(tiny_lm, known, 1, LAYERS), planted(known, "natural"))
     monkeypatch.setattr(Reference, "_run", None)  # a second time is an error
     assert report_of(ground, planted(known, "natural")) == alone
 
@@ -493,6 +492,33 @@ def test_taking_the_direction_away_is_compared_with_equal_variance(
         assert len(made.outcomes(how)) == 5
         assert forms[form]["heldout_kl"] > 0
         assert made.range(how, "heldout_kl").low > 0
+
+
+def test_random_directions_that_are_taken_away_vary_about_as_much(
+    tiny_lm: LanguageModel,
+    ground: Reference,
+    known: Gathered,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And for another vector of about that variance the model runs under its own parts alone."""
+    covariance = known.natural[Place(1)].moments.covariance.numpy()
+    kind, theta = Vectors(1, tiny_lm.width), planted(known, "natural")
+    made = examine(ground, kind, theta)
+    varied: dict[bool, list[float]] = {True: [], False: []}
+    for part in made.derived:
+        if part.how not in (INSIDE, OUTSIDE):
+            read = part.direction[0, :32].double().numpy()
+            varied[part.how.startswith(RANDOM)].append(read @ covariance @ read)
+    (own,) = set(np.round(varied[False], 4))
+    assert len(varied[True]) == 15
+    assert all(1 / 1.1 < variance / own < 1.1 for variance in varied[True])
+
+    ran: list[str] = []
+    under = Reference.under
+    monkeypatch.setattr(Reference, "under", lambda *args: ran.append(args[1].name) or under(*args))
+    again = examine(ground, kind, theta)
+    assert ran == ["vectors", "vectors", "vectors", *["ablations"] * len(FORMS)]
+    assert again.report == made.report
 
 
 def test_depths_go_from_the_source_to_the_end() -> None:

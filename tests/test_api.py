@@ -166,6 +166,7 @@ ONLY = {
         "report.templates",
         "report.figures",
         "report.manifold",
+        "report.drawing",
         "report.norms",
         "report.paths",
         "report.fronts",

@@ -165,7 +165,7 @@ def recovery(out: str) -> None:
 
 
 def spectrum(out: str) -> None:
-    """With more products all singular vectors come within the bound, and the atlas is near."""
+    """With more products all singular vectors come within the bound, and the layer map is near."""
     assert re.findall(r"here (\d) of 8", out)[-1] == "8"
     assert all(float(share) < 5 for share in re.findall(r"sigma too low by ([\d.]+)%", out))
 

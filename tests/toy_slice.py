@@ -61,7 +61,7 @@ class ToySlice:
             projection=lambda block, which: Projection(f"{block}.{which}", width + block),
         )
         self.batch: Any = SimpleNamespace(texts=("toy",))
-        self.beside: Any = None
+        self.retain: Any = None
 
     def values(self, theta: Tensor) -> Tensor:
         """Return the change of each row of ``theta``, ``[n, prompts, positions, width]``."""

@@ -48,16 +48,15 @@ class Stated(NamedTuple):
 
     numbers: frozenset[str]
     declines: bool
-    denies: bool
+    denies: bool  #: something else than to answer
 
 
 def stated(text: str) -> Stated:
     """Return what a text states that its words do not weigh."""
-    (declines,) = Refusal().score([Answer("", text)])
     plain = folded(text)
-    return Stated(
-        frozenset(_NUMBER.findall(plain)), bool(declines.value), bool(_NEGATION.search(plain))
-    )
+    declines = bool(Refusal().score([Answer("", text)])[0].value)
+    denies = not declines and bool(_NEGATION.search(plain))
+    return Stated(frozenset(_NUMBER.findall(plain)), declines, denies)
 
 
 def clusters(texts: Sequence[str]) -> np.ndarray:
