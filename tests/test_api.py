@@ -146,7 +146,6 @@ APART = [
     ("scores", "methods"),
     ("methods", "scores"),
     ("run", "report"),
-    ("comparison.summary", "scores"),
     ("comparison.verdict", "scores"),
     ("activations", "methods"),
     ("methods", "activations"),
