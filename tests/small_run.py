@@ -22,6 +22,7 @@ def small_run(
         source=1,
         target=3,
         radius=radius,
+        baseline=4,
         max_new_tokens=4,
         look_for="[a-m]",
     )

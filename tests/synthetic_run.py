@@ -298,6 +298,7 @@ def _config(n: int, look_for: str | None, fresh: tuple[str, ...], seed: int) -> 
         "positions": "all",
         "readout": "last:3",
         "radius": "0.5x,1x,2x",
+        "baseline": 64,
         "samples": 1,
         "temperature": 0.0,
         "max_new_tokens": 24,

@@ -211,6 +211,7 @@ def test_a_run_searches_inside_and_resumes_with_the_same_subspace(
         target=3,
         n=2,
         radius="1.0",
+        baseline=4,
         max_new_tokens=3,
         within="prompts:4",
         ball="whitened",

@@ -97,7 +97,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(model: Path) -> list[object]:
     """What goes before the options of a quick run."""
-    return ["discover", "Tell me.", "--model", model, "--device", "cpu", "--max-new-tokens", 5]
+    short = ["--device", "cpu", "--max-new-tokens", 5, "--baseline", 8]
+    return ["discover", "Tell me.", "--model", model, *short]
 
 
 @pytest.fixture(scope="module")
@@ -440,6 +441,7 @@ def test_every_option_reaches_the_settings(
         "positions": "last:2",
         "readout": "all",
         "radius": "0.3x,8",
+        "baseline": 5,
         "samples": 3,
         "temperature": 0.5,
         "max_new_tokens": 11,

@@ -38,6 +38,7 @@ PATH = ["derive", "path"]
 def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("runs") / "run"
     short = ["--model", model, "--device", "cpu", "--max-new-tokens", 4, "--radius", "3.0,4.0"]
+    short += ["--baseline", 4]
     looked = ["--look-for", ".", "-n", 2, "--method", "melbo", "--set", "steps=3"]
     ended = educe("discover", "Tell me.", *short, *looked, "--out", folder)
     assert ended.status == 0, ended.err
@@ -117,7 +118,7 @@ def test_its_vectors_are_a_set_that_discover_takes(
     )
     few = tmp_path / "few.safetensors"
     made.select([0]).save(few)
-    words = ["--model", model, "--device", "cpu", "--max-new-tokens", 2]
+    words = ["--model", model, "--device", "cpu", "--max-new-tokens", 2, "--baseline", 4]
     ended = educe("discover", "Tell me.", "--given", few, *words, "--out", tmp_path / "run")
     assert ended.status == 0, ended.err
 

@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:  # noqa:
     """A quick run, inside a subspace."""
     folder = tmp_path_factory.mktemp("runs") / "run [1]"
     short = ["--model", model, "--device", "cpu", "--max-new-tokens", 4, "--radius", "3.0"]
+    short += ["--baseline", 4]
     ended = educe("discover", "Tell me.", *short, "-n", 2, "--within", "prompts:4", "--out", folder)
     assert ended.status == 0, ended.err
     return folder

@@ -22,6 +22,7 @@ HOW = ("--compared", 3, "--budget", 0.05)
 def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("runs") / "run"
     short = ["--model", model, "--device", "cpu", "--max-new-tokens", 3, "--radius", "3.0"]
+    short += ["--baseline", 4]
     ended = educe(
         "discover", "Tell me.", *short, "-n", 3, "--method", "random", "--out", folder,
         "--look-for", "[aeiou]",

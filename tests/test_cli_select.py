@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tokenizer().save_pretrained(place / "model")
     (place / "prompts.txt").write_text("".join(f"Tell me of {c}.\n" for c in "abcdef"))
     (place / "fresh.txt").write_text("".join(f"What is {c}?\n" for c in "ghij"))
-    quick = ["--radius", 8, "-n", 4, "--set", "iterations=2", "--out", place / "run"]
+    quick = ["--baseline", 4, "--radius", 8, "-n", 4, "--set", "iterations=2", "--out", place / "run"]
     ended = educe("discover", "Say it.", "--model", place / "model", *QUICK, *quick)
     assert ended.status == 0, ended.err
     return place
@@ -144,7 +144,7 @@ def test_tune_hands_on_flags_that_discover_takes(place: Path, tuned: Ended, tmp_
     assert flags[flags.index("--method") + 1] == best["method"]
     ended = educe(
         *("discover", "Tell me.", "--model", place / "model", *QUICK, *flags),
-        *("-n", 2, "--out", tmp_path / "run", "--json"),
+        *("-n", 2, "--baseline", 4, "--out", tmp_path / "run", "--json"),
     )
     assert ended.status == 0, ended.err
     assert ended.data["facts"]["radii"] == [float(best["radius"])]
@@ -165,7 +165,7 @@ def test_the_other_sign_is_handed_on_as_files(place: Path, tmp_path: Path) -> No
     flags = shlex.split(_flags(Setting("dct", 1.0, "4", -1), nothing, was))
     ended = educe(
         *("discover", "Tell me.", "--model", place / "model", *QUICK, *flags),
-        *("--out", tmp_path / "run", "--json"),
+        *("--baseline", 4, "--out", tmp_path / "run", "--json"),
     )
     assert ended.status == 0, ended.err
     assert len(ended.data["perturbations"]) == 4

@@ -90,6 +90,7 @@ def settings(folder: Path) -> Settings:
         device="cpu",
         n=3,
         radius="0.5x,1x",
+        baseline=8,
         max_new_tokens=5,
         method_settings={"iterations": 3},
     )
@@ -456,6 +457,7 @@ def asked(folder: Path) -> list[str]:
     fresh = folder.parent / "fresh.txt"
     fresh.write_text("\n".join(FRESH))
     options = f"--model {folder} --device cpu -n 3 --radius 0.5x,1x --max-new-tokens 5"
+    options += " --baseline 8"
     return ["discover", *PROMPTS, *options.split(), "--fresh", str(fresh)]
 
 

@@ -709,6 +709,7 @@ def run_of(tmp_path_factory: Any, tiny_lm: LanguageModel) -> Iterator[Callable[[
             source=SOURCE,
             target=TARGET,
             radius="1x,0.5x",
+            baseline=4,
             max_new_tokens=5,
             look_for="e",
         )

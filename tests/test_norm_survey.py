@@ -36,6 +36,7 @@ SETTINGS = Settings(
     method="random",
     n=4,
     radius="3.0,6.0",
+    baseline=4,
     max_new_tokens=5,
     look_for="[aeiou]",
 )
@@ -329,6 +330,7 @@ def test_other_kinds_have_curves_too(
         n=2,
         radius=radius,
         target=-1,
+        baseline=4,
         max_new_tokens=3,
     )
     with begin(tmp_path / "run", settings) as run:

@@ -38,7 +38,8 @@ from educe.scores.novelty import novelty
 from educe.scores.rules import Contains
 
 PROMPTS = ["Why is the sky blue?", "Name three countries in Asia."]
-SHORT: dict[str, Any] = {"n": 3, "radius": 6.0, "source": 1, "target": 3, "max_new_tokens": 5}
+SHORT: dict[str, Any] = {"n": 3, "radius": 6.0, "source": 1, "target": 3}
+SHORT |= {"baseline": 8, "max_new_tokens": 5}
 
 
 @pytest.fixture(scope="module")

@@ -349,7 +349,9 @@ def test_a_run_says_that_what_it_was_given_is_of_another_model(
     dataclasses.replace(made, origin=other).save(tmp_path / "other.safetensors")
     files = [str(tmp_path / f"{name}.safetensors") for name in ("own", "other")]
     for i, (given, control) in enumerate(itertools.product(files, files)):
-        settings = Settings(("a",), given=given, control=control, target=3, max_new_tokens=2)
+        settings = Settings(
+            ("a",), given=given, control=control, target=3, baseline=4, max_new_tokens=2
+        )
         with begin(tmp_path / f"run-{i}", settings) as run:
             remarks = discover_behaviours(run, lm=tiny_lm).facts["remarks"]
         said = [remark for remark in remarks if "found on another model" in remark]

@@ -20,8 +20,9 @@ import pytest
 from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from educe.comparison.account import dose
 from educe.comparison.stats import Rate
-from educe.comparison.summary import Summary, dose, summarise
+from educe.comparison.summary import Summary, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import RunError
 from educe.options import ModelOptions

@@ -27,6 +27,7 @@ SETTINGS = Settings(
     source=1,
     target=3,
     radius="3",
+    baseline=4,
     max_new_tokens=3,
 )
 

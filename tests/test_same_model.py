@@ -64,6 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=1,
         target=3,
         radius="2",
+        baseline=4,
         max_new_tokens=3,
         look_for="[a-m]",
     )
@@ -170,7 +171,7 @@ def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> 
 
 def test_a_tuning_is_checked(tmp_path: Path, tokenizer: Any, tiny_lm: LanguageModel) -> None:
     asked = Tuning(
-        Settings(prompts=("Who?",), look_for="a", target=3, max_new_tokens=2),
+        Settings(prompts=("Who?",), look_for="a", target=3, baseline=4, max_new_tokens=2),
         methods=("noise",),
         sources=(1,),
         radii=("1",),
@@ -193,7 +194,9 @@ def test_a_run_killed_before_it_found_anything_knows_its_model(
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    settings = Settings(prompts=("Who?",), method="random", n=1, radius="2", max_new_tokens=2)
+    settings = Settings(
+        prompts=("Who?",), method="random", n=1, radius="2", baseline=4, max_new_tokens=2
+    )
     with begin(tmp_path / "run", settings) as run:
         with monkeypatch.context() as patch:
             patch.setattr("educe.run.preparing.Search._cut", killed)

@@ -46,7 +46,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_lm: LanguageModel) -
     """A run with eight perturbations in each arm."""
     place = tmp_path_factory.mktemp("finished") / "run"
     settings = Settings(
-        ("Say it.",), n=8, radius="8", max_new_tokens=5, method_settings={"iterations": 2}
+        ("Say it.",),
+        n=8,
+        radius="8",
+        baseline=8,
+        max_new_tokens=5,
+        method_settings={"iterations": 2},
     )
     with begin(place, settings) as run:
         discover_behaviours(run, lm=tiny_lm)

@@ -33,7 +33,12 @@ from educe.selection.proxy import secrets
 from educe.selection.tuning import Tuned, Tuning, begin_tuning, stored_tuning, tune
 
 JOB = Settings(
-    ("Tell me.", "Say it."), fresh=("What is it?",), look_for="yes", target=3, max_new_tokens=5
+    ("Tell me.", "Say it."),
+    fresh=("What is it?",),
+    look_for="yes",
+    target=3,
+    baseline=4,
+    max_new_tokens=5,
 )
 SMALL = Tuning(
     JOB,

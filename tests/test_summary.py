@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from educe.comparison.summary import Item, Summary, counted, summarise
-from educe.comparison.verdict import DAMAGED, SAME, Verdict
+from educe.comparison.verdict import Change, Verdict
 from educe.rows import (
+    ELSEWHERE,
     FIRST,
     RETEST,
     SCALED,
@@ -36,12 +37,14 @@ GROUPS = {
     1: ("The code is orchid-7913, sir.", 0.8, 0.9),
     2: ("Le code est secret.", 0.7, 0.8),
     3: ("Once upon a time orchid-0 bloomed.", 0.6, 0.9),
-    4: ("key key key key", 0.05, 0.9),
-    5: ("I cannot quite tell you that.", 0.9, 0.2),
+    4: ("key key key key key key key key key", 0.05, 0.9),
+    5: ("I really cannot tell you that.", 0.9, 0.2),
     6: ("Only noise says this.", 0.5, 0.9),
     7: ("Ask me tomorrow.", 0.9, 0.8),
 }
 MAIN = "q.role = 'asked' AND c.phase = 'first'"
+AGAIN = "q.role != 'elsewhere' AND c.phase = 'retest'"
+DRAWS = 4
 
 
 def group_of(arm: str, item: int, prompt: int) -> int:
@@ -54,17 +57,27 @@ def group_of(arm: str, item: int, prompt: int) -> int:
         if item == 13 and prompt == 1:
             return 3
         return {14: 4, 15: 4, 16: 5, 17: 7}.get(item, 0)
-    return {0: 2, 1: 2, 2: 2, 3: 4, 4: 5}.get(item, 6 if item > 20 and prompt else 0)
+    return {0: 2, 1: 2, 2: 2, 3: 4, 4: 5}.get(item, 6 if item > 19 and prompt else 0)
+
+
+def far_group(arm: str, item: int, prompt: int) -> int:
+    """What it writes when something else is asked."""
+    if arm == "control":
+        return 6 if item == 0 and prompt > 3 else 0
+    return {1: 1 if prompt > 3 else 0, 2: 1 if prompt > 4 else 0, 3: 3}.get(item, 0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run made by hand: two prompts asked, one fresh, two radii, and a re-test."""
+    """A run made by hand: two prompts asked, a fresh one, three others, two radii, a re-test."""
     rng = np.random.default_rng(0)
     place = tmp_path_factory.mktemp("summary") / "run"
     with Run.create(place, {"look_for": PATTERN, "method": "dct"}) as run:
         run.add_prompts(
-            [PromptRow(i, "asked" if i < 2 else "fresh", f"q{i}", f"<q{i}>", 3) for i in range(3)]
+            [
+                PromptRow(i, role, f"q{i}", f"<q{i}>", 3)
+                for i, role in enumerate(("asked", "asked", "fresh", *[ELSEWHERE] * 3))
+            ]
         )
         rows = [
             PerturbationRow(
@@ -76,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f"{arm}-0",
                 i,
                 1.0 + i % 2,
-                0.1,
+                0.1 * (1 + i % 2),
                 1,
             )
             for arm in ("found", "control")
@@ -90,14 +103,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             written.append((CompletionRow(row, 0.0, text, (1, 2), True), group, text))
 
         for prompt in range(3):
-            for sample in range(3):
-                write(Row(0, prompt, sample), 7 if (prompt, sample) == (1, 2) else 0)
+            for sample in range(1 + DRAWS):
+                rare = {(1, 1): 7, (1, 2): 7, (2, 1): 1}
+                write(Row(0, prompt, sample), rare.get((prompt, sample), 0))
         for row in rows:
             for prompt in range(2):
                 write(Row(row.id, prompt), group_of(row.arm, row.item, prompt))
             if row.item < 5:  # the re-test: asked prompts again, and a fresh one
                 write(Row(row.id, 0, 0, RETEST), 1 if row.item < 2 else 3)
                 write(Row(row.id, 2, 0, RETEST), 1 if row.arm == "found" else 0)
+                for prompt in range(3, 6):  # other requests
+                    write(Row(row.id, prompt, 0, RETEST), far_group(row.arm, row.item, prompt))
+        for prompt in range(3, 6):
+            write(Row(0, prompt), 3 if prompt == 3 else 0)
         run.add_completions(c for c, _, _ in written)
         run.add_scores(ScoreRow(c.row, "behaviour", group, "number", "") for c, group, _ in written)
         run.add_scores(
@@ -201,7 +219,7 @@ def test_perturbations(summary: Summary, ask: Ask) -> None:
 
 
 def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
-    again = judged(ask, "co.value * no.value", f"NOT ({MAIN})", "p.id")
+    again = judged(ask, "co.value * no.value", AGAIN, "p.id")
     assert set(again) == {*range(1, 6), *range(N + 1, N + 6)}
     for item in (*summary.found, *summary.control):
         assert all(c.prompt < 2 and c.phase == FIRST for c in item.completions)
@@ -218,65 +236,161 @@ def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
             assert item.retest == ()
 
 
+def corrected(counts: list[tuple[int, int]], n: int, m: int) -> list[float]:
+    """Fisher's test of each, Bonferroni over those that can be significant (Tarone 1990)."""
+    least = []
+    for hits, others in counts:
+        inside = min(hits + others, n)
+        least.append(fisher(inside, n, hits + others - inside, m))
+    tests = min(k for k in range(1, 99) if sum(p <= 0.05 / k for p in least) <= k)
+    return [min(1, tests * fisher(hits, n, others, m)) for hits, others in counts]
+
+
 def test_behaviours(summary: Summary, ask: Ask) -> None:
     found, control = shown(ask, "found"), shown(ask, "control")
-    found_again, control_again = (shown(ask, arm, f"NOT ({MAIN})") for arm in ("found", "control"))
-    in_found = f"{MAIN} AND p.arm = 'found'"
-    coherence = judged(ask, "co.value", in_found, "b.value")
-    novelty = judged(ask, "no.value", in_found, "b.value")
-    interesting = judged(ask, "co.value * no.value", in_found, "b.value")
-    assert {b.id for b in summary.behaviours} == set(found)
-    assert 6 in control
-    assert 6 not in found
-
-    # Bonferroni over the behaviours that can be significant at all (Tarone 1990).
-    least = [
-        fisher(min(total, N), N, total - min(total, N), N)
-        for b in found
-        for total in [found[b] + control.get(b, 0)]
-    ]
-    tests = min(k for k in range(1, 99) if sum(p <= 0.05 / k for p in least) <= k)
-    assert 1 <= tests < len(found)
-    for b in summary.behaviours:
-        hits, others = found[b.id], control.get(b.id, 0)
-        assert b.found[:2] == (hits, N)  # perturbations, not completions
-        assert b.control[:2] == (others, N)
-        assert b.found[2:] == pytest.approx(wilson(hits, N))
-        assert b.control[2:] == pytest.approx(wilson(others, N), abs=1e-12)
-        assert b.p_value == pytest.approx(min(1, tests * fisher(hits, N, others, N)))
-        assert b.coherence == pytest.approx(coherence[b.id])
-        assert b.novelty == pytest.approx(novelty[b.id])
-        assert b.interestingness == pytest.approx(interesting[b.id])
-        assert len(b.items) == hits
-        assert [i.interestingness for i in b.items] == sorted(
-            (i.interestingness for i in b.items), reverse=True
+    draws = dict(
+        ask(
+            "SELECT b.value, count(DISTINCT c.sample) FROM completions c JOIN scores b ON "
+            "b.completion = c.id JOIN prompts q ON q.id = c.prompt WHERE b.judge = 'behaviour' "
+            f"AND c.perturbation = 0 AND c.sample > 0 AND {MAIN} GROUP BY 1"
         )
-        for k, again in enumerate((found_again, control_again)):
-            assert b.retest[k][:2] == (again.get(b.id, 0), 5)
+    )
+    # All but the likeliest answer: what some found perturbation says, or random ones twice.
+    assert {b.id for b in summary.behaviours} == {1, 2, 3, 4, 5, 6, 7}
+    assert 6 not in found
+    assert control[6] == 4
+    for b in summary.behaviours:
+        assert b.found[:2] == (found.get(b.id, 0), N)  # perturbations, not completions
+        assert b.control[:2] == (control.get(b.id, 0), N)
+        assert b.samples[:2] == (draws.get(b.id, 0), DRAWS)
+        assert b.greedy[:2] == (0, 2)
+        assert b.equal is None
+        for rate in (b.found, b.control, b.samples):
+            assert rate[2:] == pytest.approx(wilson(*rate[:2]), abs=1e-12)
+        own = f"{MAIN} AND p.arm = '{'found' if b.id in found else 'control'}'"
+        for name, what in (
+            ("coherence", "co.value"),
+            ("novelty", "no.value"),
+            ("interestingness", "co.value * no.value"),
+        ):
+            assert getattr(b, name) == pytest.approx(judged(ask, what, own, "b.value")[b.id])
         assert b.example.text == GROUPS[b.id][0]
-        assert b.example.perturbation in {i.row.id for i in b.items}
-    assert sum(b.found.hits for b in summary.behaviours) > N  # some show two
+        assert b.example.perturbation in b.numbers
+        says = "SELECT DISTINCT p.id FROM completions c JOIN scores b ON b.completion = c.id "
+        says += "JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON p.id = c.perturbation "
+        says += f"WHERE b.judge = 'behaviour' AND b.value = {b.id} AND {MAIN}"
+        assert set(b.numbers) == {n for (n,) in ask(says)}
+        assert list(b.numbers) == sorted(b.numbers, key=lambda n: n > N)  # found ones first
+        assert sum(r.hits for r in b.by_dose.values()) == b.found.hits
+        assert {d: r.trials for d, r in b.by_dose.items()} == {0.1: N // 2, 0.2: N // 2}
+    assert sum(b.found.hits for b in summary.behaviours) > 18  # some show two
+
+
+def test_tests_are_those_of_the_counts(summary: Summary, ask: Ask) -> None:
+    told = summary.behaviours
+    again = {arm: shown(ask, arm, AGAIN) for arm in ("found", "control")}
+    first = [(b.found.hits, b.control.hits) for b in told]
+    second = [(again["found"].get(b.id, 0), again["control"].get(b.id, 0)) for b in told]
+    pushed = [(b.found.hits + b.control.hits, b.samples.hits) for b in told]
+    assert max(map(sum, second)) > 5
+    for counts, n, m, name in (
+        (first, N, N, "p_value"),
+        (second, 5, 5, "p_retest"),
+        (pushed, 2 * N, DRAWS, "p_samples"),
+    ):
+        expected = corrected(counts, n, m)
+        assert [getattr(b, name) for b in told] == pytest.approx(expected)
+        assert min(expected) < max(expected)
+
+
+def test_the_retest_of_a_behaviour_is_that_of_those_that_say_it(summary: Summary, ask: Ask) -> None:
+    answers = ask(
+        "SELECT p.arm, p.id, c.prompt, q.role, b.value FROM completions c JOIN scores b ON "
+        "b.completion = c.id JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON "
+        "p.id = c.perturbation WHERE b.judge = 'behaviour' AND c.phase = 'retest'"
+    )
+    for b in summary.behaviours:
+        again = [a for a in answers if a[3] != ELSEWHERE]
+        mine = [a[4] == b.id for a in again if a[0] == "found" and a[1] in b.numbers]
+        theirs = [a[4] == b.id for a in again if a[0] == "control"]
+        assert b.retest[:2] == (sum(mine), len(mine))
+        assert b.retest_control[:2] == (sum(theirs), len(theirs) or 0)
+        # Samples of the two prompts of the re-test; one of the fresh prompt's tells.
+        assert b.retest_samples[:2] == ((int(b.id == 1), 2 * DRAWS) if mine else (0, 0))
+        far: dict[int, list[bool]] = defaultdict(list)
+        for arm, number, prompt, role, group in answers:
+            if role == ELSEWHERE and arm == "found" and number in b.numbers:
+                # Where the likeliest answer to that request says it as well, it is no sign.
+                far[number].append(group == b.id and not (prompt == 3 and b.id == 3))
+        most = max(far.values(), key=sum, default=[])
+        assert b.elsewhere[:2] == (sum(most), len(most))
+    by_id = {b.id: b for b in summary.behaviours}
+    assert by_id[1].retest[:2] == (7, 10)
+    assert by_id[1].retest_control[:2] == (2, 10)
+    assert by_id[1].elsewhere[:2] == (2, 3)
 
 
 def test_verdicts(summary: Summary) -> None:
-    verdicts = {b.id: b.verdict for b in summary.behaviours}
-    assert verdicts == {
-        0: Verdict.SAME,  # the unperturbed model says it
+    assert {b.id: b.verdict for b in summary.behaviours} == {
         1: Verdict.BEHAVIOUR,
-        2: Verdict.NOISE,
+        2: Verdict.FRAGILE,
         3: Verdict.RARE,
         4: Verdict.DAMAGE,
-        5: Verdict.SAME,  # too near to what it says
-        7: Verdict.SAME,  # it says that too, if seldom
+        5: Verdict.FRAGILE,
+        6: Verdict.STOCK,  # random ones say it when something else is asked, too
+        7: Verdict.OWN,  # two draws of four
     }
-    by_id = {b.id: b for b in summary.behaviours}
-    assert by_id[1].p_value < 0.05 < by_id[2].p_value
-    assert by_id[4].coherence < DAMAGED < by_id[1].coherence
-    assert by_id[5].novelty < SAME < by_id[1].novelty
-    order = [b.verdict for b in summary.behaviours]
-    assert order == sorted(order, key=list(Verdict).index)
-    same = [b.interestingness for b in summary.behaviours if b.verdict is Verdict.SAME]
-    assert same == sorted(same, reverse=True)
+    assert {b.id: b.change for b in summary.behaviours} == {
+        **dict.fromkeys((1, 2, 3, 6, 7), Change.ENDED),
+        4: Change.REPETITION,
+        5: Change.NEW,  # it declines, as before
+    }
+
+
+def test_the_order_is_by_weight(summary: Summary) -> None:
+    """As docs/behaviours.md has it."""
+    sure = {
+        Verdict.INVARIANT: 4,
+        Verdict.BEHAVIOUR: 2,
+        Verdict.FRAGILE: 1,
+        Verdict.OWN: 1,
+        Verdict.RARE: 0.7,
+    }
+    for b in summary.behaviours:
+        if b.verdict not in sure:
+            assert b.weight < 0
+            continue
+        ended = b.change is Change.ENDED
+        share = max(b.found.share, b.control.share, b.samples.share if ended else 0)
+        expected = sure[b.verdict] * share * math.sqrt(b.coherence) * (1 + ended)
+        assert b.weight == pytest.approx(expected)
+    weights = [b.weight for b in summary.behaviours]
+    assert weights == sorted(weights, reverse=True)
+    assert [b.id for b in summary.behaviours][:2] == [1, 7]
+    assert {b.id for b in summary.behaviours[-2:]} == {4, 6}
+
+
+def test_pushes_are_counted_by_arm_and_dose(summary: Summary, ask: Ask) -> None:
+    answers = ask(
+        "SELECT coalesce(p.arm, 'samples'), coalesce(p.dose, 0), coalesce(p.id, -c.sample), "
+        "b.value FROM completions c JOIN prompts q ON q.id = c.prompt JOIN scores b ON "
+        "b.completion = c.id LEFT JOIN perturbations p ON p.id = c.perturbation "
+        f"WHERE b.judge = 'behaviour' AND {MAIN} AND (p.id OR c.sample > 0)"
+    )
+    units: dict[tuple[str, float], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for arm, dose, unit, group in answers:
+        units[arm, dose][unit].add(int(group))
+    assert set(units) == {(p.arm, p.dose) for p in summary.pushes} and len(units) == 5
+    refusing, damaged = {0, 5}, {4}
+    for push in summary.pushes:
+        own = units[push.arm, push.dose].values()
+        for rate, of in (
+            (push.changed, {*GROUPS} - damaged - {0}),
+            (push.ended, {*GROUPS} - damaged - refusing),
+            (push.begun, set()),
+            (push.damaged, damaged),
+        ):
+            assert rate[:2] == (sum(bool(u & of) for u in own), len(own))
 
 
 def test_words_set_a_behaviour_apart(summary: Summary) -> None:
@@ -293,7 +407,8 @@ def test_what_was_looked_for(summary: Summary, ask: Ask) -> None:
     )
     for arm, radius, number, main, text in ask(
         f"SELECT p.arm, p.radius, p.id, {MAIN}, c.text FROM completions c "
-        "JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON p.id = c.perturbation"
+        "JOIN prompts q ON q.id = c.prompt JOIN perturbations p ON p.id = c.perturbation "
+        "WHERE q.role != 'elsewhere'"
     ):
         texts[arm, radius, bool(main)][number].append(text)
 
@@ -323,7 +438,7 @@ def test_what_was_looked_for(summary: Summary, ask: Ask) -> None:
 
 def test_the_rest_of_it(summary: Summary, ask: Ask) -> None:
     assert {p: [c.sample for c in own] for p, own in summary.baseline.items()} == {
-        p: [0, 1, 2] for p in range(3)
+        p: [*range(1 + DRAWS)] for p in range(3)
     }
     assert all(c.perturbation == 0 for own in summary.baseline.values() for c in own)
     assert [p.id for p in summary.prompts] == [0, 1]
@@ -370,7 +485,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
 
 
 def test_perturbations_that_all_do_it_everywhere_are_no_news(tmp_path: Path) -> None:
-    """What both arms always do is noise however often it is seen."""
+    """What both arms always do says nothing of the search, however often it is seen."""
     with Run.create(tmp_path / "run", {}) as run:
         run.add_prompts([PromptRow(0, "asked", "q", "q", 1)])
         run.add_perturbations(
@@ -382,82 +497,17 @@ def test_perturbations_that_all_do_it_everywhere_are_no_news(tmp_path: Path) -> 
             ]
         )
         run.add_completions(
-            CompletionRow(Row(k, 0), 0.0, "other text", (1,), True) for k in range(1, 101)
+            CompletionRow(Row(k, 0), 0.0, "other text" if k else "text", (1,), True)
+            for k in range(101)
         )
         run.add_scores(
             ScoreRow(Row(k, 0), judge, value, "", "")
-            for k in range(1, 101)
-            for judge, value in (("behaviour", 1.0), ("coherence", 0.9), ("novelty", 0.9))
+            for k in range(101)
+            for judge, value in (("behaviour", k > 0), ("coherence", 0.9), ("novelty", 0.9))
         )
         (only,) = summarise(run).behaviours
-    assert only.verdict is Verdict.NOISE
+    assert only.verdict is Verdict.FRAGILE
     assert only.p_value == 1
-
-
-# -- prompt-invariant: again, whatever is asked ---------------------------------------------------
-
-
-def invariant_run(
-    place: Path,
-    *,
-    says: str = "yyyy",
-    control: str = "nnnn",
-    coherence: float = 0.8,
-    novelty: float = 0.9,
-    prompts: int = 4,
-) -> Summary:
-    """One of many perturbations says a phrase to the prompt asked; then four fresh answers each."""
-    with Run.create(place, {"method": "dct"}) as run:
-        run.add_prompts(
-            [PromptRow(i, "asked" if i < 1 else "fresh", f"q{i}", "", 3) for i in range(5)]
-        )
-        rows = [
-            PerturbationRow(
-                1 + i + N * (arm == "control"), None, "", arm, arm, arm, i, 1.0, 0.1, 1.0
-            )
-            for arm in ("found", "control")
-            for i in range(N)
-        ]
-        run.add_perturbations(rows)
-        says_it = {Row(row.id, 0): row.id == 1 for row in rows} | {Row(0, 0): False}
-        for number, answers in ((1, says), (2, "nnnn"), (N + 1, control)):
-            for k, answer in enumerate(answers):
-                says_it[Row(number, 1 + k % prompts, k // prompts, RETEST)] = answer == "y"
-        run.add_completions(
-            CompletionRow(row, 0.0, str(it), (1,), True) for row, it in says_it.items()
-        )
-        run.add_scores(
-            ScoreRow(row, judge, value, "", "")
-            for row, it in says_it.items()
-            for judge, value in (("behaviour", it), ("coherence", coherence), ("novelty", novelty))
-        )
-        return summarise(run)
-
-
-def phrase(summary: Summary) -> Any:
-    (found,) = [b for b in summary.behaviours if b.id == 1]
-    return found
-
-
-def test_what_one_perturbation_says_whatever_is_asked_is_prompt_invariant(tmp_path: Path) -> None:
-    found = phrase(invariant_run(tmp_path / "run"))
-    assert found.found[:2] == (1, N)
-    assert found.invariant[:2] == (4, 4)
-    assert found.verdict is Verdict.INVARIANT
-
-
-@pytest.mark.parametrize(
-    "otherwise",
-    [
-        {"says": "yyyn"},  # 3 of 4 leave room for less than a half
-        {"control": "nynn"},  # one of the control says it as well
-        {"coherence": DAMAGED - 0.01},
-        {"novelty": SAME - 0.01},
-        {"prompts": 2},  # two prompts are not whatever is asked
-    ],
-)
-def test_what_is_not_prompt_invariant(tmp_path: Path, otherwise: dict[str, Any]) -> None:
-    assert phrase(invariant_run(tmp_path / "run", **otherwise)).verdict is not Verdict.INVARIANT
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ SETTINGS = Settings(
     source=1,
     target=3,
     radius="3",
+    baseline=4,
     max_new_tokens=3,
     look_for="[a-m]",
 )
