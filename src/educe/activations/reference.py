@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -95,7 +96,8 @@ class Sight:
 
     def _nearest(self, apart: Float[Tensor, "m b"]) -> Float[Tensor, "m s"]:
         """Return the least of each row: the bank is in random order, its beginning a sample."""
-        return torch.stack([apart[:, :size].amin(1) for size in self.sizes], 1)
+        parts = [apart[:, start:end].amin(1) for start, end in pairwise([0, *self.sizes])]
+        return torch.stack(parts, 1).cummin(1).values
 
     def of(self, stream: Float[Tensor, "m d"]) -> Seen:
         """Look at the texts under one perturbation."""
