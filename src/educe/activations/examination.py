@@ -5,7 +5,7 @@ thousands of random vectors, all of its norm; this costs nothing. Then the pertu
 held-out texts, and so do some of each control (see `educe.activations.reference`), to see what
 later layers and the output make of it. Then what is derived from it does: its parts inside and
 outside of the natural subspace, at the norm of the whole, and ablations of its direction, against
-random directions of equal variance.
+random directions of about equal variance.
 """
 
 from __future__ import annotations
