@@ -6,9 +6,9 @@ well, and what the model writes under them is asked for as any other text is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import torch
 
@@ -22,9 +22,9 @@ from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Kind
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
-from educe.rows import CONTROL, PerturbationRow, Row
+from educe.rows import CONTROL, Row
 from educe.run import asking
-from educe.run.fill import fill, groups
+from educe.run.fill import add_set, fill, groups
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 
@@ -70,7 +70,8 @@ def examine_run(
             reporter=work.reporter,
         )
         for group, seen in zip(members, layers, strict=True):
-            keys = {n: _key(n, gathered.name, corpus, seed, seen) for n in group.numbers}
+            decides = (gathered.name, corpus, seed, seen)
+            keys = {n: sha256(repr((n, *decides)).encode()).hexdigest() for n in group.numbers}
             missing = [n for n in group.numbers if stored.key(run, n) != keys[n]]
             if not missing:
                 continue
@@ -92,11 +93,6 @@ def examine_run(
     return [known[number] for number in numbers]
 
 
-def _key(number: int, *decides: object) -> str:
-    """Return a digest of all that decides a report."""
-    return hashlib.sha256(repr((number, *decides)).encode()).hexdigest()[:16]
-
-
 def _listed(work: Work, number: int, key: str, derived: Sequence[Part], target: int) -> list[int]:
     """List what was derived from a perturbation, and ask for texts; return the numbers in order."""
     run = work.run
@@ -105,7 +101,7 @@ def _listed(work: Work, number: int, key: str, derived: Sequence[Part], target: 
         by_kind.setdefault(one.kind, []).append(one)
     numbers: list[int] = []
     for kind, some in by_kind.items():  # in the order of what was derived
-        name = f"{kind.name}-{key}.safetensors"
+        name = f"{kind.name}-{key[:16]}.safetensors"
         listed = [p.id for p in run.perturbation_rows(derived=True) if p.file == name]
         numbers += listed or _added(run, number, name, some, target)
     # Of random directions one is enough to read. A run that was cut off may lack the other texts.
@@ -118,27 +114,20 @@ def _listed(work: Work, number: int, key: str, derived: Sequence[Part], target: 
 
 def _added(run: Run, number: int, name: str, some: Sequence[Part], target: int) -> list[int]:
     """List perturbations of one kind, and keep them as a file."""
-    rows, kind = run.perturbation_rows(derived=None), some[0].kind
-    (parent,) = (p for p in rows if p.id == number)
+    (parent,) = (p for p in run.perturbation_rows(derived=None) if p.id == number)
+    kind = some[0].kind
     unit = kind.unit(run.note("facts")["median_norm"], lambda paths: [])
     origin = replace(PerturbationSet.load(run.tensors / parent.file).origin, unit=unit)
-    radii = torch.tensor([one.radius for one in some])
-    directions = torch.cat([one.direction for one in some]).float().cpu()
-    PerturbationSet(kind, directions, radii, origin, parent.method, 0).save(run.tensors / name)
-    new = [
-        PerturbationRow(
-            len(rows) + 1 + i,
-            number,
-            one.how,
-            CONTROL if one.how.startswith(RANDOM) else parent.arm,
-            parent.method,
-            name,
-            i,
-            one.radius,
-            one.radius / unit,
-            one.effects[target],
-        )
-        for i, one in enumerate(some)
-    ]
-    run.add_perturbations(new)
-    return [p.id for p in new]
+    radii = torch.tensor([part.radius for part in some])
+    directions = torch.cat([part.direction for part in some])
+    made = PerturbationSet(kind, directions, radii, origin, parent.method, 0)
+    made.save(run.tensors / name)
+    return add_set(
+        run,
+        [CONTROL if part.how.startswith(RANDOM) else parent.arm for part in some],
+        name,
+        made,
+        [part.effects[target] for part in some],
+        parents=[number] * len(some),
+        how=[part.how for part in some],
+    )

@@ -54,19 +54,20 @@ def add_set(
     effect: Sequence[float],
     *,
     parents: Sequence[int | None] | None = None,
-    how: str = "",
+    how: str | Sequence[str] = "",
 ) -> list[int]:
     """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
     first = len(run.perturbation_rows(derived=None)) + 1
     numbers = list(range(first, first + len(made)))
-    arms = [arm] * len(made) if isinstance(arm, str) else arm
+    arms, ways = ([one] * len(made) if isinstance(one, str) else one for one in (arm, how))
     run.add_perturbations(
         [
-            PerturbationRow(number, parent, how, own, made.method, file, i, radius, dose, size)
-            for i, (number, own, parent, radius, dose, size) in enumerate(
+            PerturbationRow(number, parent, way, own, made.method, file, i, radius, dose, size)
+            for i, (number, own, way, parent, radius, dose, size) in enumerate(
                 zip(
                     numbers,
                     arms,
+                    ways,
                     parents or [None] * len(made),
                     made.radius.tolist(),
                     made.dose.tolist(),
