@@ -192,7 +192,7 @@ def test_adapters_can_be_quiet_too(tiny_lm: LanguageModel) -> None:
         search(some, "lora", n=2, radius=0.5, config=LoraConfig(steps=6, rank=1))
         for some in (part, kept)
     )
-    own = kept.on(still.kind).beside
+    own = kept.on(still.kind).retain
     assert own is not None
     assert float(own.value_and_grad(still.theta)[0].mean()) < float(
         own.value_and_grad(loud.theta)[0].mean()

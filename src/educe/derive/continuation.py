@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.derive.objective import Objective, of_method
@@ -229,7 +229,7 @@ def drift(
     return _angle(v, moved.v) / -math.log(below)
 
 
-def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
+def branches(left: Bool[Tensor, "r n"], home: int) -> Int[Tensor, "r n"]:
     """Number the vectors that a path goes through: 0 at its own radius, 1, 2, ... above it and
     -1, -2, ... below."""
     up = left[home:].int().cumsum(0)
@@ -240,7 +240,7 @@ def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
 def turning(
     directions: Float[Tensor, "r n s"],
     shares: list[float],
-    branch: Float[Tensor, "r n"],
+    branch: Float[Tensor, "r n"] | Int[Tensor, "r n"],
 ) -> Float[Tensor, "r n s"]:
     """Return ``dv / d log R`` from differences along paths.
 

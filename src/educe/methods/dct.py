@@ -130,7 +130,7 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
 
 
 def solve_alpha(
-    u: Float[Tensor, "n d"], v: Float[Tensor, "n d"], effect: Float[Tensor, "n d"]
+    u: Float[Tensor, "n d"], v: Float[Tensor, "n s"], effect: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n"]:
     """Return the factors' weights: ``K α = diag(U Δᵀ)``; factors that coincide share theirs."""
     kernel = (u @ u.T) * torch.expm1(v @ v.T)
