@@ -103,7 +103,7 @@ def test_planted_vectors_are_told_apart(
 @pytest.fixture(scope="module")
 def stand(ground: Reference) -> Callable[[Tensor], ManifoldReport]:
     """Place vectors at the layer alone: no model runs but under the controls of their norm."""
-    blank = report_of(ground, torch.eye(32)[:1])
+    blank = report_of(ground, 4 * torch.eye(32)[:1])
 
     def placed(theta: Tensor) -> ManifoldReport:
         measures = at_its_layer(ground, theta[None].float())
@@ -171,8 +171,10 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     usual, most = np.quantile(there, [0.5, 0.999])
     assert most < 1 - 1e-6
 
+    # All are as long as a usual difference, so that they share their controls.
+    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
     for share in (1.0, (1 + most) / 2):
-        vector = 4 * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
+        vector = usual_one.norm() * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
         made = report_of(ground, vector[None])
         assert made["energy_massive"].found == pytest.approx(share)
         assert made["energy_massive"].percentile == pytest.approx(1, abs=2e-3)
@@ -188,7 +190,6 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     tables.manifold(made, Console(file=told, width=100))
     assert "energy in massive" in told.getvalue()
 
-    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
     made = report_of(ground, usual_one)
     assert made["energy_massive"].percentile == pytest.approx(0.5, abs=0.05)
     assert verdict(made) == "natural"
@@ -202,8 +203,8 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     assert "too small" not in words(alone)
 
 
-def test_what_is_neither_natural_nor_random_is_outside(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_what_is_neither_natural_nor_random_is_outside(unused: ManifoldReport) -> None:
+    made = unused
     nearer = made["mahalanobis"].random.low / 1.01
     assert verdict(altered(made, "mahalanobis", found=nearer)) == "outside"
     nearer = made["energy_top"].random.high * 1.01
@@ -212,6 +213,7 @@ def test_what_is_neither_natural_nor_random_is_outside(ground: Reference, known:
 
 def test_the_numbers_at_the_layer_are_those_of_numpy(ground: Reference, known: Gathered) -> None:
     theta = planted(known, "unused") + planted(known, "natural")
+    theta *= 4 / theta.norm()  # the norm of the others, whose controls are there
     made = report_of(ground, theta)
     natural = known.natural[Place(1)]
     size, turn = np.linalg.eigh(natural.moments.covariance.numpy())
@@ -245,10 +247,9 @@ def test_the_numbers_at_the_layer_are_those_of_numpy(ground: Reference, known: G
 
 
 def test_what_later_layers_see_is_that_of_each_text_alone(
-    tiny_lm: LanguageModel, ground: Reference, known: Gathered
+    tiny_lm: LanguageModel, unused: ManifoldReport, known: Gathered
 ) -> None:
-    theta = planted(known, "unused")
-    made = report_of(ground, theta)
+    theta, made = planted(known, "unused"), unused
     moved, still = [], []
     for piece in known.texts:
         at = torch.ones(len(piece.ids))
@@ -367,8 +368,8 @@ def small_at(made: ManifoldReport, layer: int) -> ManifoldReport:
     return replace(made, coverage={**made.coverage, layer: (*before, last._replace(optimism=1.5))})
 
 
-def test_half_of_the_corpus_must_say_the_same(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_half_of_the_corpus_must_say_the_same(unused: ManifoldReport) -> None:
+    made = unused
     doubt = dict(made.standings)
     for judge in ("energy_top", "mahalanobis"):
         sizes = made.standings[judge]
@@ -526,8 +527,8 @@ def test_depths_go_from_the_source_to_the_end() -> None:
     assert depths(2, 3, 4) == [2, 3]
 
 
-def test_a_report_is_json_and_one_screen(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_a_report_is_json_and_one_screen(unused: ManifoldReport) -> None:
+    made = unused
     data = json.loads(json.dumps(made.data(), allow_nan=False))
     assert data["words"] == words(made)
     assert data["standings"]["energy_top"][-1]["natural"]["median"] == (
