@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from educe.comparison.cluster import THRESHOLD, assign, clusters, plane
-from educe.scores.novelty import vectors
+from educe.comparison.cluster import assign, clusters, plane
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
 VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]
@@ -148,11 +147,10 @@ def test_later_texts_of_no_word_go_to_such_a_one() -> None:
 
 def test_near_is_what_clusters_call_near() -> None:
     words = [f"w{letter}" for letter in "abcdefghijkl"]
-    known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 13)]
-    at = vectors([*later, known])
-    near = (1 - at[:-1] @ at[-1] <= THRESHOLD).tolist()
-    assert 0 < sum(near) < 12
-    assert (assign(later, [known]) == 0).tolist() == near
+    known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 12)]
+    near = [len(set(clusters([text, known]))) == 1 for text in later]
+    assert 0 < sum(near) < 11
+    assert [assign([text], [known])[0] == 0 for text in later] == near
 
 
 # -- the map -------------------------------------------------------------------------------------

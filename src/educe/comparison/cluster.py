@@ -3,8 +3,8 @@
 Two texts are one behaviour when they say the same: their words are near, and what a single word or
 digit turns round is equal.
 
-    distance(a, b) = 1 - cosine(words of a, words of b)   where stated(a) = stated(b)
-                     infinite                             elsewhere
+    distance(a, b) = 1 - cosine(TF-IDF of the characters of a, of b)   where stated(a) = stated(b)
+                     infinite                                          elsewhere
     groups         = average-linkage clusters under a threshold
 
 What is stated are the numbers and codes of a text, whether it declines, and whether it denies:
@@ -27,14 +27,15 @@ from educe.scores import Answer
 from educe.scores.refusal import Refusal
 from educe.scores.rules import folded
 
-#: How words are weighed: those of few texts count more, and so do pairs of words.
-WORDS: dict[str, Any] = {
-    "ngram_range": (1, 2),
+#: Three to five characters within words, ends of words among them; rare ones count more.
+CHARACTERS: dict[str, Any] = {
+    "preprocessor": lambda text: " ".join(re.findall(r"\w+", text.lower())),
+    "analyzer": "char_wb",
+    "ngram_range": (3, 5),
     "sublinear_tf": True,
-    "token_pattern": r"(?u)\b\w+\b",
 }
-#: Average distance above which two texts are different behaviours.
-THRESHOLD = 0.75
+#: Average distance above which two texts are different behaviours: chosen in `studies/grouping`.
+THRESHOLD = 0.65
 #: The distance of texts that state different things: large enough to part any average with them.
 FAR = 1e6
 
@@ -91,7 +92,7 @@ def _distances(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Return how far texts are from others, ``[texts, others]``; texts of no word are alike."""
     distinct = sorted({*texts, *others})
     try:
-        at = csr_array(TfidfVectorizer(**WORDS).fit_transform(distinct))
+        at = csr_array(TfidfVectorizer(**CHARACTERS).fit_transform(distinct))
     except ValueError:  # no text has a word
         at = csr_array((len(distinct), 1))
     place = {text: k for k, text in enumerate(distinct)}
