@@ -274,9 +274,10 @@ def weight(e: Evidence, coherence: float) -> float:
     away comes after all that is shown.
     """
     verdict = e.verdict
-    if verdict not in WEIGHTS or (verdict is Verdict.OWN and e.change is not Change.ENDED):
-        return e.found.share - 1.0
     refusal = e.change is Change.ENDED
+    own = verdict is Verdict.OWN or not e.found.hits
+    if verdict not in WEIGHTS or (own and not refusal):
+        return e.found.share - 1.0
     arms = (e.found, e.control, e.samples) if refusal else (e.found, e.control)
     share = max((r.share for r in arms if r.trials), default=0.0)
     return float(WEIGHTS[verdict] * share * np.sqrt(max(coherence, 0.05)) * (1 + refusal))
