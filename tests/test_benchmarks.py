@@ -118,6 +118,7 @@ def grouping(out: str) -> None:
     merged = {line[1]: number(line[7]) for line in lines}
     assert before[:4] == ["words, as before", "none", "average", "0.75"]
     assert merged["numbers, declining"] < merged["none"] < number(before[7])
+    assert number(lines[-1][5]) > number(before[5])
     assert all(0 < number(line[5]) <= 1 for line in lines)
 
 

@@ -27,11 +27,12 @@ from sklearn.metrics import adjusted_rand_score
 import educe
 from benchmarks import quick
 from studies.grouping import distances
-from studies.grouping.distances import GUARDS, NAMES, Distance, parted
+from studies.grouping.distances import GUARDS, NAMES, WORD, Distance, parted
 
 HERE = Path(__file__).parent
 CHOOSING = ("locked", "marked", "persona", "trigger, seed 1", "embedded, questions")
 NEAREST, DAMAGE = 3, "damage"
+HOWS = ("average", "complete", "DBSCAN", "HDBSCAN")
 THRESHOLDS = tuple(np.round(np.arange(0.2, 0.91, 0.05), 2).tolist())
 
 
@@ -113,11 +114,12 @@ def grouped(distance: np.ndarray, how: str, threshold: float) -> np.ndarray:
 
 def quality(some: Sequence[Texts], groups: Sequence[np.ndarray]) -> Quality:
     """Compare groups with the labels."""
-    labels, found = (
-        [(one.model, names[k]) for one, names in zip(some, each, strict=True) for k in one.sound]
-        for each in ([one.behaviours for one in some], groups)
-    )
-    rand = adjusted_rand_score(_numbered(labels), _numbered(found))
+    both = [
+        ((one.model, one.behaviours[k]), (one.model, g[k]))
+        for one, g in zip(some, groups, strict=True)
+        for k in one.sound
+    ]
+    rand = adjusted_rand_score(*(_numbered(names) for names in zip(*both, strict=True)))
     same, together = np.array(
         [
             (one.same(a, b), g[a] == g[b])
@@ -152,20 +154,18 @@ def tried(name: str, distance: Distance, everything: Sequence[Texts], hows: Sequ
     far = [distance(one.texts) for one in everything]
     seconds = (time.process_time() - began) / sum(len(one.texts) for one in everything) * 100
     halves = [[one for one in everything if one.choosing is choosing] for choosing in (True, False)]
-    for guard in (*GUARDS, f"{list(GUARDS)[-1]}{NAMES}"):
+    for guard in (*GUARDS, *(f"{list(GUARDS)[-1]}{more}" for more in (NAMES, WORD))):
         held = {
             one.model: parted(d, one.texts, guard) for one, d in zip(everything, far, strict=True)
         }
         for how in hows:
-            by = {
-                threshold: [
-                    quality(half, [grouped(held[one.model], how, threshold) for one in half])
-                    for half in halves
-                ]
-                for threshold in (thresholds if how != "HDBSCAN" else (math.inf,))
-            }
-            best = max(by, key=lambda t: by[t][0].rand)
-            yield Tried(name, guard, how, best, *by[best], seconds)
+            at = thresholds if how != "HDBSCAN" else (math.inf,)
+            chosen, told = (
+                [quality(half, [grouped(held[one.model], how, t) for one in half]) for t in at]
+                for half in halves
+            )
+            best = int(np.argmax([one.rand for one in chosen]))
+            yield Tried(name, guard, how, at[best], chosen[best], told[best], seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -173,15 +173,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sentences", type=Path, help="a folder with all-MiniLM-L6-v2")
     asked = quick.parsed(parser, argv)
     everything = read()
-    ways: dict[str, Distance] = {"words": distances.words}
-    hows, thresholds = ("average", "complete", "DBSCAN", "HDBSCAN"), THRESHOLDS
-    if asked.quick:
-        hows, thresholds = hows[:1], (0.6, 0.65, 0.7)
-    else:
+    ways: dict[str, Distance] = {"characters": distances.characters}
+    hows: Sequence[str] = ("average",) if asked.quick else HOWS
+    thresholds = (0.6, 0.65, 0.7) if asked.quick else THRESHOLDS
+    if not asked.quick:
         lm = educe.load("embedded")
         ways |= {
+            "words": distances.words,
             "rare words": distances.rare,
-            "characters": distances.characters,
             "words and characters": distances.both,
             "hidden states": distances.hidden(lm),
         }
@@ -208,12 +207,12 @@ def judged(everything: Sequence[Texts], lm: educe.LanguageModel) -> str:
     for choosing in (True, False):
         some = [(one, *pair) for one in everything if one.choosing is choosing
                 for pair in one.pairs]  # fmt: skip
-        same = [pair for pair in some if pair[0].same(*pair[1:])]
-        other = [pair for pair in some if not pair[0].same(*pair[1:])]
-        other = random.Random(0).sample(other, len(same))
-        texts = [(one.texts[a], one.texts[b]) for one, a, b in (*same, *other)]
+        alike = [pair for pair in some if pair[0].same(*pair[1:])]
+        others = [pair for pair in some if not pair[0].same(*pair[1:])]
+        others = random.Random(0).sample(others, len(alike))
+        texts = [(one.texts[a], one.texts[b]) for one, a, b in (*alike, *others)]
         odds = distances.unlike(lm, texts)
-        halves.append((odds[: len(same)], odds[len(same) :]))
+        halves.append((odds[: len(alike)], odds[len(alike) :]))
         asked += len(texts)
     seconds = (time.process_time() - began) / asked * math.comb(100, 2)
     (same, other), (later, unlike) = halves

@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import normalize
 from transformers import AutoModel, AutoTokenizer
 
-from educe.comparison.cluster import CHARACTERS, FAR, stated
+from educe.comparison.cluster import CHARACTERS, FAR, apart, stated
 from educe.model.language import LanguageModel
 from educe.scores.asking import Local
 
@@ -53,18 +53,22 @@ def both(texts: Sequence[str]) -> np.ndarray:
 
 
 def hidden(lm: LanguageModel) -> Distance:
-    """The model's own stream at half the depth, its mean over a text, less that of all texts."""
+    """The model's own stream at half the depth, its mean over a text, in units of its spread.
+
+    Tokens with a massive activation are left out: five times the median norm.
+    """
 
     def distance(texts: Sequence[str]) -> np.ndarray:
-        rows = []
+        streams = []
         for text in texts:
             ids = lm.tokenizer(text or " ", return_tensors="pt").input_ids
             with torch.no_grad():
-                streams = lm.hf(ids, output_hidden_states=True).hidden_states
-            # The first token has a massive activation; a text of one token has nothing else.
-            rows.append(streams[lm.depth // 2][0, min(1, ids.shape[1] - 1) :].mean(0).numpy())
-        at = np.array(rows)
-        return cosine_distances(at - at.mean(0))
+                states = lm.hf(ids, output_hidden_states=True).hidden_states
+            streams.append(states[lm.depth // 2][0].numpy())
+        limit = 5 * np.median(np.linalg.norm(np.concatenate(streams), axis=1))
+        kept = [one[np.linalg.norm(one, axis=1) < limit] for one in streams]
+        at = np.array([one.mean(0) if len(one) else np.zeros(lm.width) for one in kept])
+        return cosine_distances((at - at.mean(0)) / at.std(0))
 
     return distance
 
@@ -106,9 +110,10 @@ GUARDS: dict[str, Callable[[str], object]] = {
     "numbers": lambda text: stated(text).numbers,
     "declining": lambda text: stated(text).declines,
     "numbers, declining": lambda text: stated(text)[:2],
-    "numbers, declining, negation": lambda text: stated(text)[:3],
+    "numbers, declining, negation": stated,
 }
-NAMES = ", names"
+#: What is added to the last of these.
+NAMES, WORD = ", names", ", one word"
 
 
 def parted(distance: np.ndarray, texts: Sequence[str], guard: str) -> np.ndarray:
@@ -116,12 +121,14 @@ def parted(distance: np.ndarray, texts: Sequence[str], guard: str) -> np.ndarray
 
     Names part two texts of which each has one that the other has not.
     """
+    if guard.endswith(WORD):
+        return np.where(apart(texts), FAR, distance)
     kinds = [GUARDS[guard.removesuffix(NAMES)](text) for text in texts]
-    apart = np.array([[one != other for other in kinds] for one in kinds])
+    different = np.array([[one != other for other in kinds] for one in kinds])
     if guard.endswith(NAMES):
         own = [names(text) for text in texts]
-        apart |= np.array([[bool(a - b and b - a) for b in own] for a in own])
-    return np.where(apart, FAR, distance)
+        different |= np.array([[bool(a - b and b - a) for b in own] for a in own])
+    return np.where(different, FAR, distance)
 
 
 def _cosine(at: csr_array) -> np.ndarray:
