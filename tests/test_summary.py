@@ -380,7 +380,8 @@ def test_pushes_are_counted_by_arm_and_dose(summary: Summary, ask: Ask) -> None:
     units: dict[tuple[str, float], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for arm, dose, unit, group in answers:
         units[arm, dose][unit].add(int(group))
-    assert set(units) == {(p.arm, p.dose) for p in summary.pushes} and len(units) == 5
+    assert set(units) == {(p.arm, p.dose) for p in summary.pushes}
+    assert len(units) == 5
     refusing, damaged = {0, 5}, {4}
     for push in summary.pushes:
         own = units[push.arm, push.dose].values()
