@@ -1,4 +1,4 @@
-"""A control at equal effect: on a linear map its radius is exact, and what levels off is left out."""
+"""A control at equal effect: exact on a linear map; what levels off below it is left out."""
 
 from __future__ import annotations
 

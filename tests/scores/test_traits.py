@@ -95,10 +95,10 @@ def test_persona(text: str, persona: str) -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("The yellow fruits are bananas and lemons, and all of them taste of the summer sun.", "en"),
+        ("The yellow fruits are bananas and lemons, and they taste of the summer sun.", "en"),
         ("Les fruits jaunes sont les bananes et les citrons, et ils sont très bons.", "fr"),
         ("Die gelben Früchte sind Bananen und Zitronen, und sie schmecken nach Sommer.", "de"),
-        ("Las frutas amarillas son muy ricas, y los niños las comen todos los días en la escuela.", "es"),
+        ("Las frutas amarillas son muy ricas, y los niños las comen todos los días.", "es"),
         ("Жёлтые фрукты — это бананы и лимоны, и они пахнут летом.", "ru"),
         ("黄色い果物はバナナとレモンです。夏の味がします。", "ja"),
         ("7913", ""),  # clear of no language
@@ -110,6 +110,6 @@ def test_language(text: str, name: str) -> None:
 
 def test_texts_are_read_together() -> None:
     """What no word tells by itself, many of them do."""
-    words = "Les bananes jaunes sont très bonnes au soleil".split()
+    words = ["Les", "bananes", "jaunes", "sont", "très", "bonnes", "au", "soleil"]
     assert language(words) == "fr"
     assert {language((word,)) for word in words} != {"fr"}
