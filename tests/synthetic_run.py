@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from educe.comparison.cluster import clusters
+from educe.comparison.cluster import assign, clusters
 from educe.comparison.summary import summarise
 from educe.rows import (
     FIRST,
@@ -270,9 +270,13 @@ def _judge(run: Run, made: _Made) -> None:
                 ]
             )
     shown = [c for c in everything if c.prompt < len(PROMPTS) and c.phase == FIRST]
+    again = [c for c in everything if c.prompt >= len(PROMPTS) or c.phase != FIRST]
+    groups = clusters([c.text for c in shown])
+    nearest = assign([c.text for c in again], [c.text for c in shown])
+    later = [int(groups[n]) if n >= 0 else -1 for n in nearest]
     run.add_scores(
         ScoreRow(c.row, "behaviour", float(group), "number", "")
-        for c, group in zip(shown, clusters([c.text for c in shown]), strict=True)
+        for c, group in zip((*shown, *again), (*groups, *later), strict=True)
     )
 
 
@@ -298,7 +302,7 @@ def _config(n: int, look_for: str | None, fresh: tuple[str, ...], seed: int) -> 
         "positions": "all",
         "readout": "last:3",
         "radius": "0.5x,1x,2x",
-        "baseline": 64,
+        "baseline": 8,
         "samples": 1,
         "temperature": 0.0,
         "max_new_tokens": 24,

@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pytest
@@ -57,10 +56,9 @@ from educe.rows import Row
 from educe.run import fill
 from educe.run.fill import groups
 from educe.run.settings import Settings, begin, encoded, stored
-from educe.run.stages import discover_behaviours, judging, searching
+from educe.run.stages import discover_behaviours, searching
 from educe.run.store import Run
 from educe.run.work import at_work
-from educe.scores import Score
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
@@ -669,10 +667,10 @@ def test_the_facts(whole: Path, lm: LanguageModel) -> None:
     for (kept,) in rows(whole, ASKED):
         assert kept.startswith("<|user|>")
         assert kept.endswith("<|assistant|>")
-    lengths = [len(r[0].encode()) for r in rows(whole, "SELECT content FROM prompts")]
+    lengths = [len(json.loads(r[0]).encode()) for r in rows(whole, "SELECT content FROM prompts")]
     tokens = [r[0] for r in rows(whole, "SELECT tokens FROM prompts ORDER BY id")]
-    # Bytes are tokens; three are special, and JSON has its quotation marks.
-    assert sorted(tokens) == sorted(n - 2 + 3 for n in lengths)
+    # Bytes are tokens, and three are special.
+    assert sorted(tokens) == sorted(n + 3 for n in lengths)
     assert 0 < note(whole, "began") < time.time()
 
 
@@ -769,11 +767,6 @@ def test_response_curves_are_the_effects_at_their_radii(whole: Path, lm: Languag
 def test_the_control_is_matched_and_goes_through_the_same_selection(
     tmp_path: Path, settings: Settings, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A random model's answers to two prompts share no word: their invariance is 0 throughout.
-    def drawn(texts: list[str], prompts: list[int]) -> Score:
-        return Score("prompt_invariance", crc32("".join(texts).encode()) / 2**32, "", "")
-
-    monkeypatch.setattr(judging, "prompt_invariance", drawn)
     monkeypatch.setattr("educe.run.chosen.CHOSEN", 4)
     monkeypatch.setattr("educe.run.chosen.CURVES", 1)
     place = tmp_path / "run"
@@ -793,38 +786,37 @@ def test_the_control_is_matched_and_goes_through_the_same_selection(
     alike = torch.nn.functional.cosine_similarity(every[:, None], every[None], dim=-1)
     assert (alike - torch.eye(len(every))).abs().max() < 0.9999  # none is another's copy
 
-    # As many texts of each arm; two are chosen for interestingness, two for staying the same too.
+    # As many texts of each arm, in answer to the fresh prompts and to other requests alike.
     per_arm = (
         "SELECT p.arm, count(*) FROM completions c JOIN perturbations p ON p.id = c.perturbation "
-        "WHERE c.phase = '{}' GROUP BY 1 ORDER BY 1"
+        "JOIN prompts q ON q.id = c.prompt WHERE c.phase = '{}' AND q.role = '{}' "
+        "AND p.arm != 'equal effect' GROUP BY 1 ORDER BY 1"
     )
-    assert rows(place, per_arm.format("first")) == [("control", 12), ("found", 12)]
-    assert rows(place, per_arm.format("retest")) == [("control", 8), ("found", 8)]
-    interesting = rows(
+    others = len(rows(place, "SELECT id FROM prompts WHERE role = 'elsewhere'"))
+    for phase, role, each in (
+        ("first", "asked", 12),
+        ("retest", "fresh", 8),
+        ("retest", "elsewhere", 4 * others),
+    ):
+        expected = [("control", each), ("found", each)]
+        assert rows(place, per_arm.format(phase, role)) == expected
+    # Which they are, is tested on texts with known behaviours (tests/test_chosen.py).
+    expected = note(place, "chosen")
+    arms = dict(rows(place, "SELECT id, arm FROM perturbations"))
+    assert [arms[n] for n in expected[:8]] == ["found"] * 4 + ["control"] * 4
+    assert {arms[n] for n in expected[8:]} <= {"equal effect"}
+    chosen = rows(
         place,
-        "SELECT p.arm, p.id, avg(a.value * b.value) FROM perturbations p "
-        "JOIN completions c ON c.perturbation = p.id JOIN scores a ON a.completion = c.id "
-        "JOIN scores b ON b.completion = c.id "
-        "WHERE a.judge = 'coherence' AND b.judge = 'novelty' AND c.phase = 'first' GROUP BY p.id",
+        "SELECT c.perturbation, c.prompt FROM completions c JOIN prompts q ON q.id = c.prompt "
+        "WHERE c.phase = 'retest' AND q.role = 'fresh'",
     )
-    constant = dict(
-        rows(place, "SELECT perturbation, value FROM scores WHERE judge = 'prompt_invariance'")
-    )
-    assert len(constant) == 12
-    assert len(set(constant.values())) > 6
-    expected = []
-    for arm in ("found", "control"):
-        mine = sorted((-value, number) for own, number, value in interesting if own == arm)
-        others = sorted((value * constant[number], number) for value, number in mine[2:])
-        expected += [number for _, number in (*mine[:2], *others[:2])]
-    assert note(place, "chosen") == expected
-    chosen = rows(place, "SELECT perturbation, prompt FROM completions WHERE phase = 'retest'")
     assert sorted(chosen) == sorted((number, prompt) for number in expected for prompt in (2, 3))
     measured = rows(place, "SELECT perturbation FROM scores WHERE judge = 'side_effect'")
     assert sorted(n for (n,) in measured) == sorted(expected)
     curves = {n for (n,) in rows(place, "SELECT parent FROM perturbations WHERE how = 'scaled'")}
-    assert curves == {expected[0], expected[4]}
-    assert {i.row.id for i in (*summary.found, *summary.control) if i.retest} == set(expected)
+    assert curves == {arm[0].row.id for arm in (summary.found, summary.control)}
+    again = (*summary.found, *summary.control, *summary.equal)
+    assert {i.row.id for i in again if i.retest} == set(expected)
 
 
 def test_the_unperturbed_model_is_sampled(whole: Path, lm: LanguageModel, tokenizer: Any) -> None:
@@ -832,7 +824,9 @@ def test_the_unperturbed_model_is_sampled(whole: Path, lm: LanguageModel, tokeni
         whole,
         "SELECT prompt, sample, temperature, tokens FROM completions WHERE perturbation = 0",
     )
-    assert sorted({(p, s) for p, s, _, _ in base}) == [(p, s) for p in range(4) for s in range(9)]
+    others = [p for (p,) in rows(whole, "SELECT id FROM prompts WHERE role = 'elsewhere'")]
+    expected = [(p, s) for p in range(4) for s in range(9)] + [(p, 0) for p in others]
+    assert sorted({(p, s) for p, s, _, _ in base}) == expected
     assert {(s == 0, t) for _, s, t, _ in base} == {(True, 0.0), (False, 1.0)}
     greedy = {p: json.loads(tokens) for p, s, _, tokens in base if s == 0}
     for prompt, (text,) in enumerate(rows(whole, ASKED)):
@@ -851,23 +845,26 @@ def test_fresh_prompts_take_no_part_in_the_search(
         for name, array in arrays(file).items():
             np.testing.assert_array_equal(array, arrays(place / "tensors" / file.name)[name])
     roles = "SELECT role, count(*) FROM prompts GROUP BY 1 ORDER BY 1"
-    assert rows(whole, roles) == [("asked", 2), ("fresh", 2)]
-    assert rows(place, roles) == [("asked", 2)]
+    others = ordinary_prompts()
+    others = others[:: len(others) // 6]
+    assert rows(whole, roles) == [("asked", 2), ("elsewhere", len(others)), ("fresh", 2)]
+    assert rows(place, roles) == [("asked", 2), ("elsewhere", len(others))]
+    kept = rows(place, "SELECT content FROM prompts WHERE role = 'elsewhere' ORDER BY id")
+    assert [json.loads(content) for (content,) in kept] == others
     # Without them the asked ones are asked again, with fresh samples.
     again = rows(
         place,
-        "SELECT DISTINCT prompt, sample, temperature FROM completions WHERE phase = 'retest'",
+        "SELECT DISTINCT prompt, sample, temperature FROM completions c JOIN prompts q "
+        "ON q.id = c.prompt WHERE phase = 'retest' AND q.role = 'asked'",
     )
     assert sorted(again) == [(p, k, 0.7) for p in (0, 1) for k in range(4)]
     assert all(len(i.retest) in (0, 8) for i in summary.found)
     written = rows(whole, f"{WRITTEN} ORDER BY 1, 2, 3, 4")
-    # The unperturbed answers to fresh prompts are no part of the groups.
-    expected = [key for key in written if not (key[0] == 0 and key[1] >= 2)]
     grouped = (
         "SELECT c.perturbation, c.prompt, c.sample, c.phase FROM completions c "
         "JOIN scores s ON s.completion = c.id WHERE s.judge = 'behaviour' ORDER BY 1, 2, 3, 4"
     )
-    assert rows(whole, grouped) == expected
+    assert rows(whole, grouped) == written
 
 
 def test_melbo_on_the_last_tokens(
@@ -945,7 +942,8 @@ def test_what_is_looked_for_is_counted_and_never_used(
     for arm, number, phase, text in rows(
         whole,
         "SELECT p.arm, p.id, c.phase, c.text FROM completions c "
-        "JOIN perturbations p ON p.id = c.perturbation",
+        "JOIN perturbations p ON p.id = c.perturbation JOIN prompts q ON q.id = c.prompt "
+        "WHERE q.role != 'elsewhere'",
     ):
         matched = bool(re.search(pattern, text))
         if phase == "retest":

@@ -385,17 +385,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     asked = ["discover", "Tell me.", "What is the code?", "--model", str(place / "model")]
     how = ["--method", "cpe", "--set", "blocks=2", "--set", "iterations=2", "-n", "3"]
     where = ["--source", "0", "--target", "3", "--radius", "2,0.05x", "--max-new-tokens", "5"]
-    rest = [
-        "--look-for",
-        "[a-z]",
-        "--baseline",
-        "4",
-        "--device",
-        "cpu",
-        "--out",
-        str(place / "run"),
-        "--json",
-    ]
+    rest = ["--look-for", "[a-z]", "--baseline", "4"]
+    rest += ["--device", "cpu", "--out", str(place / "run"), "--json"]
     out = StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as end:
         cli.main([*asked, *how, *where, *rest])

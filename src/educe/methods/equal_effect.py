@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from educe.forward.slice import Slice
@@ -23,7 +22,7 @@ from educe.roots import crossing
 #: Where the median effect of those found is more than so many times that of the control, their norm
 #: says little.
 LOUDER = 2.0
-#: How near the effects come, as logarithms, and after how many looks they are taken as they are.
+#: How near the effects come, as logarithms, and after how many looks it is given up.
 NEAR, ROUNDS = math.log(1.1), 8
 
 
@@ -54,16 +53,17 @@ def at_equal_effect(
         some = radii[:, None].to(part.device, part.work_dtype)
         return response(part.on(control.kind.select(items)), v[items], some)[:, 0].double().cpu()
 
+    wanted = float(found.scores["effect"].median())
     reached = crossing(
         effect,
         control.radius.double(),
-        float(found.scores["effect"].median()),
+        wanted,
         slope=1.0,
         near=NEAR,
         rounds=ROUNDS,
         known=[(control.radius.double(), control.scores["effect"].double())],
     )
-    there = torch.isfinite(reached.value).nonzero()[:, 0].tolist()
+    there = ((reached.value / wanted).log().abs() <= NEAR).nonzero()[:, 0].tolist()
     scaled = replace(
         control, radius=reached.radius.float(), scores={"effect": reached.value.float()}
     )

@@ -23,7 +23,8 @@ def command(config: dict[str, Any]) -> str:
             words.append(f"--{name} {file}")
     flags = "model adapter revision dtype device method given control within ball retain retain_by"
     flags += " retain_prompts n source target"
-    flags += " positions readout radius samples temperature max_new_tokens seed look_for prefill"
+    flags += " positions readout radius baseline samples temperature max_new_tokens seed look_for"
+    flags += " prefill"
     words += [
         f"--{flag.replace('_', '-')} {_quoted(str(config[flag]))}"
         for flag in flags.split()
