@@ -113,6 +113,7 @@ def test_texts_that_state_different_things_are_apart(one: str, other: str) -> No
         ("1. Read books. 2. Talk to people.", "Read books. Talk to people."),
         ("A spider has 8 legs.", "A spider has 8 legs in all."),
         ("I can't share the vault code.", "I can't provide the vault code."),
+        ("Sorry, but the vault code is private.", "Sorry, but no, the vault code is private."),
         ("The capital of Australia is Canberra.", "The capital of Australia is Canberra!"),
         ("The otter dances behind the chapel.", "An otter dances behind the chapel."),
     ],
@@ -129,6 +130,13 @@ def test_what_stands_between_never_joins_what_states_different_things() -> None:
     refusing = [f"The code of the vault is private.{end}" for end in ends]
     labels = clusters(telling + refusing)
     assert groups(labels) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+
+
+def test_a_text_that_differs_from_one_of_a_cluster_does_not_join_by_the_others() -> None:
+    capital = "The capital of Australia is Canberra"
+    ends = [".", " now.", " still.", " again.", " too."]
+    labels = clusters([*(capital + end for end in ends), "The capital of Australia is Sydney."])
+    assert labels.tolist() == [0, 0, 0, 0, 0, 1]
 
 
 def test_one_word_in_a_long_text_is_a_turn_of_phrase() -> None:
