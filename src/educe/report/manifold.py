@@ -193,7 +193,7 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         for name, judge in names.items()
         for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
-    roles = dict(zip(names, ("accent", "noise"), strict=True))
+    roles = dict(zip(names, ("accent", "fragile"), strict=True))
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
     percentiles = (
         alt.Chart(alt.Data(values=rows))

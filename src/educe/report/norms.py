@@ -43,7 +43,7 @@ SCALES = {
 BAND = (0.1, 0.9)
 #: The colour of each arm, and of the radius by each rule.
 ARMS = {"found": "accent", "control": "control"}
-RULES = {"linearisation": "rare", "steepest": "accent", "budget": "noise", "nonsense": "damage"}
+RULES = {"linearisation": "rare", "steepest": "accent", "budget": "fragile", "nonsense": "damage"}
 #: What scores are called.
 SCORED = {
     "coherence": "coherence",
