@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, fields
@@ -130,7 +131,9 @@ def test_json_of_a_run_has_the_numbers_of_the_run(finished: tuple[Path, Ended]) 
     ]
     assert data["settings"]["fresh"] == ["Say it.", "The code, please."]
     assert data["facts"]["source"] == 1
-    assert len(data["perturbations"]) == 2 * 3 * 4  # two arms, three radii
+    arms = Counter(p["arm"] for p in data["perturbations"])
+    assert arms["found"] == arms["control"] == 3 * 4  # three radii
+    assert set(arms) <= {"found", "control", "equal effect"}
     assert len(data["behaviours"]) == len(summary.behaviours) > 0
     for told, own in zip(data["behaviours"], summary.behaviours, strict=True):
         assert told["verdict"] == own.verdict.name.lower()
@@ -138,7 +141,8 @@ def test_json_of_a_run_has_the_numbers_of_the_run(finished: tuple[Path, Ended]) 
         assert told["found"]["trials"] == 12
         assert told["control"]["hits"] == own.control.hits
         assert told["p_value"] == own.p_value
-        assert told["example"] == own.example.text
+        assert told["text"] == own.example.text
+        assert told["retest"]["hits"] == own.retest.hits
     assert summary.hits is not None
     assert [h["hits"] for h in data["hits"]] == [h.hits for h in summary.hits]
     show = educe("show", run, "--json")
@@ -150,15 +154,21 @@ def test_json_of_a_run_has_the_numbers_of_the_run(finished: tuple[Path, Ended]) 
 def test_json_of_one_perturbation(finished: tuple[Path, Ended]) -> None:
     run, _ = finished
     database = sqlite3.connect(run / "run.sqlite")
-    query = "SELECT text FROM completions WHERE perturbation = 3 AND prompt {} 2 ORDER BY 1"
-    mine, again = ([t for (t,) in database.execute(query.format(sign))] for sign in ("<", ">="))
-    radius = database.execute("SELECT radius FROM perturbations WHERE id = 3").fetchone()[0]
+    (number,) = database.execute(
+        "SELECT min(perturbation) FROM completions WHERE phase = 'retest'"
+    ).fetchone()
+    query = "SELECT text FROM completions c JOIN prompts q ON q.id = c.prompt "
+    query += f"WHERE perturbation = {number} AND role = '{{}}' ORDER BY 1"
+    mine, again = ([t for (t,) in database.execute(query.format(r))] for r in ("asked", "fresh"))
+    radius = database.execute(f"SELECT radius FROM perturbations WHERE id = {number}").fetchone()[0]
     base = database.execute(
-        "SELECT prompt, sample, text FROM completions WHERE perturbation = 0 ORDER BY 1, 2"
+        "SELECT prompt, sample, text FROM completions WHERE perturbation = 0 AND prompt < 4 "
+        "ORDER BY 1, 2"
     ).fetchall()
     database.close()
-    data = educe("show", run, 3, "--json").data
-    assert (data["id"], data["radius"]) == (3, radius)
+    data = educe("show", run, number, "--json").data
+    assert (data["id"], data["radius"]) == (number, radius)
+    assert (len(mine), len(again)) == (2, 2)
     assert sorted(data["texts"]) == mine
     assert sorted(data["retest_texts"]) == again
     data = educe("show", run, 0, "--json").data
@@ -184,7 +194,7 @@ def screen(ended: Ended, *, lines: int = 40) -> str:
 @pytest.mark.usefixtures("narrow")
 def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     run, ended = finished
-    shown = screen(educe("show", run), lines=24)
+    shown = screen(educe("show", run))
     flat = " ".join(shown.split())
     assert "12 perturbations: 4 at each of 3 radii, and as many in the control" in flat
     assert "[tiny]" in shown
@@ -196,14 +206,11 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
         assert f"{rate['hits']} of 12" in flat
     for word in ("found", "control", "id"):
         assert word in shown
-    verdicts = {b["verdict"] for b in ended.data["behaviours"]}
-    told = [b for b in ended.data["behaviours"] if b["verdict"] in ("behaviour", "rare")]
+    told = [b for b in ended.data["behaviours"] if b["shown"]]
     assert told
-    for behaviour in told[:5]:
-        assert re.search(rf"\b{behaviour['found']['hits']}/12\b", shown)
-        assert re.search(rf"\b{behaviour['example_perturbation']}\b", shown)
-    assert len(verdicts) > 1
-    assert len(re.findall(r"^ +\d+ behaviours? ", shown, re.M)) == len(verdicts)
+    for behaviour in told[:10]:
+        found, number = behaviour["found"], behaviour["example_perturbation"]
+        assert re.search(rf" {found['hits']}/{found['trials']} .* {number}$", shown, re.M)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -237,14 +244,15 @@ def test_long_texts_and_many_lines_leave_room_for_the_numbers(
             c._replace(text=f"{c.perturbation} says\n\n" + "a long story " * 30)
             for c in run.completion_rows()
         )
-        behaviours = summarise(run).behaviours
-    shown = screen(educe("show", tmp_path / "run"), lines=24)
-    for b in behaviours[:5]:
-        number = b.example.perturbation
-        if b.verdict.name in ("BEHAVIOUR", "RARE"):
-            row = rf"^ +{b.found.hits}/12 +{b.control.hits}/12 .* {number} +\d+ says"
-            assert re.search(row, shown, re.M), shown
-    again = next(i.row.id for b in behaviours for i in b.items if i.retest)
+        summary = summarise(run)
+    shown = screen(educe("show", tmp_path / "run"))
+    told = [b for b in summary.behaviours if b.weight >= 0]
+    assert told
+    for b in told[:10]:
+        rates = rf"{b.control.hits}/\d+ .*{b.found.hits}/{b.found.trials} "
+        row = rf"^ *\d+ \S*…? .* {rates}.* {b.example.perturbation}$"
+        assert re.search(row, shown, re.M), shown
+    again = next(i.row.id for i in summary.found if i.retest)
     shown = screen(educe("show", tmp_path / "run", again))
     assert shown.count(f"  perturbed    {again} says a long story") == 4
     shown = screen(educe("show", tmp_path / "run", 0))

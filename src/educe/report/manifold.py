@@ -170,6 +170,10 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         for name, judge in names.items()
         for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
+<<<<<<< HEAD
+=======
+    roles = dict(zip(names, ("accent", "fragile"), strict=True))
+>>>>>>> rtests
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
     percentiles = (
         _chart(rows)

@@ -31,7 +31,7 @@ COLOURS = {
     "found": "accent",
     "shuffled target": "rare",
     "random": "control",
-    "other prompts": "noise",
+    "other prompts": "fragile",
 }
 CURVES = {
     "turning": "turning of the direction",
