@@ -170,10 +170,6 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         for name, judge in names.items()
         for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
-<<<<<<< HEAD
-=======
-    roles = dict(zip(names, ("accent", "fragile"), strict=True))
->>>>>>> rtests
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
     percentiles = (
         _chart(rows)
@@ -181,7 +177,7 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         .encode(
             along,
             _share("percentile"),
-            _colour(dict(zip(names, ("accent", "noise"), strict=True))),
+            _colour(dict(zip(names, ("accent", "fragile"), strict=True))),
             tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
         )
     )

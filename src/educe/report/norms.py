@@ -36,18 +36,10 @@ SCALES = {
     "effect": alt.Scale(type="log"),
     "kl_p95": alt.Scale(type="symlog", constant=0.01),
 }
-<<<<<<< HEAD
 #: What the horizontal axis is.
 RADIUS = "radius, as a share of the one used"
 #: The colour of the radius by each rule.
-RULES = {"linearisation": "rare", "steepest": "accent", "budget": "noise", "nonsense": "damage"}
-=======
-#: The share of the control that the band holds.
-BAND = (0.1, 0.9)
-#: The colour of each arm, and of the radius by each rule.
-ARMS = {"found": "accent", "control": "control"}
 RULES = {"linearisation": "rare", "steepest": "accent", "budget": "fragile", "nonsense": "damage"}
->>>>>>> rtests
 #: What scores are called.
 SCORED = {
     "coherence": "coherence",
