@@ -47,9 +47,9 @@ def test_a_front_is_measured_once_and_drawn(
     out = json.loads(command(capsys, "derive", "front", vectors, "--json"))
     assert out["score"] == "kl_p95"
     with Run.open(vectors) as run:
-        rows = run.perturbation_rows()
+        rows = [row for row in run.perturbation_rows() if row.arm in ("found", "control")]
         assert [p["perturbation"] for p in out["front"]] == [row.id for row in rows]
-        for arm in ("found", "random"):
+        for arm in ("found", "control"):
             own = [p for p in out["front"] if p["arm"] == arm]
             best = pareto([p["effect"] for p in own], [p["kl"] for p in own]).tolist()
             assert [p["front"] for p in own] == best
@@ -99,7 +99,7 @@ def test_budgets_count_what_is_within_them() -> None:
                 ("found", 0.05, 1.0, False),
                 ("found", 0.2, 3.0, True),
                 ("found", 5.0, 9.0, True),
-                ("random", 0.9, 2.0, False),
+                ("control", 0.9, 2.0, False),
             )
         )
     ]
@@ -107,8 +107,8 @@ def test_budgets_count_what_is_within_them() -> None:
     assert rows[0.1]["found"] == derived.Reached(1, 1.0, "0 of 1 (0% to 79%)")
     assert rows[0.3]["found"].effect == 3.0
     assert str(rows[0.3]["found"].hits).startswith("1 of 2")
-    assert rows[0.3]["random"] == derived.Reached(0, None, None)
-    assert rows[1.0]["random"].count == 1
+    assert rows[0.3]["control"] == derived.Reached(0, None, None)
+    assert rows[1.0]["control"].count == 1
 
 
 def test_sparse_vectors_are_told_and_drawn(
@@ -144,7 +144,7 @@ def test_a_scan_is_told_and_drawn(
 
 def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
     """Of three values, quantiles lie between the middle one and the others, by two tenths."""
-    effects = {1: ("found", 90.0), 7: ("random", 10.0), 8: ("random", 40.0), 9: ("random", 20.0)}
+    effects = {1: ("found", 90.0), 7: ("control", 10.0), 8: ("control", 40.0), 9: ("control", 20.0)}
     score = derived.Share(0.0, 0.0, 0.0, None, 1)
     cells = [
         derived.Cell(
