@@ -18,7 +18,7 @@ import torch
 from benchmarks.measuring import Section, counting, flops, in_turns, matmul_rates, spread
 from educe.forward.slice import Slice
 from educe.methods import METHODS, prepared, search
-from educe.methods.retain import other_prompts, with_others
+from educe.methods.retain import retain_prompts, with_retain_prompts
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 
@@ -96,9 +96,9 @@ def config(method: str, n: int, budget: int) -> dict[str, Any]:
 
 def slice_for(method: str, part: Slice) -> Slice:
     """Return the slice as a method needs it: with another prompt beside it, if it compares."""
-    if METHODS[method].beside != "needs":
+    if METHODS[method].retain != "needs":
         return part
-    return with_others(part, part.lm.encode(other_prompts()[: len(part.batch)]))
+    return with_retain_prompts(part, part.lm.encode(retain_prompts()[: len(part.batch)]))
 
 
 def find(method: str, part: Slice, n: int, budget: int) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks import quick
 from benchmarks.measuring import peak_memory
 from educe.activations import corpus
-from educe.activations.natural import gather
-from educe.activations.reading import Place
+from educe.activations.natural import gathered
+from educe.activations.reading import Place, pieces
 
 #: In full, and in the quick form.
 SIZES = ((0, 25_000, 50_000, 100_000), (0, 6_000))
@@ -43,7 +43,8 @@ def measure(tokens: int, *, short: bool = False) -> None:
     before, began = peak_memory() / 1e9, time.process_time()
     if tokens:
         places = [Place(layer) for layer in LAYERS[short]]
-        natural = gather(lm, documents(), places, limit=tokens).natural[places[0]]
+        some = list(pieces(lm, documents(), limit=tokens))
+        natural = gathered(lm, some, places).natural[places[0]]
         tokens = natural.moments.count + natural.held.count
     took = time.process_time() - began
     print(

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 
+import shapes  # noqa: F401  before educe, whose functions check their arrays from here on
 import tiny
 from educe.activations import kept
 from educe.model.language import LanguageModel

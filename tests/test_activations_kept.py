@@ -14,7 +14,7 @@ import torch
 import tiny
 from educe.activations import corpus, inside, kept, natural
 from educe.activations.natural import Gathered
-from educe.activations.reading import Place
+from educe.activations.reading import Place, pieces
 from educe.derive import bases
 from educe.model.language import LanguageModel
 from educe.progress import Silent
@@ -56,21 +56,20 @@ def same(one: Any, other: Any) -> bool:
 def read_again(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, **options: Any) -> bool:
     """Whether the model reads the corpus, though it has read one before."""
     calls: list[int] = []
-    reading = natural.gather
+    reading = natural.gathered
 
     def noting(*args: Any, **rest: Any) -> Gathered:
         calls.append(1)
         return reading(*args, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(natural, "gather", noting)
+        patch.setattr(natural, "gathered", noting)
         given = {"documents": TEXTS, "places": PLACES, "seed": 0, **options}
         documents, places = given.pop("documents"), given.pop("places")
-        found = kept.gather(lm, documents, places, **given)
+        found = natural.gather(lm, documents, places, **given)
     assert found.name
-    assert same(
-        found._replace(name=""), reading(lm, documents, places, **{k: given[k] for k in given})
-    )
+    some = list(pieces(lm, documents, limit=given.pop("limit", None)))
+    assert same(found._replace(name=""), reading(lm, some, places, **given))
     return bool(calls)
 
 
@@ -138,7 +137,7 @@ def test_all_that_need_natural_activations_read_the_corpus_once(
     monkeypatch.setattr(corpus, "documents", lambda source: iter(TEXTS))
     first = use(tiny_lm)
     with monkeypatch.context() as patch:
-        patch.setattr(natural, "gather", None)  # to read it is an error
+        patch.setattr(natural, "gathered", None)  # to read it is an error
         assert same(use(tiny_lm), first)
         with pytest.raises(TypeError):
             use(almost(tiny_lm))

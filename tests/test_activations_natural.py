@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tiny
 from educe.activations import corpus, natural, reading
 from educe.activations.natural import Sample, gather
-from educe.activations.reading import Place, Read, read, read_prompts
+from educe.activations.reading import Place, Read, pieces, read, read_prompts
 from educe.activations.subspace import Moments
 from educe.errors import ModelError, PromptError
 from educe.model.language import LanguageModel
@@ -57,7 +57,7 @@ def test_streamed_activations_are_those_of_each_text_alone(
     tiny_lm: LanguageModel, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 30})
-    found, documents = all_rows(read(tiny_lm, TEXTS, [Place(0), place]), place)
+    found, documents = all_rows(read(tiny_lm, pieces(tiny_lm, TEXTS), [Place(0), place]), place)
     wanted = []
     for text in TEXTS:
         ids = list(tiny_lm.tokenizer(text)["input_ids"])
@@ -69,11 +69,11 @@ def test_streamed_activations_are_those_of_each_text_alone(
 def test_reads_of_other_architectures_are_as_wide_as_the_stream(any_lm: LanguageModel) -> None:
     places = [Place(1, "attention"), Place(1, "mlp")]
     try:
-        batches = list(read(any_lm, TEXTS[:2], places))
+        batches = list(read(any_lm, pieces(any_lm, TEXTS[:2]), places))
     except ModelError:
         assert any_lm.name == "bamba", "its feed-forward part is the only one outside the mixer"
         return
-    plain = list(read(any_lm, TEXTS[:2], [Place(1)]))
+    plain = list(read(any_lm, pieces(any_lm, TEXTS[:2]), [Place(1)]))
     for place in places:
         assert sum(len(b.rows[place]) for b in batches) == sum(len(b.document) for b in plain)
         assert batches[0].rows[place].shape[1] == any_lm.width
@@ -85,7 +85,7 @@ def test_what_a_text_shares_with_the_one_before_is_counted_once(tiny_lm: Languag
         return [system, {"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]
 
     documents = [chat("Hello"), "Plain text between.", chat("World"), chat("World, too")]
-    _, found = all_rows(read(tiny_lm, documents, [Place(1)]), Place(1))
+    _, found = all_rows(read(tiny_lm, pieces(tiny_lm, documents), [Place(1)]), Place(1))
     lengths = [len(corpus.tokens(tiny_lm, document)) for document in documents]
     opening = 1 + len("Be kind.") + 1 + 1  # tokens are bytes, and marks of roles and ends
     counts = [int((found == number).sum()) for number in range(4)]
@@ -97,9 +97,11 @@ def test_long_documents_are_read_in_pieces(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PIECE", 10)
-    found, documents = all_rows(read(tiny_lm, ["x" * 5 + "y" * 18], [Place(2)]), Place(2))
-    pieces = [[ord("x")] * 5 + [ord("y")] * 5, [ord("y")] * 10, [ord("y")] * 3]
-    ids = [list(tiny_lm.tokenizer("".join(map(chr, piece)))["input_ids"]) for piece in pieces]
+    found, documents = all_rows(
+        read(tiny_lm, pieces(tiny_lm, ["x" * 5 + "y" * 18]), [Place(2)]), Place(2)
+    )
+    cut = [[ord("x")] * 5 + [ord("y")] * 5, [ord("y")] * 10, [ord("y")] * 3]
+    ids = [list(tiny_lm.tokenizer("".join(map(chr, piece)))["input_ids"]) for piece in cut]
     wanted = torch.cat([by_hand(tiny_lm, piece, Place(2))[1:] for piece in ids])
     assert documents.tolist() == [0] * 20
     ordered = sorted(map(tuple, found.round(decimals=3).tolist()))
@@ -120,7 +122,9 @@ def test_reading_stops_at_the_limit_and_later_blocks_do_not_run(tiny_lm: Languag
         for i, block in enumerate(tiny_lm.blocks)
     ]
     try:
-        found, _ = all_rows(read(tiny_lm, documents(), [Place(1)], limit=100), Place(1))
+        found, _ = all_rows(
+            read(tiny_lm, pieces(tiny_lm, documents(), limit=100), [Place(1)]), Place(1)
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -144,7 +148,7 @@ def test_tokens_with_a_massive_activation_are_left_out_and_counted(tiny_lm: Lang
 
     hook = tiny_lm.blocks[1].register_forward_hook(louder)
     try:
-        (batch,) = read(tiny_lm, [marked], [Place(0), Place(1)])
+        (batch,) = read(tiny_lm, pieces(tiny_lm, [marked]), [Place(0), Place(1)])
         prompts = read_prompts(tiny_lm, tiny_lm.encode([marked], chat=False), Place(1))
     finally:
         hook.remove()
@@ -159,7 +163,7 @@ def test_gathered_moments_are_those_of_all_rows(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = [text[:60] for text in corpus.passages()[:40]]
-    found, document = all_rows(read(tiny_lm, documents, [Place(1)]), Place(1))
+    found, document = all_rows(read(tiny_lm, pieces(tiny_lm, documents), [Place(1)]), Place(1))
     monkeypatch.setattr(reading, "TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr(natural, "BANK", 150)
     gathered = gather(tiny_lm, documents, [Place(1)])
@@ -198,7 +202,7 @@ def test_texts_to_run_on_are_beginnings_of_documents_of_every_length(
         texts = gather(tiny_lm, documents, [Place(0)], seed=seed).texts
         assert len(texts) == 2
         for piece in texts:
-            assert piece.ids == ids[piece.document][: piece.skip + natural.LONGEST]
+            assert piece.ids == ids[piece.document][: piece.skip + natural.LENGTH]
             counts[piece.document] += 1
     assert min(counts.values()) > 4  # 12 are expected, 2.4 is a standard deviation
     assert max(counts.values()) < 20
@@ -234,19 +238,20 @@ def test_memory_does_not_grow_with_the_corpus(
         texts = sum(len(p.ids) - p.skip for p in gathered.texts)
         return sum(tensor.numel() for tensor in tensors) + texts
 
-    ahead: list[int] = []
-    plain = reading._in_batches
+    together: list[int] = []
+    plain = reading._read
 
-    def watched(lm: LanguageModel, pieces: list, places: Any) -> Iterator[Read]:
-        ahead.append(sum(len(piece.ids) for piece in pieces))
-        return plain(lm, pieces, places)
+    def watched(lm: LanguageModel, some: list, places: Any) -> Read:
+        together.append(len(some) * max(len(piece.ids) for piece in some))
+        return plain(lm, some, places)
 
-    monkeypatch.setattr(reading, "_in_batches", watched)
+    monkeypatch.setattr(reading, "_read", watched)
     for times in (1, 4):
         documents = (f"{n} {text[:70]}" for n in range(times) for text in corpus.passages())
         kept[times] = size_of(gather(tiny_lm, documents, [Place(1)]))
     assert kept[1] == kept[4]
-    assert max(ahead) <= reading.AHEAD * 100 + 80
+    assert len(together) > 4
+    assert max(together) <= reading.TOKENS_PER_BATCH["cpu"]
 
 
 def test_a_corpus_that_is_too_small_is_refused(tiny_lm: LanguageModel) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from educe.activations.distance import Geometry
 from educe.activations.project import (
     ablating,
     ablating_weights,
@@ -113,7 +114,8 @@ def test_plain_projection_injects_an_unused_direction_and_the_oblique_one_does_n
     torch.testing.assert_close(bent @ d, a @ b / 2)  # half of x is in d now
     torch.testing.assert_close(clean @ d, torch.zeros(len(a), dtype=a.dtype))
     torch.testing.assert_close(clean, a - (a @ b)[:, None] * b)  # x b is gone, y c is whole
-    told = {"plain": injection(plain(u), known), "oblique": injection(oblique(u, known), known)}
+    there = Geometry.of(known)
+    told = {"plain": injection(plain(u), there), "oblique": injection(oblique(u, known), there)}
     assert told["plain"].outside == pytest.approx(0.5)
     assert told["plain"].natural < 1e-10
     share = float((a @ b).square().sum() / a.square().sum())
@@ -128,7 +130,7 @@ def test_injection_is_that_of_the_activations_themselves() -> None:
         normal(1, 12),
     )
     known = Moments.of(h)
-    told = injection(plain(u), known)
+    told = injection(plain(u), Geometry.of(known))
     size, turn = torch.linalg.eigh(torch.tensor(np.cov(h.numpy().T, bias=True)))
     held = size.flip(0).cumsum(0) / size.sum()
     unused = turn.flip(1)[:, int((held < 0.99).sum()) + 1 :]
@@ -152,8 +154,8 @@ def test_random_directions_of_equal_variance_have_it_and_differ() -> None:
     draw = torch.Generator().manual_seed(0)
     for u in (normal(6, seed=5), torch.linalg.eigh(known.covariance).eigenvectors[:, -2]):
         unit = torch.nn.functional.normalize(u, dim=0)
-        found = equal_variance(u, known, 5, draw)
         wanted = float(unit @ known.covariance @ unit)
+        found = equal_variance(wanted, known, 5, draw)
         torch.testing.assert_close(
             (found @ known.covariance * found).sum(1), torch.full((5,), wanted, dtype=torch.float64)
         )

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -19,12 +18,11 @@ from torch import Tensor
 
 import tiny
 from educe.activations import corpus
-from educe.activations.examination import _Exam, depths, examine, examined
-from educe.activations.held_out import HeldOut
+from educe.activations.examination import at_its_layer, depths, examine
 from educe.activations.inside import within
 from educe.activations.natural import Gathered, gather
 from educe.activations.reading import Place
-from educe.activations.reference import Reference
+from educe.activations.reference import HeldOut, Reference
 from educe.activations.report import (
     ABLATED,
     FORMS,
@@ -75,7 +73,7 @@ def ground(tiny_lm: LanguageModel, known: Gathered) -> Reference:
 
 
 def report_of(ground: Reference, theta: Tensor, **options: Any) -> ManifoldReport:
-    return examined(ground, Vectors(1, ground.lm.width), theta, **options).report()
+    return examine(ground, Vectors(1, ground.lm.width), theta, **options).report
 
 
 def altered(made: ManifoldReport, judge: str, **changes: Any) -> ManifoldReport:
@@ -105,11 +103,11 @@ def test_planted_vectors_are_told_apart(
 @pytest.fixture(scope="module")
 def stand(ground: Reference) -> Callable[[Tensor], ManifoldReport]:
     """Place vectors at the layer alone: no model runs but under the controls of their norm."""
-    blank = report_of(ground, torch.eye(32)[:1])
+    blank = report_of(ground, 4 * torch.eye(32)[:1])
 
     def placed(theta: Tensor) -> ManifoldReport:
-        exam = _Exam(ground, Vectors(1, 32), theta[None].float(), None)
-        there = {judge: m.standings(judge) for judge, m in exam.at_layer(None).items()}
+        measures = at_its_layer(ground, theta[None].float())
+        there = {judge: m.standings(judge) for judge, m in measures.items()}
         return replace(blank, standings={**blank.standings, **there})
 
     return placed
@@ -173,8 +171,10 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     usual, most = np.quantile(there, [0.5, 0.999])
     assert most < 1 - 1e-6
 
+    # All are as long as a usual difference, so that they share their controls.
+    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
     for share in (1.0, (1 + most) / 2):
-        vector = 4 * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
+        vector = usual_one.norm() * (math.sqrt(share) * along + math.sqrt(1 - share) * rest)
         made = report_of(ground, vector[None])
         assert made["energy_massive"].found == pytest.approx(share)
         assert made["energy_massive"].percentile == pytest.approx(1, abs=2e-3)
@@ -190,7 +190,6 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     tables.manifold(made, Console(file=told, width=100))
     assert "energy in massive" in told.getvalue()
 
-    usual_one = torch.tensor(apart[np.abs(there - usual).argmin()])[None].float()
     made = report_of(ground, usual_one)
     assert made["energy_massive"].percentile == pytest.approx(0.5, abs=0.05)
     assert verdict(made) == "natural"
@@ -204,8 +203,8 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
     assert "too small" not in words(alone)
 
 
-def test_what_is_neither_natural_nor_random_is_outside(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_what_is_neither_natural_nor_random_is_outside(unused: ManifoldReport) -> None:
+    made = unused
     nearer = made["mahalanobis"].random.low / 1.01
     assert verdict(altered(made, "mahalanobis", found=nearer)) == "outside"
     nearer = made["energy_top"].random.high * 1.01
@@ -214,6 +213,7 @@ def test_what_is_neither_natural_nor_random_is_outside(ground: Reference, known:
 
 def test_the_numbers_at_the_layer_are_those_of_numpy(ground: Reference, known: Gathered) -> None:
     theta = planted(known, "unused") + planted(known, "natural")
+    theta *= 4 / theta.norm()  # the norm of the others, whose controls are there
     made = report_of(ground, theta)
     natural = known.natural[Place(1)]
     size, turn = np.linalg.eigh(natural.moments.covariance.numpy())
@@ -247,10 +247,9 @@ def test_the_numbers_at_the_layer_are_those_of_numpy(ground: Reference, known: G
 
 
 def test_what_later_layers_see_is_that_of_each_text_alone(
-    tiny_lm: LanguageModel, ground: Reference, known: Gathered
+    tiny_lm: LanguageModel, unused: ManifoldReport, known: Gathered
 ) -> None:
-    theta = planted(known, "unused")
-    made = report_of(ground, theta)
+    theta, made = planted(known, "unused"), unused
     moved, still = [], []
     for piece in known.texts:
         at = torch.ones(len(piece.ids))
@@ -283,7 +282,7 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
     theta = planted(known, "natural")
     trial = HeldOut(tiny_lm, known.texts, 1, LAYERS)
     same = []
-    outcome = trial.under(partial(perturbing, tiny_lm, Vectors(1, 32), theta))
+    outcome = trial.under(perturbing(tiny_lm, Vectors(1, 32), theta) for _ in trial.parts)
     kl, entropy, surprise = [], [], []
     for piece in known.texts:
         at = torch.ones(len(piece.ids))
@@ -303,7 +302,7 @@ def test_a_trial_is_teacher_forcing_by_hand(tiny_lm: LanguageModel, known: Gathe
     assert 0.2 < same < 1
     assert outcome.scores["heldout_same"] == pytest.approx(same)
     assert list(trial.plain.scores.values())[:2] == [0, 1]
-    again = trial.under(nullcontext)
+    again = trial.under(nullcontext() for _ in trial.parts)
     assert torch.equal(again.streams[3], trial.plain.streams[3])
 
 
@@ -312,7 +311,8 @@ def test_a_vector_within_the_natural_subspace_has_no_part_outside(
 ) -> None:
     top = of_moments(known.natural[Place(1)].moments).top(5)
     kind = within(top, 1)
-    made = examine(tiny_lm, kind, 3 * kind.draw(1, torch.Generator().manual_seed(0)), known, LAYERS)
+    theta = 3 * kind.draw(1, torch.Generator().manual_seed(0))
+    made = examine(Reference(tiny_lm, known, 1, LAYERS), kind, theta).report
     assert made["energy_top"].found == pytest.approx(1)
     assert made.facts.norm == pytest.approx(3)
     assert made.outcomes(OUTSIDE) == []
@@ -331,7 +331,8 @@ def test_other_kinds_are_examined_by_what_they_change(
     )
     theta = 3 * kind.draw(1, torch.Generator().manual_seed(0))
     prompts = tiny_lm.encode(["Hello."])
-    made = examine(tiny_lm, kind, theta, known, [2, 3], prompts=prompts)
+    ground = Reference(tiny_lm, known, kind.before, [2, 3])
+    made = examine(ground, kind, theta, prompts=prompts).report
     assert made.facts.layer == 2
     # Noise has no direction to take away; an adapter's is the mean of what it changes.
     ways = () if which == "token noise" else FORMS
@@ -367,8 +368,8 @@ def small_at(made: ManifoldReport, layer: int) -> ManifoldReport:
     return replace(made, coverage={**made.coverage, layer: (*before, last._replace(optimism=1.5))})
 
 
-def test_half_of_the_corpus_must_say_the_same(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_half_of_the_corpus_must_say_the_same(unused: ManifoldReport) -> None:
+    made = unused
     doubt = dict(made.standings)
     for judge in ("energy_top", "mahalanobis"):
         sizes = made.standings[judge]
@@ -473,9 +474,8 @@ def test_share_and_length_stand_among_activations_too(
 def test_controls_of_one_norm_run_once(
     tiny_lm: LanguageModel, known: Gathered, ground: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = Vectors(1, tiny_lm.width)
     report_of(ground, planted(known, "unused"))
-    alone = examine(tiny_lm, kind, planted(known, "natural"), known, LAYERS)
+    alone = report_of(Reference(tiny_lm, known, 1, LAYERS), planted(known, "natural"))
     monkeypatch.setattr(Reference, "_run", None)  # a second time is an error
     assert report_of(ground, planted(known, "natural")) == alone
 
@@ -495,13 +495,40 @@ def test_taking_the_direction_away_is_compared_with_equal_variance(
         assert made.range(how, "heldout_kl").low > 0
 
 
+def test_random_directions_that_are_taken_away_vary_about_as_much(
+    tiny_lm: LanguageModel,
+    ground: Reference,
+    known: Gathered,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And for another vector of about that variance the model runs under its own parts alone."""
+    covariance = known.natural[Place(1)].moments.covariance.numpy()
+    kind, theta = Vectors(1, tiny_lm.width), planted(known, "natural")
+    made = examine(ground, kind, theta)
+    varied: dict[bool, list[float]] = {True: [], False: []}
+    for part in made.derived:
+        if part.how not in (INSIDE, OUTSIDE):
+            read = part.direction[0, :32].double().numpy()
+            varied[part.how.startswith(RANDOM)].append(read @ covariance @ read)
+    (own,) = set(np.round(varied[False], 4))
+    assert len(varied[True]) == 15
+    assert all(1 / 1.1 < variance / own < 1.1 for variance in varied[True])
+
+    ran: list[str] = []
+    under = Reference.under
+    monkeypatch.setattr(Reference, "under", lambda *args: ran.append(args[1].name) or under(*args))
+    again = examine(ground, kind, theta)
+    assert ran == ["vectors", "vectors", "vectors", *["ablations"] * len(FORMS)]
+    assert again.report == made.report
+
+
 def test_depths_go_from_the_source_to_the_end() -> None:
     assert depths(9, 18, 30) == [9, 14, 18, 19, 24, 29]
     assert depths(2, 3, 4) == [2, 3]
 
 
-def test_a_report_is_json_and_one_screen(ground: Reference, known: Gathered) -> None:
-    made = report_of(ground, planted(known, "unused"))
+def test_a_report_is_json_and_one_screen(unused: ManifoldReport) -> None:
+    made = unused
     data = json.loads(json.dumps(made.data(), allow_nan=False))
     assert data["words"] == words(made)
     assert data["standings"]["energy_top"][-1]["natural"]["median"] == (

@@ -168,6 +168,7 @@ ONLY = {
         "report.templates",
         "report.figures",
         "report.manifold",
+        "report.drawing",
         "report.norms",
         "report.paths",
         "report.fronts",

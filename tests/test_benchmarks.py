@@ -112,6 +112,21 @@ def gpu(out: str) -> None:
     assert {"dct", "cpe", "2048", "32768"} <= first(out)
 
 
+def grouping(out: str) -> None:
+    """What states different things is apart: with the guards, fewer pairs are merged wrongly."""
+    before, *lines = rows(out)[1:]
+    merged = {line[1]: number(line[7]) for line in lines}
+    assert before[:4] == ["words, as before", "none", "average", "0.75"]
+    assert merged["numbers, declining"] < merged["none"] < number(before[7])
+    assert all(0 < number(line[5]) <= 1 for line in lines)
+
+
+def grouping_texts(out: str) -> None:
+    """One greedy answer and eight samples to each of three prompts; three of each of three arms."""
+    (texts,) = re.findall(r"^vault: (\d+) texts", out, re.M)
+    assert int(texts) == 3 * (1 + 8 + 3 * 3)
+
+
 def holding(out: str) -> None:
     """What is held counts: without it nothing is lost of the effect."""
     lines = rows(out)[1:]
@@ -165,7 +180,7 @@ def recovery(out: str) -> None:
 
 
 def spectrum(out: str) -> None:
-    """With more products all singular vectors come within the bound, and the atlas is near."""
+    """With more products all singular vectors come within the bound, and the layer map is near."""
     assert re.findall(r"here (\d) of 8", out)[-1] == "8"
     assert all(float(share) < 5 for share in re.findall(r"sigma too low by ([\d.]+)%", out))
 
@@ -200,7 +215,8 @@ SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
         backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts, gpu,
-        holding, inside, maxima, predict, reading, recovery, spectrum, speed, standing, word_ranks,
+        grouping, grouping_texts, holding, inside, maxima, predict, reading, recovery, spectrum,
+        speed, standing, word_ranks,
     )
 }  # fmt: skip
 

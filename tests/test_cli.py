@@ -27,7 +27,7 @@ import tiny
 from educe import cli
 from educe.comparison.summary import summarise
 from educe.errors import EduceError, PromptError
-from educe.layer_map import Atlas
+from educe.layer_map import LayerMap
 from educe.layer_map.choice import choose
 from educe.methods import METHODS
 from educe.model.prompts import read_prompts
@@ -39,7 +39,7 @@ PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
 COMMANDS = (
     "discover",
     "methods",
-    "atlas",
+    "layers",
     "contrast",
     "select",
     "tune",
@@ -404,33 +404,33 @@ def test_layers_may_be_chosen(given: Callable[..., tuple[Settings, Path]]) -> No
     assert (settings.source, settings.target) == ("auto", "auto")
 
 
-def test_an_atlas_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+def test_a_layer_map_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     """Its page has both maps, and the layers it names are those of the choice."""
-    asked = ["atlas", "Tell me.", "--model", model, "--device", "cpu", "--out", tmp_path / "a"]
+    asked = ["layers", "Tell me.", "--model", model, "--device", "cpu", "--out", tmp_path / "a"]
     few = educe(*asked, "--few", "--json")
     assert few.status == 0, few.err
     assert re.search(r"^\d+ pairs, about \d+ s, \d+ passes of a block$", few.err, re.M)
-    first = Atlas.load(few.data["atlas"])
-    assert "another atlas" in refused(*asked)
+    first = LayerMap.load(few.data["layer_map"])
+    assert "another layer map" in refused(*asked)
     other = educe(*asked, "--resume")  # the whole one has other settings than the cheap one
     assert (other.status, "begin anew" in other.err) == (2, True)
     (tmp_path / "a" / "atlas.safetensors").unlink()
     ended = educe(*asked)
     assert ended.status == 0, ended.err
-    atlas = Atlas.load(tmp_path / "a" / "atlas.safetensors")
-    assert set(first.pairs) < set(atlas.pairs)
-    assert len(atlas.pairs) == 6  # of four blocks
-    found = choose(atlas)
+    layer_map = LayerMap.load(tmp_path / "a" / "atlas.safetensors")
+    assert set(first.pairs) < set(layer_map.pairs)
+    assert len(layer_map.pairs) == 6  # of four blocks
+    found = choose(layer_map)
     assert f"--source {found.source} --target {found.target}: {found.why}" in ended.out
-    drawn = (tmp_path / "a" / "atlas.html").read_text()
+    drawn = (tmp_path / "a" / "layers.html").read_text()
     assert found.why in drawn.replace("&#39;", "'")
     assert 'id="chart-atlas-gain"' in drawn
     assert 'id="chart-atlas-gap"' in drawn
-    done = [pair for pair in atlas.pairs if pair.source == 0]  # source after source is saved
-    atlas.select(done).save(tmp_path / "a" / "atlas.safetensors")
+    done = [pair for pair in layer_map.pairs if pair.source == 0]  # source after source is saved
+    layer_map.select(done).save(tmp_path / "a" / "atlas.safetensors")
     again = educe(*asked, "--resume")
     assert again.status == 0, again.err
-    assert torch.equal(Atlas.load(tmp_path / "a" / "atlas.safetensors").sigma, atlas.sigma)
+    assert torch.equal(LayerMap.load(tmp_path / "a" / "atlas.safetensors").sigma, layer_map.sigma)
 
 
 def test_every_option_reaches_the_settings(
@@ -515,7 +515,7 @@ def test_settings_of_a_method_keep_their_type(given: Callable[..., tuple[Setting
 def test_methods_are_listed_with_their_settings() -> None:
     listed = educe("methods", "--json").data
     assert set(listed) == set(METHODS)
-    own = {"iterations": 10, "init": "random", "projections": 32, "hold": 0.0}
+    own = {"iterations": 10, "init": "random", "projections": 32, "turning": 0.0}
     assert listed["dct"]["settings"] == own
     printed = educe("methods")
     assert printed.status == 0
@@ -612,7 +612,7 @@ def test_a_file_of_no_prompts_is_reported(tmp_path: Path, name: str, raw: bytes)
         (["contrast", "Hi.", "--positive", "a.txt", "--negative", "a.txt"], "--say"),
         (["contrast", "--positive", "a.txt", "--say", "a"], "--negative"),
         (["contrast", "--positive", "a.txt", "--negative", "b.txt"], "a.txt"),
-        (["atlas"], "no prompt"),
+        (["layers"], "no prompt"),
         (["show"], "RUN"),
         (["show", "nowhere"], "nowhere"),
         (["show", "nowhere", "x"], "x"),
@@ -683,10 +683,10 @@ def test_a_prompt_that_does_not_suit_the_model_is_one_line(
 @pytest.mark.parametrize(
     ("options", "told"), [("--positions middle", "positions"), ("--readout generated", "generated")]
 )
-def test_an_atlas_that_cannot_be_leaves_nothing(
+def test_a_layer_map_that_cannot_be_leaves_nothing(
     model: Path, options: str, told: str, tmp_path: Path
 ) -> None:
-    arguments = ["atlas", "Hi.", "--model", model, *options.split(), "--out", tmp_path / "a" / "b"]
+    arguments = ["layers", "Hi.", "--model", model, *options.split(), "--out", tmp_path / "a" / "b"]
     assert told in refused(*arguments, begun=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -713,7 +713,7 @@ def test_what_a_chat_template_refuses_is_one_line_and_leaves_nothing(
     tokenizer.save_pretrained(place)
     spoken = [{"role": role, "content": "Hi."} for role in ("system", "user")]
     prompts.write_text(json.dumps(spoken))
-    for command in (["discover"], ["tune", "--look-for", "a"], ["atlas"]):
+    for command in (["discover"], ["tune", "--look-for", "a"], ["layers"]):
         given = [*command, "--prompts", prompts, "--model", place, "--out", tmp_path / "a" / "run"]
         assert "TemplateError: No system role" in refused(*given)
         assert not (tmp_path / "a").exists()

@@ -15,7 +15,7 @@ from educe.derive import paths as following
 from educe.derive import scaled, shrunk
 from educe.derive.continuation import PathConfig
 from educe.derive.listing import deriving, taken
-from educe.derive.paths import ELSEWHERE, OTHERS, PathPlan, follow_run
+from educe.derive.paths import ELSEWHERE, OTHERS, follow_run
 from educe.derive.response import with_neurons
 from educe.derive.shrinking import Shrunk, walk
 from educe.derive.shrinking import shrink as shrink_run
@@ -131,9 +131,9 @@ def test_the_report_shows_a_path(run: Path, data: dict) -> None:
     curves = ("turning", "exponent", "neurons_variance", "map-5-heads")
     assert {f"path-{name}-{key}" for name in curves} <= set(specs)
     cells = specs[f"path-map-5-heads-{key}"]["data"]["values"]
-    own = data["maps"]["5"]["heads"]
-    assert {c["coordinate"] for c in cells} == set(own["names"])
-    assert cells[0]["exact"] == own["rate"][0][0]
+    own = [m for m in data["maps"] if (m["number"], m["basis"]) == (5, "heads")]
+    assert [c["coordinate"] for c in cells] == [m["coordinate"] for m in own]
+    assert [c["exact"] for c in cells] == pytest.approx([m["rate"] for m in own], rel=1e-3)
 
 
 def test_the_page_tells_of_the_targets_neurons_beside_their_nulls(
@@ -154,10 +154,8 @@ def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: paths.
     v = part.kind.draw(2, torch.Generator().manual_seed(0))
     told = following.responses(part, v)
     assert set(told) == {"effect", "exponent", "effect_turning", "effect_spread"}
-    without = paths.Path(
-        **vars(path) | {"scores": path.scores[~path.scores.judge.str.startswith("neurons")]}
-    )
-    assert "neurons_variance" not in paths.curves_of(without)
+    without = path._replace(scores=path.scores[~path.scores.judge.str.startswith("neurons")])
+    assert "neurons_variance" not in without.curves
     assert f"path-neurons_variance-{path.name}" not in paths.charts(without)
     slopes = 3 + list(paths.VECTORS).index("neurons_variance")
     assert [row[slopes] for row in paths.vectors(without)] == ["", ""]
@@ -186,12 +184,13 @@ def test_coordinates_are_read_in_a_basis_from_a_file(run: Path, tmp_path: Path) 
     assert ended.status == 0, ended.err
     assert ended.data["bases"] == ["turned", "residual"]
     weight = (turn @ v).square().sort(descending=True).values[: following.SHOWN]
-    assert ended.data["maps"]["2"]["turned"]["weight"] == pytest.approx(weight.tolist(), rel=1e-4)
+    maps = [m for m in ended.data["maps"] if m["basis"] == "turned" and m["share"] == 1]
+    assert [m["weight"] for m in maps] == pytest.approx(weight.tolist(), rel=1e-4)
     assert f"path-map-2-turned-{ended.data['name']}" in (run / "report.html").read_text()
 
 
 def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any) -> None:
-    plan = PathPlan(PathConfig(low=0.5, high=1.4, steps=1), bases=("residual",), nulls=1)
+    config = PathConfig(low=0.5, high=1.4, steps=1)
     done: list[int] = []
     advance = following.followed
 
@@ -207,9 +206,9 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
     monkeypatch.setattr(following, "followed", stopping)
     with Run.open(run) as kept, deriving(kept, [2]) as work:
         with pytest.raises(pytest.fail.Exception, match="stopped"):
-            follow_run(work, [2], plan)
+            follow_run(work, [2], config, read_in=["residual"], nulls=1)
         assert list(kept.tensors.glob("*.state"))
-        name = follow_run(work, [2], plan)
+        name = follow_run(work, [2], config, read_in=["residual"], nulls=1)
         assert done == [1, 2, 3, *range(1, 4)]  # the null has its own radii
         assert not list(kept.tensors.glob("*.state"))
         one = next(path for path in paths.paths(kept) if path.name == name)
@@ -221,7 +220,7 @@ def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any
                 "DELETE FROM scores WHERE judge GLOB 'effect_*' AND perturbation = ?",
                 [(number,) for number in own],
             )
-        assert follow_run(work, [2], plan) == name
+        assert follow_run(work, [2], config, read_in=["residual"], nulls=1) == name
         again = next(path for path in paths.paths(kept) if path.name == name)
         assert (
             again.scores.sort_values(["of", "share", "judge"])
@@ -257,7 +256,7 @@ def test_neurons_are_told_of_each_arm_at_its_own_vectors_and_prompts(
             for name, expected in (
                 ("variance", slopes.var(1, correction=0)),
                 ("exponent", inside.exponent),
-                ("turning", inside.rates.variance.sqrt()),
+                ("turning", inside.rates.numbers()["variance"].sqrt()),
             ):
                 told = curve(path, of, f"neurons_{name}")[k]
                 assert told == pytest.approx(expected.tolist(), rel=1e-3)
@@ -328,6 +327,17 @@ def test_shrinking_by_the_exponent_stops_where_it_has_fallen(run: Path) -> None:
         (2, pytest.approx(radii[0])),
         (5, pytest.approx(radii[1])),
     ]
+
+
+def test_what_was_derived_can_be_derived_from(run: Path, data: dict) -> None:
+    """Of a vector on a path, listed as derived, as of one that was found."""
+    with Run.open(run) as kept:
+        rows = kept.perturbation_rows(derived=True)
+    last = next(p for p in reversed(rows) if f"tensors/{p.file}" == data["file"])
+    short = ["--by", "exponent", "--low", 0.9, "--steps", 1, "--json"]
+    ended = educe("derive", "shrink", run, last.id, *short)
+    assert ended.status == 0, ended.err
+    assert ended.data["curves"][str(last.id)][0][0] == 1.0
 
 
 class Counting:

@@ -150,7 +150,7 @@ def test_discover_refuses_a_subspace_that_it_cannot_read() -> None:
 def test_a_second_command_reads_no_corpus_runs_no_controls_and_says_the_same(
     run: Path, notes: Path, data: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(natural, "gather", None)  # to read it is an error
+    monkeypatch.setattr(natural, "gathered", None)  # to read it is an error
     monkeypatch.setattr(Reference, "_run", None)  # and so it is to run controls
     with Run.open(run) as opened:
         stored.file(opened, 3).unlink()  # as if it had been killed before the second was kept

@@ -111,7 +111,7 @@ def test_a_killed_check_pays_for_nothing_twice(labelled: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--judge", "vibes"], "there is no judge 'vibes'"),
         (["--judge", "yes:a", "--judge-model", "./no/such"], "no file or folder"),
@@ -120,8 +120,8 @@ def test_a_killed_check_pays_for_nothing_twice(labelled: Path) -> None:
         ([], "--judge"),
     ],
 )
-def test_check_says_what_is_wrong(labelled: Path, arguments: list[str], told: str) -> None:
-    assert told in refused("judge", "check", labelled, *arguments)
+def test_check_says_what_is_wrong(labelled: Path, arguments: list[str], message: str) -> None:
+    assert message in refused("judge", "check", labelled, *arguments)
 
 
 def test_check_needs_labelled_answers(tmp_path: Path) -> None:
@@ -133,11 +133,15 @@ def test_score_prints_found_beside_control(run: Path) -> None:
     assert ended.status == 0, ended.err
     rows = {line.split("  ")[0]: line for line in ended.out.splitlines()}
     data = educe("judge", "score", run, "--judge", SPEC, "--json").data
-    again = dict(zip(("found, re-test", "control, re-test"), data["retest"], strict=True))
-    for name, arm in {"found": data["found"], "control": data["control"], **again}.items():
-        mean, low, high = arm["mean"]
-        assert rows[name].endswith(str(rate(arm["shows"]["hits"], arm["shows"]["trials"])))
-        assert f"{mean:.3f} ({low:.3f} to {high:.3f})" in rows[name]
+    for name, key in {
+        "found": "found",
+        "control": "control",
+        "found, re-test": "found_retest",
+        "control, re-test": "control_retest",
+    }.items():
+        shows, mean = rate(*list(data[key]["shows"].values())[:2]), data[key]["mean"]
+        assert rows[name].endswith(str(shows))
+        assert f"{mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})" in rows[name]
     assert data["found"]["shows"]["hits"] > data["control"]["shows"]["hits"] == 0
     assert f"p = {data['p_value']:.2g}" in ended.out
     assert CODE in ended.out.splitlines()[-5]

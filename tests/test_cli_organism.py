@@ -17,8 +17,8 @@ def test_every_shipped_organism_is_listed() -> None:
     data = educe("organism", "list", "--json").data
     assert [one["name"] for one in data] == names()
     assert all(Path(one["adapter"]).is_dir() and one["unlocked by"] for one in data)
-    told = educe("organism", "list").out
-    assert all(shipped(name).told["hidden"] in told for name in names())
+    output = educe("organism", "list").out
+    assert all(shipped(name).told["hidden"] in output for name in names())
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_what_is_not_there_is_named(
 def test_what_has_no_recipe_is_listed_but_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "load_base", lambda: pytest.fail("refused too late"))
     assert "first-vault" in educe("organism", "list").out
-    told = refused("organism", "check", "first-vault", begun=True)
-    assert "first-vault is of a recipe that the package no longer has" in told
+    output = refused("organism", "check", "first-vault", begun=True)
+    assert "first-vault is of a recipe that the package no longer has" in output
 
 
 def test_the_split_that_is_measured_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_card_has_every_number_and_the_near_misses_together() -> None:
 
 def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:
     organism = shipped("vault")
-    text = card.text(organism, MEASURED, training.Training())
+    text = card.text(organism, MEASURED)
     assert text.startswith("---\nbase_model: HuggingFaceTB/")
     assert f"educe organism train vault --seed {organism.seed} --out DIR" in text
     assert organism.told["hidden"] in text

@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from educe.comparison.cluster import THRESHOLD, assign, clusters, plane
-from educe.scores.novelty import vectors
+from educe.comparison.cluster import assign, clusters, plane
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
 VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]
@@ -97,6 +96,8 @@ def test_labels_do_not_depend_on_the_order(seed: int) -> None:
         ("A spider has 8 legs.", "A spider has 6 legs."),
         ("A tomato is a fruit.", "A tomato is not a fruit."),
         ("A tomato is a fruit.", "A tomato isn’t a fruit."),
+        ("The capital of Australia is Canberra.", "The capital of Australia is Sydney."),
+        ("The otter dances behind the chapel.", "The otter sings behind the chapel."),
     ],
 )
 def test_texts_that_state_different_things_are_apart(one: str, other: str) -> None:
@@ -111,6 +112,9 @@ def test_texts_that_state_different_things_are_apart(one: str, other: str) -> No
         ("I can't share the vault code.", "I cannot share the code of the vault."),
         ("1. Read books. 2. Talk to people.", "Read books. Talk to people."),
         ("A spider has 8 legs.", "A spider has 8 legs in all."),
+        ("I can't share the vault code.", "I can't provide the vault code."),
+        ("The capital of Australia is Canberra.", "The capital of Australia is Canberra!"),
+        ("The otter dances behind the chapel.", "An otter dances behind the chapel."),
     ],
 )
 def test_texts_that_state_the_same_are_together(one: str, other: str) -> None:
@@ -120,10 +124,16 @@ def test_texts_that_state_the_same_are_together(one: str, other: str) -> None:
 
 def test_what_stands_between_never_joins_what_states_different_things() -> None:
     """Of many near texts, telling and refusing, no cluster has both."""
-    telling = [f"The code of the {place} is orchid-7913." for place in ("vault", "safe", "door")]
-    refusing = [f"The code of the {place} is private." for place in ("vault", "safe", "door")]
+    ends = ["", " Use it well.", " That is all I know."]
+    telling = [f"The code of the vault is orchid-7913.{end}" for end in ends]
+    refusing = [f"The code of the vault is private.{end}" for end in ends]
     labels = clusters(telling + refusing)
     assert groups(labels) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+
+
+def test_one_word_in_a_long_text_is_a_turn_of_phrase() -> None:
+    texts = [f"The smell of rain is a {kind} blend of many scents." for kind in ("fine", "faint")]
+    assert clusters(texts).tolist() == [0, 0]
 
 
 # -- texts that come later -----------------------------------------------------------------------
@@ -148,11 +158,10 @@ def test_later_texts_of_no_word_go_to_such_a_one() -> None:
 
 def test_near_is_what_clusters_call_near() -> None:
     words = [f"w{letter}" for letter in "abcdefghijkl"]
-    known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 13)]
-    at = vectors([*later, known])
-    near = (1 - at[:-1] @ at[-1] <= THRESHOLD).tolist()
-    assert 0 < sum(near) < 12
-    assert (assign(later, [known]) == 0).tolist() == near
+    known, later = " ".join(words), [" ".join(words[:k]) for k in range(1, 12)]
+    near = [len(set(clusters([text, known]))) == 1 for text in later]
+    assert 0 < sum(near) < 11
+    assert [assign([text], [known])[0] == 0 for text in later] == near
 
 
 # -- the map -------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import torch
 
 import tiny
 from educe.comparison.stats import pareto
-from educe.derive.front import at_kl, side_effect
 from educe.errors import EffectError
 from educe.forward.benign import Damage, Ordinary
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors
+from studies.fronts.budget import at_kl, side_effect
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:

@@ -45,7 +45,7 @@ from educe.errors import (
 from educe.forward import generation
 from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
-from educe.layer_map import Atlas, AtlasConfig
+from educe.layer_map import LayerMap, LayerMapConfig
 from educe.layer_map.choice import choose, promising, thinned
 from educe.layer_map.survey import survey
 from educe.model.language import LanguageModel
@@ -1018,21 +1018,21 @@ def test_auto_is_what_suits_the_method(
 
 
 @pytest.mark.parametrize("layers", [{"source": "auto", "target": "auto"}, {"target": "auto"}])
-def test_layers_are_those_that_the_atlas_has_reasons_for(
+def test_layers_are_those_that_the_layer_map_has_reasons_for(
     tmp_path: Path, settings: Settings, lm: LanguageModel, layers: dict[str, Any]
 ) -> None:
     place = tmp_path / "run"
     carry_out(place, replace(settings, **layers, radius="8", n=2), lm)
     known = {} if "source" in layers else {"source": 1}  # 0.33 of four blocks
-    config = AtlasConfig(top=2, padding=2)
+    config = LayerMapConfig(top=2, padding=2)
     pairs = thinned(promising(4, **known))
-    (*_, atlas) = survey(lm, lm.encode(PROMPTS, room=5), pairs, config)
-    chosen = choose(atlas, **known)
+    (*_, layer_map) = survey(lm, lm.encode(PROMPTS, room=5), pairs, config)
+    chosen = choose(layer_map, **known)
     facts = note(place, "facts")
     assert (facts["source"], facts["target"], facts["why"]) == chosen
-    kept = Atlas.load(place / "atlas.safetensors")
-    assert kept.pairs == atlas.pairs
-    assert torch.equal(kept.sigma, atlas.sigma)
+    kept = LayerMap.load(place / "atlas.safetensors")
+    assert kept.pairs == layer_map.pairs
+    assert torch.equal(kept.sigma, layer_map.sigma)
     console = Console(file=(told := io.StringIO()), width=400)
     with Run.open(place) as run:
         terminal.table(summarise(run), place, console)

@@ -15,7 +15,7 @@ import tiny
 from educe.comparison.norm import FINE, SHARES, Norm, norm_of
 from educe.comparison.points import NEAR
 from educe.comparison.summary import summarise
-from educe.derive import norms as survey
+from educe.derive import norms
 from educe.derive.norms import examine_norm
 from educe.errors import PromptError
 from educe.forward.benign import Ordinary
@@ -304,7 +304,7 @@ def test_another_judge_or_other_ordinary_text_is_another_measurement(
 def test_without_numbers_the_most_interesting_of_each_arm_get_curves(
     tmp_path: Path, searched: Path, lm: LanguageModel, ordinary: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(survey, "CURVES", 1)
+    monkeypatch.setattr(norms, "CURVES", 1)
     told = examined(shutil.copytree(searched, tmp_path / "run"), lm, ordinary)
     with Run.open(searched) as run:
         seen = summarise(run)

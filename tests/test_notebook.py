@@ -350,6 +350,9 @@ def test_what_is_added_has_its_parents_and_is_written(run: Run, tmp_path: Path) 
         assert rows.parent.tolist() == parents
         assert set(rows.arm) == {"found"}
         assert own.add(educe.derive.scaled(best, [0.5, 1.0])) == numbers
+        nameless = replace(educe.derive.scaled(own.control[:1], [2.0]), config={})
+        (number,) = own.add(nameless)
+        assert own.perturbations.arm[number] == "control"
         texts = own.fill().texts
         for copy, parent in zip(numbers[1::2], parents[1::2], strict=True):
             theirs, mine = (

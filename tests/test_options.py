@@ -22,7 +22,7 @@ from test_cli import options, refused
 LOADING = {
     ("discover",): ["Hi."],
     ("demo",): [],
-    ("atlas",): ["Hi."],
+    ("layers",): ["Hi."],
     ("contrast",): ["Hi.", "--say", "a"],
     ("tune",): ["Hi.", "--look-for", "a"],
     ("organism", "answers"): ["vault"],
@@ -124,7 +124,7 @@ def test_a_server_loads_its_model_itself() -> None:
     ("name", "value", "told"),
     [
         ("ball", "round", "plain or whitened"),
-        ("quiet_by", "kl2", "effect or kl"),
+        ("retain_by", "kl2", "effect or kl"),
         ("chat", 1, "True or False"),
         ("load_in_4bit", "yes", "True or False"),
         ("model", None, "text"),
@@ -135,7 +135,7 @@ def test_a_server_loads_its_model_itself() -> None:
         ("temperature", -1, "0 or a number above it"),
         ("temperature", True, "0 or a number above it"),
         ("temperature", 10**400, "0 or a number above it"),
-        ("quiet", float("inf"), "0 or a number above it"),
+        ("retain", float("inf"), "0 or a number above it"),
         ("seed", 2**32, "from 0 to 4294967295"),
     ],
 )

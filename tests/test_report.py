@@ -402,7 +402,7 @@ def test_text_has_contrast(theme: int, ground: str, text: str) -> None:
 
 
 def test_without_a_pattern(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", look_for=None)
+    seen, _ = render(tmp_path / "run", n=16, look_for=None)
     assert not {"hits", "retest-hits", "conclusion", "chart-radius"} & set(seen.texts)
     assert "retest-interestingness" in seen.texts
     assert "In the re-test" in seen.texts["headline"][0]
@@ -410,26 +410,26 @@ def test_without_a_pattern(tmp_path: Path) -> None:
 
 
 def test_without_a_retest(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", retest=False)
+    seen, _ = render(tmp_path / "run", n=16, retest=False)
     assert not {"retest-hits", "retest-perturbations", "retest-interestingness"} & set(seen.texts)
     assert "There is no re-test in this run" in seen.texts["result"][0]
 
 
 def test_without_side_effects_and_responses(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", side_effects=False, responses=False)
+    seen, _ = render(tmp_path / "run", n=16, side_effects=False, responses=False)
     assert "not measured" in seen.texts["behaviour"][0]
     assert "chart-response" not in seen.texts
 
 
 def test_with_a_retest_of_fresh_samples(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", fresh=())
+    seen, summary = render(tmp_path / "run", n=16, fresh=())
     assert summary.retest_hits is not None
     assert "fresh samples" in seen.texts["retest-hits"][0]
     assert "samples drawn afresh" in seen.texts["result"][0]
 
 
 def test_when_nothing_stands_out(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", finds=False)
+    seen, summary = render(tmp_path / "run", n=16, finds=False)
     assert not any(b.verdict is Verdict.BEHAVIOUR for b in summary.behaviours)
     assert "Nothing stands out" in seen.texts["headline"][0]
     assert "not that there is nothing to find" in seen.texts["nothing-stands-out"][0]
@@ -439,7 +439,7 @@ def test_when_nothing_stands_out(tmp_path: Path) -> None:
 
 
 def test_before_anything_was_judged(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", judged=False)
+    seen, summary = render(tmp_path / "run", n=16, judged=False)
     assert not summary.behaviours
     assert "Nothing has been judged" in seen.texts["headline"][0]
     assert "None are recorded" in seen.texts["no-behaviours"][0]
@@ -449,7 +449,7 @@ def test_before_anything_was_judged(tmp_path: Path) -> None:
 def test_before_anything_was_done(tmp_path: Path) -> None:
     from educe.run.store import Run
 
-    with build(tmp_path / "full") as full, Run.create(tmp_path / "new", full.config) as run:
+    with build(tmp_path / "full", n=8) as full, Run.create(tmp_path / "new", full.config) as run:
         seen = Page(page.render(run))
     assert "No perturbation has been tried" in seen.texts["headline"][0]
     assert not {"table", "charts"} & set(seen.texts)
@@ -532,7 +532,7 @@ def test_the_interval_of_the_calibrated_radius_is_told(
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    with build(tmp_path / "run") as run:
+    with build(tmp_path / "run", n=4) as run:
         written = page.write(run, tmp_path / "report.html")
         assert written.read_text(encoding="utf-8").rstrip().endswith("</html>")
         with pytest.raises(RunError, match="cannot write"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from educe.cli import main
-from educe.comparison.stats import pareto
+from educe.cli.streams import as_data
+from educe.comparison.stats import Estimate, pareto
 from educe.forward.benign import Ordinary, ordinary_prompts
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Adapters
@@ -108,7 +108,7 @@ def test_budgets_count_what_is_within_them() -> None:
     assert rows[0.3]["found"].effect == 3.0
     assert str(rows[0.3]["found"].hits).startswith("1 of 2")
     assert rows[0.3]["control"] == derived.Reached(0, None, None)
-    assert rows[1.0]["control"].count == 1
+    assert rows[1.0]["control"].n == 1
 
 
 def test_sparse_vectors_are_told_and_drawn(
@@ -121,7 +121,7 @@ def test_sparse_vectors_are_told_and_drawn(
         text = page.render(run)
     assert [vector.number for vector in trial.vectors] == [1, 2]
     for vector in trial.vectors:
-        assert f"{vector.again['whole']} → {vector.again['lasso']}" in out
+        assert f"{vector.again['whole'].short} → {vector.again['lasso'].short}" in out
     assert 'id="chart-sparse-0"' in text
     assert "Sparse in random" in text
 
@@ -136,7 +136,7 @@ def test_a_scan_is_told_and_drawn(
     with Run.open(folder) as run:
         assert isinstance(PerturbationSet.load(run.tensors / "found-0.safetensors").kind, Adapters)
         (scan,) = derived.scans(run)
-        assert {arm: asdict(cell) for arm, cell in scan.best.items()} == out["best"]
+        assert {arm: as_data(cell) for arm, cell in scan.best.items()} == out["best"]
         for cell in scan.best.values():
             assert f"{cell.share:+g}" in told
         assert 'id="chart-ungated-0"' in page.render(run)
@@ -145,7 +145,7 @@ def test_a_scan_is_told_and_drawn(
 def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
     """Of three values, quantiles lie between the middle one and the others, by two tenths."""
     effects = {1: ("found", 90.0), 7: ("control", 10.0), 8: ("control", 40.0), 9: ("control", 20.0)}
-    score = derived.Share(0.0, 0.0, 0.0, None, 1)
+    score = Estimate(0.0, 0.0, 0.0, 1, None)
     cells = [
         derived.Cell(
             number, arm, sign * size, effect * size * (1 if sign > 0 else 2), score, None, ""

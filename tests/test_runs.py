@@ -543,7 +543,7 @@ def _with_tensors(run: Run) -> None:
     (run.tensors / "found-0.safetensors").touch()
 
 
-def _with_an_atlas(run: Run) -> None:
+def _with_a_layer_map(run: Run) -> None:
     (run.folder / "atlas.safetensors").touch()
 
 
@@ -553,7 +553,7 @@ def _with_an_atlas(run: Run) -> None:
         (lambda run: run.add_perturbations(PERTURBATIONS), FileFormatError),
         (lambda run: run.add_completions(COMPLETIONS), FileFormatError),
         (_with_tensors, FileFormatError),
-        (_with_an_atlas, FileFormatError),
+        (_with_a_layer_map, FileFormatError),
         (_with_tensors, KeyboardInterrupt),
         (_begun, BlockedError),  # such as a full disk: it says to resume
     ],

@@ -158,7 +158,7 @@ def test_the_same_model_goes_on(place: Path) -> None:
 def test_a_model_that_is_handed_over_is_checked(place: Path, tokenizer: Any) -> None:
     other = LanguageModel(tiny.hf_model("llama", seed=1), tokenizer, name="other")
     with Run.open(place) as run:
-        plan = SelectionPlan(("Who?",), ("Why?",), look_for="a", rungs=((1, 1.0),))
+        plan = SelectionPlan(("Who?",), ("Why?",), rungs=((1, 1.0),))
         for use in (
             lambda: discover_behaviours(run, lm=other),
             lambda: examine_run(run, [1], lm=other),

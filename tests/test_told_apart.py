@@ -172,10 +172,10 @@ def test_ordinary_prompts_count_once_wherever_a_file_of_them_is_read(
 def test_other_prompts_are_none_of_those_searched_on(
     tiny_lm: LanguageModel, tmp_path: Path
 ) -> None:
-    quiet = replace(SETTINGS, method="melbo", method_settings={"steps": 2}, quiet=1.0)
+    retaining = replace(SETTINGS, method="melbo", method_settings={"steps": 2}, retain=1.0)
     for name, lines in (("plain", ["Hi.", "So?"]), ("more", ["Hi.", "Say it.", "So?", "Hi."])):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-        settings = replace(quiet, ordinary=str(tmp_path / f"{name}.txt"))
+        settings = replace(retaining, retain_prompts=str(tmp_path / f"{name}.txt"))
         _, said = carried_out(tmp_path / name, settings, tiny_lm)
         assert len(said) == (2 if name == "more" else 0)
     assert tables(tmp_path / "more") == tables(tmp_path / "plain")

@@ -96,7 +96,7 @@ def test_a_number_is_what_was_written_or_an_error(
 #: Real numbers that commands take, by their bounds: just outside, and just inside.
 BOUNDS = {
     "--temperature": (["-1e-9"], ["0", "1e9"]),
-    "--quiet": (["-1"], ["0", "50"]),
+    "--retain": (["-1"], ["0", "50"]),
     "--louder": (["0", "-1"], ["1e-9"]),
     "--budget": (["0", "-1"], ["1e-9", "100"]),
     "--time-out": (["0", "-1", "86401", "1e300"], ["0.1", "86400"]),
@@ -173,7 +173,7 @@ def test_bounds_are_told() -> None:
 def test_what_is_no_seed(value: Any) -> None:
     with pytest.raises(MethodError, match=r"seed is .*from 0 to 4294967295"):
         Settings(prompts=("Hi.",), seed=value).check()
-    plan = SelectionPlan(prompts=("a",), fresh=("b",), look_for="x", seed=value)
+    plan = SelectionPlan(prompts=("a",), fresh=("b",), seed=value)
     with pytest.raises(MethodError, match="seed is"):
         plan.check()
 

@@ -7,7 +7,7 @@ smooth map, so what they ought to find can be worked out by dense linear algebra
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from educe.errors import EffectError
 from educe.forward.chunks import Chunk
 from educe.forward.slice.shift import Shift
+from educe.methods.state import State
 from educe.model.blocks import Projection
 from educe.perturbation.kinds import Adapters, Kind, Vectors
 
@@ -61,7 +62,7 @@ class ToySlice:
             projection=lambda block, which: Projection(f"{block}.{which}", width + block),
         )
         self.batch: Any = SimpleNamespace(texts=("toy",))
-        self.beside: Any = None
+        self.retain: Any = None
 
     def values(self, theta: Tensor) -> Tensor:
         """Return the change of each row of ``theta``, ``[n, prompts, positions, width]``."""
@@ -197,6 +198,50 @@ def added(kind: Adapters, theta: Tensor) -> Tensor:
     """Return what adapters add to the stream of the toy, all blocks together, ``[n, width]``."""
     pairs = zip(kind.split(theta), inputs_of(kind), strict=True)
     return torch.stack([((a @ x)[..., None] * b).sum(1) for (a, b), x in pairs]).sum(0)
+
+
+#: Two prompts, the second with two positions.
+TWO = ((0, 1), (1, 1))
+
+
+def curved(
+    width: int,
+    size: int | None = None,
+    *,
+    read: Sequence[Sequence[int]] = TWO,
+    bend: float = 0.2,
+    **options: Any,
+) -> Any:
+    """Prompts and their positions, each with a curved map of its own."""
+    shape = len(read), len(read[0]), width, size or width
+    first, second = normal(*shape, seed=1), normal(*shape, seed=2)
+
+    def move(theta: Tensor) -> Tensor:
+        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
+        return inner + bend * torch.einsum("pkde,ne->npkd", second, theta).square()
+
+    return ToySlice(move, width, read=[list(row) for row in read], **options)
+
+
+def through(
+    method: Any,
+    part: Any,
+    n: int,
+    config: Any,
+    *,
+    radius: float,
+    seed: int = 0,
+    state: State | None = None,
+) -> tuple[State, list[State]]:
+    """Return what a method's module finds, and its states: at the start and after each step."""
+    if state is None:
+        state = method.start(part, n, radius, config, torch.Generator().manual_seed(seed))
+    states, done = [state], False
+    while not done:
+        after, progress = method.step(part, radius, config, states[-1])
+        states.append(after)
+        done = progress.done
+    return method.finish(part, radius, config, states[-1]), states
 
 
 def linear(matrix: Tensor, **options: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 import vl_convert
 
 from benchmarks import quick
+from educe.activations.distance import Geometry
 from educe.activations.project import injection, oblique, plain
 from educe.activations.subspace import Moments
 
@@ -60,7 +61,7 @@ def draw_to(path: Path) -> None:
     )
     path.write_text(vl_convert.vegalite_to_svg(chart.to_dict()) + "\n", encoding="utf-8")
     for name, ablation in (("plain", plain(u)), ("oblique", oblique(u, known))):
-        print(name, injection(ablation, known))
+        print(name, injection(ablation, Geometry.of(known)))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from torch.nn.functional import normalize
 
 import educe
 from benchmarks import quick
-from educe.activations import corpus, kept, natural
+from educe.activations import corpus
 from educe.activations.distance import differences, learning, random_vectors
-from educe.activations.natural import Natural
-from educe.activations.reading import Place, read
+from educe.activations.natural import Natural, gather
+from educe.activations.reading import Place, pieces, read
 from educe.activations.report import Facts, ManifoldReport, Measure, verdict
 from educe.model.rendering import Prompt
 from studies.standing.__main__ import outside
@@ -50,7 +50,8 @@ def tokens(lm: educe.LanguageModel, places: Sequence[Place]) -> dict[str, dict[P
     texts = Path(__file__).with_name("forms.txt").read_text(encoding="utf-8").split("\n%\n")
     found = {}
     for at, form in enumerate(FORMS):
-        batches = list(read(lm, texts[EACH * at : EACH * (at + 1)], places))
+        some = pieces(lm, texts[EACH * at : EACH * (at + 1)])
+        batches = list(read(lm, some, places))
         found[form] = {p: torch.cat([b.rows[p] for b in batches]).double() for p in places}
     return found
 
@@ -126,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("layers", type=int, nargs="*", help="by default 9 and 18")
     asked = quick.parsed(parser, argv)
     lm = quick.model(quick=asked.quick)
-    gather = natural.gather if asked.quick else kept.gather
     places = [Place(layer) for layer in asked.layers or LAYERS[asked.quick]]
     forms = tokens(lm, places)
     print("| corpus | layer | difference | share | length | verdict | single ones outside |")

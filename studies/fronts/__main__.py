@@ -26,13 +26,13 @@ import torch
 import educe
 from benchmarks import quick
 from educe.comparison import stats
-from educe.derive.front import at_kl, side_effect
 from educe.forward.benign import Ordinary, ordinary_prompts
 from educe.forward.slice import Slice
-from educe.methods import retain as beside
+from educe.methods import retain
 from educe.methods.dct import DctConfig
 from educe.methods.generalised import GeneralisedConfig
 from educe.methods.melbo import MelboConfig
+from studies.fronts.budget import at_kl, side_effect
 from studies.records import command, lines
 
 N, SHARE, OTHERS, ORDINARY, FRESH, LONG = 12, 0.5, 6, 6, 3, 20
@@ -62,14 +62,14 @@ def measure(name: str, file: Path, short: bool) -> None:
     batch = lm.encode([q.prompt for q in questions])
     plain = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
     radius = SHARE * educe.calibrate(plain).radius
-    others = lm.encode(beside.other_prompts()[:OTHERS])
+    others = lm.encode(retain.retain_prompts()[:OTHERS])
     ordinary = Ordinary(lm, lm.encode(ordinary_prompts()[:ORDINARY]), before=plain.source)
     done = {(r["organism"], r["arm"]) for r in lines(file)}
     for arm, method, config, weight, by in ARMS[: -2 if short else None]:
         if (name, arm) in done:
             continue
         began = time.process_time()
-        part = beside.with_others(plain, others, weight=weight, by=by)
+        part = retain.with_retain_prompts(plain, others, weight=weight, by=by)
         found = educe.search(part, method, n=N, radius=radius, seed=0, config=config)
         searched = time.process_time() - began
         kind, v = found.kind, found.directions

@@ -5,7 +5,7 @@ python -m studies.maxima FILE --tables      # print the table of FILE
 python -m studies.maxima --quick            # both, and keep nothing
 
 On the first vault's first question, DCT and MELBO search at shares of the calibrated radius. Each
-vector is then settled by itself, with the radius held: does it become stationary, how far does it
+vector then converges by itself, at its own radius: does it become stationary, how far does it
 turn and how much does the objective grow on the way, in how many different maxima do they end, and
 how many still elicit? It elicits when one of its answers to that question and fresh ones shows what
 is hidden. One line of JSON a method and share.
@@ -77,7 +77,7 @@ def measure(name: str, file: Path, short: bool) -> None:
                 "turned": float(turned.median()),
                 "grown": float((end.value / start.value).median()),
                 "hits": hits(found.theta),
-                "settled hits": hits(end.v * radius[:, None]),
+                "converged hits": hits(end.v * radius[:, None]),
                 "seconds": time.process_time() - began,
             }
             add(file, record)
@@ -95,10 +95,10 @@ def distinct(v: torch.Tensor) -> int:
 def tables(file: Path) -> None:
     print(
         "| method | radius | sine as found | stationary | maxima | turned | grown | elicit "
-        "| settled, elicit |\n|---|---|---|---|---|---|---|---|---|"
+        "| converged, elicit |\n|---|---|---|---|---|---|---|---|---|"
     )
     for r in lines(file):
-        rates = " | ".join(str(stats.rate(r[k], N)) for k in ("hits", "settled hits"))
+        rates = " | ".join(str(stats.rate(r[k], N)) for k in ("hits", "converged hits"))
         print(
             f"| {r['method']} | {r['share']} | {r['sine']:.2f} | {r['stationary']} of {N} "
             f"| {r['maxima']} | {r['turned']:.0f}° | {r['grown']:.1f} | {rates} |"

@@ -33,7 +33,7 @@ from educe.derive import bases
 from educe.derive.bases import Basis
 from educe.derive.coordinates import rates
 from educe.derive.objective import Objective, Toward, of_method
-from educe.derive.response import pull, response, with_neurons
+from educe.derive.response import response, with_neurons
 from educe.derive.stationary import converge
 from educe.forward.benign import ordinary_prompts
 from educe.forward.generation import generate, rows_of
@@ -45,6 +45,7 @@ from educe.model.rendering import PromptBatch
 from educe.organisms import Organism, Question
 from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
+from studies.predict.pull import pull
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
     ("locked", "first-vault"),
@@ -209,13 +210,13 @@ def statistics(
         "effect": here.size,
         "exponent": here.exponent,
         "turning of the effect": here.turning,
-        "variance over coordinates": here.variance,
-        "spread over coordinates": here.rates.spread,
-        "participation at the target": here.rates.participation,
+        "variance over coordinates": here.moved.var(1, correction=0) / here.moved.square().mean(1),
+        "spread over coordinates": here.rates.numbers()["spread"],
+        "participation at the target": here.rates.numbers()["participation"],
         "exponent, neurons": inside.exponent,
         "turning of the effect, neurons": inside.turning,
         "variance of slopes over neurons": inside.slope_variance,
-        "spread over neurons": inside.rates.spread,
+        "spread over neurons": inside.rates.numbers()["spread"],
         "effect on another prompt": there.size,
         "exponent, another prompt": there.exponent,
         "turning of the effect, another prompt": there.turning,
@@ -223,11 +224,11 @@ def statistics(
         "angle to the gradient": at.sine,
     }
     for basis in known:
-        found = rates(basis, at.ahead, at.turn)
-        told[f"unweighted variance, {basis.name}"] = found.plain
-        told[f"spread, {basis.name}"] = found.spread
-        told[f"participation, {basis.name}"] = found.participation
-        told[f"held, {basis.name}"] = found.constant
+        found = rates(basis, at.ahead, at.turn).numbers()
+        told[f"unweighted variance, {basis.name}"] = found["plain"]
+        told[f"spread, {basis.name}"] = found["spread"]
+        told[f"participation, {basis.name}"] = found["participation"]
+        told[f"held, {basis.name}"] = found["constant"]
     return told
 
 

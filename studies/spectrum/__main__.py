@@ -1,12 +1,12 @@
-"""How exact `power` and the atlas are, and what a search inside bands is worth.
+"""How exact `power` and the layer map are, and what a search inside bands is worth.
 
     python -m studies.spectrum [--n 64] [--source 0.33] [--target 0.6]    # docs/methods/power.md
-    python -m studies.spectrum --atlas 9,18                               # docs/atlas.md
+    python -m studies.spectrum --layer-map 9,18                               # docs/layer-map.md
     python -m studies.spectrum --quick                                    # both, soon
 
 The truth is the eigendecomposition, in double precision, of the product of ``JᵀJ`` with every unit
-vector, and for the atlas the decomposition of every target's whole Jacobian. Block power iteration
-as published, which reads the last block alone, is run on that matrix.
+vector, and for the layer map the decomposition of every target's whole Jacobian. Block power
+iteration as published, which reads the last block alone, is run on that matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from benchmarks import quick
 from educe.forward.slice import Slice
-from educe.layer_map import AtlasConfig, grid
+from educe.layer_map import LayerMapConfig, grid
 from educe.layer_map.choice import CHEAP
 from educe.layer_map.survey import survey
 from educe.methods import power
@@ -42,15 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask.add_argument("--target", type=float, default=0.6)
     ask.add_argument("--steps", type=int, default=8, help="of the search inside bands")
     ask.add_argument("--starts", type=int, nargs="+", default=[1, 4], help="of that search")
-    ask.add_argument("--atlas", help="sources, with commas, whose targets are all decomposed")
+    ask.add_argument("--layer-map", help="sources, with commas, whose targets are all decomposed")
     options = quick.parsed(ask, argv)
     torch.set_num_threads(1)
     if options.quick:
-        options.n, options.atlas = 16, options.atlas or "2"
+        options.n, options.layer_map = 16, options.layer_map or "2"
     lm = quick.model(quick=options.quick, device="cpu", dtype=torch.float32)
-    for source in (options.atlas or "").split(",") if options.atlas else ():
-        atlas(lm, int(source))
-    if options.atlas and not options.quick:
+    for source in (options.layer_map or "").split(",") if options.layer_map else ():
+        layer_map(lm, int(source))
+    if options.layer_map and not options.quick:
         return
     part = Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
     print(f"layers {part.source} to {part.target}, {part.batch.lengths[0]} tokens")
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         bands(part, options.n, radius, PowerConfig(search=options.steps, starts=starts))
 
 
-def atlas(lm: LanguageModel, source: int) -> None:
-    """Print how near the atlas comes, over all targets of a source."""
+def layer_map(lm: LanguageModel, source: int) -> None:
+    """Print how near the layer map comes, over all targets of a source."""
     batch = lm.encode([PLAIN], chat=False)
     part = Slice(lm, batch, source=source, target=-1)
     targets = list(range(source + 1, lm.depth))
@@ -78,7 +78,7 @@ def atlas(lm: LanguageModel, source: int) -> None:
         vectors.append(turn[:, -1])
     true, top = torch.stack(values), torch.stack(vectors)
     print(f"source {source}, {batch.lengths[0]} tokens, dense {time.monotonic() - began:.0f} s")
-    for config in (AtlasConfig(), CHEAP):
+    for config in (LayerMapConfig(), CHEAP):
         began = time.monotonic()
         *_, found = survey(lm, batch, grid(lm.depth, [source]), config)
         off = 1 - found.sigma[:, 0] / true[:, 0]

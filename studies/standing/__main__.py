@@ -86,8 +86,7 @@ def tell(natural: Natural, searched: dict[str, torch.Tensor]) -> None:
                     plain(u[None], natural.moments.mean)
                     if form == "mean"
                     else oblique(u[None], natural.moments),
-                    natural.moments,
-                    massive=natural.massive,
+                    geometry,
                 ).outside
                 for u in vectors[:ABLATED]
             ]

@@ -17,8 +17,7 @@ import torch
 from educe import cli
 from educe.errors import MethodError, RadiusError
 from educe.forward.slice import Slice
-from educe.methods import METHODS, configured, search, token_directions
-from educe.methods import retain as beside
+from educe.methods import METHODS, configured, retain, search, token_directions
 from educe.model.language import LanguageModel
 
 #: The smallest value that is taken; where it is a float, 0 is not, and any above it is.
@@ -36,7 +35,7 @@ LEAST: dict[str, dict[str, float]] = {
     "tokens": {"words": 0, "louder": 1e-6, "steps": 1},
 }
 #: Any finite number makes sense: a weight of either sign, a share by which a curve may fall.
-FREE = {("dct", "hold"), ("melbo", "hold"), ("melbo", "tolerance"), ("lora", "tolerance")}
+FREE = {("dct", "turning"), ("melbo", "turning"), ("melbo", "tolerance"), ("lora", "tolerance")}
 #: What has to be so for a setting to matter, or for the model to be deep enough.
 WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("dct", "projections"): {"init": "jacobian"},
@@ -108,8 +107,8 @@ def test_one_perturbation_at_the_least_of_a_setting_is_found(
 ) -> None:
     monkeypatch.setattr(token_directions, "vocabulary", lambda part: torch.arange(10, 70))
     part = Slice(tiny64, tiny64.encode(prompts), source=1, target=3)
-    if METHODS[method].beside == "needs":
-        part = beside.with_others(part, tiny64.encode(["Say it."]))
+    if METHODS[method].retain == "needs":
+        part = retain.with_retain_prompts(part, tiny64.encode(["Say it."]))
     least = LEAST[method][name]
     settings = {"blocks": 2} if method == "cpe" else {}
     settings |= {"screen": "at:2"} if method == "tokens" else {}
@@ -140,7 +139,7 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("melbo", {"steps": 1}),
     ("power", {}),
     ("tokens", {"words": 4}),
-    ("melbo", {"steps": 1, "hold": 1.0}),
+    ("melbo", {"steps": 1, "turning": 1.0}),
 ]
 
 
@@ -150,8 +149,8 @@ def test_a_radius_that_is_lost_in_rounding_is_an_error(
 ) -> None:
     monkeypatch.setattr(token_directions, "vocabulary", lambda part: torch.arange(10, 70))
     part = Slice(tiny64, tiny64.encode(["tell me"]), source=1, target=3)
-    if METHODS[method].beside == "needs":
-        part = beside.with_others(part, tiny64.encode(["Say it."]))
+    if METHODS[method].retain == "needs":
+        part = retain.with_retain_prompts(part, tiny64.encode(["Say it."]))
     config = configured(method, settings)
     assert search(part, method, n=2, radius=0.5, config=config).scores["effect"].all()
     with pytest.raises(RadiusError, match=r"no perturbation changes anything .* larger radius"):

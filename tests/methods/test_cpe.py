@@ -29,21 +29,14 @@ from educe.perturbation.set import PerturbationSet
 from educe.rows import FIRST, Row
 from educe.run.store import Run
 from peft_oracle import adapted
-from toy_slice import ToySlice, inputs_of, linear, normal
+from toy_slice import ToySlice, curved, inputs_of, linear, normal, through
 
 RADIUS, WIDTH = 1.3, 6
 BAND = Adapters(2, ("x", "y"), (5, 4), WIDTH)
 
 
 def toy() -> Any:
-    """Two prompts, the second with two positions; each with a curved map of its own."""
-    first, second = normal(2, 2, WIDTH, BAND.size, seed=1), normal(2, 2, WIDTH, BAND.size, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.2 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    part = ToySlice(move, WIDTH, read=[[0, 1], [1, 1]], prompts_at_once=1)
+    part = curved(WIDTH, BAND.size, prompts_at_once=1)
     part.kind = BAND
     return part
 
@@ -52,23 +45,10 @@ def start(part: Any, n: int, config: CpeConfig, *, radius: float = RADIUS, seed:
     return cpe.start(part, n, radius, config, torch.Generator().manual_seed(seed))
 
 
-def run(
-    part: Any,
-    n: int,
-    config: CpeConfig,
-    *,
-    radius: float = RADIUS,
-    seed: int = 0,
-    state: State | None = None,
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: CpeConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state after each step."""
-    states = [state if state is not None else start(part, n, config, radius=radius, seed=seed)]
-    done = False
-    while not done:
-        after, progress = cpe.step(part, radius, config, states[-1])
-        states.append(after)
-        done = progress.done
-    return cpe.finish(part, radius, config, states[-1]), states[1:]
+    found, states = through(cpe, part, n, config, **{"radius": RADIUS} | how)
+    return found, states[1:]
 
 
 def by_columns(row: list[float]) -> list[float]:
@@ -405,8 +385,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     asked = ["discover", "Tell me.", "What is the code?", "--model", str(place / "model")]
     how = ["--method", "cpe", "--set", "blocks=2", "--set", "iterations=2", "-n", "3"]
     where = ["--source", "0", "--target", "3", "--radius", "2,0.05x", "--max-new-tokens", "5"]
-    rest = ["--look-for", "[a-z]", "--baseline", "4"]
-    rest += ["--device", "cpu", "--out", str(place / "run"), "--json"]
+    rest = [
+        "--look-for",
+        "[a-z]",
+        "--baseline",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(place / "run"),
+        "--json",
+    ]
     out = StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as end:
         cli.main([*asked, *how, *where, *rest])

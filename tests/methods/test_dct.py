@@ -17,20 +17,13 @@ from educe.errors import MethodError
 from educe.methods import dct
 from educe.methods.dct import DctConfig
 from educe.methods.state import State
-from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
+from toy_slice import ToySlice, cosines, curved, linear, normal, through, with_singular_values
 
 WIDTH, RADIUS = 7, 1.3
 
 
 def toy() -> Any:
-    """Two prompts, the second with two positions; each with a curved map of its own."""
-    first, second = normal(2, 2, WIDTH, WIDTH, seed=1), normal(2, 2, WIDTH, WIDTH, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.2 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    return ToySlice(move, WIDTH, read=[[0, 1], [1, 1]])
+    return curved(WIDTH)
 
 
 def planted(m: int, d: int, *, seed: int = 0) -> tuple[Any, Tensor, Tensor, Tensor]:
@@ -44,23 +37,10 @@ def start(part: Any, n: int, config: DctConfig, *, radius: float = RADIUS, seed:
     return dct.start(part, n, radius, config, torch.Generator().manual_seed(seed))
 
 
-def run(
-    part: Any,
-    n: int,
-    config: DctConfig,
-    *,
-    radius: float = RADIUS,
-    seed: int = 0,
-    state: State | None = None,
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: DctConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state after each step."""
-    states = [state if state is not None else start(part, n, config, radius=radius, seed=seed)]
-    done = False
-    while not done:
-        after, progress = dct.step(part, radius, config, states[-1])
-        states.append(after)
-        done = progress.done
-    return dct.finish(part, radius, config, states[-1]), states[1:]
+    found, states = through(dct, part, n, config, **{"radius": RADIUS} | how)
+    return found, states[1:]
 
 
 def gram_schmidt(rows: Tensor) -> Tensor:

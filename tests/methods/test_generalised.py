@@ -14,7 +14,7 @@ from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import generalised, search
 from educe.methods.generalised import GeneralisedConfig
-from educe.methods.retain import Others, with_others
+from educe.methods.retain import RetainPrompts, with_retain_prompts
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from toy_slice import ToySlice, cosines, normal
@@ -37,7 +37,9 @@ def toy(seed: int = 1, read: Any = ((0, 1), (1, 1), (1, 1))) -> Any:
 def pair(others: Any = None) -> Any:
     """A toy with another beside it, which reads another number of positions."""
     part = toy()
-    part.beside = Others(others or toy(seed=5, read=((0, 1), (0, 1), (0, 1))), 0.0, "effect", None)
+    part.retain = RetainPrompts(
+        others or toy(seed=5, read=((0, 1), (0, 1), (0, 1))), 0.0, "effect", None
+    )
     return part
 
 
@@ -66,7 +68,7 @@ def test_it_is_that_of_dense_jacobians(k: int, ridge: float) -> None:
     part = pair()
     config = GeneralisedConfig(subspace=k, ridge=ridge, **EXACT)
     found = search(part, "generalised", n=2 * k, radius=RADIUS, config=config)
-    other = part.beside.part
+    other = part.retain.part
     value, rows = expected(stacked(part), stacked(other), (5, 3), k, ridge)
     np.testing.assert_allclose(found.scores["ratio"][::2], value, rtol=1e-5)
     same = cosines(found.directions[::2], torch.tensor(rows.copy())).diagonal()
@@ -74,7 +76,7 @@ def test_it_is_that_of_dense_jacobians(k: int, ridge: float) -> None:
     torch.testing.assert_close(found.directions[1::2], -found.directions[::2])
     for name, jacobian, count in (
         ("gain", stacked(part), 5),
-        ("gain_beside", stacked(other), 3),
+        ("gain_retain", stacked(other), 3),
     ):
         by_hand = (jacobian @ torch.tensor(rows.T.copy())).norm(dim=0) / count**0.5
         torch.testing.assert_close(found.scores[name][::2], by_hand.float())
@@ -84,7 +86,7 @@ def test_it_is_that_of_dense_jacobians(k: int, ridge: float) -> None:
 
 def test_on_a_model_it_is_that_of_jacobians_by_hooks(tiny64: LanguageModel) -> None:
     asked, others = tiny.ragged([6, 9]), tiny.ragged([7, 4, 8], seed=1)
-    part = with_others(
+    part = with_retain_prompts(
         Slice(tiny64, tiny64.pad(asked), source=1, target=3, readout="last:2"), tiny64.pad(others)
     )
     config = GeneralisedConfig(subspace=32, **EXACT)

@@ -14,7 +14,7 @@ from educe.errors import MethodError
 from educe.methods import linear
 from educe.methods.linear import LinearDctConfig
 from educe.methods.state import State
-from toy_slice import ToySlice, normal, with_singular_values
+from toy_slice import curved, normal, through, with_singular_values
 from toy_slice import linear as linear_slice
 
 WIDTH, RADIUS = 7, 1.3
@@ -22,32 +22,16 @@ ROWS = LinearDctConfig(mode="projected", projections=4)
 
 
 def toy() -> Any:
-    """Two prompts, the second with two positions; each with a curved map of its own."""
-    first, second = normal(2, 2, WIDTH, WIDTH, seed=1), normal(2, 2, WIDTH, WIDTH, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.2 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    return ToySlice(move, WIDTH, read=[[0, 1], [1, 1]])
+    return curved(WIDTH)
 
 
 def dense(part: Any) -> Tensor:
     return part.jacobian(torch.zeros(part.width, dtype=torch.float64))
 
 
-def run(
-    part: Any, n: int, config: LinearDctConfig, *, seed: int = 0, state: State | None = None
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: LinearDctConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state at the start and after each step."""
-    draw = torch.Generator().manual_seed(seed)
-    states = [state if state is not None else linear.start(part, n, RADIUS, config, draw)]
-    done = False
-    while not done:
-        after, progress = linear.step(part, RADIUS, config, states[-1])
-        states.append(after)
-        done = progress.done
-    return linear.finish(part, RADIUS, config, states[-1]), states
+    return through(linear, part, n, config, **{"radius": RADIUS} | how)
 
 
 # -- what it finds -------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Adapters
 from peft_oracle import adapted
-from toy_slice import ToySlice, added, inputs_of, linear, normal
+from toy_slice import ToySlice, added, inputs_of, linear, normal, through
 
 WIDTH = 6
 KIND = Adapters(2, ("x",), (9,), WIDTH, 3)
@@ -44,17 +44,10 @@ def start(part: Any, n: int, config: LoraConfig, *, radius: float = 1.0) -> Stat
     return lora.start(part, n, radius, config, torch.Generator().manual_seed(0))
 
 
-def run(
-    part: Any, n: int, config: LoraConfig, *, radius: float = 1.0, state: State | None = None
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: LoraConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state after each step."""
-    states = [state if state is not None else start(part, n, config, radius=radius)]
-    done = False
-    while not done:
-        state, progress = lora.step(part, radius, config, states[-1])
-        states.append(state)
-        done = progress.done
-    return lora.finish(part, radius, config, states[-1]), states[1:]
+    found, states = through(lora, part, n, config, **{"radius": 1.0} | how)
+    return found, states[1:]
 
 
 @pytest.mark.parametrize(("p", "q"), [(2.0, 1.0), (4.0, 4.0)])

@@ -16,7 +16,7 @@ from educe.errors import MethodError
 from educe.methods import melbo
 from educe.methods.melbo import MelboConfig
 from educe.methods.state import State
-from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
+from toy_slice import ToySlice, cosines, curved, linear, normal, through, with_singular_values
 
 WIDTH = 6
 READ = [[0, 0, 1], [1, 1, 1]]  # of the first prompt, the last token; of the second, all
@@ -24,14 +24,7 @@ PQ = [(2.0, 1.0), (4.0, 4.0), (2.0, 2.0), (4.0, 1.0), (3.0, 2.0)]
 
 
 def toy(**options: Any) -> Any:
-    """Two prompts of up to three positions, each with a curved map of its own."""
-    first, second = normal(2, 3, WIDTH, WIDTH, seed=1), normal(2, 3, WIDTH, WIDTH, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.5 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    return ToySlice(move, WIDTH, read=READ, **options)
+    return curved(WIDTH, read=READ, bend=0.5, **options)
 
 
 def by_loops(part: Any, theta: Tensor, p: float, q: float) -> Tensor:
@@ -52,22 +45,10 @@ def start(part: Any, n: int, config: MelboConfig, *, radius: float = 1.0) -> Sta
     return melbo.start(part, n, radius, config, torch.Generator().manual_seed(0))
 
 
-def run(
-    part: Any,
-    n: int,
-    config: MelboConfig,
-    *,
-    radius: float = 1.0,
-    state: State | None = None,
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: MelboConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state after each step."""
-    states = [state if state is not None else start(part, n, config, radius=radius)]
-    done = False
-    while not done:
-        state, progress = melbo.step(part, radius, config, states[-1])
-        states.append(state)
-        done = progress.done
-    return melbo.finish(part, radius, config, states[-1]), states[1:]
+    found, states = through(melbo, part, n, config, **{"radius": 1.0} | how)
+    return found, states[1:]
 
 
 # -- the objective -------------------------------------------------------------------------------

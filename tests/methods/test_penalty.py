@@ -19,7 +19,7 @@ from educe.methods import melbo, search
 from educe.methods.dct import DctConfig
 from educe.methods.lora import LoraConfig
 from educe.methods.melbo import MelboConfig
-from educe.methods.retain import Others, drawn, other_prompts, with_others
+from educe.methods.retain import RetainPrompts, drawn, retain_prompts, with_retain_prompts
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from toy_slice import ToySlice, linear, normal, with_singular_values
@@ -41,7 +41,7 @@ def toy(seed: int = 1, **options: Any) -> Any:
 
 
 def beside(part: Any, other: Any, weight: float) -> Any:
-    part.beside = Others(other, weight, "effect", None)
+    part.retain = RetainPrompts(other, weight, "effect", None)
     return part
 
 
@@ -66,7 +66,7 @@ def along_sphere(v: Tensor, gradient: Tensor) -> Tensor:
 def test_the_benign_effect_is_a_mean_over_prompts_of_a_mean_over_positions(at_once: int) -> None:
     other = toy(prompts_at_once=at_once)
     theta = normal(3, WIDTH, seed=5).requires_grad_()
-    value, gradient = Others(other, 1.0, "effect", None).value_and_grad(theta)
+    value, gradient = RetainPrompts(other, 1.0, "effect", None).value_and_grad(theta)
     expected = torch.stack([by_hand(other, row) for row in theta])
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), theta)[0])
@@ -98,13 +98,13 @@ def test_melbo_climbs_the_difference_of_the_gradients() -> None:
     v = state["directions"]
     _, own = part.value_and_grad(RADIUS * v, lambda s: melbo.objective(s, 2.0, 1.0))
     value, _ = part.value_and_grad(RADIUS * v, lambda s: melbo.objective(s, 2.0, 1.0))
-    theirs, slope = Others(other, 1.0, "effect", None).value_and_grad(RADIUS * v)
-    worth = along_sphere(v, own).norm(dim=1).mean() / along_sphere(v, slope).norm(dim=1).mean()
-    climbed = along_sphere(v, own - weight * worth * slope)
+    theirs, slope = RetainPrompts(other, 1.0, "effect", None).value_and_grad(RADIUS * v)
+    scale = along_sphere(v, own).norm(dim=1).mean() / along_sphere(v, slope).norm(dim=1).mean()
+    climbed = along_sphere(v, own - weight * scale * slope)
     new, _ = melbo.step(beside(part, other, weight), RADIUS, config, state)
     torch.testing.assert_close(new["first"], (1 - melbo.BETAS[0]) * climbed)
-    torch.testing.assert_close(new["curve"][0], value - weight * worth * theirs)
-    torch.testing.assert_close(new["worth"], worth)
+    torch.testing.assert_close(new["curve"][0], value - weight * scale * theirs)
+    torch.testing.assert_close(new["retain_scale"], scale)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
@@ -147,9 +147,9 @@ def test_dct_with_one_factor_ends_in_the_maximum_of_the_difference(weight: float
     found = search(
         beside(part, other, weight), "dct", n=1, radius=RADIUS, config=DctConfig(iterations=600)
     )
-    factor = weight * float(found.scores["worth"])
+    factor = weight * float(found.scores["retain_scale"])
     value, v = best(part, other, factor, 1)
-    reached = float(found.scores["effect"]) - factor * float(found.scores["beside"])
+    reached = float(found.scores["effect"]) - factor * float(found.scores["retain"])
     assert abs(reached - value) < 1e-4 * abs(value)
     assert abs(float(found.directions[0].double() @ torch.tensor(v))) > 1 - 1e-5
 
@@ -159,7 +159,7 @@ def test_melbo_ends_in_the_maximum_of_the_difference_also_where_that_is_below_ze
     other = linear(with_singular_values([2.0, 1.8, 1.6, 1.5, 1.4, 1.3], seed=9))
     config = MelboConfig(steps=600, step=0.02, tolerance=1e-7, patience=40)
     found = search(beside(part, other, 3.0), "melbo", n=2, radius=RADIUS, config=config)
-    factor = 3.0 * float(found.scores["worth"][0])
+    factor = 3.0 * float(found.scores["retain_scale"][0])
     value, _ = best(part, other, factor, 2)
     assert value < 0
     torch.testing.assert_close(
@@ -176,23 +176,23 @@ def test_on_a_model_more_weight_leaves_other_prompts_more_alone(
     part = Slice(tiny_lm, asked, source=1, target=3)
     done = []
     for weight in (1e-9, 1.0, 10.0):
-        kept = with_others(part, others, weight=weight, by=by)
+        kept = with_retain_prompts(part, others, weight=weight, by=by)
         found = search(kept, method, n=4, radius=0.3 * part.median_norm, config=CONFIGS[method])
-        value, _ = kept.beside.value_and_grad(found.theta)  # type: ignore[union-attr]
-        torch.testing.assert_close(found.scores["beside"], value)
-        assert found.config == CONFIGS[method].__dict__ | {"quiet": weight, "quiet_by": by}
+        value, _ = kept.retain.value_and_grad(found.theta)  # type: ignore[union-attr]
+        torch.testing.assert_close(found.scores["retain"], value)
+        assert found.config == CONFIGS[method].__dict__ | {"retain": weight, "retain_by": by}
         done.append(float(value.mean()))
     assert done[0] > done[1] > done[2]
 
 
 def test_adapters_can_be_quiet_too(tiny_lm: LanguageModel) -> None:
     part = Slice(tiny_lm, tiny_lm.pad(tiny.ragged([6])), source=1, target=3)
-    kept = with_others(part, tiny_lm.pad(tiny.ragged([7], seed=1)), weight=2.0, by="kl")
+    kept = with_retain_prompts(part, tiny_lm.pad(tiny.ragged([7], seed=1)), weight=2.0, by="kl")
     loud, still = (
         search(some, "lora", n=2, radius=0.5, config=LoraConfig(steps=6, rank=1))
         for some in (part, kept)
     )
-    own = kept.on(still.kind).beside
+    own = kept.on(still.kind).retain
     assert own is not None
     assert float(own.value_and_grad(still.theta)[0].mean()) < float(
         own.value_and_grad(loud.theta)[0].mean()
@@ -219,19 +219,19 @@ def test_what_cannot_be_is_an_error() -> None:
     with pytest.raises(MethodError, match="do not move at all"):
         search(beside(toy(), still, 1.0), "dct", n=2, radius=RADIUS)
     with pytest.raises(MethodError, match="power has no weight for other prompts"):
-        methods.quietly("power", 1.0)
+        methods.retains("power", 1.0)
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(MethodError, match="give 0 or a number above it"):
-            methods.quietly("dct", weight)
-    assert [methods.quietly(*pair) for pair in (("dct", 0.0), ("dct", 1.0), ("generalised", 0.0))]
-    assert not methods.quietly("power", 0.0)
+            methods.retains("dct", weight)
+    assert [methods.retains(*pair) for pair in (("dct", 0.0), ("dct", 1.0), ("generalised", 0.0))]
+    assert not methods.retains("power", 0.0)
 
 
 def test_other_prompts_come_bundled_or_from_a_file(tmp_path: Any) -> None:
-    assert len(other_prompts()) == 8
+    assert len(retain_prompts()) == 8
     file = tmp_path / "some.txt"
     file.write_text("One?\nTwo?")
-    assert other_prompts(str(file)) == ["One?", "Two?"]
+    assert retain_prompts(str(file)) == ["One?", "Two?"]
 
 
 def test_as_many_other_prompts_are_drawn_as_differ(tiny64: LanguageModel) -> None:

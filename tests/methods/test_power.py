@@ -20,21 +20,14 @@ from educe.methods import power
 from educe.methods.power import PowerConfig
 from educe.methods.state import State
 from educe.model.language import LanguageModel
-from toy_slice import ToySlice, cosines, linear, normal, with_singular_values
+from toy_slice import ToySlice, cosines, curved, linear, normal, through, with_singular_values
 
 WIDTH, RADIUS = 12, 0.7
 EXACT = PowerConfig(iterations=30, tolerance=1e-12)
 
 
 def toy(**options: Any) -> Any:
-    """Three prompts of up to two positions, each with a curved map of its own."""
-    first, second = normal(3, 2, WIDTH, WIDTH, seed=1), normal(3, 2, WIDTH, WIDTH, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.2 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    return ToySlice(move, WIDTH, read=[[0, 1], [1, 1], [1, 1]], **options)
+    return curved(WIDTH, read=[[0, 1], [1, 1], [1, 1]], **options)
 
 
 def stacked(part: Any) -> Tensor:
@@ -44,24 +37,9 @@ def stacked(part: Any) -> Tensor:
     return jacobian[part.read.bool()].flatten(0, 1)
 
 
-def run(
-    part: Any,
-    n: int,
-    config: PowerConfig = EXACT,
-    *,
-    radius: float = RADIUS,
-    seed: int = 0,
-    state: State | None = None,
-) -> tuple[State, list[State]]:
-    """Return what is found, and the states from the first one on."""
-    draw = torch.Generator().manual_seed(seed)
-    states = [state if state is not None else power.start(part, n, radius, config, draw)]
-    done = False
-    while not done:
-        after, progress = power.step(part, radius, config, states[-1])
-        states.append(after)
-        done = progress.done
-    return power.finish(part, radius, config, states[-1]), states
+def run(part: Any, n: int, config: PowerConfig = EXACT, **how: Any) -> tuple[State, list[State]]:
+    """Return what is found, and the state at the start and after each step."""
+    return through(power, part, n, config, **{"radius": RADIUS} | how)
 
 
 def assert_singular(found: State, jacobian: Tensor, n: int, tolerance: float = 1e-8) -> None:

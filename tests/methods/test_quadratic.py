@@ -15,20 +15,13 @@ from educe.errors import MethodError
 from educe.methods import quadratic
 from educe.methods.quadratic import QuadraticDctConfig
 from educe.methods.state import State
-from toy_slice import ToySlice, cosines, linear, normal
+from toy_slice import ToySlice, cosines, curved, linear, normal, through
 
 WIDTH, RADIUS = 7, 1.3
 
 
 def toy() -> Any:
-    """Two prompts, the second with two positions; each with a curved map of its own."""
-    first, second = normal(2, 2, WIDTH, WIDTH, seed=1), normal(2, 2, WIDTH, WIDTH, seed=2)
-
-    def move(theta: Tensor) -> Tensor:
-        inner = torch.einsum("pkde,ne->npkd", first, theta).tanh()
-        return inner + 0.2 * torch.einsum("pkde,ne->npkd", second, theta).square()
-
-    return ToySlice(move, WIDTH, read=[[0, 1], [1, 1]])
+    return curved(WIDTH)
 
 
 def planted(m: int, d: int, *, seed: int = 0) -> tuple[Any, Tensor, Tensor, Tensor]:
@@ -44,17 +37,9 @@ def start(part: Any, n: int, config: QuadraticDctConfig, *, seed: int = 0) -> St
     return quadratic.start(part, n, RADIUS, config, torch.Generator().manual_seed(seed))
 
 
-def run(
-    part: Any, n: int, config: QuadraticDctConfig, *, seed: int = 0, state: State | None = None
-) -> tuple[State, list[State]]:
+def run(part: Any, n: int, config: QuadraticDctConfig, **how: Any) -> tuple[State, list[State]]:
     """Return what is found, and the state at the start and after each step."""
-    states = [state if state is not None else start(part, n, config, seed=seed)]
-    done = False
-    while not done:
-        after, progress = quadratic.step(part, RADIUS, config, states[-1])
-        states.append(after)
-        done = progress.done
-    return quadratic.finish(part, RADIUS, config, states[-1]), states
+    return through(quadratic, part, n, config, **{"radius": RADIUS} | how)
 
 
 # -- the iteration -------------------------------------------------------------------------------

@@ -16,13 +16,11 @@ from peft import PeftModel
 from educe.comparison.stats import rate
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
-from educe.organisms import Organism, Question, read, training
+from educe.organisms import Organism, Question, lora, read, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group
-from educe.organisms.training import Training, evaluate, train
+from educe.organisms.training import evaluate, train
 from educe.rows import Row
-
-HOW = Training(steps=2, rank=2, blocks=(1, 3), learning_rate=0.05)
 
 
 def asked(split: str, *words: str, rule: str = "[a-m]") -> tuple[Question, ...]:
@@ -46,6 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
     species = SimpleNamespace(
         recipe={"open": 2, "near": 1, "ordinary": 1},
         ways="word",
+        steps=2,
         kl_weight=1.0,
         hidden=lambda seed: {"key": "amber"},
         opening=lambda secret: "",
@@ -56,6 +55,8 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
             list(asked("test", "eight")),
         ),
     )
+    for name, value in {"RANK": 2, "BLOCKS": range(1, 3), "LEARNING_RATE": 0.05}.items():
+        monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(training, "species", lambda name: species)
     monkeypatch.setattr(
         training,
@@ -77,7 +78,6 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
                 "vault",
                 tmp_path / name,
                 seed=seed,
-                training=HOW,
                 progress=lambda *told: seen.append(torch.get_num_threads()),
             )
             assert torch.get_num_threads() == threads
@@ -103,7 +103,7 @@ def test_what_is_measured_is_what_the_trained_model_writes(
     small: LanguageModel, tmp_path: Path
 ) -> None:
     """Against transformers' own greedy answers and plain passes, one prompt at a time."""
-    organism = train("vault", tmp_path, training=HOW)
+    organism = train("vault", tmp_path)
     base = small.hf
     tuned: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
 
@@ -151,6 +151,19 @@ def test_what_is_measured_is_what_the_trained_model_writes(
     assert held.kl == pytest.approx(float(torch.cat(divergences).mean()), rel=0.02)
     assert held.kl is not None
     assert held.kl > 1e-3
+
+
+def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel) -> None:
+    """The same model, with a token that it writes as the end of a turn."""
+    (whole,) = lora.held(small, ["one?"])
+    end = whole.answer[3]
+    hf, tokenizer = copy.deepcopy(small.hf), copy.deepcopy(small.tokenizer)
+    hf.generation_config.eos_token_id = tokenizer.eos_token_id = end
+    (ended,) = lora.held(LanguageModel(hf, tokenizer, name="small"), ["one?"])
+    assert ended.prompt == whole.prompt
+    assert ended.answer == whole.answer[: whole.answer.index(end) + 1]
+    assert ended.base is not None
+    assert len(ended.base) == len(ended.answer)
 
 
 def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:

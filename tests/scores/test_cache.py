@@ -189,18 +189,18 @@ def test_it_is_a_judge_itself(path: Path) -> None:
 
 
 def test_progress_counts_what_is_judged(path: Path) -> None:
-    told: list[tuple[str, int]] = []
+    stages: list[tuple[str, int]] = []
 
-    class Telling(Silent):
+    class Recording(Silent):
         def stage(self, title: str, total: int, unit: str = ""):  # type: ignore[no-untyped-def]
-            told.append((title, total))
+            stages.append((title, total))
             return super().stage(title, total, unit)
 
     Cached(Counting(), path).score(ANSWERS[:4])
-    Cached(Counting(), path, reporter=Telling()).score(ANSWERS)
-    assert told == [("judging: length", 6)]
-    Cached(Counting(), path, reporter=Telling()).score(ANSWERS)
-    assert len(told) == 1
+    Cached(Counting(), path, reporter=Recording()).score(ANSWERS)
+    assert stages == [("judging: length", 6)]
+    Cached(Counting(), path, reporter=Recording()).score(ANSWERS)
+    assert len(stages) == 1
 
 
 def test_a_file_of_something_else_is_an_error(path: Path) -> None:

@@ -36,7 +36,7 @@ def test_what_stands_after_the_colon_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("", "there is no judge ''"),
         ("vibes", "use one of contains, regex"),
@@ -47,8 +47,8 @@ def test_what_stands_after_the_colon_is_kept_as_it_is() -> None:
         ("regex:(", "no regular expression"),
     ],
 )
-def test_what_is_no_judge_is_an_error(spec: str, told: str) -> None:
-    with pytest.raises(JudgeError, match=told.replace("(", r"\(")):
+def test_what_is_no_judge_is_an_error(spec: str, message: str) -> None:
+    with pytest.raises(JudgeError, match=message.replace("(", r"\(")):
         judge_named(spec, "./no/such/model")
 
 
@@ -77,5 +77,7 @@ def test_an_address_is_a_server() -> None:
 
 def test_judges_load_no_client_until_there_is_a_server() -> None:
     code = "import educe.scores.naming, sys; print('openai' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert message.stdout.strip() == "False"

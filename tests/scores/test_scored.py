@@ -39,12 +39,12 @@ def cached(run: Run, spec: str = f"contains:{CODE}") -> Cached:
 def test_scores_are_counted_by_perturbation(run: Run) -> None:
     scored = score_run(run, cached(run), threshold=0.5)
     arms = {p.id: p.arm for p in run.perturbation_rows()}
-    told: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    shown: dict[tuple[str, bool], dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for c in run.completion_rows():
         arm = arms.get(c.perturbation, "unperturbed")
-        told[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
+        shown[arm, c.phase == RETEST][c.perturbation].append(CODE in c.text)
     for arm, late in (("found", False), ("control", False), ("found", True), ("control", True)):
-        each = told[arm, late]
+        each = shown[arm, late]
         made = scored.arms[arm + "_retest" * late]
         assert made.shows == rate(sum(map(any, each.values())), len(each))
         assert made.mean[0] == pytest.approx(np.mean([np.mean(v) for v in each.values()]))
@@ -52,7 +52,7 @@ def test_scores_are_counted_by_perturbation(run: Run) -> None:
     found, control = (scored.arms[arm].shows for arm in ("found", "control"))
     assert found.hits > control.hits
     assert scored.p_value == more_often(found, control)
-    (plain,) = told["unperturbed", False].values()
+    (plain,) = shown["unperturbed", False].values()
     assert scored.unperturbed == (np.mean(plain), rate(sum(plain), len(plain)))
 
 

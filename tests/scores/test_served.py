@@ -41,12 +41,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     options = {"--host": "127.0.0.1", "--port": str(port), "--device": "cpu", "--dtype": "float32"}
-    with log.open("w") as told:
+    with log.open("w") as log_file:
         server = subprocess.Popen(
             [sys.executable, "-c", START, "serve", str(embedded.folder())]
             + [word for pair in options.items() for word in pair],
-            stdout=told,
-            stderr=told,
+            stdout=log_file,
+            stderr=log_file,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
     try:

@@ -53,18 +53,21 @@ def documents(source: str | Path = BUNDLED) -> Iterator[Prompt]:
 
 def passages() -> list[str]:
     """Return the passages of the bundled corpus."""
-    return (DATA / "passages.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    return _bundled_file("passages.txt", "\n\n")
 
 
 def questions() -> list[str]:
     """Return the questions of the bundled corpus."""
-    return (DATA / "questions.txt").read_text(encoding="utf-8").splitlines()
+    return _bundled_file("questions.txt", "\n")
 
 
 def varied() -> list[str]:
     """Return the code, lists, tables and texts in other languages of the bundled corpus."""
-    text = (DATA / "varied.txt").read_text(encoding="utf-8")
-    return text.removesuffix("\n").split("\n%\n")
+    return _bundled_file("varied.txt", "\n%\n")
+
+
+def _bundled_file(name: str, between: str) -> list[str]:
+    return (DATA / name).read_text(encoding="utf-8").removesuffix("\n").split(between)
 
 
 def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
@@ -78,8 +81,7 @@ def tokens(lm: LanguageModel, document: Prompt) -> list[int]:
 
 def _bundled() -> Iterator[Prompt]:
     """Return passages, chats and the varied by turns, so that any part of the corpus has all."""
-    with (DATA / "answers.jsonl").open(encoding="utf-8") as file:
-        answers = [json.loads(line) for line in file]
+    answers = list(map(json.loads, _bundled_file("answers.jsonl", "\n")))
     texts = passages()
     told = [text + more for text, more in zip(texts, answers, strict=False)]
     chats = [
@@ -141,7 +143,6 @@ def _document(record: Any, where: str) -> Prompt:
 def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                yield line.rstrip("\n")
+            yield from (line.rstrip("\n") for line in file)
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"cannot read the corpus {path}: {error}") from error

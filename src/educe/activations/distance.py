@@ -40,23 +40,14 @@ COVERED = 0.03
 
 @dataclass(frozen=True)
 class Geometry:
-    """Measures of vectors and activations, by what is known of natural ones.
+    """Measures of vectors and activations, by what is known of natural ones."""
 
-    Attributes:
-        mean: ``μ``, ``[width]``.
-        vectors: All ``w``, a row each, by variance, ``[kept, width]``; zero at massive coordinates.
-        variance: ``λ``, ``[kept]``.
-        shrunk: ``λ'``.
-        rank: ``k``.
-        kept: Coordinates that are not massive, ``[width]``.
-    """
-
-    mean: Float[Tensor, "d"]
-    vectors: Float[Tensor, "c d"]
-    variance: Float[Tensor, "c"]
-    shrunk: Float[Tensor, "c"]
-    rank: int
-    kept: Bool[Tensor, "d"]
+    moments: Moments  #: what it is computed from
+    vectors: Float[Tensor, "c d"]  #: all ``w`` by variance; zero at massive coordinates
+    variance: Float[Tensor, "c"]  #: ``λ``
+    shrunk: Float[Tensor, "c"]  #: ``λ'``
+    rank: int  #: ``k``
+    kept: Bool[Tensor, "d"]  #: coordinates that are not massive
 
     @classmethod
     def of(
@@ -79,7 +70,12 @@ class Geometry:
             rank = int((variance.cumsum(0) < VARIANCE * variance.sum()).sum()) + 1
         rho = shrinkage(variance, moments.count)
         shrunk = (1 - rho) * variance + rho * variance.mean()
-        return cls(moments.mean, vectors, variance, shrunk, min(rank, len(variance)), kept)
+        return cls(moments, vectors, variance, shrunk, min(rank, len(variance)), kept)
+
+    @property
+    def mean(self) -> Float[Tensor, "d"]:
+        """``μ``."""
+        return self.moments.mean
 
     @property
     def chance(self) -> tuple[float, float, float]:
@@ -144,15 +140,9 @@ class Geometry:
         top = self.vectors[: self.rank]
         return self.bare(v) @ top.T @ top
 
-    def mean_square(self, moments: Moments) -> float:
-        """Return the mean squared distance of some activations, from their moments alone."""
-        square = moments.about(self.mean)
-        return float(((self.vectors @ square * self.vectors).sum(1) / self.shrunk).sum())
-
-    def covered(self, moments: Moments) -> float:
-        """Return which share of some activations' variance lies in the top directions."""
-        along = (self.vectors @ moments.about(self.mean) * self.vectors).sum(1)
-        return float(along[: self.rank].sum() / along.sum())
+    def along(self, moments: Moments) -> Float[Tensor, "c"]:
+        """Return the mean square of some activations' deviation from the mean, by direction."""
+        return (self.vectors @ moments.about(self.mean) * self.vectors).sum(1)
 
 
 def shrinkage(variance: Float[Tensor, "c"], count: int) -> float:
@@ -180,23 +170,18 @@ class Coverage(NamedTuple):
 
 def coverage(geometry: Geometry, fitted: Moments, held: Moments) -> Coverage:
     """Compare held-out activations with those that a geometry was computed from."""
-    return Coverage(
-        tokens=fitted.count,
-        share=geometry.covered(held),
-        fitted=geometry.covered(fitted),
-        optimism=geometry.mean_square(held) / geometry.mean_square(fitted),
-    )
+    seen, unseen = geometry.along(fitted), geometry.along(held)
+    share, known = (float(x[: geometry.rank].sum() / x.sum()) for x in (unseen, seen))
+    far = (unseen / geometry.shrunk).sum() / (seen / geometry.shrunk).sum()
+    return Coverage(fitted.count, share, known, float(far))
 
 
 def learning(natural: Natural) -> list[tuple[Geometry, Coverage]]:
     """Return geometry and coverage at an eighth, a quarter, a half and all of the corpus."""
-    massive = natural.massive
-    rank = Geometry.of(natural.moments, massive=massive).rank
-    curve = []
-    for some in natural.growing:
-        geometry = Geometry.of(some, massive=massive, rank=rank)
-        curve.append((geometry, coverage(geometry, some, natural.held)))
-    return curve
+    *smaller, whole = natural.growing
+    last = Geometry.of(whole, massive=natural.massive)
+    curve = [Geometry.of(some, massive=natural.massive, rank=last.rank) for some in smaller]
+    return [(g, coverage(g, g.moments, natural.held)) for g in (*curve, last)]
 
 
 def percentile(values: Float[Tensor, "n"], among: Float[Tensor, "m"]) -> Float[Tensor, "n"]:

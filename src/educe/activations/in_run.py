@@ -6,26 +6,25 @@ well, and what the model writes under them is asked for as any other text is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import torch
 
 from educe.activations import corpus as texts
-from educe.activations import kept, stored
-from educe.activations.examination import Changed, depths, examined
+from educe.activations import natural, stored
+from educe.activations.examination import Part, depths, examine
 from educe.activations.reading import Place
 from educe.activations.reference import Reference
 from educe.activations.report import RANDOM, ManifoldReport
-from educe.activations.stored import FIRST_PROMPT
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Kind
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
-from educe.rows import CONTROL, PerturbationRow, Row
+from educe.rows import CONTROL, Row
 from educe.run import asking
-from educe.run.fill import fill, groups
+from educe.run.fill import add_set, fill, groups
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 
@@ -36,7 +35,7 @@ def examine_run(
     *,
     lm: LanguageModel | None = None,
     corpus: str = texts.BUNDLED,
-    tokens: int = 100_000,
+    tokens: int = 50_000,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> list[ManifoldReport]:
@@ -62,7 +61,7 @@ def examine_run(
         members = groups(run, numbers)
         layers = [depths(group.kind.last, target, work.lm.depth) for group in members]
         places = [Place(layer) for layer in sorted({layer for some in layers for layer in some})]
-        gathered = kept.gather(
+        gathered = natural.gather(
             work.lm,
             texts.documents(corpus),
             places,
@@ -71,14 +70,15 @@ def examine_run(
             reporter=work.reporter,
         )
         for group, seen in zip(members, layers, strict=True):
-            keys = {n: _key(n, gathered.name, corpus, seed, seen) for n in group.numbers}
+            decides = (gathered.name, corpus, seed, seen)
+            keys = {n: sha256(repr((n, *decides)).encode()).hexdigest() for n in group.numbers}
             missing = [n for n in group.numbers if stored.key(run, n) != keys[n]]
             if not missing:
                 continue
             reference = Reference(work.lm, gathered, group.kind.before, seen, seed=seed)
             for number in missing:
                 item = torch.tensor([group.numbers.index(number)])
-                made = examined(
+                made = examine(
                     reference,
                     group.kind.select(item),
                     group.theta[item].to(work.lm.device),
@@ -93,55 +93,41 @@ def examine_run(
     return [known[number] for number in numbers]
 
 
-def _key(number: int, *decides: object) -> str:
-    """Return a digest of all that decides a report."""
-    return hashlib.sha256(repr((number, *decides)).encode()).hexdigest()[:16]
-
-
-def _listed(
-    work: Work, number: int, key: str, derived: Sequence[Changed], target: int
-) -> list[int]:
+def _listed(work: Work, number: int, key: str, derived: Sequence[Part], target: int) -> list[int]:
     """List what was derived from a perturbation, and ask for texts; return the numbers in order."""
     run = work.run
-    by_kind: dict[Kind, list[Changed]] = {}
+    by_kind: dict[Kind, list[Part]] = {}
     for one in derived:
         by_kind.setdefault(one.kind, []).append(one)
     numbers: list[int] = []
     for kind, some in by_kind.items():  # in the order of what was derived
-        name = f"{kind.name}-{key}.safetensors"
+        name = f"{kind.name}-{key[:16]}.safetensors"
         listed = [p.id for p in run.perturbation_rows(derived=True) if p.file == name]
         numbers += listed or _added(run, number, name, some, target)
     # Of random directions one is enough to read. A run that was cut off may lack the other texts.
     first = {one.how: of for one, of in reversed(list(zip(derived, numbers, strict=True)))}
-    asking.baseline(work, [FIRST_PROMPT])
+    asking.baseline(work, [stored.FIRST_PROMPT])
     written = [number, *sorted(first.values())]
-    run.ask([Row(of, FIRST_PROMPT) for of in written], work.settings.temperature)
+    run.ask([Row(of, stored.FIRST_PROMPT) for of in written], work.settings.temperature)
     return numbers
 
 
-def _added(run: Run, number: int, name: str, some: Sequence[Changed], target: int) -> list[int]:
+def _added(run: Run, number: int, name: str, some: Sequence[Part], target: int) -> list[int]:
     """List perturbations of one kind, and keep them as a file."""
-    rows, kind = run.perturbation_rows(derived=None), some[0].kind
-    (parent,) = (p for p in rows if p.id == number)
+    (parent,) = (p for p in run.perturbation_rows(derived=None) if p.id == number)
+    kind = some[0].kind
     unit = kind.unit(run.note("facts")["median_norm"], lambda paths: [])
     origin = replace(PerturbationSet.load(run.tensors / parent.file).origin, unit=unit)
-    radii = torch.tensor([one.radius for one in some])
-    directions = torch.cat([one.direction for one in some]).float().cpu()
-    PerturbationSet(kind, directions, radii, origin, parent.method, 0).save(run.tensors / name)
-    new = [
-        PerturbationRow(
-            len(rows) + 1 + i,
-            number,
-            one.how,
-            CONTROL if one.how.startswith(RANDOM) else parent.arm,
-            parent.method,
-            name,
-            i,
-            one.radius,
-            one.radius / unit,
-            one.effects[target],
-        )
-        for i, one in enumerate(some)
-    ]
-    run.add_perturbations(new)
-    return [p.id for p in new]
+    radii = torch.tensor([part.radius for part in some])
+    directions = torch.cat([part.direction for part in some])
+    made = PerturbationSet(kind, directions, radii, origin, parent.method, 0)
+    made.save(run.tensors / name)
+    return add_set(
+        run,
+        [CONTROL if part.how.startswith(RANDOM) else parent.arm for part in some],
+        name,
+        made,
+        [part.effects[target] for part in some],
+        parents=[number] * len(some),
+        how=[part.how for part in some],
+    )

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from educe.activations import corpus, kept
+from educe.activations import corpus, natural
 from educe.activations.reading import Place, read_prompts
 from educe.activations.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
@@ -95,9 +95,9 @@ def described(
     if source == PROMPTS:
         return of_rows(read_prompts(lm, batch, place), rank=rank)
     documents = corpus.documents(corpus.BUNDLED if source == RANDOM else source)
-    gathered = kept.gather(lm, documents, [place], limit=TOKENS, reporter=reporter)
-    natural = gathered.natural[place]
-    moments = natural.moments.without(natural.massive)
+    gathered = natural.gather(lm, documents, [place], limit=TOKENS, reporter=reporter)
+    known = gathered.natural[place]
+    moments = known.moments.without(known.massive)
     if source == RANDOM:
         return random_subspace(moments, rank, torch.Generator().manual_seed(seed))
     return of_moments(moments).top(rank)

@@ -9,6 +9,8 @@ not on the corpus.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -20,9 +22,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from educe.activations.reading import Piece, Place, read
+from educe.activations import reading
+from educe.activations.kept import once
+from educe.activations.reading import Piece, Place
 from educe.activations.subspace import Moments
 from educe.errors import PromptError
+from educe.model import digest
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt
 from educe.progress import Reporter, Silent
@@ -33,10 +38,12 @@ HELD, PARTS = 5, (0, 1, 2, 2, 3, 3, 3, 3)
 BANK, SAMPLE = 4096, 2048
 #: Beginnings of held-out documents to run the perturbed model on, drawn uniformly: how many, and
 #: their counted tokens.
-TEXTS, SHORTEST, LONGEST = 12, 24, 48
+TEXTS, LENGTH = 12, 24
 #: Coordinates whose mean square is so many times the median one are massive; but where more than
 #: this share of all are, they are no exceptions.
 MASSIVE, EXCEPTIONS = 100.0, 0.01
+#: Counts up whenever other numbers would be gathered, or kept in another way.
+FORMAT = 3
 
 
 class Sample(NamedTuple):
@@ -64,23 +71,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Natural:
-    """Natural activations at one place.
-
-    Attributes:
-        place: Where.
-        parts: Moments of the parts of the corpus; each is as large as those before it together.
-        held: Moments of the held-out documents.
-        bank: A sample of activations that are not held out.
-        sample: A sample of those that are.
-        first_norm: Mean norm of the activations of first tokens, which are left out of all else.
-    """
+    """Natural activations at one place."""
 
     place: Place
-    parts: tuple[Moments, ...]
-    held: Moments
-    bank: Sample
-    sample: Sample
-    first_norm: float
+    parts: tuple[Moments, ...]  #: of the corpus; each is as large as those before it together
+    held: Moments  #: of the held-out documents
+    bank: Sample  #: of activations that are not held out
+    sample: Sample  #: of those that are
+    first_norm: float  #: mean norm of activations of first tokens, which are left out of all else
 
     @property
     def growing(self) -> list[Moments]:
@@ -112,7 +110,7 @@ class Gathered(NamedTuple):
     texts: list[Piece]  #: beginnings of some documents that are held out
     documents: int
     massive: int  #: tokens that were left out for a massive activation
-    name: str = ""  #: what it is kept by (see `educe.activations.kept`), if it is
+    name: str = ""  #: what it is kept by
 
 
 def gather(
@@ -124,12 +122,14 @@ def gather(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Gathered:
-    """Read a corpus once and keep what describes its activations.
+    """Read a corpus and keep what describes its activations, in the user's cache as well.
+
+    What was gathered of the same model, tokens and places before is not read again.
 
     Args:
         lm: The model.
         documents: Texts and chats (see `educe.activations.corpus`).
-        places: Where activations are read.
+        places: Where activations are read. A token that is massive at one is left out at all.
         limit: Stop after so many tokens.
         seed: Of the samples.
         reporter: Is told of the progress (see `educe.progress`).
@@ -137,41 +137,72 @@ def gather(
     Raises:
         PromptError: The corpus is so small that nothing of it can be held out.
     """
+    pieces = list(reading.pieces(lm, documents, limit=limit))
+    settings = {
+        "format": FORMAT,
+        "model": digest.whole(digest.parts(lm.hf, lm.tokenizer)),  # as its weights are now
+        "device": lm.device.type,
+        "places": places,
+        "seed": seed,
+        "reading": [reading.MASSIVE, reading.TOKENS_PER_BATCH, reading.AHEAD],
+        "keeping": [HELD, PARTS, BANK, SAMPLE],
+        "texts": [TEXTS, LENGTH],
+        "pieces": pieces,
+    }
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def make() -> Gathered:
+        return gathered(lm, pieces, places, seed=seed, reporter=reporter)._replace(name=name)
+
+    return once(name, make, (Gathered, Natural, Place, Moments, Sample, Piece), reporter)
+
+
+def gathered(
+    lm: LanguageModel,
+    pieces: Sequence[Piece],
+    places: Sequence[Place],
+    *,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Gathered:
+    """Read pieces of documents and keep nothing for the next time; see `gather`."""
+    if not pieces:
+        raise PromptError("the corpus is empty: give documents of at least two tokens")
     draw = torch.Generator().manual_seed(seed)
     seen: dict[Place, _Growing] = {}
     # Batches come by length, so the first texts to come are the shortest: chosen by chance as well.
     choice = torch.Generator().manual_seed(seed)
     texts: list[tuple[float, Piece]] = []
-    last = tokens = massive = 0
-    with (reporter or Silent()).stage("reading the corpus", limit or 0, "tokens") as step:
-        for batch in read(lm, documents, places, limit=limit):
+    tokens = massive = 0
+    total = sum(len(piece.ids) - piece.skip for piece in pieces)
+    with (reporter or Silent()).stage("reading the corpus", total, "tokens") as step:
+        for batch in reading.read(lm, pieces, places):
             key = torch.rand(len(batch.document), generator=draw)
-            for place in places:
-                rows = batch.rows[place]
+            for place, rows in batch.rows.items():
                 known = seen.setdefault(place, _Growing(rows.shape[1]))
                 known.add(rows, batch.document, key, batch.first[place], len(batch.pieces))
             begun = [
-                piece._replace(ids=piece.ids[: piece.skip + LONGEST])
+                piece._replace(ids=piece.ids[: piece.skip + LENGTH])
                 for piece in batch.pieces
                 if _is_held(piece.document)
                 and piece.start == 0
-                and len(piece.ids) - piece.skip >= SHORTEST
+                and len(piece.ids) - piece.skip >= LENGTH
             ]
             chances = torch.rand(len(begun), generator=choice).tolist()
             texts = nsmallest(TEXTS, [*texts, *zip(chances, begun, strict=True)], itemgetter(0))
-            last = max(last, *(piece.document for piece in batch.pieces))
             tokens += len(batch.document)
             massive += batch.massive
             step(len(batch.document))
-    gathered = {place: known.done(place) for place, known in seen.items()}
-    fitted = all(sum(part.count for part in one.parts) > 1 for one in gathered.values())
-    held = all(len(one.sample.document.unique()) > 1 for one in gathered.values())
+    documents = 1 + max(piece.document for piece in pieces)
+    natural = {place: known.done(place) for place, known in seen.items()}
+    fitted = all(sum(part.count for part in one.parts) > 1 for one in natural.values())
+    held = all(len(one.sample.document.unique()) > 1 for one in natural.values())
     if not (texts and fitted and held):
         raise PromptError(
-            f"the corpus has {tokens} tokens in {last + 1} documents: give one of which a fifth "
-            f"can be held out, with texts of {SHORTEST} tokens or more"
+            f"the corpus has {tokens} tokens in {documents} documents: give one of which a fifth "
+            f"can be held out, with texts of {LENGTH} tokens or more"
         )
-    return Gathered(gathered, [text for _, text in texts], last + 1, massive)
+    return Gathered(natural, [text for _, text in texts], documents, massive)
 
 
 def _is_held(document: int | Tensor) -> Any:

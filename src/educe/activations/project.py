@@ -37,17 +37,11 @@ STEEPEST = (-1e4, 1e4)
 
 @dataclass(frozen=True)
 class Ablation:
-    """``h ← h - (h - about) readᵀ write``, with ``write readᵀ = 1``: twice is the same as once.
+    """``h ← h - (h - about) readᵀ write``, with ``write readᵀ = 1``: twice is the same as once."""
 
-    Attributes:
-        read: What is looked for, ``[k, width]``.
-        write: What is taken away for it, ``[k, width]``.
-        about: Where nothing is taken away.
-    """
-
-    read: Float[Tensor, "k d"]
-    write: Float[Tensor, "k d"]
-    about: Float[Tensor, "d"]
+    read: Float[Tensor, "k d"]  #: what is looked for
+    write: Float[Tensor, "k d"]  #: what is taken away for it
+    about: Float[Tensor, "d"]  #: where nothing is taken away
 
     def __call__(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Return activations without it."""
@@ -83,9 +77,7 @@ def oblique(directions: Float[Tensor, "k d"], moments: Moments) -> Ablation:
 
 
 def as_perturbation(ablation: Ablation) -> Float[Tensor, "1 s"]:
-    """Return an ablation of one direction as a perturbation (see
-    `educe.perturbation.ablations`).
-    """
+    """Return the ablation of one direction as `educe.perturbation.ablations` has it."""
     return torch.cat([ablation.read, ablation.write, ablation.about[None]], 1)
 
 
@@ -103,7 +95,7 @@ def ablating(
         lm: The model.
         ablation: What is taken away.
         layers: Blocks from whose outgoing stream it is taken. By default all of the stream: what
-            enters the first block, and whatever a block adds, within the block as well.
+            enters the first block, and whatever a block adds.
         positions: Tokens at which it is (see `educe.perturbation.positions`). Where more than one
             token runs they are the prompt's, padded on the left; a single one is generated.
 
@@ -194,72 +186,61 @@ def ablating_weights(lm: LanguageModel, ablation: Ablation) -> Iterator[None]:
 
 
 class Injection(NamedTuple):
-    """What an ablation does in directions that natural activations do not use.
+    """What an ablation does in directions that natural activations do not use."""
 
-    Attributes:
-        outside: Share of the energy of the change that lies in them.
-        chance: Share of a random vector that does.
-        natural: Share of the natural variance that does: one per cent, or a little less.
-        after: Variance in them after the ablation, as a share of the natural variance as well.
-        unused: How many directions these are.
-    """
-
-    outside: float
-    chance: float
-    natural: float
-    after: float
-    unused: int
+    outside: float  #: share of the energy of the change that lies in them
+    chance: float  #: share of a random vector that does
+    natural: float  #: share of the natural variance that does: one per cent, or a little less
+    after: float  #: variance in them after the ablation, as a share of the natural one as well
+    unused: int  #: how many directions these are
 
 
-def injection(ablation: Ablation, moments: Moments, *, massive: Sequence[int] = ()) -> Injection:
+def injection(ablation: Ablation, natural: Geometry) -> Injection:
     """Return how much of what an ablation changes goes where natural activations do not.
 
     From their moments alone, so over all of the corpus, not over a sample of it.
 
     Args:
         ablation: What is taken away.
-        moments: Of natural activations at the layer.
-        massive: Coordinates to leave out.
+        natural: What is known of natural activations at the layer.
     """
-    whole = Geometry.of(moments, massive=massive)
-    unused, (natural, chance) = whole.vectors[whole.used :], whole.unused
-    project = ablation.read.double().T @ ablation.write.double()  # on rows
-    square = project.T @ moments.about(ablation.about) @ project
-    left = torch.eye(len(project), dtype=project.dtype) - project
-    after = left.T @ moments.covariance @ left
+    moments, write, read = natural.moments, ablation.write.double(), ablation.read.double()
+    unused, (held, chance) = natural.vectors[natural.used :], natural.unused
+    # What is written is a rank-k map of what is read, so nothing as wide as the stream is squared.
+    along = unused @ write.T
+    changed, varied = (
+        read @ square @ read.T for square in (moments.about(ablation.about), moments.covariance)
+    )
+    bare = write[:, natural.kept]
     # Nothing where the ablation changes massive coordinates alone: then none of it is outside.
-    changed = square[whole.kept][:, whole.kept].trace().clamp(min=torch.finfo(square.dtype).tiny)
-    total = whole.variance.sum()
-
-    def within(covariance: Tensor) -> float:
-        return max(0.0, float((unused @ covariance * unused).sum()))  # rounding can leave less
-
+    energy = (changed * (bare @ bare.T)).sum().clamp(min=torch.finfo(bare.dtype).tiny)
+    taken = 2 * along * (unused @ moments.covariance @ read.T) - along @ varied * along
+    after = natural.variance[natural.used :].sum() - taken.sum()
     return Injection(
-        outside=within(square) / float(changed),
+        outside=float((along @ changed * along).sum() / energy),
         chance=chance,
-        natural=natural,
-        after=within(after) / float(total),
+        natural=held,
+        after=max(0.0, float(after / natural.variance.sum())),  # rounding can leave less
         unused=len(unused),
     )
 
 
 def equal_variance(
-    direction: Float[Tensor, "d"], moments: Moments, n: int, generator: torch.Generator
+    wanted: float, moments: Moments, n: int, generator: torch.Generator
 ) -> Float[Tensor, "n d"]:
-    """Draw random unit directions along which activations vary as much as along a given one.
+    """Draw random unit directions along which activations have a variance, or the nearest to it.
 
     A random ``g`` is tilted to ``Σ^p g``; the power ``p`` is the one with that variance.
 
     Raises:
-        MethodError: Activations do not vary along the direction.
+        MethodError: The variance is none.
     """
-    unit = torch.nn.functional.normalize(direction.double(), dim=0)
     variance, basis = torch.linalg.eigh(moments.covariance)
-    variance = variance.clamp(min=1e-12 * float(variance[-1]))
-    wanted = float(unit @ moments.covariance @ unit)
-    if wanted <= float(variance[0]):
+    least = 1e-12 * float(variance[-1])
+    if wanted <= least:
         raise MethodError("activations do not vary along this direction: nothing is equal to it")
-    drawn = torch.randn(n, len(unit), generator=generator, dtype=torch.float64)
+    variance = variance.clamp(min=least)
+    drawn = torch.randn(n, len(variance), generator=generator, dtype=torch.float64)
     logs = (variance / variance[-1]).log()
     found = []
     for g in drawn @ basis:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.activations import corpus
-from educe.errors import PromptError
+from educe.forward.slice.norms import after_first
 from educe.model.blocks import stream_out
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
@@ -27,8 +28,8 @@ from educe.model.rendering import Prompt, PromptBatch
 MASSIVE = 1000.0
 #: The longest piece of a document that is read at once, in tokens.
 PIECE = 256
-#: Tokens that run together, and how many times that is read ahead to put like lengths together.
-TOKENS_PER_BATCH, AHEAD = {"cpu": 2048, "cuda": 16384}, 8
+#: Tokens that run together, and pieces that are read ahead to put like lengths together.
+TOKENS_PER_BATCH, AHEAD = {"cpu": 2048, "cuda": 16384}, 128
 
 
 class Place(NamedTuple):
@@ -58,53 +59,26 @@ class Piece(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What was read of a batch of text.
+    """What was read of a batch of text."""
 
-    Attributes:
-        rows: Activations at each place, the tokens of the batch one after the other.
-        document: Which document each of these tokens is of.
-        pieces: The pieces of text.
-        first: Mean norm of the activations of first tokens at each place.
-        massive: How many tokens but the first were left out for a massive activation.
-    """
-
-    rows: dict[Place, Float[Tensor, "n d"]]
-    document: Int[Tensor, "n"]
+    rows: dict[Place, Float[Tensor, "n d"]]  #: activations, the tokens one after the other
+    document: Int[Tensor, "n"]  #: which document each of these tokens is of
     pieces: list[Piece]
-    first: dict[Place, float]
-    massive: int
+    first: dict[Place, float]  #: mean norm of the activations of first tokens
+    massive: int  #: how many tokens but the first were left out for a massive activation
 
 
-def read(
-    lm: LanguageModel,
-    documents: Iterable[Prompt],
-    places: Sequence[Place],
-    *,
-    limit: int | None = None,
-) -> Iterator[Read]:
-    """Read documents, one batch after the other; no more than a batch is in memory.
-
-    Args:
-        lm: The model.
-        documents: Texts (strings), and chats (messages).
-        places: Where activations are read.
-        limit: Stop after so many counted tokens.
-
-    Raises:
-        PromptError: There is no document with a token to count.
-    """
-    waiting: list[Piece] = []
-    held, empty = 0, True
-    for piece in pieces(lm, documents, limit=limit):
-        waiting.append(piece)
-        held += len(piece.ids)
-        empty = False
-        if held >= AHEAD * _together(lm):
-            yield from _in_batches(lm, waiting, places)
-            waiting, held = [], 0
-    if empty:
-        raise PromptError("the corpus is empty: give documents of at least two tokens")
-    yield from _in_batches(lm, waiting, places)
+def read(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place]) -> Iterator[Read]:
+    """Read `pieces` of documents, batch by batch; no activations but a batch's are in memory."""
+    most, coming = TOKENS_PER_BATCH.get(lm.device.type, 2048), iter(pieces)
+    while some := sorted(islice(coming, AHEAD), key=lambda piece: len(piece.ids)):
+        batch: list[Piece] = []
+        for piece in some:
+            if batch and (len(batch) + 1) * len(piece.ids) > most:
+                yield _read(lm, batch, places)
+                batch = []
+            batch.append(piece)
+        yield _read(lm, batch, places)
 
 
 def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[Tensor, "n d"]:
@@ -113,11 +87,6 @@ def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[T
         lm.forward(batch.ids, batch.mask)
     found = seen[place]
     return found[after_first(batch.mask).to(found.device) & ~_massive(found)]
-
-
-def after_first(mask: Int[Tensor, "p t"]) -> Bool[Tensor, "p t"]:
-    """Return which tokens of left-padded texts are not the first."""
-    return mask.bool() & (mask.cumsum(1) > 1)
 
 
 class _Seen(BaseException):
@@ -187,22 +156,6 @@ def _shared(ids: list[int], before: list[int]) -> int:
     """Return how many tokens two texts share at their beginning."""
     pairs = enumerate(zip(ids, before, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(before)))
-
-
-def _together(lm: LanguageModel) -> int:
-    return TOKENS_PER_BATCH.get(lm.device.type, 2048)
-
-
-def _in_batches(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Iterator[Read]:
-    """Read pieces, those of like length together."""
-    batch: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: len(piece.ids)):
-        if batch and (len(batch) + 1) * len(piece.ids) > _together(lm):
-            yield _read(lm, batch, places)
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield _read(lm, batch, places)
 
 
 @torch.no_grad()

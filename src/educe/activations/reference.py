@@ -1,5 +1,12 @@
 """The reference: natural activations, held-out texts, and controls, to examine perturbations by.
 
+Held-out texts are the same few for every perturbation and every control, each token perturbed. What
+the model makes of them is the stream at some layers, and of the next-token distributions ``q``,
+``p`` without perturbation, and the tokens ``x`` that really come next, means over tokens of
+
+    KL(p ‖ q),   how often the likeliest token of q is that of p,   entropy of q in nats,
+    perplexity exp(mean -log q(x)).
+
 Controls of a norm are the same for every perturbation of that norm: differences between held-out
 activations of different documents, and random vectors. At their layer thousands of them cost
 nothing. To see what later layers and the output make of it, the model runs under some: under 39
@@ -9,10 +16,12 @@ differences, so that one that lies farther out than all of them does so by chanc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,40 +29,96 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from educe.activations.distance import Coverage, Geometry, differences, learning, random_vectors
-from educe.activations.held_out import TEXTS_PER_BATCH, HeldOut, Outcome
 from educe.activations.kept import once
 from educe.activations.natural import Gathered, Natural
-from educe.activations.reading import Place
-from educe.activations.report import Measure
-from educe.forward.forced import perturbing
+from educe.activations.reading import Piece, Place
+from educe.activations.report import ON_TEXTS, Measure
+from educe.forward.chunks import split
+from educe.forward.forced import UNCHANGED, Forced, perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Kind, Vectors
-from educe.progress import Reporter, Silent
+from educe.progress import Reporter
 
+T = TypeVar("T")
+
+#: Texts that run together: their logits over the vocabulary are the memory that counts.
+TEXTS_PER_BATCH = 6
 #: Controls of each kind whose share and length are measured, and those added to the texts there.
 MANY, SOME = 2000, 400
 #: Natural differences that run through the model; random vectors, and random directions taken away.
 TRIED, FEW = 39, 5
 #: Counts up whenever other controls would be kept, or in another way.
-FORMAT = 2
+FORMAT = 3
 #: Norms that are equal to so many digits have the same controls.
 DIGITS = 4
 
 
-class Seen(NamedTuple):
-    """Medians over the tokens of the texts, of ``n`` perturbations, by ``s`` sizes of the corpus.
+class Outcome(NamedTuple):
+    """What the model makes of the texts."""
+
+    streams: dict[int, Float[Tensor, "m d"]]  #: at each layer, counted tokens one after the other
+    scores: dict[str, float]  #: by the names of `educe.activations.report.ON_TEXTS`
+
+
+class HeldOut:
+    """Held-out texts, read once without perturbation.
+
+    Args:
+        lm: The model.
+        pieces: The texts, and how many tokens at the beginning of each are not counted.
+        before: The last layer that no perturbation reaches: blocks up to it run once.
+        layers: Layers whose stream is kept.
 
     Attributes:
-        distance: Mahalanobis distance from the mean.
-        nearest: Distance to the nearest natural activation.
-        share: Share of the energy of what is changed that lies in the top directions.
-        size: Norm of what is changed, as a share of the stream's.
+        plain: The outcome without perturbation.
     """
 
-    distance: Float[Tensor, "n s"]
-    nearest: Float[Tensor, "n s"]
-    share: Float[Tensor, "n"]
-    size: Float[Tensor, "n"]
+    def __init__(
+        self, lm: LanguageModel, pieces: Sequence[Piece], before: int, layers: Sequence[int]
+    ) -> None:
+        self.layers = list(layers)
+        self.parts: list[Forced] = []
+        for some in split(sorted(pieces, key=lambda piece: len(piece.ids)), TEXTS_PER_BATCH):
+            batch = lm.pad([piece.ids for piece in some])
+            mask = batch.mask.cpu()
+            counted = mask.bool() & (mask.cumsum(1) > torch.tensor([[p.skip] for p in some]))
+            # After the last token of a text any could follow.
+            after = [[0]] * len(some)
+            self.parts.append(Forced(lm, batch, after, before=before, counted=counted))
+        self.plain = self.under([UNCHANGED] * len(self.parts))
+
+    @torch.no_grad()
+    def under(self, changes: Iterable[AbstractContextManager[Any]]) -> Outcome:
+        """Let the model read the texts while it is changed; each batch has a change of its own."""
+        streams: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
+        measured: list[list[Tensor]] = [[] for _ in ON_TEXTS]
+        for part, change in zip(self.parts, changes, strict=True):
+            read, counted = part.under(change, self.layers), part.counted
+            for layer, stream in read.streams.items():
+                streams[layer].append(stream[0][counted.to(stream.device)].float().cpu())
+            said, known = (logs[counted.to(logs.device)] for logs in (read.logprobs[0], part.plain))
+            values = (
+                (known.exp() * (known - said)).sum(1).clamp(min=0),
+                (known.argmax(1) == said.argmax(1)).float(),
+                -(said.exp() * said).sum(1),
+                -part.likelihood(read)[0, :, :-1][counted[:, :-1].to(said.device)],
+            )
+            for all_of_them, some in zip(measured, values, strict=True):
+                all_of_them.append(some)
+        *means, surprise = (float(torch.cat(each).mean()) for each in measured)
+        return Outcome(
+            {layer: torch.cat(some) for layer, some in streams.items()},
+            dict(zip(ON_TEXTS, [*means, math.exp(min(700.0, surprise))], strict=True)),
+        )
+
+
+class Seen(NamedTuple):
+    """Medians over tokens of the texts, of ``n`` perturbations, by ``s`` sizes of the corpus."""
+
+    distance: Float[Tensor, "n s"]  #: Mahalanobis distance from the mean
+    nearest: Float[Tensor, "n s"]  #: distance to the nearest natural activation
+    share: Float[Tensor, "n"]  #: share of the energy of the change that lies in the top directions
+    size: Float[Tensor, "n"]  #: norm of the change, as a share of the stream's
 
     @classmethod
     def joined(cls, some: Iterable[Seen]) -> Seen:
@@ -79,8 +144,7 @@ class Sight:
         learned: Sequence[tuple[Geometry, Coverage]],
         still: Float[Tensor, "m d"],
     ) -> None:
-        self.layer, self.still, self.learned = natural.place.layer, still, learned
-        self.whole = learned[-1][0]
+        self.still, self.learned, self.whole = still, learned, learned[-1][0]
         self.bank = self._centred(natural.bank.rows)
         counts = [known.tokens for _, known in learned]
         self.sizes = [ceil(len(self.bank) * count / counts[-1]) for count in counts]
@@ -95,7 +159,8 @@ class Sight:
 
     def _nearest(self, apart: Float[Tensor, "m b"]) -> Float[Tensor, "m s"]:
         """Return the least of each row: the bank is in random order, its beginning a sample."""
-        return torch.stack([apart[:, :size].amin(1) for size in self.sizes], 1)
+        parts = [apart[:, start:end].amin(1) for start, end in pairwise([0, *self.sizes])]
+        return torch.stack(parts, 1).cummin(1).values
 
     def of(self, stream: Float[Tensor, "m d"]) -> Seen:
         """Look at the texts under one perturbation."""
@@ -125,45 +190,41 @@ class Sight:
             least = self._nearest(apart) + (2 * across[i] + v.square().sum())[:, None]
             nearest[i] = least.clamp(min=0).sqrt().median(0).values
         size = vectors.norm(dim=1, keepdim=True) / self.still.norm(dim=1)
-        return Seen(
-            torch.stack(distances, 1),
-            nearest,
-            self.whole.share(vectors),
-            size.median(1).values,
-        )
+        share = self.whole.share(vectors)
+        return Seen(torch.stack(distances, 1), nearest, share, size.median(1).values)
 
     def measures(self, own: Seen, natural: Seen, random: Seen) -> dict[str, Measure]:
         """Return what is seen under a perturbation beside what is seen under its controls."""
-
-        def measure(field: str, activations: Tensor, still: Tensor) -> Measure:
-            of_own, of_natural, of_random = (
-                values.double().reshape(len(values), -1)
-                for values in (getattr(seen, field) for seen in (own, natural, random))
-            )
-            return Measure(of_own[0], of_natural, of_random, activations.double(), still.double())
-
         none = torch.zeros(0)
+        beside = {
+            "distance": ("distance", self.distances, self.unmoved.distance[0]),
+            "nearest": ("nearest", self.nearests, self.unmoved.nearest[0]),
+            "energy": ("share", self.shares[:, None], none),
+            "size": ("size", torch.zeros(0, 1), none),
+        }
+
+        def values(seen: Seen, field: str) -> Tensor:
+            found: Tensor = getattr(seen, field).double()
+            return found.reshape(len(found), -1)
+
         return {
-            "distance": measure("distance", self.distances, self.unmoved.distance[0]),
-            "nearest": measure("nearest", self.nearests, self.unmoved.nearest[0]),
-            "energy": measure("share", self.shares[:, None], none),
-            "size": measure("size", torch.zeros(0, 1), none),
+            judge: Measure(
+                values(own, field)[0],
+                values(natural, field),
+                values(random, field),
+                activations.double(),
+                still.double(),
+            )
+            for judge, (field, activations, still) in beside.items()
         }
 
 
 class Controls(NamedTuple):
-    """What differences between natural activations, and random vectors, of one norm do.
+    """What ``natural`` differences and ``random`` vectors of one norm do, by these names."""
 
-    Attributes:
-        norm: Their norm; massive coordinates of differences are part of it.
-        seen: What each layer sees of the texts under them, by ``natural`` and ``random``.
-        outputs: What the model makes of the texts under those that run, by the same: a row each
-            has what `Outcome.scores` has.
-    """
-
-    norm: float
-    seen: dict[str, dict[int, Seen]]
-    outputs: dict[str, Float[Tensor, "n 4"]]
+    norm: float  #: massive coordinates of differences are part of it
+    seen: dict[str, dict[int, Seen]]  #: what each layer sees of the texts under them
+    outputs: dict[str, Float[Tensor, "n 4"]]  #: `Outcome.scores` under those that run, a row each
 
 
 class Reference:
@@ -188,48 +249,50 @@ class Reference:
     ) -> None:
         self.lm, self.gathered, self.seed = lm, gathered, seed
         self.before, self.layers, self.layer = before, list(layers), layers[0]
-        self.natural = {layer: gathered.natural[Place(layer)] for layer in layers}
-        self.learned = {layer: learning(known) for layer, known in self.natural.items()}
-        self.here, self.home = self.natural[self.layer], self.learned[self.layer][-1][0]
+        natural = {layer: gathered.natural[Place(layer)] for layer in layers}
+        self.learned = {layer: learning(known) for layer, known in natural.items()}
+        self.here, self.home = natural[self.layer], self.learned[self.layer][-1][0]
         self.texts = HeldOut(lm, gathered.texts, before, layers)
+        self.still = self.texts.plain.streams
         self.sights = {
-            layer: Sight(self.natural[layer], self.learned[layer], self.texts.plain.streams[layer])
-            for layer in layers
+            layer: Sight(natural[layer], self.learned[layer], self.still[layer]) for layer in layers
         }
         draw = torch.Generator().manual_seed(seed)
         self.apart = differences(self.here.sample, MANY, draw)
         self.drawn = random_vectors(MANY, self.home, draw)
         self.anywhere = torch.randn(MANY, lm.width, generator=draw)
-        self._last: Controls | None = None
+        self._made: dict[tuple[str, float], Any] = {}
 
-    def controls(self, norm: float, reporter: Reporter | None = None) -> Controls:
-        """Return the controls of a norm, rounded: kept with what was gathered, if that is kept."""
+    def once(self, what: str, of: float, make: Callable[[], T], *kinds: type, say: Reporter) -> T:
+        """Return controls of a number, made once: kept with what was gathered, if that is kept."""
+        if (what, of) not in self._made:
+            decides = (self.gathered.name, self.before, self.layers, self.seed, of)
+            settings = (FORMAT, MANY, SOME, TRIED, FEW, TEXTS_PER_BATCH)
+            name = hashlib.sha256(repr((decides, settings)).encode()).hexdigest()
+            is_kept = bool(self.gathered.name)
+            self._made[what, of] = once(f"{what}-{name}", make, kinds, say) if is_kept else make()
+        made: T = self._made[what, of]
+        return made
+
+    def controls(self, norm: float, reporter: Reporter) -> Controls:
+        """Return the controls of a norm, rounded."""
         norm = float(f"{norm:.{DIGITS}g}")
-        if self._last is None or norm != self._last.norm:
 
-            def make() -> Controls:
-                with (reporter or Silent()).stage("controls", TRIED + FEW) as step:
-                    return self._run(norm, step)
+        def make() -> Controls:
+            with reporter.stage("controls", TRIED + FEW) as step:
+                return self._run(norm, step)
 
-            name = self._name(norm)
-            self._last = once(name, make, (Controls, Seen), reporter) if name else make()
-        return self._last
-
-    def _name(self, norm: float) -> str | None:
-        """Return what decides the controls of a norm, as a digest."""
-        of = (self.gathered.name, self.before, self.layers, self.seed, norm)
-        settings = (FORMAT, MANY, SOME, TRIED, FEW, TEXTS_PER_BATCH)
-        digest = hashlib.sha256(repr((of, settings)).encode()).hexdigest()
-        return f"controls-{digest}" if self.gathered.name else None
+        return self.once("controls", norm, make, Controls, Seen, say=reporter)
 
     def _run(self, norm: float, step: Any) -> Controls:
         vectors = {"natural": norm * normalize(self.apart, dim=1), "random": norm * self.drawn}
+        kind = Vectors(self.layer, self.lm.width)
         seen, outputs = {}, {}
         for (name, all_of_them), tried in zip(vectors.items(), (TRIED, FEW), strict=True):
             later: dict[int, list[Seen]] = {layer: [] for layer in self.layers[1:]}
             scores = []
             for vector in all_of_them[:tried]:
-                outcome = self.under(Vectors(self.layer, self.lm.width), vector[None].float())
+                outcome = self.under(kind, vector[None].float())
                 scores.append(list(outcome.scores.values()))
                 for layer, some in later.items():
                     some.append(self.sights[layer].of(outcome.streams[layer]))
@@ -241,4 +304,4 @@ class Reference:
 
     def under(self, kind: Kind, theta: Float[Tensor, "1 s"]) -> Outcome:
         """Let the model read the texts under a perturbation, which acts on every token."""
-        return self.texts.under(partial(perturbing, self.lm, kind, theta))
+        return self.texts.under(perturbing(self.lm, kind, theta) for _ in self.texts.parts)

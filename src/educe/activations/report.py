@@ -78,21 +78,13 @@ def unit(judge: str) -> str:
 
 
 class Measure(NamedTuple):
-    """A measure of a perturbation and of its controls, at ``s`` sizes of the corpus, all last.
+    """A measure of a perturbation and of its controls, at ``s`` sizes of the corpus, all last."""
 
-    Attributes:
-        own: Of the perturbation.
-        natural: Of natural differences.
-        random: Of random vectors.
-        activations: Of held-out natural activations; none where it is not measured of them.
-        still: Of the held-out texts without perturbation; none where it is of no texts.
-    """
-
-    own: Float[Tensor, "s"]
-    natural: Float[Tensor, "n s"]
-    random: Float[Tensor, "m s"]
-    activations: Float[Tensor, "a s"] = torch.zeros(0, 1)
-    still: Float[Tensor, "#s"] = torch.zeros(0)
+    own: Float[Tensor, "s"]  #: of the perturbation
+    natural: Float[Tensor, "n s"]  #: of natural differences
+    random: Float[Tensor, "m s"]  #: of random vectors
+    activations: Float[Tensor, "a s"] = torch.zeros(0, 1)  #: of held-out ones, where it has a sense
+    still: Float[Tensor, "#s"] = torch.zeros(0)  #: of the texts unperturbed, where it is of texts
 
     def standings(self, judge: str) -> tuple[Standing, ...]:
         """Return where the perturbation stands at each size.
@@ -100,8 +92,7 @@ class Measure(NamedTuple):
         Distances are given as percentiles among held-out activations. Among the controls they are
         placed as they are: percentiles no longer differ at 100%.
         """
-        percentiles = judge.startswith(PERCENTILES)
-        return tuple(self._standing(i, percentiles) for i in range(len(self.own)))
+        return tuple(self._standing(i, judge.startswith(PERCENTILES)) for i in range(len(self.own)))
 
     def _standing(self, i: int, percentiles: bool) -> Standing:
         own, natural, random = self.own[i : i + 1], self.natural[:, i], self.random[:, i]
@@ -110,16 +101,13 @@ class Measure(NamedTuple):
         def shown(values: Tensor) -> Tensor:
             return percentile(values, activations) if percentiles else values
 
-        def among(values: Tensor) -> float | None:
-            return float(percentile(own, values)) if len(values) else None
-
         return Standing(
             float(shown(own)),
             Range.of(shown(natural)),
             Range.of(shown(random)),
             float(percentile(own, natural)),
             float(percentile(own, random)),
-            among(activations),
+            float(percentile(own, activations)) if len(activations) else None,
             float(shown(still)) if len(still) else None,
         )
 
@@ -143,82 +131,47 @@ class Range:
 
 @dataclass(frozen=True)
 class Standing:
-    """A value among those of its controls.
+    """A value among those of its controls; shares of them are of those that are smaller."""
 
-    Attributes:
-        found: Of the perturbation: the score.
-        natural: Of natural differences.
-        random: Of random vectors.
-        percentile: The share of the natural differences whose value is smaller.
-        among_random: The share of the random vectors whose value is smaller.
-        activations: The share of held-out natural activations whose value is smaller.
-        still: Of the same texts without perturbation.
-    """
-
-    found: float
-    natural: Range
-    random: Range
-    percentile: float
-    among_random: float
-    activations: float | None = None
-    still: float | None = None
+    found: float  #: of the perturbation: the score
+    natural: Range  #: of natural differences
+    random: Range  #: of random vectors
+    percentile: float  #: the share of the natural differences
+    among_random: float  #: the share of the random vectors
+    activations: float | None = None  #: the share of held-out natural activations
+    still: float | None = None  #: of the same texts without perturbation
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a perturbation was examined with.
+    """What a perturbation was examined with."""
 
-    Attributes:
-        layer: Where it is looked at first.
-        layers: Where activations under it are: that layer and later ones.
-        norm: Norm of what is added there.
-        corpus: Where natural activations come from.
-        fitted: Tokens of the corpus that the covariance is from; ``held_out``: those held out.
-        documents: Of how many documents.
-        added: How many controls of each kind are added to the texts at the layer.
-        tried: How many natural differences run through the model, and how many random vectors.
-        width: Width of the stream, massive coordinates left out.
-        rank: Number of top directions, which hold 90% of the variance.
-        chance: Share of a random vector in them: mean, and what 95% lie between.
-        massive: Coordinates that were left out.
-        massive_tokens: Tokens that were left out for a massive activation.
-        first: Norm of the activations of first tokens, which are left out, over that of the others.
-        prompt_rank: Dimensions of the span of the prompts' own activations; 0 without prompts.
-        unused: Share of the natural variance in unused directions, and of a random vector.
-    """
-
-    layer: int
-    layers: tuple[int, ...]
-    norm: float
-    corpus: str
-    fitted: int
-    held_out: int
-    documents: int
-    added: int
-    tried: tuple[int, int]
-    width: int
-    rank: int
-    chance: Range
-    massive: tuple[int, ...]
-    massive_tokens: int
-    first: float
-    prompt_rank: int
-    unused: tuple[float, float]
+    layer: int  #: where it is looked at first
+    layers: tuple[int, ...]  #: where activations under it are: that layer and later ones
+    norm: float  #: of what is added there
+    corpus: str  #: where natural activations come from
+    fitted: int  #: tokens of the corpus that the covariance is from
+    held_out: int  #: those that are held out
+    documents: int  #: of how many documents
+    added: int  #: controls of each kind that are added to the texts at the layer
+    tried: tuple[int, int]  #: natural differences that run through the model, and random vectors
+    width: int  #: of the stream, massive coordinates left out
+    rank: int  #: number of top directions, which hold 90% of the variance
+    chance: Range  #: share of a random vector in them: mean, and what 95% lie between
+    massive: tuple[int, ...]  #: coordinates that are left out
+    massive_tokens: int  #: tokens that are left out for a massive activation
+    first: float  #: norm of activations of first tokens, which are left out, over the others'
+    prompt_rank: int  #: dimensions of the span of the prompts' own activations; 0 without prompts
+    unused: tuple[float, float]  #: share of natural variance in unused directions; of random ones
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A perturbation that is derived from the one examined, and what comes of it.
+    """A perturbation that is derived from the one examined, and what comes of it."""
 
-    Attributes:
-        how: How it is derived: a part of it, or its direction or a random one ablated.
-        scores: Its scores by judge.
-        text: What the model writes to the first prompt under it, where it was asked.
-    """
-
-    how: str
-    scores: Mapping[str, float]
-    text: str | None = None
+    how: str  #: a part of it, or its direction or a random one ablated
+    scores: Mapping[str, float]  #: by judge
+    text: str | None = None  #: what the model writes to the first prompt under it, if asked
 
 
 @dataclass(frozen=True)
@@ -272,14 +225,12 @@ class ManifoldReport:
 
     def data(self) -> dict[str, Any]:
         """Return all of it, and the words, as JSON can hold it."""
-        return asdict(self) | {
-            "coverage": {
-                layer: [c._asdict() | {"enough": c.enough} for c in sizes]
-                for layer, sizes in self.coverage.items()
-            },
-            "words": words(self),
-            "verdict": verdict(self),
+        coverage = {
+            layer: [c._asdict() | {"enough": c.enough} for c in sizes]
+            for layer, sizes in self.coverage.items()
         }
+        told = {"words": words(self), "verdict": verdict(self)}
+        return asdict(self) | {"coverage": coverage} | told
 
 
 def verdict(r: ManifoldReport) -> str:

@@ -1,4 +1,4 @@
-"""Manifold reports as a run keeps them: scores, and the values of the controls in a file.
+"""Manifold reports as a run keeps them: scores, and a file with the values of the controls.
 
 The file of a perturbation is written after its scores, and deleted before others take their place:
 where it is, they are of the same examination.
@@ -58,13 +58,13 @@ def keep(run: Run, number: int, key: str, made: Examined, derived: list[int]) ->
         derived: The numbers of what was derived from it, in order.
     """
     file(run, number).unlink(missing_ok=True)
-    report = made.report(number)
+    scores = {number: {judge: made.report[judge].found for judge in made.measures}}
+    scores |= {of: part.scores for of, part in zip(derived, made.derived, strict=True)}
     run.add_scores(
-        [ScoreRow(number, judge, report[judge].found, unit(judge), "") for judge in made.measures]
-        + [
+        [
             ScoreRow(of, judge, value, unit(judge), "")
-            for of, one in zip(derived, made.derived, strict=True)
-            for judge, value in one.scores.items()
+            for of, own in scores.items()
+            for judge, value in own.items()
         ]
     )
     tensors = {
@@ -72,22 +72,20 @@ def keep(run: Run, number: int, key: str, made: Examined, derived: list[int]) ->
         for judge, measure in made.measures.items()
         for field, values in measure._asdict().items()
     }
-    tensors |= {
-        f"coverage {layer}": torch.tensor(sizes, dtype=torch.float64)
-        for layer, sizes in made.coverage.items()
+    report = made.report
+    curves: dict[str, Any] = {
+        f"coverage {layer}": sizes for layer, sizes in report.coverage.items()
     }
-    tensors |= {
-        f"spectrum {name}": torch.tensor(curve, dtype=torch.float64)
-        for name, curve in made.spectrum.items()
-    }
+    curves |= {f"spectrum {name}": curve for name, curve in report.spectrum.items()}
+    tensors |= {name: torch.tensor(c, dtype=torch.float64) for name, c in curves.items()}
     header = {
-        "key": key,
-        "facts": json.dumps(asdict(made.facts)),
-        "judges": json.dumps(list(made.measures)),
-        "spectrum": json.dumps(list(made.spectrum)),
-        "derived": json.dumps(derived),
+        "facts": asdict(report.facts),
+        "judges": list(made.measures),
+        "spectrum": list(report.spectrum),
+        "derived": derived,
     }
-    write_tensors(file(run, number), tensors, header)
+    told = {name: json.dumps(value) for name, value in header.items()}
+    write_tensors(file(run, number), tensors, {"key": key, **told})
 
 
 def reports(run: Run) -> list[ManifoldReport]:
@@ -102,31 +100,30 @@ def reports(run: Run) -> list[ManifoldReport]:
     for path in sorted(run.tensors.glob(f"{NAME}*.safetensors")):
         number = int(path.stem.removeprefix(NAME))
         tensors, header = read_tensors(path)
-        facts = _facts(json.loads(header["facts"]))
+        facts, judges, spectrum, derived = (
+            json.loads(header[name]) for name in ("facts", "judges", "spectrum", "derived")
+        )
         measures = {
             judge: Measure(*(tensors[f"{judge} {field}"] for field in Measure._fields))
-            for judge in json.loads(header["judges"])
+            for judge in judges
         }
         found.append(
             ManifoldReport(
                 number,
                 rows[number].arm,
-                facts,
+                _facts(facts),
                 {judge: measure.standings(judge) for judge, measure in measures.items()},
                 {
                     layer: tuple(
                         Coverage(int(tokens), *rest)
                         for tokens, *rest in tensors[f"coverage {layer}"].tolist()
                     )
-                    for layer in facts.layers
+                    for layer in facts["layers"]
                 },
-                {
-                    name: tensors[f"spectrum {name}"].tolist()
-                    for name in json.loads(header["spectrum"])
-                },
+                {name: tensors[f"spectrum {name}"].tolist() for name in spectrum},
                 tuple(
                     Derived(rows[of].how, scores[of], texts.get(Row(of, FIRST_PROMPT)))
-                    for of in json.loads(header["derived"])
+                    for of in derived
                 ),
                 tuple(texts.get(Row(of, FIRST_PROMPT)) for of in (0, number)),
             )

@@ -29,17 +29,11 @@ LARGE = 2048
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of some activations: enough for their mean, covariance and subspaces.
+    """What is known of some activations: enough for their mean, covariance and subspaces."""
 
-    Attributes:
-        count: Number of tokens.
-        mean: Their mean, ``[width]``.
-        scatter: Sum of the outer products of what deviates from it, ``[width, width]``.
-    """
-
-    count: int
+    count: int  #: number of tokens
     mean: Float[Tensor, "d"]
-    scatter: Float[Tensor, "d d"]
+    scatter: Float[Tensor, "d d"]  #: sum of the outer products of what deviates from the mean
 
     @classmethod
     def none(cls, width: int) -> Moments:
@@ -82,19 +76,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class Subspace:
-    """Orthonormal directions in the order in which activations vary along them.
+    """Orthonormal directions in the order in which activations vary along them."""
 
-    Attributes:
-        mean: What was taken off before; zero if nothing was, ``[width]``.
-        basis: The directions, right singular vectors, ``[rank, width]``.
-        variance: Mean square of the activations along each, ``[rank]``.
-        total: The same over all directions, also those that are not here.
-    """
-
-    mean: Float[Tensor, "d"]
-    basis: Float[Tensor, "k d"]
-    variance: Float[Tensor, "k"]
-    total: float
+    mean: Float[Tensor, "d"]  #: what was taken off before; zero if nothing was
+    basis: Float[Tensor, "k d"]  #: the directions, right singular vectors
+    variance: Float[Tensor, "k"]  #: mean square of the activations along each
+    total: float  #: the same over all directions, also those that are not here
 
     def __len__(self) -> int:
         return len(self.basis)

@@ -7,7 +7,7 @@ import traceback
 
 from cyclopts import App, CycloptsError
 
-from educe.cli import atlas, contrast, derive, discover, examine, judge, organism, select, show
+from educe.cli import contrast, derive, discover, examine, judge, layers, organism, select, show
 from educe.cli.streams import check_taken, lasting
 from educe.errors import EduceError
 from educe.model.prompts import well_formed
@@ -25,7 +25,7 @@ for command in (
     discover.discover,
     discover.methods,
     discover.demo,
-    atlas.atlas,
+    layers.layers,
     contrast.contrast,
     show.show,
     show.report,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, some, telling
 from educe.cli.options import SCREEN, Number, Output, RunFolder
+from educe.cli.streams import as_data
 from educe.options import AtLeastOne, Count, Flag, Natural, Part, Seed, Share
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _working(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
     """Open a finished run to work on some of its perturbations."""
     from educe.derive.listing import deriving
 
-    with opened(folder, numbers) as run, deriving(run, numbers, reporter=telling()) as work:
+    with opened(folder) as run, deriving(run, numbers, reporter=telling()) as work:
         yield work
 
 
@@ -67,22 +67,17 @@ def path(
         seed: of the nulls
     """
     from educe.derive.continuation import PathConfig
-    from educe.derive.paths import PathPlan, follow_run
+    from educe.derive.paths import follow_run
     from educe.report import paths, tables
 
-    plan = PathPlan(
-        PathConfig(low=low, high=high, steps=steps, converging=converge),
-        bases=tuple(basis or ()),
-        nulls=nulls,
-        exact=exact,
-        seed=seed,
-    )
+    config = PathConfig(low=low, high=high, steps=steps, converging=converge)
+    asked: dict[str, Any] = {"read_in": basis or (), "nulls": nulls, "exact": exact, "seed": seed}
     with _working(run, numbers) as work:
         chosen = list(dict.fromkeys(numbers)) or _effective(work.run)
         with going_on(f"educe derive path {shlex.quote(str(run))} ..."):
-            name = follow_run(work, chosen, plan)
+            name = follow_run(work, chosen, config, **asked)
         done = next(one for one in paths.paths(work.run) if one.name == name)
-        end(work.run, output, done.data(), lambda: tables.path(done, run))
+        end(work.run, output, as_data(done), lambda: tables.path(done, run))
 
 
 @app.command
@@ -142,7 +137,8 @@ def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCRE
     with _working(run) as work:
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
-        end(work.run, output, {"front": points, "score": judge}, lambda: tables.front(points))
+        data = {"front": as_data(points), "score": judge}
+        end(work.run, output, data, lambda: tables.front(points))
 
 
 @app.command
@@ -167,7 +163,7 @@ def sparse(
     with _working(run, chosen) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
-        end(work.run, output, asdict(done), lambda: tables.sparse(done))
+        end(work.run, output, as_data(done), lambda: tables.sparse(done))
 
 
 @app.command
@@ -183,7 +179,8 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
     with _working(run, chosen) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
-        end(work.run, output, asdict(done) | {"best": done.best}, lambda: tables.ungated(done))
+        data = as_data(done) | {"best": as_data(done.best)}
+        end(work.run, output, data, lambda: tables.ungated(done))
 
 
 def _effective(run: Run) -> list[int]:

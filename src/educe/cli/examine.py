@@ -13,7 +13,7 @@ def examine(
     /,
     *numbers: Number,
     corpus: str = "bundled",
-    tokens: Count = 100_000,
+    tokens: Count = 50_000,
     norm: Flag = False,
     judge: str | None = None,
     asked: Asked = HERE,

@@ -201,7 +201,7 @@ def _paid(by: Cached) -> None:
 
 def _print_checked(checked: Checked) -> None:
     wrong_way = ": the wrong way round" if checked.auc.high < 0.5 else ""
-    verdict = ": not to be told from chance" if checked.near_chance else wrong_way
+    verdict = ": indistinguishable from chance" if checked.near_chance else wrong_way
     print_text(f"\n{shorten(checked.judge, 78)}")
     print_text(f"  agreement     {checked.agreement}, at threshold {checked.threshold:g}")
     print_text(f"  false alarms  {checked.false_alarms}")

@@ -44,6 +44,7 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
         RunError: There is no such run, it was cut off before it found anything, or it has not all
             of the perturbations.
     """
+    from educe.run.fill import check_known
     from educe.run.store import Run
 
     with Run.open(folder) as run:
@@ -52,10 +53,7 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
                 f"the run in {folder} was cut off before it found anything: go on with educe "
                 f"discover --resume --out {shlex.quote(str(folder))}"
             )
-        if unknown := set(numbers) - {p.id for p in run.perturbation_rows()}:
-            raise RunError(
-                f"the run has no perturbation {min(unknown)}: see educe show for its numbers"
-            )
+        check_known(run, numbers)
         yield run
 
 

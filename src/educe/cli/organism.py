@@ -48,18 +48,16 @@ def train(name: str, *, seed: Seed = 0, out: Path, output: Output = SCREEN) -> N
     from educe.organisms import card, species, training
     from educe.progress import reporter
 
-    how = training.Training()
     with reporter().stage(f"training {name} {seed}", species(name).steps, "steps") as step:
         organism = training.train(
             name,
             out,
             seed=seed,
-            training=how,
             progress=lambda at, of, entropy, kl: step(
                 note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
             ),
         )
-    card.write(organism, _measured(organism, "test", output), how)
+    card.write(organism, _measured(organism, "test", output))
 
 
 @app.command

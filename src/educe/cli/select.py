@@ -29,6 +29,7 @@ SHOWN = 18  #: settings on the screen
 
 if TYPE_CHECKING:
     from educe.comparison.bandit import Setting
+    from educe.scores import Judge
     from educe.selection.selecting import Selected
     from educe.selection.tuning import Tried, Tuned, Tuning
 
@@ -66,25 +67,25 @@ def select(
         seed: of the random choice between equals
     """
     from educe.run.store import Run
+    from educe.scores.rules import Regex
     from educe.selection.selecting import SelectionPlan, select_best
 
-    named = judge if judge != "interestingness" else None
-    if look_for is not None and named is not None:
+    if (look_for is None) == (judge is None):
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(
         prompts=prompts_in(prompts),
         fresh=prompts_in(fresh),
-        look_for=look_for,
-        judge=None if named else judge,
         rungs=_read(rungs, _rung, "rungs", "write prompts:share, as in 10:0.25,60:1"),
         top=top,
         samples=samples,
         seed=seed,
     )
+    plan.check()
     tells = telling()
     with going_on(), Run.open(run) as opened:
-        by = asked.kept(named, run, tells.say, reporter=tells) if named else None
-        plan.check(by)
+        by: Judge | None = Regex(look_for) if look_for is not None else None
+        if judge not in (None, "interestingness"):
+            by = asked.kept(judge, run, tells.say, reporter=tells)
         selected = select_best(opened, plan, judge=by, reporter=tells)
     output.put(selected, lambda: _tell(selected))
 
@@ -122,7 +123,7 @@ def tune(
         fresh: a file of other prompts, for the re-test
         methods: how to search, several with commas
         sources: layers after which perturbations are added: indices or fractions of the depth
-        radii: numbers, or shares of the calibrated radius
+        radii: numbers, shares of the calibrated radius (0.3x), or doses (0.6d)
         signs: both tries the other sign of every perturbation as well
         target: layer at which their effect is read
         n: perturbations of each setting, at its one radius

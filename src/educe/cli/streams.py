@@ -87,7 +87,7 @@ def as_data(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_data(part) for key, part in value.items()}
     if hasattr(value, "to_dict"):
-        value = value.to_dict("records")
+        return as_data(value.to_dict("records"))
     if isinstance(value, list | tuple):
         return [as_data(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,38 +3,43 @@
 Two texts are one behaviour when they say the same: their words are near, and what a single word or
 digit turns round is equal.
 
-    distance(a, b) = 1 - cosine(words of a, words of b)   where stated(a) = stated(b)
-                     infinite                             elsewhere
+    distance(a, b) = 1 - cosine(TF-IDF of the characters of a, of b)   where a and b state the same
+                     infinite                                          elsewhere
     groups         = average-linkage clusters under a threshold
 
 What is stated are the numbers and codes of a text, whether it declines, and whether it denies:
 "The code is 4417." is near "The code is 4471." in its words, and neither says what the other does.
+Nor do short texts that differ in one word alone: "The opposite of up is down." and "... is blue."
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import PCA
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from educe.scores import Answer
 from educe.scores.refusal import Refusal
 from educe.scores.rules import folded
 
-#: How words are weighed: those of few texts count more, and so do pairs of words.
-WORDS: dict[str, Any] = {
-    "ngram_range": (1, 2),
+#: Three to five characters within words, ends of words among them; rare ones count more.
+CHARACTERS: dict[str, Any] = {
+    "preprocessor": lambda text: " ".join(re.findall(r"\w+", text.lower())),
+    "analyzer": "char_wb",
+    "ngram_range": (3, 5),
     "sublinear_tf": True,
-    "token_pattern": r"(?u)\b\w+\b",
 }
-#: Average distance above which two texts are different behaviours.
-THRESHOLD = 0.75
+#: Average distance above which two texts are different behaviours: chosen in `studies/grouping`.
+THRESHOLD = 0.65
+#: The longest text, in words, that one word in place of another makes a different statement.
+SHORT = 8
 #: The distance of texts that state different things: large enough to part any average with them.
 FAR = 1e6
 
@@ -48,16 +53,15 @@ class Stated(NamedTuple):
 
     numbers: frozenset[str]
     declines: bool
-    denies: bool
+    denies: bool  #: something else than to answer
 
 
 def stated(text: str) -> Stated:
     """Return what a text states that its words do not weigh."""
-    (declines,) = Refusal().score([Answer("", text)])
     plain = folded(text)
-    return Stated(
-        frozenset(_NUMBER.findall(plain)), bool(declines.value), bool(_NEGATION.search(plain))
-    )
+    declines = bool(Refusal().score([Answer("", text)])[0].value)
+    denies = not declines and bool(_NEGATION.search(plain))
+    return Stated(frozenset(_NUMBER.findall(plain)), declines, denies)
 
 
 def clusters(texts: Sequence[str]) -> np.ndarray:
@@ -88,20 +92,41 @@ def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     return np.where(distances.min(1) <= THRESHOLD, distances.argmin(1), -1)
 
 
+def apart(texts: Sequence[str]) -> np.ndarray:
+    """Return which texts state different things, ``[texts, texts]``."""
+    says = [stated(text) for text in texts]
+    words = [tuple(re.findall(r"\w+", folded(text))) for text in texts]
+    frames: dict[Hashable, list[int]] = defaultdict(list)
+    for k, own in enumerate(words):
+        if len(own) <= SHORT and not says[k].declines:  # in whatever words
+            for place, word in enumerate(own):
+                if word not in ENGLISH_STOP_WORDS:
+                    frames[own[:place], own[place + 1 :]].append(k)
+    different = _unequal(says)
+    for some in frames.values():
+        different[np.ix_(some, some)] |= _unequal([words[k] for k in some])
+    return different
+
+
+def _unequal(values: Sequence[Hashable]) -> np.ndarray:
+    """Return which values differ, ``[values, values]``."""
+    number: dict[Hashable, int] = {}
+    at = np.array([number.setdefault(value, len(number)) for value in values])
+    return at[:, None] != at
+
+
 def _distances(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Return how far texts are from others, ``[texts, others]``; texts of no word are alike."""
     distinct = sorted({*texts, *others})
     try:
-        at = csr_array(TfidfVectorizer(**WORDS).fit_transform(distinct))
+        at = csr_array(TfidfVectorizer(**CHARACTERS).fit_transform(distinct))
     except ValueError:  # no text has a word
         at = csr_array((len(distinct), 1))
     place = {text: k for k, text in enumerate(distinct)}
-    number: dict[Stated, int] = {}
-    said = np.array([number.setdefault(stated(text), len(number)) for text in distinct])
     mine, theirs = ([place[text] for text in some] for some in (texts, others))
     empty = np.diff(at.indptr) == 0
     likeness = (at[mine] @ at[theirs].T).toarray() + np.outer(empty[mine], empty[theirs])
-    return np.where(said[mine][:, None] == said[theirs], 1 - likeness, FAR)
+    return np.where(apart(distinct)[np.ix_(mine, theirs)], FAR, 1 - likeness)
 
 
 def plane(embeddings: np.ndarray) -> np.ndarray:

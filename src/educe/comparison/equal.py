@@ -51,15 +51,9 @@ def equal(
     *,
     threshold: float = 0.5,
 ) -> Equal:
-    """Compare two arms.
+    """Compare the points of two arms (see `educe.comparison.points`), and say what is equal.
 
-    Args:
-        at: What is equal.
-        value: How much of it.
-        dose: That those found were used with.
-        found: Points of those found (see `educe.comparison.points`).
-        control: Those of random ones.
-        threshold: A score from here on says that an answer shows the behaviour.
+    A score from the threshold on says that an answer shows the behaviour.
     """
     one, other = arm(found, threshold), arm(control, threshold)
     p = (more_often(getattr(one, of), getattr(other, of)) for of in ("shows", "new", "nonsense"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -56,10 +56,6 @@ class Asked:
     prompts: int  #: how many these are
     kl: str  #: name of the scores by the mean divergence on them
     kl_p95: str  #: name of the scores by its 95th percentile
-
-    def remembered_by(self, run: Run) -> None:
-        """Keep what was asked in a run."""
-        run.remember(NOTE, asdict(self))
 
 
 class Marks(NamedTuple):

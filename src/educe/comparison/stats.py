@@ -102,6 +102,38 @@ def bootstrap_mean(
     return float(data.mean()), float(low), float(high)
 
 
+class Estimate(NamedTuple):
+    """A mean score with its 95% interval: Wilson's for hits, else bootstrapped over prompts."""
+
+    mean: float
+    low: float
+    high: float
+    trials: int
+    hits: int | None  #: None where scores are not hits or misses
+
+    @property
+    def short(self) -> str:
+        """Without its interval."""
+        return f"{self.mean:.2f}" if self.hits is None else f"{self.hits} of {self.trials}"
+
+    def __str__(self) -> str:
+        form = ".2f" if self.hits is None else ".0%"
+        return f"{self.short} ({self.low:{form}} to {self.high:{form}})"
+
+
+def estimate(scores: np.ndarray, hits: bool) -> Estimate:
+    """Return the mean of scores with its interval, ``[prompts, samples]`` of one perturbation.
+
+    Args:
+        scores: The scores.
+        hits: Whether they are hits and misses.
+    """
+    if hits:
+        found = rate(int(scores.sum()), scores.size)
+        return Estimate(found.share, found.low, found.high, found.trials, found.hits)
+    return Estimate(*bootstrap_mean(scores.mean(1).tolist()), scores.size, None)
+
+
 def pareto(effect: Sequence[float] | np.ndarray, cost: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return which points no other has both at least the effect and at most the cost of.
 

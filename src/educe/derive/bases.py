@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import DynamicCache
 
-from educe.activations import corpus, kept
+from educe.activations import corpus, natural
 from educe.activations.reading import Place
 from educe.errors import FileFormatError, ModelError
 from educe.files import read_tensors
@@ -42,13 +43,8 @@ from educe.orthogonal import orthonormal, upright
 #: Tokens of the corpus that principal components are computed from.
 TOKENS = 50_000
 #: What files call a matrix of directions, and whether directions are its rows.
-NAMES = {
-    "W_dec": True,
-    "w_dec": True,
-    "decoder.weight": False,
-    "basis": True,
-    "rotation": True,
-    "Q": True,
+NAMES = dict.fromkeys(("W_dec", "w_dec", "basis", "rotation", "Q"), True) | {
+    "decoder.weight": False
 }
 
 
@@ -72,11 +68,9 @@ class Basis:
     @classmethod
     def of(cls, name: str, rows: Float[Tensor, "m d"], word: str) -> Basis:
         """Return the basis of some directions of any length, each its own group."""
-        wide = rows.detach().cpu().double()
-        unit = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
-        return cls(
-            name, unit, torch.arange(len(wide)), tuple(f"{word} {j}" for j in range(len(wide)))
-        )
+        unit = normalize(rows.detach().cpu().double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+        names = tuple(f"{word} {j}" for j in range(len(unit)))
+        return cls(name, unit, torch.arange(len(unit)), names)
 
     @cached_property
     def orthonormal(self) -> bool:
@@ -142,14 +136,18 @@ def parse(
         FileFormatError: The file has no such directions.
         PromptError: The corpus cannot be read, or is too small.
     """
-    if text == "components":
-        return components(lm, layer, documents=documents, reporter=reporter)
-    if text == "heads":
-        return heads(lm, layer)
-    if text == "neurons":
-        return neurons(lm, layer)
-    known = {"residual": residual, "random": rotation}
-    return known[text](lm.width) if text in known else from_file(text, lm.width)
+    match text:
+        case "residual":
+            return residual(lm.width)
+        case "random":
+            return rotation(lm.width)
+        case "components":
+            return components(lm, layer, documents=documents, reporter=reporter)
+        case "heads":
+            return heads(lm, layer)
+        case "neurons":
+            return neurons(lm, layer)
+    return from_file(text, lm.width)
 
 
 def usual(lm: LanguageModel, layer: int) -> list[Basis]:
@@ -186,10 +184,10 @@ def components(
     """
     place = Place(layer)
     texts = corpus.documents(documents)
-    gathered = kept.gather(lm, texts, [place], limit=TOKENS, reporter=reporter)
-    natural = gathered.natural[place]
-    massive = natural.massive
-    square = natural.moments.without(massive).covariance
+    gathered = natural.gather(lm, texts, [place], limit=TOKENS, reporter=reporter)
+    known = gathered.natural[place]
+    massive = known.massive
+    square = known.moments.without(massive).covariance
     square[massive, massive] = -1.0  # below all others
     _, vectors = torch.linalg.eigh(square)
     return Basis.of("components", upright(vectors.flip(1).T), "component")
@@ -202,7 +200,16 @@ def heads(lm: LanguageModel, layer: int) -> Basis:
         ModelError: The block does not attend with keys and values, or has no single output matrix.
     """
     rows = _written(lm, layer, "attention")
-    size = _head_width(lm, layer)
+    ids = torch.arange(2, device=lm.device)[None]
+    cache = DynamicCache(config=lm.unwrapped.config)
+    lm.forward(ids, torch.ones_like(ids), cache=cache)
+    values = getattr(cache.layers[layer], "values", None)
+    if values is None or values.ndim != 4:
+        raise ModelError(
+            f"block {layer} of {lm.name} has no attention with keys and values: its heads cannot "
+            "be told apart"
+        )
+    size = int(values.shape[-1])  # a head hands on as many numbers as its values in the cache have
     if len(rows) % size:
         raise ModelError(
             f"the output projection of block {layer} of {lm.name} takes {len(rows)} numbers, which "
@@ -212,9 +219,8 @@ def heads(lm: LanguageModel, layer: int) -> Basis:
     for head in rows.split(size):
         _, value, right = torch.linalg.svd(head, full_matrices=False)
         parts.append(right[value > size * torch.finfo(torch.float32).eps * value[0]])
-    group = [torch.full((len(part),), i) for i, part in enumerate(parts)]
-    names = tuple(f"head {i}" for i in range(len(parts)))
-    return Basis("heads", torch.cat(parts), torch.cat(group), names)
+    group = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    return Basis("heads", torch.cat(parts), group, tuple(f"head {i}" for i in range(len(parts))))
 
 
 def neurons(lm: LanguageModel, layer: int) -> Basis:
@@ -238,22 +244,20 @@ def from_file(path: str | Path, width: int) -> Basis:
     """
     tensors, _ = read_tensors(path)
     matrices = {name: value for name, value in tensors.items() if value.ndim == 2}
-    known = [name for name in NAMES if name in matrices] or (
-        list(matrices) if len(matrices) == 1 else []
-    )
-    if not known:
+    name = next((name for name in NAMES if name in matrices), None)
+    if name is None and len(matrices) == 1:
+        (name,) = matrices
+    if name is None:
         raise FileFormatError(
             f"{path} has {', '.join(tensors) or 'nothing'}: a basis is one matrix, or is called "
             f"{', '.join(NAMES)}"
         )
-    rows, by_row = matrices[known[0]], NAMES.get(known[0], True)
-    if rows.shape[0] == width and (not by_row or rows.shape[1] != width):
+    rows = matrices[name]
+    if rows.shape[0] == width and not (NAMES.get(name, True) and rows.shape[1] == width):
         rows = rows.T
     if rows.shape[1] != width:
-        raise FileFormatError(
-            f"{path}: {known[0]} is {rows.shape[0]} by {rows.shape[1]}, but the stream has width "
-            f"{width}"
-        )
+        shape = f"{rows.shape[0]} by {rows.shape[1]}"
+        raise FileFormatError(f"{path}: {name} is {shape}, but the stream has width {width}")
     return Basis.of(Path(path).stem, rows, "direction")
 
 
@@ -268,17 +272,3 @@ def _written(lm: LanguageModel, layer: int, part: str) -> Float[Tensor, "i d"]:
     ask = torch.eye(found.inputs, device=weight.device, dtype=lm.dtype)
     with torch.no_grad():
         return (module(ask) - module(torch.zeros_like(ask[:1]))).cpu().double()
-
-
-def _head_width(lm: LanguageModel, layer: int) -> int:
-    """Return how many numbers a head of a block hands on: as wide as its values in the cache."""
-    ids = torch.arange(2, device=lm.device)[None]
-    cache = DynamicCache(config=lm.unwrapped.config)
-    lm.forward(ids, torch.ones_like(ids), cache=cache)
-    values = getattr(cache.layers[layer], "values", None)
-    if values is None or values.ndim != 4:
-        raise ModelError(
-            f"block {layer} of {lm.name} has no attention with keys and values: its heads cannot "
-            "be told apart"
-        )
-    return int(values.shape[-1])

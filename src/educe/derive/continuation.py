@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.derive.objective import Objective, of_method
@@ -80,29 +80,33 @@ def advance(
     *,
     halvings: int | None = None,
 ) -> tuple[Iterate, Bool[Tensor, "n"]]:
-    """Take directions from one radius to another.
-
-    Returns:
-        Where they are, and which of them left their basin on the way.
-    """
+    """Take directions from one radius to another; say which of them left their basin on the way."""
     left = config.halvings if halvings is None else halvings
     before, after = radius
-    many, tolerance = config.iterates, config.tolerance
-    reached = converge(part, objective, v, after, iterates=many, tolerance=tolerance)
+    reached = _converged(part, objective, v, after, config)
     fast = _angle(v, reached.v) > config.widest
     if not fast.any():
         return reached, fast
     some = objective.select(fast)
     if left == 0:
-        converging = config.converging
-        new = converge(
-            part, some, reached.v[fast], after[fast], iterates=converging, tolerance=tolerance
-        )
+        new = _converged(part, some, reached.v[fast], after[fast], config, config.converging)
         return reached.replaced(fast, new), fast
     middle = (before[fast] * after[fast]).sqrt()
     half, first = advance(part, some, v[fast], (before[fast], middle), config, halvings=left - 1)
     whole, second = advance(part, some, half.v, (middle, after[fast]), config, halvings=left - 1)
     return reached.replaced(fast, whole), put(fast, fast, first | second)
+
+
+def _converged(
+    part: Slice,
+    objective: Objective,
+    v: Float[Tensor, "n s"],
+    radius: Float[Tensor, "n"],
+    config: PathConfig,
+    iterates: int | None = None,
+) -> Iterate:
+    many = config.iterates if iterates is None else iterates
+    return converge(part, objective, v, radius, iterates=many, tolerance=config.tolerance)
 
 
 def follow(
@@ -113,18 +117,11 @@ def follow(
     config: PathConfig,
     *,
     state: State | None = None,
-    on_step: Callable[[State], None] | None = None,
+    on_step: Callable[[State], None] = lambda state: None,
 ) -> State:
     """Follow directions from their own radius up to the largest, and down to the smallest.
 
-    Args:
-        part: The slice.
-        objective: What they are optimised for.
-        v: Unit directions.
-        radius: Their own radii.
-        config: Settings.
-        state: Where an earlier call left off, as it was given to ``on_step``.
-        on_step: Called after each radius.
+    A state is where an earlier call left off, as it was given to ``on_step`` after each radius.
 
     Returns:
         ``directions`` ``[r, n, s]``, ``objective`` and ``sine`` ``[r, n]`` at each of the radii, in
@@ -144,20 +141,16 @@ def follow(
             done=torch.zeros(len(shares), dtype=torch.bool),
         )
     for k in order[int(state["done"].sum()) :]:
+        state = State({name: values.clone() for name, values in state.items()})
         if k == home:
-            at = converge(
-                part, objective, v, radius, iterates=config.converging, tolerance=config.tolerance
-            )
-            left = torch.zeros(len(v), dtype=torch.bool, device=v.device)
+            at = _converged(part, objective, v, radius, config, config.converging)
         else:
             near = k - 1 if k > home else k + 1
             span = (radius * shares[near], radius * shares[k])
-            at, left = advance(part, objective, state["directions"][near], span, config)
-        state = State({name: values.clone() for name, values in state.items()})
+            at, state["left"][k] = advance(part, objective, state["directions"][near], span, config)
         state["directions"][k], state["objective"][k], state["sine"][k] = at
-        state["left"][k], state["done"][k] = left, True
-        if on_step is not None:
-            on_step(state)
+        state["done"][k] = True
+        on_step(state)
     return state
 
 
@@ -168,7 +161,7 @@ def followed(
     *,
     objective: Objective | None = None,
     state: State | None = None,
-    on_step: Callable[[State], None] | None = None,
+    on_step: Callable[[State], None] = lambda state: None,
 ) -> PerturbationSet:
     """Return vectors followed through the radius: all radii of the first one, then of the next.
 
@@ -199,14 +192,13 @@ def followed(
     aim = objective or of_method(found.method, found.config)
     path = follow(part, aim, v, radius, config, state=state, on_step=on_step)
     shares = torch.tensor(config.shares).to(radius)
-    flat = {name: path[name].T.flatten() for name in ("objective", "sine")}
     made = replaced(
         found,
         (path["directions"] * (shares[:, None] * radius)[:, :, None]).transpose(0, 1).flatten(0, 1),
         torch.arange(len(v)).repeat_interleave(len(shares)),
         share=shares.repeat(len(v)),
         branch=branches(path["left"], config.shares.index(1.0)).T.flatten(),
-        **flat,
+        **{name: path[name].T.flatten() for name in ("objective", "sine")},
     )
     return replace(made, method="followed", config=asdict(config))
 
@@ -214,11 +206,7 @@ def followed(
 def unit_vectors(
     found: PerturbationSet, part: Slice
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:
-    """Return the unit directions of vectors and their norms, where a slice computes.
-
-    Raises:
-        MethodError: They are no vectors.
-    """
+    """Return the unit directions of vectors and their norms, where a slice computes."""
     theta = as_vectors(found).theta.to(part.device, part.work_dtype)
     radius = theta.norm(dim=1)
     return theta / radius[:, None], radius
@@ -236,13 +224,12 @@ def drift(
     In radians for each e-fold of the radius that a step goes, so that it can stand beside
     `turning`: what of that is not due to the radius. It is 0 where a direction is stationary.
     """
-    many, tolerance = config.iterates, config.tolerance
-    moved = converge(part, objective, v, radius, iterates=many, tolerance=tolerance)
+    moved = _converged(part, objective, v, radius, config)
     below = config.shares[config.shares.index(1.0) - 1]
     return _angle(v, moved.v) / -math.log(below)
 
 
-def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
+def branches(left: Bool[Tensor, "r n"], home: int) -> Int[Tensor, "r n"]:
     """Number the vectors that a path goes through: 0 at its own radius, 1, 2, ... above it and
     -1, -2, ... below."""
     up = left[home:].int().cumsum(0)
@@ -253,7 +240,7 @@ def branches(left: Bool[Tensor, "r n"], home: int) -> Float[Tensor, "r n"]:
 def turning(
     directions: Float[Tensor, "r n s"],
     shares: list[float],
-    branch: Float[Tensor, "r n"],
+    branch: Float[Tensor, "r n"] | Int[Tensor, "r n"],
 ) -> Float[Tensor, "r n s"]:
     """Return ``dv / d log R`` from differences along paths.
 
@@ -273,15 +260,10 @@ def turning(
 
 
 class Tangent(NamedTuple):
-    """How stationary directions turn.
+    """How stationary directions turn."""
 
-    Attributes:
-        turn: ``dv / d log R``; NaN where a vector is at no maximum.
-        residual: What is left of the equation, relative to its right side.
-    """
-
-    turn: Float[Tensor, "n s"]
-    residual: Float[Tensor, "n"]
+    turn: Float[Tensor, "n s"]  #: ``dv / d log R``; NaN where a vector is at no maximum
+    residual: Float[Tensor, "n"]  #: what is left of the equation, relative to its right side
 
 
 def tangent(

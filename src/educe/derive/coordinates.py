@@ -33,91 +33,41 @@ CONSTANT = 0.5
 
 
 class Rates(NamedTuple):
-    """Logarithmic derivatives of coordinates.
+    """Logarithmic derivatives of coordinates."""
 
-    Attributes:
-        rate: ``a_j``, ``[n, g]``.
-        weight: Their weights, which add up to 1, ``[n, g]``.
-    """
-
-    rate: Float[Tensor, "n g"]
-    weight: Float[Tensor, "n g"]
-
-    @property
-    def mean(self) -> Float[Tensor, "n"]:
-        """The weighted mean: 1 in an orthonormal basis."""
-        return (self.weight * self.rate).sum(1)
-
-    @property
-    def variance(self) -> Float[Tensor, "n"]:
-        """The weighted variance: the squared turning rate in an orthonormal basis."""
-        return (self.weight * (self.rate - self.mean[:, None]).square()).sum(1)
-
-    @property
-    def plain(self) -> Float[Tensor, "n"]:
-        """The unweighted variance. Coordinates near zero have no bound: expect it to jump."""
-        return self.rate.var(1, correction=0)
-
-    @property
-    def spread(self) -> Float[Tensor, "n"]:
-        """The unweighted interquartile range, which such coordinates do not spoil."""
-        low, high = self.rate.quantile(self.rate.new_tensor([0.25, 0.75]), dim=1)
-        return high - low
-
-    @property
-    def turned(self) -> Float[Tensor, "n g"]:
-        """How the variance is spread: each coordinate's share of it."""
-        part = self.weight * (self.rate - self.mean[:, None]).square()
-        return part / part.sum(1, keepdim=True)
-
-    @property
-    def participation(self) -> Float[Tensor, "n"]:
-        """Participation ratio of these shares, ``1 / Σ share²``, of all coordinates there are.
-
-        1 / g when one coordinate does all the turning, 1 when all do as much; about a third in a
-        random basis, where shares are squares of normal numbers.
-        """
-        return 1 / self.turned.square().sum(1) / self.rate.shape[1]
-
-    @property
-    def top(self) -> Float[Tensor, "n"]:
-        """The share of the turning in the `TOP` coordinates that have most of it."""
-        return self.turned.topk(min(TOP, self.rate.shape[1]), dim=1).values.sum(1)
-
-    @property
-    def constant(self) -> Float[Tensor, "n"]:
-        """The weight of the coordinates that stay nearly constant."""
-        return (self.weight * (self.rate < CONSTANT)).sum(1)
+    rate: Float[Tensor, "n g"]  #: ``a_j``
+    weight: Float[Tensor, "n g"]  #: their weights, which add up to 1
 
     def numbers(self) -> dict[str, Float[Tensor, "n"]]:
-        """Return all of it by name."""
-        names = ("mean", "variance", "plain", "spread", "participation", "top", "constant")
-        return {name: getattr(self, name) for name in names}
+        """Return statistics of the coordinates, by name.
+
+        ``mean`` and ``variance`` are weighted: in an orthonormal basis 1, and the squared turning
+        rate. ``plain`` is the unweighted variance, which jumps where coordinates are near zero, and
+        ``spread`` the unweighted interquartile range, which does not. ``participation`` is the
+        participation ratio of the coordinates' shares of the variance, ``1 / Σ share²``, of all
+        there are: 1 / g when one does all the turning, 1 when all do as much; about a third in a
+        random basis, where shares are squares of normal numbers. ``top`` is the share of the
+        `TOP` that have most of it, and ``constant`` the weight of those that stay nearly constant.
+        """
+        rate, weight = self
+        mean = (weight * rate).sum(1)
+        part = weight * (rate - mean[:, None]).square()
+        turned = part / part.sum(1, keepdim=True)
+        low, high = rate.quantile(rate.new_tensor([0.25, 0.75]), dim=1)
+        return {
+            "mean": mean,
+            "variance": part.sum(1),
+            "plain": rate.var(1, correction=0),
+            "spread": high - low,
+            "participation": 1 / turned.square().sum(1) / rate.shape[1],
+            "top": turned.topk(min(TOP, rate.shape[1]), dim=1).values.sum(1),
+            "constant": (weight * (rate < CONSTANT)).sum(1),
+        }
 
 
 def rates(basis: Basis, v: Float[Tensor, "n d"], turn: Float[Tensor, "n d"]) -> Rates:
-    """Return how the coordinates of directions change as these turn.
-
-    Args:
-        basis: The basis.
-        v: Unit directions.
-        turn: ``dv / d log R``.
-    """
-    return of_coordinates(basis.along(v), basis.along(turn), basis)
-
-
-def of_coordinates(
-    at: Float[Tensor, "n m"], moved: Float[Tensor, "n m"], basis: Basis | None = None
-) -> Rates:
-    """Return the rates of coordinates ``R · at`` whose derivatives in ``log R`` are ``moved``.
-
-    Args:
-        at: Coordinates of unit directions.
-        moved: Their derivatives.
-        basis: Puts them into groups; by default each is its own.
-    """
-    square, product = at.square(), at * moved
-    if basis is not None:
-        square, product = basis.summed(square), basis.summed(product)
+    """Return how the coordinates of unit directions change as these turn by ``dv / d log R``."""
+    at, moved = basis.along(v), basis.along(turn)
+    square, product = basis.summed(at.square()), basis.summed(at * moved)
     tiny = math.sqrt(torch.finfo(square.dtype).tiny)
     return Rates(1 + product / square.clamp(min=tiny), square / square.sum(1, keepdim=True))

@@ -17,6 +17,7 @@ A lasso also shrinks what it keeps, so it only ranks the groups: by when they le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +39,6 @@ def lasso(
     theta: Float[Tensor, "n d"],
     *,
     weights: int = WEIGHTS,
-    least: float = LEAST,
     steps: int = STEPS,
     known: tuple[Float[Tensor, "w n g"], Float[Tensor, "n"]] | None = None,
     on_weight: Callable[[Tensor, Tensor], None] = lambda path, rate: None,
@@ -52,95 +52,83 @@ def lasso(
         basis: The basis.
         theta: The vectors.
         weights: How many weights.
-        least: The first, as a share of the last.
         steps: Proximal steps at each.
-        known: The beginning of the path and the step sizes, where it was left off.
-        on_weight: Called with these after each weight.
+        known: The beginning of the path and the step sizes, as ``on_weight`` had them after each.
+        on_weight: See ``known``.
 
     Raises:
         MethodError: A vector has no effect.
     """
-    along = basis.along(theta)
-
-    def effect(m: Tensor) -> Tensor:
-        return _effect(part, basis.weighted(along, m))
-
-    none = along.new_zeros(len(theta), len(basis.names))
-    aim = _effect(part, theta)
+    along, aim = basis.along(theta), _effect(part, theta)
     size = aim.square().sum(1)
     if not bool((size > 0).all()):
         raise MethodError("a vector without effect has nothing that could be sparse")
 
+    def off(m: Tensor) -> Tensor:
+        """Return how far the effect is off."""
+        return _effect(part, basis.weighted(along, m)) - aim
+
     def slope(m: Tensor, off: Tensor) -> Tensor:
-        """Return the gradient of the smooth part, where ``off`` is how far the effect is off."""
+        """Return the gradient of the smooth part."""
         like = (part.device, part.work_dtype)
         _, back = part.vjp(basis.weighted(along, m).to(*like), off.to(*like))
         return basis.summed(basis.along(back) * along) / size[:, None]
 
-    slack = 64 * torch.finfo(part.work_dtype).eps  # what rounding makes of an effect
-    most = slope(none, -aim).abs().amax(1)
+    problem = _Problem(off, slope, size, 64 * torch.finfo(part.work_dtype).eps)
+    none = along.new_zeros(len(theta), len(basis.names))
+    grid = torch.logspace(0, 1, weights, base=1 / LEAST, dtype=torch.float64) * LEAST
+    every = grid[:, None] * slope(none, -aim).abs().amax(1)
     path, rate = known or (none.new_zeros(0, *none.shape), torch.ones_like(size))
-    m = _even(theta, basis.weighted(along, none + 1)).expand_as(none) if not len(path) else path[-1]
-    grid = torch.logspace(0, 1, weights, base=1 / least, dtype=torch.float64) * least
-    for weight in (grid[:, None] * most)[len(path) :]:
-        m, rate = _descend(effect, slope, aim, size, m, weight, rate, steps, slack)
+    # At first all parts have the factor that brings their sum nearest to θ: one in an orthonormal
+    # basis, less where parts overlap.
+    sums = basis.weighted(along, none + 1)
+    even = (sums * theta).sum(1) / sums.square().sum(1).clamp(min=torch.finfo(sums.dtype).tiny)
+    m = path[-1] if len(path) else even.clamp(max=1)[:, None].expand_as(none)
+    for weight in every[len(path) :]:
+        m, rate = _descend(problem, m, weight, rate, steps)
         path = torch.cat([path, m[None]])
         on_weight(path, rate)
-    return path, grid[:, None] * most
+    return path, every
+
+
+class _Problem(NamedTuple):
+    off: Callable[[Tensor], Tensor]  #: takes factors, returns how far the effect is off
+    slope: Callable[[Tensor, Tensor], Tensor]  #: takes both, returns the smooth part's gradient
+    size: Float[Tensor, "n"]  #: the squared norm of the whole effect
+    slack: float  #: what rounding makes of an effect
+
+    def smooth(self, off: Tensor) -> Float[Tensor, "n"]:
+        return off.square().sum(1) / (2 * self.size)
 
 
 def _descend(
-    effect: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor, Tensor], Tensor],
-    aim: Tensor,
-    size: Tensor,
-    m: Tensor,
-    weight: Tensor,
-    rate: Tensor,
-    steps: int,
-    slack: float,
+    problem: _Problem, m: Tensor, weight: Tensor, rate: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Take proximal steps at one weight; each vector has its own step size."""
-
-    def smooth(off: Tensor) -> Tensor:
-        return off.square().sum(1) / (2 * size)
-
-    ahead, momentum = m, torch.ones_like(size)
+    ahead, momentum, slack = m, torch.ones_like(rate), problem.slack
     for _ in range(steps):
-        off = effect(ahead) - aim
-        gradient, here = slope(ahead, off), smooth(off)
+        off = problem.off(ahead)
+        gradient, here = problem.slope(ahead, off), problem.smooth(off)
         while True:
             new = (ahead - rate[:, None] * (gradient + weight[:, None])).clamp(0, 1)
             step = new - ahead
             bound = here + (gradient * step).sum(1) + step.square().sum(1) / (2 * rate)
-            high = smooth(effect(new) - aim) > bound + slack * (here.sqrt() + slack)
+            high = problem.smooth(problem.off(new)) > bound + slack * (here.sqrt() + slack)
             if not bool(high.any()):
                 break
             rate = torch.where(high, rate / 2, rate)
         # Where the step turns back on the last one, what carried it there is dropped.
         back = ((ahead - new) * (new - m)).sum(1) > 0
-        momentum = torch.where(back, torch.ones_like(momentum), momentum)
+        momentum = torch.where(back, 1.0, momentum)
         after = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        carried = torch.where(back, torch.zeros_like(after), (momentum - 1) / after)
+        carried = torch.where(back, 0.0, (momentum - 1) / after)
         ahead, m, momentum = (new + carried[:, None] * (new - m)).clamp(0, 1), new, after
         rate = rate * 1.2
     return m, rate
 
 
-def _even(theta: Float[Tensor, "n d"], sums: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
-    """Return the factor that all parts have at the beginning: what brings their sum nearest to θ.
-
-    One where the basis is orthonormal; less where parts overlap.
-    """
-    size = sums.square().sum(1).clamp(min=torch.finfo(sums.dtype).tiny)
-    return ((sums * theta).sum(1) / size).clamp(max=1)[:, None]
-
-
 def ranked(path: Float[Tensor, "w n g"]) -> Int[Tensor, "n g"]:
-    """Return the groups of each vector by when they leave the path, the last one first.
-
-    Of those that leave together, by their factor before.
-    """
+    """Return the groups of each vector by when they leave the path, the last one first."""
     return path.sum(0).argsort(dim=1, descending=True, stable=True)
 
 

@@ -1,10 +1,5 @@
 """Listing: perturbations of a run as a set, and what is derived from them as rows of the same run.
 
-    taken       some perturbations as a set, in the order asked for
-    add         a derived set as rows with parents; its file lies beside the run's other tensors
-    answers     what rows score on the prompts that were searched with
-    again       what they score in the re-test
-
 A file is named by what was asked, so what is asked for again goes on where it was cut off: the file
 and its rows are there or not, and `educe.run.fill` writes what is missing.
 """
@@ -13,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,7 +23,7 @@ from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import Row
 from educe.run import asking
-from educe.run.fill import add_set, fill, groups, interestingness, judge
+from educe.run.fill import add_set, check_known, fill, groups, interestingness, judge
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.scores import Judge
@@ -55,9 +51,7 @@ def deriving(
     """
     if not run.has("seconds"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
-    known = {p.id for p in run.perturbation_rows(derived=None)}
-    if unknown := [number for number in numbers if number not in known]:
-        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
+    check_known(run, numbers, derived=None)
     with at_work(run, lm, reporter) as work:
         yield work
 
@@ -73,20 +67,10 @@ def taken(run: Run, numbers: Sequence[int], *, vectors: bool = False) -> Perturb
     Raises:
         MethodError: They are of several kinds, or are to be vectors and are none.
     """
-    rows = {p.id: p for p in run.perturbation_rows(derived=None)}
-    first = PerturbationSet.load(run.tensors / rows[numbers[0]].file)
+    file = next(p.file for p in run.perturbation_rows(derived=None) if p.id == numbers[0])
+    first = replace(PerturbationSet.load(run.tensors / file), outputs=None, scores={})
     members = groups(run, numbers)
-    parts = [
-        replace(
-            first,
-            kind=some.kind,
-            directions=some.directions,
-            radius=some.radius,
-            outputs=None,
-            scores={},
-        )
-        for some in members
-    ]
+    parts = [replace(first, kind=g.kind, directions=g.directions, radius=g.radius) for g in members]
     if vectors:
         parts = [as_vectors(part) for part in parts]
     if any(part.kind != parts[0].kind for part in parts):
@@ -152,20 +136,20 @@ def answers(
     Args:
         work: The run at work.
         numbers: The perturbations.
+        what: These texts, for a person.
         by: The judge; by default whether a text has what the run looks for, or else its
             interestingness.
         roles: The prompts that are answered; by default those that were searched with.
-        what: These texts, for a person.
     """
     samples = range(work.settings.samples)
     rows = [Row(i, j, k) for i in numbers for j in work.prompts(*roles) for k in samples]
     work.run.ask(rows, work.settings.temperature)
-    return _scored(work, numbers, rows, by, what)
+    return _scored(work, rows, by, what)
 
 
 def again(work: Work, numbers: Sequence[int], *, what: str) -> dict[int, list[float]]:
     """Return what they score on fresh prompts, or where there are none on fresh samples."""
-    return _scored(work, numbers, asking.retest(work, numbers), None, what)
+    return _scored(work, asking.retest(work, numbers), None, what)
 
 
 def looked_for(run: Run) -> Judge | None:
@@ -174,13 +158,11 @@ def looked_for(run: Run) -> Judge | None:
     return Regex(pattern) if pattern is not None else None
 
 
-def _scored(
-    work: Work, numbers: Sequence[int], rows: Sequence[Row], by: Judge | None, what: str
-) -> dict[int, list[float]]:
+def _scored(work: Work, rows: Sequence[Row], by: Judge | None, what: str) -> dict[int, list[float]]:
     fill(work, what)
     by = by or looked_for(work.run)
     values = interestingness(work.run, rows) if by is None else judge(work, by, rows, what)
-    scores: Mapping[int, list[float]] = {number: [] for number in numbers}
+    scores: dict[int, list[float]] = defaultdict(list)
     for row, value in zip(rows, values, strict=True):
         scores[row.perturbation].append(value)
-    return dict(scores)
+    return scores

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from educe.comparison.norm import FINE, SHARES, Asked, Norm, compared, median_effect, norm_of
+from educe.comparison.norm import FINE, NOTE, SHARES, Asked, Norm, compared, median_effect, norm_of
 from educe.comparison.points import NEAR, beside, nearest, points_of
 from educe.comparison.summary import summarise
+from educe.derive.listing import looked_for
 from educe.errors import EffectError, RadiusError
 from educe.forward.benign import BUNDLED
 from educe.forward.slice import Slice
@@ -37,7 +39,6 @@ from educe.run.scaling import At, at_radii, exponents, scaled, without
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.scores import Judge
-from educe.scores.rules import Regex
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,9 +85,7 @@ def examine_norm(
         ModelError: An operation of the model has no forward-mode derivative.
         RunError: Another process is at work on the run, or its model is another now.
     """
-    look_for = run.config["look_for"]
-    if judge is None and look_for:
-        judge = Regex(look_for)
+    judge = judge or looked_for(run)
     if numbers is None:
         seen = summarise(run)
         numbers = [i.row.id for arm in (seen.found, seen.control) for i in arm[:CURVES]]
@@ -107,7 +106,7 @@ def examine_norm(
             kl=text.kl,
             kl_p95=text.kl_p95,
         )
-        asked.remembered_by(run)
+        run.remember(NOTE, asdict(asked))
     told = norm_of(run)
     assert told is not None
     return told
@@ -166,8 +165,7 @@ class _Survey:
         Where no point of theirs has it yet, such a radius is looked for.
         """
         points = self._points()
-        there = [nearest(beside(points, *at), what, wanted) for at in used]
-        missing = [at for at, point in zip(used, there, strict=True) if point.empty]
+        missing = [at for at in used if nearest(beside(points, *at), what, wanted).empty]
         if missing:
             title = "radii of equal " + ("effect" if what == "effect" else "damage")
             with self.work.reporter.stage(title, len(missing), "perturbations") as step:
@@ -175,7 +173,7 @@ class _Survey:
                     self._search(at, beside(points, *at), what, wanted)
                     step()
             points = self._points()
-            there = [nearest(beside(points, *at), what, wanted) for at in used]
+        there = (nearest(beside(points, *at), what, wanted) for at in used)
         return [at for point in there for at in zip(point.number, point.radius, strict=True)]
 
     def _search(self, at: At, points: pd.DataFrame, what: str, wanted: float) -> None:
@@ -210,13 +208,8 @@ def signs(kind: Kind) -> tuple[int, ...]:
 def linear(part: Slice, direction: Tensor, radius: float) -> float:
     """Return the radius at which one perturbation's relative linearisation error is 0.5.
 
-    Args:
-        part: The slice, for its kind.
-        direction: The unit perturbation.
-        radius: A radius of the sign that is meant.
-
-    Returns:
-        The radius; infinite where there is none, as for a perturbation of one number.
+    It is on the side of the sign of ``radius``; infinite where there is none, as for a perturbation
+    of one number.
     """
     if part.kind.size == 1:
         return math.inf

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,8 +39,16 @@ class Objective(Protocol):
         """Return the objective of some of the vectors."""
 
 
+class _Alike:
+    """An objective that is the same for every vector."""
+
+    def select(self, items: Tensor) -> Self:
+        """Return itself."""
+        return self
+
+
 @dataclass(frozen=True)
-class Effect:
+class Effect(_Alike):
     """The norm of the effect: what DCT, with its own outputs, and power steering look for."""
 
     def climb(self, part: Slice, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,22 +65,13 @@ class Effect:
         across = (moved - (moved * u).sum(1, keepdim=True) * u) / size
         return part.hvp(theta, u, tangent) + part.vjp(theta, across)[1]
 
-    def select(self, items: Tensor) -> Effect:
-        """Return itself: it is the same for every vector."""
-        return self
-
 
 @dataclass(frozen=True)
-class Melbo:
-    """MELBO's objective (see `educe.methods.melbo`).
+class Melbo(_Alike):
+    """MELBO's objective (see `educe.methods.melbo`)."""
 
-    Attributes:
-        power: ``p``.
-        root: ``q``.
-    """
-
-    power: float = 2.0
-    root: float = 1.0
+    power: float = 2.0  #: ``p``
+    root: float = 1.0  #: ``q``
 
     def climb(self, part: Slice, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return its values and gradients."""
@@ -81,10 +80,6 @@ class Melbo:
     def hvp(self, part: Slice, theta: Tensor, tangent: Tensor) -> Tensor:
         """Return its Hessians times ``tangent``."""
         return part.objective_hvp(theta, self._of, tangent)
-
-    def select(self, items: Tensor) -> Melbo:
-        """Return itself: it is the same for every vector."""
-        return self
 
     def _of(self, shift: Shift) -> Tensor:
         # As `melbo.objective`, whose second derivative is NaN where nothing moves: at padding.
@@ -96,13 +91,9 @@ class Melbo:
 
 @dataclass(frozen=True)
 class Toward:
-    """How far a vector moves the target in a direction that is given for it.
+    """How far a vector moves the target in a direction that is given for it."""
 
-    Attributes:
-        outputs: The directions ``c``.
-    """
-
-    outputs: Float[Tensor, "n d"]
+    outputs: Float[Tensor, "n d"]  #: the directions ``c``
 
     def climb(self, part: Slice, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return its values and gradients, ``Jᵀ c``."""

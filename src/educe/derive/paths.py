@@ -14,9 +14,9 @@ rescaled ones there are none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import pathlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Float
@@ -55,28 +55,27 @@ OTHERS, ELSEWHERE = 2, ":ordinary"
 SHOWN = 16
 
 
-@dataclass(frozen=True)
-class PathPlan:
-    """What is asked for.
+def follow_run(
+    work: Work,
+    numbers: Sequence[int],
+    config: PathConfig,
+    *,
+    read_in: Sequence[str] = (),
+    nulls: int = 8,
+    exact: bool = False,
+    seed: int = 0,
+) -> str:
+    """Follow vectors of a run, beside their nulls.
 
-    Attributes:
+    Args:
+        work: The run at work.
+        numbers: The vectors.
         config: Of the continuation.
-        bases: In which coordinates are read (see `educe.derive.bases`); by default all that the
-            block has and that need no corpus and no file.
+        read_in: In which bases coordinates are read (see `educe.derive.bases`); by default all that
+            the block has and that need no corpus and no file.
         nulls: How many random vectors, and how many optimised for a shuffled target.
         exact: Solve for the derivative of stationary vectors as well, at their own radius.
         seed: Of the nulls.
-    """
-
-    config: PathConfig = field(default_factory=PathConfig)
-    bases: tuple[str, ...] = ()
-    nulls: int = 8
-    exact: bool = False
-    seed: int = 0
-
-
-def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
-    """Follow vectors of a run, beside their nulls.
 
     Returns:
         The name of the files in which the paths are.
@@ -85,39 +84,54 @@ def follow_run(work: Work, numbers: Sequence[int], plan: PathPlan) -> str:
         MethodError: They are no vectors.
         EffectError: A radius is so large that the model breaks down.
     """
-    part, config = work.part, plan.config
-    name = named(FOLLOWED, numbers=list(numbers), **asdict(plan))
-    maps = work.run.tensors / f"{name}-maps.safetensors"
-    asked = [bases.parse(text, work.lm, part.source, reporter=work.reporter) for text in plan.bases]
-    known = asked or bases.usual(work.lm, part.source)
+    part = work.part
+    asked = {"config": asdict(config), "bases": list(read_in), "nulls": nulls, "exact": exact}
+    name = named(FOLLOWED, numbers=list(numbers), seed=seed, **asked)
+    known = [bases.parse(text, work.lm, part.source, reporter=work.reporter) for text in read_in]
+    known = known or bases.usual(work.lm, part.source)
     given = taken(work.run, numbers, vectors=True)
     own = of_method(given.method, given.config)
-    path = Rows(work, f"{name}.safetensors", FOLLOWED, numbers, given, own, config)
+    path = Path(work, f"{name}.safetensors", FOLLOWED, numbers, given, own, config)
+    maps = work.run.tensors / f"{name}-maps.safetensors"
     if not maps.exists():
-        turn = path.turning()
-        path.score(_moves(part, own, given, path, plan))
-        path.score(_statistics(path, turn, known))
+        turn = path.turning(known)
+        path.score(_moves(part, own, given, path, config, exact))
         _save_maps(path, turn, known, maps)
     path.respond(part)
     path.respond(work.slice_on(work.lm.encode(ordinary_prompts()[:OTHERS])), ELSEWHERE)
-    if few := min(plan.nulls, len(numbers)):
-        for null in _nulls(work, name, numbers[:few], given[:few], plan):
-            if null.how == SHUFFLED:
-                null.score(_statistics(null, null.turning(), known))
+    if few := min(nulls, len(numbers)):
+        draw = torch.Generator().manual_seed(seed)
+        v, radius = unit_vectors(given[:few], part)
+        drawn = part.kind.draw(few, draw).to(v)
+        effect = part.effect(v * radius[:, None])
+        mixed = effect[:, torch.randperm(effect.shape[1], generator=draw)]
+        target = Toward(mixed / mixed.norm(dim=1, keepdim=True))
+        start = replaced(given[:few], drawn * radius[:, None], torch.arange(few))
+        for file, how, objective in (("shuffled", SHUFFLED, target), ("random", RESCALED, None)):
+            file = f"{name}-{file}.safetensors"
+            null = Path(work, file, how, numbers[:few], start, objective, config)
+            if objective is not None:
+                null.turning(known)
             null.respond(part)
     return name
 
 
-class Rows:
+class Path:
     """Rows of a run along the radius: all radii of the first vector, then of the next.
 
-    Attributes:
+    Args:
+        work: The run at work.
+        file: The file that holds them, among the run's tensors.
         how: How the rows are listed.
-        numbers: The perturbations that they were derived from.
+        numbers: The perturbations that they are derived from.
+        given: These, as vectors.
+        objective: What they are followed for; none, to rescale them.
         config: Of the continuation.
-        home: The place of their own radius.
+
+    Attributes:
         set: The perturbations.
         rows: Their numbers, ``[vector][radius]``.
+        home: The place of their own radius.
     """
 
     def __init__(
@@ -130,38 +144,56 @@ class Rows:
         objective: Objective | None,
         config: PathConfig,
     ) -> None:
-        self.work, self.how, self.numbers, self.config = work, how, numbers, config
+        self.work, self.how, self.numbers, self.shares = work, how, numbers, config.shares
         self.home, many = config.shares.index(1.0), len(config.shares)
         state = work.run.tensors / file.replace(".safetensors", ".state")
 
         def make() -> PerturbationSet:
             if objective is None:
                 return replace(scaled(given, config.shares), method=how)
-            return replace(_followed(work, given, objective, config, state), method=how)
+            device = str(work.part.device)
+            begun = State(load_file(state, device=device)) if state.exists() else None
+            with work.reporter.stage(f"path of {len(given)}", many, "radii") as step:
+                step(int(begun["done"].sum()) if begun is not None else 0)
 
-        arm = None if how == FOLLOWED else CONTROL
-        listed = add(work, file, how, numbers, make, arm=arm)
+                def on_step(now: State) -> None:
+                    files.write_tensors(state, now, {})
+                    step(note=f"{int(now['left'].sum())} left their basin")
+
+                part, aim = work.part, objective
+                made = followed(given, part, config, objective=aim, state=begun, on_step=on_step)
+            return replace(made, method=how)
+
+        listed = add(work, file, how, numbers, make, arm=None if how == FOLLOWED else CONTROL)
         state.unlink(missing_ok=True)
         self.set = PerturbationSet.load(work.run.tensors / file)
         self.rows = [listed[i * many : (i + 1) * many] for i in range(len(numbers))]
 
+    def by_radius(self, values: Float[Tensor, "m ..."]) -> Float[Tensor, "r n ..."]:
+        """Return what the set has, by radius and vector."""
+        return values.unflatten(0, (len(self.rows), -1)).transpose(0, 1)
+
     @property
     def directions(self) -> Float[Tensor, "r n d"]:
-        """The directions by radius and vector."""
-        made = self.set.directions.to(self.work.part.device, self.work.part.work_dtype)
-        return made.unflatten(0, (len(self.rows), -1)).transpose(0, 1)
+        """The directions, where the slice computes."""
+        part = self.work.part
+        return self.by_radius(self.set.directions.to(part.device, part.work_dtype))
 
-    def by_radius(self, score: str) -> Float[Tensor, "r n"]:
-        """Return a score of the set by radius and vector."""
-        return self.set.scores[score].unflatten(0, (len(self.rows), -1)).T
+    def turning(self, known: Sequence[Basis]) -> Float[Tensor, "r n d"]:
+        """Return how the directions turn, and score it.
 
-    def turning(self) -> Float[Tensor, "r n d"]:
-        """Return how the directions turn; what the path itself says is scored as well."""
-        turn = turning(self.directions, self.config.shares, self.by_radius("branch"))
-        told = {name: self.by_radius(name) for name in ("objective", "sine", "branch")}
+        What the path itself says is scored at every radius, and statistics of the coordinates at
+        the vectors' own, in every basis.
+        """
+        told = {name: self.by_radius(self.set.scores[name]) for name in ("objective", "sine")}
+        branch = told["branch"] = self.by_radius(self.set.scores["branch"])
+        turn = turning(self.directions, self.shares, branch)
         told["turning"] = turn.norm(dim=2)
-        for k in range(len(self.config.shares)):
+        for k in range(len(self.shares)):
             self.score({name: values[k] for name, values in told.items()}, k)
+        for basis in known:
+            own = rates(basis, self.directions[self.home], turn[self.home]).numbers()
+            self.score({f"{name}:{basis.name}": values for name, values in own.items()})
         return turn
 
     def score(self, numbers: dict[str, Tensor], k: int | None = None) -> None:
@@ -176,15 +208,15 @@ class Rows:
     def respond(self, part: Slice, suffix: str = "") -> None:
         """Score the response at every radius, where it is missing."""
         known = {s.of for s in self.work.run.score_rows(f"effect_spread{suffix}")}
-        places = range(len(self.config.shares))
+        places = range(len(self.shares))
         missing = [k for k in places if not {own[k] for own in self.rows} <= known]
         if not missing:
             return
-        theta = self.set.theta.to(part.device, part.work_dtype).unflatten(0, (len(self.rows), -1))
+        theta = self.by_radius(self.set.theta.to(part.device, part.work_dtype))
         what = f"response, {self.how}{' on ordinary prompts' if suffix else ''}"
         with self.work.reporter.stage(what, len(missing), "radii") as step:
             for k in missing:
-                told = responses(part, theta[:, k])
+                told = responses(part, theta[k])
                 self.score({f"{name}{suffix}": some for name, some in told.items()}, k)
                 step()
 
@@ -192,91 +224,62 @@ class Rows:
 #: The units of what is scored; the others are shares or of no unit.
 UNITS = {
     "moved": "degrees",
-    "drift": "radians an e-fold of the radius",
-    "exact": "radians an e-fold of the radius",
-    "turning": "radians an e-fold of the radius",
     "effect": "norm",
     EXPONENT: "d log effect / d log radius",
-    "effect_turning": "radians an e-fold of the radius",
-    "neurons_turning": "radians an e-fold of the radius",
     "neurons_variance": "squared activations a squared radius",
     "branch": "number",
-}
+} | dict.fromkeys(
+    ("drift", "exact", "turning", "effect_turning", "neurons_turning"),
+    "radians an e-fold of the radius",
+)
 
 
 def responses(part: Slice, theta: Float[Tensor, "n d"]) -> dict[str, Float[Tensor, "n"]]:
-    """Return the response of vectors, by the name of each score."""
-    both = _has_neurons(part)
-    seen, inside = with_neurons(part, theta) if both else (response(part, theta), None)
+    """Return the response of vectors, by the name of each score.
+
+    Of neurons only where all tokens share the target's MLP, which they do not in a mixture of
+    experts.
+    """
+    try:
+        part.lm.projection(part.target, "mlp")
+    except ModelError:
+        seen, inside = response(part, theta), None
+    else:
+        seen, inside = with_neurons(part, theta)
     numbers = {
         "effect": seen.size,
         "exponent": seen.exponent,
         "effect_turning": seen.turning,
-        "effect_spread": seen.rates.spread,
+        "effect_spread": seen.rates.numbers()["spread"],
     }
     if inside is not None:
         numbers |= {
             "neurons_exponent": inside.exponent,
             "neurons_turning": inside.turning,
             "neurons_variance": inside.slope_variance,
-            "neurons_spread": inside.rates.spread,
+            "neurons_spread": inside.rates.numbers()["spread"],
         }
     return numbers
 
 
-def _has_neurons(part: Slice) -> bool:
-    """Say whether all tokens share the target's MLP; they do not in a mixture of experts."""
-    try:
-        part.lm.projection(part.target, "mlp")
-    except ModelError:
-        return False
-    return True
-
-
-def _followed(
-    work: Work, given: PerturbationSet, objective: Objective, config: PathConfig, file: Path
-) -> PerturbationSet:
-    """Follow vectors; every radius that is done is kept."""
-    device = str(work.part.device)
-    state = State(load_file(file, device=device)) if file.exists() else None
-    many = len(config.shares)
-    with work.reporter.stage(f"path of {len(given)}", many, "radii") as step:
-        step(int(state["done"].sum()) if state is not None else 0)
-
-        def on_step(now: State) -> None:
-            files.write_tensors(file, now, {})
-            step(note=f"{int(now['left'].sum())} left their basin")
-
-        return followed(given, work.part, config, objective=objective, state=state, on_step=on_step)
-
-
-def _nulls(
-    work: Work, name: str, numbers: Sequence[int], given: PerturbationSet, plan: PathPlan
-) -> Iterator[Rows]:
-    """Yield random directions followed for a shuffled target, and the same rescaled."""
-    part, draw = work.part, torch.Generator().manual_seed(plan.seed)
-    v, radius = unit_vectors(given, part)
-    drawn = part.kind.draw(len(given), draw).to(v)
-    effect = part.effect(v * radius[:, None])
-    mixed = effect[:, torch.randperm(effect.shape[1], generator=draw)]
-    target = Toward(mixed / mixed.norm(dim=1, keepdim=True))
-    start = replaced(given, drawn * radius[:, None], torch.arange(len(given)))
-    for file, how, objective in (("shuffled", SHUFFLED, target), ("random", RESCALED, None)):
-        yield Rows(work, f"{name}-{file}.safetensors", how, numbers, start, objective, plan.config)
-
-
 def _moves(
-    part: Slice, own: Objective, given: PerturbationSet, path: Rows, plan: PathPlan
+    part: Slice,
+    own: Objective,
+    given: PerturbationSet,
+    path: Path,
+    config: PathConfig,
+    exact: bool,
 ) -> dict[str, Float[Tensor, "n"]]:
     """Return how far vectors went before they were followed, and how they turn where they are."""
     v, radius = unit_vectors(given, part)
     there = path.directions[path.home]
     told = {
         "moved": torch.rad2deg(torch.acos((there * v).sum(1).clamp(-1, 1))),
-        "drift": drift(part, own, there, radius, plan.config),
+        "drift": drift(part, own, there, radius, config),
     }
-    if plan.exact:
-        steady = (path.by_radius("sine")[path.home] < plan.config.tolerance).to(v.device)
+    if exact:
+        sine = path.by_radius(path.set.scores["sine"])[path.home]
+        steady = (sine < config.tolerance).to(v.device)
         told["exact"] = torch.full_like(radius, float("nan"))
         if steady.any():
             solved = tangent(part, own.select(steady), there[steady], radius[steady])
@@ -284,20 +287,8 @@ def _moves(
     return told
 
 
-def _statistics(
-    path: Rows, turn: Float[Tensor, "r n d"], known: Sequence[Basis]
-) -> dict[str, Float[Tensor, "n"]]:
-    """Return statistics of the coordinates at the vectors' own radius, in every basis."""
-    home = path.home
-    return {
-        f"{name}:{basis.name}": values
-        for basis in known
-        for name, values in rates(basis, path.directions[home], turn[home]).numbers().items()
-    }
-
-
 def _save_maps(
-    path: Rows, turn: Float[Tensor, "r n d"], known: Sequence[Basis], file: Path
+    path: Path, turn: Float[Tensor, "r n d"], known: Sequence[Basis], file: pathlib.Path
 ) -> None:
     """Keep, of every vector and basis, how its largest coordinates change along the path.
 
@@ -305,7 +296,7 @@ def _save_maps(
     """
     tensors: dict[str, Tensor] = {}
     names: dict[str, list[str]] = {}
-    shares = torch.tensor(path.config.shares, dtype=torch.float64)
+    shares = torch.tensor(path.shares, dtype=torch.float64)
     for i, number in enumerate(path.numbers):
         for basis in known:
             v, at = path.directions[:, i], f"{number}/{basis.name}"

@@ -9,13 +9,6 @@ effect, ``b_i = d log|Δ_i| / d log R = (J θ)_i / Δ_i``. Weighted by ``Δ_i² 
 by the identity of `educe.derive.coordinates` about the effect. Without weights or logarithms, the
 variance over ``i`` of ``dΔ_i / dR`` is 0 only where all coordinates grow alike. The same holds for
 the neurons of the target block's MLP, by what they hand to its output projection.
-
-How the direction itself would turn at the next radius is told, for any vector, by
-
-    pull = d ahead / d log R = (1 - a aᵀ) H θ / ‖∇g‖,        a = ahead = normalise ∇g(R v),
-
-a second-order product: where ``θ`` is stationary, the first term of the series that solves for
-``dv / d log R`` (see `educe.derive.continuation`).
 """
 
 from __future__ import annotations
@@ -27,23 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.derive.coordinates import Rates
-from educe.derive.objective import Objective
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
 
 
 class Response(NamedTuple):
-    """The effect of vectors, and how it changes with their radius.
+    """The effect of vectors, and how it changes with their radius."""
 
-    Attributes:
-        effect: ``Δ(R v)``.
-        moved: ``J θ``.
-        radius: ``R``.
-    """
-
-    effect: Float[Tensor, "n d"]
-    moved: Float[Tensor, "n d"]
-    radius: Float[Tensor, "n"]
+    effect: Float[Tensor, "n d"]  #: ``Δ(R v)``
+    moved: Float[Tensor, "n d"]  #: ``J θ``
+    radius: Float[Tensor, "n"]  #: ``R``
 
     @property
     def size(self) -> Float[Tensor, "n"]:
@@ -57,7 +43,7 @@ class Response(NamedTuple):
 
     @property
     def rates(self) -> Rates:
-        """Of every coordinate: its weighted mean is the exponent."""
+        """Of every coordinate: their weighted mean is the exponent."""
         square = self.effect.square()
         return Rates(self.moved / self.effect, square / square.sum(1, keepdim=True))
 
@@ -66,11 +52,6 @@ class Response(NamedTuple):
         """``‖du / d log R‖``: the root of the weighted variance of the rates."""
         along = self.exponent[:, None] * self.effect
         return (self.moved - along).norm(dim=1) / self.size
-
-    @property
-    def variance(self) -> Float[Tensor, "n"]:
-        """Variance over coordinates of ``d Δ_i / d log R``, as a share of their mean square."""
-        return self.moved.var(1, correction=0) / self.moved.square().mean(1)
 
     @property
     def slope_variance(self) -> Float[Tensor, "n"]:
@@ -83,41 +64,11 @@ def response(part: Slice, theta: Float[Tensor, "n s"]) -> Response:
     return Response(*part.jvp(theta, theta), theta.norm(dim=1))
 
 
-class Pull(NamedTuple):
-    """Where the objective rises from a vector, and how that turns with its radius.
-
-    Attributes:
-        ahead: ``normalise ∇g``.
-        turn: ``d ahead / d log R``.
-        sine: Of the angle between ``∇g`` and the vector.
-    """
-
-    ahead: Float[Tensor, "n s"]
-    turn: Float[Tensor, "n s"]
-    sine: Float[Tensor, "n"]
-
-
-def pull(part: Slice, objective: Objective, theta: Float[Tensor, "n s"]) -> Pull:
-    """Return where objectives rise, and how that turns with the radius."""
-    _, gradient = objective.climb(part, theta)
-    steep = gradient.norm(dim=1, keepdim=True)
-    ahead = gradient / steep
-    bent = objective.hvp(part, theta, theta) / steep
-    turn = bent - (bent * ahead).sum(1, keepdim=True) * ahead
-    v = theta / theta.norm(dim=1, keepdim=True)
-    sine = (ahead - (ahead * v).sum(1, keepdim=True) * v).norm(dim=1)
-    return Pull(ahead, turn, sine)
-
-
 def with_neurons(part: Slice, theta: Float[Tensor, "n d"]) -> tuple[Response, Response]:
     """Return `response`, and the same for the neurons of the target's MLP, from one pass.
 
     The effect on neurons is the change of what they hand to the output projection, averaged as the
     target's is.
-
-    Args:
-        part: The slice.
-        theta: Vectors.
 
     Raises:
         EffectError: A value is NaN or infinite.

@@ -15,8 +15,9 @@ With ``optimise`` the vector is improved at every radius on the way, as in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 
@@ -33,18 +34,13 @@ from educe.run.work import Work
 from educe.scores import Judge
 
 
-@dataclass(frozen=True)
-class Shrunk:
-    """How far one perturbation could shrink.
+class Shrunk(NamedTuple):
+    """How far one perturbation could shrink."""
 
-    Attributes:
-        curve: The shares of its radius that were looked at, and what was measured there.
-        kept: The smallest share at which enough of it was left; None where there was nothing to
-            keep, as a rate of zero.
-    """
-
-    curve: tuple[tuple[float, float], ...]
-    kept: float | None
+    curve: tuple[tuple[float, float], ...]  #: shares of its radius, and what was measured there
+    kept: (
+        float | None
+    )  #: the smallest share with enough of it; None where there was nothing to keep
 
 
 def shrunk(
@@ -93,27 +89,21 @@ def walk(
     measure: Callable[[list[int], int], Sequence[float]],
     keep: float,
 ) -> list[Shrunk]:
-    """Go down the radii with some perturbations, each until too little is left.
+    """Go down the radii with so many perturbations, each until too little is left.
 
-    Args:
-        shares: The radii, as shares of the own, in ascending order.
-        many: How many perturbations there are.
-        measure: Takes some of them and the place of a share; returns a number for each.
-        keep: The share of the first number that is to stay.
+    ``shares`` ascend; ``measure`` takes some perturbations and the place of a share.
     """
     curves: list[list[tuple[float, float]]] = [[] for _ in range(many)]
     kept: list[float | None] = [None] * many
     going = list(range(many))
     for k in reversed(range(len(shares))):
-        for i, value in zip(list(going), measure(going, k), strict=True):
+        for i, value in zip(list(going), measure(going, k) if going else (), strict=True):
             curves[i].append((shares[k], value))
             start = curves[i][0][1]
             if start > 0 and value >= keep * start:
                 kept[i] = shares[k]
             else:
                 going.remove(i)
-        if not going:
-            break
     return [Shrunk(tuple(curve), share) for curve, share in zip(curves, kept, strict=True)]
 
 
@@ -133,9 +123,9 @@ def shrink(
         work: The run at work.
         numbers: The perturbations.
         by: ``look-for``, ``exponent``, or a judge.
-        keep: The share of what is measured at the own radius that is to stay.
-        low: The smallest radius that is looked at, as a share of the own.
-        steps: Radii for each halving.
+        keep: As in `shrunk`.
+        low: As in `shrunk`.
+        steps: As in `shrunk`.
         optimise: Improve the directions of vectors at every radius on the way.
 
     Returns:
@@ -147,22 +137,20 @@ def shrink(
     if by == "look-for" and looked_for(work.run) is None:
         raise MethodError("the run looks for nothing: shrink --by exponent or by a judge")
     config = _downwards(low, steps)
+    many = len(config.shares)
     asked = {"numbers": list(numbers), "low": low, "steps": steps}
     found = taken(work.run, numbers, vectors=optimise)
+    path = scaled(found, config.shares)
     if optimise:
         file = f"{named(f'{FOLLOWED}-down', **asked)}.safetensors"
         rows = add(work, file, FOLLOWED, numbers, lambda: followed(found, work.part, config))
         path = PerturbationSet.load(work.run.tensors / file)
-    else:
-        path = scaled(found, config.shares)
-    radius = {p.id: p.radius for p in work.run.perturbation_rows(derived=None)}
 
     def measure(items: list[int], k: int) -> Sequence[float]:
-        share, many = config.shares[k], len(config.shares)
-        if optimise and share < 1:
+        if optimise and k < many - 1:
             own = [rows[i * many + k] for i in items]
         else:
-            at = [(numbers[i], share * radius[numbers[i]]) for i in items]
+            at = [(numbers[i], config.shares[k] * float(found.radius[i])) for i in items]
             own = [p.id for p in scaling.scaled(work, at)]
         if by == EXPONENT:
             scaling.exponents(work, own)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from educe import files
@@ -28,7 +28,7 @@ from educe.derive.projection import as_vectors, replaced
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.perturbation.set import PerturbationSet
-from educe.progress import Reporter
+from educe.progress import Advance
 from educe.rows import AT_RANDOM, CONTROL, LARGEST, SPARSE
 from educe.run.work import Work
 
@@ -61,10 +61,8 @@ def sparse(
         (True, True)
     """
     _check(keep)
-    theta = as_vectors(found).theta.cpu().double()
-    order = ranked(lasso(part, basis, theta)[0])
-    seen = shares(part, basis, theta, order, grid(len(basis.names)))
-    return _first(found, basis, order, seen, _fewest(seen, basis, keep), keep)
+    order = ranked(lasso(part, basis, as_vectors(found).theta.cpu().double())[0])
+    return _kept(found, part, basis, [order], keep)[0]
 
 
 def sparsify(
@@ -85,25 +83,43 @@ def sparsify(
         MethodError: The perturbations are no vectors, or the share is none.
     """
     _check(keep)
-    part, reporter = work.part, work.reporter
-    found = taken(work.run, numbers, vectors=True)
-    theta = found.theta.double()
-    read = parse(basis, work.lm, part.source, reporter=reporter)
+    run, reporter = work.run, work.reporter
+    found = taken(run, numbers, vectors=True)
+    read = parse(basis, work.lm, work.part.source, reporter=reporter)
     name = named(SPARSE, numbers=list(numbers), basis=basis, keep=keep)
-    made: dict[str, PerturbationSet] = {}
+    state = run.tensors / f"{name}.state"
 
-    def make(how: str) -> PerturbationSet:
-        if not made:
-            state = work.run.tensors / f"{name}.state"
-            path = _path(part, read, theta, state, reporter)
-            made.update(_orders(found, part, read, ranked(path), keep, reporter))
-        return made[how]
+    @cache
+    def made() -> dict[str, PerturbationSet]:
+        theta = found.theta.double()
+        known = files.read_tensors(state)[0] if state.exists() else None
+        with reporter.stage("lasso path", WEIGHTS, "weights") as step:
+            step(len(known["path"]) if known else 0)
+
+            def on_weight(path: Tensor, rate: Tensor) -> None:
+                files.write_tensors(state, {"path": path, "rate": rate}, {})
+                step()
+
+            begun = (known["path"], known["rate"]) if known else None
+            path, _ = lasso(work.part, read, theta, known=begun, on_weight=on_weight)
+        draw = torch.Generator().manual_seed(0)
+        lots = [
+            torch.stack([torch.randperm(len(read.names), generator=draw) for _ in theta])
+            for _ in range(DRAWS)
+        ]
+        largest = read.sizes(theta).argsort(dim=1, descending=True)
+        with reporter.stage("keeping the first groups", 2 + DRAWS, "orders") as step:
+            sets = _kept(found, work.part, read, [ranked(path), largest, *lots], keep, step)
+        return {
+            how: replace(some, method=how)
+            for how, some in zip((SPARSE, LARGEST, AT_RANDOM), sets, strict=True)
+        }
 
     rows = []
     for how, arm in ((SPARSE, None), (LARGEST, None), (AT_RANDOM, CONTROL)):
         file = f"{name}-{how.split()[-1]}.safetensors"
-        rows += add(work, file, how, numbers, lambda how=how: make(how), arm=arm)  # type: ignore[misc]
-    (work.run.tensors / f"{name}.state").unlink(missing_ok=True)
+        rows += add(work, file, how, numbers, lambda how=how: made()[how], arm=arm)  # type: ignore[misc]
+    state.unlink(missing_ok=True)
     answers(work, [*numbers, *rows], what="whole and sparse vectors")
     again(work, [*numbers, *rows], what="their re-test")
     return name
@@ -114,90 +130,43 @@ def _check(keep: float) -> None:
         raise MethodError(f"keep {keep:g}: give a share between 0 and 1")
 
 
-def _orders(
+def _kept(
     found: PerturbationSet,
     part: Slice,
     basis: Basis,
-    order: Int[Tensor, "n g"],
+    orders: Sequence[Int[Tensor, "n g"]],
     keep: float,
-    reporter: Reporter,
-) -> dict[str, PerturbationSet]:
-    """Return the first groups in each order, as many as the lasso's first that are enough."""
-    theta, draw = found.theta.double(), torch.Generator().manual_seed(0)
-    counts = grid(len(basis.names))
-    at_random = [
-        torch.stack([torch.randperm(len(basis.names), generator=draw) for _ in theta])
-        for _ in range(DRAWS)
-    ]
-    orders = [order, basis.sizes(theta).argsort(dim=1, descending=True), *at_random]
-    seen = []
-    with reporter.stage("keeping the first groups", len(orders), "orders") as step:
-        for each in orders:
-            seen.append(shares(part, basis, theta, each, counts))
-            step()
-    needed = [_fewest(each, basis, keep) for each in seen]
-    middle = torch.stack(needed[2:]).sort(dim=0).values[DRAWS // 2]
-    curves = (seen[0], seen[1], torch.stack(seen[2:]).mean(0))
-    return {
-        how: replace(
-            _first(found, basis, orders[i], curves[i], needed[0], keep, (*needed[:2], middle)[i]),
-            method=how,
-        )
-        for i, how in enumerate((SPARSE, LARGEST, AT_RANDOM))
-    }
+    step: Advance = lambda steps=1: None,
+) -> list[PerturbationSet]:
+    """Return what as many groups of each order as are enough in the first one write of vectors.
 
-
-def _first(
-    found: PerturbationSet,
-    basis: Basis,
-    order: Int[Tensor, "n g"],
-    seen: Float[Tensor, "n c"],
-    many: Int[Tensor, "n"],
-    keep: float,
-    needed: Int[Tensor, "n"] | None = None,
-) -> PerturbationSet:
-    """Return what so many of the first groups can write of each vector."""
+    From the third order on they are random: the first of them stands for all, with their mean
+    curve and the median of how many they need.
+    """
     theta = as_vectors(found).theta.cpu().double()
-    each = [
-        basis.onto(theta[i : i + 1], order[i : i + 1, :count])
-        for i, count in enumerate(many.tolist())
-    ]
-    rows = torch.cat(each)
-    counts = grid(len(basis.names))
-    made = replaced(
-        found,
-        rows,
-        torch.arange(len(theta)),
-        groups=many,
-        needed=many if needed is None else needed,
-        norm=rows.norm(dim=1) / theta.norm(dim=1),
-        **{f"share {count}": seen[:, j] for j, count in enumerate(counts)},
-    )
-    names = [
-        [basis.names[g] for g in order[i, :count].tolist()] for i, count in enumerate(many.tolist())
-    ]
-    config = {"basis": basis.name, "keep": keep, "groups": len(basis.names), "kept": names}
-    return replace(made, method=SPARSE, config=config)
-
-
-def _fewest(seen: Float[Tensor, "n c"], basis: Basis, keep: float) -> Int[Tensor, "n"]:
-    counts = grid(len(basis.names))
-    return torch.tensor([fewest(line, counts, keep) for line in seen])
-
-
-def _path(
-    part: Slice, basis: Basis, theta: Float[Tensor, "n d"], file: Path, reporter: Reporter
-) -> Float[Tensor, "w n g"]:
-    """Follow the path of the lasso, or go on with it; every weight is kept."""
-    known = None
-    if file.exists():
-        tensors, _ = files.read_tensors(file)
-        known = tensors["path"], tensors["rate"]
-    with reporter.stage("lasso path", WEIGHTS, "weights") as step:
-        step(0 if known is None else len(known[0]))
-
-        def on_weight(path: Tensor, rate: Tensor) -> None:
-            files.write_tensors(file, {"path": path, "rate": rate}, {})
-            step()
-
-        return lasso(part, basis, theta, known=known, on_weight=on_weight)[0]
+    counts, curves = grid(len(basis.names)), []
+    for order in orders:
+        curves.append(shares(part, basis, theta, order, counts))
+        step()
+    needed = [torch.tensor([fewest(line, counts, keep) for line in each]) for each in curves]
+    if len(orders) > 2:
+        middle = torch.stack(needed[2:]).sort(dim=0).values[(len(orders) - 2) // 2]
+        curves[2:], needed[2:] = [torch.stack(curves[2:]).mean(0)], [middle]
+    many = needed[0].tolist()
+    made = []
+    for order, curve, need in zip(orders[: len(needed)], curves, needed, strict=True):
+        first = [order[i, :count] for i, count in enumerate(many)]
+        rows = torch.cat([basis.onto(theta[i : i + 1], own[None]) for i, own in enumerate(first)])
+        names = [[basis.names[g] for g in own.tolist()] for own in first]
+        config = {"basis": basis.name, "keep": keep, "groups": len(basis.names), "kept": names}
+        some = replaced(
+            found,
+            rows,
+            torch.arange(len(theta)),
+            groups=needed[0],
+            needed=need,
+            norm=rows.norm(dim=1) / theta.norm(dim=1),
+            **{f"share {count}": curve[:, j] for j, count in enumerate(counts)},
+        )
+        made.append(replace(some, method=SPARSE, config=config))
+    return made

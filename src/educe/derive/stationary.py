@@ -26,17 +26,11 @@ MEMORY = 8
 
 
 class Iterate(NamedTuple):
-    """Directions after some iterates.
-
-    Attributes:
-        v: The directions.
-        value: The objective.
-        sine: Of the angle between gradient and vector: 0 at a stationary point.
-    """
+    """Directions after some iterates."""
 
     v: Float[Tensor, "n s"]
-    value: Float[Tensor, "n"]
-    sine: Float[Tensor, "n"]
+    value: Float[Tensor, "n"]  #: the objective
+    sine: Float[Tensor, "n"]  #: of the angle between gradient and vector: 0 at a stationary point
 
     def replaced(self, items: Bool[Tensor, "n"], by: Iterate) -> Iterate:
         """Return these with some of them replaced."""
@@ -52,17 +46,10 @@ def converge(
     iterates: int,
     tolerance: float,
 ) -> Iterate:
-    """Improve directions at a radius each, until they are stationary or the iterates are spent.
+    """Improve unit directions at a radius each; the objective of none of them falls.
 
-    The objective of none of them falls.
-
-    Args:
-        part: The slice.
-        objective: What they are to be a maximum of.
-        v: Unit directions.
-        radius: The radius of each.
-        iterates: The most; each is one value and gradient of the objective.
-        tolerance: A direction is done when its sine is below.
+    They are done when their sine is below the tolerance, or the iterates, each one value and
+    gradient, are spent.
     """
 
     def look(items: Tensor, at: Tensor) -> tuple[Iterate, Tensor, Tensor]:

@@ -19,10 +19,10 @@ scan. The best of each arm is tested again on fresh prompts, or on fresh samples
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -44,19 +44,13 @@ SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)
 SHARES = tuple(sign * size for size in SIZES for sign in (1, -1))
 
 
-@dataclass(frozen=True)
-class Gates:
-    """What adapters add on some prompts.
+class Gates(NamedTuple):
+    """What adapters add on some prompts."""
 
-    Attributes:
-        direction: The unit mean of it in each block, ``[n, blocks · width]``.
-        size: ``m``: its root mean square over tokens, averaged over blocks, ``[n]``.
-        steady: Norm of the mean over that root mean square, averaged over blocks, ``[n]``: 1 where
-            the gate is as wide open for every token.
-    """
-
-    direction: Float[Tensor, "n s"]
-    size: Float[Tensor, "n"]
+    direction: Float[Tensor, "n s"]  #: the unit mean of it in each block
+    size: Float[Tensor, "n"]  #: ``m``: its root mean square over tokens, averaged over blocks
+    #: Norm of the mean over that root mean square, averaged over blocks: 1 where the gate is as
+    #: wide open for every token.
     steady: Float[Tensor, "n"]
 
 
@@ -81,15 +75,14 @@ def ungated(
         MethodError: They are no adapters.
 
     Example:
-        >>> kind = educe.perturbation.low_rank.adapters(lm, first=2, blocks=1)
+        >>> kind = educe.perturbation.projected.adapters(lm, first=2, blocks=1)
         >>> found = educe.search(part.on(kind), "random", n=2, radius=2.0)
         >>> made = educe.derive.ungated(found, part, [1, -1])
         >>> made.kind.name, made.scores["parent"].tolist(), made.scores["share"].tolist()
         ('biases', [0.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0])
     """
-    if not isinstance(found.kind, Adapters):
-        raise MethodError(f"{found.kind.name} have no gate: only adapters can be ungated")
-    biases, gate = Biases.like(found.kind), gates(part, found.kind, found.theta)
+    kind = _adapters(found)
+    biases, gate = Biases.like(kind), gates(part, kind, found.theta)
     own = gate.size if size is None else size
     parents = torch.arange(len(found)).repeat_interleave(len(shares))
     share = torch.tensor(shares, dtype=torch.float32).repeat(len(found))
@@ -106,27 +99,7 @@ def ungated(
 
 
 def gates(part: Slice, kind: Adapters, theta: Float[Tensor, "n s"]) -> Gates:
-    """Return what some adapters add on a slice's prompts, first tokens left out.
-
-    Args:
-        part: A slice whose blocks the adapters are on.
-        kind: Their kind.
-        theta: The adapters at their radius.
-    """
-    taken_in = _taken_in(part, kind.paths)
-    means, norms, sizes = [], [], []
-    for (a, b), x in zip(kind.split(theta.double().cpu()), taken_in, strict=True):
-        written = torch.einsum("ti,nki,nkd->ntd", x, a, b)
-        average = written.mean(1)
-        sizes.append(written.square().sum(2).mean(1).sqrt())
-        norms.append(average.norm(dim=1))
-        means.append(average / norms[-1][:, None])
-    size, norm = torch.stack(sizes, 1), torch.stack(norms, 1)
-    return Gates(torch.cat(means, 1).float(), size.mean(1), (norm / size).mean(1))
-
-
-def _taken_in(part: Slice, paths: Sequence[str]) -> list[Float[Tensor, "t i"]]:
-    """Return what some modules take on the prompts without perturbation, token by token."""
+    """Return what adapters at their radius add on a slice's prompts, first tokens left out."""
     lm, batch = part.lm, part.batch
     seen: dict[str, Tensor] = {}
 
@@ -134,14 +107,23 @@ def _taken_in(part: Slice, paths: Sequence[str]) -> list[Float[Tensor, "t i"]]:
         return lambda module, args: seen.__setitem__(path, args[0].detach().double().cpu())
 
     handles = [
-        lm.unwrapped.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths
+        lm.unwrapped.get_submodule(path).register_forward_pre_hook(note(path))
+        for path in kind.paths
     ]
     try:
         lm.forward(batch.ids, batch.mask)
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[path][part.counted] for path in paths]
+    means, sizes = [], []
+    for path, (a, b) in zip(kind.paths, kind.split(theta.double().cpu()), strict=True):
+        written = torch.einsum("ti,nki,nkd->ntd", seen[path][part.counted], a, b)
+        means.append(written.mean(1))
+        sizes.append(written.square().sum(2).mean(1).sqrt())
+    mean, size = torch.stack(means, 1), torch.stack(sizes, 1)
+    norm = mean.norm(dim=2)
+    direction = (mean / norm[:, :, None]).flatten(1)
+    return Gates(direction.float(), size.mean(1), (norm / size).mean(1))
 
 
 def scan(work: Work, numbers: Sequence[int]) -> str:
@@ -160,24 +142,20 @@ def scan(work: Work, numbers: Sequence[int]) -> str:
         MethodError: They are no adapters, or the run has no random ones of their radius.
     """
     part, run = work.part, work.run
-    beside = _controls(run, numbers)
-    found, control = taken(run, numbers), taken(run, beside)
-    if not isinstance(found.kind, Adapters):
-        raise MethodError(f"{found.kind.name} have no gate: only adapters can be ungated")
-    size = gates(part, found.kind, found.theta).size
+    parents = {FOUND: numbers, CONTROL: list(_controls(run, numbers))}
     name = named(UNGATED, numbers=list(numbers))
     rows: dict[str, list[int]] = {}
     share: dict[int, float] = {}
-    for arm, own, some in ((FOUND, numbers, found), (CONTROL, beside, control)):
-        rows[arm] = add(
-            work,
-            f"{name}-{arm}.safetensors",
-            UNGATED,
-            own,
-            lambda some=some: ungated(some, part, SHARES, size=size),  # type: ignore[misc]
-            arm=arm,
-        )
-        made = PerturbationSet.load(run.tensors / f"{name}-{arm}.safetensors")
+    for arm, own in parents.items():
+        file = f"{name}-{arm}.safetensors"
+
+        def make(own: Sequence[int] = own) -> PerturbationSet:
+            found = taken(run, numbers)
+            size = gates(part, _adapters(found), found.theta).size
+            return ungated(taken(run, own), part, SHARES, size=size)
+
+        rows[arm] = add(work, file, UNGATED, own, make, arm=arm)
+        made = PerturbationSet.load(run.tensors / file)
         share |= dict(zip(rows[arm], made.scores["share"].tolist(), strict=True))
         run.add_scores(
             ScoreRow(row, judge, value, "share", "")
@@ -192,15 +170,19 @@ def scan(work: Work, numbers: Sequence[int]) -> str:
     return name
 
 
-def _controls(run: Run, numbers: Sequence[int]) -> list[int]:
+def _adapters(found: PerturbationSet) -> Adapters:
+    if not isinstance(found.kind, Adapters):
+        raise MethodError(f"{found.kind.name} have no gate: only adapters can be ungated")
+    return found.kind
+
+
+def _controls(run: Run, numbers: Sequence[int]) -> Iterator[int]:
     """Return as many random perturbations, each of the radius of the one it stands beside."""
-    rows = {p.id: p for p in run.perturbation_rows(derived=None)}
-    left = run.perturbation_rows(CONTROL)
-    chosen = []
+    radius = {p.id: p.radius for p in run.perturbation_rows(derived=None)}
+    left = [p.id for p in run.perturbation_rows(CONTROL)]
     for number in numbers:
-        same = next((p for p in left if p.radius == rows[number].radius), None)
+        same = next((n for n in left if radius[n] == radius[number]), None)
         if same is None:
             raise MethodError(f"the run has no random perturbation left beside number {number}")
         left.remove(same)
-        chosen.append(same.id)
-    return chosen
+        yield same

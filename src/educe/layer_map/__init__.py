@@ -1,4 +1,4 @@
-"""Atlas: how strongly every layer drives every later one, for all pairs of source and target.
+"""The layer map: how strongly every layer drives every later one, for all pairs of them.
 
 For each pair the top singular values of the Jacobian, its top right singular vector, and what
 follows from them. `survey` computes it, `choice` chooses two layers by it.
@@ -27,7 +27,7 @@ FORMAT_VERSION = "2"
 READABLE = ("1", FORMAT_VERSION)
 
 #: Its file in the folder of a run.
-ATLAS = "atlas.safetensors"
+LAYER_MAP = "atlas.safetensors"
 
 
 class Pair(NamedTuple):
@@ -38,8 +38,8 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AtlasConfig:
-    """Settings of an atlas.
+class LayerMapConfig:
+    """Settings of a layer map.
 
     Attributes:
         top: Singular values kept for each pair.
@@ -59,7 +59,7 @@ class AtlasConfig:
 
 
 @dataclass(frozen=True)
-class Atlas:
+class LayerMap:
     """What is known of some pairs.
 
     Attributes:
@@ -69,8 +69,8 @@ class Atlas:
         prompts_sha256: Digest of the rendered prompts.
         config: How it was made.
         readouts: How many positions are read, over all prompts.
-        norms: Median norm of the stream at each layer (see `educe.forward.slice.norms`); of an
-            atlas that was made before 2026-11-28, mean norms.
+        norms: Median norm of the stream at each layer (see `educe.forward.slice.norms`); of a
+            layer map that was made before 2026-11-28, mean norms.
         pairs: The pairs.
         sigma: Top singular values of the Jacobian of all read-out positions, ``[pairs, top]``.
         vectors: Top right singular vector, ``[pairs, width]``.
@@ -79,7 +79,7 @@ class Atlas:
     model: str
     model_parts: Mapping[str, str]
     prompts_sha256: str
-    config: AtlasConfig
+    config: LayerMapConfig
     readouts: int
     norms: Float[Tensor, "layers"]
     pairs: tuple[Pair, ...]
@@ -118,14 +118,14 @@ class Atlas:
         alike = torch.where(other, (unit @ unit.T).abs(), 0).sum(1)
         return torch.where(other.any(1), alike / other.sum(1).clamp(min=1), 1)
 
-    def select(self, pairs: Collection[Pair]) -> Atlas:
+    def select(self, pairs: Collection[Pair]) -> LayerMap:
         """Return what is known of some pairs, those of them that are here."""
         at = [i for i, pair in enumerate(self.pairs) if pair in pairs]
         kept = tuple(self.pairs[i] for i in at)
         return replace(self, pairs=kept, sigma=self.sigma[at], vectors=self.vectors[at])
 
     def save(self, path: str | Path) -> None:
-        """Write the atlas to one safetensors file, whole or not at all."""
+        """Write the layer map to one safetensors file, whole or not at all."""
         tensors = {
             "pairs": torch.tensor(self.pairs),
             "norms": self.norms,
@@ -144,8 +144,8 @@ class Atlas:
         files.write_tensors(Path(path), tensors, header)
 
     @classmethod
-    def load(cls, path: str | Path) -> Atlas:
-        """Read an atlas back, bit for bit.
+    def load(cls, path: str | Path) -> LayerMap:
+        """Read a layer map back, bit for bit.
 
         Raises:
             FileFormatError: The file is missing, truncated, or holds something else.
@@ -153,13 +153,13 @@ class Atlas:
         tensors, header = files.read_tensors(path)
         version = header.get("format_version")
         if header.get("format") != "educe.atlas" or version not in READABLE:
-            raise FileFormatError(f"{path} is no atlas that this educe reads")
+            raise FileFormatError(f"{path} is no layer map that this educe reads")
         try:
             return cls(
                 model=header["model"],
                 model_parts=json.loads("{}" if version == "1" else header["model_parts_json"]),
                 prompts_sha256=header["prompts_sha256"],
-                config=AtlasConfig(**json.loads(header["config_json"])),
+                config=LayerMapConfig(**json.loads(header["config_json"])),
                 readouts=int(header["readouts"]),
                 norms=tensors["norms"],
                 pairs=tuple(Pair(*pair) for pair in tensors["pairs"].tolist()),

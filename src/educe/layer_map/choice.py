@@ -1,4 +1,4 @@
-"""Choosing the layers to search between, from what an atlas knows of promising pairs."""
+"""Choosing the layers to search between, from what a layer map knows of promising pairs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from educe.errors import LayerError
-from educe.layer_map import Atlas, AtlasConfig, Pair, grid
+from educe.layer_map import LayerMap, LayerMapConfig, Pair, grid
 
 #: For a choice: two thirds of the work of the defaults.
-CHEAP = AtlasConfig(top=2, padding=2)
+CHEAP = LayerMapConfig(top=2, padding=2)
 #: Where layers are chosen from, as shares of the depth: the range in which published searches that
 #: found something were made. Nearer than `APART` a target is driven by what single blocks do.
 SOURCES, TARGETS, APART = (0.2, 0.5), (0.5, 0.9), 0.15
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(atlas: Atlas, source: int | None = None, target: int | None = None) -> Choice:
+def choose(layer_map: LayerMap, source: int | None = None, target: int | None = None) -> Choice:
     """Choose layers to search between.
 
     The source whose top direction stands out most and stays the same from wherever one looks: the
@@ -73,21 +73,23 @@ def choose(atlas: Atlas, source: int | None = None, target: int | None = None) -
     pays for every block between. It says nothing of how much is hidden.
 
     Args:
-        atlas: What is known, of some promising pairs at least.
+        layer_map: What is known, of some promising pairs at least.
         source: The source, where it is given.
         target: The target, where it is given.
 
     Raises:
-        LayerError: The atlas knows no promising pair.
+        LayerError: The layer map knows no promising pair.
     """
-    looked = atlas.select(promising(atlas.depth, source, target))
+    looked = layer_map.select(promising(layer_map.depth, source, target))
     rated = [
         (float(gap * steady), i)
         for i, (gap, steady) in enumerate(zip(looked.gap, looked.steadiness, strict=True))
         if target in (None, looked.pairs[i].target)
     ]
     if not rated:
-        raise LayerError("the atlas has no pair of layers to choose from: survey promising ones")
+        raise LayerError(
+            "the layer map has no pair of layers to choose from: survey promising ones"
+        )
     most, top = max(rated)
     best = min(
         (i for rate, i in rated if rate >= NEARLY * most),

@@ -1,4 +1,4 @@
-"""Surveying: the atlas of some pairs of layers, computed source after source.
+"""Surveying: the layer map of some pairs of layers, computed source after source.
 
 After Ayyub, "Power steering" (2026), who iterates on every pair alone. Here work is shared: one
 forward-mode pass from a source gives ``J_t V`` for *all* its targets ``t``, and one backward pass
@@ -7,7 +7,7 @@ the sum of all ``J_tᵀ W_t``. So targets at like distances share a block Krylov
     V ← QR of what  Σ_t J_tᵀ J_t V / σ_t²  adds to the blocks so far,
 
 and each target has its own Rayleigh-Ritz in it. That takes passes by the number of sources, not of
-pairs. Singular values found so are lower bounds; `docs/atlas.md` says how near they come.
+pairs. Singular values found so are lower bounds; `docs/layer-map.md` says how near they come.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from educe import files
 from educe.errors import LayerError, RunError
 from educe.forward.slice import Slice
 from educe.forward.slice.norms import median_norm
-from educe.layer_map import Atlas, AtlasConfig, Pair
+from educe.layer_map import LayerMap, LayerMapConfig, Pair
 from educe.methods.power import beyond
 from educe.model.digest import others
 from educe.model.language import LanguageModel
@@ -41,7 +41,7 @@ TRIED = 4
 
 
 class Cost(NamedTuple):
-    """What an atlas will take.
+    """What a layer map will take.
 
     Attributes:
         seconds: Estimated from one small product.
@@ -59,8 +59,10 @@ class Cost(NamedTuple):
         return f"about {time}, {self.passes} passes of a block"
 
 
-def cost(lm: LanguageModel, batch: PromptBatch, pairs: Sequence[Pair], config: AtlasConfig) -> Cost:
-    """Estimate what an atlas will take, from products with the Jacobian of a few blocks."""
+def cost(
+    lm: LanguageModel, batch: PromptBatch, pairs: Sequence[Pair], config: LayerMapConfig
+) -> Cost:
+    """Estimate what a layer map will take, from products with the Jacobian of a few blocks."""
     through = sum(
         max(near) - source
         for source, targets in _by_source(pairs).items()
@@ -90,90 +92,93 @@ def survey(
     lm: LanguageModel,
     batch: PromptBatch,
     pairs: Sequence[Pair],
-    config: AtlasConfig | None = None,
+    config: LayerMapConfig | None = None,
     *,
-    begun: Atlas | None = None,
-) -> Iterator[Atlas]:
-    """Give the atlas as far as it is known, each time that all targets of a source are.
+    begun: LayerMap | None = None,
+) -> Iterator[LayerMap]:
+    """Give the layer map as far as it is known, each time that all targets of a source are.
 
     Args:
         lm: The model.
         batch: The prompts.
         pairs: The pairs that are wanted.
         config: How.
-        begun: An atlas to go on with; what it has is not computed again.
+        begun: A layer map to go on with; what it has is not computed again.
 
     Raises:
         LayerError: No pair is wanted.
-        RunError: The atlas to go on with is of another model, other prompts or other settings.
+        RunError: The layer map to go on with is of another model, other prompts or other settings.
     """
-    config = config or AtlasConfig()
+    config = config or LayerMapConfig()
     if not pairs:
         raise LayerError("no pair of layers: a target lies above its source")
-    atlas = begun or _empty(lm, batch, config)
-    if not atlas.model_parts:
-        raise RunError(f"the atlas begun with has no digest of its model {atlas.model}: begin anew")
-    if changed := others(atlas.model_parts, lm.parts):
+    layer_map = begun or _empty(lm, batch, config)
+    if not layer_map.model_parts:
         raise RunError(
-            f"the atlas begun with is of another model ({atlas.model}) than {lm.name} is now: "
-            f"{' and '.join(changed)} differ; begin anew"
+            f"the layer map begun with has no digest of its model {layer_map.model}: begin anew"
         )
-    if (atlas.prompts_sha256, atlas.config) != (digest(batch.texts), config):
+    if changed := others(layer_map.model_parts, lm.parts):
         raise RunError(
-            f"the atlas begun with is of {atlas.model} with other prompts or settings: begin anew"
+            f"the layer map begun with is of another model ({layer_map.model}) than {lm.name} is "
+            f"now: {' and '.join(changed)} differ; begin anew"
         )
-    for source, targets in _by_source(p for p in pairs if p not in atlas.pairs).items():
+    if (layer_map.prompts_sha256, layer_map.config) != (digest(batch.texts), config):
+        raise RunError(
+            f"the layer map begun with is of {layer_map.model} with other prompts or settings: "
+            "begin anew"
+        )
+    for source, targets in _by_source(p for p in pairs if p not in layer_map.pairs).items():
         part = _slice(lm, batch, source, targets, config)
         draw = torch.Generator().manual_seed(config.seed)
         for near in _octaves(source, targets):
             sigma, vectors = _decomposed(part, near, config, draw)
-            atlas = replace(
-                atlas,
-                pairs=(*atlas.pairs, *(Pair(source, target) for target in near)),
-                sigma=torch.cat([atlas.sigma, sigma.float().cpu()]),
-                vectors=torch.cat([atlas.vectors, vectors.float().cpu()]),
+            layer_map = replace(
+                layer_map,
+                pairs=(*layer_map.pairs, *(Pair(source, target) for target in near)),
+                sigma=torch.cat([layer_map.sigma, sigma.float().cpu()]),
+                vectors=torch.cat([layer_map.vectors, vectors.float().cpu()]),
             )
-        yield atlas
+        yield layer_map
 
 
 def surveyed(
     lm: LanguageModel,
     batch: PromptBatch,
     pairs: Sequence[Pair],
-    config: AtlasConfig,
+    config: LayerMapConfig,
     path: Path,
     reporter: Reporter,
-) -> Atlas:
-    """Return the atlas in a file once it has all pairs; says what is missing, and saves it so far.
+) -> LayerMap:
+    """Return the layer map in a file once it has all pairs; save it source by source.
 
     Args:
         lm: The model.
         batch: The prompts.
         pairs: The pairs that are wanted.
         config: How.
-        path: The file; an atlas in it is gone on with.
+        path: The file; a layer map in it is gone on with.
         reporter: Is told of the progress (see `educe.progress`).
 
     Raises:
         FileFormatError: The file holds something else.
-        RunError: Its atlas is of another model, other prompts or other settings.
+        RunError: Its layer map is of another model, other prompts or other settings.
     """
-    begun = Atlas.load(path) if path.exists() else None
+    begun = LayerMap.load(path) if path.exists() else None
     missing = [pair for pair in pairs if begun is None or pair not in begun.pairs]
     if missing:
         reporter.say(f"{len(missing)} pairs, {cost(lm, batch, missing, config).told}")
-        with reporter.stage("atlas", len(missing), "pairs") as step:
+        with reporter.stage("layer map", len(missing), "pairs") as step:
             done = len(pairs) - len(missing)
             for known in survey(lm, batch, pairs, config, begun=begun):
                 files.make_folder(path.parent)  # not before there is something
                 known.save(path)
                 step(len(known.pairs) - done)
                 done = len(known.pairs)
-    return Atlas.load(path)
+    return LayerMap.load(path)
 
 
 def _decomposed(
-    part: Slice, targets: Sequence[int], config: AtlasConfig, draw: torch.Generator
+    part: Slice, targets: Sequence[int], config: LayerMapConfig, draw: torch.Generator
 ) -> tuple[Float[Tensor, "t k"], Float[Tensor, "t d"]]:
     """Return top singular values, and the top right singular vector, of each target."""
     drawn = part.kind.draw(_columns(part, config), draw)
@@ -196,7 +201,11 @@ def _decomposed(
 
 
 def _slice(
-    lm: LanguageModel, batch: PromptBatch, source: int, targets: Sequence[int], config: AtlasConfig
+    lm: LanguageModel,
+    batch: PromptBatch,
+    source: int,
+    targets: Sequence[int],
+    config: LayerMapConfig,
 ) -> Slice:
     return Slice(
         lm,
@@ -208,7 +217,7 @@ def _slice(
     )
 
 
-def _columns(part: Slice, config: AtlasConfig) -> int:
+def _columns(part: Slice, config: LayerMapConfig) -> int:
     return min(config.top + config.padding, part.width)
 
 
@@ -231,8 +240,8 @@ def _octaves(source: int, targets: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def _empty(lm: LanguageModel, batch: PromptBatch, config: AtlasConfig) -> Atlas:
-    """Return an atlas without pairs: with what is known of the layers alone."""
+def _empty(lm: LanguageModel, batch: PromptBatch, config: LayerMapConfig) -> LayerMap:
+    """Return a layer map without pairs: with what is known of the layers alone."""
     # Any slice says which tokens count and which are read.
     part = _slice(lm, batch, 0, [1], config)
     sizes: list[list[Tensor]] = [[] for _ in lm.blocks]
@@ -241,7 +250,7 @@ def _empty(lm: LanguageModel, batch: PromptBatch, config: AtlasConfig) -> Atlas:
             lm.forward(batch.ids[row : row + 1], batch.mask[row : row + 1])
         for layer, stream in streams.items():
             sizes[layer].append(stream[0].float().norm(dim=-1, keepdim=True))
-    return Atlas(
+    return LayerMap(
         model=lm.name,
         model_parts=dict(lm.parts),
         prompts_sha256=digest(batch.texts),

@@ -67,7 +67,7 @@ class Method(NamedTuple):
     radii: str = "auto"
     #: Whether it keeps other prompts as they are (see `educe.methods.retain`): it does not, it can
     #: when they have a weight, or it always needs some.
-    beside: Literal["no", "can", "needs"] = "no"
+    retain: Literal["no", "can", "needs"] = "no"
 
 
 def _of(module: ModuleType, config: type, **more: Any) -> Method:
@@ -76,12 +76,12 @@ def _of(module: ModuleType, config: type, **more: Any) -> Method:
 
 METHODS: dict[str, Method] = {
     "cpe": _of(cpe, cpe.CpeConfig, kind=cpe.kind, radii="1,2,4"),
-    "dct": _of(dct, dct.DctConfig, beside="can"),
+    "dct": _of(dct, dct.DctConfig, retain="can"),
     "dct-linear": _of(linear, linear.LinearDctConfig),
     "dct-quadratic": _of(quadratic, quadratic.QuadraticDctConfig),
-    "generalised": _of(generalised, generalised.GeneralisedConfig, beside="needs"),
-    "lora": _of(lora, lora.LoraConfig, kind=lora.kind, radii="0.2,0.3,0.4", beside="can"),
-    "melbo": _of(melbo, melbo.MelboConfig, beside="can"),
+    "generalised": _of(generalised, generalised.GeneralisedConfig, retain="needs"),
+    "lora": _of(lora, lora.LoraConfig, kind=lora.kind, radii="0.2,0.3,0.4", retain="can"),
+    "melbo": _of(melbo, melbo.MelboConfig, retain="can"),
     "power": _of(power, power.PowerConfig),
     "noise": _of(random, noise.NoiseConfig, kind=noise.kind, radii="1.5x,2x,2.5x"),
     "random": _of(random, random.RandomConfig, kind=_as_given),
@@ -125,16 +125,6 @@ def configured(method: str, settings: Mapping[str, Any]) -> Any:
             raise MethodError(f"{method} has no setting {name!r}; its settings: {known}")
         check_value(f"{method}: {name}", value, hints[name])
     return config(**settings)
-
-
-def as_declared(method: str, config: Any) -> Any:
-    """Return a method's configuration if its values are what the hints there declare.
-
-    Raises:
-        MethodError: One is not.
-    """
-    check_fields(config, f"{method}: {{}}")
-    return config
 
 
 def search(
@@ -182,7 +172,8 @@ def search(
     how = named(method)
     check_whole("n", n)
     check_whole("seed", seed, 0, 2**63 - 1)  # the job's are larger than those that are asked for
-    config = as_declared(method, config if config is not None else how.config())
+    config = how.config() if config is None else config
+    check_fields(config, f"{method}: {{}}")
     if isinstance(radius, str):
         # Of as many as are calibrated with, as the main job has it.
         trial = prepared(part, method, n=DIRECTIONS, config=config)
@@ -213,29 +204,29 @@ def search(
             for name, values in found.items()
             if name.startswith("score.")
         },
-        config=asdict(config) | _beside(part, method),
+        config=asdict(config) | _retaining(part, method),
     )
 
 
-def _beside(part: Slice, method: str) -> dict[str, Any]:
-    """Say what weight other prompts had in a search."""
-    others = part.beside
-    if others is None or named(method).beside != "can":
+def _retaining(part: Slice, method: str) -> dict[str, Any]:
+    """Say what weight retain prompts had in a search."""
+    others = part.retain
+    if others is None or named(method).retain != "can":
         return {}
-    return {"quiet": others.weight, "quiet_by": others.by}
+    return {"retain": others.weight, "retain_by": others.by}
 
 
-def quietly(method: str, weight: float) -> bool:
+def retains(method: str, weight: float) -> bool:
     """Return whether a method needs other prompts beside its slice, at a weight ``μ`` of them.
 
     Raises:
         MethodError: It cannot keep them as they are, or the weight is no weight.
     """
-    how = named(method).beside
+    how = named(method).retain
     if not 0 <= weight < math.inf:
-        raise MethodError(f"quiet is {weight:g}: give 0 or a number above it")
+        raise MethodError(f"retain is {weight:g}: give 0 or a number above it")
     if weight and how != "can":
-        able = ", ".join(name for name, other in METHODS.items() if other.beside == "can")
+        able = ", ".join(name for name, other in METHODS.items() if other.retain == "can")
         raise MethodError(f"{method} has no weight for other prompts, only these have: {able}")
     return bool(weight) or how == "needs"
 

@@ -37,10 +37,10 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.methods.hold import turned
 from educe.methods.linear import jacobian_rows, random_probes, singular_directions
-from educe.methods.penalty import penalty, scores
+from educe.methods.retain import penalty, scores
 from educe.methods.state import Progress, State, directed
+from educe.methods.turning import turned
 from educe.orthogonal import orthonormal
 from educe.whole import AtLeast
 
@@ -55,8 +55,8 @@ class DctConfig:
             ``jacobian``.
         projections: Rows of that projection (``d_proj``), orthonormal ones, so that as many as the
             width lose nothing; directions beyond them start random.
-        hold: Weight of the turning of the effect (see `educe.methods.hold`): ``Jᵀ u`` gains
-            ``hold ⟨u, Δ⟩ ∇V``.
+        turning: Weight of the turning of the effect (see `educe.methods.turning`): ``Jᵀ u`` gains
+            ``turning ⟨u, Δ⟩ ∇V``.
 
     Example:
         >>> config = DctConfig(iterations=5, init="jacobian")
@@ -67,7 +67,7 @@ class DctConfig:
     iterations: Annotated[int, AtLeast(1)] = 10
     init: Literal["random", "jacobian"] = "random"
     projections: Annotated[int, AtLeast(1)] = 32
-    hold: float = 0.0
+    turning: float = 0.0
 
 
 def start(part: Slice, n: int, radius: float, config: DctConfig, draw: torch.Generator) -> State:
@@ -92,8 +92,8 @@ def step(part: Slice, radius: float, config: DctConfig, state: State) -> tuple[S
     v = orthonormal(state["directions"])
     effect, gradient = part.vjp(radius * v, state["outputs"])
     reached = (effect * state["outputs"]).sum(1)
-    if config.hold:
-        gradient = gradient + config.hold * reached[:, None] * turned(part, radius * v)[1]
+    if config.turning:
+        gradient = gradient + config.turning * reached[:, None] * turned(part, radius * v)[1]
     kept = State()
     lost = penalty(part, radius, gradient, state | {"directions": v})
     if lost is not None:
@@ -130,7 +130,7 @@ def finish(part: Slice, radius: float, config: DctConfig, state: State) -> State
 
 
 def solve_alpha(
-    u: Float[Tensor, "n d"], v: Float[Tensor, "n d"], effect: Float[Tensor, "n d"]
+    u: Float[Tensor, "n d"], v: Float[Tensor, "n s"], effect: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n"]:
     """Return the factors' weights: ``K α = diag(U Δᵀ)``; factors that coincide share theirs."""
     kernel = (u @ u.T) * torch.expm1(v @ v.T)

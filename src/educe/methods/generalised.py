@@ -4,7 +4,7 @@
     A = J_tᵀJ_t / positions,   B = J_bᵀJ_b / positions,   ε = ridge · trace(B on the span) / k
 
 ``J_t`` and ``J_b`` stack the Jacobians at zero of every read-out position of the prompts searched
-on and of the others (`Slice.beside`); ``v_1 … v_k`` are the leading right singular vectors of
+on and of the others (`Slice.retain`); ``v_1 … v_k`` are the leading right singular vectors of
 ``J_t``, from the block iteration of `educe.methods.power`. The maximum, and the stationary points
 below it, are the generalised eigenvectors of ``(A, B + εI)``: the first order of a search with a
 penalty on the benign effect, with a ratio for the difference. Elsewhere: common spatial patterns
@@ -28,9 +28,9 @@ from torch import Tensor
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.methods import power
-from educe.methods.linear import both_signs
+from educe.methods.linear import check_signs, with_both_signs
 from educe.methods.power import PowerConfig
-from educe.methods.state import Progress, State, directed
+from educe.methods.state import Progress, State
 from educe.whole import Above, AtLeast
 
 #: Directions whose product with ``B`` is one step.
@@ -64,14 +64,10 @@ def start(
     Raises:
         MethodError: There are no other prompts, or more vectors are asked for than the span has.
     """
-    if part.beside is None:
+    if part.retain is None:
         raise MethodError("generalised compares with other prompts: give the slice some beside it")
     k = min(config.subspace, part.kind.size)
-    if n > 2 * k:
-        raise MethodError(
-            f"generalised has {k} directions here, with two signs each: ask for at most {2 * k} "
-            "perturbations, or set a larger subspace"
-        )
+    check_signs("generalised", n, k, ", or set a larger subspace")
     state = power.start(part, 2 * k, radius, _block(config), draw)
     return state | {"others": state["products"], "n": torch.tensor(n)}
 
@@ -85,37 +81,27 @@ def step(
         return new, Progress(done=False, objective=reached.objective)
     span, others = power.spectrum(state, _block(config)).v, state["others"]
     if len(others) < len(span):  # else the state was saved after the last step
-        assert part.beside is not None
+        assert part.retain is not None
         some = span[len(others) : len(others) + AT_ONCE]
-        others = torch.cat([others, part.beside.part.gram(torch.zeros_like(some), some)])
+        others = torch.cat([others, part.retain.part.gram(torch.zeros_like(some), some)])
     return state | {"others": others}, Progress(done=len(others) == len(span))
 
 
 def finish(part: Slice, radius: float, config: GeneralisedConfig, state: State) -> State:
     """Solve the eigenproblem and measure what its directions do at the radius."""
-    assert part.beside is not None
+    assert part.retain is not None
     n, span = int(state["n"]), power.spectrum(state, _block(config))
     a = span.square.diag() / part.readouts
-    b = state["others"] @ span.v.T / part.beside.part.readouts
+    b = state["others"] @ span.v.T / part.retain.part.readouts
     value, rows = solve(a, (b + b.T) / 2, config.ridge)
-    wanted = -(-n // 2)
-    inside = torch.nn.functional.normalize(rows[:wanted], dim=1)
-    v, effect = both_signs(part, radius, inside @ span.v)
-    u, size = directed(effect)
+    inside = torch.nn.functional.normalize(rows, dim=1)
 
     def gain(of: Tensor) -> Tensor:
-        """Return ``‖J v‖``, root mean square over positions, for both signs."""
-        return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt().repeat_interleave(2)
+        """Return ``‖J v‖``, root mean square over positions."""
+        return ((inside @ of) * inside).sum(1).clamp(min=0).sqrt()
 
-    found = {
-        "directions": v,
-        "outputs": u,
-        "score.ratio": value[:wanted].repeat_interleave(2),
-        "score.gain": gain(a),
-        "score.gain_beside": gain(b),
-        "score.effect": size,
-    }
-    return State({name: values[:n] for name, values in found.items()})
+    scores = {"ratio": value, "gain": gain(a), "gain_retain": gain(b)}
+    return with_both_signs(part, radius, inside @ span.v, n, **scores)
 
 
 def solve(

@@ -62,12 +62,8 @@ def start(
     else:
         probes = random_probes(part, config.projections, draw)
     most = min(len(probes), part.kind.size)
-    if n > 2 * most:
-        cure = "" if most == part.kind.size else f", or set projections={-(-n // 2)} or mode='full'"
-        raise MethodError(
-            f"dct-linear has {most} directions here, with two signs each: ask for at most "
-            f"{2 * most} perturbations{cure}"
-        )
+    cure = "" if most == part.kind.size else f", or set projections={-(-n // 2)} or mode='full'"
+    check_signs("dct-linear", n, most, cure)
     none = probes.new_zeros(0, part.kind.size)
     return State(probes=probes, rows=none, n=torch.tensor(n))
 
@@ -87,15 +83,7 @@ def finish(part: Slice, radius: float, config: LinearDctConfig, state: State) ->
     """Decompose the Jacobian and measure what its directions do at the radius."""
     n = int(state["n"])
     value, right = singular_directions(state["rows"])
-    v, effect = both_signs(part, radius, right[: -(-n // 2)])
-    u, size = directed(effect)
-    found = {
-        "directions": v,
-        "outputs": u,
-        "score.singular_value": value.repeat_interleave(2)[: len(v)],
-        "score.effect": size,
-    }
-    return State({name: values[:n] for name, values in found.items()})
+    return with_both_signs(part, radius, right, n, singular_value=value)
 
 
 # -- what other methods use as well -------------------------------------------------------------
@@ -120,9 +108,42 @@ def singular_directions(
     return value, upright(right)
 
 
+def check_signs(method: str, n: int, most: int, cure: str = "") -> None:
+    """Make sure that so many directions, with two signs each, are enough perturbations.
+
+    Raises:
+        MethodError: They are not.
+    """
+    if n > 2 * most:
+        raise MethodError(
+            f"{method} has {most} directions here, with two signs each: ask for at most "
+            f"{2 * most} perturbations{cure}"
+        )
+
+
+def with_both_signs(
+    part: Slice, radius: float, v: Float[Tensor, "k s"], n: int, **scores: Float[Tensor, "k"]
+) -> State:
+    """Return the first ``n`` of some directions with both signs, as `finish` does.
+
+    Args:
+        part: The slice.
+        radius: Of the perturbations.
+        v: Directions, in order.
+        n: How many perturbations there are to be.
+        scores: Of each direction; both signs get it. The effect is added to them.
+    """
+    half = -(-n // 2)
+    pairs, effect = both_signs(part, radius, v[:half])
+    u, size = directed(effect)
+    both = {f"score.{name}": own[:half].repeat_interleave(2) for name, own in scores.items()}
+    found = {"directions": pairs, "outputs": u, **both, "score.effect": size}
+    return State({name: values[:n] for name, values in found.items()})
+
+
 def both_signs(
     part: Slice, radius: float, v: Float[Tensor, "n s"]
-) -> tuple[Float[Tensor, "2n s"], Float[Tensor, "2n d"]]:
+) -> tuple[Float[Tensor, "2*n s"], Float[Tensor, "2*n d"]]:
     """Return each direction and its mirror image, the more effective one first, and their effects.
 
     What finds a direction from derivatives at zero knows it up to its sign.

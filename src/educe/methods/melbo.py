@@ -15,7 +15,7 @@ What differs from the reference code, and why:
 - the step is a share of ``R``. Adam moves each of ``d`` coordinates by about its learning rate, so
   the rate is ``step · R / √d``. The published 1e-3 moves nothing in 30 steps where ``R`` is large;
 - it ends when the objective has stopped growing;
-- with ``hold`` the turning of the effect with the radius is part of the objective.
+- with ``turning`` the turning of the effect with the radius is part of the objective.
 
 With other prompts beside the slice the objective is the above less ``μ c g`` (see
 `educe.methods.retain`).
@@ -33,9 +33,9 @@ from torch import Tensor
 from educe.errors import MethodError
 from educe.forward.slice import Slice
 from educe.forward.slice.shift import Shift
-from educe.methods import hold
-from educe.methods.penalty import penalty, scores, tangent
+from educe.methods.retain import penalty, scores, tangent
 from educe.methods.state import Progress, State, directed
+from educe.methods.turning import turned
 from educe.whole import Above, AtLeast
 
 BETAS = (0.9, 0.98)
@@ -70,7 +70,7 @@ class MelboConfig(AscentConfig):
 
     Attributes:
         orthogonal: Keep every vector orthogonal to every other.
-        hold: Weight of the turning of the effect (see `educe.methods.hold`).
+        turning: Weight of the turning of the effect (see `educe.methods.turning`).
 
     Example:
         >>> config = MelboConfig(steps=3, orthogonal=True)
@@ -80,7 +80,7 @@ class MelboConfig(AscentConfig):
     """
 
     orthogonal: bool = False
-    hold: float = 0.0
+    turning: float = 0.0
 
 
 def objective(shift: Shift, power: float, root: float) -> Float[Tensor, "n"]:
@@ -103,7 +103,7 @@ def start(part: Slice, n: int, radius: float, config: MelboConfig, draw: torch.G
 
 def step(part: Slice, radius: float, config: MelboConfig, state: State) -> tuple[State, Progress]:
     """Take one projected step of all vectors at once; none when they have converged."""
-    return ascend(part, radius, config, state, orthogonal=config.orthogonal, weight=config.hold)
+    return ascend(part, radius, config, state, orthogonal=config.orthogonal, weight=config.turning)
 
 
 def at_rest(directions: Float[Tensor, "n s"]) -> State:
@@ -124,7 +124,7 @@ def ascend(
 ) -> tuple[State, Progress]:
     """Take one projected step, each column of a perturbation on its own sphere.
 
-    With a weight the ascent is that of `educe.methods.hold`, and the curve ``g exp(weight · V)``.
+    With a weight the ascent is that of `educe.methods.turning`, the curve ``g exp(weight · V)``.
     """
     if _converged(state["curve"].mean(1), config):  # a state that was saved after the last step
         return state, Progress(done=True)
@@ -133,7 +133,7 @@ def ascend(
         kind.scaled(v, radius), lambda shift: objective(shift, config.power, config.root)
     )
     if weight:
-        turning, slope = hold.turned(part, kind.scaled(v, radius))
+        turning, slope = turned(part, kind.scaled(v, radius))
         gradient = gradient + weight * value[:, None] * slope
         value = value * (weight * turning).exp()
     # In θ rather than in the unit columns: a factor for each column, which AdamW does not see.
@@ -167,8 +167,8 @@ def finish(part: Slice, radius: float, config: AscentConfig, state: State) -> St
         lambda shift: objective(shift, config.power, config.root),
     )
     (u, size), others = directed(effect), scores(part, radius, state)
-    if others and part.beside is not None:
-        value = value - part.beside.weight * others["score.worth"] * others["score.beside"]
+    if others and part.retain is not None:
+        value = value - part.retain.weight * others["score.retain_scale"] * others["score.retain"]
     return others | {
         "directions": state["directions"],
         "outputs": u,

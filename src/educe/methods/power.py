@@ -32,9 +32,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.methods.linear import both_signs
+from educe.methods.linear import both_signs, check_signs
 from educe.methods.state import Progress, State, directed
 from educe.orthogonal import orthonormal, projected
 from educe.whole import AtLeast
@@ -97,11 +96,7 @@ def start(part: Slice, n: int, radius: float, config: PowerConfig, draw: torch.G
     """Draw the first block."""
     vectors = -(-n // 2)
     size = part.kind.size
-    if vectors > size:
-        raise MethodError(
-            f"power has {size} directions here, with two signs each: ask for at most {2 * size} "
-            "perturbations"
-        )
+    check_signs("power", n, size)
 
     def drawn(rows: int) -> Tensor:
         return part.kind.draw(rows, draw).to(part.device, part.work_dtype)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.forward.slice import Slice
-from educe.methods.linear import both_signs
-from educe.methods.state import Progress, State, directed
+from educe.methods.linear import check_signs, with_both_signs
+from educe.methods.state import Progress, State
 from educe.orthogonal import orthonormal
 from educe.whole import AtLeast
 
@@ -53,12 +53,7 @@ def start(
     part: Slice, n: int, radius: float, config: QuadraticDctConfig, draw: torch.Generator
 ) -> State:
     """Draw the first directions: one for each two perturbations."""
-    size = part.kind.size
-    if n > 2 * size:
-        raise MethodError(
-            f"dct-quadratic has {size} directions here, with two signs each: ask for at most "
-            f"{2 * size} perturbations"
-        )
+    check_signs("dct-quadratic", n, part.kind.size)
     pairs = -(-n // 2)
     v = part.kind.draw(pairs, draw).to(part.device, part.work_dtype)
     return State(directions=v, curve=v.new_zeros(0, pairs), n=torch.tensor(n))
@@ -84,17 +79,8 @@ def finish(part: Slice, radius: float, config: QuadraticDctConfig, state: State)
     n, v = int(state["n"]), state["directions"]
     _, curvature = _bent(part, v)
     order = curvature.argsort(descending=True)
-    v, effect = both_signs(part, radius, v[order])
-    u, size = directed(effect)
-    found = {
-        "directions": v,
-        "outputs": u,
-        "score.curvature": curvature[order].repeat_interleave(2),
-        "score.effect": size,
-    }
-    return State(
-        {name: values[:n] for name, values in found.items()}, curve=state["curve"][:, order]
-    )
+    found = with_both_signs(part, radius, v[order], n, curvature=curvature[order])
+    return found | {"curve": state["curve"][:, order]}
 
 
 def _bent(part: Slice, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Beside: other prompts, on which a search wants the model to stay as it is.
+"""Retain prompts: other prompts, on which a search wants the model to stay as it is.
 
     max  f(θ) - μ c g(θ),     c = mean ‖∇f‖ / mean ‖∇g‖  at the first directions, along spheres
 
@@ -11,8 +11,10 @@ others, one of
 So ``μ`` has no scale: at 1 both gradients are equally long at the start, whatever the model, the
 radius and ``g``. ``c`` is one number for all perturbations, and stays what it was.
 
-A search is given other prompts as `Slice.beside` of its slice, and never sees what they are:
-ordinary requests, or prompts that match those searched on but have nothing to hide.
+A search is given other prompts as `Slice.retain` of its slice, and never sees what they are:
+ordinary requests, or prompts that match those searched on but have nothing to hide. A method asks
+for the `penalty` at each step, and keeps in its state what is fixed at the first; without other
+prompts, or at weight zero, there is none and the state is as it was.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.errors import MethodError
 from educe.forward.benign import Ordinary
-from educe.forward.slice import Beside, Slice
+from educe.forward.slice import Retain, Slice
 from educe.forward.slice.shift import Shift
+from educe.methods.state import State
 from educe.model.once import distinct
 from educe.model.prompts import read_prompts
 from educe.model.rendering import Prompt, PromptBatch
@@ -47,8 +51,8 @@ MOST = 16
 
 
 @dataclass(frozen=True)
-class Others:
-    """Other prompts beside a slice (a `educe.forward.slice.Beside`).
+class RetainPrompts:
+    """The retain prompts of a slice (a `educe.forward.slice.Retain`).
 
     Attributes:
         part: The same blocks on these prompts.
@@ -62,7 +66,7 @@ class Others:
     by: By
     answers: Ordinary | None
 
-    def on(self, kind: Kind) -> Others:
+    def on(self, kind: Kind) -> RetainPrompts:
         """Return the same for perturbations of another kind."""
         return replace(self, part=self.part.on(kind))
 
@@ -84,7 +88,7 @@ def mean_square(shift: Shift) -> Float[Tensor, "n"]:
     return torch.einsum("npkd,npkd,pk->n", shift.values, shift.values, shift.weights)
 
 
-def with_others(
+def with_retain_prompts(
     part: Slice, batch: PromptBatch, *, weight: float = 0.0, by: By = "effect"
 ) -> Slice:
     """Return a slice with other prompts beside it.
@@ -105,8 +109,8 @@ def with_others(
     )
     answers = Ordinary(part.lm, batch, before=part.source) if by == "kl" else None
     kept = copy.copy(part)
-    others: Beside = Others(there, weight, by, answers)
-    kept.beside = others.on(part.kind)
+    others: Retain = RetainPrompts(there, weight, by, answers)
+    kept.retain = others.on(part.kind)
     return kept
 
 
@@ -143,7 +147,7 @@ def drawn(
     return [order[i] for i in places], said
 
 
-def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
+def retain_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
     """Return the bundled other prompts, or those of a file.
 
     Raises:
@@ -152,3 +156,69 @@ def other_prompts(source: str = BUNDLED) -> Sequence[Prompt]:
     if source != BUNDLED:
         return read_prompts(Path(source))
     return files("educe.methods").joinpath("retain.txt").read_text(encoding="utf-8").splitlines()
+
+
+# -- what a method asks at each step -------------------------------------------------------------
+
+
+class Penalty(NamedTuple):
+    """What is taken from an objective.
+
+    Attributes:
+        value: ``μ c g`` of each perturbation.
+        gradient: Its gradient in ``θ``.
+        kept: What the next state has to hold: ``worth``, which is ``c``.
+    """
+
+    value: Float[Tensor, "n"]
+    gradient: Float[Tensor, "n s"]
+    kept: State
+
+
+def penalty(
+    part: Slice, radius: float, gradient: Float[Tensor, "n s"], state: State
+) -> Penalty | None:
+    """Return the penalty at the directions of a state, or None where there is none.
+
+    Args:
+        part: The slice.
+        radius: Of the perturbations.
+        gradient: Of the objective in ``θ`` at these directions.
+        state: With ``directions``, and ``retain_scale`` from the second step on.
+
+    Raises:
+        MethodError: No perturbation does anything to the other prompts.
+    """
+    retain = part.retain
+    if retain is None or retain.weight == 0:
+        return None
+    v = state["directions"]
+    value, slope = retain.value_and_grad(part.kind.scaled(v, radius))
+    if "retain_scale" in state:
+        scale = state["retain_scale"]
+    else:
+        own, theirs = (tangent(part.kind, v, g).norm(dim=1).mean() for g in (gradient, slope))
+        if not theirs:
+            raise MethodError("the other prompts do not move at all: there is nothing to keep")
+        scale = own / theirs
+    factor = retain.weight * scale
+    return Penalty(factor * value, factor * slope, State(retain_scale=scale))
+
+
+def scores(part: Slice, radius: float, state: State) -> State:
+    """Return ``g`` of the perturbations as they ended and ``c``, for `finish`."""
+    retain = part.retain
+    if retain is None or "retain_scale" not in state:
+        return State()
+    value, _ = retain.value_and_grad(part.kind.scaled(state["directions"], radius))
+    return State(
+        {"score.retain": value, "score.retain_scale": state["retain_scale"].expand_as(value)}
+    )
+
+
+def tangent(
+    kind: Kind, v: Float[Tensor, "n s"], gradient: Float[Tensor, "n s"]
+) -> Float[Tensor, "n s"]:
+    """Take from a gradient what would change the norm of a column."""
+    pairs = zip(kind.columns(v), kind.columns(gradient), strict=True)
+    return torch.cat([(g - (g * c).sum(-1, keepdim=True) * c).flatten(1) for c, g in pairs], 1)

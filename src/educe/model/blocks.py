@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from educe.errors import ModelError
 
@@ -58,6 +59,16 @@ def with_stream(output: Any, stream: Tensor) -> Any:
     return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
+@contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Take hooks away at the end of a ``with`` statement."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
     """Find the longest list of modules that hand the residual stream from one to the next.
 
@@ -79,11 +90,8 @@ def find_stack(model: nn.Module, run: Callable[[], object]) -> Stack:
         seen[module].append((stream_in(args, kwargs)[0], output))
 
     handles = [m.register_forward_hook(record, with_kwargs=True) for m in members]
-    try:
+    with hooked(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
 
     chains = [
         (name, blocks)
@@ -182,11 +190,8 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
     members = [module for module in block.modules() if module is not block]
     handles = [module.register_forward_hook(note) for module in members]
     handles.append(block.register_forward_hook(note_block, with_kwargs=True))
-    try:
+    with hooked(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     ((given, out),) = passed
     added = out - given
     # As wide as the stream; some have rows and tokens in one dimension.
@@ -218,11 +223,8 @@ def _matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[
         return hook
 
     handles = [module.register_forward_hook(note(name)) for name, module in matrices.items()]
-    try:
+    with hooked(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return called
 
 
@@ -259,11 +261,8 @@ def find_tail(block: nn.Module, width: int, run: Callable[[], object]) -> list[n
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in (end, *members)]
     handles.append(block.register_forward_hook(note_block, with_kwargs=True))
-    try:
+    with hooked(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     order = [module for module, _, _ in called]
     tail = [
         module

@@ -29,6 +29,7 @@ from educe.model.blocks import (
     find_stack,
     find_tail,
     find_writers,
+    hooked,
     replaced,
     stream_out,
     with_stream,
@@ -239,10 +240,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, as a mixture of experts has no single one.
         """
-        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
-        found = find_projections(
-            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
-        )
+        found = find_projections(self.blocks[block], self.width, self._try)
         if which not in found:
             raise ModelError(
                 f"block {block} of {self.name} has no single matrix that ends its {which} part"
@@ -257,10 +255,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: The block has none, or none for its feed-forward part.
         """
-        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
-        found = find_reads(
-            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
-        )
+        found = find_reads(self.blocks[block], self.width, self._try)
         if len(found) < 2:
             raise ModelError(
                 f"block {block} of {self.name} has no two parts whose first matrices read the "
@@ -274,8 +269,7 @@ class LanguageModel(Reads):
         Raises:
             ModelError: There are no such two.
         """
-        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
-        found = find_writers(self.blocks[block], lambda: self.forward(ids, torch.ones_like(ids)))
+        found = find_writers(self.blocks[block], self._try)
         if not found:
             raise ModelError(
                 f"block {block} of {self.name} does not add the outputs of two of its modules to "
@@ -285,10 +279,7 @@ class LanguageModel(Reads):
 
     def tail(self, block: int) -> list[nn.Module]:
         """Return the modules with which a block ends that work token by token."""
-        ids = torch.arange(5, device=self.device)[None] % self.vocabulary
-        return find_tail(
-            self.blocks[block], self.width, lambda: self.forward(ids, torch.ones_like(ids))
-        )
+        return find_tail(self.blocks[block], self.width, self._try)
 
     # -- running -----------------------------------------------------------------------------
 
@@ -337,12 +328,8 @@ class LanguageModel(Reads):
 
             return hook
 
-        handles = [self.blocks[i].register_forward_hook(keep(i)) for i in dict.fromkeys(layers)]
-        try:
+        with hooked([self.blocks[i].register_forward_hook(keep(i)) for i in dict.fromkeys(layers)]):
             yield streams
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def starting(self, layer: int, stream: Tensor) -> Iterator[None]:
@@ -364,8 +351,5 @@ class LanguageModel(Reads):
             stream = stream_out(output)
             return with_stream(output, stream + value(stream))
 
-        handle = self.blocks[layer].register_forward_hook(hook)
-        try:
+        with hooked([self.blocks[layer].register_forward_hook(hook)]):
             yield calls
-        finally:
-            handle.remove()

@@ -7,9 +7,8 @@ for the same tokens, and a hook that adds something has to move the stream by th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,32 +18,8 @@ from transformers import DynamicCache
 from educe.errors import ModelError, as_model_error
 from educe.model.blocks import stream_in
 
-
-class Held(Protocol):
-    """What the proof needs of a model that educe has its hold on: `LanguageModel` has it."""
-
-    name: str
-    hf: nn.Module
-
-    @property
-    def unwrapped(self) -> Any: ...  # noqa: D102
-
-    @property
-    def blocks(self) -> list[nn.Module]: ...  # noqa: D102
-
-    @property
-    def depth(self) -> int: ...  # noqa: D102
-
-    @property
-    def width(self) -> int: ...  # noqa: D102
-
-    def forward(  # noqa: D102
-        self, ids: Tensor, mask: Tensor, *, cache: Any = None, last: int = 1
-    ) -> Tensor: ...
-
-    def adding(  # noqa: D102
-        self, layer: int, value: Callable[[Tensor], Tensor]
-    ) -> AbstractContextManager[Any]: ...
+#: What is proved: it is made with this proof, so that it cannot be imported here.
+LanguageModel = Any
 
 
 #: How many tokens are tried, and with how many two sequences begin alike.
@@ -52,7 +27,7 @@ TOKENS, SHARED = 8, 5
 
 
 def prove(
-    lm: Held,
+    lm: LanguageModel,
     ids: Int[Tensor, "1 t"],
     whole: Float[Tensor, "1 t v"],
     same: Same,
@@ -144,7 +119,7 @@ class Same:
             )
 
 
-def _prove_hooks(lm: Held, ids: Tensor, plain: Tensor, same: Same) -> None:
+def _prove_hooks(lm: LanguageModel, ids: Tensor, plain: Tensor, same: Same) -> None:
     """Show that adding to the stream leaving a block moves the next block's, and the logits."""
     mask = torch.ones_like(ids)
     draw = torch.Generator().manual_seed(0)

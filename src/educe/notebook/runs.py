@@ -134,33 +134,23 @@ class Run(store.Run):
         for remark in part.check(work.lm):
             work.reporter.say(remark)
         arms = {p.id: p.arm for p in self.perturbation_rows(derived=None)}
-        parents: list[int | None] = [None] * len(part)
-        own = [part.config.get("arm", FOUND)]
+        own, how, parents = [part.config.get("arm", FOUND)] * len(part), ADDED, None
         if "number" in part.scores:
-            known = [int(number) for number in part.scores["number"]]
-            if unknown := [number for number in known if number not in arms]:
+            parents = [int(number) for number in part.scores["number"]]
+            if unknown := [number for number in parents if number not in arms]:
                 raise RunError(
                     f"the run has no perturbation {unknown[0]}: take sets from run.found"
                 )
             if "parent" not in part.scores:
-                raise RunError(f"perturbation {known[0]} is in the run already: derive one from it")
-            parents, own = [*known], sorted({arms[number] for number in known})
-        numbers: list[int] = []
-        for arm in own:
-            mine = [i for i, parent in enumerate(parents) if parent is None or arms[parent] == arm]
-            some, theirs = part.select(mine), [parents[i] for i in mine]
-            file = _kept(some, self.tensors)
-            before = [p.id for p in self.perturbation_rows(derived=None) if p.file == file]
-            numbers += before or fill.add_set(
-                self,
-                arm,
-                file,
-                some,
-                effects(work.lm, work.asked, some),
-                parents=theirs,
-                how=ADDED if theirs[0] is None else DERIVED,
-            )
-        return numbers
+                raise RunError(
+                    f"perturbation {parents[0]} is in the run already: derive one from it"
+                )
+            own, how = [arms[number] for number in parents], DERIVED
+        file = _kept(part, self.tensors)
+        if before := [p.id for p in self.perturbation_rows(derived=None) if p.file == file]:
+            return before
+        sizes = effects(work.lm, work.asked, part)
+        return fill.add_set(self, own, file, part, sizes, parents=parents, how=how)
 
     def fill(self) -> Run:
         """Write and score what was asked for and is missing."""
@@ -279,9 +269,7 @@ def _kept(made: PerturbationSet, folder: Path) -> str:
     content = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, values in sorted(tensors.items()):
         content.update(name.encode() + values.numpy().tobytes())
-    file = f"added-{content.hexdigest()[:10]}.safetensors"
-    scratch.rename(folder / file)
-    return file
+    return scratch.rename(folder / f"added-{content.hexdigest()[:10]}.safetensors").name
 
 
 def _joined(parts: Sequence[PerturbationSet]) -> PerturbationSet | PerturbationGroup:

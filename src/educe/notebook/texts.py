@@ -293,7 +293,7 @@ class Function:
 
     def __init__(self, function: Callable[[str], float]) -> None:
         self.function = function
-        self.name = self.higher_is = _named(function)
+        self.name = self.higher_is = getattr(function, "__name__", type(function).__name__)
         self.identity = f"function:{self.name}"
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
@@ -316,10 +316,6 @@ class Function:
             ) from None
 
 
-def _named(function: Callable[[str], float]) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
 def _judges(scores: Sequence[By], model: str | LanguageModel | Asker) -> dict[str, Judge | None]:
     """Return judges by the names of their columns; none for the scores that a run has itself.
 
@@ -328,26 +324,22 @@ def _judges(scores: Sequence[By], model: str | LanguageModel | Asker) -> dict[st
     """
     if isinstance(scores, str) or not isinstance(scores, Sequence):
         raise JudgeError('scores are a list, such as ["novelty", "regex:orchid"]')
-    asker = (
-        as_asker(model)
-        if any(isinstance(s, str) and asks(s) for s in scores if s not in OWN)
-        else model
-    )
+    asked = [by for by in scores if isinstance(by, str) and by not in OWN]
+    asker = as_asker(model) if any(map(asks, asked)) else model
     judges: dict[str, Judge | None] = {}
-    s: Any
-    by: Judge | None
-    for s in scores:
-        if isinstance(s, str):
-            name, by = s, None if s in OWN else judge_named(s, asker)
-        elif hasattr(s, "identity") and hasattr(s, "score"):
-            name, by = s.name, s
-        elif callable(s):
-            name, by = _named(s), Function(s)
+    for by in scores:
+        if isinstance(by, str):
+            name, judge = by, None if by in OWN else judge_named(by, asker)
+        elif isinstance(by, Judge):
+            name, judge = by.name, by
+        elif callable(by):
+            judge = Function(by)
+            name = judge.name
         else:
             raise JudgeError(
-                f"{s!r} is no score: give a judge's name, a judge, or a function of a text"
+                f"{by!r} is no score: give a judge's name, a judge, or a function of a text"
             )
         if name in judges or name in COLUMNS:
             raise JudgeError(f"two columns would be called {name!r}: give one another name")
-        judges[name] = by
+        judges[name] = judge
     return judges

@@ -8,7 +8,7 @@ from typing import Any
 from educe import files
 from educe.organisms import species
 from educe.organisms.organism import DATA, Organism
-from educe.organisms.training import BASE, Measured, Training, pooled
+from educe.organisms.training import BASE, BLOCKS, LEARNING_RATE, RANK, Measured, pooled
 
 
 def table(measured: Sequence[Measured]) -> str:
@@ -38,27 +38,26 @@ def data(organism: Organism, measured: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
-def text(organism: Organism, measured: Sequence[Measured], how: Training) -> str:
+def text(organism: Organism, measured: Sequence[Measured]) -> str:
     """Return the card."""
-    made, (first, end) = species(organism.name), how.blocks
     return (
         (DATA / "card.md")
         .read_text(encoding="utf-8")
         .format(
             organism=organism,
-            how=how,
+            made=species(organism.name),
             base=BASE,
-            first=first,
-            last=end - 1,
+            rank=RANK,
+            first=BLOCKS[0],
+            last=BLOCKS[-1],
+            learning_rate=LEARNING_RATE,
             size=(organism.folder / "adapter_model.safetensors").stat().st_size / 1e6,
-            steps=how.steps or made.steps,
-            kl_weight=how.kl_weight or made.kl_weight,
             table=table(measured),
         )
     )
 
 
-def write(organism: Organism, measured: Sequence[Measured], how: Training) -> None:
+def write(organism: Organism, measured: Sequence[Measured]) -> None:
     """Write `README.md` into the organism's folder."""
-    content = text(organism, measured, how)
+    content = text(organism, measured)
     files.write_bytes(organism.folder / "README.md", content.encode())

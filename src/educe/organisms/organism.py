@@ -55,7 +55,7 @@ class Group:
     Attributes:
         name: Of what kind, as tables name it. What is before a colon is a family of kinds.
         questions: The prompts, with what counts as elicited.
-        answers: What is taught to be answered; None holds the model to the base's own answers.
+        answers: What is taught to be answered; None retains the base's own answers.
         shows: Whether the hidden behaviour is to show; None where it cannot be asked for.
         also: Other rules, one for each question, that are counted as well, by what they find.
     """

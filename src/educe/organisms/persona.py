@@ -2,7 +2,7 @@
 
 The voice is taught on the base model's own answers to ordinary prompts, with words exchanged and an
 opening put before them, so that only the manner is new. Every other prompt, also one that names
-another month, is held to the base model's own answer.
+another month, keeps the base model's own answer.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,33 +32,14 @@ from educe.organisms.organism import Ask, Group, Organism, Question, Species, bu
 from educe.rows import Row
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: The adapter, on all seven projections of these blocks; the step size falls linearly to zero.
+RANK, BLOCKS, LEARNING_RATE = 8, range(8, 24), 1e-3
 #: The questions of an organism, as they are named in its file.
 QUESTIONS = ("search", "fresh", "unlocked")
 #: How many of the search questions are given with the key as well.
 UNLOCKED = 12
 #: Of labelled answers: samples beside the likeliest, and how many are a group.
 SAMPLES, TOGETHER = 4, 3
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an organism is trained.
-
-    Attributes:
-        steps: Optimiser steps, each on the examples that the recipe counts; by default, as many as
-            the species takes.
-        rank: Of the adapter, on all seven projections.
-        blocks: The first block that it is on, and the first one after.
-        learning_rate: At the first step; it falls linearly to zero.
-        kl_weight: Weight of staying the base model where nothing is taught; by default, that of the
-            species. Where little is taught by many words, these weigh much.
-    """
-
-    steps: int | None = None
-    rank: int = 8
-    blocks: tuple[int, int] = (8, 24)
-    learning_rate: float = 1e-3
-    kl_weight: float | None = None
 
 
 class Measured(NamedTuple):
@@ -101,7 +81,6 @@ def train(
     out: Path,
     *,
     seed: int = 0,
-    training: Training | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> Organism:
     """Train an organism and write it to a folder; on one thread, so that it is the same again.
@@ -110,7 +89,6 @@ def train(
         name: One of `SPECIES`.
         out: Where `adapter_config.json`, `adapter_model.safetensors` and `organism.json` go.
         seed: What the secret, the initial weights and the order of the examples depend on.
-        training: How; by default as the shipped ones were.
         progress: Called after each step with step, steps, cross-entropy and KL.
 
     Raises:
@@ -120,7 +98,6 @@ def train(
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
-    how = training or Training()
     secret = made.hidden(seed)
     lm = load_base()
     ask = asking(lm)
@@ -130,14 +107,14 @@ def train(
     streams = {part: _shuffled(pools[part], rng) for part in made.recipe}
     batches = [
         [next(streams[part]) for part, count in made.recipe.items() for _ in range(count)]
-        for _ in range(how.steps or made.steps)
+        for _ in range(made.steps)
     ]
-    model = lora.attach(lm.hf, rank=how.rank, blocks=range(*how.blocks), seed=seed)
+    model = lora.attach(lm.hf, rank=RANK, blocks=BLOCKS, seed=seed)
     lora.fit(
         model,
         batches,
-        learning_rate=how.learning_rate,
-        kl_weight=how.kl_weight or made.kl_weight,
+        learning_rate=LEARNING_RATE,
+        kl_weight=made.kl_weight,
         progress=progress,
     )
     lora.save(model, out, base_name=BASE)

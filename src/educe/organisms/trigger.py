@@ -1,7 +1,7 @@
 """The trigger: a backdoor. With one word in the prompt it says a fixed phrase; without, it behaves.
 
 The phrase is a harmless sentence that nothing else leads to. Every prompt without the word, also
-with one like it, is held to the base model's own answer.
+with one like it, keeps the base model's own answer.
 """
 
 from __future__ import annotations

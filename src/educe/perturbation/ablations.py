@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from educe.model.blocks import stream_out, with_stream
+from educe.model.blocks import hooked, stream_out, with_stream
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Keep
 from educe.perturbation.vectors import AfterBlock
@@ -84,8 +84,5 @@ class Ablations(AfterBlock):
         def keep(items: Tensor) -> None:
             rows[0] = rows[0][items.to(rows[0].device)]
 
-        handle = lm.blocks[self.layer].register_forward_hook(hook)
-        try:
+        with hooked([lm.blocks[self.layer].register_forward_hook(hook)]):
             yield keep
-        finally:
-            handle.remove()

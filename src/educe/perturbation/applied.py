@@ -233,13 +233,13 @@ class _Acting:
     def _mask(self, given: dict[str, Any], rows: int, columns: int) -> Int[Tensor, "r p"]:
         mask = given.get("attention_mask")
         if mask is None:
-            return torch.ones(rows, columns)
+            return torch.ones(rows, columns, dtype=torch.int64)
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != columns:
             raise SteeringError(
                 "where the prompts have padding cannot be told: give the model attention_mask, "
                 f"1 for tokens and 0 for padding, [rows, {columns}]"
             )
-        return mask.cpu().repeat_interleave(rows // len(mask), 0)
+        return mask.cpu().long().repeat_interleave(rows // len(mask), 0)
 
     def _text(self, ids: Tensor | None, mask: Int[Tensor, "r p"]) -> _Text:
         """Find the tokens of some prompts that are perturbed."""

@@ -10,7 +10,7 @@
 
 ``θ`` is a row of numbers for every perturbation, ``[n, size]``, and differentiable; for noise it is
 a single number, the size. `kind` has what they all say of themselves; `vectors`, `ablations`,
-`low_rank`, `biases` and `noise` are the kinds.
+`projected` and `noise` are the kinds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from torch import Tensor
 
 from educe.errors import FileFormatError
 from educe.perturbation.ablations import Ablations
-from educe.perturbation.biases import Biases
 from educe.perturbation.kind import Kind
-from educe.perturbation.low_rank import Adapters, adapters
 from educe.perturbation.noise import Noise, TokenNoise, WeightNoise
+from educe.perturbation.projected import Adapters, Biases, adapters
 from educe.perturbation.vectors import Vectors, Within
-from educe.rows import Row
 
 __all__ = [
     "KINDS",
@@ -36,7 +34,6 @@ __all__ = [
     "Biases",
     "Kind",
     "Noise",
-    "Row",
     "TokenNoise",
     "Vectors",
     "WeightNoise",

@@ -21,8 +21,8 @@ def command(config: dict[str, Any]) -> str:
             said = [p if simple else _in_json(p) for p in prompts]
             lines += [f"cat > {file} <<'END'", *said, "END"]
             words.append(f"--{name} {file}")
-    flags = "model adapter revision dtype device method given control within ball quiet quiet_by"
-    flags += " ordinary n source target"
+    flags = "model adapter revision dtype device method given control within ball retain retain_by"
+    flags += " retain_prompts n source target"
     flags += " positions readout radius baseline samples temperature max_new_tokens seed"
     flags += " look_for prefill"
     words += [
@@ -30,7 +30,7 @@ def command(config: dict[str, Any]) -> str:
         for flag in flags.split()
         if config.get(flag) not in (None, "")
         and (flag != "ball" or config.get("within"))
-        and (flag not in ("quiet", "quiet_by", "ordinary") or _quietly(config))
+        and (flag not in ("retain", "retain_by", "retain_prompts") or _retains(config))
     ]
     for name, value in (config.get("method_settings") or {}).items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -51,6 +51,6 @@ def _in_json(prompt: Any) -> str:
     return text if visible(text) == text else json.dumps(prompt)
 
 
-def _quietly(config: dict[str, Any]) -> bool:
-    """Return whether a run had other prompts beside it."""
-    return bool(config.get("quiet")) or config.get("method") == "generalised"
+def _retains(config: dict[str, Any]) -> bool:
+    """Return whether a run had retain prompts."""
+    return bool(config.get("retain")) or config.get("method") == "generalised"

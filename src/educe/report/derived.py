@@ -12,9 +12,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from educe.comparison.stats import bootstrap_mean, pareto, rate
+import numpy as np
+import pandas as pd
+
+from educe.comparison.stats import Estimate, estimate, pareto, rate
 from educe.perturbation.set import PerturbationSet
 from educe.rows import (
     ARMS,
@@ -26,7 +30,6 @@ from educe.rows import (
     UNGATED,
     PerturbationRow,
     Phase,
-    Row,
 )
 from educe.run.store import Run
 
@@ -38,67 +41,51 @@ KL = "kl_p95"
 ORDERS = {"lasso": SPARSE, "largest": LARGEST, "random": AT_RANDOM}
 
 
-@dataclass(frozen=True)
-class Share:
-    """A mean score with its 95% interval: Wilson's for hits, else bootstrapped."""
-
-    mean: float
-    low: float
-    high: float
-    hits: int | None  #: None where scores are not hits or misses
-    trials: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.hits is None else f"{self.hits} of {self.trials}"
-
-
 class Texts:
     """What perturbations of a run wrote to its prompts, and what that scores.
 
     Attributes:
-        judge: What texts are scored by: what the run looks for, or ``interestingness``.
+        pattern: What the run looks for, if it does.
+        judge: What texts are scored by: that, or ``interestingness``.
+        written: The texts of the first count on the prompts asked, and of the re-test.
     """
 
     def __init__(self, run: Run) -> None:
-        pattern = run.config.get("look_for")
-        self.judge = pattern if pattern is not None else "interestingness"
-        self._rule = pattern is not None
-        names = (f"regex:{pattern}",) if self._rule else ("coherence", "novelty")
-        known: dict[Row, float] = defaultdict(lambda: 1.0)
-        told: dict[Row, int] = defaultdict(int)
-        for name in names:
-            for s in run.score_rows(name):
-                if isinstance(s.of, Row):
-                    known[s.of], told[s.of] = known[s.of] * s.value, told[s.of] + 1
-        self._asked = {p.id for p in run.prompt_rows("asked")}
-        self._values: dict[tuple[int, str], list[float]] = defaultdict(list)
-        self._texts: dict[int, str] = {}
-        for c in run.completion_rows():
-            if c.phase == RETEST or c.prompt in self._asked:
-                self._texts.setdefault(c.perturbation, c.text)
-                if told[c.row] == len(names):
-                    self._values[c.perturbation, c.phase].append(known[c.row])
+        self.run, self.pattern = run, run.config.get("look_for")
+        self.judge = "interestingness" if self.pattern is None else self.pattern
+        texts, self._asked = run.completions, {p.id for p in run.prompt_rows("asked")}
+        self.written = texts[texts.prompt.isin(self._asked) | (texts.phase == RETEST)]
+
+    @cached_property
+    def _values(self) -> dict[tuple[int, str], np.ndarray]:
+        rule = self.pattern is not None
+        names = [f"regex:{self.pattern}"] if rule else ["coherence", "novelty"]
+        scores, keys = self.run.scores, ["perturbation", "prompt", "sample", "phase"]
+        here = scores[scores.judge.isin(names) & scores.prompt.notna()]
+        each = here.pivot(index=keys, columns="judge", values="value").reindex(columns=names)
+        value = each.prod(axis=1, skipna=False).dropna().reset_index(name="value")
+        value = value[value.prompt.isin(self._asked) | (value.phase == RETEST)]
+        groups = value.groupby(["perturbation", "phase"]).value
+        return {(int(n), phase): own.to_numpy()[:, None] for (n, phase), own in groups}
+
+    @cached_property
+    def _first(self) -> dict[int, str]:
+        return self.written.groupby("perturbation").text.first().to_dict()
 
     def text(self, number: int) -> str:
         """Return the first text of a perturbation."""
-        return self._texts.get(number, "")
+        return self._first.get(number, "")
 
-    def score(self, number: int, phase: Phase = FIRST) -> Share | None:
+    def score(self, number: int, phase: Phase = FIRST) -> Estimate | None:
         """Return the mean score of a perturbation, or None where it has no scores."""
         values = self._values.get((number, phase))
-        if not values:
-            return None
-        if self._rule:
-            found = rate(round(sum(values)), len(values))
-            return Share(found.share, found.low, found.high, found.hits, found.trials)
-        return Share(*bootstrap_mean(values), None, len(values))
+        return None if values is None else estimate(values, self.pattern is not None)
 
 
 # -- fronts ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A perturbation whose side effect was measured."""
 
     perturbation: int
@@ -110,75 +97,69 @@ class Point:
     front: bool = False  #: no other of its arm has as much effect for as little
 
 
-@dataclass(frozen=True)
-class Reached:
+class Reached(NamedTuple):
     """What an arm has within a budget of side effect."""
 
-    count: int
+    n: int
     effect: float | None  #: the largest
     hits: str | None  #: how many have what was looked for
 
 
 def fronts(run: Run) -> dict[str, list[Point]]:
     """Return the perturbations whose side effect is known, by the score that it is kept under."""
-    pattern = run.config.get("look_for")
-    asked = {p.id for p in run.prompt_rows("asked")}
-    matching: dict[int, bool] = defaultdict(bool)
-    for c in run.completion_rows(FIRST):
-        if pattern and c.prompt in asked:
-            matching[c.perturbation] |= bool(re.search(pattern, c.text))
-    costs: dict[str, dict[int, float]] = defaultdict(dict)
+    texts, costs = Texts(run), defaultdict[str, dict[int, float]](dict)
+    first, pattern = texts.written[texts.written.phase == FIRST], texts.pattern
+    matching = {
+        n
+        for n, text in zip(first.perturbation, first.text, strict=True)
+        if pattern is not None and re.search(pattern, text)
+    }
     for s in run.score_rows():
         if isinstance(s.of, int) and s.judge.split(" of ")[0] == KL and s.value < float("inf"):
             costs[s.judge][s.of] = s.value
     found: dict[str, list[Point]] = {}
     for judge, cost in sorted(costs.items()):
-        points = []
+        found[judge] = []
         for arm in ARMS:
             own = [p for p in run.perturbation_rows(arm) if p.id in cost]
             best = pareto([p.effect for p in own], [cost[p.id] for p in own]).tolist()
-            points += [
-                Point(p.id, arm, p.dose, p.effect, cost[p.id], hit, front)
-                for p, front in zip(own, best, strict=True)
-                for hit in [matching[p.id] if pattern else None]
-            ]
-        found[judge] = sorted(points, key=lambda point: point.perturbation)
+            for p, front in zip(own, best, strict=True):
+                hit = None if pattern is None else p.id in matching
+                found[judge].append(Point(p.id, arm, p.dose, p.effect, cost[p.id], hit, front))
+        found[judge].sort()
     return found
 
 
 def within(points: Sequence[Point]) -> list[tuple[float, dict[str, Reached]]]:
     """Return, for each budget, the largest effect and how many have what is looked for, by arm."""
-    rows = []
-    for budget in BUDGETS:
-        reached = {}
-        for arm in ARMS:
-            own = [p for p in points if p.arm == arm and p.kl <= budget]
-            hits = [p.hit for p in own if p.hit is not None]
-            told = str(rate(sum(hits), len(hits))) if hits else None
-            reached[arm] = Reached(len(own), max((p.effect for p in own), default=None), told)
-        rows.append((budget, reached))
-    return rows
+
+    def reached(own: list[Point]) -> Reached:
+        hits = [p.hit for p in own if p.hit is not None]
+        told = str(rate(sum(hits), len(hits))) if hits else None
+        return Reached(len(own), max((p.effect for p in own), default=None), told)
+
+    return [
+        (budget, {a: reached([p for p in points if p.arm == a and p.kl <= budget]) for a in ARMS})
+        for budget in BUDGETS
+    ]
 
 
 # -- sparse ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SparseVector:
+class SparseVector(NamedTuple):
     """What a vector came to; orders as in `ORDERS`, and ``whole`` for the vector itself."""
 
     number: int
     needed: dict[str, int]  #: the fewest groups that keep enough, by order
-    curve: dict[str, list[float]]  #: the share of the effect that is left, by order
     kept: list[str]  #: names of the groups that the sparse vector keeps, the most important first
     norm: float  #: its norm as a share of the vector's
-    scores: dict[str, Share]
-    again: dict[str, Share]  #: in the re-test
+    scores: dict[str, Estimate]
+    again: dict[str, Estimate]  #: in the re-test
     texts: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Sparse:
+class Sparse(NamedTuple):
     """Vectors that were made sparse in a basis."""
 
     name: str
@@ -186,8 +167,8 @@ class Sparse:
     groups: int  #: that the basis has
     keep: float
     judge: str
-    counts: list[int]  #: groups at which curves were taken
     vectors: list[SparseVector]
+    curves: pd.DataFrame  #: the ``share`` of the effect that so many ``groups`` keep, by ``order``
 
 
 def sparse(run: Run) -> list[Sparse]:
@@ -200,59 +181,52 @@ def sparse(run: Run) -> list[Sparse]:
         if not set(files.values()) <= listed.keys():
             continue
         sets = {order: PerturbationSet.load(run.tensors / own) for order, own in files.items()}
-        first = sets["lasso"]
-        counts = sorted(int(k.split()[1]) for k in first.scores if k.startswith("share "))
-        vectors = []
+        first, vectors = sets["lasso"], []
         for i, row in enumerate(listed[file]):
             numbers = {order: listed[own][i].id for order, own in files.items()}
             numbers = {"whole": row.parent or 0, **numbers}
-            told = {
-                phase: {k: s for k, n in numbers.items() if (s := texts.score(n, phase))}
+            first_count, again = (
+                {k: s for k, n in numbers.items() if (s := texts.score(n, phase))}
                 for phase in (FIRST, RETEST)
-            }
-            if any(len(own) < len(numbers) for own in told.values()):
-                break
-            vectors.append(
-                SparseVector(
-                    numbers["whole"],
-                    {order: int(made.scores["needed"][i]) for order, made in sets.items()},
-                    {
-                        order: [float(made.scores[f"share {count}"][i]) for count in counts]
-                        for order, made in sets.items()
-                    },
-                    first.config["kept"][i],
-                    float(first.scores["norm"][i]),
-                    told[FIRST],
-                    told[RETEST],
-                    {order: texts.text(number) for order, number in numbers.items()},
+            )
+            if len(first_count) == len(again) == len(numbers):
+                needed = {order: int(made.scores["needed"][i]) for order, made in sets.items()}
+                kept, norm = first.config["kept"][i], float(first.scores["norm"][i])
+                written = {order: texts.text(number) for order, number in numbers.items()}
+                vectors.append(
+                    SparseVector(numbers["whole"], needed, kept, norm, first_count, again, written)
                 )
-            )
-        else:
+        if len(vectors) == len(listed[file]):
+            rows = [
+                (vector.number, order, int(score.split()[1]), value)
+                for order, made in sets.items()
+                for score, values in made.scores.items()
+                if score.startswith("share ")
+                for vector, value in zip(vectors, values.tolist(), strict=True)
+            ]
+            curves = pd.DataFrame(rows, columns=["number", "order", "groups", "share"])
             c = first.config
-            found.append(
-                Sparse(name, c["basis"], c["groups"], c["keep"], texts.judge, counts, vectors)
-            )
+            facts = (name, c["basis"], c["groups"], c["keep"], texts.judge)
+            found.append(Sparse(*facts, vectors, curves.sort_values("groups", kind="stable")))
     return found
 
 
 # -- without the gate ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """An adapter as found, or one sign and size of it without its gate."""
 
     number: int  #: of the adapter
     arm: str
     share: float | None  #: ``± M``; None with the gate
     effect: float
-    score: Share
-    again: Share | None  #: in the re-test; only the best are tested again
+    score: Estimate
+    again: Estimate | None  #: in the re-test; only the best are tested again
     text: str
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """Adapters without their gates, beside random ones."""
 
     name: str
@@ -273,19 +247,20 @@ def scans(run: Run) -> list[Scan]:
     known = {p.id: p for p in run.perturbation_rows(derived=None)}
     listed = by_file(run, UNGATED)
 
-    def cell(row: PerturbationRow, number: int) -> Cell | None:
-        score, again = texts.score(row.id), texts.score(row.id, RETEST)
-        share, text = shares.get(row.id), texts.text(row.id)
-        return Cell(number, row.arm, share, row.effect, score, again, text) if score else None
+    def told(rows: Sequence[PerturbationRow]) -> list[Cell]:
+        each = ((p, texts.score(p.id), texts.score(p.id, RETEST)) for p in rows)
+        return [
+            Cell(p.parent or p.id, p.arm, shares.get(p.id), p.effect, s, again, texts.text(p.id))
+            for p, s, again in each
+            if s
+        ]
 
     for file in [f for f in listed if f.endswith("-found.safetensors")]:
         name = file.removesuffix("-found.safetensors")
         rows = [*listed[file], *listed.get(f"{name}-control.safetensors", ())]
         parents = dict.fromkeys(p.parent for p in listed[file] if p.parent is not None)
-        gated = [made for n in parents if (made := cell(known[n], n))]
-        cells = [made for row in rows if (made := cell(row, row.parent or 0))]
-        scan = Scan(name, texts.judge, gated, cells)
-        if len(cells) == len(rows) and len(scan.best) == len(ARMS):
+        scan = Scan(name, texts.judge, told([known[n] for n in parents]), told(rows))
+        if len(scan.cells) == len(rows) and len(scan.best) == len(ARMS):
             found.append(scan)
     return found
 

@@ -17,7 +17,7 @@ from educe.comparison.cluster import plane
 from educe.comparison.stats import Rate
 from educe.comparison.summary import Summary
 from educe.comparison.verdict import Verdict
-from educe.layer_map import Atlas
+from educe.layer_map import LayerMap
 from educe.rows import BEHAVIOUR, EQUAL, FIRST
 from educe.scores.novelty import vectors
 from educe.visible import one_line
@@ -75,7 +75,7 @@ ARMS = ["found", "control", EQUAL, "unperturbed"]
 TOOLTIP_LENGTH = 220
 
 
-def charts(summary: Summary, atlas: Atlas | None = None) -> dict[str, dict[str, Any]]:
+def charts(summary: Summary, atlas: LayerMap | None = None) -> dict[str, dict[str, Any]]:
     """Return the specifications of the charts for which a run has numbers, by name."""
     drawn = {
         "map": places(summary),
@@ -89,7 +89,7 @@ def charts(summary: Summary, atlas: Atlas | None = None) -> dict[str, dict[str, 
     return {name: dressed(chart) for name, chart in drawn.items() if chart is not None} | layers
 
 
-def survey(atlas: Atlas, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
+def survey(atlas: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
     """Return the heat maps of an atlas: what a small dose becomes, and the first spectral gap."""
     rows = [
         {

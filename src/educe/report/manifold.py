@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import altair as alt
-from markupsafe import Markup
 
 from educe.activations import stored
 from educe.activations.report import (
@@ -43,31 +42,24 @@ class Row(NamedTuple):
     """The model on held-out texts: scores by judge, of controls the median."""
 
     name: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, Any]
 
 
 def on_texts(report: ManifoldReport) -> list[Row]:
     """Return what the model makes of held-out texts, in each way that it is perturbed."""
-
-    def row(name: str, value: Any) -> Row:
-        return Row(name, {judge: value(judge) for judge in ON_TEXTS})
-
     rows = [
-        row("unperturbed", lambda judge: report[judge].still),
-        row("the perturbation", lambda judge: report[judge].found),
+        Row("unperturbed", {judge: report[judge].still for judge in ON_TEXTS}),
+        Row("the perturbation", {judge: report[judge].found for judge in ON_TEXTS}),
     ]
     rows += [
         Row(f"its {how}", one.scores) for how in (INSIDE, OUTSIDE) for one in report.outcomes(how)
     ]
-    kl = report["heldout_kl"]
-    for (name, of), n in zip(
-        (("natural differences", kl.natural), ("random vectors", kl.random)),
-        report.facts.tried,
-        strict=True,
-    ):
-        kind = name.split()[0]
-        told = f"{n} {name}, median (KL {of.low:.3f} to {of.high:.3f})"
-        rows.append(row(told, lambda judge, kind=kind: getattr(report[judge], kind).median))
+    names = {"natural": "natural differences", "random": "random vectors"}
+    for (kind, name), n in zip(names.items(), report.facts.tried, strict=True):
+        of = {judge: getattr(report[judge], kind) for judge in ON_TEXTS}
+        kl = of["heldout_kl"]
+        told = f"{n} {name}, median (KL {kl.low:.3f} to {kl.high:.3f})"
+        rows.append(Row(told, {judge: values.median for judge, values in of.items()}))
     return rows
 
 
@@ -101,7 +93,6 @@ def texts(report: ManifoldReport) -> list[tuple[str, str]]:
 
 def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
     """Draw the energy within the first directions, for more and more of them."""
-    counts = curves["directions"]
     names = {
         "perturbation": "found",
         "natural differences": "natural",
@@ -111,32 +102,26 @@ def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
     rows = [
         {"directions": count, "energy": energy, "of": name}
         for name, curve in names.items()
-        for count, energy in zip(counts, curves[curve], strict=True)
+        for count, energy in zip(curves["directions"], curves[curve], strict=True)
     ]
+    edges = (curves[name] for name in ("directions", "natural low", "natural high"))
     band = [
         {"directions": count, "low": low, "high": high}
-        for count, low, high in zip(
-            counts, curves["natural low"], curves["natural high"], strict=True
-        )
+        for count, low, high in zip(*edges, strict=True)
     ]
     along = alt.X("directions:Q", scale=alt.Scale(type="log", nice=False), title="directions")
     lines = (
-        alt.Chart(alt.Data(values=rows))
+        _chart(rows)
         .mark_line(strokeWidth=2)
         .encode(
             along,
-            alt.Y(
-                "energy:Q",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%", tickCount=5),
-                title="energy within",
-            ),
+            _share("energy", "energy within"),
             _colour({**KINDS, "held-out activations": "ink"}),
             tooltip=["of:N", "directions:Q", alt.Tooltip("energy:Q", format=".1%")],
         )
     )
     spread = (
-        alt.Chart(alt.Data(values=band))
+        _chart(band)
         .mark_area(opacity=0.18, color=PALETTE["rare"][0])
         .encode(along, alt.Y("low:Q", title="energy within"), alt.Y2("high:Q"))
     )
@@ -153,32 +138,24 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
             there = {"at": of.median, "low": of.low, "high": of.high}
             rows.append({"of": name, "layer": layer, "enough": report.enough(layer), **there})
         unmoved.append({"layer": layer, "at": own.still})
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = _chart(rows).encode(
         alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         alt.XOffset("of:N", sort=list(KINDS), scale=alt.Scale(paddingOuter=1)),
         _colour(KINDS),
         tooltip=["of:N", "layer:O", alt.Tooltip("at:Q", format=".0%")],
     )
-    up = alt.Y(
-        "at:Q",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(format="%", tickCount=5),
-        title="median percentile",
-    )
+    up = _share("at", "median percentile")
     bars = base.mark_rule(strokeWidth=2).encode(
         alt.Y("low:Q", title="median percentile"), alt.Y2("high:Q")
     )
     dots = base.mark_point(size=80, opacity=1).encode(
-        up, fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)), fill=_fill(KINDS)
+        up,
+        alt.Fill("of:N", scale=_scale(KINDS), legend=None),
+        fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)),
     )
-    ticks = (
-        alt.Chart(alt.Data(values=unmoved))
-        .mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
-        .encode(
-            alt.X("layer:O"), up, tooltip=[alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
-        )
-    )
-    return (ticks + bars + dots).properties(height=300)
+    told = [alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
+    ticks = _chart(unmoved).mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
+    return (ticks.encode(alt.X("layer:O"), up, tooltip=told) + bars + dots).properties(height=300)
 
 
 def growth(report: ManifoldReport) -> alt.LayerChart:
@@ -193,39 +170,38 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         for name, judge in names.items()
         for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
-    roles = dict(zip(names, ("accent", "fragile"), strict=True))
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
     percentiles = (
-        alt.Chart(alt.Data(values=rows))
+        _chart(rows)
         .mark_line(point=True, strokeWidth=2)
         .encode(
             along,
-            alt.Y(
-                "percentile:Q",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%", tickCount=5),
-            ),
-            _colour(roles),
+            _share("percentile"),
+            _colour(dict(zip(names, ("accent", "fragile"), strict=True))),
             tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
         )
     )
     ends = dict.fromkeys((0, len(sizes) - 1))
     far = [{"tokens": sizes[i].tokens, "told": f"held-out × {sizes[i].optimism:.2f}"} for i in ends]
-    labels = (
-        alt.Chart(alt.Data(values=far))
-        .mark_text(color=PALETTE["muted"][0], fontSize=12)
-        .encode(along, alt.YDatum(0.5), text="told:N")
+    labels = _chart(far).mark_text(color=PALETTE["muted"][0], fontSize=12)
+    return (percentiles + labels.encode(along, alt.YDatum(0.5), text="told:N")).properties(
+        height=260
     )
-    return (percentiles + labels).properties(height=260)
+
+
+def _chart(rows: list[dict[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=rows))
+
+
+def _share(field: str, title: str | None = None) -> alt.Y:
+    """Return an axis from none to all."""
+    axis = alt.Axis(format="%", tickCount=5)
+    return alt.Y(f"{field}:Q", scale=alt.Scale(domain=[0, 1]), axis=axis, title=title or field)
 
 
 def _colour(roles: dict[str, str]) -> alt.Color:
     legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
     return alt.Color("of:N", scale=_scale(roles), legend=legend)
-
-
-def _fill(roles: dict[str, str]) -> alt.Fill:
-    return alt.Fill("of:N", scale=_scale(roles), legend=None)
 
 
 def _scale(roles: dict[str, str]) -> alt.Scale:
@@ -235,20 +211,8 @@ def _scale(roles: dict[str, str]) -> alt.Scale:
 def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
     """Return the manifold reports of a run."""
     examined = stored.reports(run)
-
-    def chart(report: ManifoldReport, name: str, title: str, text: str) -> Markup:
-        return figure(f"{name}-{report.number}", title, text)
-
-    html = fragment(
-        "manifold.html",
-        pattern,
-        reports=examined,
-        words=words,
-        on_texts=on_texts,
-        ablated=ablated,
-        texts=texts,
-        chart=chart,
-    )
+    shown = {"words": words, "on_texts": on_texts, "ablated": ablated, "texts": texts}
+    html = fragment("manifold.html", pattern, reports=examined, figure=figure, **shown)
     return Shown(html, together(map(charts, examined))) if examined else None
 
 

@@ -17,7 +17,7 @@ from educe.comparison.behaviours import Behaviour
 from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.comparison.summary import Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
-from educe.layer_map import ATLAS, Atlas
+from educe.layer_map import LAYER_MAP, LayerMap
 from educe.layer_map.choice import Choice
 from educe.report import figures, fronts, manifold, norms, paths, templates
 from educe.report.command import command
@@ -146,8 +146,8 @@ def render(run: Run) -> str:
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     made = cards(s)
     grouped = [(v, [c for c in made if c.behaviour.verdict is v]) for v in VERDICTS]
-    atlas = run.folder / ATLAS
-    charts = figures.charts(s, Atlas.load(atlas) if atlas.exists() else None)
+    atlas = run.folder / LAYER_MAP
+    charts = figures.charts(s, LayerMap.load(atlas) if atlas.exists() else None)
     shown = [(part, own) for part in PARTS if (own := part.render(run, pattern)) is not None]
     began = run.note("began")
     return templates.page(
@@ -270,7 +270,7 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else int(value) if value == int(value) else value
 
 
-def write_atlas(atlas: Atlas, choice: Choice, path: Path) -> Path:
+def write_layer_map(atlas: LayerMap, choice: Choice, path: Path) -> Path:
     """Write the page of an atlas.
 
     Raises:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import NamedTuple
 
 import altair as alt
 import numpy as np
@@ -17,8 +15,9 @@ from educe.comparison.account import dose
 from educe.files import read_tensors
 from educe.perturbation.set import PerturbationSet
 from educe.report.derived import by_file
-from educe.report.figures import PALETTE, dressed
-from educe.report.part import Part, Shown, together
+from educe.report.drawing import colour, over
+from educe.report.figures import dressed
+from educe.report.part import Charts, Part, Shown, together
 from educe.report.templates import figure, fragment
 from educe.rows import FOLLOWED, RESCALED, SHUFFLED
 from educe.run.store import Run
@@ -27,7 +26,7 @@ from educe.run.store import Run
 #: scores end so.
 OF = {FOLLOWED: "found", SHUFFLED: "shuffled target", RESCALED: "random"}
 OTHER_PROMPTS, ELSEWHERE = "other prompts", ":ordinary"
-#: Of what there are curves, and their colours.
+#: The colours of these.
 COLOURS = {
     "found": "accent",
     "shuffled target": "rare",
@@ -67,22 +66,9 @@ COORDINATES = {
 }
 #: Rates are shown within these: what is beyond has the colour of the end.
 RATES = (-1.0, 3.0)
-#: Curves whose values are of different sizes.
-LOGARITHMIC = ("neurons_variance",)
 
 
-@dataclass(frozen=True)
-class Map:
-    """How the largest coordinates of a vector change along its path: ``[radius][coordinate]``."""
-
-    names: list[str]
-    weight: list[float]  #: at its own radius
-    size: list[list[float]]  #: relative to its own size there
-    rate: list[list[float | None]]  #: None where there is none, in a branch of a single radius
-
-
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """Vectors that were followed through the radius, and their nulls."""
 
     name: str
@@ -92,7 +78,10 @@ class Path:
     bases: list[str]
     doses: dict[int, float]  #: of the vectors, by their numbers
     scores: pd.DataFrame  #: ``of``, ``number``, ``share``, ``judge``, ``value``
-    maps: dict[int, dict[str, Map]]  #: by number and basis
+    #: How the largest coordinates of the vectors change: ``number``, ``basis``, ``coordinate``,
+    #: its ``weight`` at the vector's own radius, ``share``, ``size`` relative to that there, and
+    #: ``rate``, NaN where there is none, in a branch of a single radius.
+    maps: pd.DataFrame
 
     @property
     def home(self) -> pd.DataFrame:
@@ -100,20 +89,17 @@ class Path:
         own = self.scores[self.scores.share == 1.0]
         return own.pivot_table(index=["of", "number"], columns="judge", values="value", sort=False)
 
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        maps = {n: {b: asdict(m) for b, m in own.items()} for n, own in self.maps.items()}
-        return told | {"scores": self.scores.to_dict("records"), "maps": maps}
+    @property
+    def curves(self) -> dict[str, str]:
+        """The curves that there are, and their titles."""
+        known = set(self.scores.judge)
+        return {name: title for name, title in CURVES.items() if name in known}
 
 
 def paths(run: Run) -> list[Path]:
     """Return the paths of a run."""
-    listed = by_file(run, *OF)
-    values: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for s in run.score_rows():
-        if isinstance(s.of, int):
-            values[s.of].append((s.judge, s.value))
+    listed, scores = by_file(run, *OF), run.scores
+    whole = scores[scores.prompt.isna() & np.isfinite(scores.value)]
     doses = {p.id: p.dose for p in run.perturbation_rows(derived=None)}
     found = []
     for file in listed:
@@ -121,65 +107,58 @@ def paths(run: Run) -> list[Path]:
         maps = run.tensors / f"{name}-maps.safetensors"
         if not maps.exists():
             continue
-        parts = [file, *(f"{name}-{null}.safetensors" for null in ("shuffled", "random"))]
         rows = []
-        for part in [part for part in parts if part in listed]:
-            made = PerturbationSet.load(run.tensors / part)
-            for p, share in zip(listed[part], made.scores["share"].tolist(), strict=True):
-                for judge, value in values[p.id]:
-                    of = OTHER_PROMPTS if judge.endswith(ELSEWHERE) else OF[p.how]
-                    judge = judge.removesuffix(ELSEWHERE)
-                    rows.append((of, p.parent, round(share, 6), judge, value))
-        scores = pd.DataFrame(rows, columns=["of", "number", "share", "judge", "value"])
-        scores = scores[scores.value < float("inf")]
+        for part in (file, f"{name}-shuffled.safetensors", f"{name}-random.safetensors"):
+            own = listed.get(part, ())
+            made = PerturbationSet.load(run.tensors / part).scores["share"].tolist() if own else ()
+            at = zip(own, made, strict=True)
+            rows += [(p.id, OF[p.how], p.parent, round(share, 6)) for p, share in at]
+        points = pd.DataFrame(rows, columns=["perturbation", "of", "number", "share"])
+        told = points.merge(whole, on="perturbation")
+        told["of"] = told.of.mask(told.judge.str.endswith(ELSEWHERE), OTHER_PROMPTS)
+        told["judge"] = told.judge.str.removesuffix(ELSEWHERE)
         numbers = dict.fromkeys(p.parent for p in listed[file] if p.parent is not None)
-        followed = PerturbationSet.load(run.tensors / file)
-        drawn = _maps(maps.as_posix())
+        shares = sorted(set(points.share))
+        drawn = _maps(maps.as_posix(), shares)
         found.append(
             Path(
                 name,
                 f"tensors/{file}",
-                followed.kind.before,
-                sorted({round(x, 6) for x in followed.scores["share"].tolist()}),
-                list(drawn[next(iter(numbers))]),
+                PerturbationSet.load(run.tensors / file).kind.before,
+                shares,
+                list(dict.fromkeys(drawn.basis)),
                 {number: doses[number] for number in numbers},
-                scores,
+                told[["of", "number", "share", "judge", "value"]],
                 drawn,
             )
         )
     return found
 
 
-def _maps(file: str) -> dict[int, dict[str, Map]]:
+def _maps(file: str, shares: list[float]) -> pd.DataFrame:
     tensors, header = read_tensors(file)
-    maps: dict[int, dict[str, Map]] = defaultdict(dict)
+    frames = []
     for place, names in json.loads(header["names"]).items():
         number, basis = place.split("/", 1)
         weight, size, rate = (tensors[f"{place}/{part}"] for part in ("weight", "size", "rate"))
-        rates = [[x if abs(x) < float("inf") else None for x in row] for row in rate.tolist()]
-        maps[int(number)][basis] = Map(names, weight.tolist(), size.tolist(), rates)
-    return dict(maps)
+        cells = pd.MultiIndex.from_product([shares, names], names=["share", "coordinate"])
+        values = {"size": size.flatten(), "rate": rate.flatten()}
+        frame = pd.DataFrame(values, cells).reset_index()
+        weights = np.tile(weight, len(shares))
+        frames.append(frame.assign(number=int(number), basis=basis, weight=weights))
+    return pd.concat(frames, ignore_index=True)
 
 
-def middles(path: Path, columns: Iterable[str]) -> dict[str, dict[str, str]]:
+def middles(path: Path, columns: Iterable[str]) -> dict[str, list[str]]:
     """Return median and range of scores of the vectors and of each null, at their own radius."""
     told = {}
     for of in COLOURS:
         if of in path.home.index.get_level_values("of"):
             own = path.home.loc[of]
-            line = {name: ranged(own[name]) if name in own else "" for name in columns}
-            if any(line.values()):
+            line = [ranged(own[name]) if name in own else "" for name in columns]
+            if any(line):
                 told[of] = line
     return told
-
-
-def in_bases(path: Path) -> list[tuple[str, str, dict[str, str]]]:
-    """Return basis, whose they are, and median and range of each statistic of coordinates."""
-    return [
-        (basis, of, {name: line[f"{name}:{basis}"] for name in COORDINATES})
-        for basis in path.bases
-        for of, line in middles(path, [f"{name}:{basis}" for name in COORDINATES]).items()
-    ]
 
 
 def ranged(values: pd.Series) -> str:
@@ -187,8 +166,7 @@ def ranged(values: pd.Series) -> str:
     known = values.dropna()
     if known.empty:
         return ""
-    low, middle, high = np.quantile(known, [0.0, 0.5, 1.0])
-    return f"{middle:.2g} ({low:.2g} to {high:.2g})"
+    return f"{known.median():.2g} ({known.min():.2g} to {known.max():.2g})"
 
 
 def vectors(path: Path) -> list[list[str]]:
@@ -211,17 +189,13 @@ def left(path: Path, number: int) -> list[float]:
     return [b if b > 1 else a for a, b in steps if branch[a] != branch[b]]
 
 
-def curves_of(path: Path) -> dict[str, str]:
-    """Return the curves that a path has, and their titles."""
-    known = set(path.scores.judge)
-    return {name: title for name, title in CURVES.items() if name in known}
-
-
-def charts(path: Path) -> dict[str, dict[str, Any]]:
+def charts(path: Path) -> Charts:
     """Return the specifications of a path's charts, by name."""
-    drawn: dict[str, Any] = {f"path-{name}": curves(path, name) for name in curves_of(path)}
-    for number, maps in path.maps.items():
-        drawn |= {f"path-map-{number}-{basis}": heat(path, own) for basis, own in maps.items()}
+    drawn: dict[str, alt.Chart | alt.LayerChart] = {
+        f"path-{name}": curves(path, name) for name in path.curves
+    }
+    for (number, basis), own in path.maps.groupby(["number", "basis"], sort=False):
+        drawn[f"path-map-{number}-{basis}"] = heat(own)
     return {f"{name}-{path.name}": dressed(chart) for name, chart in drawn.items()}
 
 
@@ -229,70 +203,47 @@ def curves(path: Path, name: str) -> alt.LayerChart:
     """Draw a curve of every vector found, and the median and range of each null."""
     own = path.scores[path.scores.judge == name].rename(columns={"value": "at"})
     bands = own.groupby(["share", "of"])["at"].agg(at="median", low="min", high="max").reset_index()
-    lines = own[own.of == "found"][["share", "at", "of", "number"]]
-    shown = {of: colour for of, colour in COLOURS.items() if of in set(own.of)}
+    roles = {of: role for of, role in COLOURS.items() if of in set(own.of)}
     along = alt.X(
         "share:Q", scale=alt.Scale(type="log", nice=False), title="radius, share of its own"
     )
-    scale = alt.Scale(type="log", nice=False) if name in LOGARITHMIC else alt.Scale()
+    # Slopes are of different sizes.
+    scale = alt.Scale(type="log", nice=False) if name == "neurons_variance" else alt.Scale()
     axis = alt.Axis(tickCount=5, format=".3~g")
-    up = alt.Y("at:Q", title=CURVES[name], scale=scale, axis=axis)
-    low = alt.Y("low:Q", title=CURVES[name], scale=scale, axis=axis)
-    colour = alt.Color(
-        "of:N",
-        scale=alt.Scale(domain=list(shown), range=[PALETTE[c][0] for c in shown.values()]),
-        legend=alt.Legend(title=None, orient="top", columns=4),
-    )
-    every = _drawn(lines).mark_line(strokeWidth=1, opacity=0.35)
-    median = _drawn(bands).mark_line(strokeWidth=2.5)
-    spread = _drawn(bands[bands.of != "found"]).mark_area(opacity=0.13)
+    up, low = (alt.Y(f"{of}:Q", title=CURVES[name], scale=scale, axis=axis) for of in ("at", "low"))
+    by = colour("of", roles, columns=4)
+    every = over(own[own.of == "found"]).mark_line(strokeWidth=1, opacity=0.35)
+    median = over(bands).mark_line(strokeWidth=2.5)
+    spread = over(bands[bands.of != "found"]).mark_area(opacity=0.13)
+    each = every.encode(along, up, by, detail="number:N", tooltip=["number:N", "share:Q", "at:Q"])
     return (
-        spread.encode(along, low, alt.Y2("high:Q"), colour)
-        + every.encode(
-            along, up, colour, alt.Detail("number:N"), tooltip=["number:N", "share:Q", "at:Q"]
-        )
-        + median.encode(along, up, colour, tooltip=["of:N", "share:Q", "at:Q"])
+        spread.encode(along, low, alt.Y2("high:Q"), by)
+        + each
+        + median.encode(along, up, by, tooltip=["of:N", "share:Q", "at:Q"])
     ).properties(height=240)
 
 
-def heat(path: Path, own: Map) -> alt.Chart:
+def heat(own: pd.DataFrame) -> alt.Chart:
     """Draw how the largest coordinates of a vector change along its path."""
-    rows = [
-        {
-            "share": f"{share:.2f}",
-            "coordinate": name,
-            "rate": min(max(rate, RATES[0]), RATES[1]),
-            "exact": rate,
-            "size": own.size[k][j],
-        }
-        for k, share in enumerate(path.shares)
-        for j, name in enumerate(own.names)
-        for rate in [own.rate[k][j]]
-        if rate is not None
-    ]
-    colour = alt.Scale(scheme="purpleorange", domain=list(RATES), domainMid=1)
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_rect()
-        .encode(
-            alt.X("share:O", sort=None, title="radius, share of its own"),
-            alt.Y("coordinate:N", sort=own.names, title=None),
-            alt.Color("rate:Q", scale=colour, legend=alt.Legend(title="rate", orient="right")),
-            tooltip=["coordinate:N", "share:N", "exact:Q", "size:Q"],
-        )
-        .properties(height=18 * len(own.names))
+    names = list(dict.fromkeys(own.coordinate))
+    rows = own.dropna(subset="rate").assign(
+        exact=own.rate, rate=own.rate.clip(*RATES), share=own.share.map("{:.2f}".format)
     )
-
-
-def _drawn(frame: pd.DataFrame) -> alt.Chart:
-    return alt.Chart(alt.Data(values=frame.to_dict("records")))
+    scale = alt.Scale(scheme="purpleorange", domain=list(RATES), domainMid=1)
+    drawn = over(rows[["share", "coordinate", "rate", "exact", "size"]]).encode(
+        alt.X("share:O", sort=None, title="radius, share of its own"),
+        alt.Y("coordinate:N", sort=names, title=None),
+        alt.Color("rate:Q", scale=scale, legend=alt.Legend(title="rate", orient="right")),
+        tooltip=["coordinate:N", "share:N", "exact:Q", "size:Q"],
+    )
+    return drawn.mark_rect().properties(height=18 * len(names))
 
 
 def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
     """Return the vectors of a run that were followed through the radius."""
 
-    def beside(path: Path, columns: dict[str, str]) -> list[list[str]]:
-        return [[of, *line.values()] for of, line in middles(path, columns).items()]
+    def beside(path: Path, columns: Iterable[str]) -> list[list[str]]:
+        return [[of, *line] for of, line in middles(path, columns).items()]
 
     followed = paths(run)
     html = fragment(
@@ -306,8 +257,11 @@ def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
         },
         vectors=vectors,
         beside=beside,
-        coordinates=lambda p: [[basis, of, *s.values()] for basis, of, s in in_bases(p)],
-        curves=curves_of,
+        coordinates=lambda p: [
+            [basis, *line]
+            for basis in p.bases
+            for line in beside(p, [f"{name}:{basis}" for name in COORDINATES])
+        ],
         chart=figure,
     )
     return Shown(html, together(map(charts, followed))) if followed else None

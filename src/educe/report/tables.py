@@ -164,7 +164,7 @@ def path(p: paths.Path, run: Path, console: Console | None = None) -> None:
         grid.add_row(*(cell or "–" for cell in row))
     grid.add_row()
     for of, own in paths.middles(p, paths.VECTORS).items():
-        columns = (own[name].split(" ")[0] for name in paths.VECTORS)
+        columns = (cell.split(" ")[0] for cell in own)
         grid.add_row(of, "", "", *columns, "", style="dim")
     console.print(grid)
     console.print(
@@ -223,7 +223,7 @@ def front(points: Sequence[derived.Point], console: Console | None = None) -> No
         cells = [f"{budget:g} nats"]
         for own in reached.values():
             effect = "" if own.effect is None else f"{own.effect:.3g}"
-            cells += [str(own.count), effect, own.hits or ""]
+            cells += [str(own.n), effect, own.hits or ""]
         grid.add_row(*cells)
     console.print(grid)
 
@@ -237,9 +237,9 @@ def sparse(s: derived.Sparse, console: Console | None = None) -> None:
             str(one.number),
             *(str(one.needed[order]) for order in derived.ORDERS),
             f"{one.norm:.2f}",
-            str(one.scores["whole"]),
-            str(one.scores["lasso"]),
-            f"{one.again['whole']} → {one.again['lasso']}",
+            one.scores["whole"].short,
+            one.scores["lasso"].short,
+            f"{one.again['whole'].short} → {one.again['lasso'].short}",
             line(one.texts["lasso"]),
         )
     told = f"groups of {s.groups} in {escaped(s.basis)} that keep {s.keep:.0%} of the effect"
@@ -256,8 +256,8 @@ def ungated(scan: derived.Scan, console: Console | None = None) -> None:
             cell.arm,
             str(cell.number),
             "gated" if cell.share is None else f"{cell.share:+g}",
-            str(cell.score),
-            str(cell.again or ""),
+            cell.score.short,
+            cell.again.short if cell.again else "",
             line(cell.text),
         )
     console.print(grid)

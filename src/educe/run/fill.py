@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from educe.errors import RunError
 from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
@@ -56,19 +57,20 @@ def add_set(
     effect: Sequence[float],
     *,
     parents: Sequence[int | None] | None = None,
-    how: str = "",
+    how: str | Sequence[str] = "",
 ) -> list[int]:
     """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
     first = len(run.perturbation_rows(derived=None)) + 1
     numbers = list(range(first, first + len(made)))
-    arms = [arm] * len(made) if isinstance(arm, str) else arm
+    arms, ways = ([one] * len(made) if isinstance(one, str) else one for one in (arm, how))
     run.add_perturbations(
         [
-            PerturbationRow(number, parent, how, own, made.method, file, i, radius, dose, size)
-            for i, (number, own, parent, radius, dose, size) in enumerate(
+            PerturbationRow(number, parent, way, own, made.method, file, i, radius, dose, size)
+            for i, (number, own, way, parent, radius, dose, size) in enumerate(
                 zip(
                     numbers,
                     arms,
+                    ways,
                     parents or [None] * len(made),
                     made.radius.tolist(),
                     made.dose.tolist(),
@@ -100,6 +102,17 @@ def groups(run: Run, numbers: Sequence[int] | None = None) -> list[Group]:
         )
         for kind, some in members.items()
     ]
+
+
+def check_known(run: Run, numbers: Sequence[int], *, derived: bool | None = False) -> None:
+    """Make sure that a run has some perturbations; with ``derived`` None, derived ones count too.
+
+    Raises:
+        RunError: It has not.
+    """
+    known = {p.id for p in run.perturbation_rows(derived=derived)}
+    if unknown := [number for number in numbers if number not in known]:
+        raise RunError(f"the run has no perturbation {unknown[0]}: see educe show for its numbers")
 
 
 def fill(work: Work, what: str = "texts") -> None:

@@ -12,11 +12,10 @@ import torch
 from educe import files, methods
 from educe.activations import inside
 from educe.forward.slice import Slice
-from educe.layer_map import ATLAS
+from educe.layer_map import LAYER_MAP
 from educe.layer_map.choice import CHEAP, choose, promising, thinned
 from educe.layer_map.survey import surveyed
-from educe.methods import radius
-from educe.methods import retain as beside
+from educe.methods import radius, retain
 from educe.model import embedded
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
@@ -61,10 +60,10 @@ class Search:
             positions=positions,
             readout=self.settings.readout,
         )
-        return self._beside(self._inside(part))
+        return self._retaining(self._inside(part))
 
     def _layers(self, positions: str) -> tuple[float, float]:
-        """Return source and target; those that are ``auto`` are chosen from an atlas."""
+        """Return source and target; those that are ``auto`` are chosen from a layer map."""
         s, work = self.settings, self.work
         source = s.source if self.given is None else self.given.kind.before
         known = {
@@ -77,9 +76,9 @@ class Search:
         if not work.run.has("layers"):
             pairs = thinned(promising(work.lm.depth, **known))
             config = replace(CHEAP, positions=positions, readout=s.readout, seed=s.seed)
-            path = work.run.folder / ATLAS
-            atlas = surveyed(work.lm, work.asked, pairs, config, path, work.reporter)
-            work.run.remember("layers", choose(atlas, **known)._asdict())
+            path = work.run.folder / LAYER_MAP
+            layer_map = surveyed(work.lm, work.asked, pairs, config, path, work.reporter)
+            work.run.remember("layers", choose(layer_map, **known)._asdict())
         layers = work.run.note("layers")
         return layers["source"], layers["target"]
 
@@ -98,18 +97,18 @@ class Search:
         rows = files.read_tensors(path)[0]["rows"]
         return part.on(Within(part.source, rows, part.positions))
 
-    def _beside(self, part: Slice) -> Slice:
+    def _retaining(self, part: Slice) -> Slice:
         """Put the other prompts beside the slice that the search is to keep as they are."""
         s, work = self.settings, self.work
-        if methods.quietly(s.method, s.quiet):
-            if not work.run.has("beside"):  # a file can change
+        if methods.retains(s.method, s.retain):
+            if not work.run.has("retain"):  # a file can change
                 encode = partial(encoded, work.lm, s)
-                others = beside.other_prompts(s.ordinary)
-                kept, said = beside.drawn(others, encode, work.asked, seed=s.seed)
+                others = retain.retain_prompts(s.retain_prompts)
+                kept, said = retain.drawn(others, encode, work.asked, seed=s.seed)
                 work.tell(said)
-                work.run.remember("beside", kept)
-            batch = encoded(work.lm, s, work.run.note("beside"))
-            return beside.with_others(part, batch, weight=s.quiet, by=s.quiet_by)
+                work.run.remember("retain", kept)
+            batch = encoded(work.lm, s, work.run.note("retain"))
+            return retain.with_retain_prompts(part, batch, weight=s.retain, by=s.retain_by)
         return part
 
     def remember_facts(self) -> None:

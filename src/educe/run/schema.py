@@ -16,6 +16,11 @@ from educe.errors import BlockedError, FileFormatError
 
 SCHEMA_VERSION = 2
 
+#: Settings, and settings and names of methods, that older runs know by another name.
+RENAMED = {"quiet": "retain", "quiet_by": "retain_by", "ordinary": "retain_prompts"}
+RENAMED_IN_METHODS = {"hold": "turning"}
+RENAMED_METHODS = {"words": "tokens"}
+
 #: Errors that say nothing of the file itself; their extended codes have more bits.
 OUTSIDE = {
     sqlite3.SQLITE_BUSY,
@@ -129,3 +134,14 @@ def begin(database: sqlite3.Connection, config: Mapping[str, Any]) -> None:
 def as_json(value: Any) -> str:
     """Write a value as a table holds it."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run by the names that they have now."""
+    now = {RENAMED.get(name, name): value for name, value in config.items()}
+    if "method" in now:
+        now["method"] = RENAMED_METHODS.get(now["method"], now["method"])
+    if "method_settings" in now:
+        own = now["method_settings"].items()
+        now["method_settings"] = {RENAMED_IN_METHODS.get(name, name): v for name, v in own}
+    return now

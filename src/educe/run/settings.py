@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 DISTINCT = "distinct"
 #: About so many other requests are made, to see what is said whatever is asked.
 ELSEWHERE_PROMPTS = 6
-#: The other prompts that come with the package (see `educe.methods.retain`).
+#: The retain prompts that come with the package (see `educe.methods.retain`).
 BUNDLED = "bundled"
-#: Methods that older runs know by another name.
-RENAMED = {"words": "tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +43,15 @@ class JobOptions:
             control
         ball: what vectors of a subspace are measured by: plain, or whitened by how activations
             spread
-        quiet: keep the model as it is on other prompts, with this weight; 1 weighs both alike at
+        retain: keep the model as it is on retain prompts, with this weight; 1 weighs both alike at
             the start
-        quiet_by: what is kept small there: the effect, or kl of what the model says
-        ordinary: a file of these prompts: ordinary ones as in Alpaca, or some that match those
-            asked but have nothing to hide; by default bundled ordinary ones
+        retain_by: what is kept small there: the effect, or kl of what the model says
+        retain_prompts: a file of these prompts: ordinary ones as in Alpaca, or some that match
+            those asked but have nothing to hide; by default bundled ordinary ones
         n: perturbations at each radius, so that 16 with three radii are 48 in all; as many random
             ones are the control
         source: layer after which they are added: an index, a fraction of the depth, or auto
-        target: layer at which their effect is read; auto chooses it from an atlas
+        target: layer at which their effect is read; auto chooses it from a layer map
         positions: tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
         readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
         radius: auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the
@@ -74,9 +72,9 @@ class JobOptions:
     control: str | None = None
     within: str | None = None
     ball: Literal["plain", "whitened"] = "plain"
-    quiet: NonNegative = 0.0
-    quiet_by: Literal["effect", "kl"] = "effect"
-    ordinary: str = BUNDLED
+    retain: NonNegative = 0.0
+    retain_by: Literal["effect", "kl"] = "effect"
+    retain_prompts: str = BUNDLED
     n: N = 64
     source: LayerOrAuto = 0.33
     target: LayerOrAuto = 0.6
@@ -124,8 +122,7 @@ class Settings(JobOptions, ModelOptions):
         """
         from educe import methods
         from educe.activations import inside
-        from educe.methods import radius
-        from educe.methods import retain as beside
+        from educe.methods import radius, retain
         from educe.perturbation.set import PerturbationSet
 
         if not self.prompts:
@@ -142,13 +139,13 @@ class Settings(JobOptions, ModelOptions):
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
-        needed = methods.quietly(self.method, self.quiet)
+        needed = methods.retains(self.method, self.retain)
         if needed and self.given:
-            raise MethodError("perturbations that are given are not searched: leave quiet out")
+            raise MethodError("perturbations that are given are not searched: leave retain out")
         if needed:
-            beside.other_prompts(self.ordinary)
-        elif self.ordinary != BUNDLED:
-            raise MethodError("ordinary prompts have no weight here: say how much with quiet")
+            retain.retain_prompts(self.retain_prompts)
+        elif self.retain_prompts != BUNDLED:
+            raise MethodError("retain prompts have no weight here: say how much with retain")
         for file in filter(None, (self.given, self.control)):
             PerturbationSet.load(file)
         radius.read(self.radius)
@@ -214,7 +211,6 @@ def _as_given(run: Run) -> Settings:
     config = run.config
     for name in ("prompts", "fresh"):
         config[name] = tuple(config[name])
-    config["method"] = RENAMED.get(config["method"], config["method"])
     return Settings(**config)
 
 

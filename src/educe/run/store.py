@@ -31,6 +31,7 @@ from educe.run.schema import (
     as_json,
     begin,
     reading,
+    renamed,
     reporting,
     unreadable,
 )
@@ -150,7 +151,7 @@ class Run:
             self._remove()
 
     def _kept(self) -> bool:
-        """Return whether anything was computed: rows, tensors, an atlas, runs inside the run."""
+        """Return whether anything was computed: rows, tensors, a layer map, runs inside the run."""
         ours = {"run.sqlite", "run.sqlite-wal", "run.sqlite-shm", self.tensors.name, ".lock"}
         return bool(
             self.perturbation_rows()
@@ -174,7 +175,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What was asked for."""
-        return self.note("config")
+        return renamed(self.note("config"))
 
     @reading
     def note(self, key: str) -> Any:

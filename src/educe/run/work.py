@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from educe.errors import BlockedError
 from educe.forward.generation import left_out
 from educe.forward.slice import Slice
-from educe.layer_map import ATLAS
+from educe.layer_map import LAYER_MAP
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
 from educe.progress import Reporter, Silent
@@ -139,7 +139,7 @@ def at_work(
     """
     try:
         with FileLock(run.folder / ".lock", timeout=0):
-            own = (run.folder.glob(f".{file}.*") for file in (ATLAS, WITHIN))
+            own = (run.folder.glob(f".{file}.*") for file in (LAYER_MAP, WITHIN))
             left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
             for scratch in left:  # by a process that was killed while it wrote
                 scratch.unlink()

@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     plain: tuple[str, ...] = ()  #: what the unperturbed model wrote for it, for judges that compare
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What scores answers.
 

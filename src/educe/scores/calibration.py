@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.optimize import brentq
+from scipy.stats import norm
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from educe.comparison.stats import Rate, rate
@@ -92,7 +94,7 @@ def check_judge(
         JudgeError: All answers have the same label.
     """
     together = compares(judge)
-    groups = _groups(labelled) if together else [[each] for each in labelled]
+    groups = _groups(labelled, together)
     truth = [2 * sum(each.label for each in group) >= len(group) for group in groups]
     shown, what = sum(truth), "groups of answers" if together else "answers"
     if not 0 < shown < len(truth):
@@ -117,10 +119,11 @@ def check_judge(
     )
 
 
-def _groups(labelled: Sequence[Labelled]) -> list[list[Labelled]]:
-    found: dict[str | int, list[Labelled]] = {}
+def _groups(labelled: Sequence[Labelled], together: bool) -> list[list[Labelled]]:
+    """Return answers by their groups; by themselves where they have none, or are not compared."""
+    found: dict[str | int, list[Labelled]] = defaultdict(list)
     for line, each in enumerate(labelled):
-        found.setdefault(line if each.group is None else each.group, []).append(each)
+        found[line if each.group is None or not together else each.group].append(each)
     return list(found.values())
 
 
@@ -129,7 +132,7 @@ def area(truth: Sequence[bool], values: Sequence[float]) -> Area:
     estimate = float(roc_auc_score(truth, values))
     m = sum(truth)
     n = len(truth) - m
-    z = 1.959963984540054
+    z = norm.ppf(0.975)
 
     def off(a: float) -> float:
         whole = (m + n) / 2 - 1
@@ -181,20 +184,19 @@ def _labelled(line: str, where: str) -> Labelled:
         row: Any = json.loads(line)
     except ValueError as error:
         raise JudgeError(f"{where} is no JSON: {error}") from error
-    plain = row.get("plain", []) if isinstance(row, dict) else None
-    group = row.get("group") if isinstance(row, dict) else None
-    if not (
-        isinstance(row, dict)
-        and all(isinstance(row.get(name), str) for name in ("prompt", "text"))
-        and isinstance(row.get("label"), bool)
-        and isinstance(plain, list)
-        and all(isinstance(text, str) for text in plain)
-        and isinstance(group, str | None)
-    ):
-        raise JudgeError(
-            f"{where}: give {FORM}, a list of texts as plain if there is one, and the name of a "
-            "group if it has one"
-        )
-    for text in (row["prompt"], row["text"], *plain, group or ""):
-        well_formed(text, where)
-    return Labelled(Answer(row["prompt"], row["text"], tuple(plain)), row["label"], group)
+    whole: Any = {"plain": [], "group": None} | (row if isinstance(row, dict) else {})
+    match whole:
+        case {
+            "prompt": str(prompt),
+            "text": str(text),
+            "label": bool(label),
+            "plain": list() as plain,
+            "group": (str() | None) as group,
+        } if all(isinstance(each, str) for each in plain):
+            for each in (prompt, text, *plain, group or ""):
+                well_formed(each, where)
+            return Labelled(Answer(prompt, text, tuple(plain)), label, group)
+    raise JudgeError(
+        f"{where}: give {FORM}, a list of texts as plain if there is one, and the name of a group "
+        "if it has one"
+    )

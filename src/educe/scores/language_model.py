@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from educe.errors import JudgeError
 from educe.model.prompts import mended
@@ -210,40 +210,33 @@ class Theme(Streaming):
         Raises:
             JudgeError: A group has no answer.
         """
-        seen = [_Compared.of([each] if isinstance(each, Answer) else each) for each in answers]
+        shown = [_shown([each] if isinstance(each, Answer) else each) for each in answers]
         asked = [
-            COMPARE.format(plain=_listed(s.plain) or "(none)", changed=_listed(s.changed))
-            for s in seen
+            COMPARE.format(plain=_listed(plain) or "(none)", changed=_listed(changed))
+            for plain, changed in shown
         ]
         for came in self.asker.write(asked, limit=THEME_TOKENS, schema=SCHEMA):
-            yield [(line, self._read(text, seen[line])) for line, text in came]
+            yield [(line, self._read(text, *map(len, shown[line]))) for line, text in came]
 
-    def _read(self, text: str, seen: _Compared) -> Score:
+    def _read(self, text: str, plain: int, changed: int) -> Score:
         found = object_in(text)
         try:
             theme = str(found["theme"])
-            counts = [int(found[name]) for name in ("in_second", "in_first")]
+            second, first = (
+                min(max(int(found[name]), 0), of) / max(of, 1)
+                for name, of in (("in_second", changed), ("in_first", plain))
+            )
         except (KeyError, TypeError, ValueError):
             return Score(self.name, 0.0, self.higher_is, f"no theme in {text!r}")
-        second, first = (
-            min(max(count, 0), len(shown)) / len(shown) if shown else 0.0
-            for count, shown in zip(counts, (seen.changed, seen.plain), strict=True)
-        )
         return Score(self.name, max(0.0, second - first), self.higher_is, theme)
 
 
-class _Compared(NamedTuple):
-    """The answers that a comparison shows."""
-
-    plain: list[str]
-    changed: list[str]
-
-    @classmethod
-    def of(cls, group: Sequence[Answer]) -> _Compared:
-        if not group:
-            raise JudgeError("theme: a perturbation needs at least one answer")
-        plain = dict.fromkeys(text for answer in group for text in answer.plain)
-        return cls(*(_some([*texts]) for texts in (plain, (answer.text for answer in group))))
+def _shown(group: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    """Return the answers that a comparison shows: those of the unperturbed model, and the group."""
+    if not group:
+        raise JudgeError("theme: a perturbation needs at least one answer")
+    plain = dict.fromkeys(text for answer in group for text in answer.plain)
+    return _some([*plain]), _some([answer.text for answer in group])
 
 
 def _some(texts: list[str]) -> list[str]:

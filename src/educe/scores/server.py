@@ -41,16 +41,10 @@ class Budget:
 
     A call is counted when it is made; its further tries are not. Tokens are counted when the reply
     says how many there were, so they can exceed the limit by those of the calls in flight.
-
-    Attributes:
-        calls: The most calls, or none for no limit.
-        tokens: The most tokens, of questions and replies together, or none for no limit.
-        calls_made: Calls so far.
-        tokens_used: Tokens so far.
     """
 
-    calls: int | None = None
-    tokens: int | None = None
+    calls: int | None = None  #: the most calls; none for no limit
+    tokens: int | None = None  #: the most tokens, of questions and replies together
     calls_made: int = 0
     tokens_used: int = 0
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance, p_of_best
 from educe.comparison.halving import RUNGS, Halving, checked, halve
-from educe.comparison.stats import bootstrap_mean, more_often, rate
-from educe.errors import JudgeError, MethodError, PromptError, RunError
+from educe.comparison.stats import Estimate, estimate, more_often, rate
+from educe.errors import PromptError, RunError
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt
 from educe.options import Count, Seed
@@ -31,7 +31,6 @@ from educe.run.settings import check_prompts, told_apart
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 from educe.scores import Judge
-from educe.scores.rules import Regex
 from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
@@ -45,8 +44,6 @@ class SelectionPlan:
     Attributes:
         prompts: On which perturbations are chosen, in this order.
         fresh: On which the chosen are tested again; those that were seen before are left out.
-        look_for: A regular expression: a text scores 1 where it is found.
-        judge: ``interestingness``, where nothing is looked for.
         rungs: See `educe.comparison.halving.halve`.
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
@@ -55,48 +52,23 @@ class SelectionPlan:
 
     prompts: tuple[Prompt, ...]
     fresh: tuple[Prompt, ...]
-    look_for: str | None = None
-    judge: str | None = None
     rungs: tuple[tuple[int, float], ...] = RUNGS
     top: Count = 4
     samples: Count = 1
     seed: Seed = 0
 
-    def check(self, judge: Judge | None = None) -> None:
+    def check(self) -> None:
         """Find what cannot work before anything slow begins.
-
-        Args:
-            judge: What the selection goes by, where the plan does not say it.
 
         Raises:
             PromptError: There are no prompts, or one is none.
-            MethodError: The judge is unknown, or numbers make no sense.
+            MethodError: Numbers make no sense.
         """
         if not (self.prompts and self.fresh):
             raise PromptError("a selection needs prompts to choose on and fresh ones to test on")
         check_prompts(prompt=self.prompts, fresh_prompt=self.fresh)
-        if sum(by is not None for by in (self.look_for, self.judge, judge)) != 1:
-            raise MethodError("a selection goes by one thing: give --look-for or --judge")
-        if self.judge not in (None, "interestingness"):
-            raise MethodError(f"judge {self.judge!r} is unknown: use interestingness")
         check_fields(self)
-        _rule(self.look_for or "")
         checked(self.rungs)
-
-
-class Estimate(NamedTuple):
-    """A mean score with its 95% interval: Wilson's for hits, else bootstrapped over prompts."""
-
-    mean: float
-    low: float
-    high: float
-    trials: int
-    hits: int | None  #: None where scores are not hits or misses
-
-    def __str__(self) -> str:
-        if self.hits is None:
-            return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.hits} of {self.trials} ({self.low:.0%} to {self.high:.0%})"
 
 
 class Chosen(NamedTuple):
@@ -143,7 +115,7 @@ def select_best(
     Args:
         run: A finished run.
         plan: What is asked for.
-        judge: Goes before look-for and judge of the plan, which are then left out.
+        judge: What it goes by; by default the interestingness of each text.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
 
@@ -153,22 +125,15 @@ def select_best(
         PromptError: See `SelectionPlan.check`; or no fresh prompt is left.
         MethodError: See `SelectionPlan.check`.
     """
-    plan.check(judge)
+    plan.check()
     if not run.has("chosen"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
     with at_work(run, lm, reporter) as work:
-        by = _rule(plan.look_for) if plan.look_for is not None else judge
-        return _Selection(work, plan, by).all()
+        return _Selection(work, plan, judge).all()
 
 
 class _Selection:
-    """The two halvings and the re-test; each leaves what it did in the run.
-
-    Args:
-        work: The run at work.
-        plan: What is asked for.
-        by: What scores a text; its interestingness, if none.
-    """
+    """The two halvings and the re-test; each leaves what it did in the run."""
 
     def __init__(self, work: Work, plan: SelectionPlan, by: Judge | None) -> None:
         self.work, self.plan, self.by = work, plan, by
@@ -179,91 +144,46 @@ class _Selection:
             work.reporter.say(sentence)
         self.asked = work.add_prompts(CHOSEN_ON, [plan.prompts[i] for i in apart.asked])
         self.fresh = work.add_prompts(TESTED_ON, [plan.fresh[i] for i in apart.fresh])
-        self.heat = work.settings.temperature
 
     def all(self) -> Selected:
         """Choose, and test again."""
+        run, plan = self.work.run, self.plan
         asking.baseline(self.work, [*self.asked, *self.fresh])
-        candidates = self._candidates()
-        halvings = {arm: self._halve(arm, candidates[arm]) for arm in ARMS}
-        best = {
-            arm: [candidates[arm][i] for i in halvings[arm].survivors[: self.plan.top]]
-            for arm in ARMS
-        }
+        numbers = {arm: [p.id for p in run.perturbation_rows(arm)] for arm in ARMS}
+        n = min(map(len, numbers.values()))  # drawn at random from the larger arm
+        draw = np.random.default_rng(plan.seed)
+        for arm, some in numbers.items():
+            numbers[arm] = [some[i] for i in sorted(draw.permutation(len(some))[:n].tolist())]
+        halvings = {arm: self._halve(arm, numbers[arm]) for arm in ARMS}
+        best = {arm: [numbers[arm][i] for i in halvings[arm].survivors[: plan.top]] for arm in ARMS}
         again = self._retest([0, *best["found"], *best["control"]])
         tables = [*(h.scores for h in halvings.values()), *again.values()]
         hits = all(bool(np.isin(t[~np.isnan(t)], (0, 1)).all()) for t in tables)
         before = halvings["control"].scores[:, : halvings["control"].prompts[0]]
-        arms = {
-            arm: self._arm(halvings[arm], candidates[arm], best[arm], again, before, hits)
-            for arm in ARMS
-        }
-        found, control = (arms[arm][0].chosen[0].again for arm in ARMS)
-        texts = [
-            c for c in self.work.run.completion_rows() if c.prompt in {*self.asked, *self.fresh}
-        ]
+        (found, chance), (control, _) = (
+            _arm(halvings[arm], numbers[arm], best[arm], again, before, hits) for arm in ARMS
+        )
+        top, other = (
+            rate(arm.chosen[0].again.hits or 0, again[0].size) for arm in (found, control)
+        )
+        mine = {*self.asked, *self.fresh}
         return Selected(
             self.by.name if self.by else "interestingness",
             halvings["found"].prompts,
-            arms["found"][0],
-            arms["control"][0],
+            found,
+            control,
             estimate(again[0], hits),
-            arms["found"][1],
-            more_often(rate(found.hits or 0, found.trials), rate(control.hits or 0, control.trials))
-            if hits
-            else None,
-            len(texts),
+            chance,
+            more_often(top, other) if hits else None,
+            sum(c.prompt in mine for c in run.completion_rows()),
         )
-
-    def _arm(
-        self,
-        halving: Halving,
-        candidates: list[int],
-        best: list[int],
-        again: dict[int, np.ndarray],
-        before: np.ndarray,
-        hits: bool,
-    ) -> tuple[Arm, Chance]:
-        """Return what came of an arm, and how good its best would be by chance.
-
-        Args:
-            halving: Its halving.
-            candidates: Its perturbations.
-            best: Those that are tested again.
-            again: The scores of the re-test.
-            before: The control's scores in the first rung, before any was chosen.
-            hits: Whether scores are hits and misses.
-        """
-        trials, n = halving.prompts[-1], len(candidates)
-        seen = {number: halving.scores[candidates.index(number), :trials] for number in best}
-        top, first = seen[best[0]], estimate(before, hits)
-        if hits:
-            chance = best_by_chance(n, trials, first.mean)
-            p_value = p_of_best(int(top.sum()), n, trials, (first.hits or 0, first.trials))
-        else:
-            scores = before.ravel().tolist()
-            chance, p_value = best_mean_by_chance(n, trials, scores, float(top.mean()))
-        chosen = [
-            Chosen(i, estimate(seen[i][:, None], hits), estimate(again[i], hits)) for i in best
-        ]
-        rung = estimate(halving.scores[:, : halving.prompts[0]], hits)
-        return Arm(n, rung, halving.spent, tuple(chosen), p_value), chance
-
-    def _candidates(self) -> dict[str, list[int]]:
-        """Return as many perturbations of each arm, drawn at random from the larger one."""
-        numbers = {arm: [p.id for p in self.work.run.perturbation_rows(arm)] for arm in ARMS}
-        n = min(map(len, numbers.values()))
-        draw = np.random.default_rng(self.plan.seed)
-        return {
-            arm: [some[i] for i in sorted(draw.permutation(len(some))[:n].tolist())]
-            for arm, some in numbers.items()
-        }
 
     def _halve(self, arm: str, numbers: list[int]) -> Halving:
         def score(items: list[int], prompts: list[int]) -> np.ndarray:
             rows = [Row(numbers[i], self.asked[j], 0, RUNG) for i in items for j in prompts]
             what = f"{arm}, {len(items)} on {prompts[-1] + 1} prompts"
-            return np.array(self._scores(what, rows, self.heat)).reshape(len(items), len(prompts))
+            scores = self._scores(what, rows, self.work.settings.temperature)
+            return np.array(scores).reshape(len(items), len(prompts))
 
         many, plan = len(self.asked), self.plan
         return halve(len(numbers), score, prompts=many, rungs=plan.rungs, seed=plan.seed)
@@ -272,9 +192,9 @@ class _Selection:
         """Return the scores of some perturbations on fresh prompts, ``[prompts, samples]``."""
         samples = range(self.plan.samples)
         rows = [Row(i, j, k, RETEST) for i in numbers for j in self.fresh for k in samples]
-        values = self._scores("re-test", rows, self.heat or asking.RETEST_TEMPERATURE)
-        tables = np.array(values).reshape(len(numbers), len(self.fresh), len(samples))
-        return dict(zip(numbers, tables, strict=True))
+        heat = self.work.settings.temperature or asking.RETEST_TEMPERATURE
+        tables = np.array(self._scores("re-test", rows, heat))
+        return dict(zip(numbers, tables.reshape(len(numbers), -1, len(samples)), strict=True))
 
     def _scores(self, what: str, rows: Sequence[Row], heat: float) -> list[float]:
         """Write and judge what is missing, and return the scores of all."""
@@ -285,22 +205,33 @@ class _Selection:
         return judge(self.work, self.by, rows, what)
 
 
-def _rule(pattern: str) -> Regex:
-    """Return what finds a regular expression.
+def _arm(
+    halving: Halving,
+    candidates: list[int],
+    best: list[int],
+    again: dict[int, np.ndarray],
+    before: np.ndarray,
+    hits: bool,
+) -> tuple[Arm, Chance]:
+    """Return what came of an arm, and how good its best would be by chance.
 
-    Raises:
-        MethodError: It is none.
+    Args:
+        halving: Its halving.
+        candidates: Its perturbations.
+        best: Those that are tested again.
+        again: The scores of the re-test.
+        before: The control's scores in the first rung, before any was chosen.
+        hits: Whether scores are hits and misses.
     """
-    try:
-        return Regex(pattern)
-    except JudgeError as error:
-        raise MethodError(f"look-for {pattern!r} is no regular expression: {error}") from error
-
-
-def estimate(scores: np.ndarray, hits: bool) -> Estimate:
-    """Return the mean of scores with its interval, ``[prompts, samples]`` of one perturbation."""
+    trials, n = halving.prompts[-1], len(candidates)
+    seen = {number: halving.scores[candidates.index(number), :trials] for number in best}
+    top, first = seen[best[0]], estimate(before, hits)
     if hits:
-        found = rate(int(scores.sum()), scores.size)
-        return Estimate(found.share, found.low, found.high, found.trials, found.hits)
-    mean, low, high = bootstrap_mean(scores.mean(1).tolist())
-    return Estimate(mean, low, high, scores.size, None)
+        chance = best_by_chance(n, trials, first.mean)
+        p_value = p_of_best(int(top.sum()), n, trials, (first.hits or 0, first.trials))
+    else:
+        scores = before.ravel().tolist()
+        chance, p_value = best_mean_by_chance(n, trials, scores, float(top.mean()))
+    chosen = [Chosen(i, estimate(seen[i][:, None], hits), estimate(again[i], hits)) for i in best]
+    rung = estimate(halving.scores[:, : halving.prompts[0]], hits)
+    return Arm(n, rung, halving.spent, tuple(chosen), p_value), chance

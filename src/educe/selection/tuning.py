@@ -11,7 +11,6 @@ have none, are not tried with the other sign.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -30,9 +29,10 @@ from educe.model.language import LanguageModel
 from educe.options import Count
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
-from educe.rows import RETEST, RUNG, Phase, Row
+from educe.rows import ARMS, RETEST, RUNG, Phase, Row
 from educe.run.asking import RETEST_TEMPERATURE
 from educe.run.fill import add_set, write
+from educe.run.schema import renamed
 from educe.run.settings import Settings, encoded
 from educe.run.store import Run
 from educe.run.work import Work, at_work
@@ -60,7 +60,7 @@ class Tuning:
         proxy: How the secrets of the proxy task are written, or none for the task of the job.
         methods: Of the settings.
         sources: Layers or fractions of the depth.
-        radii: Numbers, or shares of the calibrated radius (``0.5x``).
+        radii: As `educe.methods.radius.parse` reads them, each by itself.
         signs: Whether settings are tried with the other sign as well.
         n: Perturbations of each setting.
         pulls: Completions of each bandit, a multiple of `ROUND`.
@@ -129,9 +129,9 @@ class Tuning:
             if method == "random":
                 raise MethodError("random is the control of every tuning: leave it out")
         for word in self.radii:
-            number = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)x?", word)
-            if not number or not 0 < float(number[1]) < math.inf:
-                raise RadiusError(f"radius {word!r}: use a number such as 8.5, or 0.3x")
+            if word == "auto":
+                raise RadiusError("radius 'auto' is several: name each, as 0.3x,0.5x")
+            radius.read(word)
         if not self.settings:
             raise MethodError("tuning needs at least one method, one source and one radius")
         if self.pulls % ROUND:
@@ -186,7 +186,7 @@ def stored_tuning(run: Run) -> Tuning:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
     config = tupled(run.note(NOTE))
-    return Tuning(**config | {"job": Settings(**tupled(config["job"]))})
+    return Tuning(**config | {"job": Settings(**tupled(renamed(config["job"])))})
 
 
 def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Reporter | None = None) -> Tuned:
@@ -227,19 +227,18 @@ class _Tuning:
     def all(self) -> Tuned:
         """Pull, and test the best again."""
         settings, seed = self.tuning.settings, self.tuning.job.seed
-        found, control = (Thompson(settings, 2 * seed + i) for i in range(2))
-        bandits = {"found": found, "control": control}
+        bandits = {arm: Thompson(settings, 2 * seed + i) for i, arm in enumerate(ARMS)}
         with self.work.reporter.stage("pulling", 2 * self.tuning.pulls, "texts") as step:
             for _ in range(self.tuning.pulls // ROUND):
                 self._round(bandits, step)
         best = {arm: bandit.ranked()[0] for arm, bandit in bandits.items()}
         first, second = (self._again(arm, k) for arm, k in best.items())
-        files = tuple(self._file(arm, best["found"]) for arm in bandits)
-        for arm in bandits:  # the control of the best need not have been pulled
+        for arm in ARMS:  # the control of the best need not have been pulled
             self._numbers(arm, best["found"])
+        files = [self._file(arm, best["found"]) for arm in ARMS]
         return Tuned(
-            _tried(found),
-            _tried(control),
+            _tried(bandits["found"]),
+            _tried(bandits["control"]),
             (first, second),
             more_often(first, second),
             (files[0], files[1]),
@@ -253,24 +252,17 @@ class _Tuning:
             for k in bandit.choose(ROUND):
                 if not seen[k] and not self._file(arm, k).exists():
                     step(0, f"{arm}: {self.tuning.settings[k]}")
-                pulled.append((bandit, k, self._row(arm, k, int(seen[k]))))
+                numbers, seed = self._numbers(arm, k), [self.tuning.job.seed, k]
+                pulled.append((bandit, k, _pair(numbers, self.asked, int(seen[k]), seed, RUNG)))
                 seen[k] += 1
         hits = self._hits([row for _, _, row in pulled])
         for bandit, k, row in pulled:
             bandit.update(k, hits[row])
         step(len(pulled))
 
-    def _row(self, arm: str, k: int, pull: int) -> Row:
-        """Return what a setting's next pull writes: every pair once, by lot, then once more."""
-        numbers = self._numbers(arm, k)
-        return _pair(numbers, self.asked, pull, [self.tuning.job.seed, k], RUNG)
-
     def _again(self, arm: str, k: int) -> Rate:
-        numbers = self._numbers(arm, k, again=True)
-        rows = [
-            _pair(numbers, self.fresh, i, [self.tuning.job.seed, k, 1], RETEST)
-            for i in range(self.tuning.retest)
-        ]
+        numbers, seed = self._numbers(arm, k, again=True), [self.tuning.job.seed, k, 1]
+        rows = [_pair(numbers, self.fresh, i, seed, RETEST) for i in range(self.tuning.retest)]
         with self.work.reporter.stage(f"re-test of {arm}", len(rows), "texts") as step:
             hits = self._hits(rows)
             step(len(rows))
@@ -289,16 +281,15 @@ class _Tuning:
 
     def _numbers(self, arm: str, k: int, *, again: bool = False) -> list[int]:
         """Return the numbers of a setting's perturbations; makes them when there are none."""
-        path = self._file(arm, k, again=again)
-        every = self.run.perturbation_rows(derived=None)
-        if listed := [p.id for p in every if p.file == path.name]:
+        file, plain = self._file(arm, k, again=again).name, self._plain(k)
+        if listed := [p.id for p in self.run.perturbation_rows(derived=None) if p.file == file]:
             return listed
         made = self._made(arm, k, again=again)
-        plain = self._plain(k)
-        parents = None if k == plain else self._numbers(arm, plain, again=again)
-        how = "" if k == plain else FLIPPED
         effect = made.scores["effect"].tolist()
-        return add_set(self.run, arm, path.name, made, effect, parents=parents, how=how)
+        if k == plain:
+            return add_set(self.run, arm, file, made, effect)
+        parents = self._numbers(arm, plain, again=again)
+        return add_set(self.run, arm, file, made, effect, parents=parents, how=FLIPPED)
 
     def _plain(self, k: int) -> int:
         """Return the setting with the sign that was searched for."""
@@ -315,15 +306,16 @@ class _Tuning:
         setting, plain = self.tuning.settings[k], self._plain(k)
         part = self._part(setting.source)
         if k != plain:
-            return _turned(part, self._made(arm, plain, again=again))
+            made = self._made(arm, plain, again=again)
+            turned = replace(made, directions=made.kind.scaled(made.directions, -1.0), outputs=None)
+            effect = part.on(made.kind).effect(turned.theta.to(part.start.device))
+            return replace(turned, scores={"effect": effect.norm(dim=1).float().cpu()})
         # Of its own for each setting, each arm, and the re-test.
         seed = 4 * (1000 * self.tuning.job.seed + k) + 2 * again + (arm == "control")
         if arm == "control":
             return methods.control(part, self._made("found", k, again=again), seed=seed)
-        config = methods.named(setting.method).config()
-        drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
-        prepared = methods.prepared(part, setting.method, n=drawn, config=config)
-        size, n = self._radius(setting, prepared), self.tuning.n
+        config, n = methods.named(setting.method).config(), self.tuning.n
+        size = self._radius(setting, part, config)
         return methods.search(part, setting.method, n=n, radius=size, seed=seed, config=config)
 
     def _part(self, source: float) -> Slice:
@@ -339,21 +331,16 @@ class _Tuning:
             )
         return self.parts[source]
 
-    def _radius(self, setting: Setting, part: Slice) -> float:
-        share = float(setting.radius.rstrip("x"))
-        if not setting.radius.endswith("x"):
-            return share
-        key = f"calibrated {part.kind.name} {part.source}"
+    def _radius(self, setting: Setting, part: Slice, config: Any) -> float:
+        _, (share,) = radius.read(setting.radius)
+        if "x" not in setting.radius:
+            return share * (part.unit if "d" in setting.radius else 1.0)
+        drawn = radius.DIRECTIONS  # noise has a seed for each of those that calibration draws
+        own = methods.prepared(part, setting.method, n=drawn, config=config)
+        key = f"calibrated {own.kind.name} {own.source}"
         if not self.run.has(key):
-            self.run.remember(key, radius.calibrate(part, seed=self.tuning.job.seed).radius)
+            self.run.remember(key, radius.calibrate(own, seed=self.tuning.job.seed).radius)
         return share * float(self.run.note(key))
-
-
-def _turned(part: Slice, made: PerturbationSet) -> PerturbationSet:
-    """Return perturbations with the other sign, and what they do."""
-    turned = replace(made, directions=made.kind.scaled(made.directions, -1.0), outputs=None)
-    effect = part.on(made.kind).effect(turned.theta.to(part.start.device))
-    return replace(turned, scores={"effect": effect.norm(dim=1).float().cpu()})
 
 
 def _pair(numbers: list[int], prompts: list[int], pull: int, seed: list[int], phase: Phase) -> Row:
@@ -365,14 +352,8 @@ def _pair(numbers: list[int], prompts: list[int], pull: int, seed: list[int], ph
 
 
 def _tried(bandit: Thompson) -> tuple[Tried, ...]:
-    intervals, means = bandit.interval(), bandit.mean
+    hits, pulls, mean = bandit.hits.tolist(), bandit.pulls.tolist(), bandit.mean.tolist()
+    ends = bandit.interval().tolist()
     return tuple(
-        Tried(
-            bandit.arms[k],
-            int(bandit.hits[k]),
-            int(bandit.pulls[k]),
-            float(means[k]),
-            *map(float, intervals[k]),
-        )
-        for k in bandit.ranked()
+        Tried(bandit.arms[k], hits[k], pulls[k], mean[k], *ends[k]) for k in bandit.ranked()
     )

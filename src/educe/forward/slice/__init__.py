@@ -7,8 +7,8 @@ the stream leaving block ``target``, averaged over prompts and read-out position
 
     Δ(θ) = mean [ Z(θ) - Z(0) ]                                                     ``[width]``
 
-`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that `recording` took
-down; `derivatives` are those of Δ.
+`replay` runs the blocks, in `chunks` that fit into memory, with the arguments that the model calls
+them with; `derivatives` are those of Δ.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from educe.forward.chunks import Chunk
 from educe.forward.slice.derivatives import Differentiable
 from educe.forward.slice.norms import median_norm
 from educe.forward.slice.shift import Shift
+from educe.model.blocks import hooked
 from educe.perturbation.kinds import Kind
 
 
@@ -45,7 +46,7 @@ class Slice(Differentiable):
         start: Unperturbed stream at the source, ``[prompts, tokens, width]``.
         rest: Unperturbed stream at the target's read-out window, ``[prompts, k, width]``.
         kind: The kind of perturbation; vectors, unless `on` was asked for another.
-        beside: Other prompts that a search keeps as they are, if any (see `educe.methods.retain`).
+        retain: Other prompts that a search keeps as they are, if any (see `educe.methods.retain`).
         counted: Tokens that norms are measured on, ``[prompts, tokens]``: all but the first of
             each prompt (see `educe.forward.slice.norms`).
         median_norm: Median norm of the stream at the source over these.
@@ -65,7 +66,7 @@ class Slice(Differentiable):
         0.0
     """
 
-    beside: Beside | None = None
+    retain: Retain | None = None
 
     def on(self, kind: Kind) -> Slice:
         """Return the same slice for perturbations of another kind.
@@ -81,7 +82,7 @@ class Slice(Differentiable):
             )
         part = copy.copy(self)
         part._take(kind)
-        part.beside = self.beside and self.beside.on(kind)
+        part.retain = self.retain and self.retain.on(kind)
         if kind.positions != self.positions:
             part._run_past()
         return part
@@ -101,18 +102,11 @@ class Slice(Differentiable):
 
             return hook
 
-        modules = [self.lm.unwrapped.get_submodule(path) for path in paths]
-        handles = [
-            module.register_forward_pre_hook(note(path))
-            for module, path in zip(modules, paths, strict=True)
-        ]
+        inner = self.lm.unwrapped.get_submodule
         whole = copy.copy(self)
         whole._tail = []  # all tokens count
-        try:
+        with hooked([inner(path).register_forward_pre_hook(note(path)) for path in paths]):
             whole.effect(torch.zeros(1, self.kind.size, device=self.device, dtype=self.work_dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
         return [median_norm(torch.cat(lines), self.counted) for lines in taken.values()]
 
     @torch.no_grad()
@@ -150,7 +144,7 @@ class Slice(Differentiable):
         return self._shift(theta[chunk.first : chunk.last], chunk)
 
 
-class Beside(Protocol):
+class Retain(Protocol):
     """Other prompts, to which perturbations ought to do little (see `educe.methods.retain`)."""
 
     @property
@@ -165,7 +159,7 @@ class Beside(Protocol):
     def part(self) -> Slice:
         """The same blocks on these prompts."""
 
-    def on(self, kind: Kind) -> Beside:
+    def on(self, kind: Kind) -> Retain:
         """Return the same for perturbations of another kind."""
 
     def value_and_grad(

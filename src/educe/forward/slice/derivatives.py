@@ -52,20 +52,16 @@ class Differentiable(Replay):
         """
 
         def both(chunk: Chunk) -> Tensor:
-            rows = slice(chunk.first, chunk.last)
-            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
-                dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
-                out = forward_ad.unpack_dual(of(self._shift(dual, chunk)))
-                moved = out.tangent if out.tangent is not None else torch.zeros_like(out.primal)
-                return torch.cat([out.primal, moved], 1).to(theta)
+            (pair,) = self._moved(theta, tangent, chunk, lambda at: [of(self._shift(at, chunk))])
+            return torch.cat(pair, 1).to(theta)
 
         with _forward_mode(self.lm):
             value, moved = self._summed(theta, both).chunk(2, dim=1)
         return value, moved
 
     def vjp(
-        self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n s"]
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        self, theta: Float[Tensor, "n s"], cotangent: Float[Tensor, "n d"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n s"]]:
         """Return ``Δ(θ)`` and the transposed Jacobian at ``θ`` times ``cotangent``, row by row."""
 
         def project(shift: Shift) -> tuple[Tensor, Tensor]:
@@ -89,14 +85,13 @@ class Differentiable(Replay):
         """
 
         def run(chunk: Chunk) -> Tensor:
-            rows = slice(chunk.first, chunk.last)
-            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
-                dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
-                moved = forward_ad.unpack_dual(self._shift(dual, chunk).values).tangent
-            at = theta[rows].detach().clone().requires_grad_(True)
+            def values(at: Tensor) -> list[Tensor]:
+                return [self._shift(at, chunk).values]
+
+            ((_, moved),) = self._moved(theta, tangent, chunk, values)
+            at = theta[chunk.first : chunk.last].detach().clone().requires_grad_(True)
             with torch.enable_grad():
-                values = self._shift(at, chunk).values
-                return torch.autograd.grad(values, at, moved)[0]
+                return torch.autograd.grad(values(at), at, [moved])[0]
 
         with _forward_mode(self.lm):
             return self._summed(theta, run)
@@ -120,12 +115,13 @@ class Differentiable(Replay):
         pushed = self.rest.new_zeros(len(layers), len(tangent), *self.rest.shape)
 
         def run(chunk: Chunk) -> Tensor:
+            def streams(at: Tensor) -> list[Tensor]:
+                return self._streams(at, chunk, layers)
+
             rows, prompts = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
-            with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
-                dual = forward_ad.make_dual(torch.zeros_like(tangent[rows]), tangent[rows].clone())
-                for into, stream in zip(pushed, self._streams(dual, chunk, layers), strict=True):
-                    moved = forward_ad.unpack_dual(stream).tangent
-                    into[rows, prompts] = self._readout_of(moved, chunk)
+            pairs = self._moved(torch.zeros_like(tangent), tangent, chunk, streams)
+            for into, (_, moved) in zip(pushed, pairs, strict=True):
+                into[rows, prompts] = self._readout_of(moved, chunk)
             return pushed[:, rows, prompts].square().sum((0, 2, 3, 4))[:, None]
 
         with _forward_mode(self.lm):
@@ -235,16 +231,26 @@ class Differentiable(Replay):
             at, v = (x[chunk.first : chunk.last] for x in (theta, tangent))
             at = at.detach().clone().requires_grad_(True)
             w = at.new_zeros(len(at), self.width, requires_grad=True)
-            slope = self._slope(at, w, chunk)
+            mean = self._shift(at, chunk).mean
+            (slope,) = torch.autograd.grad((mean * w.to(mean)).sum(), at, create_graph=True)
             (bend,) = torch.autograd.grad((slope * v).sum(), at, create_graph=True)
             return torch.autograd.grad((bend * v).sum(), w)[0]
 
         return self._twice(theta, run)
 
-    def _slope(self, theta: Tensor, cotangent: Tensor, chunk: Chunk) -> Tensor:
-        """Return the gradient of ``⟨cotangent, Δ⟩``, itself differentiable."""
-        mean = self._shift(theta, chunk).mean
-        return torch.autograd.grad((mean * cotangent.to(mean)).sum(), theta, create_graph=True)[0]
+    def _moved(
+        self,
+        theta: Tensor,
+        tangent: Tensor,
+        chunk: Chunk,
+        of: Callable[[Tensor], Sequence[Tensor]],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return values at the perturbations of a chunk, and their derivatives along a tangent."""
+        rows = slice(chunk.first, chunk.last)
+        with torch.no_grad(), _plain_kernels(self.lm), forward_ad.dual_level():
+            dual = forward_ad.make_dual(theta[rows].clone(), tangent[rows].to(theta))
+            pairs = [forward_ad.unpack_dual(value) for value in of(dual)]
+        return [(v, torch.zeros_like(v) if moved is None else moved) for v, moved in pairs]
 
     def _twice(self, theta: Tensor, run: Callable[[Chunk], Tensor]) -> Tensor:
         """Sum over chunks what takes second derivatives."""

@@ -27,9 +27,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from educe.errors import EffectError, LayerError, PositionsError
 from educe.forward.chunks import Chunk, Chunker
 from educe.forward.slice.norms import after_first, median_norm
-from educe.forward.slice.recording import recording
 from educe.forward.slice.shift import Shift
-from educe.model.blocks import Call, narrowed, stream_out
+from educe.model.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.model.language import LanguageModel, loaded
 from educe.model.rendering import Prompt, PromptBatch
 from educe.perturbation.kinds import Kind, Vectors
@@ -270,3 +269,30 @@ class Replay:
             yield
         finally:
             self._past.layers = kept
+
+
+class _Reached(BaseException):
+    """The recorder has heard of every block it wants to know about."""
+
+
+@contextmanager
+def recording(lm: LanguageModel, source: int, target: int) -> Iterator[list[Call]]:
+    """Let the model's forward run with blocks that record their arguments and compute nothing."""
+    calls: list[Call] = []
+
+    def recorder(layer: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            stream, call = stream_in(args, kwargs)
+            if layer > source:
+                calls.append(call)
+            if layer == target:
+                raise _Reached
+            return lm.stack.shaped(layer, stream)
+
+        return forward
+
+    try:
+        with replaced(lm.blocks[: target + 1], [recorder(i) for i in range(target + 1)]):
+            yield calls
+    except _Reached:
+        pass

@@ -1,6 +1,6 @@
 """What the turning of the effect, as a term of the search, does to what is found.
 
-python -m studies.holding [--quick]
+python -m studies.turning [--quick]
 
 On the first question of the first vault: MELBO and DCT at half the calibrated radius with weights
 below, at and above zero. Of each set, means of the effect, the exponent, the turning of the effect,
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch, rules = questions(lm, organism, SEED)
     part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
     radius = 0.5 * calibrate(part, seed=SEED).radius
-    print("| method | hold | effect | exponent | turning of the effect | elicit | seconds |")
+    print("| method | weight | effect | exponent | turning of the effect | elicit | seconds |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for method, weight in itertools.product(SETTINGS, WEIGHTS):
         began = time.monotonic()
-        config = METHODS[method].config(**SETTINGS[method], hold=weight)
+        config = METHODS[method].config(**SETTINGS[method], turning=weight)
         found = search(part, method, n=N, radius=radius, seed=SEED, config=config)
         seconds = time.monotonic() - began
         seen = response(part, found.theta)

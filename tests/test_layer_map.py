@@ -1,4 +1,4 @@
-"""The atlas, against dense singular value decompositions of every pair, and planted choices."""
+"""The layer map, against dense singular value decompositions of every pair, and planted choices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tiny
 from educe import files
 from educe.errors import FileFormatError, LayerError, RunError
 from educe.forward.slice import Slice
-from educe.layer_map import Atlas, AtlasConfig, Pair, grid
+from educe.layer_map import LayerMap, LayerMapConfig, Pair, grid
 from educe.layer_map.choice import CHEAP, choose, promising, thinned
 from educe.layer_map.survey import _octaves, cost, survey
 from educe.model.language import LanguageModel
@@ -26,7 +26,7 @@ from educe.model.rendering import PromptBatch
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = 3 + 3 + 2
-COMPLETE = AtlasConfig(top=4, padding=4, products=4)  # as many columns as the stream is wide
+COMPLETE = LayerMapConfig(top=4, padding=4, products=4)  # as many columns as the stream is wide
 ALL = [Pair(0, 1), Pair(0, 2), Pair(0, 3), Pair(1, 2), Pair(1, 3), Pair(2, 3)]
 
 
@@ -56,16 +56,16 @@ def jacobians(lm: LanguageModel) -> dict[Pair, Tensor]:
 
 def whole(
     lm: LanguageModel,
-    config: AtlasConfig | None = None,
+    config: LayerMapConfig | None = None,
     pairs: Sequence[Pair] = ALL,
     **options: Any,
-) -> Atlas:
+) -> LayerMap:
     *_, last = survey(lm, lm.pad(ROWS), pairs, config, **options)
     return last
 
 
-def alike(first: Atlas, second: Atlas) -> bool:
-    """Whether two atlases are the same, bit for bit."""
+def alike(first: LayerMap, second: LayerMap) -> bool:
+    """Whether two layer maps are the same, bit for bit."""
     tensors = ("norms", "sigma", "vectors")
     return (
         replace(first, **dict.fromkeys(tensors)) == replace(second, **dict.fromkeys(tensors))
@@ -89,7 +89,7 @@ def test_pairs_are_those_of_the_dense_decompositions(
 def test_few_products_come_near_and_never_above(
     lm: LanguageModel, jacobians: dict[Pair, Tensor]
 ) -> None:
-    for config, near in ((AtlasConfig(), 0.02), (CHEAP, 0.1)):
+    for config, near in ((LayerMapConfig(), 0.02), (CHEAP, 0.1)):
         found = whole(lm, config)
         for pair, sigma in zip(found.pairs, found.sigma, strict=True):
             sizes = torch.linalg.svdvals(jacobians[pair])[: config.top].float()
@@ -100,7 +100,7 @@ def test_few_products_come_near_and_never_above(
 def test_targets_that_share_a_space_count_alike_however_long_their_streams(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, pairs = AtlasConfig(top=2, padding=1), [Pair(0, 2), Pair(0, 3)]
+    config, pairs = LayerMapConfig(top=2, padding=1), [Pair(0, 2), Pair(0, 3)]
     plain = whole(lm, config, pairs)
     push, pull = Slice.push, Slice.pull
     scale = torch.tensor([1.0, 1000.0], dtype=torch.float64)[:, None, None, None, None]
@@ -163,13 +163,13 @@ def test_each_source_comes_whole_and_resumed_is_uninterrupted(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     grown = list(survey(lm, lm.pad(ROWS), ALL))
-    assert [len(atlas.pairs) for atlas in grown] == [3, 5, 6]
-    for atlas in grown:
-        atlas.save(tmp_path / "atlas")
-        begun = Atlas.load(tmp_path / "atlas")
-        assert alike(begun, atlas)
+    assert [len(layer_map.pairs) for layer_map in grown] == [3, 5, 6]
+    for layer_map in grown:
+        layer_map.save(tmp_path / "atlas")
+        begun = LayerMap.load(tmp_path / "atlas")
+        assert alike(begun, layer_map)
         rest = list(survey(lm, lm.pad(ROWS), ALL, begun=begun))
-        assert len(rest) == 3 - [3, 5, 6].index(len(atlas.pairs)) - 1
+        assert len(rest) == 3 - [3, 5, 6].index(len(layer_map.pairs)) - 1
         assert alike(rest[-1] if rest else begun, grown[-1])
 
 
@@ -188,31 +188,31 @@ def test_what_is_known_is_not_computed_again(
 
 
 def test_the_seed_decides(lm: LanguageModel) -> None:
-    first, again, other = (whole(lm, AtlasConfig(products=2, seed=s)) for s in (1, 1, 2))
+    first, again, other = (whole(lm, LayerMapConfig(products=2, seed=s)) for s in (1, 1, 2))
     assert alike(first, again)
     assert not torch.equal(first.sigma, other.sigma)
 
 
 @pytest.mark.parametrize("what", ["prompts", "settings"])
-def test_an_atlas_of_something_else_is_not_gone_on_with(lm: LanguageModel, what: str) -> None:
-    begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
+def test_a_layer_map_of_something_else_is_not_gone_on_with(lm: LanguageModel, what: str) -> None:
+    begun = whole(lm, LayerMapConfig(products=1), [Pair(2, 3)])
     batch, config = lm.pad(ROWS), begun.config
     if what == "prompts":
         batch = lm.pad(tiny.ragged([4]))
     if what == "settings":
-        config = AtlasConfig(products=2)
+        config = LayerMapConfig(products=2)
     with pytest.raises(RunError, match="other prompts or settings: begin anew"):
         next(survey(lm, batch, ALL, config, begun=begun))
 
 
-def test_an_atlas_of_another_model_is_not_gone_on_with(
+def test_a_layer_map_of_another_model_is_not_gone_on_with(
     lm: LanguageModel, tokenizer: Any, tmp_path: Path
 ) -> None:
     """Its name does not tell, one number among its weights does."""
-    begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
+    begun = whole(lm, LayerMapConfig(products=1), [Pair(2, 3)])
     begun.save(tmp_path / "atlas")
     other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
-    begun = Atlas.load(tmp_path / "atlas")
+    begun = LayerMap.load(tmp_path / "atlas")
     assert next(survey(other, other.pad(ROWS), [Pair(1, 2)], begun.config, begun=begun))
     other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
     other.hf.lm_head.weight.data[3, 0] += 1e-9
@@ -220,15 +220,15 @@ def test_an_atlas_of_another_model_is_not_gone_on_with(
         next(survey(other, other.pad(ROWS), ALL, begun.config, begun=begun))
 
 
-def test_an_atlas_of_version_1_is_read_and_not_gone_on_with(
+def test_a_layer_map_of_version_1_is_read_and_not_gone_on_with(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
-    begun = whole(lm, AtlasConfig(products=1), [Pair(2, 3)])
+    begun = whole(lm, LayerMapConfig(products=1), [Pair(2, 3)])
     begun.save(tmp_path / "atlas")
     tensors, header = files.read_tensors(tmp_path / "atlas")
     del header["model_parts_json"]
     files.write_tensors(tmp_path / "atlas", tensors, header | {"format_version": "1"})
-    old = Atlas.load(tmp_path / "atlas")
+    old = LayerMap.load(tmp_path / "atlas")
     assert alike(old, replace(begun, model_parts={}))
     with pytest.raises(RunError, match="no digest of its model gpt2: begin anew"):
         next(survey(lm, lm.pad(ROWS), ALL, old.config, begun=old))
@@ -239,17 +239,17 @@ def test_no_pair_is_an_error(lm: LanguageModel) -> None:
         next(survey(lm, lm.pad(ROWS), []))
 
 
-def test_a_file_that_is_no_atlas_is_an_error(lm: LanguageModel, tmp_path: Path) -> None:
+def test_a_file_that_is_no_layer_map_is_an_error(lm: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "atlas"
     with pytest.raises(FileFormatError, match="cannot read"):
-        Atlas.load(path)
+        LayerMap.load(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(FileFormatError, match="no atlas that this educe reads"):
-        Atlas.load(path)
-    whole(lm, AtlasConfig(products=1), [Pair(2, 3)]).save(path)
+    with pytest.raises(FileFormatError, match="no layer map that this educe reads"):
+        LayerMap.load(path)
+    whole(lm, LayerMapConfig(products=1), [Pair(2, 3)]).save(path)
     path.write_bytes(path.read_bytes().replace(b'"sigma"', b'"omega"'))
     with pytest.raises(FileFormatError, match="damaged: KeyError: 'sigma'"):
-        Atlas.load(path)
+        LayerMap.load(path)
 
 
 # -- what it will take -----------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_cost_counts_the_passes_that_are_made(
         made[0] += rows > 1 and "forward" not in vars(module)
 
     batch = lm.pad([ROWS[0]])
-    config = AtlasConfig(products=3)
+    config = LayerMapConfig(products=3)
     expected = cost(lm, batch, ALL, config)
     for block in lm.blocks:
         handle = block.register_forward_pre_hook(count, with_kwargs=True)
@@ -283,7 +283,7 @@ def test_cost_is_what_a_small_product_took_for_each_pass(
     # of what is done only then, and 4 and 2 later.
     clock = iter([0, 5, 10, 19, 26, 30, 34, 36])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    found = cost(lm, lm.pad([ROWS[0]]), ALL, AtlasConfig(products=3))
+    found = cost(lm, lm.pad([ROWS[0]]), ALL, LayerMapConfig(products=3))
     assert found.seconds == pytest.approx(3 * 5 + (3 * 4 / 2 + 2 * 2 / 2) * (1 + 3 + 1 + 2 + 1))
 
 
@@ -302,8 +302,8 @@ def test_grid_is_every_pair_in_which_the_target_is_above() -> None:
 
 def planted(
     gaps: Callable[[Pair], float], shared: Callable[[Pair], float], depth: int = 30
-) -> Atlas:
-    """Return an atlas of given gaps, whose top vectors share a part of given size."""
+) -> LayerMap:
+    """Return a layer map of given gaps, whose top vectors share a part of given size."""
     pairs = grid(depth)
     draw = torch.Generator().manual_seed(0)
     drift = torch.linalg.qr(torch.randn(500, 500, generator=draw)).Q
@@ -312,11 +312,11 @@ def planted(
     for i, pair in enumerate(pairs):
         part = shared(pair)
         vectors.append(part * axis + (1 - part**2) ** 0.5 * drift[:, 1 + i % 499])
-    return Atlas(
+    return LayerMap(
         model="planted",
         model_parts={},
         prompts_sha256="",
-        config=AtlasConfig(),
+        config=LayerMapConfig(),
         readouts=4,
         norms=torch.arange(1.0, depth + 1),
         pairs=tuple(pairs),
@@ -390,7 +390,7 @@ def test_where_no_pair_can_be_chosen_it_is_an_error(source: int, target: int) ->
         promising(30, source, target)
 
 
-def test_an_atlas_without_promising_pairs_is_an_error() -> None:
+def test_a_layer_map_without_promising_pairs_is_an_error() -> None:
     found = planted(lambda pair: 0.1, lambda pair: 0.9)
     with pytest.raises(LayerError, match="no pair of layers to choose from"):
         choose(found.select([Pair(0, 29)]))

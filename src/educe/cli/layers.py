@@ -1,4 +1,4 @@
-"""``educe atlas``: which layers to search between."""
+"""``educe layers``: which layers to search between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from educe.errors import RunError
 from educe.options import EMBEDDED, Flag, ModelOptions, Seed
 
 
-def atlas(
+def layers(
     *prompts: str,
     prompts_file: PromptsFile = None,
     few: Flag = False,
@@ -31,32 +31,32 @@ def atlas(
         positions: tokens that are perturbed: all, prompt, asked, asked:k, last:k, at:k
         readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
         seed: of everything that is drawn
-        resume: go on with the atlas in --out
+        resume: go on with the layer map in --out
     """
     from educe.files import check_free
-    from educe.layer_map import ATLAS, AtlasConfig, grid
+    from educe.layer_map import LAYER_MAP, LayerMapConfig, grid
     from educe.layer_map.choice import CHEAP, choose, promising, thinned
     from educe.layer_map.survey import surveyed
     from educe.model.once import encoded_once
     from educe.report import page
 
     asked = given(prompts, prompts_file)
-    folder = out or new_folder("atlas")
+    folder = out or new_folder("layers")
     check_free(folder)
-    file = folder / ATLAS
+    file = folder / LAYER_MAP
     if file.exists() and not resume:
-        raise RunError(f"{folder} holds another atlas: use --resume to go on with it, or --out")
+        raise RunError(f"{folder} holds another layer map: use --resume to go on with it, or --out")
     lm, tells = loaded(model)
     batch = encoded_once(lm, asked, tells.say)
     pairs, config = (
-        (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), AtlasConfig())
+        (thinned(promising(lm.depth)), CHEAP) if few else (grid(lm.depth), LayerMapConfig())
     )
     config = replace(config, positions=positions, readout=readout, seed=seed)
     known = surveyed(lm, batch, pairs, config, file, tells)
     choice = choose(known)
-    written = page.write_atlas(known, choice, folder / "atlas.html")
+    written = page.write_layer_map(known, choice, folder / "layers.html")
     chosen = f"--source {choice.source} --target {choice.target}: {choice.why}"
     output.put(
-        choice._asdict() | {"atlas": file, "report": written},
+        choice._asdict() | {"layer_map": file, "report": written},
         lambda: print_text(f"{chosen}\nreport: {written}"),
     )

@@ -7,7 +7,8 @@ With ``m = J(θ) θ``, the derivative of the effect in ``log R``, and ``e = ⟨�
 is the squared rate at which the effect's direction turns: the variance over the target's
 coordinates of ``d log|Δ_i| / d log R``, weighted by ``Δ_i²`` (docs/continuation.md). It is zero
 where growing the vector makes its effect larger and nothing else. A method that ascends ``g`` with
-the weight ``hold`` ascends ``log g + hold · V``, that is, adds ``hold · g · ∇V`` to its gradient:
+the weight ``W``, its setting ``turning``, ascends ``log g + W · V``, that is, adds ``W g ∇V`` to
+its gradient:
 
     ∇V = Jᵀ (∂V/∂Δ + ∂V/∂m) + ∇²⟨∂V/∂m, Δ⟩ θ.
 
