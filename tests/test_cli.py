@@ -210,7 +210,7 @@ def test_show_a_run_on_one_screen(finished: tuple[Path, Ended]) -> None:
     assert told
     for behaviour in told[:10]:
         found, number = behaviour["found"], behaviour["example_perturbation"]
-        assert re.search(rf" {found['hits']}/{found['trials']} .* {number}$", shown, re.M)
+        assert re.search(rf" {found['hits']}/{found['trials']} .* {number} *$", shown, re.M)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -240,8 +240,9 @@ def test_long_texts_and_many_lines_leave_room_for_the_numbers(
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
     with Run.open(tmp_path / "run") as run:
+        words = " ".join(f"of{k}" for k in range(90))
         run.add_completions(
-            c._replace(text=f"{c.perturbation} says\n\n" + "a long story " * 30)
+            c._replace(text=f"{c.perturbation} says\n\na long story {words}")
             for c in run.completion_rows()
         )
         summary = summarise(run)
@@ -250,7 +251,7 @@ def test_long_texts_and_many_lines_leave_room_for_the_numbers(
     assert told
     for b in told[:10]:
         rates = rf"{b.control.hits}/\d+ .*{b.found.hits}/{b.found.trials} "
-        row = rf"^ *\d+ \S*…? .* {rates}.* {b.example.perturbation}$"
+        row = rf"^ *\d+ \S*…? .* {rates}.* {b.example.perturbation} *$"
         assert re.search(row, shown, re.M), shown
     again = next(i.row.id for i in summary.found if i.retest)
     shown = screen(educe("show", tmp_path / "run", again))

@@ -46,7 +46,7 @@ from educe.perturbation import kinds, noise
 from educe.perturbation.kinds import Kind, TokenNoise, Vectors, WeightNoise
 from educe.perturbation.set import PerturbationSet
 from educe.report import page, terminal
-from educe.rows import Row
+from educe.rows import ELSEWHERE, Row
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
@@ -749,7 +749,8 @@ def test_what_a_run_wrote_is_what_its_seeds_write(
                 tokens = tiny.greedy(hf, ids[done.prompt], 5, ends={257})
             assert list(done.tokens) == tokens
             replayed += 1
-    assert replayed == 2 * 2 * 3  # the re-test on the fresh prompt too
+    others = [p for p in run.prompt_rows() if p.role == ELSEWHERE]
+    assert replayed == 2 * 2 * (3 + len(others))  # the re-test on the fresh prompt and others too
 
 
 @pytest.mark.parametrize("per", [*PER, "rollout"])

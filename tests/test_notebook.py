@@ -180,7 +180,7 @@ def test_texts_are_those_of_generate(
 def test_arms_are_counted_through(texts: Texts) -> None:
     numbers = texts.groupby("arm").perturbation.unique().map(sorted).to_dict()
     assert numbers == {"unperturbed": [0], "found": [1, 2, 3], "control": [4, 5, 6]}
-    assert texts.query("arm == 'unperturbed'").groupby("prompt").size().tolist() == [9, 9]
+    assert texts.query("arm == 'unperturbed'").groupby("prompt").size().tolist() == [65, 65]
 
 
 def test_samples_need_a_temperature(tiny_lm: LanguageModel, found: PerturbationSet) -> None:
@@ -233,7 +233,8 @@ def test_scores_are_those_of_their_judges(texts: Texts) -> None:
         float(bool(re.search("[aeiou]", text))) for text in texts.text
     ]
     assert scored["contains:a"].tolist() == ["a" in text.lower() for text in texts.text]
-    plain = texts[texts.perturbation == 0].groupby("prompt").text.apply(list)
+    few = texts[(texts.perturbation == 0) & (texts["sample"] <= 8)]  # of 64
+    plain = few.groupby("prompt").text.apply(list)
     for text, prompt, value in zip(scored.text, scored.prompt, scored.novelty, strict=True):
         if not pd.isna(value):
             assert value == pytest.approx(novelty(text, plain[prompt]).value)
@@ -294,6 +295,9 @@ def test_behaviours_are_shares_of_perturbations(
     assert texts.source is not None
     scores = texts.source.run.scores.query("judge == 'behaviour'")
     shown = scores.merge(pd.DataFrame(texts), on=["perturbation", "prompt", "sample", "phase"])
+    # Prompts whose likeliest answer says the same are left out.
+    greedy = shown[(shown.perturbation == 0) & (shown["sample"] == 0)].set_index("prompt").value
+    shown = shown[shown.value != shown.prompt.map(greedy)]
     for row in told.itertuples():
         own = shown[shown.value == row.behaviour]
         assert row.example in set(own.text)
