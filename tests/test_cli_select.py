@@ -27,23 +27,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tokenizer().save_pretrained(place / "model")
     (place / "prompts.txt").write_text("".join(f"Tell me of {c}.\n" for c in "abcdef"))
     (place / "fresh.txt").write_text("".join(f"What is {c}?\n" for c in "ghij"))
-<<<<<<< HEAD
     quick = ["--baseline", 4]
     quick += ["--radius", 8, "-n", 4, "--set", "iterations=2", "--out", place / "run"]
-=======
-    quick = [
-        "--baseline",
-        4,
-        "--radius",
-        8,
-        "-n",
-        4,
-        "--set",
-        "iterations=2",
-        "--out",
-        place / "run",
-    ]
->>>>>>> rtests
     ended = educe("discover", "Say it.", "--model", place / "model", *QUICK, *quick)
     assert ended.status == 0, ended.err
     return place
