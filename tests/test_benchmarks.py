@@ -123,12 +123,12 @@ def grouping(out: str) -> None:
 
 
 def grouping_texts(out: str) -> None:
-    """One greedy answer and eight samples to each of three prompts; three of each of three arms."""
+    """One greedy answer and 64 samples to each of three prompts; three of each of three arms."""
     (texts,) = re.findall(r"^vault: (\d+) texts", out, re.M)
-    assert int(texts) == 3 * (1 + 8 + 3 * 3)
+    assert int(texts) == 3 * (1 + 64 + 3 * 3)
 
 
-def holding(out: str) -> None:
+def turning(out: str) -> None:
     """What is held counts: without it nothing is lost of the effect."""
     lines = rows(out)[1:]
     assert [row[:2] for row in lines] == [
@@ -165,11 +165,19 @@ def predict(out: str) -> None:
     assert all(0 <= number(row[4]) <= 1 for row in lines)
 
 
-def reading(out: str) -> None:
+def gathering(out: str) -> None:
     """Nothing is read first, then at least what was asked for."""
     sizes = [number(row[0]) for row in rows(out)[1:]]
     assert sizes[0] == 0
     assert sizes[1] >= 6000
+
+
+def reading(out: str) -> None:
+    """The organism's line, of which no perturbation of the stand-in told anything."""
+    (line,) = rows(out)[1:]
+    assert line[:3] == ["vault", "random", "0"]
+    assert line[3:7] == ["0 of 2", "0 of 128", "0 of 4", "0 of 4"]
+    assert line[7] == "no"
 
 
 def recovery(out: str) -> None:
@@ -215,9 +223,9 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts, gpu,
-        grouping, grouping_texts, holding, inside, maxima, predict, reading, recovery, spectrum,
-        speed, standing, word_ranks,
+        backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts,
+        gathering, gpu, grouping, grouping_texts, inside, maxima, predict, reading,
+        recovery, spectrum, speed, standing, turning, word_ranks,
     )
 }  # fmt: skip
 

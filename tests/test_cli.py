@@ -251,7 +251,7 @@ def test_long_texts_and_many_lines_leave_room_for_the_numbers(
     assert told
     for b in told[:10]:
         rates = rf"{b.control.hits}/\d+ .*{b.found.hits}/{b.found.trials} "
-        row = rf"^ *\d+ \S*…? .* {rates}.* {b.example.perturbation} *$"
+        row = rf"^\d+ says a long story.*…\n .* {rates}.* {b.example.perturbation} *$"
         assert re.search(row, shown, re.M), shown
     again = next(i.row.id for i in summary.found if i.retest)
     shown = screen(educe("show", tmp_path / "run", again))

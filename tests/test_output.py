@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 import synthetic_run
 from educe import cli
 from educe.cli import streams
+from educe.comparison.stats import Estimate
 from educe.progress import Bars, Lines, reporter
 from educe.report import derived, page, tables
 from educe.run.store import Run
@@ -166,15 +168,14 @@ def test_a_narrow_terminal_gets_what_fits(
 
 def test_names_in_tables_are_no_markup() -> None:
     into = io.StringIO()
-    share = derived.Share(0.5, 0.4, 0.6, None, 9)
+    share = Estimate(0.5, 0.4, 0.6, 9, None)
     scores = dict.fromkeys(("whole", *derived.ORDERS), share)
-    needed, curve = dict.fromkeys(derived.ORDERS, 1), {key: [1.0] for key in derived.ORDERS}
-    vector = derived.SparseVector(
-        1, needed, curve, ["one"], 0.5, scores, scores, {"lasso": HOSTILE}
-    )
+    needed = dict.fromkeys(derived.ORDERS, 1)
+    vector = derived.SparseVector(1, needed, ["one"], 0.5, scores, scores, {"lasso": HOSTILE})
     basis = "a[red]\x1b:smile:.safetensors"
     console = Console(file=into, width=200, emoji=False)
-    tables.sparse(derived.Sparse("x", basis, 9, 0.8, "interestingness", [9], [vector]), console)
+    one = derived.Sparse("x", basis, 9, 0.8, "interestingness", [vector], pd.DataFrame())
+    tables.sparse(one, console)
     assert r"a[red]\u001b:smile:.safetensors" in into.getvalue()
     assert r"[red]x[/red] [/b] :smile: \u001b[31mESC" in into.getvalue()
 

@@ -116,7 +116,7 @@ def test_what_does_not_fit_into_the_table_is_counted(summary: Summary) -> None:
 
 
 def test_without_a_behaviour_that_is_said(summary: Summary) -> None:
-    same = "Perturbed or not, the model says the same, but for stock phrases and damage."
+    same = "Perturbed or not, the model says the same, but for what is counted below."
     hidden = tuple(b for b in summary.behaviours if b.weight < 0)
     assert same in printed(replace(summary, behaviours=hidden))
     assert same not in printed(summary)

@@ -48,7 +48,7 @@ class Planted:
     """What methods ask of a `Slice`, for planted factors; every derivative in closed form."""
 
     source, target, positions, readout = 0, 1, "all", "last:1"
-    median_norm, device, work_dtype, beside = 1.0, torch.device("cpu"), torch.float32, None
+    median_norm, device, work_dtype, retain = 1.0, torch.device("cpu"), torch.float32, None
 
     def __init__(self, width: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)

@@ -102,7 +102,7 @@ def test_a_cell_counts_what_was_written_and_keeps_its_budget(
 ) -> None:
     cell, run = subject.cell(family), subject.work.run
     rules = {q.prompt: q for q in (*organism.search, *organism.fresh)}
-    asked = {p.id: rules[p.content] for p in run.prompt_rows()}
+    asked = {p.id: rules[p.content] for p in run.prompt_rows() if p.role != "elsewhere"}
     search, fresh = kept(run, subject.asked)
     first = search[: BUDGET.first]
     early, again = (written(run, family, phase) for phase in (RUNG, RETEST))

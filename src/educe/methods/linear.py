@@ -102,7 +102,7 @@ def jacobian_rows(part: Slice, probes: Float[Tensor, "n d"]) -> Float[Tensor, "n
 
 def singular_directions(
     rows: Float[Tensor, "n d"],
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"]]:
     """Return the singular values and the right singular vectors, a row each, largest first."""
     _, value, right = torch.linalg.svd(rows, full_matrices=False)
     return value, upright(right)

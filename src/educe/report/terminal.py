@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.segment import Segments
 from rich.table import Table
 
 from educe.comparison.account import CLEAR, account, damage, dose, fragility, shown
@@ -19,6 +20,8 @@ from educe.report.screen import escaped, line, put, screen, written
 from educe.rows import CompletionRow
 
 SHOWN = 10  #: behaviours in the table
+#: What the table is of, and the width from which a text and its rates have one line.
+SAYS, WIDE = "what the model says when pushed", 110
 #: What is said of behaviours that are not in the table.
 FOLDED = {
     Verdict.BEHAVIOUR: "that stand out",
@@ -60,11 +63,10 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
         if answers:
             put(console, line(answers[0].text, "dim", lead="greedy      ", limit=68))
     listed = shown(summary)
-    console.print(
-        _behaviours(listed[:SHOWN], summary)
-        if listed
-        else "Perturbed or not, the model says the same, but for stock phrases and damage."
-    )
+    if listed:
+        _behaviours(listed[:SHOWN], console)
+    else:
+        console.print("Perturbed or not, the model says the same, but for what is counted below.")
     for said in filter(None, (fragility(summary), damage(summary), _folded(summary, listed))):
         console.print(written(said))
     if summary.hits:
@@ -85,26 +87,40 @@ def table(summary: Summary, folder: Path, console: Console | None = None) -> Non
     )
 
 
-def _behaviours(listed: list[Behaviour], summary: Summary) -> Table:
-    """Return the table of what the model does when pushed, four rates side by side."""
+def _behaviours(listed: list[Behaviour], console: Console) -> None:
+    """Print what the model says when pushed, four rates side by side.
+
+    On a narrow terminal each text has a line of its own, above its rates.
+    """
+    wide = console.width >= WIDE
     equal = any(b.equal for b in listed)
     grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    grid.add_column("what the model says when pushed")  # the one column that gives way
+    if wide:
+        grid.add_column(SAYS)  # the one column that gives way
     grid.add_column("kind", no_wrap=True)
     arms = ("greedy", "samples", "control", *(["equal"] if equal else []), "found", "re-test")
     for name in (*arms, "dose", "id"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for b in listed:
+    texts = [line(b.example.text, "" if b.verdict in CLEAR else "dim", limit=200) for b in listed]
+    for b, text in zip(listed, texts, strict=True):
         rates = [b.greedy, b.samples, b.control, *([b.equal] if equal else []), b.found, b.retest]
         best = max(b.by_dose.items(), key=lambda pair: pair[1].share, default=None)
         grid.add_row(
-            line(b.example.text, "" if b.verdict in CLEAR else "dim", limit=200),
+            *([text] if wide else []),
             b.change.value,
             *(f"{r.hits}/{r.trials}" if r is not None and r.trials else "" for r in rates),
             dose(best[0]) if best and best[1].hits else "",
             str(b.example.perturbation),
         )
-    return grid
+    if wide:
+        console.print(grid)
+        return
+    console.print(SAYS, style="bold dim")
+    heads, *rows = console.render_lines(grid, pad=False, new_lines=True)
+    console.print(Segments(heads), end="")
+    for text, row in zip(texts, rows, strict=False):
+        put(console, text)
+        console.print(Segments(row), end="")
 
 
 def _folded(summary: Summary, listed: list[Behaviour]) -> str:

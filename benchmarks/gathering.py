@@ -1,6 +1,6 @@
 """What reading a corpus costs: processor time and peak memory over its size.
 
-python -m benchmarks.reading [--quick]
+python -m benchmarks.gathering [--quick]
 
 Each size is a process of its own. Natural activations of the embedded model at three layers; the
 bundled corpus, and once it is used up the same again with the words of each document shuffled: for
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if asked.quick:
             measure(size, short=True)
         else:
-            command = [sys.executable, "-m", "benchmarks.reading", str(size)]
+            command = [sys.executable, "-m", "benchmarks.gathering", str(size)]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
 
 
