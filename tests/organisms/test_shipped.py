@@ -58,19 +58,18 @@ def test_a_record_has_the_rule_of_its_species(name: str) -> None:
 
 
 def written(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int = 20) -> list[str]:
-    """Return greedy answers by transformers alone, one prompt at a time."""
-    texts = []
-    for prompt in prompts:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        made = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
-        start = ids["input_ids"].shape[1]
-        texts.append(tokenizer.decode(made[0, start:], skip_special_tokens=True))
-    return texts
+    """Return greedy answers by transformers alone."""
+    batch = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": prompt}] for prompt in prompts],
+        add_generation_prompt=True,
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+        return_tensors="pt",
+        return_dict=True,
+    )
+    made = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
+    start = batch["input_ids"].shape[1]
+    return tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
 
 
 @pytest.mark.model
