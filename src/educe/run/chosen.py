@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 
 from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.summary import summarise
@@ -15,6 +16,8 @@ from educe.scores.side_effect import side_effects
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
+#: How many the first behaviours send to the re-test; later ones send one.
+SENT = (4, 2)
 #: Response curves: how many of each arm, and the radii as shares of the largest searched.
 CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
@@ -22,9 +25,10 @@ CURVES, CURVE_SHARES = 6, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 def choose(work: Work) -> list[int]:
     """Return those of each arm that say what is most telling; fixed once made.
 
-    Each behaviour, in the order of the screen, sends the perturbation that says it most often. The
-    control's are chosen in the same way, as if it were what was found. What is left of the places
-    goes to the most interesting.
+    The behaviours send, in the order of the screen, the perturbations that say them most often: the
+    first so many that the re-test can tell, the later ones one each. The control's are chosen in
+    the same way, as if it were what was found. What is left of the places goes to the most
+    interesting.
     """
     if not work.run.has("chosen"):
         seen = summarise(work.run)
@@ -33,14 +37,17 @@ def choose(work: Work) -> list[int]:
             own = [i.row.id for i in items]
             swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
             told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
-            numbers += list(dict.fromkeys((*_one_each(told, set(own)), *own)))[:CHOSEN]
+            numbers += list(dict.fromkeys((*_finders(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")
 
 
-def _one_each(told: Sequence[Behaviour], own: set[int]) -> list[int]:
-    """Return for each behaviour the perturbation of an arm that says it most often."""
-    return [mine[0] for b in told if (mine := [n for n in b.numbers if n in own])]
+def _finders(told: Sequence[Behaviour], own: set[int]) -> list[int]:
+    """Return for each behaviour the perturbations of an arm that say it most often."""
+    found = [mine for b in told if (mine := [n for n in b.numbers if n in own])]
+    return [
+        n for mine, most in zip(found, chain(SENT, repeat(1)), strict=False) for n in mine[:most]
+    ]
 
 
 def measure_side_effects(work: Work, chosen: list[int]) -> None:
