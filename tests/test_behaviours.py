@@ -288,3 +288,27 @@ def test_pushes_count_perturbations_that_end_a_refusal() -> None:
     assert [by_arm["control"].ended.hits, by_arm["control"].damaged.hits] == [5, 3]
     assert (by_arm["samples"].ended.hits, by_arm["samples"].ended.trials) == (8, 64)
     assert by_arm["found"].changed.hits == 0
+
+
+@pytest.mark.parametrize(("loud", "verdict"), [(0, Verdict.BEHAVIOUR), (6, Verdict.FRAGILE)])
+def test_the_re_test_tells_loudness_as_well(loud: int, verdict: Verdict) -> None:
+    """Few said it at first, and all of them again; random ones of equal effect do, or do not."""
+    said = [
+        *quiet(),
+        Said("found", CODE, 4),
+        Said(EQUAL, CODE, 1),
+        Said(EQUAL, REFUSAL, 31, first=1),
+    ]
+    for prompt in range(5, 8):
+        said += [
+            Said("greedy", REFUSAL, 1, prompt, "fresh"),
+            Said("samples", REFUSAL, 16, prompt, "fresh"),
+            Said("found", CODE, 4, prompt, "fresh"),
+            Said("control", REFUSAL, 8, prompt, "fresh"),
+            Said(EQUAL, CODE, loud, prompt, "fresh"),
+            Said(EQUAL, REFUSAL, 8 - loud, prompt, "fresh", loud),
+        ]
+    own = only(table(said), CODE)
+    assert (own.retest.hits, own.retest.trials) == (12, 12)
+    assert own.p_retest == pytest.approx(fisher_exact([[4, 0], [0, 8]], "greater").pvalue)
+    assert own.verdict is verdict

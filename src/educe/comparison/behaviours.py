@@ -154,6 +154,8 @@ class _Told:
         means = {n: float(shown[n].fillna(0.0).mean()) for n in ("coherence", "novelty")}
         interest = (shown.coherence * shown.novelty).fillna(0.0)
         change = self._change(shown, rates, means["coherence"], elsewhere, stock)
+        retest, samples = _says(again, b), _says(plain, b)
+        loud = _says(others[others.arm == EQUAL], b)
         evidence = Evidence(
             change=change,
             found=rates[FOUND],
@@ -164,6 +166,8 @@ class _Told:
             p_retest=p_retest,
             p_samples=p_push,
             stock=stock,
+            p_again_equal=more_often(retest, loud),
+            p_again_samples=more_often(retest, samples),
         )
         of = self.words[b]
         return Behaviour(
@@ -175,9 +179,9 @@ class _Told:
             verdict=evidence.verdict,
             greedy=self._greedy(b),
             by_dose=self._by_dose(own[own.arm == FOUND]),
-            retest=_says(again, b),
+            retest=retest,
             retest_control=_says(others, b),
-            retest_samples=_says(plain, b),
+            retest_samples=samples,
             elsewhere=elsewhere,
             p_value=p,
             p_retest=p_retest,

@@ -79,6 +79,8 @@ class Evidence(NamedTuple):
     p_retest: float
     p_samples: float  #: that any perturbation shows it no more often than the samples, corrected
     stock: int  #: answers of the control to other requests that say it
+    p_again_equal: float = 1.0  #: that re-tested answers say it no more often than those at equal
+    p_again_samples: float = 1.0  #: effect, and than the samples of the unperturbed model
 
     @property
     def verdict(self) -> Verdict:
@@ -89,7 +91,7 @@ class Evidence(NamedTuple):
             return Verdict.INVARIANT
         if self.stock >= STOCK:
             return Verdict.STOCK
-        pushed = self.p_samples < LEVEL
+        pushed = min(self.p_samples, self.p_again_samples) < LEVEL / 2
         beyond = min(self.p_value, self.p_retest) < LEVEL / 2
         if beyond and (pushed or not self.samples.hits) and not self.loud:
             return Verdict.BEHAVIOUR
@@ -106,5 +108,7 @@ class Evidence(NamedTuple):
 
     @property
     def loud(self) -> bool:
-        """Whether random perturbations of the same effect do it about as often."""
-        return self.equal is not None and more_often(self.found, self.equal) >= LEVEL / 2
+        """Whether random perturbations of the same effect do it about as often, twice."""
+        if self.equal is None:
+            return False
+        return min(more_often(self.found, self.equal), self.p_again_equal) >= LEVEL / 2
