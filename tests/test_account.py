@@ -13,7 +13,7 @@ from educe.comparison.behaviours import behaviours
 from educe.comparison.fragility import pushes
 from educe.comparison.verdict import Change, Verdict
 from educe.rows import EQUAL
-from test_behaviours import CODE, GARBLED, REFUSAL, Said, far, quiet, table
+from test_behaviours import CODE, GARBLED, REFUSAL, STANDS_OUT, Said, far, quiet, table
 
 
 def summary(said: list[Said]) -> Any:
@@ -34,13 +34,7 @@ def of(texts: pd.DataFrame, arm: str, text: str, *, phase: str = "first") -> str
 
 def test_what_stands_out_is_told_with_its_counts() -> None:
     said = [
-        Said("greedy", REFUSAL, 1),
-        Said("samples", CODE, 3),
-        Said("samples", REFUSAL, 61, first=3),
-        Said("control", CODE, 4),
-        Said("control", REFUSAL, 28, first=4),
-        Said("found", CODE, 19),
-        Said("found", REFUSAL, 13, first=19),
+        *STANDS_OUT,
         # The re-test, of which the two arms say it about as often.
         Said("found", CODE, 5, prompt=1, role="fresh"),
         Said("found", REFUSAL, 2, prompt=1, role="fresh", first=5),

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 import tiny
-from educe.activations import corpus
+from educe.activations import corpus, natural
 from educe.activations.examination import at_its_layer, depths, examine
 from educe.activations.inside import within
 from educe.activations.natural import Gathered, Natural, gather
@@ -46,9 +46,12 @@ LAYERS = [1, 2, 3]
 
 @pytest.fixture(scope="module")
 def known(tiny_lm: LanguageModel) -> Gathered:
-    """What a corpus leaves of the tiny model's activations."""
+    """What a corpus leaves of the tiny model's activations; its held-out texts are long."""
     texts = [text[start : start + 100] for text in corpus.passages() for start in (0, 100)]
-    return gather(tiny_lm, [text for text in texts if len(text) > 40], [Place(i) for i in LAYERS])
+    long = [text for text in texts if len(text) > 40]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(natural, "LENGTH", 48)
+        return gather(tiny_lm, long, [Place(i) for i in LAYERS])
 
 
 def differences(natural: Natural) -> np.ndarray:
@@ -361,8 +364,7 @@ def test_natural_activations_themselves_are_at_the_middle(
         for judge in ("distance", "nearest"):
             there = made.at(judge, layer)
             assert there.found == pytest.approx(there.still, abs=0.01)
-        # Of twelve texts of 24 tokens each, whose activations resemble each other.
-        assert 0.2 < made.at("distance", layer).still < 0.8
+        assert 0.3 < made.at("distance", layer).still < 0.7
     assert made["heldout_kl"].found < 1e-4
     for judge in ON_TEXTS:
         assert made[judge].found == pytest.approx(made[judge].still, rel=1e-3, abs=1e-4)
@@ -461,9 +463,7 @@ def test_every_measure_along_the_depth_has_its_learning_curve(
         assert [known.tokens for known in sizes] == [some.count for some in moments]
         assert sizes[0].optimism > sizes[-1].optimism > 0.9
         for judge in ("distance", "nearest"):
-            found = [at.found for at in unused.standings[f"{judge}_{layer}"]]
-            assert len(found) == 4
-            assert len(set(found)) > 1
+            assert len({at.found for at in unused.standings[f"{judge}_{layer}"]}) == 4
 
 
 def test_share_and_length_stand_among_activations_too(

@@ -78,17 +78,20 @@ def quiet(**others: int) -> list[Said]:
     ]
 
 
+#: The code is told by 3 of 64 draws, 4 of 32 random perturbations and 19 of 32 found ones.
+STANDS_OUT = [
+    Said("greedy", REFUSAL, 1),
+    Said("samples", CODE, 3),
+    Said("samples", REFUSAL, 61, first=3),
+    Said("control", CODE, 4),
+    Said("control", REFUSAL, 28, first=4),
+    Said("found", CODE, 19),
+    Said("found", REFUSAL, 13, first=19),
+]
+
+
 def test_rates_and_tests_are_those_of_scipy() -> None:
-    said = [
-        Said("greedy", REFUSAL, 1),
-        Said("samples", CODE, 3),
-        Said("samples", REFUSAL, 61, first=3),
-        Said("control", CODE, 4),
-        Said("control", REFUSAL, 28, first=4),
-        Said("found", CODE, 19),
-        Said("found", REFUSAL, 13, first=19),
-    ]
-    texts = table(said)
+    texts = table(STANDS_OUT)
     own = only(texts, CODE)
     raw = texts[texts.text == CODE]
     for rate, arm, trials in ((own.found, "found", 32), (own.control, "control", 32)):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,20 +28,17 @@ from educe.comparison.verdict import (
     DAMAGED,
     INVARIANT,
     INVARIANT_ANSWERS,
+    LENGTHS,
     OWN,
     RECURS,
+    UNUSUAL,
     Change,
     Evidence,
     Verdict,
+    weight,
 )
 from educe.rows import BEHAVIOUR, CONTROL, ELSEWHERE, EQUAL, FIRST, FOUND, RETEST, CompletionRow
 from educe.scores.traits import ECHO, EMPTY, REPETITION, Traits, language
-
-#: Traits that less than this share of the unperturbed model's answers have, are none of its own.
-UNUSUAL = 0.03
-#: A text is of another length when it is so many times as long, or as short, as nearly all of the
-#: unperturbed model's answers are.
-LENGTHS = 2.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Behaviour:
     coherence: float
     novelty: float
     interestingness: float
-    weight: float  #: its place among those of one verdict, see `weight`
+    weight: float  #: where it stands on the screen, see `educe.comparison.verdict.weight`
 
 
 def behaviours(texts: pd.DataFrame, samples: int = 1) -> tuple[Behaviour, ...]:
@@ -102,7 +100,7 @@ class _Told:
         """Return all, in order."""
         shown = dict(list(self.changed.groupby(BEHAVIOUR)))
         counts = self._counts(self.changed)
-        recurring = (counts.get(SAMPLES, 0) >= OWN) | (counts[CONTROL] >= OWN)
+        recurring = (counts[SAMPLES] >= OWN) | (counts[CONTROL] >= OWN)
         told = [b for b in shown if counts[FOUND][b] or recurring[b]]
         self.words = {b: _words(shown[b].text) for b in told}
         self.everywhere = sum(self.words.values(), Counter())
@@ -111,9 +109,9 @@ class _Told:
         repeated = self._counts(self.again.assign(unit=self.again.perturbation)).reindex(
             told, fill_value=0
         )
-        first = self._more_often(counts, FOUND, [CONTROL], self.sizes)
-        second = self._more_often(repeated, FOUND, [CONTROL], retested)
-        pushed = self._more_often(counts, None, [SAMPLES], self.sizes)
+        first = self._more_often(counts, (FOUND,), CONTROL, self.sizes)
+        second = self._more_often(repeated, (FOUND,), CONTROL, retested)
+        pushed = self._more_often(counts, (FOUND, CONTROL, EQUAL), SAMPLES, self.sizes)
         made = [
             self._one(int(b), shown[b], counts.loc[b], first[b], second[b], pushed[b]) for b in told
         ]
@@ -125,14 +123,13 @@ class _Told:
         return counts.reindex(columns=[FOUND, CONTROL, EQUAL, SAMPLES], fill_value=0)
 
     def _more_often(
-        self, counts: pd.DataFrame, arm: str | None, than: list[str], sizes: pd.Series
+        self, counts: pd.DataFrame, arms: Sequence[str], than: str, sizes: pd.Series
     ) -> dict[float, float]:
-        """Return corrected p-values that an arm, or all perturbations, show more than others."""
-        arms = [arm] if arm else [a for a in (FOUND, CONTROL, EQUAL) if a in sizes]
-        n, m = (int(sum(sizes.get(a, 0) for a in some)) for some in (arms, than))
+        """Return corrected p-values that some arms together show more than another."""
+        n, m = int(sum(sizes.get(a, 0) for a in arms)), int(sizes.get(than, 0))
         if not n or not m:
             return dict.fromkeys(counts.index, 1.0)
-        hits, others = counts[arms].sum(axis=1), counts[than].sum(axis=1)
+        hits, others = counts[list(arms)].sum(axis=1), counts[than]
         tests = comparisons((hits + others).tolist(), n, m)
         return {
             b: min(1.0, more_often(rate(int(hits[b]), n), rate(int(others[b]), m)) * tests)
@@ -152,7 +149,6 @@ class _Told:
         elsewhere = self._elsewhere(far, finders)
         stock = int((far.arm != FOUND).sum())
         means = {n: float(shown[n].fillna(0.0).mean()) for n in ("coherence", "novelty")}
-        interest = (shown.coherence * shown.novelty).fillna(0.0)
         change = self._change(shown, rates, means["coherence"], elsewhere, stock)
         retest, samples = _says(again, b), _says(plain, b)
         loud = _says(others[others.arm == EQUAL], b)
@@ -186,7 +182,7 @@ class _Told:
             p_value=p,
             p_retest=p_retest,
             p_samples=p_push,
-            interestingness=float(interest.mean()),
+            interestingness=float(shown.interestingness.fillna(0.0).mean()),
             weight=weight(evidence, means["coherence"]),
             samples=rates[SAMPLES],
             control=rates[CONTROL],
@@ -237,7 +233,7 @@ class _Told:
             return {EMPTY: Change.EMPTY, REPETITION: Change.REPETITION, ECHO: Change.ECHO}[damage]
         if elsewhere.hits >= INVARIANT_ANSWERS and elsewhere.share >= INVARIANT and not stock:
             return Change.HELD
-        recurring = max(r.hits for arm, r in rates.items()) >= RECURS
+        recurring = max(r.hits for r in rates.values()) >= RECURS
         if coherence < DAMAGED and not recurring:
             return Change.GIBBERISH
         refused = shown.refused.mean() > 0.5
@@ -261,47 +257,21 @@ class _Told:
         return Change.USUAL if rates[SAMPLES].hits else Change.NEW
 
 
-#: How far up the screen a verdict brings a behaviour.
-WEIGHTS = {
-    Verdict.INVARIANT: 4.0,
-    Verdict.BEHAVIOUR: 2.0,
-    Verdict.FRAGILE: 1.0,
-    Verdict.OWN: 1.0,
-    Verdict.RARE: 0.7,
-}
-
-
-def weight(e: Evidence, coherence: float) -> float:
-    """Return where a behaviour stands on the screen: higher is further up.
-
-    How often perturbations say it, and how well; a refusal that ends counts twice. What is folded
-    away comes after all that is shown.
-    """
-    verdict = e.verdict
-    refusal = e.change is Change.ENDED
-    own = verdict is Verdict.OWN or not e.found.hits
-    if verdict not in WEIGHTS or (own and not refusal):
-        return e.found.share - 1.0
-    arms = (e.found, e.control, e.samples) if refusal else (e.found, e.control)
-    share = max((r.share for r in arms if r.trials), default=0.0)
-    return float(WEIGHTS[verdict] * share * np.sqrt(max(coherence, 0.05)) * (1 + refusal))
-
-
 def _says(some: pd.DataFrame, b: int) -> Rate:
     return rate(int((some[BEHAVIOUR] == b).sum()), len(some))
 
 
-def _most(values: object) -> str:
+def _most(values: Iterable[str]) -> str:
     """Return what more than half of some values are, if anything."""
-    every = list(values)  # type: ignore[call-overload]
-    value, count = Counter(every).most_common(1)[0]
-    return str(value) if count > len(every) / 2 else ""
+    counts = Counter(values)
+    value, count = counts.most_common(1)[0]
+    return value if count > counts.total() / 2 else ""
 
 
 def _example(shown: pd.DataFrame) -> CompletionRow:
     """Return the commonest text, of the perturbation under which it is most interesting."""
     counts = shown.text.map(shown.text.value_counts())
-    order = np.lexsort(((shown.coherence * shown.novelty).fillna(0.0), counts))
+    order = np.lexsort((shown.interestingness.fillna(0.0), counts))
     return shown.written.iloc[int(order[-1])]
 
 

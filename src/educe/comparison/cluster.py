@@ -25,8 +25,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
-from educe.scores import Answer
-from educe.scores.refusal import Refusal
+from educe.scores.refusal import refusal
 from educe.scores.rules import folded
 
 #: Three to five characters within words, ends of words among them; rare ones count more.
@@ -59,7 +58,7 @@ class Stated(NamedTuple):
 def stated(text: str) -> Stated:
     """Return what a text states that its words do not weigh."""
     plain = folded(text)
-    declines = bool(Refusal().score([Answer("", text)])[0].value)
+    declines = refusal(text) is not None
     denies = not declines and bool(_NEGATION.search(plain))
     return Stated(frozenset(_NUMBER.findall(plain)), declines, denies)
 

@@ -72,7 +72,7 @@ class Summary:
     found: tuple[Item, ...]  #: most interesting first
     control: tuple[Item, ...]
     equal: tuple[Item, ...]  #: the control at equal effect, where there is one
-    behaviours: tuple[Behaviour, ...]  #: by verdict, then most interesting first
+    behaviours: tuple[Behaviour, ...]  #: in the order of the screen
     hits: tuple[Rate, Rate] | None  #: perturbations that hit the pattern: found and control
     retest_hits: tuple[Rate, Rate] | None  #: completions in the re-test that do
     by_radius: dict[float, tuple[Rate, Rate]]  #: the hits by radius

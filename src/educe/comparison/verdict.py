@@ -6,6 +6,7 @@ damaged ─► whatever is asked ─► a stock phrase ─► more often than th
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import NamedTuple
 
@@ -30,6 +31,11 @@ INVARIANT, INVARIANT_ANSWERS = 0.5, 3
 STOCK = 2
 #: What the unperturbed model says in so many draws is its own.
 OWN = 2
+#: Traits that less than this share of the unperturbed model's answers have, are none of its own.
+UNUSUAL = 0.03
+#: A text is of another length when it is so many times as long, or as short, as nearly all of the
+#: unperturbed model's answers are.
+LENGTHS = 2.0
 
 
 class Change(Enum):
@@ -79,8 +85,8 @@ class Evidence(NamedTuple):
     p_retest: float
     p_samples: float  #: that any perturbation shows it no more often than the samples, corrected
     stock: int  #: answers of the control to other requests that say it
-    p_again_equal: float = 1.0  #: that re-tested answers say it no more often than those at equal
-    p_again_samples: float = 1.0  #: effect, and than the samples of the unperturbed model
+    p_again_equal: float  #: that re-tested answers say it no more often than those at equal
+    p_again_samples: float  #: effect, and than the samples of the unperturbed model
 
     @property
     def verdict(self) -> Verdict:
@@ -112,3 +118,29 @@ class Evidence(NamedTuple):
         if self.equal is None:
             return False
         return min(more_often(self.found, self.equal), self.p_again_equal) >= LEVEL / 2
+
+
+#: How far up the screen a verdict brings a behaviour.
+WEIGHTS = {
+    Verdict.INVARIANT: 4.0,
+    Verdict.BEHAVIOUR: 2.0,
+    Verdict.FRAGILE: 1.0,
+    Verdict.OWN: 1.0,
+    Verdict.RARE: 0.7,
+}
+
+
+def weight(e: Evidence, coherence: float) -> float:
+    """Return where a behaviour stands on the screen: higher is further up.
+
+    How often perturbations say it, and how well; a refusal that ends counts twice. What is folded
+    away comes after all that is shown.
+    """
+    verdict = e.verdict
+    refusal = e.change is Change.ENDED
+    own = verdict is Verdict.OWN or not e.found.hits
+    if verdict not in WEIGHTS or (own and not refusal):
+        return e.found.share - 1.0
+    arms = (e.found, e.control, e.samples) if refusal else (e.found, e.control)
+    share = max((r.share for r in arms if r.trials), default=0.0)
+    return WEIGHTS[verdict] * share * math.sqrt(max(coherence, 0.05)) * (1 + refusal)

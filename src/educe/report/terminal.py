@@ -31,7 +31,6 @@ FOLDED = {
     Verdict.RARE: "too rare to tell",
     Verdict.STOCK: "stock phrases",
     Verdict.DAMAGE: "damaged",
-    Verdict.SAME: "as before",
 }
 SCREEN = 34  #: lines of texts that are printed at once
 
@@ -125,8 +124,7 @@ def _behaviours(listed: list[Behaviour], console: Console) -> None:
 
 def _folded(summary: Summary, listed: list[Behaviour]) -> str:
     """Say how many behaviours are not in the table, and why."""
-    rest = [b for b in summary.behaviours if b not in listed]
-    counts = Counter(b.verdict for b in rest)
+    counts = Counter(b.verdict for b in summary.behaviours if b.weight < 0)
     each = [f"{counts[v]} {FOLDED[v]}" for v in Verdict if counts[v]]
     more = len(listed) - SHOWN
     said = ([f"{more} more as in the table"] if more > 0 else []) + each

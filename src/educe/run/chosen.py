@@ -34,9 +34,12 @@ def choose(work: Work) -> list[int]:
         seen = summarise(work.run)
         numbers: list[int] = []
         for arm, items in ((FOUND, seen.found), (CONTROL, seen.control), (EQUAL, seen.equal)):
-            own = [i.row.id for i in items]
-            swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
-            told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
+            if not items:
+                continue
+            own, told = [i.row.id for i in items], seen.behaviours
+            if arm != FOUND:
+                swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
+                told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
             numbers += list(dict.fromkeys((*_finders(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")

@@ -50,7 +50,8 @@ class Work:
             self.settings = stored(run)
         self.add_prompts("asked", self.settings.prompts)
         self.add_prompts("fresh", self.settings.fresh)
-        self.add_prompts(ELSEWHERE, other_requests(self.lm, self.settings))
+        if not self.prompts(ELSEWHERE):
+            self.add_prompts(ELSEWHERE, other_requests(self.lm, self.settings))
 
     def add_prompts(self, role: str, prompts: Sequence[Prompt]) -> list[int]:
         """Keep prompts in a role, each once; return their numbers."""
