@@ -32,6 +32,7 @@ from educe.methods import (
     random,
     token_directions,
 )
+from educe.methods.over import Ground, Over, grounds, joined, parted, together
 from educe.methods.radius import DIRECTIONS, of_one
 from educe.methods.state import Progress, State
 from educe.perturbation.kinds import Kind, Noise, Vectors, Within
@@ -134,6 +135,7 @@ def search(
     n: int = 64,
     radius: float | str,
     seed: int = 0,
+    over: Over = "mean",
     config: Any = None,
     state: State | None = None,
     on_step: Callable[[State, Progress], None] | None = None,
@@ -148,6 +150,8 @@ def search(
             number, or a share of the calibrated radius (``"0.5x"``) or of the activations' norm
             (``"0.6d"``). The slice is calibrated once.
         seed: The same seed gives the same perturbations.
+        over: What is made large where there are several prompts (see `educe.methods.over`); for
+            perturbations that are only drawn it says nothing.
         config: The method's settings; its defaults when left out.
         state: Where an earlier call left off, as it was given to ``on_step``.
         on_step: Called after each step.
@@ -181,15 +185,8 @@ def search(
     if not 0 < radius < math.inf:
         raise RadiusError(f"radius {radius:g}: it must be above zero and finite")
     part = prepared(part, method, n=n, config=config, seed=seed)
-    if state is None:
-        state = how.start(part, n, radius, config, torch.Generator().manual_seed(seed))
-    done = False
-    while not done:
-        state, progress = how.step(part, radius, config, state)
-        done = progress.done
-        if on_step is not None:
-            on_step(state, progress)
-    found = how.finish(part, radius, config, state)
+    over = "mean" if how.start is random.start or len(part.batch.texts) == 1 else over
+    found = _searched(part, how, grounds(part, over, n), radius, config, seed, state, on_step)
     directions = found["directions"].float().cpu()
     return PerturbationSet(
         kind=part.kind,
@@ -204,8 +201,42 @@ def search(
             for name, values in found.items()
             if name.startswith("score.")
         },
-        config=asdict(config) | _retaining(part, method),
+        config=asdict(config)
+        | _retaining(part, method)
+        | ({} if over == "mean" else {"over": over}),
     )
+
+
+def _searched(
+    part: Slice,
+    how: Method,
+    where: list[Ground],
+    radius: float,
+    config: Any,
+    seed: int,
+    state: State | None,
+    on_step: Callable[[State, Progress], None] | None,
+) -> State:
+    """Search on each ground, one after the other, and return what all found."""
+    if state is None:
+        draw = torch.Generator().manual_seed(seed)
+        states = [how.start(one.searched, one.n, radius, config, draw) for one in where]
+    else:
+        states = parted(state, len(where))
+    for i, one in enumerate(where):
+        done = False
+        while not done:
+            states[i], progress = how.step(one.searched, radius, config, states[i])
+            done = progress.done
+            if on_step is not None:
+                last = done and i == len(where) - 1
+                on_step(joined(states), progress._replace(done=last))
+    ended = zip(where, states, strict=True)
+    found = together([how.finish(one.measured, radius, config, own) for one, own in ended])
+    if len(where) > 1:  # on all prompts, as the control's
+        theta = part.kind.scaled(found["directions"], radius)
+        found["score.effect"] = part.effect(theta).norm(dim=1)
+    return found
 
 
 def _retaining(part: Slice, method: str) -> dict[str, Any]:

@@ -98,11 +98,12 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
         return _measured(search, search.given, size)
     partial = path.with_suffix(".state")
     s, config = search.settings, search.config
-    steps = getattr(config, "iterations", getattr(config, "steps", 1))
+    searches = len(search.part.batch) if s.over == "each" else 1
+    steps = searches * getattr(config, "iterations", getattr(config, "steps", 1))
     state = State(load_file(partial)) if partial.exists() else None
     dose = size / search.work.run.note("facts")["unit"]
     with search.work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
-        step(len(state.get("curve", ())) if state is not None else 0)
+        step(sum(len(t) for name, t in (state or {}).items() if name.endswith("curve")))
         saved = time.monotonic()
 
         def on_step(now: State, progress: Progress) -> None:
@@ -121,6 +122,7 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
             n=s.n,
             radius=size,
             seed=seed,
+            over=s.over,
             config=config,
             state=None
             if state is None

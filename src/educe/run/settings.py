@@ -48,6 +48,8 @@ class JobOptions:
         retain_by: what is kept small there: the effect, or kl of what the model says
         retain_prompts: a file of these prompts: ordinary ones as in Alpaca, or some that match
             those asked but have nothing to hide; by default bundled ordinary ones
+        over: what the search makes large where there are several prompts: the mean effect; the effect
+            on each, with an equal share of the perturbations; or the least
         n: perturbations at each radius, so that 16 with three radii are 48 in all; as many random
             ones are the control
         source: layer after which they are added: an index, a fraction of the depth, or auto
@@ -75,6 +77,7 @@ class JobOptions:
     retain: NonNegative = 0.0
     retain_by: Literal["effect", "kl"] = "effect"
     retain_prompts: str = BUNDLED
+    over: Literal["mean", "each", "least"] = "mean"
     n: N = 64
     source: LayerOrAuto = 0.33
     target: LayerOrAuto = 0.6
