@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-#: What a text is written for: the first count; a rung or a pull of a selection; the re-test.
-Phase = Literal["first", "rung", "retest"]
+#: What a text is written for: looking for where to push; the first count; a rung or a pull of a
+#: selection; the re-test.
+Phase = Literal["scout", "first", "rung", "retest"]
+SCOUT: Phase = "scout"
 FIRST: Phase = "first"
 RUNG: Phase = "rung"
 RETEST: Phase = "retest"
@@ -25,6 +27,9 @@ EQUAL = "equal effect"
 #: Judges of what stands beside other texts: the number of the behaviour that a text belongs to, -1
 #: for one that is like none; and how alike a perturbation's answers to different prompts are.
 BEHAVIOUR, PROMPT_INVARIANCE = "behaviour", "prompt_invariance"
+
+#: Random vectors that say where to push; they are no control of what is found there.
+SCOUTED = "scouted"
 
 #: How a perturbation is derived: at another radius; as small as it still does what it does.
 SCALED, SHRUNK = "scaled", "shrunk"

@@ -75,6 +75,7 @@ def write(
     *,
     temperature: float = 0.0,
     samples: int = 1,
+    baseline: int = 64,
     max_new_tokens: int = 32,
     seed: int = 0,
 ) -> Texts:
@@ -89,6 +90,7 @@ def write(
         prompts: Texts, or lists of messages.
         temperature: 0 for the most likely token.
         samples: Texts a perturbation and prompt; more than one needs a temperature.
+        baseline: Samples of the unperturbed model a prompt.
         max_new_tokens: The most tokens of a text.
         seed: Of everything that is drawn.
 
@@ -112,6 +114,7 @@ def write(
         model=loaded(lm).name,
         temperature=temperature,
         samples=samples,
+        baseline=baseline,
         max_new_tokens=max_new_tokens,
         seed=seed,
     )

@@ -19,6 +19,7 @@ from educe.methods import radius, retain
 from educe.model import embedded
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
+from educe.run import scouting
 from educe.run.settings import encoded
 from educe.run.work import WITHIN, Work
 
@@ -36,7 +37,17 @@ class Search:
     """
 
     def __init__(self, work: Work) -> None:
-        self.work, self.settings = work, work.settings
+        self.work, self.settings, self.why = work, work.settings, None
+        if self.settings.scout:
+            place = scouting.scouted(work)
+            self.why = place.why
+            self.settings = replace(
+                self.settings,
+                source=place.source,
+                target=place.target,
+                positions=place.positions,
+                radius=",".join(f"{dose}d" for dose in place.doses),
+            )
         s = self.settings
         self.given = PerturbationSet.load(s.given) if s.given else None
         self.config: Any = methods.configured(s.method, s.method_settings)
@@ -142,7 +153,7 @@ class Search:
                 "method": s.method if self.given is None else self.given.method,
                 "positions": self.part.positions,
                 "kind": part.kind.name,
-                "why": work.run.note("layers")["why"] if work.run.has("layers") else None,
+                "why": work.run.note("layers")["why"] if work.run.has("layers") else self.why,
                 "unit": part.unit,
                 "calibrated_radius": found.radius if found else None,
                 "calibrated_dose": found.dose if found else None,

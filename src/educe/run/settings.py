@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from educe.errors import MethodError, PromptError, RunError
 from educe.model.prompts import Prompt, checked, well_formed
-from educe.options import Count, LayerOrAuto, ModelOptions, N, NonNegative, Seed
+from educe.options import Count, LayerOrAuto, ModelOptions, N, Natural, NonNegative, Seed
 from educe.run.store import Run
 from educe.whole import check_fields
 
@@ -48,14 +48,16 @@ class JobOptions:
         retain_by: what is kept small there: the effect, or kl of what the model says
         retain_prompts: a file of these prompts: ordinary ones as in Alpaca, or some that match
             those asked but have nothing to hide; by default bundled ordinary ones
-        over: what the search makes large where there are several prompts: the mean effect; the effect
-            on each, with an equal share of the perturbations; or the least
+        over: what the search makes large where there are several prompts: the mean effect; that on
+            each, with an equal share of the perturbations; or the least
         n: perturbations at each radius, so that 16 with three radii are 48 in all; as many random
             ones are the control
         source: layer after which they are added: an index, a fraction of the depth, or auto
         target: layer at which their effect is read; auto chooses it from a layer map
         positions: tokens they are added to: all, prompt, asked, asked:k, last:k, at:k
         readout: prompt tokens at which the effect is read: last:k, asked, asked:k, all
+        scout: choose source, positions and radius by so many random vectors at each of several,
+            where they change answers without breaking them; 0 takes those that are given
         radius: auto (for vectors 0.3, 0.5 and 0.75 of the calibrated one), or 8.5, 0.3x of the
             calibrated one, 0.6d of the activations' norm; several with commas
         baseline: samples of the unperturbed model for each prompt, beside its likeliest answer
@@ -84,6 +86,7 @@ class JobOptions:
     positions: str = "all"
     readout: str = "last:3"
     radius: str = "auto"
+    scout: Natural = 0
     baseline: Count = 64
     samples: Count = 1
     temperature: NonNegative = 0.0
@@ -142,6 +145,8 @@ class Settings(JobOptions, ModelOptions):
                 raise MethodError("perturbations that are given are not searched: leave within out")
         elif self.ball != "plain":
             raise MethodError("a whitened ball needs a subspace: say within which")
+        if self.scout:
+            self._check_scouting()
         needed = methods.retains(self.method, self.retain)
         if needed and self.given:
             raise MethodError("perturbations that are given are not searched: leave retain out")
@@ -162,6 +167,18 @@ class Settings(JobOptions, ModelOptions):
             raise MethodError(
                 f"look-for {self.look_for!r} is no regular expression: {error}"
             ) from error
+
+    def _check_scouting(self) -> None:
+        if self.given:
+            raise MethodError("perturbations that are given say where they act: leave scout out")
+        if self.within:
+            raise MethodError("a subspace belongs to one layer: leave scout or within out")
+        if "auto" in (self.source, self.target):
+            raise MethodError("scouting chooses the source itself: give a target, and no auto")
+        if self.method in ("cpe", "lora", "noise"):
+            raise MethodError(
+                f"scouting is with vectors, and {self.method} searches for others: leave scout out"
+            )
 
 
 def check_prompts(**sets: Sequence[Prompt]) -> None:
