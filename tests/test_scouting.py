@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from educe.comparison.verdict import DAMAGED, SAME
 from educe.errors import MethodError
 from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
+from educe.report import page
 from educe.run import fill, scouting
 from educe.run.scouting import Tried, chosen
 from educe.run.settings import Settings, begin
@@ -158,6 +160,18 @@ def test_what_was_tried_is_neither_found_nor_control(run: Run) -> None:
     assert {i.row.id for i in (*s.found, *s.control)} == own
     assert not scouts & set(s.texts.perturbation)
     assert {p.arm for p in run.perturbation_rows()} >= {"found", "control"}
+
+
+def test_the_page_has_what_was_tried(run: Run) -> None:
+    html = page.render(run)
+    part = html[html.index('<section id="scouting"') :]
+    rows = re.findall(r"<tr><th[^>]*>(\d+), (\w+)</th>(.*)</tr>", part[: part.index("</section>")])
+    told = {(int(layer), positions): cells for layer, positions, cells in rows}
+    assert len(told) == 4
+    for t in run.note("scouted"):
+        cell = told[t["source"], t["positions"]].split("</td>")[DOSES.index(t["dose"])]
+        assert f">{t['changed']} of {t['answers']} (" in cell
+        assert f"{t['damaged']} broken" in cell
 
 
 def test_it_goes_on_where_it_was_stopped(
