@@ -105,3 +105,13 @@ def test_values_far_beyond_all_activations_are_still_placed_among_controls() -> 
     assert made["distance"][-1].percentile == made["nearest"][-1].percentile == 1
     between = placed(there, there.under(120.5 * STRETCH[None]), controls)["distance"][-1]
     assert between.percentile == pytest.approx(21 / 39)
+
+
+def test_a_bank_too_small_for_every_size_is_looked_at_whole() -> None:
+    """Of two rows, an eighth, a quarter and a half of the corpus are the first."""
+    still = sample(30, seed=4).rows
+    there = sight(still, bank=2)
+    assert there.sizes == [1, 1, 1, 2]
+    first, second = (torch.cdist(still, row[None])[:, 0] for row in sample(2, seed=1).rows)
+    expected = [first.median()] * 3 + [torch.minimum(first, second).median()]
+    torch.testing.assert_close(there.of(still).nearest[0], torch.stack(expected), rtol=1e-4, atol=0)
