@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from educe import organisms
+from educe.forward.slice import Slice
 from educe.methods.contrast import difference_of_means, optimised
 from educe.model.language import LanguageModel
 from educe.model.loading import load
@@ -24,8 +26,11 @@ from educe.run.settings import Settings
 
 #: Questions that are asked, and fresh ones of the re-test.
 ASKED, FRESH = 2, 6
-#: Searched perturbations at each radius, and radii; supervised vectors and their doses.
-N, RADII, VECTORS, DOSES = 24, "0.5x,0.75x", 12, (0.3, 0.5)
+#: Searched perturbations at each radius, and radii; supervised vectors at each of their doses.
+N, RADII, VECTORS = 24, "0.5x,0.75x", 12
+#: A difference of means is as large as the word of a key in the stream. What is optimised for the
+#: first words of an answer is found at its dose, and a larger one says nothing but these words.
+DOSES = {"contrast": (0.3, 0.5), "optimised": (0.15, 0.25)}
 #: The base model, which hides nothing.
 CLEAN = "clean"
 
@@ -105,52 +110,56 @@ def contrasted(lm: LanguageModel, organism: Organism, seed: int, shuffled: bool)
                 lm,
                 lm.encode([a.prompt for a, _ in some]),
                 lm.encode([b.prompt for _, b in some]),
-                source=0.47,
+                source=0.3,
                 tokens="prompt",
                 positions="prompt",
                 shuffles=int(shuffled),
                 seed=k,
             )
         )
-    return at_doses(vectors)
+    unit = vectors[0].origin.unit
+    return together(
+        [
+            replace(v, radius=torch.full_like(v.radius, d * unit))
+            for d in DOSES["contrast"]
+            for v in vectors
+        ]
+    )
 
 
 def optimised_for(
     lm: LanguageModel, organism: Organism, seed: int, shuffled: bool
 ) -> PerturbationSet:
     """Return vectors optimised for the first words that the organism says when it is unlocked."""
-    vectors = []
-    for k, q in enumerate(organism.search[2 : 2 + VECTORS // 4]):
-        vectors.append(
+    questions = [q.prompt for q in organism.search[2 : 2 + VECTORS // 4]]
+    unit = Slice(lm, questions, source=0.33, target=0.6).unit
+    return together(
+        [
             optimised(
                 lm,
-                lm.encode([q.prompt]),
+                lm.encode([question]),
                 organism.opening,
                 source=0.33,
-                radius=1.0,
+                radius=dose * unit,
                 n=4,
                 steps=12,
                 shuffled=shuffled,
                 seed=100 * seed + k,
             )
-        )
-    return at_doses(vectors)
+            for dose in DOSES["optimised"]
+            for k, question in enumerate(questions)
+        ]
+    )
 
 
-def at_doses(vectors: list[PerturbationSet]) -> PerturbationSet:
-    """Return all vectors at each dose, as one set."""
-    first = vectors[0]
-    theta = torch.cat([v.directions for v in vectors])
-    radius = torch.tensor(DOSES).repeat_interleave(len(theta)) * first.origin.unit
-    return PerturbationSet(
-        directions=theta.repeat(len(DOSES), 1),
-        radius=radius,
-        kind=first.kind,
-        method=first.method,
-        origin=first.origin,
-        seed=first.seed,
+def together(vectors: list[PerturbationSet]) -> PerturbationSet:
+    """Return sets of one kind as one."""
+    return replace(
+        vectors[0],
+        directions=torch.cat([v.directions for v in vectors]),
+        radius=torch.cat([v.radius for v in vectors]),
+        outputs=None,
         scores={},
-        config=first.config,
     )
 
 
