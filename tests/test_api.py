@@ -133,6 +133,7 @@ RANKS = {
     "demo": 8,
     "notebook": 8,
     "cli": 9,
+    "__main__": 9,
 }
 
 
