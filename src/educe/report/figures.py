@@ -90,7 +90,7 @@ def charts(summary: Summary, layer_map: LayerMap | None = None) -> dict[str, dic
 
 
 def survey(layer_map: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
-    """Return the heat maps of a layer map: what a small dose becomes, and the first spectral gap."""
+    """Return the heat maps of a layer map: what a small dose becomes, and the spectral gap."""
     rows = [
         {
             "source": pair.source,
