@@ -29,9 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+import educe
 from educe.comparison.chance import Chance, best_by_chance
 from educe.comparison.stats import Rate, bootstrap_mean, more_often_within, rate
-from educe.rows import Row
 from educe.run.store import Run
 from studies.elicitation.cell import Asked, Cell, Retested, outcome
 from studies.elicitation.families import FAMILIES, SAMPLING
@@ -108,7 +108,7 @@ def read_cells(folder: Path) -> list[Cell]:
             known = {s.of: s.value for s in run.score_rows(Asked.of(run).rule)}
 
             def shows(
-                rows: Sequence[Row], _: float, known: dict[Row | int, float] = known
+                rows: Sequence[educe.Row], _: float, known: dict[educe.Row | int, float] = known
             ) -> list[float]:
                 return [known[row] for row in rows]
 
