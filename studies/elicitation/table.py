@@ -35,6 +35,7 @@ from educe.comparison.stats import Rate, bootstrap_mean, more_often_within, rate
 from educe.run.store import Run
 from studies.elicitation.cell import Asked, Cell, Retested, outcome
 from studies.elicitation.families import FAMILIES, SAMPLING
+from studies.holm import holm
 
 
 class Mean(NamedTuple):
@@ -133,14 +134,10 @@ def lines(cells: Sequence[Cell]) -> list[Line]:
 
 
 def _holm(some: Iterable[Line]) -> list[Line]:
-    """Correct the p-values of one organism's families for how many they are (Holm 1979)."""
+    """Correct the p-values of one organism's families for how many they are."""
     table = list(some)
-    tested = sorted((line for line in table if not np.isnan(line.p)), key=lambda line: line.p)
-    corrected: dict[str, float] = {}
-    largest = 0.0
-    for k, line in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - k) * line.p))
-        corrected[line.family] = largest
+    tested = {line.family: line.p for line in table if not np.isnan(line.p)}
+    corrected = dict(zip(tested, holm([*tested.values()]), strict=True))
     return [replace(line, p=corrected.get(line.family, np.nan)) for line in table]
 
 

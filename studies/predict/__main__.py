@@ -40,6 +40,7 @@ from educe.forward.benign import ordinary_prompts
 from educe.methods import METHODS
 from educe.organisms import Organism, Question
 from studies.answers import answers, locked
+from studies.holm import holm
 from studies.predict.pull import pull
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
@@ -304,15 +305,6 @@ def compared(
     p = (1 + np.sum(np.abs(chance / pairs - 0.5) >= edge - 1e-12)) / (1 + draws)
     low_end, high_end = np.quantile(again / pairs, [0.025, 0.975])
     return reached / pairs, float(low_end), float(high_end), float(p)
-
-
-def holm(ps: list[float]) -> list[float]:
-    """Return p-values corrected for how many there are (Holm 1979)."""
-    order, worst, out = np.argsort(ps), 0.0, [0.0] * len(ps)
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
-        out[i] = worst
-    return out
 
 
 STAGES = {"make": make, "measure": measure, "table": table}
