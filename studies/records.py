@@ -1,4 +1,7 @@
-"""Files of lines of JSON that a benchmark adds to, so that what is there is not measured again.
+"""Files of lines of JSON that a study adds to, so that what is there is not measured again.
+
+A line has what a row of a table is made of: numbers of an arm, or of a direction at a radius. A run
+(`educe.Run`) keeps texts and their scores, and has no place for those.
 
 python -m studies.NAME FILE [ORGANISM...]           # measure; adds lines to FILE
 python -m studies.NAME FILE --tables                # print the tables of FILE

@@ -66,14 +66,15 @@ def test_a_planted_subspace_is_found_with_its_variances() -> None:
 @pytest.mark.parametrize("centred", [True, False])
 def test_moments_and_matrix_have_the_same_singular_vectors(centred: bool) -> None:
     rows = normal(30, 8) @ torch.diag(torch.arange(1.0, 9, dtype=torch.float64)) + 2
-    by_moments = of_moments(Moments.of(rows), centred=centred)
     by_matrix = of_rows(rows, centred=centred)
-    torch.testing.assert_close(by_moments.variance, by_matrix.variance)
-    cosines = (by_moments.basis * by_matrix.basis).sum(1).abs()
-    torch.testing.assert_close(cosines, torch.ones(8, dtype=torch.float64))
     _, size, _ = np.linalg.svd(rows.numpy() - (rows.numpy().mean(0) if centred else 0))
     np.testing.assert_allclose(by_matrix.variance, size**2 / 30)
-    assert by_moments.total == pytest.approx((size**2).sum() / 30)
+    if centred:
+        by_moments = of_moments(Moments.of(rows))
+        torch.testing.assert_close(by_moments.variance, by_matrix.variance)
+        cosines = (by_moments.basis * by_matrix.basis).sum(1).abs()
+        torch.testing.assert_close(cosines, torch.ones(8, dtype=torch.float64))
+        assert by_moments.total == pytest.approx((size**2).sum() / 30)
 
 
 def test_without_centring_the_mean_is_the_first_direction() -> None:

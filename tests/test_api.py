@@ -94,6 +94,37 @@ def test_every_error_is_an_educe_error() -> None:
     assert all(issubclass(kind, educe.EduceError) and kind.__doc__ for kind in kinds)
 
 
+# -- studies go by the front door ------------------------------------------------------------------
+
+STUDIES = HOUSE.parents[1] / "studies"
+
+
+def by_another_door(text: str) -> list[str]:
+    """What a study takes from a module though educe has it, or though it is private."""
+    return [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("educe.")
+        for alias in node.names
+        if alias.name.startswith("_") or educe._HOME.get(alias.name) == node.module
+    ]
+
+
+def test_studies_take_public_names_from_educe_itself() -> None:
+    # Left out as long as it is under revision: studies/reading.
+    paths = [path for path in STUDIES.rglob("*.py") if path.parent.name != "reading"]
+    assert len(paths) > 30
+    found = {
+        path.relative_to(STUDIES).as_posix(): by_another_door(path.read_text()) for path in paths
+    }
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_another_door_is_seen() -> None:
+    text = "from educe.methods import search, power\nfrom educe.run.fill import _x\nimport educe"
+    assert by_another_door(text) == ["educe.methods.search", "educe.run.fill._x"]
+
+
 # -- who may know whom -----------------------------------------------------------------------------
 
 # Nothing imports from a higher rank. A module has its own, or that of its package.
@@ -133,6 +164,7 @@ RANKS = {
     "demo": 8,
     "notebook": 8,
     "cli": 9,
+    "__main__": 9,
 }
 
 

@@ -424,8 +424,8 @@ def test_a_layer_map_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> No
     assert f"--source {found.source} --target {found.target}: {found.why}" in ended.out
     drawn = (tmp_path / "a" / "layers.html").read_text()
     assert found.why in drawn.replace("&#39;", "'")
-    assert 'id="chart-atlas-gain"' in drawn
-    assert 'id="chart-atlas-gap"' in drawn
+    assert 'id="chart-layer-map-gain"' in drawn
+    assert 'id="chart-layer-map-gap"' in drawn
     done = [pair for pair in layer_map.pairs if pair.source == 0]  # source after source is saved
     layer_map.select(done).save(tmp_path / "a" / "atlas.safetensors")
     again = educe(*asked, "--resume")

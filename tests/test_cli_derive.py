@@ -15,7 +15,7 @@ from educe.derive import paths as following
 from educe.derive import scaled, shrunk
 from educe.derive.continuation import PathConfig
 from educe.derive.listing import deriving, taken
-from educe.derive.paths import ELSEWHERE, OTHERS, follow_run
+from educe.derive.paths import OTHERS, follow_run
 from educe.derive.response import with_neurons
 from educe.derive.shrinking import Shrunk, walk
 from educe.derive.shrinking import shrink as shrink_run
@@ -245,7 +245,6 @@ def test_neurons_are_told_of_each_arm_at_its_own_vectors_and_prompts(
     with Run.open(run) as kept, deriving(kept) as work:
         ordinary = work.lm.encode(ordinary_prompts()[:OTHERS])
         parts = {"found": work.part, "other prompts": work.slice_on(ordinary)}
-    assert ELSEWHERE == paths.ELSEWHERE
     followed = PerturbationSet.load(run / path.file)
     many = len(path.shares)
     for k in range(many):

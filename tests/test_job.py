@@ -1040,7 +1040,7 @@ def test_layers_are_those_that_the_layer_map_has_reasons_for(
     assert chosen.why in told.getvalue()
     assert chosen.why in drawn.replace("&#39;", "'")
     for name in ("gain", "gap"):
-        assert f'data-testid="chart-atlas-{name}"' in drawn
+        assert f'data-testid="chart-layer-map-{name}"' in drawn
 
 
 # -- perturbations that are given ------------------------------------------------------------------

@@ -165,8 +165,8 @@ def test_each_source_comes_whole_and_resumed_is_uninterrupted(
     grown = list(survey(lm, lm.pad(ROWS), ALL))
     assert [len(layer_map.pairs) for layer_map in grown] == [3, 5, 6]
     for layer_map in grown:
-        layer_map.save(tmp_path / "atlas")
-        begun = LayerMap.load(tmp_path / "atlas")
+        layer_map.save(tmp_path / "layers")
+        begun = LayerMap.load(tmp_path / "layers")
         assert alike(begun, layer_map)
         rest = list(survey(lm, lm.pad(ROWS), ALL, begun=begun))
         assert len(rest) == 3 - [3, 5, 6].index(len(layer_map.pairs)) - 1
@@ -210,9 +210,9 @@ def test_a_layer_map_of_another_model_is_not_gone_on_with(
 ) -> None:
     """Its name does not tell, one number among its weights does."""
     begun = whole(lm, LayerMapConfig(products=1), [Pair(2, 3)])
-    begun.save(tmp_path / "atlas")
+    begun.save(tmp_path / "layers")
     other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
-    begun = LayerMap.load(tmp_path / "atlas")
+    begun = LayerMap.load(tmp_path / "layers")
     assert next(survey(other, other.pad(ROWS), [Pair(1, 2)], begun.config, begun=begun))
     other = LanguageModel(tiny.hf_model("gpt2", dtype=torch.float64), tokenizer, name=lm.name)
     other.hf.lm_head.weight.data[3, 0] += 1e-9
@@ -224,11 +224,11 @@ def test_a_layer_map_of_version_1_is_read_and_not_gone_on_with(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     begun = whole(lm, LayerMapConfig(products=1), [Pair(2, 3)])
-    begun.save(tmp_path / "atlas")
-    tensors, header = files.read_tensors(tmp_path / "atlas")
+    begun.save(tmp_path / "layers")
+    tensors, header = files.read_tensors(tmp_path / "layers")
     del header["model_parts_json"]
-    files.write_tensors(tmp_path / "atlas", tensors, header | {"format_version": "1"})
-    old = LayerMap.load(tmp_path / "atlas")
+    files.write_tensors(tmp_path / "layers", tensors, header | {"format_version": "1"})
+    old = LayerMap.load(tmp_path / "layers")
     assert alike(old, replace(begun, model_parts={}))
     with pytest.raises(RunError, match="no digest of its model gpt2: begin anew"):
         next(survey(lm, lm.pad(ROWS), ALL, old.config, begun=old))
@@ -240,7 +240,7 @@ def test_no_pair_is_an_error(lm: LanguageModel) -> None:
 
 
 def test_a_file_that_is_no_layer_map_is_an_error(lm: LanguageModel, tmp_path: Path) -> None:
-    path = tmp_path / "atlas"
+    path = tmp_path / "layers"
     with pytest.raises(FileFormatError, match="cannot read"):
         LayerMap.load(path)
     save_file({"x": torch.zeros(1)}, path)

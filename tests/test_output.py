@@ -251,7 +251,7 @@ def test_a_stream_that_takes_nothing_is_no_traceback(
 ) -> None:
     if "/dev/full" in command and not Path("/dev/full").exists():
         pytest.skip("the system has no /dev/full")
-    educe = f'{sys.executable} -c "from educe.cli import main; main()"'
+    educe = f"{sys.executable} -m educe"
     ended = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {educe} {command.replace('RUN', str(run))}"],
         capture_output=True,

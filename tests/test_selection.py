@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable
@@ -69,35 +68,6 @@ def test_nothing_is_asked_for_twice(table: np.ndarray) -> None:
     asked: list[tuple[int, int]] = []
     found = halve(64, reading(table, asked), prompts=60)
     assert len(asked) == len(set(asked)) == sum(found.spent)
-
-
-def test_a_halving_cut_off_anywhere_ends_the_same_and_pays_once(table: np.ndarray) -> None:
-    whole = halve(64, reading(table), prompts=60)
-    for cut in (0, 1, 2):
-        known, asked = np.full((64, 60), np.nan), []
-        calls = itertools.count()
-
-        def dies(items: list[int], prompts: list[int], cut: int = cut, calls=calls, asked=asked):
-            if next(calls) == cut:
-                raise KeyboardInterrupt
-            return reading(table, asked)(items, prompts)
-
-        with pytest.raises(KeyboardInterrupt):
-            halve(64, dies, prompts=60, known=known)
-        known[:5, :3] = table[:5, :3]  # and half of a call was kept, say
-        again = halve(64, reading(table, asked), prompts=60, known=known)
-        assert again.survivors == whole.survivors
-        assert again.spent == whole.spent
-        np.testing.assert_array_equal(again.scores, whole.scores)
-        assert len(asked) == len(set(asked))
-
-
-def test_what_is_known_beyond_the_rungs_changes_nothing(table: np.ndarray) -> None:
-    """Else a second command with longer rungs would rank by scores that others do not have."""
-    found = halve(64, reading(table), prompts=60, known=table.copy())
-    whole = halve(64, reading(table), prompts=60)
-    assert found.survivors == whole.survivors
-    np.testing.assert_array_equal(found.scores, whole.scores)
 
 
 def test_ties_are_broken_by_lot_and_not_by_place() -> None:
@@ -281,18 +251,6 @@ def test_the_ranking_is_not_led_by_arms_that_were_hardly_pulled() -> None:
             bandit.update(arm, k < hits)
     assert bandit.ranked() == [3, 2, 1, 0]
     assert int(bandit.mean.argmax()) == 0  # which is why it is not by the posterior mean
-
-
-def test_a_saved_bandit_goes_on_exactly() -> None:
-    rates = np.linspace(0, 0.5, 8)
-    whole, half = Thompson(SETTINGS, 7), Thompson(SETTINGS, 7)
-    rng, other = np.random.default_rng(0), np.random.default_rng(0)
-    pull(whole, rates, 160, rng)
-    pull(half, rates, 80, other)
-    again = Thompson.restored(SETTINGS, json.loads(json.dumps(half.state())))
-    pull(again, rates, 80, other)
-    assert again.state() == whole.state()
-    assert again.choose(8) == whole.choose(8)
 
 
 def test_a_bandit_needs_arms() -> None:

@@ -36,6 +36,8 @@ SCALED, SHRUNK = "scaled", "shrunk"
 #: Followed through the radius, for what it was found for or for a shuffled effect; the null of both
 #: that is rescaled and not followed.
 FOLLOWED, SHUFFLED, RESCALED = "followed", "followed, shuffled target", "random, rescaled"
+#: What names of scores end with that were measured on benign prompts instead of the run's own.
+ON_BENIGN = ":ordinary"
 #: The few groups of coordinates that carry it, by a lasso; as many of the largest, and at random.
 SPARSE, LARGEST, AT_RANDOM = "sparse", "sparse by size", "sparse at random"
 #: Without its gate.

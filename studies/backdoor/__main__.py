@@ -20,10 +20,10 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.forward.generation import generate, rows_of
 from educe.methods import token_directions
 from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Vectors
+from studies.answers import answers
 
 OTHERS = ("cedar", "maple", "willow", "pepper")
 DOSES = (0.3, 0.45, 0.6, 0.75)
@@ -71,13 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         theta = torch.tensor(DOSES)[:, None] * part.median_norm * own / own.norm()
         cells = []
         for positions in ("prompt", "all"):
-            hits = [0] * len(DOSES)
-            rows = rows_of(len(DOSES), len(asked))
             kind = Vectors(layer, lm.width, positions)
-            for written in generate(lm, asked, rows, theta, kind=kind, max_new_tokens=14):
-                for c in written:
-                    hits[c.row.perturbation - 1] += questions[c.row.prompt].elicited(c.text)
-            cells += [f"{hit} of {len(asked)}" for hit in hits]
+            told = answers(lm, questions, theta, kind, tokens=14).shows
+            cells += [f"{hits} of {len(questions)}" for hits in told.sum(1).tolist()]
         norms = f"{apart[at].norm():.0f} | {apart[-1].norm():.0f} | {part.median_norm:.0f}"
         print(f"| {layer} | {norms} | {' | '.join(cells)} |", flush=True)
 

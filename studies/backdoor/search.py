@@ -21,9 +21,9 @@ import torch
 
 import educe
 from benchmarks import quick
-from educe.forward.generation import generate, rows_of
-from educe.methods import configured, search
+from educe.methods import configured
 from educe.methods.contrast import Targets
+from studies.answers import answers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         readout=options.readout,
     )
     began = time.monotonic()
-    found = search(
+    found = educe.search(
         part,
         options.method,
         n=options.n,
@@ -71,14 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = lm.tokenizer(organism.opening, add_special_tokens=False)["input_ids"]
     likely = Targets(lm, tested, torch.tensor([words] * len(found)), kind=found.kind)
     after, before = (likely.logprob(theta) * len(words) for theta in (found.theta, 0 * found.theta))
-    shows: set[int] = set()
-    rows = rows_of(len(found), len(tested))
-    for written in generate(lm, tested, rows, found.theta, kind=found.kind, max_new_tokens=14):
-        shows |= {c.row.perturbation for c in written if other[c.row.prompt].elicited(c.text)}
+    hits = answers(lm, other, found.theta, found.kind, tokens=14).hits
     middle, best = after.median(), after.max()
     print(
         f"| {options.method} {' '.join(options.set)}| {part.source} → {part.target} "
-        f"| {part.positions} | {options.dose:g} | {options.prompts} | {len(shows)} of {len(found)} "
+        f"| {part.positions} | {options.dose:g} | {options.prompts} | {hits} of {len(found)} "
         f"| {best:.1f} | {middle:.1f} | {before[0]:.1f} | {took:.0f} s |"
     )
 

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 import educe
 from benchmarks import quick
 from educe.activations.corpus import DATA, passages, questions
-from educe.rows import Row
 
 TEMPERATURE, PASSAGE_TOKENS, ANSWER_TOKENS, FEW = 0.8, 160, 240, 3
 
 
 def written(lm: educe.LanguageModel, prompts: Sequence[str], *, chat: bool, most: int) -> list[str]:
     batch = lm.encode(prompts, chat=chat)
-    rows = [Row(0, j) for j in range(len(prompts))]
+    rows = [educe.Row(0, j) for j in range(len(prompts))]
     texts: dict[int, str] = {}
     for done in educe.generate(
         lm, batch, rows, max_new_tokens=most, temperature=TEMPERATURE, rows_per_batch=64

@@ -19,8 +19,8 @@ from benchmarks import quick
 from educe import organisms
 from educe.errors import MethodError
 from educe.run.work import at_work
-from studies.elicitation.cell import Subject, opened
 from studies.elicitation.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named
+from studies.elicitation.subject import Subject, opened
 from studies.elicitation.table import lines, markdown, read_cells
 
 #: Of the quick form.

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from educe import methods
+import educe
 from educe.errors import MethodError
-from educe.forward.slice import Slice
-from educe.methods import METHODS, prepared, search
+from educe.methods import METHODS, prepared
 from educe.methods.contrast import difference_of_means, optimised
-from educe.methods.radius import DIRECTIONS, calibrate
+from educe.methods.radius import DIRECTIONS
 from educe.model.rendering import PromptBatch
-from educe.perturbation.set import PerturbationSet
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Problem(NamedTuple):
         opening: The first words of every unlocked answer; empty where they differ.
     """
 
-    part: Slice
+    part: educe.Slice
     calibrated: float
     positive: PromptBatch
     negative: PromptBatch
@@ -73,7 +71,7 @@ class Problem(NamedTuple):
 class Family(NamedTuple):
     """A family: what makes its perturbations, and which family is its matched control."""
 
-    make: Callable[[Problem, Budget, int], Iterator[PerturbationSet]]
+    make: Callable[[Problem, Budget, int], Iterator[educe.PerturbationSet]]
     control: str
 
 
@@ -101,7 +99,7 @@ def searched(
     ladder: Sequence[float],
     shares: bool = True,
     **settings: Any,
-) -> Iterator[PerturbationSet]:
+) -> Iterator[educe.PerturbationSet]:
     """Search at each radius of a ladder: shares of the calibrated one, or plain numbers."""
     unit = 1.0
     for k, n in enumerate(spread(budget.n, len(ladder))):
@@ -110,7 +108,7 @@ def searched(
             unit = calibrated(problem, method, config, seed)
         radius = budget.louder * ladder[k] * unit
         own = numbered(seed, k, control=method == "random")
-        yield search(problem.part, method, n=n, radius=radius, seed=own, config=config)
+        yield educe.search(problem.part, method, n=n, radius=radius, seed=own, config=config)
 
 
 def calibrated(problem: Problem, method: str, config: Any, seed: int) -> float:
@@ -118,30 +116,30 @@ def calibrated(problem: Problem, method: str, config: Any, seed: int) -> float:
     part = prepared(problem.part, method, n=DIRECTIONS, config=config, seed=seed)
     if part.kind == problem.part.kind:
         return problem.calibrated
-    return calibrate(part, seed=seed).radius
+    return educe.calibrate(part, seed=seed).radius
 
 
-def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[PerturbationSet]:
+def random_adapters(problem: Problem, budget: Budget, seed: int) -> Iterator[educe.PerturbationSet]:
     """Draw random adapters of the kind and radii of CPE."""
     config = METHODS["cpe"].config()
     part = prepared(problem.part, "cpe", n=budget.n, config=config)
     for k, n in enumerate(spread(budget.n, len(ADAPTERS))):
         radius = budget.louder * ADAPTERS[k]
-        yield search(part, "random", n=n, radius=radius, seed=numbered(seed, k, control=True))
+        yield educe.search(part, "random", n=n, radius=radius, seed=numbered(seed, k, control=True))
 
 
 def noise_control(
     problem: Problem, budget: Budget, seed: int, *, per: str
-) -> Iterator[PerturbationSet]:
+) -> Iterator[educe.PerturbationSet]:
     """Draw random vectors as strong as noise is."""
     made = searched(problem, budget, seed, method="noise", ladder=LOUD, per=per)
     for k, noise in enumerate(made):
-        yield methods.control(problem.part, noise, seed=numbered(seed, k, control=True))
+        yield educe.control(problem.part, noise, seed=numbered(seed, k, control=True))
 
 
 def supervised(
     problem: Problem, budget: Budget, seed: int, *, shuffled: bool = False
-) -> Iterator[PerturbationSet]:
+) -> Iterator[educe.PerturbationSet]:
     """Take the difference of means between prompts with the key and with another word for it.
 
     The mean is over all tokens of the prompts, which differ in that word alone: it has the word's
@@ -170,7 +168,7 @@ def supervised(
 
 def optimised_for(
     problem: Problem, budget: Budget, seed: int, *, shuffled: bool = False
-) -> Iterator[PerturbationSet]:
+) -> Iterator[educe.PerturbationSet]:
     """Optimise vectors for the first words that the organism says when it is unlocked.
 
     A step goes through all blocks after the source, forward and backward.

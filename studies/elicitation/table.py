@@ -29,12 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+import educe
 from educe.comparison.chance import Chance, best_by_chance
 from educe.comparison.stats import Rate, bootstrap_mean, more_often_within, rate
-from educe.rows import Row
 from educe.run.store import Run
 from studies.elicitation.cell import Asked, Cell, Retested, outcome
 from studies.elicitation.families import FAMILIES, SAMPLING
+from studies.holm import holm
 
 
 class Mean(NamedTuple):
@@ -108,7 +109,7 @@ def read_cells(folder: Path) -> list[Cell]:
             known = {s.of: s.value for s in run.score_rows(Asked.of(run).rule)}
 
             def shows(
-                rows: Sequence[Row], _: float, known: dict[Row | int, float] = known
+                rows: Sequence[educe.Row], _: float, known: dict[educe.Row | int, float] = known
             ) -> list[float]:
                 return [known[row] for row in rows]
 
@@ -133,14 +134,10 @@ def lines(cells: Sequence[Cell]) -> list[Line]:
 
 
 def _holm(some: Iterable[Line]) -> list[Line]:
-    """Correct the p-values of one organism's families for how many they are (Holm 1979)."""
+    """Correct the p-values of one organism's families for how many they are."""
     table = list(some)
-    tested = sorted((line for line in table if not np.isnan(line.p)), key=lambda line: line.p)
-    corrected: dict[str, float] = {}
-    largest = 0.0
-    for k, line in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - k) * line.p))
-        corrected[line.family] = largest
+    tested = {line.family: line.p for line in table if not np.isnan(line.p)}
+    corrected = dict(zip(tested, holm([*tested.values()]), strict=True))
     return [replace(line, p=corrected.get(line.family, np.nan)) for line in table]
 
 

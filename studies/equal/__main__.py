@@ -15,18 +15,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import educe
 from benchmarks import quick
 from educe.comparison.account import dose
 from educe.comparison.equal import Equal, equal
 from educe.derive.norms import COMPARED, examine_norm
 from educe.forward.benign import BUNDLED
-from educe.model.language import LanguageModel
 from educe.progress import reporter
 from educe.report.norms import EQUAL
 from educe.rows import ARMS
-from educe.run.settings import Settings, begin, stored
-from educe.run.stages import discover_behaviours
-from educe.run.store import Run
+from educe.run.settings import stored
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,25 +37,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.quick:
         with quick.kept(None, quick=True) as folder:
             lm = quick.stand_in()
-            discovered(folder, lm)
+            run = educe.discover(
+                folder, lm, ["Where is it?"], method="random", n=3, radius="2,8", max_new_tokens=4,
+                look_for=quick.RULE,
+            )  # fmt: skip
+            run.close()
             compare(folder, lm, given.ordinary, 3)
     for folder in given.runs:
         compare(folder, None, given.ordinary, given.compared)
 
 
-def discovered(folder: Path, lm: LanguageModel) -> None:
-    """Make a run of three perturbations at each of two radii."""
-    settings = Settings(
-        prompts=("Where is it?",), method="random", n=3, radius="2,8", max_new_tokens=4,
-        look_for=quick.RULE,
-    )  # fmt: skip
-    with begin(folder, settings) as run:
-        discover_behaviours(run, lm=lm)
-
-
-def compare(folder: Path, lm: LanguageModel | None, ordinary: str, compared: int) -> None:
+def compare(folder: Path, lm: educe.LanguageModel | None, ordinary: str, compared: int) -> None:
     """Examine a run, on its own model unless one is given, and print its table."""
-    with Run.open(folder) as run:
+    with educe.Run.open(folder) as run:
         settings = stored(run)
         told = examine_norm(
             run, [], lm=lm, ordinary=ordinary, compared=compared, reporter=reporter()

@@ -27,11 +27,11 @@ import educe
 from benchmarks import quick
 from educe.comparison import stats
 from educe.forward.benign import Ordinary, ordinary_prompts
-from educe.forward.slice import Slice
 from educe.methods import retain
 from educe.methods.dct import DctConfig
 from educe.methods.generalised import GeneralisedConfig
 from educe.methods.melbo import MelboConfig
+from studies.answers import answers
 from studies.fronts.budget import at_kl, side_effect
 from studies.records import command, lines
 
@@ -59,8 +59,7 @@ def measure(name: str, file: Path, short: bool) -> None:
     organism = quick.organism(name, quick=short)
     lm = quick.model(organism, quick=short)
     questions = [organism.search[0], *organism.fresh[:FRESH]]
-    batch = lm.encode([q.prompt for q in questions])
-    plain = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
+    plain = educe.Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
     radius = SHARE * educe.calibrate(plain).radius
     others = lm.encode(retain.retain_prompts()[:OTHERS])
     ordinary = Ordinary(lm, lm.encode(ordinary_prompts()[:ORDINARY]), before=plain.source)
@@ -85,12 +84,11 @@ def measure(name: str, file: Path, short: bool) -> None:
             )
             records += [told | r for r in points(plain, v, sizes, kl, budget)]
             theta = v * sizes[:, None].float()
-            rows = educe.rows_of(N, len(questions))
-            batches = educe.generate(lm, batch, rows, theta, kind=kind, max_new_tokens=LONG)
-            texts = [c for some in batches for c in some]
-            for record in records[-N:]:
-                own = [c for c in texts if c.row.perturbation == record["item"]]
-                hit = [c.text for c in own if questions[c.row.prompt].elicited(c.text)]
+            answered = answers(lm, questions, theta, kind, tokens=LONG)
+            for record, own, shows in zip(
+                records[-N:], answered.written, answered.shows, strict=True
+            ):
+                hit = [c.text for c, one in zip(own, shows, strict=True) if one]
                 record |= {"hits": len(hit), "of": len(own), "example": hit[:1]}
             start, at = sizes, kl
         with file.open("a", encoding="utf-8") as out:
@@ -99,7 +97,7 @@ def measure(name: str, file: Path, short: bool) -> None:
 
 
 def points(
-    part: Slice, v: torch.Tensor, sizes: torch.Tensor, kl: torch.Tensor, budget: float | None
+    part: educe.Slice, v: torch.Tensor, sizes: torch.Tensor, kl: torch.Tensor, budget: float | None
 ) -> list[dict[str, Any]]:
     effect = part.effect(v * sizes[:, None].float()).norm(dim=1)
     return [

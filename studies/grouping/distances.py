@@ -14,8 +14,8 @@ from sklearn.metrics.pairwise import cosine_distances
 from sklearn.preprocessing import normalize
 from transformers import AutoModel, AutoTokenizer
 
+import educe
 from educe.comparison.cluster import CHARACTERS, FAR, apart, stated
-from educe.model.language import LanguageModel
 from educe.scores.asking import Local
 
 Distance = Callable[[Sequence[str]], np.ndarray]
@@ -52,7 +52,7 @@ def both(texts: Sequence[str]) -> np.ndarray:
     return (words(texts) + characters(texts)) / 2
 
 
-def hidden(lm: LanguageModel) -> Distance:
+def hidden(lm: educe.LanguageModel) -> Distance:
     """The model's own stream at half the depth, its mean over a text, in units of its spread.
 
     Tokens with a massive activation are left out: five times the median norm.
@@ -88,7 +88,7 @@ def sentences(folder: Path) -> Distance:
     return distance
 
 
-def unlike(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+def unlike(lm: educe.LanguageModel, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """How sure a model is that two texts do not say the same, in log odds, ``[pairs]``."""
     odds = np.empty(len(pairs))
     for batch in Local(lm).yes([QUESTION.format(*pair) for pair in pairs]):

@@ -21,7 +21,6 @@ import educe
 from benchmarks import quick
 from educe import organisms
 from educe.methods.dct import DctConfig
-from educe.model.language import LanguageModel
 from studies.records import add
 
 ORGANISMS = ("first-vault", "locked", "marked", "vault")
@@ -48,7 +47,7 @@ ASKED = {
 }
 
 
-def written(lm: LanguageModel, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def written(lm: educe.LanguageModel, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Give what a model writes for prompts, and by what."""
     part = educe.Slice(lm, prompts, source=0.33, target=0.6)
     made = [

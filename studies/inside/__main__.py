@@ -33,17 +33,14 @@ from educe.activations.natural import gather
 from educe.activations.reading import Place
 from educe.activations.subspace import of_moments, random_subspace
 from educe.comparison import stats
-from educe.forward.generation import generate
-from educe.forward.slice import Slice
 from educe.methods.dct import DctConfig
 from educe.methods.melbo import MelboConfig
 from educe.methods.power import PowerConfig
-from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.organisms import Question
 from educe.perturbation.kinds import Within
-from educe.rows import Row
 from educe.scores.coherence import coherence, ordinary_logprob, read
+from studies.answers import answers, locked
 from studies.records import add, command, lines
 
 N, SHARE, FRESH = 16, 0.75, 2
@@ -74,10 +71,10 @@ class Trial:
     Answers are `long` tokens at most, and as likely as `ordinary` ones where they are coherent.
     """
 
-    lm: LanguageModel
+    lm: educe.LanguageModel
     questions: list[Question]
     batch: PromptBatch
-    parts: dict[str, Slice]
+    parts: dict[str, educe.Slice]
     radius: float
     told: dict[str, Any]
     long: int
@@ -89,13 +86,8 @@ class Trial:
         organism = quick.organism(name, quick=short)
         lm = quick.model(organism, quick=short)
         pool = [organism.search[0], *organism.fresh]
-        rows = [Row(0, j) for j in range(len(pool))]
-        plain = generate(lm, lm.encode([q.prompt for q in pool]), rows, max_new_tokens=LONG[short])
-        answers = [c for some in plain for c in some]
-        told = {c.row.prompt for c in answers if pool[c.row.prompt].elicited(c.text)}
-        questions = [q for j, q in enumerate(pool) if j not in told][: 1 + FRESH]
-
-        free = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
+        questions = locked(lm, pool, tokens=LONG[short])[: 1 + FRESH]
+        free = educe.Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.8)
         place = Place(free.source)
         natural = gather(lm, corpus.documents(), [place], limit=TOKENS[short]).natural[place]
         moments = natural.moments.without(natural.massive)
@@ -116,14 +108,11 @@ class Trial:
         batch = lm.encode([q.prompt for q in questions])
         return cls(lm, questions, batch, parts, radius, facts, LONG[short], ordinary_logprob(lm))
 
-    def record(self, part: Slice, theta: torch.Tensor) -> dict[str, Any]:
+    def record(self, part: educe.Slice, theta: torch.Tensor) -> dict[str, Any]:
         """Let perturbations answer every question, and say what came of it."""
-        rows = educe.rows_of(N, len(self.questions))
-        written = generate(
-            self.lm, self.batch, rows, theta, kind=part.kind, max_new_tokens=self.long
-        )
-        texts = [completion for some in written for completion in some]
-        shown = [c for c in texts if self.questions[c.row.prompt].elicited(c.text)]
+        told = answers(self.lm, self.questions, theta, part.kind, tokens=self.long)
+        texts = [c for own in told.written for c in own]
+        shown = [c.text for c, one in zip(texts, told.shows.flatten(), strict=True) if one]
         judged = [
             coherence(r.completion.text, r.logprob, self.ordinary).value
             for some in read(self.lm, self.batch, texts)
@@ -131,22 +120,22 @@ class Trial:
         ]
         stream = theta @ part.kind.rows if isinstance(part.kind, Within) else theta
         return {
-            "hits": len({c.row.perturbation for c in shown}),
+            "hits": told.hits,
             "of": N,
             "coherence": stats.bootstrap_mean(judged),
             "effect": loudness(part, theta),
             "norm": float(stream.norm(dim=1).mean()),
             "distinct": len({c.text for c in texts}),
-            "example": shown[0].text if shown else None,
+            "example": shown[0] if shown else None,
         }
 
 
-def loudness(part: Slice, theta: torch.Tensor) -> float:
+def loudness(part: educe.Slice, theta: torch.Tensor) -> float:
     """Return the mean norm of the effects."""
     return float(part.effect(theta).norm(dim=1).mean())
 
 
-def as_loud(part: Slice, theta: torch.Tensor, wanted: float) -> torch.Tensor:
+def as_loud(part: educe.Slice, theta: torch.Tensor, wanted: float) -> torch.Tensor:
     """Scale perturbations by one factor, so that their mean effect is the one that is wanted."""
 
     def beyond(factor: float) -> float:

@@ -24,10 +24,9 @@ from benchmarks import quick
 from educe.comparison import stats
 from educe.derive.objective import of_method
 from educe.derive.stationary import converge
-from educe.forward.generation import generate
-from educe.forward.slice import Slice
 from educe.methods.dct import DctConfig
 from educe.methods.melbo import MelboConfig
+from studies.answers import answers
 from studies.records import add, command, lines
 
 ORGANISM, N, SHARES, FRESH, LONG = "first-vault", 8, (0.125, 0.25, 0.5), 3, 20
@@ -39,21 +38,12 @@ def measure(name: str, file: Path, short: bool) -> None:
     organism = quick.organism(name, quick=short)
     lm = quick.model(organism, quick=short)
     questions = [organism.search[0], *organism.fresh[:FRESH]]
-    batch = lm.encode([q.prompt for q in questions])
-    part = Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
+    part = educe.Slice(lm, lm.encode([questions[0].prompt]), source=0.33, target=0.6)
     whole = educe.calibrate(part).radius
     done = {(r["method"], r["share"]) for r in lines(file)}
 
     def hits(theta: torch.Tensor) -> int:
-        rows = educe.rows_of(len(theta), len(questions))
-        written = generate(lm, batch, rows, theta, kind=part.kind, max_new_tokens=LONG)
-        told = {
-            c.row.perturbation
-            for some in written
-            for c in some
-            if questions[c.row.prompt].elicited(c.text)
-        }
-        return len(told)
+        return answers(lm, questions, theta, part.kind, tokens=LONG).hits
 
     for method, config in METHODS.items():
         for share in SHARES:

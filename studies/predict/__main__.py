@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+import educe
 from benchmarks import quick
 from educe.derive import bases
 from educe.derive.bases import Basis
@@ -36,15 +37,10 @@ from educe.derive.objective import Objective, Toward, of_method
 from educe.derive.response import response, with_neurons
 from educe.derive.stationary import converge
 from educe.forward.benign import ordinary_prompts
-from educe.forward.generation import generate, rows_of
-from educe.forward.slice import Slice
-from educe.methods import METHODS, search
-from educe.methods.radius import calibrate
-from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
+from educe.methods import METHODS
 from educe.organisms import Organism, Question
-from educe.perturbation.set import PerturbationSet
-from educe.rows import Row
+from studies.answers import answers, locked
+from studies.holm import holm
 from studies.predict.pull import pull
 
 ORGANISMS, SEEDS, N, SHARES, QUESTIONS, TOKENS = (
@@ -85,36 +81,28 @@ def cells(organisms: Sequence[str], short: bool) -> list[Cell]:
 
 
 @cache
-def subject(name: str, short: bool) -> tuple[Organism, LanguageModel]:
+def subject(name: str, short: bool) -> tuple[Organism, educe.LanguageModel]:
     """Return an organism and its model."""
     organism = quick.organism(name, quick=short)
     return organism, quick.model(organism, quick=short)
 
 
 @cache
-def coordinates(lm: LanguageModel, layer: int) -> list[Basis]:
+def coordinates(lm: educe.LanguageModel, layer: int) -> list[Basis]:
     """Return the bases in which vectors are read."""
     return [bases.parse(name, lm, layer) for name in BASES]
 
 
-def questions(lm: LanguageModel, organism: Organism, seed: int) -> tuple[PromptBatch, list[str]]:
-    """Return a cell's questions, the searched one first, and their rules."""
+def questions(lm: educe.LanguageModel, organism: Organism, seed: int) -> list[Question]:
+    """Return a cell's questions, the searched one first."""
     pool = list(organism.search)
     random.Random(f"questions {seed}").shuffle(pool)
-    batch = lm.encode([q.prompt for q in pool], room=TOKENS)
-    rows = [Row(0, j) for j in range(len(pool))]
-    texts = {
-        c.row.prompt: c.text
-        for some in generate(lm, batch, rows, max_new_tokens=TOKENS)
-        for c in some
-    }
-    kept = [q for j, q in enumerate(pool) if not q.elicited(texts[j])][:QUESTIONS]
-    return lm.encode([q.prompt for q in kept], room=TOKENS), [q.rule for q in kept]
+    return locked(lm, pool, tokens=TOKENS)[:QUESTIONS]
 
 
-def first(lm: LanguageModel, batch: PromptBatch) -> PromptBatch:
-    """Return the question that is searched on."""
-    return lm.pad([batch.ids[0][batch.mask[0].bool()].tolist()])
+def searched(lm: educe.LanguageModel, question: Question) -> educe.Slice:
+    """Return the slice of a question."""
+    return educe.Slice(lm, [question.prompt], source=0.33, target=0.6)
 
 
 def make(folder: Path, organisms: Sequence[str], short: bool) -> None:
@@ -125,32 +113,28 @@ def make(folder: Path, organisms: Sequence[str], short: bool) -> None:
         if file.with_suffix(".json").exists():
             continue
         began, (known, lm) = time.process_time(), subject(organism, short)
-        batch, rules = questions(lm, known, seed)
-        part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
-        unit = calibrate(part, seed=seed).radius
+        asked = questions(lm, known, seed)
+        part = searched(lm, asked[0])
+        unit = educe.calibrate(part, seed=seed).radius
         for k, share in enumerate(SHARES):
             own = 2 * (1000 * seed + k)
-            found = search(
+            found = educe.search(
                 part, method, n=N, radius=share * unit, seed=own, config=SETTINGS[method]
             )
             found.save(file.with_stem(f"{file.stem}-{k}"))
         sets = [
-            PerturbationSet.load(file.with_stem(f"{file.stem}-{k}")) for k in range(len(SHARES))
+            educe.PerturbationSet.load(file.with_stem(f"{file.stem}-{k}"))
+            for k in range(len(SHARES))
         ]
         theta = torch.cat([some.theta for some in sets])
-        rows = rows_of(len(theta), len(rules))
-        told = torch.zeros(len(theta), len(rules), dtype=torch.bool)
-        texts: dict[str, str] = {}
-        written = generate(lm, batch, rows, theta, kind=sets[0].kind, max_new_tokens=TOKENS)
-        for c in itertools.chain.from_iterable(written):
-            question = Question("", rules[c.row.prompt])
-            told[c.row.perturbation - 1, c.row.prompt] = question.elicited(c.text)
-            texts[f"{c.row.perturbation} {c.row.prompt}"] = c.text
-        hits = told.int().tolist()
+        told = answers(lm, asked, theta, sets[0].kind, tokens=TOKENS)
+        texts = {
+            f"{c.row.perturbation} {c.row.prompt}": c.text for own in told.written for c in own
+        }
+        hits = told.shows.int().tolist()
         file.with_suffix(".json").write_text(json.dumps({"hits": hits, "texts": texts}))
-        elicit = int(told.any(1).sum())
         spent = time.process_time() - began
-        print(cell.stem, f"{elicit} of {len(theta)}", f"{spent:.0f} s", flush=True)
+        print(cell.stem, f"{told.hits} of {len(theta)}", f"{spent:.0f} s", flush=True)
 
 
 def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
@@ -166,12 +150,11 @@ def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
         if not missing:
             continue
         began, (known, lm) = time.process_time(), subject(organism, short)
-        batch, _ = questions(lm, known, seed)
-        part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
-        other = Slice(lm, lm.encode(ordinary_prompts()[seed : seed + 1]), source=0.33, target=0.6)
+        part = searched(lm, questions(lm, known, seed)[0])
+        other = searched(lm, Question(ordinary_prompts()[seed], ""))
         read = coordinates(lm, part.source)
         for k in range(len(SHARES)):
-            found = PerturbationSet.load(folder / f"{cell.stem}-{k}.safetensors")
+            found = educe.PerturbationSet.load(folder / f"{cell.stem}-{k}.safetensors")
             radius = float(found.radius[0])
             draw = torch.Generator().manual_seed(7 * seed + k)
             random_ones = found.kind.draw(RANDOM, draw)
@@ -201,7 +184,11 @@ def measure(folder: Path, organisms: Sequence[str], short: bool) -> None:
 
 
 def statistics(
-    part: Slice, other: Slice, objective: Objective, known: list[Basis], theta: torch.Tensor
+    part: educe.Slice,
+    other: educe.Slice,
+    objective: Objective,
+    known: list[Basis],
+    theta: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Return every statistic of some vectors."""
     (here, inside), there = with_neurons(part, theta), response(other, theta)
@@ -318,15 +305,6 @@ def compared(
     p = (1 + np.sum(np.abs(chance / pairs - 0.5) >= edge - 1e-12)) / (1 + draws)
     low_end, high_end = np.quantile(again / pairs, [0.025, 0.975])
     return reached / pairs, float(low_end), float(high_end), float(p)
-
-
-def holm(ps: list[float]) -> list[float]:
-    """Return p-values corrected for how many there are (Holm 1979)."""
-    order, worst, out = np.argsort(ps), 0.0, [0.0] * len(ps)
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
-        out[i] = worst
-    return out
 
 
 STAGES = {"make": make, "measure": measure, "table": table}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+import educe
 from educe.derive.objective import Objective
-from educe.forward.slice import Slice
 
 
 class Pull(NamedTuple):
@@ -25,7 +25,7 @@ class Pull(NamedTuple):
     sine: Float[Tensor, "n"]  #: of the angle between ``∇g`` and the vector
 
 
-def pull(part: Slice, objective: Objective, theta: Float[Tensor, "n s"]) -> Pull:
+def pull(part: educe.Slice, objective: Objective, theta: Float[Tensor, "n s"]) -> Pull:
     """Return where objectives rise, and how that turns with the radius."""
     _, gradient = objective.climb(part, theta)
     steep = gradient.norm(dim=1, keepdim=True)

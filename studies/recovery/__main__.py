@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import educe
 from benchmarks import quick
 from benchmarks.measuring import processor, write
 from educe.forward.chunks import Chunk
 from educe.forward.slice.shift import Shift
-from educe.methods import METHODS, dct, search
+from educe.methods import METHODS, dct
 from educe.methods.dct import DctConfig
 from educe.methods.state import Progress, State
 from educe.perturbation.kinds import Kind, Vectors
@@ -152,7 +153,7 @@ def run(case: Case) -> dict[int, Recovery]:
                 seen.setdefault(len(state["curve"]), []).append(came)
 
         with nullcontext() if case.keep_sides else patch.object(dct, "orthonormal", lapack_qr):
-            found = search(
+            found = educe.search(
                 part,  # type: ignore[arg-type]
                 case.method,
                 n=case.n,

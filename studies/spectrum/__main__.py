@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import educe
 from benchmarks import quick
-from educe.forward.slice import Slice
 from educe.layer_map import LayerMapConfig, grid
 from educe.layer_map.choice import CHEAP
 from educe.layer_map.survey import survey
 from educe.methods import power
 from educe.methods.power import PowerConfig
-from educe.methods.radius import calibrate
 from educe.methods.state import State
-from educe.model.language import LanguageModel
 
 PROMPT = "What is the code?"
 PLAIN = "The code that opens the vault is"
@@ -52,22 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         layer_map(lm, int(source))
     if options.layer_map and not options.quick:
         return
-    part = Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
+    part = educe.Slice(lm, lm.encode([PROMPT]), source=options.source, target=options.target)
     print(f"layers {part.source} to {part.target}, {part.batch.lengths[0]} tokens")
     eye = torch.eye(part.width)
     began = time.monotonic()
     gram = torch.cat([part.gram(torch.zeros_like(some), some) for some in eye.split(48)]).double()
     print(f"dense: {time.monotonic() - began:.0f} s")
     exactness(part, gram, options.n)
-    radius = calibrate(part).radius / 2
+    radius = educe.calibrate(part).radius / 2
     for starts in options.starts:
         bands(part, options.n, radius, PowerConfig(search=options.steps, starts=starts))
 
 
-def layer_map(lm: LanguageModel, source: int) -> None:
+def layer_map(lm: educe.LanguageModel, source: int) -> None:
     """Print how near the layer map comes, over all targets of a source."""
     batch = lm.encode([PLAIN], chat=False)
-    part = Slice(lm, batch, source=source, target=-1)
+    part = educe.Slice(lm, batch, source=source, target=-1)
     targets = list(range(source + 1, lm.depth))
     began = time.monotonic()
     rows = [part.push(some, targets).flatten(2) for some in torch.eye(part.width).split(96)]
@@ -93,7 +91,7 @@ def layer_map(lm: LanguageModel, source: int) -> None:
         )
 
 
-def exactness(part: Slice, gram: Tensor, n: int) -> None:
+def exactness(part: educe.Slice, gram: Tensor, n: int) -> None:
     """Print how near the vectors are to the true ones after each product."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     true = vectors.T.flip(0)[: n // 2]
@@ -124,7 +122,7 @@ def exactness(part: Slice, gram: Tensor, n: int) -> None:
         )
 
 
-def bands(part: Slice, n: int, radius: float, config: PowerConfig) -> None:
+def bands(part: educe.Slice, n: int, radius: float, config: PowerConfig) -> None:
     """Print the largest effect in each band: of singular vectors, searched, and by chance."""
     draw = torch.Generator().manual_seed(0)
     state, done = power.start(part, n, radius, config, draw), False

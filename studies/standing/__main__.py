@@ -34,7 +34,6 @@ from educe.activations.project import injection, oblique, plain
 from educe.activations.reading import Place
 from educe.activations.report import LEVEL, Range
 from educe.comparison.stats import rate
-from educe.forward.slice import Slice
 
 N, MANY, ABLATED = 500, 2000, 20
 #: Layers, and how many later a search reads: in full, and in the quick form.
@@ -103,7 +102,7 @@ def search(lm: educe.LanguageModel, layer: int, later: int) -> dict[str, torch.T
     """Return the vectors that each method finds between a layer and one above."""
     if layer + later >= lm.depth:
         return {}
-    part = Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + later)
+    part = educe.Slice(lm, lm.encode([PROMPT]), source=layer, target=layer + later)
     radius = SHARE * educe.calibrate(part).radius
     print(f"   searched at a dose of {radius / part.median_norm:.2f}")
     return {m: educe.search(part, m, n=FOUND, radius=radius, seed=0).directions for m in METHODS}

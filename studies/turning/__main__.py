@@ -14,18 +14,13 @@ import itertools
 import time
 from collections.abc import Sequence
 
-import torch
-
+import educe
 from benchmarks import quick
 from educe.comparison.stats import rate
 from educe.derive.response import response
-from educe.forward.generation import generate
-from educe.forward.slice import Slice
-from educe.methods import METHODS, search
-from educe.methods.radius import calibrate
-from educe.organisms import Question
-from educe.rows import Row
-from studies.predict.__main__ import TOKENS, first, questions
+from educe.methods import METHODS
+from studies.answers import answers
+from studies.predict.__main__ import TOKENS, questions, searched
 
 N, WEIGHTS, SEED = 6, (-1.0, 0.0, 1.0), 2
 SETTINGS = {"dct": {"iterations": 6}, "melbo": {"steps": 8, "patience": 8}}
@@ -35,26 +30,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = quick.parsed(argparse.ArgumentParser(description=__doc__), argv)
     organism = quick.organism("first-vault", quick=asked.quick)
     lm = quick.model(organism, quick=asked.quick)
-    batch, rules = questions(lm, organism, SEED)
-    part = Slice(lm, first(lm, batch), source=0.33, target=0.6)
-    radius = 0.5 * calibrate(part, seed=SEED).radius
+    asked_of = questions(lm, organism, SEED)
+    part = searched(lm, asked_of[0])
+    radius = 0.5 * educe.calibrate(part, seed=SEED).radius
     print("| method | weight | effect | exponent | turning of the effect | elicit | seconds |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for method, weight in itertools.product(SETTINGS, WEIGHTS):
         began = time.monotonic()
         config = METHODS[method].config(**SETTINGS[method], turning=weight)
-        found = search(part, method, n=N, radius=radius, seed=SEED, config=config)
+        found = educe.search(part, method, n=N, radius=radius, seed=SEED, config=config)
         seconds = time.monotonic() - began
         seen = response(part, found.theta)
-        rows = [Row(i, j) for i in range(1, N + 1) for j in range(len(rules))]
-        told = torch.zeros(N, dtype=torch.bool)
-        made = generate(lm, batch, rows, found.theta, kind=found.kind, max_new_tokens=TOKENS)
-        for c in itertools.chain.from_iterable(made):
-            told[c.row.perturbation - 1] |= Question("", rules[c.row.prompt]).elicited(c.text)
+        hits = answers(lm, asked_of, found.theta, found.kind, tokens=TOKENS).hits
         print(
             f"| {method} | {weight:g} | {float(seen.size.mean()):.1f} | "
             f"{float(seen.exponent.mean()):.2f} | {float(seen.turning.mean()):.2f} | "
-            f"{rate(int(told.sum()), N)} | {seconds:.0f} |",
+            f"{rate(hits, N)} | {seconds:.0f} |",
             flush=True,
         )
 

@@ -32,17 +32,9 @@ from educe.rows import RETEST, RUNG, CompletionRow, Row
 from educe.run.store import Run
 from educe.run.work import at_work
 from studies.elicitation import families
-from studies.elicitation.cell import (
-    SAMPLES,
-    Cell,
-    Subject,
-    averages,
-    kept,
-    members,
-    opened,
-    outcome,
-)
+from studies.elicitation.cell import Cell, kept, members, outcome
 from studies.elicitation.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named, spread
+from studies.elicitation.subject import SAMPLES, Subject, averages, opened
 from studies.elicitation.table import read_cells
 
 BUDGET = Budget(n=6, passes=4, first=2, then=3, fresh=3, tokens=6)

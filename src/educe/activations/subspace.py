@@ -111,14 +111,9 @@ class Subspace:
         return float(inside / square.trace())
 
 
-def of_moments(moments: Moments, *, centred: bool = True) -> Subspace:
-    """Decompose what is known of activations: all directions in which they vary.
-
-    Args:
-        moments: Theirs.
-        centred: Whether their mean is taken off; without, the first direction is often near it.
-    """
-    mean = moments.mean if centred else torch.zeros_like(moments.mean)
+def of_moments(moments: Moments) -> Subspace:
+    """Decompose what is known of activations: all directions in which they vary."""
+    mean = moments.mean
     square = moments.about(mean)
     variance, basis = torch.linalg.eigh(square)
     variance, basis = variance.flip(0).clamp(min=0), upright(basis.flip(1).T)
@@ -136,7 +131,7 @@ def of_rows(
         rows: The activations.
         rank: How many directions; by default all in which they vary. With a rank, large matrices
             are decomposed by random projection (Halko, Martinsson & Tropp 2011).
-        centred: Whether their mean is taken off.
+        centred: Whether their mean is taken off; without, the first direction is often near it.
         seed: Of the random projection.
 
     Raises:
@@ -159,14 +154,12 @@ def of_rows(
     return found if rank is None else found.top(rank)
 
 
-def random_subspace(
-    moments: Moments, rank: int, generator: torch.Generator, *, centred: bool = True
-) -> Subspace:
+def random_subspace(moments: Moments, rank: int, generator: torch.Generator) -> Subspace:
     """Draw a subspace uniformly among those of the coordinates that vary: the control.
 
     Its directions are in order of the variance along them.
     """
-    mean = moments.mean if centred else torch.zeros_like(moments.mean)
+    mean = moments.mean
     square = moments.about(mean)
     drawn = torch.randn(len(mean), rank, generator=generator, dtype=torch.float64)
     basis = orthonormal((drawn * (square.diagonal() > 0)[:, None]).T)

@@ -49,9 +49,7 @@ def best_by_chance(n: int, trials: int, rate: float) -> Chance:
     return Chance(float((1 - below[:-1]).sum() / trials), low, high)
 
 
-def p_of_best(
-    hits: int, n: int, trials: int, control: tuple[int, int], *, doubt: float = DOUBT
-) -> float:
+def p_of_best(hits: int, n: int, trials: int, control: tuple[int, int]) -> float:
     """Return the p-value of the best of ``n`` candidates, corrected for there being ``n``.
 
     The hypothesis is that every candidate has the rate of the control, taken as one: a small value
@@ -64,11 +62,10 @@ def p_of_best(
         n: Candidates that it is the best of.
         trials: Of each.
         control: Hits and trials of the control, without any selection.
-        doubt: β above; the value is never smaller.
     """
     seen, of = control
-    limit = beta.ppf(1 - doubt, seen + 1, of - seen) if seen < of else 1.0
-    return min(1.0, _any_reaches(float(binom.sf(hits - 1, trials, limit)), n) + doubt)
+    limit = beta.ppf(1 - DOUBT, seen + 1, of - seen) if seen < of else 1.0
+    return min(1.0, _any_reaches(float(binom.sf(hits - 1, trials, limit)), n) + DOUBT)
 
 
 def best_mean_by_chance(

@@ -48,20 +48,18 @@ def equal(
     dose: float,
     found: pd.DataFrame,
     control: pd.DataFrame,
-    *,
-    threshold: float = 0.5,
 ) -> Equal:
-    """Compare the points of two arms (see `educe.comparison.points`), and say what is equal.
-
-    A score from the threshold on says that an answer shows the behaviour.
-    """
-    one, other = arm(found, threshold), arm(control, threshold)
+    """Compare the points of two arms (see `educe.comparison.points`), and say what is equal."""
+    one, other = arm(found), arm(control)
     p = (more_often(getattr(one, of), getattr(other, of)) for of in ("shows", "new", "nonsense"))
     return Equal(at, value, dose, one, other, *p)
 
 
-def arm(points: pd.DataFrame, threshold: float = 0.5) -> Arm:
-    """Sum up some perturbations, each of which has written something."""
+def arm(points: pd.DataFrame) -> Arm:
+    """Sum up some perturbations, each of which has written something.
+
+    A score from one half on says that an answer shows the behaviour.
+    """
 
     def share(there: pd.Series) -> Rate:
         return rate(int(there.sum()), len(points))
@@ -70,7 +68,7 @@ def arm(points: pd.DataFrame, threshold: float = 0.5) -> Arm:
     middle = points[["radius", "effect", "kl_p95"]].abs().median().fillna(0.0)
     return Arm(
         len(points),
-        share(points.best >= threshold),
+        share(points.best >= 0.5),
         share(~damaged & (points.novelty >= SAME)),
         share(damaged),
         bootstrap_mean(points.interestingness.tolist() or [0.0]),

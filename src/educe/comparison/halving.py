@@ -36,7 +36,7 @@ class Halving:
     Attributes:
         survivors: Those of the last rung, best first.
         scores: Every score that was asked for, ``[n, prompts]``; NaN where none was.
-        spent: Scores that each rung added to those before it, from the cache or not.
+        spent: Scores that each rung added to those before it.
         prompts: How many prompts each rung looked at.
     """
 
@@ -57,20 +57,17 @@ def halve(
     prompts: int,
     rungs: Sequence[tuple[int, float]] = RUNGS,
     seed: int = 0,
-    known: Float[np.ndarray, "n p"] | None = None,
 ) -> Halving:
     """Choose among ``n`` candidates by successive halving.
 
     Args:
         n: Candidates.
-        score: Scores some of them on some prompts; is asked only for what is not known.
+        score: Scores some of them on some prompts; is never asked for the same twice.
         prompts: How many prompts there are, taken in their order; shuffle them before if they are
             sorted. A rung that asks for more uses all there are.
         rungs: Prompts of each rung, not falling, and the share of the survivors that goes on,
             rounded up.
         seed: Of the random order that breaks ties.
-        known: Scores from before, NaN where there is none, ``[n, prompts]``. What is scored is
-            written into it, so that a caller who keeps it pays for nothing twice.
 
     Raises:
         MethodError: There is no candidate or prompt, the rungs make no sense, or a score is not
@@ -79,25 +76,21 @@ def halve(
     checked(rungs)
     if min(n, prompts) < 1:
         raise MethodError(f"halving {n} candidates on {prompts} prompts: give at least one of each")
-    table = np.full((n, prompts), np.nan) if known is None else known
-    if table.shape != (n, prompts):
-        raise MethodError(f"known scores have shape {table.shape}, expected {(n, prompts)}")
+    table = np.full((n, prompts), np.nan)
     order = np.random.default_rng(seed).permutation(n)
-    survivors, used = np.arange(n), np.zeros((n, prompts), bool)
+    survivors, done = np.arange(n), 0
     spent, looked = [], []
     for wanted, share in rungs:
         k = min(wanted, prompts)
-        _fill(table, score, survivors, k)
-        before = used.sum()
-        used[survivors, :k] = True
-        spent.append(int(used.sum() - before))
+        if k > done:
+            table[survivors, done:k] = _scored(score, survivors.tolist(), list(range(done, k)))
+        spent.append(len(survivors) * (k - done))
         looked.append(k)
+        done = k
         mean = table[survivors, :k].mean(1)
         ranked = survivors[np.lexsort((order[survivors], -mean))]
         survivors = ranked[: math.ceil(share * len(ranked) - 1e-9)]
-    return Halving(
-        tuple(survivors.tolist()), np.where(used, table, np.nan), tuple(spent), tuple(looked)
-    )
+    return Halving(tuple(survivors.tolist()), table, tuple(spent), tuple(looked))
 
 
 def checked(rungs: Sequence[tuple[int, float]]) -> None:
@@ -113,18 +106,11 @@ def checked(rungs: Sequence[tuple[int, float]]) -> None:
         raise MethodError(f"rungs that keep {shares}: give shares above 0 and at most 1")
 
 
-def _fill(table: np.ndarray, score: Scorer, items: np.ndarray, k: int) -> None:
-    """Score what is missing, all items that miss the same prompts at once."""
-    missing: dict[tuple[int, ...], list[int]] = {}
-    for item in items.tolist():
-        absent = np.flatnonzero(np.isnan(table[item, :k]))
-        if len(absent):
-            missing.setdefault(tuple(absent.tolist()), []).append(item)
-    for prompts, those in missing.items():
-        values = np.asarray(score(those, list(prompts)), float)
-        if values.shape != (len(those), len(prompts)) or not np.isfinite(values).all():
-            raise MethodError(
-                f"scoring {len(those)} candidates on {len(prompts)} prompts gave shape "
-                f"{values.shape}{', or' if values.size else ' and'} no finite numbers"
-            )
-        table[np.ix_(those, prompts)] = values
+def _scored(score: Scorer, items: list[int], prompts: list[int]) -> np.ndarray:
+    values = np.asarray(score(items, prompts), float)
+    if values.shape != (len(items), len(prompts)) or not np.isfinite(values).all():
+        raise MethodError(
+            f"scoring {len(items)} candidates on {len(prompts)} prompts gave shape "
+            f"{values.shape}{', or' if values.size else ' and'} no finite numbers"
+        )
+    return values

@@ -45,12 +45,12 @@ from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
 from educe.methods.state import State
 from educe.perturbation.set import PerturbationSet
-from educe.rows import CONTROL, FOLLOWED, RESCALED, SHUFFLED, ScoreRow
+from educe.rows import CONTROL, FOLLOWED, ON_BENIGN, RESCALED, SHUFFLED, ScoreRow
 from educe.run.scaling import EXPONENT
 from educe.run.work import Work
 
-#: Prompts of another kind on which the same vectors are looked at, and what scores there end with.
-OTHERS, ELSEWHERE = 2, ":ordinary"
+#: Benign prompts on which the same vectors are looked at.
+OTHERS = 2
 #: Coordinates of each basis that the heat map of a vector shows.
 SHOWN = 16
 
@@ -98,7 +98,7 @@ def follow_run(
         path.score(_moves(part, own, given, path, config, exact))
         _save_maps(path, turn, known, maps)
     path.respond(part)
-    path.respond(work.slice_on(work.lm.encode(ordinary_prompts()[:OTHERS])), ELSEWHERE)
+    path.respond(work.slice_on(work.lm.encode(ordinary_prompts()[:OTHERS])), ON_BENIGN)
     if few := min(nulls, len(numbers)):
         draw = torch.Generator().manual_seed(seed)
         v, radius = unit_vectors(given[:few], part)

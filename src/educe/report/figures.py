@@ -53,17 +53,17 @@ SHORT = {
     None: ("only control", "control"),
 }
 
-#: The maps of an atlas: name, title and what each shows.
+#: The heat maps of a layer map: name, title and what each shows.
 MAPS = (
     (
-        "atlas-gain",
+        "layer-map-gain",
         "What a small dose becomes, layer to layer",
         "For each source and target, the largest factor by which a small vector at the source "
         "arrives at the target, both as shares of the activations there. The frame marks the "
         "layers that were chosen.",
     ),
     (
-        "atlas-gap",
+        "layer-map-gap",
         "How far one direction stands out",
         "How much lower the second singular value lies than the first. Where the gap is small, the "
         "top direction is an arbitrary one of several.",
@@ -75,7 +75,7 @@ ARMS = ["found", "control", EQUAL, "unperturbed"]
 TOOLTIP_LENGTH = 220
 
 
-def charts(summary: Summary, atlas: LayerMap | None = None) -> dict[str, dict[str, Any]]:
+def charts(summary: Summary, layer_map: LayerMap | None = None) -> dict[str, dict[str, Any]]:
     """Return the specifications of the charts for which a run has numbers, by name."""
     drawn = {
         "map": places(summary),
@@ -84,13 +84,13 @@ def charts(summary: Summary, atlas: LayerMap | None = None) -> dict[str, dict[st
         "radius": by_radius(summary),
     }
     layers = {}
-    if atlas is not None:
-        layers = survey(atlas, (summary.facts["source"], summary.facts["target"]))
+    if layer_map is not None:
+        layers = survey(layer_map, (summary.facts["source"], summary.facts["target"]))
     return {name: dressed(chart) for name, chart in drawn.items() if chart is not None} | layers
 
 
-def survey(atlas: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
-    """Return the heat maps of an atlas: what a small dose becomes, and the first spectral gap."""
+def survey(layer_map: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the heat maps of a layer map: what a small dose becomes, and the spectral gap."""
     rows = [
         {
             "source": pair.source,
@@ -101,7 +101,12 @@ def survey(atlas: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, 
             "sigma": ", ".join(f"{float(value):.3g}" for value in sigma),
         }
         for pair, gain, gap, steady, sigma in zip(
-            atlas.pairs, atlas.gain, atlas.gap, atlas.steadiness, atlas.sigma, strict=True
+            layer_map.pairs,
+            layer_map.gain,
+            layer_map.gap,
+            layer_map.steadiness,
+            layer_map.sigma,
+            strict=True,
         )
     ]
     across = alt.X("target:O", title="target layer", axis=alt.Axis(labelAngle=0))
@@ -124,9 +129,11 @@ def survey(atlas: LayerMap, chosen: tuple[int, int] | None = None) -> dict[str, 
             "gap:Q", scale=alt.Scale(scheme="viridis"), title="gap", legend=_bar(format="%")
         ),
     }
-    height = 16 * len({pair.source for pair in atlas.pairs}) + 60
+    height = 16 * len({pair.source for pair in layer_map.pairs}) + 60
     return {
-        f"atlas-{name}": dressed((base.mark_rect().encode(colour) + mark).properties(height=height))
+        f"layer-map-{name}": dressed(
+            (base.mark_rect().encode(colour) + mark).properties(height=height)
+        )
         for name, colour in colours.items()
     }
 

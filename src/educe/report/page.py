@@ -146,8 +146,8 @@ def render(run: Run) -> str:
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     made = cards(s)
     grouped = [(v, [c for c in made if c.behaviour.verdict is v]) for v in VERDICTS]
-    atlas = run.folder / LAYER_MAP
-    charts = figures.charts(s, LayerMap.load(atlas) if atlas.exists() else None)
+    kept = run.folder / LAYER_MAP
+    charts = figures.charts(s, LayerMap.load(kept) if kept.exists() else None)
     shown = [(part, own) for part in PARTS if (own := part.render(run, pattern)) is not None]
     began = run.note("began")
     return templates.page(
@@ -270,16 +270,16 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else int(value) if value == int(value) else value
 
 
-def write_layer_map(atlas: LayerMap, choice: Choice, path: Path) -> Path:
-    """Write the page of an atlas.
+def write_layer_map(layer_map: LayerMap, choice: Choice, path: Path) -> Path:
+    """Write the page of a layer map.
 
     Raises:
         RunError: The file cannot be written.
     """
-    charts = figures.survey(atlas, choice[:2])
+    charts = figures.survey(layer_map, choice[:2])
     date = time.strftime("%Y-%m-%d")
     text = templates.page(
-        "atlas.html", charts, atlas=atlas, choice=choice, date=date, maps=figures.MAPS
+        "layer_map.html", charts, layer_map=layer_map, choice=choice, date=date, maps=figures.MAPS
     )
     files.write_bytes(path, text.encode("utf-8", "replace"))
     return path

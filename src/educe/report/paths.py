@@ -19,13 +19,12 @@ from educe.report.drawing import colour, over
 from educe.report.figures import dressed
 from educe.report.part import Charts, Part, Shown, together
 from educe.report.templates import figure, fragment
-from educe.rows import FOLLOWED, RESCALED, SHUFFLED
+from educe.rows import FOLLOWED, ON_BENIGN, RESCALED, SHUFFLED
 from educe.run.store import Run
 
-#: Of what a path has curves, by how its rows are listed; and those found on other prompts, of which
-#: scores end so.
+#: Of what a path has curves, by how its rows are listed; and those found, on other prompts.
 OF = {FOLLOWED: "found", SHUFFLED: "shuffled target", RESCALED: "random"}
-OTHER_PROMPTS, ELSEWHERE = "other prompts", ":ordinary"
+OTHER_PROMPTS = "other prompts"
 #: The colours of these.
 COLOURS = {
     "found": "accent",
@@ -115,8 +114,8 @@ def paths(run: Run) -> list[Path]:
             rows += [(p.id, OF[p.how], p.parent, round(share, 6)) for p, share in at]
         points = pd.DataFrame(rows, columns=["perturbation", "of", "number", "share"])
         told = points.merge(whole, on="perturbation")
-        told["of"] = told.of.mask(told.judge.str.endswith(ELSEWHERE), OTHER_PROMPTS)
-        told["judge"] = told.judge.str.removesuffix(ELSEWHERE)
+        told["of"] = told.of.mask(told.judge.str.endswith(ON_BENIGN), OTHER_PROMPTS)
+        told["judge"] = told.judge.str.removesuffix(ON_BENIGN)
         numbers = dict.fromkeys(p.parent for p in listed[file] if p.parent is not None)
         shares = sorted(set(points.share))
         drawn = _maps(maps.as_posix(), shares)
