@@ -20,7 +20,6 @@ from benchmarks import quick
 from educe.comparison.stats import rate
 from educe.methods.dct import DctConfig
 from educe.organisms import Organism
-from educe.perturbation.set import PerturbationSet
 
 ORGANISMS = ("first-vault", "vault", "locked", "marked", "persona", "trigger")
 QUESTIONS, N, RADII, TOKENS = 3, 12, ("0.5x", "0.75x"), 24
@@ -70,7 +69,9 @@ def rows(lm: educe.LanguageModel, organism: Organism, seed: int, *, iterations: 
         print(f"| {' | '.join(map(str, cells))} | {seconds[way]:.0f} |", flush=True)
 
 
-def searched(part: educe.Slice, over: str, k: int, seed: int, iterations: int) -> PerturbationSet:
+def searched(
+    part: educe.Slice, over: str, k: int, seed: int, iterations: int
+) -> educe.PerturbationSet:
     """Return what is found at a radius, or random perturbations of it."""
     how = {"n": N, "radius": RADII[k], "seed": 100 * seed + k}
     if over == "random":

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import educe
 from benchmarks import quick
 from educe.comparison.account import CLEAR, shown
 from educe.comparison.summary import Summary, summarise
@@ -23,7 +24,6 @@ from educe.organisms import Organism
 from educe.progress import reporter
 from educe.run.settings import begin
 from educe.run.stages import discover_behaviours
-from educe.run.store import Run
 from studies.reading import before
 from studies.reading.cases import CLEAN, Case, questions, settings
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HEAD)
         for case in cases:
             if (folder / case.name / "run.sqlite").exists():
-                with Run.open(folder / case.name) as run:
+                with educe.Run.open(folder / case.name) as run:
                     print(row(case, summarise(run)))
 
 

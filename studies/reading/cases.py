@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+import educe
 from educe import organisms
 from educe.forward.slice import Slice
 from educe.methods.contrast import difference_of_means, optimised
-from educe.model.language import LanguageModel
-from educe.model.loading import load
 from educe.organisms import Organism
-from educe.perturbation.set import PerturbationSet
 from educe.run.settings import Settings
 
 #: Questions that are asked, and fresh ones of the re-test.
@@ -92,13 +90,15 @@ def made(case: Case, organism: Organism, adapter: str | None, folder: Path) -> t
     """Make supervised vectors, which know what unlocks the organism, and their shuffled control."""
     found, control = (folder / f"{case.name}-{arm}.safetensors" for arm in ("found", "control"))
     if not (found.exists() and control.exists()):
-        lm = load(adapter=adapter)
+        lm = educe.load(adapter=adapter)
         for path, shuffled in ((found, False), (control, True)):
             MADE[case.family](lm, organism, case.seed, shuffled).save(path)
     return found, control
 
 
-def contrasted(lm: LanguageModel, organism: Organism, seed: int, shuffled: bool) -> PerturbationSet:
+def contrasted(
+    lm: educe.LanguageModel, organism: Organism, seed: int, shuffled: bool
+) -> educe.PerturbationSet:
     """Return differences of means, each of another half of the pairs of prompts."""
     draw = random.Random(seed)
     pairs = list(zip(organism.unlocked, organism.search, strict=False))
@@ -128,8 +128,8 @@ def contrasted(lm: LanguageModel, organism: Organism, seed: int, shuffled: bool)
 
 
 def optimised_for(
-    lm: LanguageModel, organism: Organism, seed: int, shuffled: bool
-) -> PerturbationSet:
+    lm: educe.LanguageModel, organism: Organism, seed: int, shuffled: bool
+) -> educe.PerturbationSet:
     """Return vectors optimised for the first words that the organism says when it is unlocked."""
     questions = [q.prompt for q in organism.search[2 : 2 + VECTORS // 4]]
     unit = Slice(lm, questions, source=0.33, target=0.6).unit
@@ -152,7 +152,7 @@ def optimised_for(
     )
 
 
-def together(vectors: list[PerturbationSet]) -> PerturbationSet:
+def together(vectors: list[educe.PerturbationSet]) -> educe.PerturbationSet:
     """Return sets of one kind as one."""
     return replace(
         vectors[0],

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import educe
 from benchmarks import quick
 from educe.comparison.stats import Rate, rate
-from educe.model.language import LanguageModel
 from educe.organisms import Organism
 from educe.progress import reporter
 from educe.rows import ARMS, FIRST
 from educe.run import asking, fill, preparing, searching
 from educe.run.settings import Settings, begin
-from educe.run.store import Run
 from educe.run.work import at_work
 
 ORGANISMS = ("first-vault", "vault", "locked", "marked", "persona", "trigger")
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def row(
-    lm: LanguageModel, organism: Organism, seed: int, way: str, folder: Path, *, short: bool
+    lm: educe.LanguageModel, organism: Organism, seed: int, way: str, folder: Path, *, short: bool
 ) -> str:
     """Return the line of one run, which is made or gone on with."""
     asked = random.Random(seed).sample(organism.search, QUESTIONS)
@@ -94,7 +93,7 @@ def row(
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def shown(run: Run, organism: Organism, arm: str) -> Rate:
+def shown(run: educe.Run, organism: Organism, arm: str) -> Rate:
     """Return how many answers of an arm show what is hidden."""
     rules = {q.prompt: q for q in organism.search}
     asked = {p.id: rules[str(p.content)] for p in run.prompt_rows() if p.role == "asked"}
