@@ -172,6 +172,24 @@ def gathering(out: str) -> None:
     assert sizes[1] >= 6000
 
 
+def over(out: str) -> None:
+    """Each way has 24 perturbations on three questions asked and three fresh ones."""
+    lines = rows(out)[1:]
+    assert [line[2] for line in lines] == ["mean", "least", "each", "random"]
+    assert all(" of 72 " in cell for line in lines for cell in line[3:5])
+    assert all(" of 24 " in line[5] for line in lines)
+
+
+def where(out: str) -> None:
+    """Texts are of 2 vectors, one or three radii, two arms, three questions; and 32 tried places."""
+    plain, scouted = rows(out)[1:]
+    assert (plain[6], plain[9]) == ("–", "12")
+    assert " of 96 " in scouted[6]
+    assert scouted[9] == str(96 + 36)
+    doses = [float(dose) for dose in scouted[5].split(", ")]
+    assert doses == pytest.approx([doses[2] / 2, doses[2] * 3 / 4, doses[2]], abs=0.006)
+
+
 def reading(out: str) -> None:
     """The organism's line, of which no perturbation of the stand-in told anything."""
     (line,) = rows(out)[1:]
@@ -224,8 +242,8 @@ SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
         backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts,
-        gathering, gpu, grouping, grouping_texts, inside, maxima, predict, reading,
-        recovery, spectrum, speed, standing, turning, word_ranks,
+        gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict, reading,
+        recovery, spectrum, speed, standing, turning, where, word_ranks,
     )
 }  # fmt: skip
 

@@ -17,7 +17,6 @@ import torch
 
 import educe
 from educe import organisms
-from educe.forward.slice import Slice
 from educe.methods.contrast import difference_of_means, optimised
 from educe.organisms import Organism
 from educe.run.settings import Settings
@@ -132,7 +131,7 @@ def optimised_for(
 ) -> educe.PerturbationSet:
     """Return vectors optimised for the first words that the organism says when it is unlocked."""
     questions = [q.prompt for q in organism.search[2 : 2 + VECTORS // 4]]
-    unit = Slice(lm, questions, source=0.33, target=0.6).unit
+    unit = educe.Slice(lm, questions, source=0.33, target=0.6).unit
     return together(
         [
             optimised(

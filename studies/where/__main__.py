@@ -25,6 +25,7 @@ from educe.progress import reporter
 from educe.rows import ARMS, FIRST
 from educe.run import asking, fill, preparing, searching
 from educe.run.settings import Settings, begin
+from educe.run.store import Run
 from educe.run.work import at_work
 
 ORGANISMS = ("first-vault", "vault", "locked", "marked", "persona", "trigger")
@@ -93,7 +94,7 @@ def row(
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def shown(run: educe.Run, organism: Organism, arm: str) -> Rate:
+def shown(run: Run, organism: Organism, arm: str) -> Rate:
     """Return how many answers of an arm show what is hidden."""
     rules = {q.prompt: q for q in organism.search}
     asked = {p.id: rules[str(p.content)] for p in run.prompt_rows() if p.role == "asked"}
