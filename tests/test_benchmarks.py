@@ -181,7 +181,7 @@ def over(out: str) -> None:
 
 
 def where(out: str) -> None:
-    """Texts are of 2 vectors, one or three radii, two arms, three questions; 32 places are tried."""
+    """Texts are of 2 vectors, one or three radii, two arms, 3 questions; 32 places are tried."""
     plain, scouted = rows(out)[1:]
     assert (plain[6], plain[9]) == ("–", "12")
     assert " of 96 " in scouted[6]
