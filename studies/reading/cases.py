@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ def settings(case: Case, folder: Path, **more: Any) -> Settings:
     how: dict[str, Any] = {"method": case.family, "n": N, "radius": RADII}
     how["adapter"] = None if case.organism == CLEAN else str(weakened(own, case.strength, folder))
     if case.family in MADE:
-        found, control = made(case, own, how["adapter"], folder)
+        found, control = made(case, own, asked, how["adapter"], folder)
         how |= {"method": "random", "given": str(found), "control": str(control)}
     elif case.family == "cpe":
         how["radius"] = "1,2"
@@ -85,18 +86,20 @@ def weakened(organism: Organism, strength: float, folder: Path) -> Path:
     return copy
 
 
-def made(case: Case, organism: Organism, adapter: str | None, folder: Path) -> tuple[Path, Path]:
+def made(
+    case: Case, organism: Organism, asked: Sequence[str], adapter: str | None, folder: Path
+) -> tuple[Path, Path]:
     """Make supervised vectors, which know what unlocks the organism, and their shuffled control."""
     found, control = (folder / f"{case.name}-{arm}.safetensors" for arm in ("found", "control"))
     if not (found.exists() and control.exists()):
         lm = educe.load(adapter=adapter)
         for path, shuffled in ((found, False), (control, True)):
-            MADE[case.family](lm, organism, case.seed, shuffled).save(path)
+            MADE[case.family](lm, organism, asked, case.seed, shuffled).save(path)
     return found, control
 
 
 def contrasted(
-    lm: educe.LanguageModel, organism: Organism, seed: int, shuffled: bool
+    lm: educe.LanguageModel, organism: Organism, asked: Sequence[str], seed: int, shuffled: bool
 ) -> educe.PerturbationSet:
     """Return differences of means, each of another half of the pairs of prompts."""
     draw = random.Random(seed)
@@ -127,26 +130,25 @@ def contrasted(
 
 
 def optimised_for(
-    lm: educe.LanguageModel, organism: Organism, seed: int, shuffled: bool
+    lm: educe.LanguageModel, organism: Organism, asked: Sequence[str], seed: int, shuffled: bool
 ) -> educe.PerturbationSet:
-    """Return vectors optimised for the first words that the organism says when it is unlocked."""
-    questions = [q.prompt for q in organism.search[2 : 2 + VECTORS // 4]]
-    unit = educe.Slice(lm, questions, source=0.33, target=0.6).unit
+    """Return vectors optimised for the first words of the unlocked organism, on what is asked."""
+    batch = lm.encode(asked)
+    unit = educe.Slice(lm, batch, source=0.33, target=0.6).unit
     return together(
         [
             optimised(
                 lm,
-                lm.encode([question]),
+                batch,
                 organism.opening,
                 source=0.33,
                 radius=dose * unit,
-                n=4,
+                n=VECTORS,
                 steps=12,
                 shuffled=shuffled,
-                seed=100 * seed + k,
+                seed=seed,
             )
             for dose in DOSES["optimised"]
-            for k, question in enumerate(questions)
         ]
     )
 
