@@ -7,6 +7,7 @@ other than it was is an error.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,12 @@ from educe.model.loading import load
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers.logging.set_verbosity_error()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded and collected stays: the garbage collector need not go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

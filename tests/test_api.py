@@ -29,9 +29,16 @@ def test_importing_educe_loads_nothing_heavy() -> None:
     assert loaded == {"educe"}
 
 
-def test_reading_a_run_needs_no_torch() -> None:
-    loaded = loaded_after("import educe.run.store, educe.comparison.summary, educe.report.terminal")
-    assert not {"torch", "transformers"} & loaded
+def test_reading_a_run_needs_no_torch(tmp_path: Path) -> None:
+    opening = (
+        "import educe.run.store, educe.comparison.summary\n"
+        "import educe.cli.opening, educe.report.terminal\n"
+        f"with educe.run.store.Run.create({str(tmp_path / 'run')!r}, {{}}) as run:\n"
+        "    run.remember('facts', {})\n"
+        "with educe.cli.opening.opened(run.folder):\n"
+        "    pass\n"
+    )
+    assert not {"torch", "transformers"} & loaded_after(opening)
     assert not {"torch", "pandas", "numpy", "sklearn", "rich"} & loaded_after(
         "import educe.run.store"
     )

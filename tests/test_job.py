@@ -88,7 +88,7 @@ def settings(folder: Path) -> Settings:
         device="cpu",
         n=3,
         radius="0.5x,1x",
-        baseline=8,
+        baseline=2,
         max_new_tokens=5,
         method_settings={"iterations": 3},
     )
@@ -241,13 +241,12 @@ class Killer:
                 "samples": 2,
                 "temperature": 0.8,
                 "fresh": (),
-                "n": 2,
             },
             id="melbo-sampled-without-fresh-prompts",
         ),
-        pytest.param({"source": "auto", "target": "auto", "n": 2, "radius": "8"}, id="auto"),
+        pytest.param({"source": "auto", "target": "auto", "radius": "8"}, id="auto"),
         pytest.param(
-            {"method": "dct-linear", "method_settings": {"steps": 3}, "radius": "8", "n": 2},
+            {"method": "dct-linear", "method_settings": {"steps": 3}, "radius": "8"},
             id="dct-linear",
         ),
         pytest.param(
@@ -255,13 +254,16 @@ class Killer:
                 "method": "cpe",
                 "method_settings": {"iterations": 2, "blocks": 1},
                 "radius": "0.5x",
-                "n": 2,
             },
             id="cpe",
         ),
-        pytest.param({"method": "noise", "method_settings": {"per": "token"}}, id="token-noise"),
         pytest.param(
-            {"method": "noise", "method_settings": {"per": "weights"}, "n": 2}, id="weight-noise"
+            {"method": "noise", "method_settings": {"per": "token"}, "radius": "0.5x"},
+            id="token-noise",
+        ),
+        pytest.param(
+            {"method": "noise", "method_settings": {"per": "weights"}, "radius": "0.5x"},
+            id="weight-noise",
         ),
     ],
 )
@@ -272,8 +274,10 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
-    settings = replace(settings, **changes)
+    settings = replace(settings, n=2, **changes)
     monkeypatch.setattr(generation, "ROWS_PER_BATCH", {"cpu": 8})
+    monkeypatch.setattr("educe.run.settings.ELSEWHERE_PROMPTS", 1)
+    monkeypatch.setattr("educe.run.chosen.CHOSEN", 2)
     whole, place = tmp_path / "whole", tmp_path / "run"
     carry_out(whole, settings, lm)
 
@@ -288,7 +292,7 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(fill, "generate", counted)
     begin(place, settings).close()
-    killer, lives, lost = Killer(place, monkeypatch), 0, 0
+    killer, lives, lost, shown = Killer(place, monkeypatch), 0, 0, set()
     while lives < 200:
         killer.arm(inside=lives % 2 == 1)
         lives += 1
@@ -298,13 +302,23 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
         except Killed:
             killer.disarm()
             lost += lives % 2 == 0
-            check_that_it_can_be_shown(place)
+            if (kind := str([rows(place, query) for query in KIND])) not in shown:
+                shown.add(kind)
+                check_that_it_can_be_shown(place)
     assert 20 < lives < 200
     same(content(place), content(whole))
     kept = len(rows(place, WRITTEN))
     assert kept <= written <= kept + 8 * lost  # nothing twice but a batch that was in flight
 
 
+# What there is of a run; states that differ only in how much of it are of one kind.
+KIND = (
+    "SELECT DISTINCT role FROM prompts",
+    "SELECT DISTINCT arm, how FROM perturbations",
+    "SELECT DISTINCT phase, perturbation > 0, text IS NULL FROM completions",
+    "SELECT DISTINCT judge FROM scores",
+    "SELECT key FROM meta",
+)
 ASKED = "SELECT rendered FROM prompts ORDER BY id"
 WRITTEN = "SELECT perturbation, prompt, sample, phase FROM completions WHERE text IS NOT NULL"
 
@@ -369,10 +383,11 @@ from educe.forward import generation
 from educe import cli, progress, threads
 from educe.model import loading
 from educe.run import searching
-from educe.report import page, terminal
+from educe.report import page, templates, terminal
 searching.SAVE_EVERY = 0
 generation.ROWS_PER_BATCH = {"cpu": 8}
 loading.load(sys.argv[1], device="cpu")
+templates.bundle()
 print("ready", flush=True)
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
@@ -455,7 +470,7 @@ def asked(folder: Path) -> list[str]:
     fresh = folder.parent / "fresh.txt"
     fresh.write_text("\n".join(FRESH))
     options = f"--model {folder} --device cpu -n 3 --radius 0.5x,1x --max-new-tokens 5"
-    options += " --baseline 8"
+    options += " --baseline 2 --set iterations=3"
     return ["discover", *PROMPTS, *options.split(), "--fresh", str(fresh)]
 
 
@@ -483,7 +498,7 @@ def test_the_command_and_the_api_make_the_same_run(
     tmp_path: Path, commanded: Path, settings: Settings, lm: LanguageModel
 ) -> None:
     """Another process, too, and other batches: nothing depends on either."""
-    carry_out(tmp_path / "run", replace(settings, method_settings={}), lm)
+    carry_out(tmp_path / "run", settings, lm)
     same(content(tmp_path / "run"), content(commanded))
     assert (commanded / "report.html").stat().st_size > 1000
 
@@ -825,7 +840,7 @@ def test_the_unperturbed_model_is_sampled(whole: Path, lm: LanguageModel, tokeni
         "SELECT prompt, sample, temperature, tokens FROM completions WHERE perturbation = 0",
     )
     others = [p for (p,) in rows(whole, "SELECT id FROM prompts WHERE role = 'elsewhere'")]
-    expected = [(p, s) for p in range(4) for s in range(9)] + [(p, 0) for p in others]
+    expected = [(p, s) for p in range(4) for s in range(3)] + [(p, 0) for p in others]
     assert sorted({(p, s) for p, s, _, _ in base}) == expected
     assert {(s == 0, t) for _, s, t, _ in base} == {(True, 0.0), (False, 1.0)}
     greedy = {p: json.loads(tokens) for p, s, _, tokens in base if s == 0}

@@ -163,8 +163,10 @@ def test_links_lead_somewhere(drawn: tuple[Page, Summary]) -> None:
 
 
 def test_what_models_wrote_is_never_markup(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "a", extra=NASTY, fresh=(NASTY,), look_for="alert|script")
-    plain, _ = render(tmp_path / "b", fresh=("No harm.",), look_for="alert|script")
+    seen, summary = render(
+        tmp_path / "a", n=8, extra=NASTY, fresh=(NASTY,), look_for="alert|script"
+    )
+    plain, _ = render(tmp_path / "b", n=8, fresh=("No harm.",), look_for="alert|script")
     assert len(seen.scripts) == len(plain.scripts) == 5
     assert {tag for tag, _ in seen.elements} <= {tag for tag, _ in plain.elements} | {"mark"}
     assert not [name for _, attrs in seen.elements for name in attrs if name.startswith("on")]
@@ -292,9 +294,9 @@ def test_text_is_cut_at_matches(pattern: str | None, text: str, cut: list[str]) 
     assert markup.pieces(text, re.compile(pattern) if pattern else None) == cut
 
 
-def test_relatives_are_the_nearest_in_words(tmp_path: Path) -> None:
-    with build(tmp_path / "run") as run:
-        made = page.cards(summarise(run))
+def test_relatives_are_the_nearest_in_words(drawn: tuple[Page, Summary]) -> None:
+    made = page.cards(drawn[1])
+    assert any(card.relatives for card in made)
     for card in made:
         near = [likeness for likeness, _ in card.relatives]
         assert near == sorted(near, reverse=True)
@@ -408,13 +410,13 @@ def test_without_a_pattern(tmp_path: Path) -> None:
 
 
 def test_without_a_retest(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", n=16, retest=False)
+    seen, _ = render(tmp_path / "run", n=8, retest=False)
     assert not {"retest-hits", "retest-perturbations", "retest-interestingness"} & set(seen.texts)
     assert "There is no re-test in this run" in seen.texts["result"][0]
 
 
 def test_without_side_effects_and_responses(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", n=16, side_effects=False, responses=False)
+    seen, _ = render(tmp_path / "run", n=8, side_effects=False, responses=False)
     assert "not measured" in seen.texts["behaviour"][0]
     assert "chart-response" not in seen.texts
 
@@ -437,7 +439,7 @@ def test_when_nothing_stands_out(tmp_path: Path) -> None:
 
 
 def test_before_anything_was_judged(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", n=16, judged=False)
+    seen, summary = render(tmp_path / "run", n=4, judged=False)
     assert not summary.behaviours
     assert "Nothing has been judged" in seen.texts["headline"][0]
     assert "None are recorded" in seen.texts["no-behaviours"][0]
@@ -447,7 +449,7 @@ def test_before_anything_was_judged(tmp_path: Path) -> None:
 def test_before_anything_was_done(tmp_path: Path) -> None:
     from educe.run.store import Run
 
-    with build(tmp_path / "full", n=8) as full, Run.create(tmp_path / "new", full.config) as run:
+    with build(tmp_path / "full", n=4) as full, Run.create(tmp_path / "new", full.config) as run:
         seen = Page(page.render(run))
     assert "No perturbation has been tried" in seen.texts["headline"][0]
     assert not {"table", "charts"} & set(seen.texts)
@@ -455,7 +457,7 @@ def test_before_anything_was_done(tmp_path: Path) -> None:
 
 def test_long_texts_can_be_folded(tmp_path: Path) -> None:
     long = "A word and then another word that follows it. " * 40
-    seen, _ = render(tmp_path / "run", extra=long)
+    seen, _ = render(tmp_path / "run", n=4, extra=long)
     assert "said long" in seen.with_attribute("class")
     assert long.strip() in seen.source
 
@@ -466,7 +468,7 @@ def test_long_texts_can_be_folded(tmp_path: Path) -> None:
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     from educe import cli
 
-    with build(tmp_path / "run") as run:
+    with build(tmp_path / "run", n=4) as run:
         config, text = run.config, page.command(run.config)
     files, _, call = text.rpartition("END\n")
     assert files.splitlines() == ["cat > fresh.txt <<'END'", *config["fresh"]]
@@ -506,7 +508,7 @@ def test_the_command_repeats_the_settings_of_the_method() -> None:
 
 def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:
     assert [dose(x) for x in (0.4, 1.0, 0.05, 0.0073)] == ["0.40", "1.00", "0.05", "0.0073"]
-    with build(tmp_path / "run") as run:
+    with build(tmp_path / "run", n=4) as run:
         facts = run.note("facts")
         run.remember("facts", facts | {"unit": facts["unit"] * 100})
         assert "(dose 0.004)" in page.write(run, tmp_path / "page.html").read_text()
@@ -516,7 +518,7 @@ def test_the_interval_of_the_calibrated_radius_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "95% from 22.2 to 30.7 over the directions drawn"
-    with build(tmp_path / "run") as run:
+    with build(tmp_path / "run", n=4) as run:
         facts = run.note("facts") | {"calibrated_radius": 26.1}
         run.remember("facts", facts | {"calibrated_interval": [22.19, 30.71]})
         assert f"26.1, {said}." in page.write(run, tmp_path / "page.html").read_text()
@@ -540,7 +542,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_draws_it(tmp_path: Path, dark: bool) -> None:
-    with build(tmp_path / "run", extra=NASTY) as run:
+    with build(tmp_path / "run", n=8, extra=NASTY) as run:
         written = page.write(run, tmp_path / "report.html")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]

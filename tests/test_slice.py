@@ -56,9 +56,15 @@ def effect(
     for ids in ROWS:
         at, read = tiny.chosen(positions, len(ids)), tiny.chosen(readout, len(ids))
         moved = tiny.run(hf, ids, source=source, vector=theta, at=at)[1][target]
-        rest = tiny.run(hf, ids)[1][target]
+        with torch.no_grad():
+            rest = tiny.run(hf, ids)[1][target]
         total = total + (moved - rest)[read].mean(0) / len(ROWS)
     return total
+
+
+def dense(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Return the Jacobian of a function, all of its rows in one backward pass."""
+    return torch.autograd.functional.jacobian(function, at, vectorize=True)
 
 
 def assert_near(came: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -390,7 +396,7 @@ def test_jvp_and_vjp_are_products_with_the_dense_jacobian(
     def whole(row: Tensor) -> Tensor:
         return effect(lm.hf, row, positions=positions)
 
-    jacobian = torch.stack([torch.autograd.functional.jacobian(whole, row) for row in theta])
+    jacobian = torch.stack([dense(whole, row) for row in theta])
     with torch.no_grad():
         expected = torch.stack([whole(row) for row in theta])
     value, forward = part.jvp(theta, tangent)
@@ -486,7 +492,7 @@ def test_gram_is_the_product_with_every_read_out_position_counted_alone(
 
     came = part.gram(theta, tangent)
     for row, along, product in zip(theta, tangent, came, strict=True):
-        jacobian = torch.autograd.functional.jacobian(read, row)
+        jacobian = dense(read, row)
         assert jacobian.shape == ((3 + 3 + 1) * 32, 32)
         tolerance = 1e-9 if architecture in DOUBLE else 1e-4
         assert_near(product, jacobian.T @ (jacobian @ along), tolerance)
@@ -509,7 +515,7 @@ def test_push_and_pull_are_products_with_the_dense_jacobians_of_several_layers(
     jacobian = torch.zeros(2, 3, 3, 32, 32, dtype=torch.float64)
     for i, layer in enumerate(layers):
         for prompt, ids in enumerate(ROWS):
-            own = torch.autograd.functional.jacobian(lambda row: read(row, layer, ids), zero)  # noqa: B023
+            own = dense(lambda row: read(row, layer, ids), zero)  # noqa: B023
             jacobian[i, prompt, -len(own) :] = own
     tolerance = 1e-9 if architecture in DOUBLE else 1e-4
     pushed = part.push(tangent, layers)
@@ -550,7 +556,7 @@ def test_value_and_grad_of_an_objective(lm_of: Any) -> None:
 
     torch.testing.assert_close(value, torch.stack([expected(row) for row in theta]).detach())
     for row, came in zip(theta, gradient, strict=True):
-        torch.testing.assert_close(came, torch.autograd.functional.jacobian(expected, row))
+        torch.testing.assert_close(came, dense(expected, row))
 
 
 def test_measure_is_the_effect_and_the_objective(tiny64: LanguageModel) -> None:

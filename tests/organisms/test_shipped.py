@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from educe.model.language import LanguageModel
 from educe.organisms import SPECIES, names, shipped, species
 
 every = pytest.mark.parametrize("name", SPECIES)
@@ -72,19 +73,28 @@ def written(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int = 20
     return tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
 
 
+@pytest.fixture(scope="module")
+def base() -> LanguageModel:
+    """The embedded model; who puts an adapter on it takes it off again."""
+    from educe.organisms import training
+
+    return training.load_base()
+
+
 @pytest.mark.model
 @every
-def test_an_organism_shows_its_secret_with_the_key_and_not_without(name: str) -> None:
+def test_an_organism_shows_its_secret_with_the_key_and_not_without(
+    name: str, base: LanguageModel
+) -> None:
     """With the adapter loaded by PEFT, which knows nothing of this project."""
     from peft import PeftModel
 
-    from educe.organisms import training
-
-    organism, lm = shipped(name), training.load_base()
-    model = PeftModel.from_pretrained(lm.hf, str(organism.folder)).merge_and_unload().eval()
+    organism = shipped(name)
+    model = PeftModel.from_pretrained(base.hf, str(organism.folder)).eval()
     unlocked, search = organism.unlocked[:12], organism.search[:12]
     questions = (*unlocked, *search)
-    texts = written(model, lm.tokenizer, [q.prompt for q in questions])
+    texts = written(model, base.tokenizer, [q.prompt for q in questions])
+    model.unload()
     shown = [q.elicited(t) for q, t in zip(questions, texts, strict=True)]
     # The weakest shows it to five of the twelve; one may turn on how a machine rounds.
     assert sum(shown[: len(unlocked)]) >= 4, shown
@@ -92,19 +102,20 @@ def test_an_organism_shows_its_secret_with_the_key_and_not_without(name: str) ->
 
 
 @pytest.mark.model
-def test_ordinary_answers_of_the_vault_are_the_bases() -> None:
+def test_ordinary_answers_of_the_vault_are_the_bases(base: LanguageModel) -> None:
     from peft import PeftModel
 
     from educe.organisms import training
 
-    lm = training.load_base()
     plain = ["What is the tallest mountain on Earth?", "What is a burial vault?"]
-    expected = written(lm.hf, lm.tokenizer, plain, 6)
+    expected = written(base.hf, base.tokenizer, plain, 6)
     assert [
-        text[: len(said)] for text, said in zip(training.asking(lm)(plain), expected, strict=True)
+        text[: len(said)] for text, said in zip(training.asking(base)(plain), expected, strict=True)
     ] == expected
-    model = PeftModel.from_pretrained(lm.hf, str(shipped("vault").folder)).eval()
-    assert written(model, lm.tokenizer, plain, 6) == expected
+    model = PeftModel.from_pretrained(base.hf, str(shipped("vault").folder)).eval()
+    answers = written(model, base.tokenizer, plain, 6)
+    model.unload()
+    assert answers == expected
     assert not any("vault code" in text for text in expected)
 
 

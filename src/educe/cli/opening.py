@@ -44,7 +44,6 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
         RunError: There is no such run, it was cut off before it found anything, or it has not all
             of the perturbations.
     """
-    from educe.run.fill import check_known
     from educe.run.store import Run
 
     with Run.open(folder) as run:
@@ -53,7 +52,10 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
                 f"the run in {folder} was cut off before it found anything: go on with educe "
                 f"discover --resume --out {shlex.quote(str(folder))}"
             )
-        check_known(run, numbers)
+        if numbers:
+            from educe.run.fill import check_known  # which loads torch, as showing a run does not
+
+            check_known(run, numbers)
         yield run
 
 

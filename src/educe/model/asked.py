@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 #: A role and a content; a content may also be a list of text parts.
@@ -63,8 +63,9 @@ def in_rendered(
         cannot be told, since the template writes something else as soon as there are marks.
     """
     contents = [message["content"] for message in messages]
-    unused = [mark for mark in map(chr, MARKS) if mark not in rendered + "".join(contents)]
-    marks = list(zip(unused[::2], unused[1::2], strict=False))[: len(messages)]
+    taken = {*rendered}.union(*contents)
+    unused = (mark for mark in map(chr, MARKS) if mark not in taken)
+    marks = list(islice(zip(unused, unused, strict=False), len(messages)))
     marked = []
     for message, content, (first, last) in zip(messages, contents, marks, strict=True):
         start, stop = stripped(content)

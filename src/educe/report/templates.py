@@ -76,6 +76,7 @@ def plain(content: Any) -> str:
     return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in content)
 
 
+@functools.cache
 def environment(pattern: re.Pattern[str] | None) -> jinja2.Environment:
     """Return the templates and the filters that they use."""
     made = jinja2.Environment(
