@@ -13,10 +13,11 @@ perturbation. Rates leave out the prompts whose likeliest answer says the same.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,23 @@ def behaviours(texts: pd.DataFrame, samples: int = 1) -> tuple[Behaviour, ...]:
     return tuple(_Told(texts[texts[BEHAVIOUR].notna()], asked).behaviours())
 
 
+class _Texts(NamedTuple):
+    """Some texts as arrays: every behaviour counts among them, and selecting rows is slow."""
+
+    behaviour: np.ndarray
+    perturbation: np.ndarray
+    prompt: np.ndarray
+    arm: np.ndarray
+
+    @classmethod
+    def of(cls, texts: pd.DataFrame) -> _Texts:
+        return cls(*(texts[n].to_numpy() for n in (BEHAVIOUR, "perturbation", "prompt", "arm")))
+
+    def says(self, b: int, some: np.ndarray) -> Rate:
+        """Return how many of some of them say a behaviour."""
+        return rate(int((some & (self.behaviour == b)).sum()), int(some.sum()))
+
+
 class _Told:
     """The answers of a run, and the counts that all behaviours share."""
 
@@ -90,11 +108,15 @@ class _Told:
         self.plain = known[(known.perturbation == 0) & (known.phase == FIRST)]
         likeliest = self.plain[self.plain["sample"] == 0]
         self.greedy = dict(zip(likeliest.prompt, likeliest[BEHAVIOUR], strict=True))
+        self.drawn = _Texts.of(self.plain[self.plain["sample"] > 0])
+        self.usual = {prompt: list(own) for prompt, own in self.plain.groupby("prompt").traits}
         self.asked, self.changed = asked, asked[asked[BEHAVIOUR] != asked.greedy]
         self.sizes = asked.groupby("arm").unit.nunique()
+        self.doses = asked[asked.arm == FOUND].groupby("dose").unit.nunique()
         again = known[(known.phase == RETEST) & (known.perturbation > 0)]
-        self.elsewhere = again[again.role == ELSEWHERE]
-        self.again = again[again.role != ELSEWHERE]
+        self.elsewhere = _Texts.of(again[again.role == ELSEWHERE])
+        self.retested = again[again.role != ELSEWHERE]
+        self.again = _Texts.of(self.retested)
 
     def behaviours(self) -> list[Behaviour]:
         """Return all, in order."""
@@ -105,10 +127,9 @@ class _Told:
         self.words = {b: _words(shown[b].text) for b in told}
         self.everywhere = sum(self.words.values(), Counter())
         counts = counts.loc[told]
-        retested = self.again.groupby("arm").perturbation.nunique()
-        repeated = self._counts(self.again.assign(unit=self.again.perturbation)).reindex(
-            told, fill_value=0
-        )
+        again = self.retested
+        retested = again.groupby("arm").perturbation.nunique()
+        repeated = self._counts(again.assign(unit=again.perturbation)).reindex(told, fill_value=0)
         first = self._more_often(counts, (FOUND,), CONTROL, self.sizes)
         second = self._more_often(repeated, (FOUND,), CONTROL, retested)
         pushed = self._more_often(counts, (FOUND, CONTROL, EQUAL), SAMPLES, self.sizes)
@@ -142,16 +163,14 @@ class _Told:
         rates = {arm: rate(int(counts[arm]), int(self.sizes.get(arm, 0))) for arm in counts.index}
         shown = next(s for arm in (FOUND, CONTROL, EQUAL, SAMPLES) if len(s := own[own.arm == arm]))
         finders = own.perturbation[own.arm == FOUND].unique()
-        again = self.again[self.again.perturbation.isin(finders)]
-        others = self.again[self.again.arm != FOUND]
-        plain = self.plain[self.plain.prompt.isin(again.prompt) & (self.plain["sample"] > 0)]
-        far = self.elsewhere[self.elsewhere[BEHAVIOUR] == b]
-        elsewhere = self._elsewhere(far, finders)
-        stock = int((far.arm != FOUND).sum())
+        again, far = self.again, self.elsewhere
+        theirs = np.isin(again.perturbation, finders)
+        elsewhere = self._elsewhere(b, finders)
+        stock = far.says(b, far.arm != FOUND).hits
         means = {n: float(shown[n].fillna(0.0).mean()) for n in ("coherence", "novelty")}
         change = self._change(shown, rates, means["coherence"], elsewhere, stock)
-        retest, samples = _says(again, b), _says(plain, b)
-        loud = _says(others[others.arm == EQUAL], b)
+        retest, loud = again.says(b, theirs), again.says(b, again.arm == EQUAL)
+        samples = self.drawn.says(b, np.isin(self.drawn.prompt, again.prompt[theirs]))
         evidence = Evidence(
             change=change,
             found=rates[FOUND],
@@ -176,7 +195,7 @@ class _Told:
             greedy=self._greedy(b),
             by_dose=self._by_dose(own[own.arm == FOUND]),
             retest=retest,
-            retest_control=_says(others, b),
+            retest_control=again.says(b, again.arm != FOUND),
             retest_samples=samples,
             elsewhere=elsewhere,
             p_value=p,
@@ -197,18 +216,17 @@ class _Told:
         return rate(sum(self.greedy[p] == b for p in prompts), len(prompts))
 
     def _by_dose(self, own: pd.DataFrame) -> dict[float, Rate]:
-        sizes = self.asked[self.asked.arm == FOUND].groupby("dose").unit.nunique()
-        hits = own.groupby("dose").unit.nunique()
-        return {float(d): rate(int(hits.get(d, 0)), int(n)) for d, n in sizes.items()}
+        hits = Counter(dose for dose, _ in {*zip(own.dose, own.unit, strict=True)})
+        return {float(d): rate(hits[d], int(n)) for d, n in self.doses.items()}
 
-    def _elsewhere(self, far: pd.DataFrame, finders: np.ndarray) -> Rate:
+    def _elsewhere(self, b: int, finders: np.ndarray) -> Rate:
         """Return how often one perturbation says it when something else is asked."""
-        there = self.elsewhere[self.elsewhere.perturbation.isin(finders)]
-        trials = there.groupby("perturbation").size()
-        fitting = far[far[BEHAVIOUR] != far.prompt.map(self.greedy)]
-        hits = fitting.groupby("perturbation").size().reindex(trials.index, fill_value=0)
+        far = self.elsewhere
+        usual = [p for p, said in self.greedy.items() if said == b]
+        new = ~np.isin(far.prompt, usual)
+        there = [far.perturbation == n for n in np.unique(finders)]
         return max(
-            (rate(int(hits[p]), int(n)) for p, n in trials.items()),
+            (rate(far.says(b, own & new).hits, int(own.sum())) for own in there if own.any()),
             key=lambda r: r.share,
             default=rate(0, 0),
         )
@@ -240,7 +258,7 @@ class _Told:
         refuses = np.mean([t.refuses for t in traits]) > 0.5
         if refused != refuses:
             return Change.ENDED if refused else Change.BEGUN
-        usual: list[Traits] = list(self.plain.traits[self.plain.prompt.isin(set(shown.prompt))])
+        usual: list[Traits] = [t for p in set(shown.prompt) for t in self.usual.get(p, ())]
         spoken = language(tuple(shown.text)) if recurring else ""
         if spoken and spoken not in self._languages:
             return Change.LANGUAGE
@@ -255,10 +273,6 @@ class _Told:
         if middle > LENGTHS * high or middle < low / LENGTHS:
             return Change.LENGTH
         return Change.USUAL if rates[SAMPLES].hits else Change.NEW
-
-
-def _says(some: pd.DataFrame, b: int) -> Rate:
-    return rate(int((some[BEHAVIOUR] == b).sum()), len(some))
 
 
 def _most(values: Iterable[str]) -> str:
@@ -277,12 +291,12 @@ def _example(shown: pd.DataFrame) -> CompletionRow:
 
 def _numbers(own: pd.DataFrame) -> tuple[int, ...]:
     """Return the perturbations that say it: found ones first, those that say it most often."""
-    some = own[own.perturbation > 0]
-    counts = some.groupby(["arm", "perturbation"]).interestingness.agg(["size", "max"])
-    order = sorted(
-        counts.itertuples(), key=lambda r: (r.Index[0] != FOUND, -r[1], -np.nan_to_num(r[2]))
-    )
-    return tuple(int(r.Index[1]) for r in order)
+    said: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for arm, number, value in zip(own.arm, own.perturbation, own.interestingness, strict=True):
+        if number > 0:
+            said[arm, number].append(0.0 if np.isnan(value) else value)
+    order = sorted(said, key=lambda key: (key[0] != FOUND, -len(said[key]), -max(said[key]), *key))
+    return tuple(int(number) for _, number in order)
 
 
 def _words(texts: pd.Series) -> Counter[str]:
