@@ -187,7 +187,7 @@ def where(out: str) -> None:
     assert " of 96 " in scouted[6]
     assert scouted[9] == str(96 + 36)
     doses = [float(dose) for dose in scouted[5].split(", ")]
-    assert doses == pytest.approx([doses[2] / 2, doses[2] * 3 / 4, doses[2]], abs=0.006)
+    assert doses == pytest.approx([doses[2] / 4, doses[2] / 2, doses[2]], abs=0.006)
 
 
 def reading(out: str) -> None:

@@ -73,7 +73,7 @@ def test_the_place_of_most_answers_that_change_and_hold_is_chosen() -> None:
     )
     place = chosen(places, depth=12, target=7)
     assert (place.source, place.positions) == (5, "prompt")
-    assert place.doses == [0.4, 0.6, 0.8]
+    assert place.doses == [0.2, 0.4, 0.8]
     assert place.target == 8, "a quarter of the depth above the source"
     assert "5 of 8" in place.why
     assert chosen(places, depth=12, target=10).target == 10

@@ -3,9 +3,9 @@
     share = answers that are another text and no damage / answers
 
 Layer, tokens and dose decide more than the method does, and random vectors cost no search. The
-search goes to the layer and tokens of the largest share, at half, three quarters and all of its
-dose: vectors that were searched for are louder than random ones. What the random vectors said stays
-in the run.
+search goes to the layer and tokens of the largest share, at a quarter, half and all of its dose:
+vectors that were searched for are louder than random ones. What the random vectors said stays in
+the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from educe.scores.traits import traits
 #: model bears about twice as much.
 SOURCES, POSITIONS, DOSES = (0.2, 0.33, 0.5, 0.67), ("all", "prompt"), (0.25, 0.4, 0.6, 0.9)
 #: At these shares of the best dose is searched.
-LADDER = (0.5, 0.75, 1.0)
+LADDER = (0.25, 0.5, 1.0)
 #: A target is at least so much of the depth above the source.
 APART = 0.25
 
