@@ -267,8 +267,15 @@ def _vectors(file: Path, console: Console) -> None:
     console.print(written(f"{file} (educe discover --given)", "dim", lead="their vectors: "))
 
 
+#: Columns that have more than one line where there is little room.
+WIDE = ("writes", "natural", "random")
+
+
 def _grid(*names: str, title: str | None = None) -> Table:
-    """Return an empty table: words on the left, numbers on the right; what is written gives way."""
+    """Return an empty table: words on the left, numbers on the right.
+
+    What is written gives way, and so do ranges; a number alone is whole at any width.
+    """
     grid = Table(
         box=None,
         padding=(0, 1),
@@ -279,7 +286,7 @@ def _grid(*names: str, title: str | None = None) -> Table:
     )
     for i, name in enumerate(names):
         words = name in ("arm", "writes") or not (i or name)
-        grid.add_column(name, justify="left" if words else "right", no_wrap=name != "writes")
+        grid.add_column(name, justify="left" if words else "right", no_wrap=name not in WIDE)
     return grid
 
 
