@@ -212,7 +212,10 @@ def test_it_goes_on_where_it_was_stopped(
     ("changes", "said"),
     [
         ({"source": "auto"}, "scouting chooses the source itself"),
-        ({"target": "auto"}, "scouting chooses the source itself"),
+        ({"source": 0.5}, "scouting chooses the source itself"),
+        ({"positions": "prompt"}, "scouting chooses the positions itself"),
+        ({"radius": "2"}, "scouting chooses the radius itself"),
+        ({"target": "auto"}, "scouting chooses the source alone"),
         ({"within": "4"}, "a subspace belongs to one layer"),
         ({"method": "cpe"}, "scouting is with vectors"),
         ({"given": "some.safetensors"}, "say where they act"),

@@ -10,7 +10,8 @@ the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from educe import methods
@@ -69,8 +70,7 @@ def scouted(work: Work) -> Place:
         vectors = [i for some in numbers.values() for i in some]
         work.run.ask([Row(i, j, 0, SCOUT) for i in vectors for j in asked], 0.0)
         fill(work, "where to push")
-        told = [_tally(work, some, *where) for where, some in numbers.items()]
-        work.run.remember(SCOUTED, [t._asdict() for t in told])
+        work.run.remember(SCOUTED, [t._asdict() for t in _tallies(work, numbers)])
     tried = [Tried(**t) for t in work.run.note(SCOUTED)]
     return chosen(tried, work.lm.depth, work.lm.layer(float(work.settings.target)))
 
@@ -109,7 +109,8 @@ def _listed(work: Work) -> dict[tuple[int, str, float], list[int]]:
     known: dict[str, list[int]] = {}
     for p in work.run.perturbation_rows(derived=True):
         known.setdefault(p.file, []).append(p.id)
-    for i, source in enumerate(sorted({lm.layer(share) for share in SOURCES})):
+    sources = sorted({lm.layer(share) for share in SOURCES} - {lm.depth - 1})
+    for i, source in enumerate(sources):
         for positions in POSITIONS:
             part = None
             for k, dose in enumerate(DOSES):
@@ -133,17 +134,23 @@ def _listed(work: Work) -> dict[tuple[int, str, float], list[int]]:
     return numbers
 
 
-def _tally(work: Work, numbers: list[int], source: int, positions: str, dose: float) -> Tried:
-    """Count what the vectors of one layer, tokens and dose did to the answers."""
-    run, own = work.run, set(numbers)
-    texts = [c for c in run.completion_rows(SCOUT) if c.perturbation in own]
+def _tallies(work: Work, numbers: Mapping[tuple[int, str, float], Sequence[int]]) -> list[Tried]:
+    """Count what the vectors of each layer, tokens and dose did to the answers."""
+    run = work.run
     coherence, novelty = (
         {s.of: s.value for s in run.score_rows(name)} for name in ("coherence", "novelty")
     )
     asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
-    broken = [
-        bool(traits(c.text, asked[c.prompt]).damage) or coherence[c.row] < DAMAGED for c in texts
-    ]
-    new = [novelty[c.row] >= SAME for c in texts]
-    changed = sum(n and not b for n, b in zip(new, broken, strict=True))
-    return Tried(source, positions, dose, changed, sum(broken), len(texts))
+    texts = defaultdict(list)
+    for c in run.completion_rows(SCOUT):
+        texts[c.perturbation].append(c)
+    tried = []
+    for where, some in numbers.items():
+        own = [c for number in some for c in texts[number]]
+        broken = [
+            coherence[c.row] < DAMAGED or bool(traits(c.text, asked[c.prompt]).damage) for c in own
+        ]
+        new = [novelty[c.row] >= SAME for c in own]
+        changed = sum(n and not b for n, b in zip(new, broken, strict=True))
+        tried.append(Tried(*where, changed, sum(broken), len(own)))
+    return tried

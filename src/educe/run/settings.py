@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -173,8 +173,12 @@ class Settings(JobOptions, ModelOptions):
             raise MethodError("perturbations that are given say where they act: leave scout out")
         if self.within:
             raise MethodError("a subspace belongs to one layer: leave scout or within out")
-        if "auto" in (self.source, self.target):
-            raise MethodError("scouting chooses the source itself: give a target, and no auto")
+        chosen = {f.name: f.default for f in fields(JobOptions)}
+        for name in ("source", "positions", "radius"):
+            if getattr(self, name) != chosen[name]:
+                raise MethodError(f"scouting chooses the {name} itself: leave scout or {name} out")
+        if self.target == "auto":
+            raise MethodError("scouting chooses the source alone: give a target, or leave it out")
         if self.method in ("cpe", "lora", "noise"):
             raise MethodError(
                 f"scouting is with vectors, and {self.method} searches for others: leave scout out"
