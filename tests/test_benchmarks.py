@@ -181,9 +181,9 @@ def over(out: str) -> None:
 
 
 def where(out: str) -> None:
-    """Texts are of 2 vectors, one or three radii, two arms, 3 questions; 32 places are tried."""
+    """Texts are of 2 vectors, three radii, two arms, three questions; 32 places are tried."""
     plain, scouted = rows(out)[1:]
-    assert (plain[6], plain[9]) == ("–", "12")
+    assert (plain[6], plain[9]) == ("–", "36")
     assert " of 96 " in scouted[6]
     assert scouted[9] == str(96 + 36)
     doses = [float(dose) for dose in scouted[5].split(", ")]

@@ -76,7 +76,7 @@ def row(
         seed=seed,
     )
     if short:
-        settings = replace(settings, n=2, radius="1", max_new_tokens=4)
+        settings = replace(settings, n=2, max_new_tokens=4)
     place = folder / f"{organism.name}-{way}-{seed}"
     with begin(place, settings, resume=True) as run:
         with at_work(run, lm, reporter()) as work:
