@@ -183,6 +183,15 @@ def test_arms_are_counted_through(texts: Texts) -> None:
     assert texts.query("arm == 'unperturbed'").groupby("prompt").size().tolist() == [65, 65]
 
 
+def test_the_unperturbed_model_has_as_many_samples_as_are_asked_for(
+    tiny_lm: LanguageModel, found: PerturbationSet
+) -> None:
+    few = write(tiny_lm, found[:1], PROMPTS, baseline=2, max_new_tokens=3)
+    plain = few[few.perturbation == 0]
+    assert plain.groupby("prompt")["sample"].apply(list).tolist() == [[0, 1, 2]] * len(PROMPTS)
+    assert (plain.temperature == (plain["sample"] > 0)).all()
+
+
 def test_samples_need_a_temperature(tiny_lm: LanguageModel, found: PerturbationSet) -> None:
     with pytest.raises(MethodError, match="give a temperature"):
         write(tiny_lm, found, PROMPTS, samples=2)

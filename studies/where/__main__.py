@@ -22,7 +22,7 @@ from benchmarks import quick
 from educe.comparison.stats import Rate, rate
 from educe.organisms import Organism
 from educe.progress import reporter
-from educe.rows import ARMS, FIRST
+from educe.rows import ARMS, FIRST, SCOUT, SCOUTED
 from educe.run import asking, fill, preparing, searching
 from educe.run.settings import Settings, begin
 from educe.run.store import Run
@@ -86,7 +86,7 @@ def row(
             asking.answers(work, [p.id for p in run.perturbation_rows() if p.arm in ARMS])
             fill.write(work)
         facts = run.note("facts")
-        told = [shown(run, organism, arm) for arm in ("scouted", *ARMS)]
+        told = [shown(run, organism, arm) for arm in (SCOUTED, *ARMS)]
         doses = ", ".join(f"{r / facts['unit']:.2f}" for r in facts["radii"])
         texts = sum(r.trials for r in told)
     where = [f"{facts['source']} of {facts['depth']}", facts["positions"], doses]
@@ -99,7 +99,7 @@ def shown(run: Run, organism: Organism, arm: str) -> Rate:
     rules = {q.prompt: q for q in organism.search}
     asked = {p.id: rules[str(p.content)] for p in run.prompt_rows() if p.role == "asked"}
     own = {p.id for p in run.perturbation_rows(arm, derived=None)}
-    phase = "scout" if arm == "scouted" else FIRST
+    phase = SCOUT if arm == SCOUTED else FIRST
     texts = [c for c in run.completion_rows(phase) if c.perturbation in own]
     return rate(sum(asked[c.prompt].elicited(c.text) for c in texts), len(texts))
 

@@ -98,8 +98,9 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
         return _measured(search, search.given, size)
     partial = path.with_suffix(".state")
     s, config = search.settings, search.config
-    searches = len(search.part.batch) if s.over == "each" else 1
-    steps = searches * getattr(config, "iterations", getattr(config, "steps", 1))
+    rounds = getattr(config, "iterations", getattr(config, "steps", 0))
+    # What is only drawn has no rounds, and is drawn once over all prompts.
+    steps = max(1, rounds * (len(search.part.batch) if s.over == "each" else 1))
     state = State(load_file(partial)) if partial.exists() else None
     dose = size / search.work.run.note("facts")["unit"]
     with search.work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
