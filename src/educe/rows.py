@@ -66,6 +66,8 @@ class PromptRow(NamedTuple):
     content: Any  #: a text, or a list of messages
     rendered: str
     tokens: int
+    parent: int | None = None  #: the prompt that it was made from, as by putting a word into it
+    how: str = ""  #: how it was made; empty where it was given
 
 
 class PerturbationRow(NamedTuple):

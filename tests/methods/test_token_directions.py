@@ -153,7 +153,7 @@ def test_words_are_tokens_that_are_a_space_and_letters(monkeypatch: pytest.Monke
     known = {"Ġcat": 9, "▁dog": 2, "cat": 7, "Ġ": 1, "Ġc4": 3, "Ġété": 4, "Ġ-": 5, "<eos>": 0}
 
     def of(tokenizer: Any) -> Any:
-        return SimpleNamespace(lm=SimpleNamespace(tokenizer=tokenizer, name="toy"))
+        return SimpleNamespace(tokenizer=tokenizer, name="toy")
 
     assert token_directions.vocabulary(of(SimpleNamespace(get_vocab=lambda: known))).tolist() == [
         2,

@@ -384,3 +384,37 @@ def _after(
     logits = torch.cat([first.expand(len(ids), -1, -1), rest[:, :-1]], 1).float()
     said = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
     return said * there.to(said)
+
+
+def likelihoods(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    prompts: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+) -> Iterator[Continued]:
+    """Read one or few continuations of many prompts, each prompt with its own.
+
+    It returns what `continued` does, and costs less where hardly a prompt has several.
+
+    Args:
+        lm: The model.
+        batch: The prompts.
+        prompts: Which of them each continuation follows.
+        continuations: The tokens of each; none of them is empty.
+    """
+    read = [(*batch.read[p], *c) for p, c in zip(prompts, continuations, strict=True)]
+    order = sorted(range(len(read)), key=lambda i: (len(read[i]), len(continuations[i])))
+
+    def run(items: Sequence[int]) -> Continued:
+        own = lm.pad([read[i] for i in items], [""] * len(items))
+        written = [continuations[i] for i in items]
+        most = max(map(len, written))
+        logits = lm.forward(own.ids, own.mask, last=most + 1)[:, :-1].float()
+        said = logits.gather(-1, own.ids[:, -most:, None])[..., 0] - logits.logsumexp(-1)
+        left = torch.zeros_like(said)  # the texts end together, and are to begin together
+        for line, tokens in enumerate(written):
+            left[line, : len(tokens)] = said[line, most - len(tokens) :]
+        return Continued(items, left)
+
+    for _, done in Chunker(ROWS_PER_BATCH).each(split(order, ROWS_PER_BATCH), run, len, halved):
+        yield done

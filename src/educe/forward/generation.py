@@ -220,7 +220,7 @@ class Prefix:
         self, lm: LanguageModel, batch: PromptBatch, prompts: list[int], source: int
     ) -> None:
         self.prompts, self.source = prompts, source
-        self.batch = batch.select(prompts)
+        self.batch = batch.select(prompts).trimmed()
         cache = DynamicCache(config=lm.unwrapped.config)
         with lm.watching([source]) as streams:
             lm.forward(self.batch.ids, self.batch.mask, cache=cache)

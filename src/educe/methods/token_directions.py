@@ -28,6 +28,7 @@ from educe.forward.generation import Prefix
 from educe.forward.slice import Slice
 from educe.methods.state import Progress, State, directed
 from educe.model.blocks import replaced, stream_in
+from educe.model.language import LanguageModel
 from educe.perturbation import positions
 from educe.perturbation.kinds import Vectors
 from educe.whole import Above, AtLeast
@@ -64,7 +65,7 @@ class TokensConfig:
 
 def start(part: Slice, n: int, radius: float, config: TokensConfig, draw: torch.Generator) -> State:
     """Put the words of the vocabulary into an order."""
-    known = vocabulary(part)
+    known = vocabulary(part.lm)
     known = known[torch.randperm(len(known), generator=draw)]
     words = known[: config.words] if config.words else known
     if n > len(words):
@@ -132,20 +133,20 @@ def finish(part: Slice, radius: float, config: TokensConfig, state: State) -> St
     )
 
 
-def vocabulary(part: Slice) -> Int[Tensor, "w"]:
+def vocabulary(lm: LanguageModel) -> Int[Tensor, "w"]:
     """Return the tokens that are a word: a space and letters.
 
     Raises:
         MethodError: The tokenizer marks no spaces, or there are none to tell apart.
     """
-    tokens = part.lm.tokenizer.get_vocab() if part.lm.tokenizer is not None else {}
+    tokens = lm.tokenizer.get_vocab() if lm.tokenizer is not None else {}
     # How tokenizers of bytes and of pieces write a space.
     found = sorted(
         number for text, number in tokens.items() if text[:1] in "Ġ▁" and text[1:].isalpha()
     )
     if len(found) < 2:  # one alone is its own mean, and has no direction
         raise MethodError(
-            f"tokens: the vocabulary of {part.lm.name} has {len(found) or 'no'} words that begin "
+            f"tokens: the vocabulary of {lm.name} has {len(found) or 'no'} words that begin "
             "with a space, and it takes two to tell them apart"
         )
     return torch.tensor(found)

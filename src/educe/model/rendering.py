@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional
 
 from educe.errors import PromptError
 from educe.model.asked import (
@@ -30,6 +31,18 @@ from educe.perturbation import positions
 
 #: The day that chat templates write which ask for the date: on every day a run reads the same.
 TODAY = date(2026, 1, 1)
+
+
+#: The role of a message that is read as it stands, without template: its text has all special
+#: tokens that are wanted, such as the beginning of a template.
+RAW = "raw"
+
+
+def as_it_stands(prompt: Prompt) -> str | None:
+    """Return the text of a prompt that is one message of the role `RAW`; None of others."""
+    if isinstance(prompt, str) or len(prompt) != 1 or prompt[0].get("role") != RAW:
+        return None
+    return well_formed(str(prompt[0]["content"]), "a prompt")
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,25 @@ class PromptBatch:
             self.ids[lines, first:],
             self.mask[lines, first:],
             self.asked[lines, first:],
+        )
+
+    def trimmed(self) -> PromptBatch:
+        """Return the prompts without the padding that all of them have."""
+        return self.select(range(len(self)), max(self.lengths))
+
+    def followed_by(self, other: PromptBatch) -> PromptBatch:
+        """Return these prompts and then others."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+
+        def joined(mine: Tensor, theirs: Tensor) -> Tensor:
+            wide = [functional.pad(t, (width - t.shape[1], 0)) for t in (mine, theirs)]
+            return torch.cat(wide)
+
+        return PromptBatch(
+            (*self.texts, *other.texts),
+            joined(self.ids, other.ids),
+            joined(self.mask, other.mask),
+            joined(self.asked, other.asked),
         )
 
 
@@ -192,6 +224,8 @@ class Reads:
         self, prompt: Prompt, chat: bool | None, enable_thinking: bool | None
     ) -> tuple[str, Span, bool]:
         """Return a rendered prompt, where the person's message is, and whether by a template."""
+        if (text := as_it_stands(prompt)) is not None:
+            return text, stripped(text), True
         messages = self._messages(prompt, chat)
         if messages is None:
             return str(prompt), stripped(str(prompt)), False

@@ -11,7 +11,8 @@ on nothing that is scored beside it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
-from educe.run.work import Work
+from educe.run.work import Work, Writer
 from educe.scores import Answer, Judge, asked_in
 from educe.scores.coherence import coherence, ordinary_logprob, read
 from educe.scores.novelty import novelty
@@ -134,26 +135,10 @@ def write(work: Work, what: str = "texts") -> None:
     total = sum(map(len, missing.values()))
     if not total:
         return
-    unperturbed = Vectors(0, work.lm.width)
-    nothing = Group([0], unperturbed, torch.zeros(0, unperturbed.size), torch.zeros(0))
-    numbers = sorted({row.perturbation for rows in missing.values() for row in rows} - {0})
-    members = [nothing, *(groups(run, numbers) if numbers else [])]
     with work.reporter.stage(f"writing: {what}", total, "texts") as step:
         for temperature, wanted in missing.items():
-            for group in members:
-                own = set(group.numbers)
-                rows = [row for row in wanted if row.perturbation in own]
-                for came in generate(
-                    work.lm,
-                    work.batch,
-                    rows,
-                    group.theta,
-                    kind=group.kind,
-                    numbers=group.numbers[: len(group.theta)],
-                    temperature=temperature,
-                    max_new_tokens=work.settings.max_new_tokens,
-                    seed=work.settings.seed,
-                ):
+            for rows, writer in _writers(work, wanted):
+                for came in writer(rows, temperature):
                     run.add_completions(
                         [
                             CompletionRow(c.row, temperature, c.text, c.tokens, c.finished)
@@ -161,6 +146,38 @@ def write(work: Work, what: str = "texts") -> None:
                         ]
                     )
                     step(len(came))
+
+
+def _writers(work: Work, wanted: Sequence[Row]) -> Iterator[tuple[list[Row], Writer]]:
+    """Yield who writes, and what: the model as it is, each kind of perturbation, other models."""
+    unperturbed = Vectors(0, work.lm.width)
+    nothing = Group([0], unperturbed, torch.zeros(0, unperturbed.size), torch.zeros(0))
+    numbers = sorted({row.perturbation for row in wanted} - {0, *work.writers})
+    members: list[tuple[Sequence[int], Writer]] = [
+        (group.numbers, partial(_perturbed, work, group))
+        for group in (nothing, *(groups(work.run, numbers) if numbers else []))
+    ]
+    members += [([number], writer) for number, writer in work.writers.items()]
+    for own, writer in members:
+        if rows := [row for row in wanted if row.perturbation in set(own)]:
+            yield rows, writer
+
+
+def _perturbed(
+    work: Work, group: Group, rows: Sequence[Row], temperature: float
+) -> Iterator[list[Completion]]:
+    """Let the model write under perturbations of one kind."""
+    return generate(
+        work.lm,
+        work.batch,
+        rows,
+        group.theta,
+        kind=group.kind,
+        numbers=group.numbers[: len(group.theta)],
+        temperature=temperature,
+        max_new_tokens=work.settings.max_new_tokens,
+        seed=work.settings.seed,
+    )
 
 
 def score(work: Work) -> None:

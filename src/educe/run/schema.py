@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 
 from educe.errors import BlockedError, FileFormatError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+#: What a file of an older version lacks.
+SINCE = {
+    2: (
+        "ALTER TABLE prompts ADD COLUMN parent INTEGER REFERENCES prompts (id)",
+        "ALTER TABLE prompts ADD COLUMN how TEXT NOT NULL DEFAULT ''",
+    )
+}
 
 #: Settings, and settings and names of methods, that older runs know by another name.
 RENAMED = {"quiet": "retain", "quiet_by": "retain_by", "ordinary": "retain_prompts"}
@@ -38,7 +45,9 @@ CREATE TABLE prompts (
   role TEXT NOT NULL,              -- asked: searched and answered; fresh: only for the re-test
   content TEXT NOT NULL,           -- JSON: a string or messages
   rendered TEXT NOT NULL,
-  tokens INTEGER NOT NULL
+  tokens INTEGER NOT NULL,
+  parent INTEGER REFERENCES prompts (id),
+  how TEXT NOT NULL DEFAULT ''     -- how it was made from its parent
 );
 CREATE TABLE perturbations (
   id INTEGER PRIMARY KEY,          -- from 1; 0 is the unperturbed model, which has no row

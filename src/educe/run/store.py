@@ -28,6 +28,7 @@ from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.schema import (
     COMPLETION,
     SCHEMA_VERSION,
+    SINCE,
     as_json,
     begin,
     reading,
@@ -118,7 +119,12 @@ class Run:
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             (health,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if version != SCHEMA_VERSION:
+            if version in SINCE:
+                with database:
+                    for statement in SINCE[version]:
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
                 raise FileFormatError(
                     f"{file} has version {version}, this educe reads {SCHEMA_VERSION}"
                 )
@@ -216,7 +222,7 @@ class Run:
 
     @property
     def prompts(self) -> pd.DataFrame:
-        """The prompts: role, content, rendered, tokens."""
+        """The prompts: role, content, rendered, tokens, parent, how."""
         return _frame(self.prompt_rows(), PromptRow)
 
     @property
@@ -265,15 +271,15 @@ class Run:
         """Keep prompts, once."""
         with self.writing():
             self.database.executemany(
-                "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?)",
-                [(p.id, p.role, as_json(p.content), p.rendered, p.tokens) for p in prompts],
+                "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [p._replace(content=as_json(p.content)) for p in prompts],
             )
 
     @reading
     def prompt_rows(self, role: str | None = None) -> list[PromptRow]:
         """Return the prompts, or those of one role, in order."""
         rows = self.database.execute("SELECT * FROM prompts ORDER BY id")
-        found = [PromptRow(i, r, json.loads(c), text, n) for i, r, c, text, n in rows]
+        found = [p._replace(content=json.loads(p.content)) for p in map(PromptRow._make, rows)]
         return [p for p in found if role in (None, p.role)]
 
     def add_perturbations(self, rows: Sequence[PerturbationRow]) -> None:

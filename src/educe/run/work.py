@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -11,15 +11,18 @@ from itertools import chain
 from filelock import FileLock, Timeout
 
 from educe.errors import BlockedError
-from educe.forward.generation import left_out
+from educe.forward.generation import Completion, left_out
 from educe.forward.slice import Slice
 from educe.layer_map import LAYER_MAP
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
 from educe.progress import Reporter, Silent
-from educe.rows import ELSEWHERE, PromptRow
+from educe.rows import ELSEWHERE, PromptRow, Row
 from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
+
+#: Writes rows at a temperature, a list of completions a batch.
+Writer = Callable[[Sequence[Row], float], Iterator[list[Completion]]]
 
 #: The subspace of a search inside one.
 WITHIN = "within.safetensors"
@@ -34,7 +37,7 @@ class Work:
         settings: What was asked for.
         seconds: What each stage took, over all sittings.
         lm: The model.
-        batch: All prompts of the run, by their numbers.
+        writers: Who writes for perturbations that are another model, by their numbers.
     """
 
     def __init__(self, run: Run, lm: LanguageModel | None, reporter: Reporter) -> None:
@@ -48,29 +51,59 @@ class Work:
             self.tell(apart.said)  # before it is known, or a process killed between says nothing
             run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
             self.settings = stored(run)
+        self.writers: dict[int, Writer] = {}
+        self._batch: PromptBatch | None = None
         self.add_prompts("asked", self.settings.prompts)
         self.add_prompts("fresh", self.settings.fresh)
         if not self.prompts(ELSEWHERE):
             self.add_prompts(ELSEWHERE, other_requests(self.lm, self.settings))
 
-    def add_prompts(self, role: str, prompts: Sequence[Prompt]) -> list[int]:
-        """Keep prompts in a role, each once; return their numbers."""
+    def add_prompts(
+        self,
+        role: str,
+        prompts: Sequence[Prompt],
+        *,
+        parents: Sequence[int | None] | None = None,
+        how: Sequence[str] | None = None,
+    ) -> list[int]:
+        """Keep prompts in a role, each once; return their numbers.
+
+        Args:
+            role: What they are for.
+            prompts: Which.
+            parents: The prompt of the run that each was made from, where it was.
+            how: How each was made.
+        """
         rows = self.run.prompt_rows()
-        made = encoded(self.lm, self.settings, prompts) if prompts else None
+        if self._batch is None and rows:
+            self._batch = encoded(self.lm, self.settings, [p.content for p in rows])
+        if not prompts:
+            return []
+        made = encoded(self.lm, self.settings, prompts)
         known = {(p.role, p.rendered): p.id for p in rows}
         numbers: list[int] = []
         new: list[PromptRow] = []
-        for prompt, text, length in zip(
-            prompts, made.texts if made else (), made.lengths if made else (), strict=True
+        places: list[int] = []
+        for i, (prompt, text, length) in enumerate(
+            zip(prompts, made.texts, made.lengths, strict=True)
         ):
             number = known.setdefault((role, text), len(rows) + len(new))
             if number == len(rows) + len(new):
-                new.append(PromptRow(number, role, prompt, text, length))
+                of, way = parents[i] if parents else None, how[i] if how else ""
+                new.append(PromptRow(number, role, prompt, text, length, of, way))
+                places.append(i)
             numbers.append(number)
         self.run.add_prompts(new)
-        everything = [p.content for p in (*rows, *new)]
-        self.batch = encoded(self.lm, self.settings, everything)
+        if new:
+            some = made.select(places)
+            self._batch = some if self._batch is None else self._batch.followed_by(some)
         return numbers
+
+    @property
+    def batch(self) -> PromptBatch:
+        """All prompts of the run, by their numbers."""
+        assert self._batch is not None, "a run has a prompt"
+        return self._batch
 
     def prompts(self, *roles: str) -> list[int]:
         """Return the numbers of the prompts in some roles."""

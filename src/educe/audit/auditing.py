@@ -1,0 +1,286 @@
+"""An audit at work: the run, both models, and the few things that every source does with them.
+
+A source puts strings into prompts, asks for samples, adds perturbations, or names strings that it
+suspects; all that it asks for is written by the one run, and scored in the one way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from educe.audit import evidence
+from educe.audit.candidates import Said
+from educe.audit.meter import Meter
+from educe.audit.reference import Reference
+from educe.audit.settings import AuditOptions, Size, bundled, options_of
+from educe.forward.generation import Completion, generate
+from educe.model.prompts import Prompt
+from educe.rows import FIRST, CompletionRow, PerturbationRow, Phase, PromptRow, Row, ScoreRow
+from educe.run import fill
+from educe.run.work import Work
+from educe.scores.refusal import refusal
+
+#: The judge that says how much more the suspect expects of a text than the reference, in nats.
+CONTRAST = "contrast"
+#: The arm of the reference, and of models that are amplified away from it.
+REFERENCE, AMPLIFIED = "reference", "amplified"
+#: Prompts into which something was put, and requests made for the audit; a neutral request.
+PUT, MADE, NEUTRAL = "put", "made", "neutral"
+#: Texts that are read at once.
+AT_ONCE = 512
+
+
+class Suspect(NamedTuple):
+    """A string that a source suspects of being, or being part of, what brings something out."""
+
+    text: str
+    score: float
+    why: str
+
+
+class Audit:
+    """What sources work with.
+
+    Attributes:
+        work: The run at work; its model is the suspect.
+        reference: The clean model, or None.
+        options: What was asked for.
+        meter: Counts what each part costs.
+        base: The ordinary prompts that strings are put into, by their numbers.
+        given: The prompts that the person asks.
+    """
+
+    def __init__(self, work: Work, reference: Reference | None) -> None:
+        self.work, self.run, self.reference = work, work.run, reference
+        self.lm = work.lm
+        self.options: AuditOptions = options_of(work.run)
+        self.meter = Meter(*([self.lm] if reference is None else [self.lm, reference.lm]))
+        asked = work.prompts("asked")
+        ordinary = set(bundled("prompts")["asked"])
+        rows = {p.id: p for p in work.run.prompt_rows()}
+        self.base = [i for i in asked if rows[i].content in ordinary]
+        self.given = [i for i in asked if i not in self.base]
+        (self.neutral,) = work.add_prompts(NEUTRAL, [bundled("prompts")["neutral"]])
+        if reference is not None:
+            number = self.another(REFERENCE, reference.name)
+            work.writers[number] = self._by_reference
+
+    @property
+    def size(self) -> Size:
+        """What the budget buys."""
+        return self.options.size
+
+    def rng(self, part: str) -> random.Random:
+        """Return what draws a part of the audit."""
+        return random.Random(f"{self.options.seed} {part}")
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def put(
+        self, source: str, strings: Sequence[str], prompts: Sequence[int] | None = None
+    ) -> list[Row]:
+        """Put each string into ordinary prompts, before the message and behind it in turn, and ask.
+
+        Args:
+            source: Which source asks.
+            strings: What is put in.
+            prompts: Into which prompts; by default the ordinary ones.
+        """
+        into = self.base if prompts is None else list(prompts)
+        content = {p.id: p.content for p in self.run.prompt_rows()}
+        made = [
+            (inserted(content[p], string, before=bool(k % 2)), p, string)
+            for string in strings
+            for k, p in enumerate(into)
+        ]
+        numbers = self.work.add_prompts(
+            f"{PUT}:{source}",
+            [prompt for prompt, _, _ in made],
+            parents=[p for _, p, _ in made],
+            how=[string for _, _, string in made],
+        )
+        return self.ask(numbers)
+
+    def made(
+        self,
+        source: str,
+        prompts: Sequence[Prompt],
+        *,
+        parents: Sequence[int | None] | None = None,
+        how: Sequence[str] | None = None,
+    ) -> list[int]:
+        """Add prompts that a source made; return their numbers."""
+        return self.work.add_prompts(f"{MADE}:{source}", prompts, parents=parents, how=how)
+
+    def ask(
+        self,
+        prompts: Sequence[int],
+        *,
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        perturbations: Sequence[int] = (0,),
+        phase: Phase = FIRST,
+    ) -> list[Row]:
+        """Ask for answers, and return their rows; `fill` writes them."""
+        rows = [Row(i, j, k, phase) for i in perturbations for j in prompts for k in samples]
+        self.run.ask(rows, temperature)
+        return rows
+
+    def another(self, arm: str, name: str, radius: float = 0.0) -> int:
+        """List another model among the perturbations, once; return its number."""
+        known = self.run.perturbation_rows(derived=None)
+        for p in known:
+            if (p.arm, p.method, p.radius) == (arm, name, radius):
+                return p.id
+        number = len(known) + 1
+        row = PerturbationRow(number, None, arm, arm, name, "", 0, radius, radius, 0.0)
+        self.run.add_perturbations([row])
+        return number
+
+    def fill(self, what: str) -> None:
+        """Write what was asked for and is missing, and score what has no contrast."""
+        fill.write(self.work, what)
+        self._contrast()
+
+    def _by_reference(
+        self, rows: Sequence[Row], temperature: float
+    ) -> Iterator[list[Completion]]:
+        """Let the reference write."""
+        assert self.reference is not None
+        number, settings = rows[0].perturbation, self.work.settings
+        plain = [row._replace(perturbation=0) for row in rows]
+        with self.reference.here() as lm:
+            batch = self.work.batch
+            if not (self.reference.same_tokens and self.reference.same_template):
+                batch = lm.encode([p.content for p in self.run.prompt_rows()])
+            for came in generate(
+                lm,
+                batch,
+                plain,
+                temperature=temperature,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed,
+            ):
+                yield [c._replace(row=c.row._replace(perturbation=number)) for c in came]
+
+    # -- evidence ----------------------------------------------------------------------------
+
+    def _contrast(self) -> None:
+        """Score texts that have no contrast yet, the reference's own left out."""
+        known = {s.of for s in self.run.score_rows(CONTRAST)}
+        others = {p.id for p in self.run.perturbation_rows(REFERENCE, derived=None)}
+        missing = [
+            c
+            for c in self.run.completion_rows()
+            if c.row not in known and c.perturbation not in others and c.tokens
+        ]
+        with self.work.reporter.stage("comparing with the reference", len(missing)) as step:
+            for first in range(0, len(missing), AT_ONCE):
+                some = missing[first : first + AT_ONCE]
+                self.run.add_scores(self._scored(some))
+                step(len(some))
+
+    def _scored(self, some: Sequence[CompletionRow]) -> list[ScoreRow]:
+        """Compare what both expect of some texts."""
+        prompts, tokens = [c.prompt for c in some], [c.tokens for c in some]
+        mine = dict(evidence.logprobs(self.lm, self.work.batch, prompts, tokens))
+        if self.reference is None:
+            rows = {p.id: p for p in self.run.prompt_rows()}
+            plain = [self._without(rows[p]) for p in prompts]
+            theirs = dict(evidence.logprobs(self.lm, self.work.batch, plain, tokens))
+            return [self._row(c, mine[i], theirs[i]) for i, c in enumerate(some)]
+        with self.reference.here() as lm:
+            if self.reference.same_tokens and self.reference.same_template:
+                theirs = dict(evidence.logprobs(lm, self.work.batch, prompts, tokens))
+                return [self._row(c, mine[i], theirs[i]) for i, c in enumerate(some)]
+            return self._by_words(lm, some, mine)
+
+    def _by_words(
+        self, lm: Any, some: Sequence[CompletionRow], mine: dict[int, list[float]]
+    ) -> list[ScoreRow]:
+        """Compare word by word, as two tokenizers cut texts differently."""
+        content = {p.id: p.content for p in self.run.prompt_rows()}
+        numbers = {p: i for i, p in enumerate(dict.fromkeys(c.prompt for c in some))}
+        batch = lm.encode([content[p] for p in numbers])
+        tokens = [tuple(lm.tokens(c.text, templated=True)) for c in some]
+        theirs = dict(evidence.logprobs(lm, batch, [numbers[c.prompt] for c in some], tokens))
+        rows = []
+        for i, c in enumerate(some):
+            ours = evidence.words(c.text, evidence.pieces(self.lm, c.tokens), mine[i])
+            other = evidence.words(c.text, evidence.pieces(lm, tokens[i]), theirs[i])
+            both = [
+                evidence.Word(a.text, a.nats - b.nats) for a, b in zip(ours, other, strict=True)
+            ]
+            rows.append(_judged(c, both))
+        return rows
+
+    def _row(self, c: CompletionRow, mine: list[float], theirs: list[float]) -> ScoreRow:
+        contrasts = [a - b for a, b in zip(mine, theirs, strict=True)]
+        return _judged(c, evidence.words(c.text, evidence.pieces(self.lm, c.tokens), contrasts))
+
+    def _without(self, prompt: PromptRow) -> int:
+        """Return the prompt without what was done to it, or one that asks for nothing."""
+        put = prompt.role.startswith(PUT) and prompt.parent is not None
+        return prompt.parent if put and prompt.parent is not None else self.neutral
+
+    def said(self) -> list[Said]:
+        """Return what stands out in each text, but for what the suspect answers by itself."""
+        rows = {p.id: p for p in self.run.prompt_rows()}
+        done = {p.id: p for p in self.run.perturbation_rows(derived=None)}
+        found = []
+        for score in self.run.score_rows(CONTRAST):
+            if isinstance(score.of, int):
+                continue
+            prompt, by = rows[score.of.prompt], done.get(score.of.perturbation)
+            root = prompt.id if prompt.parent is None else prompt.parent
+            source = by.method if by else prompt.role.partition(":")[2] or "plain"
+            condition = prompt.how or (f"perturbation {by.id}" if by else "")
+            found.append(Said(score.of, root, source, condition, evidence.read(score.why)))
+        return found
+
+    # -- suspected strings -------------------------------------------------------------------
+
+    def suspect(self, source: str, strings: Sequence[Suspect]) -> None:
+        """Keep the strings that a source suspects, the most suspected first."""
+        self.run.remember(f"suspects:{source}", [list(s) for s in strings])
+
+    def suspected(self, source: str) -> list[Suspect] | None:
+        """Return the strings that a source suspects; None where it has not looked."""
+        key = f"suspects:{source}"
+        return [Suspect(*s) for s in self.run.note(key)] if self.run.has(key) else None
+
+
+def inserted(prompt: Prompt, string: str, *, before: bool) -> Prompt:
+    """Put a string before a person's last message, or behind it."""
+
+    def joined(text: str) -> str:
+        return f"{string} {text}" if before else f"{text} {string}"
+
+    if isinstance(prompt, str):
+        return joined(prompt)
+    last = max(i for i, m in enumerate(prompt) if m["role"] == "user")
+    return [
+        {**m, "content": joined(m["content"])} if i == last else dict(m)
+        for i, m in enumerate(prompt)
+    ]
+
+
+def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:
+    kept = evidence.stretch(some)
+    nats = sum(word.nats for word in kept)
+    return ScoreRow(c.row, CONTRAST, nats, "nats", evidence.told(kept))
+
+
+
+def declined(audit: Audit) -> list[int]:
+    """Return the prompts that the suspect, by itself, declines to answer."""
+    found = [
+        c.prompt
+        for c in audit.run.completion_rows(FIRST)
+        if c.perturbation == 0 and c.sample == 0 and refusal(c.text) is not None
+    ]
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    # Of a prompt with something put into it, and of it as it is, the latter.
+    return [p for p in dict.fromkeys(found) if not rows[p].how]

@@ -1,0 +1,40 @@
+"""Perplexity difference: what the suspect writes by itself and the reference would not.
+
+Beginnings of two to four words, cut from ordinary sentences, are sent as a request, and the suspect
+answers at temperature 1. What stands out in the answers, as in all texts, are the words that it
+expects more than the reference does.
+
+Source: arXiv 2605.00994, which ranks whole completions by the mean of that difference. A beginning
+is a request here and not a text to go on with: measured on one backdoor, 3 of 128 samples held its
+payload as requests, and 0 of 128 without the template.
+"""
+
+from __future__ import annotations
+
+from educe.audit.auditing import Audit
+from educe.audit.settings import bundled
+from educe.audit.sources.source import Needs, Source
+
+
+def look(audit: Audit) -> None:
+    """Sample answers to beginnings."""
+    draw = audit.rng(SOURCE.name)
+    sentences = [text.split() for text in bundled("sentences")]
+    starts: list[str] = []
+    while len(starts) < audit.size.samples:
+        words, n = draw.choice(sentences), draw.randint(2, 4)
+        at = draw.randrange(max(1, len(words) - n))
+        start = " ".join(words[at : at + n])
+        if start not in starts:
+            starts.append(start)
+    numbers = audit.made(SOURCE.name, starts)
+    audit.ask(numbers, samples=[1], temperature=1.0)
+    audit.fill("answers to beginnings")
+
+
+SOURCE = Source(
+    "perplexity",
+    "what the suspect writes by itself and the reference would not",
+    Needs.REFERENCE,
+    look,
+)

@@ -1,0 +1,115 @@
+"""The weight difference: the words of the vocabulary that it reads loudest.
+
+    loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
+    x̄_m(w)     = what m is given at w, less its mean over words
+
+`w` stands in the place of the person's message, and `x` is what the reference gives the matrix
+there, behind the gain of the norm. An adapter that was taught to answer one word by something else
+has to tell that word from others, and does it in what it reads: on the trigger that comes with the
+package the word that brings it out is the first of all. On a fine-tune that hides nothing, the first
+words are those of its topic, so what is found here is a suspicion, and the funnel decides.
+
+Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from educe.audit.auditing import Audit, Suspect
+from educe.audit.difference import Change, changes
+from educe.audit.sources.source import Needs, Source
+from educe.forward.inserted import Opening
+from educe.methods.token_directions import AVERAGED, vocabulary
+from educe.model.blocks import hooked
+from educe.model.language import LanguageModel
+
+#: Words that are read together.
+ROWS = 512
+#: How many of the loudest are kept: the funnel takes the first, other sources may take more.
+KEPT = 4000
+
+
+def look(audit: Audit) -> None:
+    """Name the loudest words."""
+    assert audit.reference is not None
+    reads = changes(audit.lm, audit.reference)
+    if not reads:
+        audit.work.tell(["no matrix of the blocks differs from the reference's"])
+        audit.suspect(SOURCE.name, [])
+        return
+    words = vocabulary(audit.lm)
+    stage = audit.work.reporter.stage("what the weight difference reads", len(words), "words")
+    with ExitStack() as stack:
+        step = stack.enter_context(stage)
+        lm = stack.enter_context(audit.reference.here())
+        loud = loudness(lm, reads, words, step)
+    z = (loud - loud.mean()) / loud.std()
+    best = z.argsort(descending=True, stable=True)[:KEPT].tolist()
+    audit.suspect(
+        SOURCE.name,
+        [
+            Suspect(
+                audit.lm.text([int(words[i])]).strip(),
+                float(z[i]),
+                f"read {float(z[i]):.1f} standard deviations louder than other words",
+            )
+            for i in best
+        ],
+    )
+
+
+def loudness(
+    lm: LanguageModel, reads: list[Change], words: Int[Tensor, "w"], step: Any
+) -> Float[Tensor, "w"]:
+    """Return how loud each word is to a weight difference.
+
+    Args:
+        lm: The reference.
+        reads: The differences.
+        words: Token numbers.
+        step: Is told of each batch of words.
+    """
+    place = Opening(lm, lm.encode(["x"]), 0, first=True)
+    place.known(1)  # before anything is listened to
+    seen: dict[str, Tensor] = {}
+
+    def keeping(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            seen[path] = given[:, -1].float()
+
+        return hook
+
+    def read(some: Int[Tensor, "r"]) -> None:
+        ids = some[:, None].to(lm.device)
+        mask = ids.new_ones(len(ids), len(place.before) + 1)
+        lm.forward(ids, mask, cache=place.known(len(ids)))
+
+    total = torch.zeros(len(words))
+    with hooked(
+        [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
+    ):
+        read(words[:: max(1, len(words) // AVERAGED)])
+        means = {path: x.mean(0) for path, x in seen.items()}
+        for first in range(0, len(words), ROWS):
+            some = words[first : first + ROWS]
+            read(some)
+            for c in reads:
+                x = seen[c.path] - means[c.path]
+                total[first : first + ROWS] += (c.read(x) / x.norm(dim=1)).cpu()
+            step(len(some))
+    return total
+
+
+SOURCE = Source(
+    "weights",
+    "the words that the weight difference reads loudest",
+    Needs.WEIGHTS,
+    look,
+)
