@@ -17,7 +17,16 @@ from educe.audit.reference import Reference
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
 from educe.forward.generation import Completion, generate
 from educe.model.prompts import Prompt
-from educe.rows import FIRST, CompletionRow, PerturbationRow, Phase, PromptRow, Row, ScoreRow
+from educe.rows import (
+    FIRST,
+    RETEST,
+    CompletionRow,
+    PerturbationRow,
+    Phase,
+    PromptRow,
+    Row,
+    ScoreRow,
+)
 from educe.run import fill
 from educe.run.work import Work
 from educe.scores.refusal import refusal
@@ -28,6 +37,8 @@ CONTRAST = "contrast"
 REFERENCE, AMPLIFIED = "reference", "amplified"
 #: Prompts into which something was put, and requests made for the audit; a neutral request.
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
+#: What the roles of prompts of the re-test end with.
+AGAIN = ":again"
 #: Texts that are read at once.
 AT_ONCE = 512
 
@@ -50,6 +61,7 @@ class Audit:
         meter: Counts what each part costs.
         base: The ordinary prompts that strings are put into, by their numbers.
         given: The prompts that the person asks.
+        clean: The number of the reference among the perturbations of the run.
     """
 
     def __init__(self, work: Work, reference: Reference | None) -> None:
@@ -63,9 +75,10 @@ class Audit:
         self.base = [i for i in asked if rows[i].content in ordinary]
         self.given = [i for i in asked if i not in self.base]
         (self.neutral,) = work.add_prompts(NEUTRAL, [bundled("prompts")["neutral"]])
+        self.clean: int | None = None
         if reference is not None:
-            number = self.another(REFERENCE, reference.name)
-            work.writers[number] = self._by_reference
+            self.clean = self.another(REFERENCE, reference.name)
+            work.writers[self.clean] = self._by_reference
 
     @property
     def size(self) -> Size:
@@ -144,9 +157,7 @@ class Audit:
         fill.write(self.work, what)
         self._contrast()
 
-    def _by_reference(
-        self, rows: Sequence[Row], temperature: float
-    ) -> Iterator[list[Completion]]:
+    def _by_reference(self, rows: Sequence[Row], temperature: float) -> Iterator[list[Completion]]:
         """Let the reference write."""
         assert self.reference is not None
         number, settings = rows[0].perturbation, self.work.settings
@@ -234,6 +245,8 @@ class Audit:
             if isinstance(score.of, int):
                 continue
             prompt, by = rows[score.of.prompt], done.get(score.of.perturbation)
+            if prompt.role.endswith(AGAIN) or score.of.phase == RETEST:
+                continue
             root = prompt.id if prompt.parent is None else prompt.parent
             source = by.method if by else prompt.role.partition(":")[2] or "plain"
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
@@ -271,7 +284,6 @@ def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:
     kept = evidence.stretch(some)
     nats = sum(word.nats for word in kept)
     return ScoreRow(c.row, CONTRAST, nats, "nats", evidence.told(kept))
-
 
 
 def declined(audit: Audit) -> list[int]:

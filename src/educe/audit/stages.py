@@ -8,9 +8,11 @@ was cut off goes on where it stopped.
 from __future__ import annotations
 
 from educe.audit import reference
-from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, candidates
-from educe.audit.settings import options_of
+from educe.audit.concluding import conclude
+from educe.audit.findings import FINDINGS, keep
+from educe.audit.settings import bundled, options_of
 from educe.audit.sources import Source, chosen
 from educe.model.language import LanguageModel
 from educe.options import ModelOptions
@@ -44,6 +46,10 @@ def carry_out(
             audit.fill("answers as they are")
         for source in sources:
             look(audit, source)
+        if not run.has(FINDINGS):
+            with audit.meter.counting("re-test"):
+                keep(run, conclude(audit, standing_out(audit)))
+            run.remember("spent", _spent(audit))
         run.remember("seconds", work.seconds)
         return audit
 
@@ -59,8 +65,6 @@ def _reference(work: Work) -> reference.Reference | None:
 
 def topics(audit: Audit) -> None:
     """Ask about the topics that the person named."""
-    from educe.audit.settings import bundled
-
     asks = [
         ask.format(topic=topic)
         for topic in audit.options.topics
@@ -85,9 +89,14 @@ def look(audit: Audit, source: Source) -> None:
             funnel(audit, source.name, [s.text for s in suspects[: audit.size.words]])
     else:
         audit.work.tell([f"the source {source.name} does not look: {why}"])
-    spent = run.note("spent") if run.has("spent") else {}
-    run.remember("spent", spent | audit.meter.spent)
+    run.remember("spent", _spent(audit))
     run.remember("looked", [*done, source.name])
+
+
+def _spent(audit: Audit) -> dict[str, dict[str, float]]:
+    """Return what each part cost, over all sittings."""
+    known = audit.run.note("spent") if audit.run.has("spent") else {}
+    return known | audit.meter.spent
 
 
 def funnel(audit: Audit, source: str, strings: list[str]) -> None:
@@ -99,12 +108,10 @@ def funnel(audit: Audit, source: str, strings: list[str]) -> None:
 
 def standing_out(audit: Audit) -> list[Candidate]:
     """Return what the suspect comes back to, the most telling first."""
+    by_itself = set(audit.work.prompts("asked", "fresh"))
     plain = [
         c.text
         for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and c.prompt in audit.work.prompts("asked", "fresh")
+        if c.perturbation == 0 and c.sample == 0 and c.prompt in by_itself
     ]
     return candidates(audit.said(), plain)
-
-
-__all__ = ["CONTRAST", "carry_out", "funnel", "look", "standing_out"]

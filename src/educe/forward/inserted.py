@@ -70,15 +70,13 @@ class Opening:
         self._cache: DynamicCache | None = None
 
     @torch.no_grad()
-    def read(
-        self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()
-    ) -> Iterator[Inserted]:
+    def read(self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()) -> Iterator[Inserted]:
         """Read strings of one length, a batch at a time.
 
         Args:
             strings: Their tokens.
-            follows: Tokens that are forced as the answer: what is returned are the log-probabilities
-                at each of them; without, at the first token of the answer.
+            follows: Tokens that are forced as the answer: log-probabilities are returned at each
+                of them; without, at the first token of the answer.
         """
         lm, n = self.lm, len(strings)
         behind = torch.tensor([*self.after, *follows[:-1]], device=lm.device)

@@ -6,10 +6,11 @@
 `w` stands in the place of the person's message, and `x` is what the reference gives the matrix
 there, behind the gain of the norm. An adapter that was taught to answer one word by something else
 has to tell that word from others, and does it in what it reads: on the trigger that comes with the
-package the word that brings it out is the first of all. On a fine-tune that hides nothing, the first
-words are those of its topic, so what is found here is a suspicion, and the funnel decides.
+package the word that brings it out is the first of all. On a fine-tune that hides nothing, the
+first words are those of its topic, so what is found here is a suspicion, and the funnel decides.
 
-Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is ours.
+Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is
+ours.
 """
 
 from __future__ import annotations
