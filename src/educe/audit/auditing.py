@@ -37,6 +37,8 @@ CONTRAST = "contrast"
 REFERENCE, AMPLIFIED = "reference", "amplified"
 #: Prompts into which something was put, and requests made for the audit; a neutral request.
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
+#: The note of a run that says which sources have looked.
+LOOKED = "looked"
 #: What the roles of prompts of the re-test end with.
 AGAIN = ":again"
 #: Texts that are read at once.
@@ -252,6 +254,11 @@ class Audit:
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
             found.append(Said(score.of, root, source, condition, evidence.read(score.why)))
         return found
+
+    @property
+    def looked(self) -> list[str]:
+        """The sources that have looked, in order."""
+        return list(self.run.note(LOOKED)) if self.run.has(LOOKED) else []
 
     # -- suspected strings -------------------------------------------------------------------
 
