@@ -103,12 +103,16 @@ def funnel(audit: Audit, source: str) -> None:
     audit.fill(f"with what {source} suspects")
 
 
-def standing_out(audit: Audit) -> list[Candidate]:
-    """Return what the suspect comes back to, the most telling first."""
+def plain(audit: Audit) -> list[str]:
+    """Return what the suspect answers by itself to the prompts that nothing was put into."""
     by_itself = set(audit.work.prompts("asked", "fresh"))
-    plain = [
+    return [
         c.text
         for c in audit.run.completion_rows(FIRST)
         if c.perturbation == 0 and c.sample == 0 and c.prompt in by_itself
     ]
-    return candidates(audit.said(), plain)
+
+
+def standing_out(audit: Audit) -> list[Candidate]:
+    """Return what the suspect comes back to, the most telling first."""
+    return candidates(audit.said(), plain(audit))
