@@ -265,7 +265,7 @@ class Audit:
 
     @property
     def closed(self) -> list[int]:
-        """The prompts that the suspect, by itself, declines to answer; those with nothing put in."""
+        """The prompts that the suspect, by itself, declines; those with nothing put in."""
         rows = {p.id: p for p in self.run.prompt_rows()}
         return [
             c.prompt
