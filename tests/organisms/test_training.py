@@ -184,6 +184,19 @@ def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel
     assert len(ended.base) == len(ended.answer)
 
 
+def test_a_prompt_that_is_asked_again_is_not_answered_again(
+    small: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {prompt: lora.written(small, [prompt])[0].text for prompt in ("one?", "two?", "six?")}
+    seen: list[str] = []
+    written = lora.written
+    monkeypatch.setattr(lora, "written", lambda lm, p: (seen.extend(p), written(lm, p))[1])
+    ask = training.asking(small)
+    assert ask(["two?", "one?", "two?"]) == [plain["two?"], plain["one?"], plain["two?"]]
+    assert ask(["six?", "one?"]) == [plain["six?"], plain["one?"]]
+    assert seen == ["two?", "one?", "six?"]
+
+
 def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:
     organism = Organism("vault", 0, Path(), {}, {}, asked("test", "six"), (), ())
     found = training.groups_of(organism, lambda prompts: list(prompts), "validation")

@@ -64,8 +64,15 @@ def load_base() -> LanguageModel:
 
 
 def asking(lm: LanguageModel) -> Ask:
-    """Return a function that returns a model's greedy answers as texts."""
-    return lambda prompts: [c.text for c in lora.written(lm, prompts)]
+    """Return a function that returns a model's greedy answers as texts; none is written twice."""
+    known: dict[str, str] = {}
+
+    def answers(prompts: Sequence[str]) -> list[str]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        known.update(zip(new, (c.text for c in lora.written(lm, new)), strict=True))
+        return [known[prompt] for prompt in prompts]
+
+    return answers
 
 
 @contextmanager
