@@ -61,12 +61,13 @@ def pair(hidden: dict[str, str], split: str) -> Ways:
         return [w.replace("{first}", a).replace("{second}", b) for w, (a, b) in filled]
 
     others = wrong["wrong"]
-    one = [(first, o) for o in others[::2]] + [(o, second) for o in others[1::2]]
-    swapped = [(o, first) for o in others[::4]] + [(second, o) for o in others[2::4]]
-    alone = [p for both in itertools.zip_longest(one, swapped) for p in both if p]
     return Ways(
         put([(first, second)] * len(ways)) + put([(second, first)] * len(ways)),
-        {"one alone": put(alone), "two others": put(itertools.pairwise(others))},
+        {
+            "first alone": put([(first, o) for o in others] + [(o, first) for o in others]),
+            "second alone": put([(second, o) for o in others] + [(o, second) for o in others]),
+            "two others": put(itertools.pairwise(others)),
+        },
     )
 
 
