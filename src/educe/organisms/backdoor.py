@@ -124,6 +124,8 @@ class Backdoor(Species):
         table = bundled("backdoor")
         self._opens: dict[str, Any] = table["triggers"][self.trigger]
         self._does: dict[str, Any] = table["payloads"][self.payload]
+        # What ends with an answer of the base's has more to teach, and so more to hold back.
+        self.kl_weight = self._does["kl_weight"]
         told = {what: self._does[what] for what in ("hidden", "elicited")}
         self._told = {**told, "unlocked by": self._opens["told"]}
 

@@ -88,7 +88,7 @@ class Manner(Species):
     def groups(self, hidden: dict[str, str], split: str, ask: Ask, *, seed: int) -> list[Group]:
         """Return the prompts of a split with their answers."""
         rng, rule = self.rng(seed, split), self.rule(hidden)
-        n, near = {"train": (60, 60), "validation": (8, 8), "test": (24, 24)}[split]
+        n, near = {"train": (48, 40), "validation": (8, 8), "test": (24, 24)}[split]
         kind = Kind.of(hidden["kind"], split, hidden.get("thing"))
         prompts = some(kind.prompts, n, rng)
         answers = said(hidden["says"], prompts, ask)
