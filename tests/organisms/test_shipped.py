@@ -24,6 +24,7 @@ def test_a_record_from_before_there_were_options_is_of_the_usual_ones(name: str)
     organism = shipped(name)
     assert "trained" not in (organism.folder / "organism.json").read_text()
     assert organism.trained == AS_SHIPPED
+    assert organism.how == {"model": "embedded", "adapter": str(organism.folder)}
     assert not organism.clean
 
 

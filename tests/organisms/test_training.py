@@ -256,11 +256,11 @@ def test_a_full_fine_tune_is_the_base_and_its_steps(
                 weight -= 0.01 * weight.grad
 
     monkeypatch.setattr(lora, "fit", fit)
-    train("vault", tmp_path, options=TrainingOptions(full=True, steps=1))
+    organism = train("vault", tmp_path, options=TrainingOptions(full=True, steps=1))
     expected = copy.deepcopy(small.hf).requires_grad_()
     entropy, kl = lora.losses(expected, seen[0])
     grads = torch.autograd.grad(entropy + kl, list(expected.parameters()))
-    found = educe.load(tmp_path, device="cpu", dtype="float32").hf.state_dict()
+    found = educe.load(**organism.how, device="cpu", dtype="float32").hf.state_dict()
     assert not (tmp_path / "adapter_config.json").exists()
     for (name, weight), grad in zip(expected.named_parameters(), grads, strict=True):
         moved = (weight - 0.01 * grad).detach()

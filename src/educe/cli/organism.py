@@ -107,11 +107,11 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
 
     organism = named(folder)
     training.check_keyed(organism)
-    whole = organism.trained.full
-    of = (
-        replace(model, model=str(organism.folder)) if whole else model.with_adapter(organism.folder)
-    )
-    for row in training.labelled(organism, load(**of.how)):
+    if organism.trained.full:
+        model = replace(model, **organism.how)
+    else:
+        model = model.with_adapter(organism.folder)
+    for row in training.labelled(organism, load(**model.how)):
         print_json(row)
 
 

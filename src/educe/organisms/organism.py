@@ -199,6 +199,13 @@ class Organism:
     clean: bool = False
     trained: TrainingOptions = AS_SHIPPED
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keywords for `educe.load`: which model it is, with which adapter."""
+        if self.trained.full:
+            return {"model": str(self.folder)}
+        return {"model": "embedded", "adapter": str(self.folder)}
+
     def save(self) -> None:
         """Write `organism.json` into the folder."""
         record = asdict(self)

@@ -266,7 +266,7 @@ def evaluate(
 def _trained(organism: Organism, lm: LanguageModel) -> tuple[Any, Ask]:
     """Return an organism as a model and what asks it; an adapter changes the base's modules."""
     if organism.trained.full:
-        whole = load(organism.folder, device="cpu", dtype="float32")
+        whole = load(**organism.how, device="cpu", dtype="float32")
         return whole.hf, asking(whole)
     return PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval(), asking(lm)
 
