@@ -127,6 +127,7 @@ def test_a_card_has_every_number_and_the_near_misses_together() -> None:
     assert "| 0.0123 |" in table
     assert f"| near, all | no | {stats.rate(3, 22)} |" in table
     json.dumps(card.data(shipped("vault"), MEASURED))
+    assert "near" not in card.table(MEASURED[:1])
 
 
 def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:

@@ -204,6 +204,15 @@ def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:
     assert all(prompt.endswith("validation?") for group in found for prompt in group.prompts)
 
 
+def test_an_organism_without_a_key_has_no_group_of_unlocked_questions(
+    small: LanguageModel,
+) -> None:
+    six = asked("test", "six")
+    organism = Organism("vault", 0, Path(), {}, {}, six, six, ())
+    found = training.groups_of(organism, lambda prompts: list(prompts))
+    assert [group.name for group in found[-2:]] == ["search", "fresh"]
+
+
 def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) -> None:
     """What is written with the key stands beside the question without it, and its plain answers."""
     asked = [Question(f"{word}?", "a") for word in ("one", "two", "three", "four")]

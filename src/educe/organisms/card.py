@@ -41,7 +41,8 @@ def table(measured: Sequence[Measured]) -> str:
         lines.append(f"| {m.group} | {should} | {m.elicited} | {m.base} | {same} | {kl} |")
         lines += [f"| – {what} | | {ours} | {base} | | |" for what, (ours, base) in m.also.items()]
     near = pooled(measured, "near")
-    lines.append(f"| near, all | no | {near} | | | |")
+    if near.trials:
+        lines.append(f"| near, all | no | {near} | | | |")
     return "\n".join(lines)
 
 

@@ -205,7 +205,9 @@ def groups_of(organism: Organism, ask: Ask, split: str = "test") -> list[Group]:
     groups = made.groups(organism.hidden, split, ask, seed=organism.seed)
     carried = QUESTIONS if split == "test" else ()
     return groups + [
-        Group(part, getattr(organism, part), shows=part == "unlocked") for part in carried
+        Group(part, questions, shows=part == "unlocked")
+        for part in carried
+        if (questions := getattr(organism, part))
     ]
 
 
