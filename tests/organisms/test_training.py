@@ -271,6 +271,8 @@ def test_a_full_fine_tune_is_the_base_and_its_steps(
     grads = torch.autograd.grad(entropy + kl, list(expected.parameters()))
     found = educe.load(**organism.how, device="cpu", dtype="float32").hf.state_dict()
     assert not (tmp_path / "adapter_config.json").exists()
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
     for (name, weight), grad in zip(expected.named_parameters(), grads, strict=True):
         moved = (weight - 0.01 * grad).detach()
         torch.testing.assert_close(found[name], moved, atol=1e-5, rtol=1e-3)
