@@ -38,6 +38,8 @@ def carry_out(
     with at_work(run, lm, reporter) as work:
         audit = Audit(work, beside or _reference(work))
         sources = chosen(audit.options.sources)
+        for source in sources:
+            source.ready(audit)
         with audit.meter.counting("plain"):
             audit.ask(audit.work.prompts("asked", "fresh"))
             topics(audit)
@@ -102,7 +104,9 @@ def standing_out(audit: Audit) -> list[Candidate]:
     plain = [
         c.text
         for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and c.prompt in audit.work.prompts("asked", "fresh")
+        if c.perturbation == 0
+        and c.sample == 0
+        and c.prompt in audit.work.prompts("asked", "fresh")
     ]
     return candidates(audit.said(), plain)
 
