@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import amplification, perplexity, prefill, weights
+from educe.audit.sources import amplification, kl, perplexity, prefill, weights
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
 #: In the order in which they look.
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
+    kl.SOURCE,
     perplexity.SOURCE,
     amplification.SOURCE,
     prefill.SOURCE,
