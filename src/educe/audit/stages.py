@@ -43,6 +43,8 @@ def carry_out(
     with at_work(run, lm, reporter) as work:
         audit = Audit(work, beside or _reference(work))
         sources = chosen(audit.options.sources)
+        for source in sources:
+            source.ready(audit)
         with audit.meter.counting("plain"):
             audit.ask(audit.work.prompts("asked", "fresh"))
             audit.fill("answers as they are")
