@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import amplification, kl, perplexity, prefill, weights
+from educe.audit.sources import (
+    activations,
+    amplification,
+    kl,
+    perplexity,
+    prefill,
+    scaling,
+    weights,
+    writes,
+)
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
@@ -19,6 +28,9 @@ SOURCES: tuple[Source, ...] = (
     kl.SOURCE,
     perplexity.SOURCE,
     amplification.SOURCE,
+    scaling.SOURCE,
+    activations.SOURCE,
+    writes.SOURCE,
     prefill.SOURCE,
 )
 
