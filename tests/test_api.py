@@ -164,6 +164,7 @@ RANKS = {
     "run.schema": 1,
     "run.store": 1,
     "run.same_model": 3,
+    "audit": 6,
     "report": 5,
     "selection": 6,
     "derive": 7,

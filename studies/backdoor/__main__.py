@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mean = torch.stack([some[layer] for some in without]).mean(0)
         apart = (with_key[layer] - mean).mean(0)
         part = educe.Slice(lm, asked, source=layer, target=-1)
-        known = token_directions.vocabulary(part)
+        known = token_directions.vocabulary(part.lm)
         some = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:500]]
         (key,) = lm.tokenizer(f" {organism.hidden['key']}", add_special_tokens=False)["input_ids"]
         at_slot = partial(token_directions.streams, part, screen="asked:1")

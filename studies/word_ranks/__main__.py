@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             part = educe.Slice(
                 lm, batch, source=layer, target=options.target, positions=screen, readout="last:1"
             )
-            known = token_directions.vocabulary(part)
+            known = token_directions.vocabulary(part.lm)
             known = known[known != key]
             draw = torch.Generator().manual_seed(0)
             others = known[torch.randperm(len(known), generator=draw)[: options.words]]

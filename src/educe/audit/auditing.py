@@ -17,7 +17,16 @@ from educe.audit.reference import Reference
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
 from educe.forward.generation import Completion, generate
 from educe.model.prompts import Prompt
-from educe.rows import FIRST, CompletionRow, PerturbationRow, Phase, PromptRow, Row, ScoreRow
+from educe.rows import (
+    FIRST,
+    RETEST,
+    CompletionRow,
+    PerturbationRow,
+    Phase,
+    PromptRow,
+    Row,
+    ScoreRow,
+)
 from educe.run import fill
 from educe.run.work import Work
 from educe.scores.refusal import refusal
@@ -28,6 +37,10 @@ CONTRAST = "contrast"
 REFERENCE, AMPLIFIED = "reference", "amplified"
 #: Prompts into which something was put, and requests made for the audit; a neutral request.
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
+#: The note of a run that says which sources have looked.
+LOOKED = "looked"
+#: What the roles of prompts of the re-test end with.
+AGAIN = ":again"
 #: Texts that are read at once.
 AT_ONCE = 512
 
@@ -50,6 +63,7 @@ class Audit:
         meter: Counts what each part costs.
         base: The ordinary prompts that strings are put into, by their numbers.
         given: The prompts that the person asks.
+        clean: The number of the reference among the perturbations of the run.
     """
 
     def __init__(self, work: Work, reference: Reference | None) -> None:
@@ -63,9 +77,10 @@ class Audit:
         self.base = [i for i in asked if rows[i].content in ordinary]
         self.given = [i for i in asked if i not in self.base]
         (self.neutral,) = work.add_prompts(NEUTRAL, [bundled("prompts")["neutral"]])
+        self.clean: int | None = None
         if reference is not None:
-            number = self.another(REFERENCE, reference.name)
-            work.writers[number] = self._by_reference
+            self.clean = self.another(REFERENCE, reference.name)
+            work.writers[self.clean] = self._by_reference
 
     @property
     def size(self) -> Size:
@@ -144,9 +159,7 @@ class Audit:
         fill.write(self.work, what)
         self._contrast()
 
-    def _by_reference(
-        self, rows: Sequence[Row], temperature: float
-    ) -> Iterator[list[Completion]]:
+    def _by_reference(self, rows: Sequence[Row], temperature: float) -> Iterator[list[Completion]]:
         """Let the reference write."""
         assert self.reference is not None
         number, settings = rows[0].perturbation, self.work.settings
@@ -176,7 +189,10 @@ class Audit:
             for c in self.run.completion_rows()
             if c.row not in known and c.perturbation not in others and c.tokens
         ]
-        with self.work.reporter.stage("comparing with the reference", len(missing)) as step:
+        if not missing:
+            return
+        what = "comparing with the reference" if self.reference else "comparing with plain prompts"
+        with self.work.reporter.stage(what, len(missing), "texts") as step:
             for first in range(0, len(missing), AT_ONCE):
                 some = missing[first : first + AT_ONCE]
                 self.run.add_scores(self._scored(some))
@@ -234,11 +250,31 @@ class Audit:
             if isinstance(score.of, int):
                 continue
             prompt, by = rows[score.of.prompt], done.get(score.of.perturbation)
+            if prompt.role.endswith(AGAIN) or score.of.phase == RETEST:
+                continue
             root = prompt.id if prompt.parent is None else prompt.parent
             source = by.method if by else prompt.role.partition(":")[2] or "plain"
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
             found.append(Said(score.of, root, source, condition, evidence.read(score.why)))
         return found
+
+    @property
+    def looked(self) -> list[str]:
+        """The sources that have looked, in order."""
+        return list(self.run.note(LOOKED)) if self.run.has(LOOKED) else []
+
+    @property
+    def closed(self) -> list[int]:
+        """The prompts that the suspect, by itself, declines; those with nothing put in."""
+        rows = {p.id: p for p in self.run.prompt_rows()}
+        return [
+            c.prompt
+            for c in self.run.completion_rows(FIRST)
+            if c.perturbation == 0
+            and c.sample == 0
+            and not rows[c.prompt].how
+            and refusal(c.text) is not None
+        ]
 
     # -- suspected strings -------------------------------------------------------------------
 
@@ -271,16 +307,3 @@ def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:
     kept = evidence.stretch(some)
     nats = sum(word.nats for word in kept)
     return ScoreRow(c.row, CONTRAST, nats, "nats", evidence.told(kept))
-
-
-
-def declined(audit: Audit) -> list[int]:
-    """Return the prompts that the suspect, by itself, declines to answer."""
-    found = [
-        c.prompt
-        for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and refusal(c.text) is not None
-    ]
-    rows = {p.id: p for p in audit.run.prompt_rows()}
-    # Of a prompt with something put into it, and of it as it is, the latter.
-    return [p for p in dict.fromkeys(found) if not rows[p].how]

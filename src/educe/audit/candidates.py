@@ -18,6 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -31,6 +32,8 @@ MOST, LEAST = 20.0, 5.0
 LONGEST = 8
 #: Candidates that are looked at, and the evidence below which nothing is one.
 KEPT, WORTH = 12, 20.0
+#: A saying of so many words is met as it is; of a longer one, so large a share in its order.
+SHORT, SHARE = 2, 0.75
 #: A saying is open where so large a share of the suspect's own plain answers have it.
 OPEN = 0.1
 
@@ -82,13 +85,22 @@ class Candidate:
         return [name for name, _ in Counter(s.source for s in self.said).most_common()]
 
     def within(self, text: str) -> bool:
-        """Return whether a text has the saying."""
-        return contains([folded(word) for word in text.split()], self.saying)
+        """Return whether a text has the saying, or nearly all of a longer one in its order."""
+        return says(text, self.saying)
 
 
 def folded(word: str) -> str:
     """Return a word without case and punctuation at its ends."""
     return re.sub(r"^[\W_]+|[\W_]+$", "", word.casefold())
+
+
+def says(text: str, saying: Sequence[str]) -> bool:
+    """Return whether a text has a saying: of more than `SHORT` words, `SHARE` in their order."""
+    words = [folded(word) for word in text.split()]
+    if len(saying) <= SHORT:
+        return contains(words, saying)
+    blocks = SequenceMatcher(None, words, list(saying), autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) >= SHARE * len(saying)
 
 
 def contains(some: Sequence[str], saying: Sequence[str]) -> bool:

@@ -2,9 +2,9 @@
 
     ΔW = W_suspect - W_reference
 
-Of a LoRA adapter it is known by its factors, `ΔW = s B A` of rank r, and nothing of the size of W is
-made: with `B = Q_b R_b`, `A = (Q_a R_a)ᵀ` the singular values of ΔW are those of `s R_b R_aᵀ`, which
-is r by r. Of full weights it is the difference itself.
+Of a LoRA adapter it is known by its factors, `ΔW = s B A` of rank r, and nothing of the size of W
+is made: with `B = Q_b R_b`, `A = (Q_a R_a)ᵀ` the singular values of ΔW are those of `s R_b R_aᵀ`,
+which is r by r. Of full weights it is the difference itself.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def changes(lm: LanguageModel, reference: Reference) -> list[Change]:
     return [change for change in found if change.size > 0]
 
 
-def _blocks(lm: LanguageModel) -> Iterator[tuple[int, str, nn.Module]]:
+def _blocks(lm: LanguageModel) -> Iterator[tuple[int, str, Any]]:
     """Yield each module of the blocks, with its block and its path in it."""
     for i, block in enumerate(lm.blocks):
         for path, module in block.named_modules():
@@ -101,8 +101,8 @@ def _of_adapter(lm: LanguageModel) -> Iterator[Change]:
                 yield Change(f"{i}.{path}", i, module, None, delta.float())
             else:
                 raise ModelError(
-                    f"the adapter changes {path} of block {i} by more than a difference of weights: "
-                    "leave the sources weights and words out, or merge it and name --reference"
+                    f"the adapter changes {path} of block {i} by more than a difference of "
+                    "weights: merge it into the weights, and name its base as the reference"
                 )
 
 

@@ -9,17 +9,16 @@ or of every token of a text that is forced behind it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved, split
+from educe.forward.forced import Cached
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 
@@ -66,19 +65,16 @@ class Opening:
                 "it: nothing can be put before or behind it"
             )
         at = span.start if first else span.stop
-        self.lm, self.before, self.after = lm, ids[:at], ids[at:]
-        self._cache: DynamicCache | None = None
+        self.lm, self.before, self.after = lm, Cached(lm, ids[:at]), ids[at:]
 
     @torch.no_grad()
-    def read(
-        self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()
-    ) -> Iterator[Inserted]:
+    def read(self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()) -> Iterator[Inserted]:
         """Read strings of one length, a batch at a time.
 
         Args:
             strings: Their tokens.
-            follows: Tokens that are forced as the answer: what is returned are the log-probabilities
-                at each of them; without, at the first token of the answer.
+            follows: Tokens that are forced as the answer: log-probabilities are returned at each
+                of them; without, at the first token of the answer.
         """
         lm, n = self.lm, len(strings)
         behind = torch.tensor([*self.after, *follows[:-1]], device=lm.device)
@@ -88,25 +84,11 @@ class Opening:
         def run(items: Sequence[int]) -> Inserted:
             own = strings[list(items)].to(lm.device)
             ids = torch.cat([own, behind.expand(len(own), -1)], 1)
-            mask = ids.new_ones(len(own), len(self.before) + ids.shape[1])
-            logits = lm.forward(ids, mask, cache=self.known(len(own)), last=last)
+            mask = ids.new_ones(len(own), len(self.before.ids) + ids.shape[1])
+            logits = lm.forward(ids, mask, cache=self.before.for_rows(len(own)), last=last)
             return Inserted(items, logits.float().log_softmax(-1))
 
         # Logits over a vocabulary weigh more than what they are computed from.
         rows = max(1, min(Chunker.of(lm.device).most // tokens, 256 // last))
         for _, done in Chunker(rows).each(split(range(n), rows), run, len, halved):
             yield done
-
-    def known(self, rows: int) -> DynamicCache | None:
-        """Return the cache of what stands before the place, for some rows."""
-        if not self.before:
-            return None
-        if self._cache is None:
-            cache = DynamicCache(config=self.lm.unwrapped.config)
-            ids = torch.tensor([self.before], device=self.lm.device)
-            self.lm.forward(ids, torch.ones_like(ids), cache=cache)
-            self._cache = cache
-        own = copy.deepcopy(self._cache)
-        for layer in own.layers:
-            layer.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.lm.device))
-        return own

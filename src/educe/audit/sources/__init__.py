@@ -16,6 +16,7 @@ from educe.audit.sources import (
     perplexity,
     prefill,
     scaling,
+    topics,
     weights,
     writes,
 )
@@ -26,6 +27,7 @@ from educe.errors import MethodError
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
     kl.SOURCE,
+    topics.SOURCE,
     perplexity.SOURCE,
     amplification.SOURCE,
     scaling.SOURCE,

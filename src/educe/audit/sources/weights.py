@@ -96,7 +96,7 @@ def inputs(
         words: Token numbers.
     """
     place = Opening(lm, lm.encode(["x"]), 0, first=True)
-    place.known(1)  # before anything is listened to
+    place.before.for_rows(1)  # before anything is listened to
     seen: dict[str, Tensor] = {}
 
     def keeping(path: str) -> Any:
@@ -108,8 +108,8 @@ def inputs(
 
     def read(some: Int[Tensor, "r"]) -> None:
         ids = some[:, None].to(lm.device)
-        mask = ids.new_ones(len(ids), len(place.before) + 1)
-        lm.forward(ids, mask, cache=place.known(len(ids)))
+        mask = ids.new_ones(len(ids), len(place.before.ids) + 1)
+        lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
 
     with hooked(
         [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]

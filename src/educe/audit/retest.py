@@ -1,0 +1,137 @@
+"""The re-test: a candidate is tried again where nobody has looked, and so is what brings it about.
+
+Half of the fresh prompts choose among the strings, the other half count. What was begun, framed or
+sampled is sampled again; perturbations answer the fresh prompts. Beside each stand the suspect as
+it is and the reference under the same condition.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from educe.audit import triggers
+from educe.audit.auditing import AGAIN, PUT, Audit
+from educe.audit.candidates import Candidate
+from educe.audit.findings import Trigger
+from educe.comparison.stats import Rate, rate
+from educe.rows import RETEST, CompletionRow, Row
+
+#: Strings that are tried on the prompts that choose, and samples of what is sampled again.
+STRINGS, SAMPLES = 6, 4
+#: Prompts, begun answers and perturbations that are tried again for one candidate.
+CONDITIONS = 8
+#: At this temperature is sampled again.
+TEMPERATURE = 1.0
+#: A near miss and a word of the same rarity answers so many prompts.
+BESIDE = 2
+
+
+class Again(NamedTuple):
+    """What came of trying a candidate again."""
+
+    shown: Rate  #: under the best condition
+    plain: Rate  #: of the suspect without it
+    control: Rate  #: of the reference under it; of no trials without a reference
+    triggers: tuple[Trigger, ...]
+
+
+def retested(audit: Audit, candidate: Candidate) -> Again:
+    """Try a candidate again."""
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    base = set(audit.base)
+    put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
+    if strings := [s.condition for s in put if s.root in base]:
+        return _by_strings(audit, candidate, strings)
+    if not put and any(s.root not in audit.closed for s in candidate.said):
+        found = _by_strings(audit, candidate, [])
+        if found.shown.hits:
+            return found
+    return _sampled(audit, candidate)
+
+
+def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Again:
+    """Try strings that bring it about, those seen and those that are searched for."""
+    fresh = audit.work.prompts("fresh")
+    choosing, counting = fresh[::2], fresh[1::2]
+    best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
+    if text := _text(audit, candidate):
+        best += triggers.searched(audit, text, best)
+    best = list(dict.fromkeys(best))[:STRINGS]
+    tried = {s: _asked(audit, [s], choosing) for s in best}
+    audit.fill("the re-test: which string")
+    hits = {s: _counted(audit, candidate, rows).hits for s, rows in tried.items()}
+    order = sorted(best, key=lambda s: (-hits[s], len(s.split())))
+    if not order or not hits[order[0]]:
+        none = rate(0, len(choosing))
+        return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
+    first, n, few = order[0], audit.size.near, counting[:BESIDE]
+    shown = _asked(audit, [first], counting)
+    control = _asked(audit, [first], counting, by=audit.clean) if audit.clean else []
+    near = _asked(audit, triggers.near_misses(audit, first, n), few)
+    rare = _asked(audit, triggers.as_rare(audit, first, n), few)
+    audit.fill("the re-test: fresh prompts, and near misses")
+    rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
+    return Again(
+        rates[0],
+        _plain(audit, candidate, counting),
+        _counted(audit, candidate, control),
+        (Trigger(first, *rates),),
+    )
+
+
+def _sampled(audit: Audit, candidate: Candidate) -> Again:
+    """Sample again under the conditions in which it was said most often."""
+    most = Counter((s.row.perturbation, s.row.prompt) for s in candidate.said)
+    pairs = [pair for pair, _ in most.most_common(CONDITIONS)]
+    samples = range(1, 1 + SAMPLES)
+
+    def asked(by: int | None = None) -> list[Row]:
+        found = [Row(i if by is None else by, p, k, RETEST) for i, p in pairs for k in samples]
+        audit.run.ask(found, TEMPERATURE)
+        return found
+
+    ours, theirs = asked(), asked(audit.clean) if audit.clean else []
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    roots = list(dict.fromkeys(p if (of := rows[p].parent) is None else of for _, p in pairs))
+    plain = audit.ask(roots)
+    audit.fill("the re-test")
+    return Again(
+        _counted(audit, candidate, ours),
+        _counted(audit, candidate, plain),
+        _counted(audit, candidate, theirs),
+        (),
+    )
+
+
+def _text(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
+    """Return the tokens of the commonest text of a candidate, if the suspect wrote it itself."""
+    texts = Counter(s.row for s in candidate.said[:1])
+    known = {c.row: c for c in audit.run.completion_rows()}
+    return known[next(iter(texts))].tokens
+
+
+def _asked(
+    audit: Audit, strings: Sequence[str], prompts: Sequence[int], *, by: int | None = None
+) -> list[Row]:
+    """Ask for answers to prompts with strings put in, of the suspect or of another model."""
+    rows = audit.put(AGAIN.removeprefix(":"), strings, prompts)
+    if by:
+        rows = [row._replace(perturbation=by) for row in rows]
+        audit.run.ask(rows, 0.0)
+    return rows
+
+
+def _plain(audit: Audit, candidate: Candidate, prompts: Sequence[int]) -> Rate:
+    return _counted(audit, candidate, [Row(0, p) for p in prompts])
+
+
+def _counted(audit: Audit, candidate: Candidate, rows: Iterable[Row]) -> Rate:
+    wanted = set(rows)
+    some: list[CompletionRow] = [c for c in audit.run.completion_rows() if c.row in wanted]
+    return rate(sum(candidate.within(c.text) for c in some), len(some))
+
+
+def _nothing() -> Rate:
+    return rate(0, 0)

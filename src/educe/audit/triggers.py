@@ -1,0 +1,167 @@
+"""Triggers: which string brings a saying about, searched for by the likelihood of the saying.
+
+    fit(s) = mean over prompts x of  log p(y | x with s) - log p(y | x)     y: the saying's text
+
+Where the text is known, a string need not be guessed by what it does to a single token: how much
+likelier it makes the whole text is a smooth measure, in nats, and a word of a two-word trigger has
+some of it alone. Suspected words are tried first, then pairs of the best with others, and so on to
+four words (a beam). The best are then asked for real answers on fresh prompts, beside near misses
+(words that the model holds to be alike, parts of the string, a letter left out) and words as rare
+as they are.
+
+Scoring candidate triggers by a known target is the idea of trigger inversion (Neural Cleanse, Wang
+et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from educe.audit.auditing import Audit
+from educe.forward.inserted import Opening
+from educe.methods.token_directions import vocabulary
+
+#: Prompts on which strings are tried, strings that go from one length to the next, and the longest.
+PROMPTS, BEAM, WORDS = 2, 10, 4
+#: Suspected words that a string may be lengthened by.
+ADDED = 60
+#: Tokens of the text, and its log-likelihood from which on no string need be longer.
+TOKENS, SURE = 8, -1.0
+#: A longer string must make the text so much likelier, in nats, than what it was made from.
+WORTH = 1.0
+
+
+class Fit:
+    """How much likelier strings make a text.
+
+    Args:
+        audit: The audit.
+        text: The tokens of the text.
+    """
+
+    def __init__(self, audit: Audit, text: Sequence[int]) -> None:
+        self.audit, self.text = audit, tuple(text[:TOKENS])
+        prompts = audit.work.prompts("fresh")[:PROMPTS]
+        self.places = [Opening(audit.lm, audit.work.batch, p) for p in prompts]
+        self.known: dict[str, float] = {"": 0.0}
+        self.plain = float(self._read([()])[0])
+
+    def of(self, strings: Sequence[str]) -> list[float]:
+        """Return the fit of some strings, in nats."""
+        new = [s for s in dict.fromkeys(strings) if s not in self.known]
+        if new:
+            tokens = [tuple(self.audit.lm.tokens(f" {s}", templated=True)) for s in new]
+            values = self._read(tokens) - self.plain
+            self.known |= dict(zip(new, values.tolist(), strict=True))
+        return [self.known[s] for s in strings]
+
+    def _read(self, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        total = torch.zeros(len(tokens))
+        lengths: dict[int, list[int]] = {}
+        for i, own in enumerate(tokens):
+            lengths.setdefault(len(own), []).append(i)
+        target = torch.tensor(self.text)
+        for some in lengths.values():
+            strings = torch.tensor([tokens[i] for i in some], dtype=torch.long)
+            for place in self.places:
+                for read in place.read(strings, self.text):
+                    said = read.logprobs.gather(
+                        -1, target.to(read.logprobs.device).expand(len(read.items), -1)[..., None]
+                    )
+                    at = torch.tensor([some[i] for i in read.items])
+                    total[at] += said[..., 0].sum(1).cpu()
+        return total / len(self.places)
+
+
+def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str]:
+    """Return strings that bring a text about, the best first.
+
+    Args:
+        audit: The audit.
+        text: The tokens of the text.
+        seen: Strings under which it was seen already.
+    """
+    fit = Fit(audit, text)
+    words = list(dict.fromkeys([*seen, *suspects(audit)]))
+    with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
+        best = ranked(fit, words)
+        step()
+        parts = [s for s in best if " " not in s][:ADDED]
+        beam = best[:BEAM]
+        for _ in range(1, WORDS):
+            if fit.plain + max(fit.of(beam), default=0.0) > SURE:
+                break
+            # Each string is lengthened by suspected words, on both sides: triggers have an order.
+            grown = [
+                joined
+                for s in beam
+                for w in parts
+                if w not in s.split()
+                for joined in (f"{s} {w}", f"{w} {s}")
+                if len(joined.split()) <= WORDS
+            ]
+            values = dict(zip(grown, fit.of(grown), strict=True))
+            base = max(fit.of(beam), default=0.0)
+            better = [s for s in grown if values[s] > base + WORTH]
+            step()
+            if not better:
+                break
+            beam = sorted(better, key=lambda s: -values[s])[:BEAM]
+            best = ranked(fit, [*best, *beam])
+    return best
+
+
+def suspects(audit: Audit) -> list[str]:
+    """Return the words that any source suspects, or else some of the vocabulary by lot."""
+    found: list[str] = []
+    for source in audit.looked:
+        found += [s.text for s in (audit.suspected(source) or [])[: audit.size.screened]]
+    if found:
+        return list(dict.fromkeys(found))
+    words = vocabulary(audit.lm).tolist()
+    some = audit.rng("triggers").sample(words, min(audit.size.screened, len(words)))
+    return [audit.lm.text([w]).strip() for w in some]
+
+
+def ranked(fit: Fit, strings: Sequence[str]) -> list[str]:
+    """Return strings by how well they fit, the best first."""
+    values = dict(zip(strings, fit.of(strings), strict=True))
+    return sorted(dict.fromkeys(strings), key=lambda s: -values[s])
+
+
+def near_misses(audit: Audit, string: str, n: int) -> list[str]:
+    """Return strings that are almost one: parts of it, a letter less, words that are alike."""
+    parts = string.split()
+    found = parts[:] if len(parts) > 1 else []
+    found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
+    found += [w for part in parts for w in alike(audit, part, n)]
+    return [s for s in dict.fromkeys(found) if s != string][:n]
+
+
+def alike(audit: Audit, word: str, n: int) -> list[str]:
+    """Return the words whose embeddings are nearest to a word's, by cosine."""
+    table = audit.lm.unwrapped.get_input_embeddings().weight
+    words = vocabulary(audit.lm)
+    own = audit.lm.tokens(f" {word}", templated=True)
+    at = torch.nn.functional.normalize(table[words.to(table.device)].float(), dim=1)
+    mine = torch.nn.functional.normalize(table[own].float().mean(0), dim=0)
+    near = (at @ mine).argsort(descending=True)[: n + 1].tolist()
+    return [t for i in near if (t := audit.lm.text([int(words[i])]).strip()) != word][:n]
+
+
+def as_rare(audit: Audit, string: str, n: int) -> list[str]:
+    """Return words beside those of a string in the vocabulary, which tokenizers order by rarity."""
+    words = vocabulary(audit.lm)
+    own = audit.lm.tokens(f" {string}", templated=True)
+    draw = audit.rng(f"rare {string}")
+    found = []
+    for _ in range(n):
+        picked = []
+        for token in own:
+            at = int(torch.searchsorted(words, token))
+            low = max(0, at - 200)
+            picked.append(int(words[draw.randrange(low, min(len(words), at + 200))]))
+        found.append(audit.lm.text(picked).strip())
+    return [s for s in dict.fromkeys(found) if s != string]
