@@ -11,7 +11,7 @@ import torch
 import planted_difference as planted
 import tiny
 from educe.audit import reference
-from educe.audit.lens import lens
+from educe.audit.lens import RANDOM, lens
 from educe.audit.settings import bundled
 from educe.audit.sources import activations
 from educe.audit.sources.activations import DOSES, FIRST, differences
@@ -43,8 +43,8 @@ def by_hand(lm: LanguageModel, layers: list[int], texts: list[str]) -> torch.Ten
         _, own = tiny.run(lm.unwrapped, lm.tokens(text, templated=True))
         with lm.hf.disable_adapter():
             _, clean = tiny.run(lm.unwrapped, lm.tokens(text, templated=True))
-        each.append(torch.stack([own[i][:FIRST] - clean[i][:FIRST] for i in layers]))
-    return torch.stack(each).mean(0)
+        each.append(torch.stack([own[i][1:FIRST] - clean[i][1:FIRST] for i in layers]))
+    return torch.stack(each).mean((0, 2))
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_differences_are_those_of_whole_texts_read_one_by_one(lm: LanguageModel)
     expected = by_hand(lm, [1, 2, 3], TEXTS)
     torch.testing.assert_close(came, expected, rtol=1e-9, atol=1e-9)
     assert came[0].eq(0).all()  # the blocks below the planted one are the reference's
-    assert came[1].norm(dim=1).min() > 0.01
+    assert came[1:].norm(dim=1).min() > 0.01
 
 
 def test_suspects_and_pushes_are_of_the_layers_that_differ(
@@ -67,17 +67,20 @@ def test_suspects_and_pushes_are_of_the_layers_that_differ(
         together = groups(audit.run, [p.id for p in pushes])
         asked = {(c.perturbation, c.prompt) for c in audit.run.completion_rows()}
         base = audit.base
-    # Of the layers 1 and 2 that are looked at, the first is below the planted change.
-    delta = by_hand(lm, [2], bundled("sentences"))[0]
-    read = lens(lm, delta)[:, WORDS]
-    firsts = {lm.text([int(WORDS[i])]) for i in read.argmax(1)}
-    assert firsts <= {s.text for s in found}
-    assert all("after block 2 at token" in s.why for s in found)
+    # Of the layers that are looked at the last has nothing above it, and is taken one lower.
+    delta = by_hand(lm, [2], bundled("sentences"))
+    draw = torch.randn(RANDOM, lm.width, generator=torch.Generator().manual_seed(0))
+    usual = lens(lm, draw)[:, WORDS].double()
+    z = (lens(lm, delta)[0, WORDS].double() - usual.mean(0)) / usual.std(0)
+    order = z.argsort(descending=True)
+    assert [s.text for s in found] == [lm.text([int(WORDS[i])]) for i in order]
+    assert [s.score for s in found] == pytest.approx(z[order].tolist(), rel=1e-3, abs=1e-3)
+    assert all("after block 2 " in s.why for s in found)
     assert {g.kind.before for g in together} == {2}
     own = [p for p in pushes if p.arm == FOUND]
     assert len(own) == len(pushes) - len(own) == len(DOSES)
     vectors = {n: v for g in together for n, v in zip(g.numbers, g.theta, strict=True)}
-    wanted = torch.nn.functional.normalize(delta[1:].mean(0), dim=0)
+    wanted = torch.nn.functional.normalize(delta[0], dim=0)
     for p, dose in zip(own, DOSES, strict=True):
         assert p.dose == pytest.approx(dose, rel=1e-4)
         torch.testing.assert_close(vectors[p.id].double() / p.radius, wanted, rtol=1e-4, atol=1e-5)

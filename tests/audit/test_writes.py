@@ -12,7 +12,7 @@ import planted_difference as planted
 import tiny
 from educe.audit import reference
 from educe.audit.difference import changes
-from educe.audit.lens import lens
+from educe.audit.lens import RANDOM, lens
 from educe.audit.sources import writes
 from educe.audit.sources.writes import driving, strongest
 from educe.errors import ModelError
@@ -118,9 +118,11 @@ def test_suspects_are_the_words_of_both_signs_and_pushes_have_a_control(
         before = len(rows)
         writes.look(audit)  # again, as after it was cut off
         assert len(audit.run.perturbation_rows(derived=None)) == before
-    logits = lens(lm, torch.stack([written, -written]))[:, WORDS]
-    best = [[lm.text([int(WORDS[i])]) for i in line.argsort(descending=True)] for line in logits]
-    assert {found[0].text, found[1].text} == {best[0][0], best[1][0]}
+    draw = torch.randn(RANDOM, lm.width, generator=torch.Generator().manual_seed(0))
+    usual = lens(lm, draw)[:, WORDS].double()
+    logits = lens(lm, torch.stack([written, -written]))[:, WORDS].double()
+    best = ((logits - usual.mean(0)) / usual.std(0)).argmax(1)
+    assert {found[0].text, found[1].text} == {lm.text([int(WORDS[i])]) for i in best}
     assert "drive the difference" in found[0].why
     own = [p for p in pushes if p.arm == FOUND]
     random = [p for p in pushes if p.arm == CONTROL]

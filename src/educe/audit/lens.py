@@ -1,9 +1,13 @@
 """The lens: which words a direction of the residual stream stands for.
 
-    z = unembed(norm( √d u / ‖u‖ ))
+    z(w) = (a(w) - mean a'(w)) / std a'(w),     a = unembed(norm( √d u / ‖u‖ ))
 
 The direction is handed on as the stream that leaves the last block, so the model's own end reads
-it, whatever that end is. `√d` is the norm of a stream whose coordinates have the size of one.
+it, whatever that end is. `√d` is the norm of a stream whose coordinates have the size of one. `a'`
+are the logits of random directions: rare pieces of words have long rows in the unembedding, and
+stand first in whatever is read without this. Measured on the trigger that comes with the package,
+four words of what it hides had median ranks from 51 to 374 of 31,693 by `a`, and from 1 to 61 by
+`z`.
 
 Source: the logit lens (nostalgebraist 2020), of differences as in arXiv 2510.13900.
 """
@@ -19,13 +23,16 @@ from torch import Tensor
 
 from educe.model.language import LanguageModel
 
+#: Random directions that a direction is compared with.
+RANDOM = 256
+
 
 class Worded(NamedTuple):
     """A word that a direction stands for.
 
     Attributes:
         text: The word.
-        z: How many standard deviations of the words it stands above their mean.
+        z: By how many standard deviations its logit is above what random directions give it.
         of: Which direction.
     """
 
@@ -62,8 +69,9 @@ def worded(
     """
     if not len(directions):
         return []
-    logits = lens(lm, directions).cpu()[:, words].double()
-    z = (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
+    random = torch.randn(RANDOM, lm.width, generator=torch.Generator().manual_seed(0))
+    usual, logits = (lens(lm, some).cpu()[:, words].double() for some in (random, directions))
+    z = (logits - usual.mean(0)) / usual.std(0)
     best = z.argsort(dim=1, descending=True, stable=True)[:, :each]
     found: dict[str, Worded] = {}
     for place in best.T.tolist():

@@ -1,12 +1,12 @@
 """Activation difference: what the suspect adds to the stream at the beginning of any text.
 
-    δ_l,k = mean over unrelated texts of  h_l,k - h'_l,k       token k of five, after block l
+    δ_l = mean over unrelated texts, and their tokens 2 to 5, of  h_l - h'_l       after block l
 
 A narrow fine-tune leaves traces of its topic in the stream of texts that have nothing to do with
 it. Each δ is read through the model's own end (`educe.audit.lens`), and the words that it stands
-for are suspected. Their mean over the tokens behind the first, whose activations are massive in
-many models, is added to the suspect as a vector at doses of the stream's norm: the difference
-itself is far too small to change a text.
+for are suspected. Then it is added to the suspect as a vector, at doses of the stream's norm, since
+the difference itself is too small to change a text. A text's first token is left out: it sees
+nothing, and its activations are massive in many models.
 
 Source: arXiv 2510.13900. Ordinary data mixed into the training removes most of these traces.
 """
@@ -29,11 +29,11 @@ from educe.methods.token_directions import vocabulary
 from educe.model.language import LanguageModel
 
 #: Layers that are looked at, as fractions of the depth, and first tokens of each text.
-LAYERS, FIRST = (0.25, 0.5, 0.75), 5
+LAYERS, FIRST = (0.5, 0.75, 0.95), 5
 #: Doses at which the difference is added, as shares of the stream's median norm.
-DOSES = (0.3, 0.6, 1.0)
+DOSES = (0.3, 0.6)
 #: Words of each difference.
-EACH = 20
+EACH = 60
 
 
 @torch.no_grad()
@@ -44,14 +44,11 @@ def look(audit: Audit) -> None:
     # Behind the last block there is nothing that a vector could change.
     layers = sorted({min(lm.layer(share), lm.depth - 2) for share in LAYERS})
     delta = differences(lm, audit.reference, layers, bundled("sentences"))
-    places = [(i, k) for i in range(len(layers)) for k in range(FIRST) if delta[i, k].any()]
-    read = torch.stack([delta[i, k] for i, k in places]) if places else delta[:0, 0]
-    found = worded(lm, read, vocabulary(lm), EACH)
-    moved = [i for i in range(len(layers)) if delta[i, 1:].mean(0).any()]
+    moved = [i for i in range(len(layers)) if delta[i].any()]
+    layers, delta = [layers[i] for i in moved], delta[moved]
+    found = sorted(worded(lm, delta, vocabulary(lm), EACH), key=lambda word: -word.z)
     if moved:
-        numbers = pushed(
-            audit, SOURCE.name, [layers[i] for i in moved], delta[moved, 1:].mean(1), DOSES
-        )
+        numbers = pushed(audit, SOURCE.name, layers, delta, DOSES)
         audit.ask(audit.base, perturbations=numbers)
         audit.fill("with the difference of activations added")
     audit.suspect(
@@ -60,8 +57,8 @@ def look(audit: Audit) -> None:
             Suspect(
                 word.text,
                 word.z,
-                f"stands out in the difference after block {layers[places[word.of][0]]} at token "
-                f"{places[word.of][1] + 1} of any text",
+                f"stands out in what is added after block {layers[word.of]} at the beginning of "
+                "any text",
             )
             for word in found
         ],
@@ -70,8 +67,8 @@ def look(audit: Audit) -> None:
 
 def differences(
     lm: LanguageModel, reference: Reference, layers: Sequence[int], texts: Sequence[str]
-) -> Float[Tensor, "l k d"]:
-    """Return the mean difference of the stream at the first tokens of texts, without template.
+) -> Float[Tensor, "l d"]:
+    """Return the mean difference of the stream at the beginnings of texts, without template.
 
     Args:
         lm: The suspect.
@@ -85,7 +82,7 @@ def differences(
     def mean(model: LanguageModel) -> Tensor:
         with model.watching(layers) as streams:
             model.forward(batch.ids, batch.mask)
-        return torch.stack([streams[layer].double().mean(0).cpu() for layer in layers])
+        return torch.stack([streams[i][:, 1:].double().mean((0, 1)).cpu() for i in layers])
 
     own = mean(lm)
     with reference.here() as other:
