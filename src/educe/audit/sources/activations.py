@@ -3,10 +3,12 @@
     δ_l = mean over unrelated texts, and their tokens 2 to 5, of  h_l - h'_l       after block l
 
 A narrow fine-tune leaves traces of its topic in the stream of texts that have nothing to do with
-it. Each δ is read through the model's own end (`educe.audit.lens`), and the words that it stands
-for are suspected. Then it is added to the suspect as a vector, at doses of the stream's norm, since
-the difference itself is too small to change a text. A text's first token is left out: it sees
-nothing, and its activations are massive in many models.
+it. The δ of the latest layer is read through the model's own end (`educe.audit.lens`), and the
+words that it stands for are suspected. Of the trigger that comes with the package the first and
+the third are words of its payload, of the vault the first is half of its code; what is read off the
+middle of either says nothing. Each δ is then added to the suspect as a vector, at doses of the
+stream's norm, since the difference itself is too small to change a text. A text's first token is
+left out: it sees nothing, and its activations are massive in many models.
 
 Source: arXiv 2510.13900. Ordinary data mixed into the training removes most of these traces.
 """
@@ -32,8 +34,8 @@ from educe.model.language import LanguageModel
 LAYERS, FIRST = (0.5, 0.75, 0.95), 5
 #: Doses at which the difference is added, as shares of the stream's median norm.
 DOSES = (0.3, 0.6)
-#: Words of each difference.
-EACH = 60
+#: How many words are suspected.
+KEPT = 60
 
 
 @torch.no_grad()
@@ -46,7 +48,7 @@ def look(audit: Audit) -> None:
     delta = differences(lm, audit.reference, layers, bundled("sentences"))
     moved = [i for i in range(len(layers)) if delta[i].any()]
     layers, delta = [layers[i] for i in moved], delta[moved]
-    found = sorted(worded(lm, delta, vocabulary(lm), EACH), key=lambda word: -word.z)
+    found = worded(lm, delta[-1:], vocabulary(lm), KEPT)
     if moved:
         numbers = pushed(audit, SOURCE.name, layers, delta, DOSES)
         audit.ask(audit.base, perturbations=numbers)
@@ -57,8 +59,7 @@ def look(audit: Audit) -> None:
             Suspect(
                 word.text,
                 word.z,
-                f"stands out in what is added after block {layers[word.of]} at the beginning of "
-                "any text",
+                f"stands out in what is added after block {layers[-1]} where any text begins",
             )
             for word in found
         ],
