@@ -4,7 +4,9 @@
 
 `u_k` is what the difference writes: both signs of it are read through the model's own end, and the
 words that they stand for are suspected. `v_k` is what the difference reads: the words that drive it
-are named beside. The strongest `u_k` are added to the suspect as vectors.
+are named beside. The strongest `u_k` are added to the suspect as vectors. Measured on the trigger
+that comes with the package: the first of them, driven by the key, brings out the payload on three
+of four ordinary prompts; 16 random vectors of the same norms bring out none of it.
 
 Source: arXiv 2508.00161 watches the same directions while a model works.
 """
