@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import perplexity, prefill, weights
+from educe.audit.sources import perplexity, prefill, screen, weights
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
 #: In the order in which they look.
-SOURCES: tuple[Source, ...] = (weights.SOURCE, perplexity.SOURCE, prefill.SOURCE)
+SOURCES: tuple[Source, ...] = (
+    weights.SOURCE,
+    perplexity.SOURCE,
+    prefill.SOURCE,
+    screen.SOURCE,
+)
 
 __all__ = ["SOURCES", "Needs", "Source", "chosen"]
 
