@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError
-from educe.forward.forced import Forced, continued, perturbing
+from educe.forward.forced import Forced, continued, likelihoods, perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors, adapters
 
@@ -129,3 +129,20 @@ def test_continuations_that_do_not_fit_are_read_in_halves(
         torch.testing.assert_close(parts[i], whole[i])
     # A prompt is read before its continuations: with four, two and one of the first prompt.
     assert tried == [1, 4, 1, 2, *[1] * 10]
+
+
+def test_one_continuation_of_many_prompts_is_read_as_one_text(tiny64: LanguageModel) -> None:
+    """With and without a beginning that all prompts share, against each text by itself."""
+    texts = [[9, 8, 7, 6], [5], [4, 3, 2]]
+    for begun in ([], [40, 41, 42]):
+        prompts = [[*begun, *own] for own in ([10, 11], [12], [13, 14, 15])]
+        batch = tiny64.pad(prompts)
+        found: dict[int, list[float]] = {}
+        for done in likelihoods(tiny64, batch, [0, 1, 2], texts):
+            found |= dict(zip(done.items, done.logprobs.tolist(), strict=True))
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            ids = torch.tensor([prompt + text])
+            whole = tiny64.forward(ids, torch.ones_like(ids), last=0).log_softmax(-1)[0]
+            expected = [float(whole[len(prompt) + k - 1, token]) for k, token in enumerate(text)]
+            assert found[i][: len(text)] == pytest.approx(expected, abs=1e-5)
+            assert found[i][len(text) :] == [0.0] * (len(found[i]) - len(text))

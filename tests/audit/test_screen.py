@@ -32,7 +32,7 @@ def screen(lm: LanguageModel) -> Screen:
 def logprobs(lm: LanguageModel, place: Opening, string: tuple[int, ...]) -> np.ndarray:
     """Log-probabilities of the first token of an answer, by a plain pass over one sequence."""
     with torch.no_grad():
-        logits, _ = tiny.run(lm.hf, [*place.before, *string, *place.after])
+        logits, _ = tiny.run(lm.hf, [*place.before.ids, *string, *place.after])
     return log_softmax(logits[-1].double().numpy())
 
 
@@ -57,7 +57,7 @@ def test_the_prompts_are_those_whose_answers_begin_most_unlike_others(
 ) -> None:
     twice = backdoor.encode(["Why?", "Why?", "Why?", "Count to nine."])
     one = Opening(backdoor, twice, 3)
-    assert Screen(backdoor, twice, range(4)).places[0].before == one.before
+    assert Screen(backdoor, twice, range(4)).places[0].before.ids == one.before.ids
 
 
 def test_a_glance_is_exact_where_the_template_between_does_not_matter(

@@ -8,11 +8,11 @@ was cut off goes on where it stopped.
 from __future__ import annotations
 
 from educe.audit import reference
-from educe.audit.auditing import Audit
+from educe.audit.auditing import LOOKED, Audit
 from educe.audit.candidates import Candidate, candidates
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
-from educe.audit.settings import bundled, options_of
+from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
 from educe.model.language import LanguageModel
 from educe.options import ModelOptions
@@ -20,6 +20,9 @@ from educe.progress import Reporter
 from educe.rows import FIRST
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+
+#: Prompts that the person asks or that the suspect declines, which strings are put into as well.
+CLOSED = 2
 
 
 def carry_out(
@@ -40,9 +43,10 @@ def carry_out(
     with at_work(run, lm, reporter) as work:
         audit = Audit(work, beside or _reference(work))
         sources = chosen(audit.options.sources)
+        for source in sources:
+            source.ready(audit)
         with audit.meter.counting("plain"):
             audit.ask(audit.work.prompts("asked", "fresh"))
-            topics(audit)
             audit.fill("answers as they are")
         for source in sources:
             look(audit, source)
@@ -63,34 +67,21 @@ def _reference(work: Work) -> reference.Reference | None:
     return found
 
 
-def topics(audit: Audit) -> None:
-    """Ask about the topics that the person named."""
-    asks = [
-        ask.format(topic=topic)
-        for topic in audit.options.topics
-        for ask in bundled("prompts")["topics"]
-    ]
-    if asks:
-        audit.ask(audit.made("topics", asks))
-
-
 def look(audit: Audit, source: Source) -> None:
     """Let a source look, and send what it suspects through the funnel."""
     run = audit.run
-    done: list[str] = run.note("looked") if run.has("looked") else []
-    if source.name in done:
+    if source.name in audit.looked:
         return
     why = source.hindered(audit.reference)
     if why is None:
         with audit.meter.counting(source.name):
             if audit.suspected(source.name) is None:
                 source.look(audit)
-            suspects = audit.suspected(source.name) or []
-            funnel(audit, source.name, [s.text for s in suspects[: audit.size.words]])
+            funnel(audit, source.name)
     else:
         audit.work.tell([f"the source {source.name} does not look: {why}"])
     run.remember("spent", _spent(audit))
-    run.remember("looked", [*done, source.name])
+    run.remember(LOOKED, [*audit.looked, source.name])
 
 
 def _spent(audit: Audit) -> dict[str, dict[str, float]]:
@@ -99,19 +90,31 @@ def _spent(audit: Audit) -> dict[str, dict[str, float]]:
     return known | audit.meter.spent
 
 
-def funnel(audit: Audit, source: str, strings: list[str]) -> None:
-    """Put suspected strings into ordinary prompts of different kinds, and ask."""
-    if strings:
-        audit.put(source, strings)
-        audit.fill(f"with what {source} suspects")
+def funnel(audit: Audit, source: str) -> None:
+    """Put suspected strings into prompts, and ask.
+
+    What a source suspects is put into ordinary prompts of different kinds. What any source suspects
+    is put into the first of those prompts that the suspect declines, or that the person asks.
+    """
+    closed = list(dict.fromkeys([*audit.closed, *audit.given]))[:CLOSED]
+    for name in dict.fromkeys([*audit.looked, source]):
+        strings = [s.text for s in (audit.suspected(name) or [])[: audit.size.words]]
+        into = [*(audit.base if name == source else []), *closed]
+        if strings and into:
+            audit.put(name, strings, into)
+    audit.fill(f"with what {source} suspects")
 
 
-def standing_out(audit: Audit) -> list[Candidate]:
-    """Return what the suspect comes back to, the most telling first."""
+def plain(audit: Audit) -> list[str]:
+    """Return what the suspect answers by itself to the prompts that nothing was put into."""
     by_itself = set(audit.work.prompts("asked", "fresh"))
-    plain = [
+    return [
         c.text
         for c in audit.run.completion_rows(FIRST)
         if c.perturbation == 0 and c.sample == 0 and c.prompt in by_itself
     ]
-    return candidates(audit.said(), plain)
+
+
+def standing_out(audit: Audit) -> list[Candidate]:
+    """Return what the suspect comes back to, the most telling first."""
+    return candidates(audit.said(), plain(audit))

@@ -116,7 +116,7 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
 def suspects(audit: Audit) -> list[str]:
     """Return the words that any source suspects, or else some of the vocabulary by lot."""
     found: list[str] = []
-    for source in audit.run.note("looked") if audit.run.has("looked") else []:
+    for source in audit.looked:
         found += [s.text for s in (audit.suspected(source) or [])[: audit.size.screened]]
     if found:
         return list(dict.fromkeys(found))

@@ -13,6 +13,8 @@ once.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -402,14 +404,21 @@ def likelihoods(
         prompts: Which of them each continuation follows.
         continuations: The tokens of each; none of them is empty.
     """
-    read = [(*batch.read[p], *c) for p, c in zip(prompts, continuations, strict=True)]
+    begins = batch.read
+    read = [(*begins[p], *c) for p, c in zip(prompts, continuations, strict=True)]
     order = sorted(range(len(read)), key=lambda i: (len(read[i]), len(continuations[i])))
+    # What all of them begin with, such as a system message, is read once; a token is left to read.
+    columns = zip(*(begins[p][:-1] for p in set(prompts)), strict=False)
+    shared = list(itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    before = Cached(lm, [column[0] for column in shared])
 
     def run(items: Sequence[int]) -> Continued:
-        own = lm.pad([read[i] for i in items], [""] * len(items))
+        own = lm.pad([read[i][len(shared) :] for i in items], [""] * len(items))
         written = [continuations[i] for i in items]
         most = max(map(len, written))
-        logits = lm.forward(own.ids, own.mask, last=most + 1)[:, :-1].float()
+        mask = torch.cat([own.mask.new_ones(len(items), len(shared)), own.mask], 1)
+        cache = before.for_rows(len(items))
+        logits = lm.forward(own.ids, mask, cache=cache, last=most + 1)[:, :-1].float()
         said = logits.gather(-1, own.ids[:, -most:, None])[..., 0] - logits.logsumexp(-1)
         left = torch.zeros_like(said)  # the texts end together, and are to begin together
         for line, tokens in enumerate(written):
@@ -418,3 +427,30 @@ def likelihoods(
 
     for _, done in Chunker(ROWS_PER_BATCH).each(split(order, ROWS_PER_BATCH), run, len, halved):
         yield done
+
+
+class Cached:
+    """The beginning that texts share, read once.
+
+    Args:
+        lm: The model.
+        ids: The tokens of the beginning; of none there is no cache.
+    """
+
+    def __init__(self, lm: LanguageModel, ids: Sequence[int]) -> None:
+        self.lm, self.ids = lm, list(ids)
+        self._kept: DynamicCache | None = None
+
+    @torch.no_grad()
+    def for_rows(self, rows: int) -> DynamicCache | None:
+        """Return a cache of the beginning for some rows, which may be written on."""
+        if not self.ids:
+            return None
+        if self._kept is None:
+            self._kept = DynamicCache(config=self.lm.unwrapped.config)
+            ids = torch.tensor([self.ids], device=self.lm.device)
+            self.lm.forward(ids, torch.ones_like(ids), cache=self._kept)
+        own = copy.deepcopy(self._kept)
+        for layer in own.layers:
+            layer.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.lm.device))
+        return own

@@ -15,7 +15,6 @@ the divergences that it gives correlate with the exact ones at 0.95 to 0.999.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from transformers import DynamicCache, DynamicLayer
 
 from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved, split
+from educe.forward.forced import Cached
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 
@@ -76,8 +76,7 @@ class Opening:
                 "it: nothing can be put before or behind it"
             )
         at = span.start if first else span.stop
-        self.lm, self.before, self.after = lm, ids[:at], ids[at:]
-        self._cache: DynamicCache | None = None
+        self.lm, self.before, self.after = lm, Cached(lm, ids[:at]), ids[at:]
 
     @torch.no_grad()
     def read(self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()) -> Iterator[Inserted]:
@@ -96,8 +95,8 @@ class Opening:
         def run(items: Sequence[int]) -> Inserted:
             own = strings[list(items)].to(lm.device)
             ids = torch.cat([own, behind.expand(len(own), -1)], 1)
-            mask = ids.new_ones(len(own), len(self.before) + ids.shape[1])
-            logits = lm.forward(ids, mask, cache=self.known(len(own)), last=last)
+            mask = ids.new_ones(len(own), len(self.before.ids) + ids.shape[1])
+            logits = lm.forward(ids, mask, cache=self.before.for_rows(len(own)), last=last)
             return Inserted(items, logits.float().log_softmax(-1))
 
         yield from _in_chunks(
@@ -114,9 +113,9 @@ class Opening:
             strings: Their tokens; the first stands in for all others behind which the template's
                 tokens are what they are.
         """
-        lm, at, between = self.lm, len(self.before), self.after[:-1]
+        lm, at, between = self.lm, len(self.before.ids), self.after[:-1]
         ids = torch.tensor([[*strings[0].tolist(), *between]], device=lm.device)
-        cache = self.known(1) or DynamicCache(config=lm.unwrapped.config)
+        cache = self.before.for_rows(1) or DynamicCache(config=lm.unwrapped.config)
         if not between or any(type(layer) is not DynamicLayer for layer in cache.layers):
             yield from self.read(strings)
             return
@@ -127,7 +126,7 @@ class Opening:
         def run(items: Sequence[int]) -> Inserted:
             own = strings[list(items)].to(lm.device)
             rows = len(own)
-            cache = self.known(rows) or DynamicCache(config=lm.unwrapped.config)
+            cache = self.before.for_rows(rows) or DynamicCache(config=lm.unwrapped.config)
             lm.forward(own, own.new_ones(rows, first), cache=cache)
             for layer, (keys, values) in zip(cache.layers, kept, strict=True):
                 layer.keys = torch.cat([layer.keys, keys.expand(rows, -1, -1, -1)], 2)
@@ -138,20 +137,6 @@ class Opening:
             return Inserted(items, logits.float().log_softmax(-1))
 
         yield from _in_chunks(len(strings), ROWS, run)
-
-    def known(self, rows: int) -> DynamicCache | None:
-        """Return the cache of what stands before the place, for some rows."""
-        if not self.before:
-            return None
-        if self._cache is None:
-            cache = DynamicCache(config=self.lm.unwrapped.config)
-            ids = torch.tensor([self.before], device=self.lm.device)
-            self.lm.forward(ids, torch.ones_like(ids), cache=cache)
-            self._cache = cache
-        own = copy.deepcopy(self._cache)
-        for layer in own.layers:
-            layer.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.lm.device))
-        return own
 
 
 def _in_chunks(n: int, rows: int, run: Callable[[Sequence[int]], Inserted]) -> Iterator[Inserted]:

@@ -124,7 +124,7 @@ class Screen:
 
     def answers_alike(self, strings: Sequence[Tokens]) -> list[float]:
         """Return how alike the first tokens of the answers to different prompts are, 0 to 1."""
-        there = [(*place.before, *s, *place.after) for s in strings for place in self.places]
+        there = [(*place.before.ids, *s, *place.after) for s in strings for place in self.places]
         batch = self.lm.pad(there)
         texts: dict[int, str] = {}
         for came in generate(

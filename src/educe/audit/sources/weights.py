@@ -77,7 +77,7 @@ def loudness(
         step: Is told of each batch of words.
     """
     place = Opening(lm, lm.encode(["x"]), 0, first=True)
-    place.known(1)  # before anything is listened to
+    place.before.for_rows(1)  # before anything is listened to
     seen: dict[str, Tensor] = {}
 
     def keeping(path: str) -> Any:
@@ -89,8 +89,8 @@ def loudness(
 
     def read(some: Int[Tensor, "r"]) -> None:
         ids = some[:, None].to(lm.device)
-        mask = ids.new_ones(len(ids), len(place.before) + 1)
-        lm.forward(ids, mask, cache=place.known(len(ids)))
+        mask = ids.new_ones(len(ids), len(place.before.ids) + 1)
+        lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
 
     total = torch.zeros(len(words))
     with hooked(
@@ -106,6 +106,16 @@ def loudness(
                 total[first : first + ROWS] += (c.read(x) / x.norm(dim=1)).cpu()
             step(len(some))
     return total
+
+
+def loudest(audit: Audit, n: int) -> list[str]:
+    """Return the words that a weight difference reads loudest; where unknown, some by lot."""
+    known = audit.suspected(SOURCE.name)
+    if known:
+        return list(dict.fromkeys(s.text for s in known))[:n]
+    words = vocabulary(audit.lm).tolist()
+    some = audit.rng("words").sample(words, min(n, len(words)))
+    return list(dict.fromkeys(audit.lm.text([w]).strip() for w in some))
 
 
 SOURCE = Source(
