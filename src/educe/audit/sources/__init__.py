@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import amplification, kl, perplexity, prefill, screen, topics, weights
+from educe.audit.sources import (
+    amplification,
+    kl,
+    memory,
+    perplexity,
+    prefill,
+    screen,
+    topics,
+    weights,
+)
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
@@ -21,6 +30,7 @@ SOURCES: tuple[Source, ...] = (
     perplexity.SOURCE,
     amplification.SOURCE,
     prefill.SOURCE,
+    memory.SOURCE,
     screen.SOURCE,
 )
 
