@@ -14,6 +14,7 @@ from educe.audit.sources import (
     kl,
     memory,
     perplexity,
+    perturbations,
     prefill,
     screen,
     topics,
@@ -32,6 +33,7 @@ SOURCES: tuple[Source, ...] = (
     prefill.SOURCE,
     memory.SOURCE,
     screen.SOURCE,
+    perturbations.SOURCE,
 )
 
 __all__ = ["SOURCES", "Needs", "Source", "chosen"]
