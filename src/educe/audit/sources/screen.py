@@ -49,6 +49,8 @@ PROMPTS, ROWS = 3, 128
 BEAM, ADDED, LONGEST = 6, 24, 4
 #: A longer string must score so many times what it does without any one of its words.
 WORTH = 1.5
+#: Stands where tokens are no whole characters: such a string cannot be put into a prompt.
+BROKEN = "\ufffd"
 #: Tokens of an answer by which the best strings are put in order.
 TOKENS = 6
 
@@ -160,8 +162,11 @@ def look(audit: Audit) -> None:
         known = dict(zip(strings, screen.effect(strings).score.tolist(), strict=True))
         step()
         screen.grown(_best(known), known, step)
-    found = _best(known)
-    leading = found[: 2 * size.words]
+    found = [s for s in _best(known) if BROKEN not in lm.text(s)]
+    # As many words as longer strings: variants of one loud pair are many.
+    alone, longer = ([s for s in found if (len(s) > 1) is many] for many in (False, True))
+    leading = [*alone[: size.words], *longer[: size.words]]
+    behind = [s for s in found if s not in set(leading)]
     said = dict(zip(leading, screen.answers_alike(leading), strict=True))
     audit.suspect(
         SOURCE.name,
@@ -176,7 +181,7 @@ def look(audit: Audit) -> None:
         ]
         + [
             Suspect(lm.text(s).strip(), known[s], f"first tokens move by {known[s]:.2f} nats²")
-            for s in found[len(leading) :]
+            for s in behind
         ],
     )
 
