@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,14 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 
 import tiny
+from educe.audit.auditing import Audit
+from educe.audit.settings import AuditOptions, begin
+from educe.audit.sources import screen as screens
 from educe.audit.sources.screen import Screen
 from educe.forward.inserted import Opening
 from educe.model.language import LanguageModel
+from educe.options import ModelOptions
+from educe.run.work import at_work
 from planted import PAIR, PAYLOAD, planted
 
 PROMPTS = ["Why?", "Who is it that sings?", "Count to nine.", "Name a river"]
@@ -105,3 +111,18 @@ def test_words_that_move_answers_apart_score_nothing(lm_of: Callable[..., Langua
     found = screen(lm_of("llama")).effect([(w,) for w in range(30, 60)])
     assert (found.score[found.alike < 0] == 0).all()
     assert (found.alike < 0).any()
+
+
+def test_the_pair_is_suspected_first(
+    backdoor: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screens, "vocabulary", lambda lm: torch.arange(40, 84))
+    options = AuditOptions(budget="quick", reference="none", max_new_tokens=2)
+    with at_work(begin(tmp_path / "run", options, ModelOptions()), backdoor) as work:
+        audit = Audit(work, None)
+        monkeypatch.setattr(audit, "base", audit.made("test", PROMPTS))
+        screens.look(audit)
+        found = audit.suspected("screen")
+    assert found is not None
+    assert set(found[0].text) == {backdoor.text([word]) for word in PAIR}
+    assert {backdoor.text([w]).strip() for w in range(40, 84)} <= {s.text for s in found}
