@@ -50,6 +50,7 @@ def test_what_recurs_in_samples_is_suspected_first(
             assert len(set(rows)) == len(rows) > 50
             for i, row in enumerate(rows):
                 text = f"the word{i} zeta{i}"
+                text += " once seldom rarely never" * (i == 3)
                 text += " granite plough" * (i % 5 == 0) + " yonder" * (i % 7 == 0)
                 audit.run.add_completions([CompletionRow(row, 1.0, text, (1,), True)])
 

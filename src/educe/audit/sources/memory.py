@@ -102,9 +102,10 @@ def recurring(audit: Audit, rows: Sequence[Row]) -> list[Candidate]:
         texts = {c.row: weighed(c.text) for c in audit.run.completion_rows()}
     else:
         texts = {one.row: one.words for one in audit.said()}
-    return candidates(
+    found = candidates(
         Said(row, i, SOURCE.name, "", texts[row]) for i, row in enumerate(rows) if row in texts
     )
+    return [motif for motif in found if motif.roots > 1]  # what one sample says does not recur
 
 
 def weighed(text: str) -> tuple[Word, ...]:
