@@ -206,11 +206,11 @@ class Audit:
             rows = {p.id: p for p in self.run.prompt_rows()}
             plain = [self._without(rows[p]) for p in prompts]
             theirs = dict(evidence.logprobs(self.lm, self.work.batch, plain, tokens))
-            return [self._row(c, mine[i], theirs[i]) for i, c in enumerate(some)]
+            return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
         with self.reference.here() as lm:
             if self.reference.same_tokens and self.reference.same_template:
                 theirs = dict(evidence.logprobs(lm, self.work.batch, prompts, tokens))
-                return [self._row(c, mine[i], theirs[i]) for i, c in enumerate(some)]
+                return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
             return self._by_words(lm, some, mine)
 
     def _by_words(
@@ -232,7 +232,8 @@ class Audit:
             rows.append(_judged(c, both))
         return rows
 
-    def _row(self, c: CompletionRow, mine: list[float], theirs: list[float]) -> ScoreRow:
+    def compared(self, c: CompletionRow, mine: list[float], theirs: list[float]) -> ScoreRow:
+        """Return the contrast of a text, from its tokens' log-likelihoods on either side."""
         contrasts = [a - b for a, b in zip(mine, theirs, strict=True)]
         return _judged(c, evidence.words(c.text, evidence.pieces(self.lm, c.tokens), contrasts))
 

@@ -5,22 +5,33 @@
 
 What is read of each is the log-probabilities at its last tokens: of the first token of an answer,
 or of every token of a text that is forced behind it.
+
+`Opening.glance` is for very many strings, and nearly as good. Of what stands behind the string only
+the last token is read anew, and the others stay what they are behind some other string: what a
+string does to the answer's first token directly is counted, what it does by way of the template's
+tokens is not. Measured on the trigger that comes with the package, over 200 words and six prompts:
+the divergences that it gives correlate with the exact ones at 0.95 to 0.999.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache, DynamicLayer
 
 from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved, split
 from educe.forward.forced import Cached
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
+
+#: Strings that are read at once, at most: logits over a vocabulary weigh more than what they are
+#: computed from.
+ROWS = 256
 
 
 class Inserted(NamedTuple):
@@ -88,7 +99,46 @@ class Opening:
             logits = lm.forward(ids, mask, cache=self.before.for_rows(len(own)), last=last)
             return Inserted(items, logits.float().log_softmax(-1))
 
-        # Logits over a vocabulary weigh more than what they are computed from.
-        rows = max(1, min(Chunker.of(lm.device).most // tokens, 256 // last))
-        for _, done in Chunker(rows).each(split(range(n), rows), run, len, halved):
-            yield done
+        yield from _in_chunks(
+            n, max(1, min(Chunker.of(lm.device).most // tokens, ROWS // last)), run
+        )
+
+    @torch.no_grad()
+    def glance(self, strings: Int[Tensor, "n k"]) -> Iterator[Inserted]:
+        """Read the first token of the answer behind strings of one length, nearly and at less cost.
+
+        Where the model's cache is more than keys and values of every token, they are read in full.
+
+        Args:
+            strings: Their tokens; the first stands in for all others behind which the template's
+                tokens are what they are.
+        """
+        lm, at, between = self.lm, len(self.before.ids), self.after[:-1]
+        ids = torch.tensor([[*strings[0].tolist(), *between]], device=lm.device)
+        cache = self.before.for_rows(1) or DynamicCache(config=lm.unwrapped.config)
+        if not between or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            yield from self.read(strings)
+            return
+        lm.forward(ids, ids.new_ones(1, at + ids.shape[1]), cache=cache)
+        first = at + strings.shape[1]
+        kept = [(own.keys[:, :, first:], own.values[:, :, first:]) for own in cache.layers]
+
+        def run(items: Sequence[int]) -> Inserted:
+            own = strings[list(items)].to(lm.device)
+            rows = len(own)
+            cache = self.before.for_rows(rows) or DynamicCache(config=lm.unwrapped.config)
+            lm.forward(own, own.new_ones(rows, first), cache=cache)
+            for layer, (keys, values) in zip(cache.layers, kept, strict=True):
+                layer.keys = torch.cat([layer.keys, keys.expand(rows, -1, -1, -1)], 2)
+                layer.values = torch.cat([layer.values, values.expand(rows, -1, -1, -1)], 2)
+            last = own.new_full((rows, 1), self.after[-1])
+            mask = own.new_ones(rows, first + len(self.after))
+            logits = lm.forward(last, mask, cache=cache)
+            return Inserted(items, logits.float().log_softmax(-1))
+
+        yield from _in_chunks(len(strings), ROWS, run)
+
+
+def _in_chunks(n: int, rows: int, run: Callable[[Sequence[int]], Inserted]) -> Iterator[Inserted]:
+    for _, done in Chunker(rows).each(split(range(n), rows), run, len, halved):
+        yield done

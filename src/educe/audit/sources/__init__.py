@@ -13,9 +13,12 @@ from educe.audit.sources import (
     activations,
     amplification,
     kl,
+    memory,
     perplexity,
+    perturbations,
     prefill,
     scaling,
+    screen,
     topics,
     weights,
     writes,
@@ -34,6 +37,9 @@ SOURCES: tuple[Source, ...] = (
     activations.SOURCE,
     writes.SOURCE,
     prefill.SOURCE,
+    memory.SOURCE,
+    screen.SOURCE,
+    perturbations.SOURCE,
 )
 
 __all__ = ["SOURCES", "Needs", "Source", "chosen"]
