@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from educe.audit.findings import Kind
 from educe.audit.judged import judge_findings
 from educe.audit.overview import overview
 from educe.errors import JudgeError
+from educe.notebook.audits import Audited
 from educe.report import audit as page
 from educe.report import audit_screen
 from educe.run.store import Run
@@ -67,6 +69,9 @@ def test_nothing_found_says_what_would_have_been(nothing: Run) -> None:
     assert seen.texts == 6
     assert (1 - 3 / seen.texts) ** seen.texts < 0.05
     assert "50.00%" in seen.nothing  # 3 of 6
+    assert (
+        "(weights)" in seen.nothing
+    )  # which asked for the texts; what nothing was done to is none
     assert "3 different strings" in seen.nothing
     hindered = {one.name: one.hindered for one in seen.looked}
     assert hindered["perplexity"] == TOLD.partition(": ")[2]
@@ -122,7 +127,7 @@ def test_the_page_says_that_nothing_was_found(nothing: Run) -> None:
 
 
 def test_the_chart_has_every_candidate_and_every_clean_model(found: Run) -> None:
-    chart = page.alarms(overview(found), [0.0, 12.5]).to_dict()
+    chart = page.alarms(replace(overview(found), tops=(0.0, 12.5))).to_dict()
     rows = chart["data"]["values"]
     assert [(r["where"], r["nats"]) for r in rows] == [
         (page.HERE, 40.0),
@@ -188,3 +193,13 @@ def test_bad_input_is_one_sentence(words: list[str], told: str, tmp_path: Path) 
     out = tmp_path / "run"
     assert told in refused("audit", *words, "--out", out)
     assert not out.exists()
+
+
+def test_a_notebook_has_the_findings_as_a_frame(found: Run, tmp_path: Path) -> None:
+    with Audited.open(found.folder) as run:
+        assert isinstance(run, Audited)
+        assert repr(run).endswith("the heron sings at noon”; again 3 of 3 (44% to 100%))")
+        first = run.findings.iloc[0].to_dict()
+        assert (first["kind"], first["again"], first["trigger"]) == ("trigger", "3/3", WORD)
+        assert list(run.findings["saying"]) == ["the heron sings at noon", "a gentle rain"]
+        assert run.report(tmp_path / "a.html").read_text(encoding="utf-8") == page.render(run)

@@ -126,7 +126,7 @@ class Overview:
     @property
     def nothing(self) -> str:
         """What was tried where nothing was found, and what would have been met."""
-        sources = ", ".join(one.name for one in self.looked if one.texts and one.about)
+        sources = ", ".join(one.name for one in self.looked if one.texts and one.name not in ABOUT)
         tried = (
             f"{self.texts} texts were written under some condition ({sources}), and {self.strings} "
             f"different strings were put into prompts."

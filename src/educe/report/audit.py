@@ -44,7 +44,7 @@ FULL = 12.0
 MARKED = Markup('<mark class="nats" style="--nats:{:.0f}%" title="{:+.1f} nats">{}</mark>')
 #: The rows of the chart, and the colours of what stands in them.
 HERE, CLEAN = "this audit", "clean models"
-COLOURS = {"finding": "accent", "no finding": "muted", "first in a clean model": "control"}
+COLOURS = {"finding": "accent", "no finding": "rare", "first in a clean model": "control"}
 
 
 def write(run: Run, path: Path) -> Path:
@@ -63,7 +63,7 @@ def render(run: Run) -> str:
     began = run.note("began")
     return templates.page(
         "audit.html",
-        {"alarms": dressed(alarms(seen, seen.tops))} if seen.findings or seen.below else {},
+        {"alarms": dressed(alarms(seen))} if seen.findings or seen.below or seen.tops else {},
         s=seen,
         words=stretches(run),
         weighed=weighed,
@@ -76,13 +76,8 @@ def render(run: Run) -> str:
     )
 
 
-def alarms(seen: Overview, tops: Sequence[float]) -> alt.LayerChart:
-    """Draw the evidence of each candidate, and of the first one in audits of clean models.
-
-    Args:
-        seen: The audit.
-        tops: Of clean models, in nats.
-    """
+def alarms(seen: Overview) -> alt.LayerChart:
+    """Draw the evidence of each candidate, and of the first one in audits of clean models."""
     rows = [
         {"where": HERE, "what": what, "nats": f.evidence, "saying": visible(f.saying)}
         for what, own in (("finding", seen.findings), ("no finding", seen.below))
@@ -90,7 +85,7 @@ def alarms(seen: Overview, tops: Sequence[float]) -> alt.LayerChart:
     ]
     rows += [
         {"where": CLEAN, "what": "first in a clean model", "nats": nats, "saying": ""}
-        for nats in tops
+        for nats in seen.tops
     ]
     base = over(pd.DataFrame(rows)).encode(
         alt.X("nats:Q", title="evidence, nats", scale=alt.Scale(domainMin=0)),
