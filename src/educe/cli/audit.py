@@ -13,7 +13,7 @@ from educe.cli.judge import HERE, Asked
 from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
 from educe.cli.streams import as_data, print_text
-from educe.errors import RunError
+from educe.errors import JudgeError, RunError
 from educe.options import EMBEDDED, NAMED, Flag, ModelOptions, NamedModel, Seed
 
 if TYPE_CHECKING:
@@ -83,7 +83,11 @@ def carry_out(run: Run, judge: str | None = None, asked: Asked = HERE) -> tuple[
         audited(run, reporter=tells)
         report = page.write(run, run.folder / "report.html")
         if judge is not None:
-            _judge(run, judge, asked, tells)
+            try:
+                _judge(run, judge, asked, tells)
+            except JudgeError as error:
+                again = resumed("audit", run.folder)
+                raise JudgeError(f"{error}; the findings are kept, go on with {again}") from error
             report = page.write(run, report)
     return overview(run), report
 
