@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import tiny
 from audited_run import PHRASE, PLAIN, STRETCH, TOLD, WORD, WORDS, build
+from educe.audit import judged, stages
 from educe.audit.evidence import Word
-from educe.audit.findings import Kind
+from educe.audit.findings import Finding, Kind
 from educe.audit.judged import judge_findings
 from educe.audit.overview import overview
+from educe.audit.sources import SOURCES
 from educe.errors import JudgeError
 from educe.notebook.audits import Audited
 from educe.report import audit as page
@@ -139,9 +142,9 @@ def test_the_chart_has_every_candidate_and_every_clean_model(found: Run) -> None
 
 def test_a_judge_scores_the_texts_beside_the_plain_ones(tmp_path: Path) -> None:
     with build(tmp_path / "run") as run:
-        judged = judge_findings(run, Contains(PHRASE))
-        assert judged.scores == (((1.0, 0.0),), ())
-        assert overview(run).judged == judged
+        said = judge_findings(run, Contains(PHRASE))
+        assert said.scores == (((1.0, 0.0),), ())
+        assert overview(run).judged == said
         assert "judge 1.00" in page.render(run)
 
 
@@ -203,3 +206,85 @@ def test_a_notebook_has_the_findings_as_a_frame(found: Run, tmp_path: Path) -> N
         assert (first["kind"], first["again"], first["trigger"]) == ("trigger", "3/3", WORD)
         assert list(run.findings["saying"]) == ["the heron sings at noon", "a gentle rain"]
         assert run.report(tmp_path / "a.html").read_text(encoding="utf-8") == page.render(run)
+
+
+# -- the command, on a tiny random model -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """A quick audit of a tiny model without a reference, but for its folder."""
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.hf_model("llama").save_pretrained(place)
+    tiny.tokenizer().save_pretrained(place)
+    short = ["--budget", "quick", "--max-new-tokens", 2, "--device", "cpu"]
+    return ["audit", place, *short, "--sources", "weights,topics"]
+
+
+def test_the_command_goes_the_whole_way_and_on(asked: list[object], tmp_path: Path) -> None:
+    (tmp_path / "topics.txt").write_text("herons\n\n codes \n")
+    out = tmp_path / "an audit"
+    done = educe(*asked, "--topics", tmp_path / "topics.txt", "--out", out, "--json")
+    assert done.status == 0, done.err
+    assert done.data["options"]["topics"] == ["herons", "codes"]
+    assert done.data["reference"] is None
+    assert "it needs a reference" in done.data["looked"][1]["hindered"]
+    assert done.data["looked"][2]["texts"] > 2  # each topic by each template
+    assert Path(done.data["report"]).exists()
+    again = educe("audit", "--resume", "--out", out, "--json")
+    assert again.status == 0, again.err
+    assert again.data == done.data
+    told = educe("show", out, "--json").data
+    assert told == {k: v for k, v in done.data.items() if k not in ("run", "report")}
+    assert "other settings" in refused(*asked, "--resume", "--out", out, "--seed", 3)
+
+
+def test_an_interrupt_says_how_to_go_on(
+    asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stages.conclude
+
+    def cut(*arguments: object) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "conclude", cut)
+    ended = educe(*asked, "--out", tmp_path / "run")
+    assert ended.status == 130
+    line = ended.err.splitlines()[-1]
+    assert line.endswith(f"go on with: educe audit --resume --out {tmp_path / 'run'}")
+    monkeypatch.setattr(stages, "conclude", whole)
+    assert educe("audit", "--resume", "--out", tmp_path / "run").status == 0
+
+
+def test_a_reference_that_is_the_model_is_said_and_leaves_nothing(
+    asked: list[object], tmp_path: Path
+) -> None:
+    line = refused(*asked, "--reference", asked[1], "--out", tmp_path / "run", begun=True)
+    assert "is the model itself" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_times_out_is_one_sentence(
+    asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*arguments: object) -> None:
+        raise JudgeError("the judge did not answer within 60 seconds")
+
+    monkeypatch.setattr(judged, "judge_findings", late)
+    out = tmp_path / "run"
+    ended = educe(*asked, "--judge", "contains:x", "--out", out)
+    assert (ended.status, ended.out) == (2, "")
+    line = ended.err.splitlines()[-1]
+    assert "did not answer within 60 seconds; the findings are kept" in line
+    assert (out / "report.html").exists()
+    monkeypatch.undo()
+    assert educe("audit", "--resume", "--out", out).status == 0
+    with Run.open(out) as run:
+        assert run.note(judged.JUDGED)["judge"] == "contains:x"
+
+
+def test_sources_are_listed_with_what_they_need() -> None:
+    listed = educe("sources", "--json").data
+    assert [s["name"] for s in listed] == [s.name for s in SOURCES]
+    assert {s["name"]: s["needs"] for s in listed}["prefill"] == "nothing"
+    assert f"{SOURCES[0].name}: {SOURCES[0].about}" in educe("sources").out
