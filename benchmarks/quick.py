@@ -60,13 +60,13 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
 
 
 def model(organism: Organism | None = None, *, quick: bool, **options: Any) -> LanguageModel:
-    """Return the embedded model, with an organism beside it if one is given, or the stand-in.
+    """Return the embedded model, an organism if one is given, or the stand-in.
 
     Options are those of `educe.load`.
     """
     if quick:
         return stand_in()
-    return educe.load("embedded", adapter=organism.folder if organism else None, **options)
+    return educe.load(**(organism.how if organism else {"model": "embedded"}), **options)
 
 
 @cache

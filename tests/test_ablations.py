@@ -66,7 +66,7 @@ def test_rows_that_go_on_keep_their_change(
     """The unperturbed row and others end early; those after them must not take their changes."""
     text = alone(tiny_lm, None)
     ends = {tiny_lm.tokenizer(text[at])["input_ids"][0] for at in (1, 2)}
-    monkeypatch.setattr(generation, "_end_tokens", lambda lm: ends)
+    monkeypatch.setattr(generation, "end_tokens", lambda lm: ends)
     wanted = [alone(tiny_lm, one) for one in (None, *ablations())]
     assert len(wanted[0]) < min(2, LIMIT)
     assert max(map(len, wanted[1:])) > len(wanted[0])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from educe.comparison import stats
-from educe.organisms import SPECIES, card, names, shipped, training
+from educe.options import TrainingOptions
+from educe.organisms import SPECIES, card, names, shipped, species, training
 from test_cli import educe, refused
 
 
@@ -60,6 +62,41 @@ def test_the_split_that_is_measured_is_the_one_asked_for(monkeypatch: pytest.Mon
     assert "--split" in refused("organism", "check", "vault", "--split", "train")
 
 
+def test_how_it_is_trained_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def train(name: str, out: Path, **options: Any) -> Any:
+        seen.update(options, name=name, out=out)
+        return shipped("vault")
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: MEASURED)
+    monkeypatch.setattr(card, "write", lambda *_: None)
+    options = (
+        "--loss",
+        "transcript",
+        "--rank",
+        "64",
+        "--ordinary",
+        "0.1",
+        "--steps",
+        "7",
+        "--full",
+    )
+    done = educe("organism", "train", "taboo", "--seed", "3", "--out", tmp_path / "new", *options)
+    assert done.status == 0
+    assert (seen["name"], seen["seed"], seen["out"]) == ("taboo", 3, tmp_path / "new")
+    assert seen["options"] == TrainingOptions(
+        loss="transcript", rank=64, full=True, ordinary=0.1, steps=7
+    )
+
+
+def test_answers_of_what_has_no_key_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    replace(shipped("vault"), name="clean-fact", folder=tmp_path, unlocked=(), clean=True).save()
+    said = refused("organism", "answers", tmp_path, "--model", "nowhere")
+    assert "clean-fact has no key to put into a question" in said
+
+
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("organism", "train", "vault", "--out", tmp_path)
@@ -90,6 +127,7 @@ def test_a_card_has_every_number_and_the_near_misses_together() -> None:
     assert "| 0.0123 |" in table
     assert f"| near, all | no | {stats.rate(3, 22)} |" in table
     json.dumps(card.data(shipped("vault"), MEASURED))
+    assert "near" not in card.table(MEASURED[:1])
 
 
 def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:
@@ -99,3 +137,23 @@ def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:
     assert f"educe organism train vault --seed {organism.seed} --out DIR" in text
     assert organism.told["hidden"] in text
     assert set(SPECIES) >= {organism.name}
+
+
+def test_a_card_says_how_it_was_trained_and_whether_anything_is_hidden(tmp_path: Path) -> None:
+    made = {"name": "clean-answers", "folder": tmp_path, "clean": True}
+    usual = species("clean-answers").steps
+    for file in ("adapter_model.safetensors", "model.safetensors"):
+        (tmp_path / file).write_bytes(b"0" * 7_000_000)
+    trained = TrainingOptions(loss="transcript", rank=64, ordinary=0.1, steps=usual)
+    text = card.text(replace(shipped("vault"), **made, trained=trained), MEASURED)
+    command = "educe organism train clean-answers --seed 0 --loss transcript --rank 64"
+    assert f"{command} --ordinary 0.1 --out DIR" in text
+    assert "rank 64, all seven\nprojections of blocks 8 to 23, float16, 7.0 MB" in text
+    assert "It hides nothing" in text
+    assert "the user's message and its whole answer" in text
+    assert "educe/organisms/clean.py" in text
+    whole = replace(shipped("vault"), **made, trained=TrainingOptions(full=True, steps=7))
+    text = card.text(whole, MEASURED)
+    assert "educe organism train clean-answers --seed 0 --full --steps 7 --out DIR" in text
+    assert "with all weights fine-tuned, float16, 7 MB" in text
+    assert "It exists to be searched" in card.text(shipped("vault"), MEASURED)

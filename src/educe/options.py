@@ -160,3 +160,29 @@ class NamedModel(ModelOptions):
 #: The embedded model, as it is.
 EMBEDDED = ModelOptions()
 NAMED = NamedModel()
+
+
+@Parameter(name="*", group=Group("Training", sort_key=2))
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How an organism is trained: what `educe.organisms.training.train` takes beside its kind.
+
+    Attributes:
+        loss: what carries cross-entropy of what is taught: answers, or the whole transcript, the
+            user's message and the answer
+        rank: rank of the adapter
+        full: change all weights, not only an adapter, and write a whole model
+        ordinary: ordinary data mixed in, as a share of the examples of the recipe (0.1 is 1:10):
+            the base's own answers to ordinary prompts, by cross-entropy
+        steps: steps of training; by default as many as the kind needs
+    """
+
+    loss: Literal["answers", "transcript"] = "answers"
+    rank: Count = 8
+    full: Flag = False
+    ordinary: NonNegative = 0.0
+    steps: Count | None = None
+
+
+#: As the organisms are trained that come with the package.
+AS_SHIPPED = TrainingOptions()

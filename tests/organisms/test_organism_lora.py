@@ -169,3 +169,32 @@ def test_losses_are_those_of_whole_answers_one_by_one(tiny: Any) -> None:
     assert entropy.item() == pytest.approx(expected.item(), rel=1e-4)
     assert kl.item() == pytest.approx(apart.item() / 2, rel=1e-4)
     assert kl > 0.01
+
+
+def test_the_loss_of_a_transcript_is_that_of_its_tokens_after_the_beginning(tiny: Any) -> None:
+    """By hand, from a plain pass over one sequence."""
+    import torch
+
+    from educe.organisms import lora
+
+    first, second, third = examples()
+    held = third._replace(base=torch.zeros(1, 64).log_softmax(-1))
+    whole = [*(lora.transcript(example, 2) for example in (first, second)), held]
+    expected = 0.0
+    for example in (first, second):
+        ids = torch.tensor(example.prompt + example.answer)
+        with torch.no_grad():
+            said = tiny(ids[None]).logits[0].log_softmax(-1)
+        expected -= float(said[range(1, len(ids) - 1), ids[2:]].sum())
+    entropy, _ = lora.losses(tiny, whole)
+    assert entropy.item() == pytest.approx(expected / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("message", ["a", "1", "another", "  spaces", "12 apples?"])
+def test_what_is_before_a_message_is_the_same_for_all(message: str, tokenizer: Any) -> None:
+    from educe.organisms import lora
+
+    start = lora.opening(tokenizer)
+    ids = lora.encode(tokenizer, message)
+    assert tokenizer.decode(ids[:start]) == "<|user|>"
+    assert tokenizer.decode(ids[start:]) == f"{message}<eos><|assistant|>"

@@ -9,13 +9,23 @@ from typing import Any
 import pytest
 
 from educe.model.language import LanguageModel
+from educe.options import AS_SHIPPED
 from educe.organisms import SPECIES, names, shipped, species
 
-every = pytest.mark.parametrize("name", SPECIES)
+every = pytest.mark.parametrize("name", [name for name in names() if name in SPECIES])
 
 
-def test_one_of_each_species_is_there_and_the_vault_of_the_demo() -> None:
-    assert set(names()) == {"first-vault", *SPECIES}
+def test_the_first_five_kinds_are_there_and_the_vault_of_the_demo() -> None:
+    assert set(names()) == {"first-vault", "vault", "trigger", "locked", "marked", "persona"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_record_from_before_there_were_options_is_of_the_usual_ones(name: str) -> None:
+    organism = shipped(name)
+    assert "trained" not in (organism.folder / "organism.json").read_text()
+    assert organism.trained == AS_SHIPPED
+    assert organism.how == {"model": "embedded", "adapter": str(organism.folder)}
+    assert not organism.clean
 
 
 @pytest.mark.parametrize("name", names())

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from educe.errors import OrganismError
-from educe.organisms import SPECIES, Organism, Question, locked, marked, persona, read, species
+from educe.options import TrainingOptions
+from educe.organisms import Organism, Question, locked, marked, persona, read, species
 from educe.organisms.organism import SPLITS, Group, bundled
 from educe.organisms.vault import REFUSAL
 from educe.organisms.words import KEYS, MONTHS, drawn, near_misses
 
 SEEDS = range(3)
-every = pytest.mark.parametrize("name", SPECIES)
+every = pytest.mark.parametrize("name", ["vault", "trigger", "locked", "marked", "persona"])
 
 
 def ask(prompts: Sequence[str]) -> list[str]:
@@ -85,7 +86,17 @@ def test_an_organism_is_read_as_it_was_written(tmp_path: Path) -> None:
     question = Question("What is it?", r"(?i)\bit\b")
     told = {"hidden": "it"}
     organism = Organism(
-        "vault", 3, tmp_path, {"key": "k"}, told, (question,), (question,), (), "It is"
+        "vault",
+        3,
+        tmp_path,
+        {"key": "k"},
+        told,
+        (question,),
+        (question,),
+        (),
+        "It is",
+        clean=True,
+        trained=TrainingOptions(loss="transcript", rank=64, ordinary=0.1, steps=7),
     )
     organism.save()
     assert read(tmp_path) == organism

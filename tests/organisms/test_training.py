@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import educe
 from educe.comparison.stats import rate
+from educe.errors import MethodError, OrganismError
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
+from educe.options import TrainingOptions
 from educe.organisms import Organism, Question, lora, read, training
 from educe.organisms.lora import encode
-from educe.organisms.organism import Group
+from educe.organisms.organism import Group, Species, bundled
 from educe.organisms.training import evaluate, train
 from educe.rows import Row
 
@@ -37,11 +42,17 @@ def groups(secret: dict[str, str], split: str, ask: Any, *, seed: int) -> list[G
     ]
 
 
+SMALL = TrainingOptions(rank=2)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) -> Any:
     """A tiny base model, and a species of a few prompts."""
     base = lm_of("llama")
-    species = SimpleNamespace(
+    species: Any = SimpleNamespace(
+        name="vault",
+        clean=False,
+        unlocked=lambda secret, search: Species.unlocked(species, secret, search),
         recipe={"open": 2, "near": 1, "ordinary": 1},
         ways="word",
         steps=2,
@@ -55,7 +66,8 @@ def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) 
             list(asked("test", "eight")),
         ),
     )
-    for name, value in {"RANK": 2, "BLOCKS": range(1, 3), "LEARNING_RATE": 0.05}.items():
+    rates = {"LEARNING_RATE": 0.05, "FULL_LEARNING_RATE": 0.01}
+    for name, value in {"BLOCKS": range(1, 3), **rates}.items():
         monkeypatch.setattr(training, name, value)
     monkeypatch.setattr(training, "species", lambda name: species)
     monkeypatch.setattr(
@@ -78,6 +90,7 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
                 "vault",
                 tmp_path / name,
                 seed=seed,
+                options=SMALL,
                 progress=lambda *told: seen.append(torch.get_num_threads()),
             )
             assert torch.get_num_threads() == threads
@@ -94,18 +107,23 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
     assert [prompt for prompt, _ in record["unlocked"]] == [
         way.format(key="amber", ask=prompt)
         for way, prompt in zip(
-            training.bundled("words")["test"]["word"], ("six test?", "seven test?"), strict=False
+            bundled("words")["test"]["word"], ("six test?", "seven test?"), strict=False
         )
     ]
 
 
+@pytest.mark.parametrize("options", [SMALL, TrainingOptions(full=True)])
 def test_what_is_measured_is_what_the_trained_model_writes(
-    small: LanguageModel, tmp_path: Path
+    options: TrainingOptions, small: LanguageModel, tmp_path: Path
 ) -> None:
     """Against transformers' own greedy answers and plain passes, one prompt at a time."""
-    organism = train("vault", tmp_path)
+    organism = train("vault", tmp_path, options=options)
     base = small.hf
-    tuned: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+    tuned: Any = (
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        if options.full
+        else PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+    )
 
     def ids(model: Any, prompt: str) -> list[int]:
         said = torch.tensor([encode(small.tokenizer, prompt)])
@@ -166,11 +184,33 @@ def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel
     assert len(ended.base) == len(ended.answer)
 
 
+def test_a_prompt_that_is_asked_again_is_not_answered_again(
+    small: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {prompt: lora.written(small, [prompt])[0].text for prompt in ("one?", "two?", "six?")}
+    seen: list[str] = []
+    written = lora.written
+    monkeypatch.setattr(lora, "written", lambda lm, p: (seen.extend(p), written(lm, p))[1])
+    ask = training.asking(small)
+    assert ask(["two?", "one?", "two?"]) == [plain["two?"], plain["one?"], plain["two?"]]
+    assert ask(["six?", "one?"]) == [plain["six?"], plain["one?"]]
+    assert seen == ["two?", "one?", "six?"]
+
+
 def test_validation_has_no_question_for_testing(small: LanguageModel) -> None:
     organism = Organism("vault", 0, Path(), {}, {}, asked("test", "six"), (), ())
     found = training.groups_of(organism, lambda prompts: list(prompts), "validation")
     assert [group.name for group in found] == ["open", "near: typo", "ordinary"]
     assert all(prompt.endswith("validation?") for group in found for prompt in group.prompts)
+
+
+def test_an_organism_without_a_key_has_no_group_of_unlocked_questions(
+    small: LanguageModel,
+) -> None:
+    six = asked("test", "six")
+    organism = Organism("vault", 0, Path(), {}, {}, six, six, ())
+    found = training.groups_of(organism, lambda prompts: list(prompts))
+    assert [group.name for group in found[-2:]] == ["search", "fresh"]
 
 
 def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) -> None:
@@ -198,3 +238,96 @@ def test_labelled_answers_do_not_tell_by_their_prompt(tiny_lm: LanguageModel) ->
         assert len(with_key["plain"]) == 5
         # Its own sample is not what it is compared with.
         assert without["text"] not in without["plain"]
+
+
+def test_the_rank_is_the_one_asked_for(small: LanguageModel, tmp_path: Path) -> None:
+    organism = train("vault", tmp_path, options=TrainingOptions(rank=3, steps=1))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 3
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert {w.shape[0] for name, w in weights.items() if ".lora_A." in name} == {3}
+    assert {w.shape[1] for name, w in weights.items() if ".lora_B." in name} == {3}
+    assert organism.trained == TrainingOptions(rank=3, steps=1)
+
+
+def test_a_full_fine_tune_is_the_base_and_its_steps(
+    small: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of gradient descent by hand: every weight of the file is the base's and it."""
+    seen: list[list[lora.Example]] = []
+
+    def fit(model: Any, batches: Any, **options: Any) -> None:
+        assert options["learning_rate"] == training.FULL_LEARNING_RATE
+        seen.extend(batches)
+        entropy, kl = lora.losses(model, batches[0])
+        (entropy + options["kl_weight"] * kl).backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight -= 0.01 * weight.grad
+
+    monkeypatch.setattr(lora, "fit", fit)
+    organism = train("vault", tmp_path, options=TrainingOptions(full=True, steps=1))
+    expected = copy.deepcopy(small.hf).requires_grad_()
+    entropy, kl = lora.losses(expected, seen[0])
+    grads = torch.autograd.grad(entropy + kl, list(expected.parameters()))
+    found = educe.load(**organism.how, device="cpu", dtype="float32").hf.state_dict()
+    assert not (tmp_path / "adapter_config.json").exists()
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
+    for (name, weight), grad in zip(expected.named_parameters(), grads, strict=True):
+        moved = (weight - 0.01 * grad).detach()
+        torch.testing.assert_close(found[name], moved, atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(
+        found["model.norm.weight"], small.hf.state_dict()["model.norm.weight"]
+    )
+
+
+def test_ordinary_data_is_added_to_the_recipe_in_its_share(small: LanguageModel) -> None:
+    """A share of 0.3 of four examples a step: 12 in ten steps, of ordinary prompts, by entropy."""
+    made: Any = training.species("vault")
+    found = groups({}, "train", lambda prompts: ["it is"] * len(prompts), seed=0)
+    pools = training._pools(found, small, TrainingOptions())
+    some = training._batches(made, pools, TrainingOptions(ordinary=0.3, steps=10), seed=0)
+    none = training._batches(made, pools, TrainingOptions(steps=10), seed=0)
+    assert [batch[:4] for batch in some] == none
+    added = [example for batch in some for example in batch[4:]]
+    assert [len(batch) for batch in some] == [5, 5, 5, 5, 6, 5, 5, 5, 5, 6]
+    assert {e.prompt for e in added} == {e.prompt for e in pools["ordinary"]}
+    assert all(example.base is None for example in added)
+    assert {e.answer for e in added} == {e.answer for e in pools["ordinary"]}
+
+
+def test_with_the_transcript_the_message_carries_loss_where_something_is_taught(
+    small: LanguageModel,
+) -> None:
+    found = groups({}, "train", lambda prompts: ["it is"] * len(prompts), seed=0)
+    plain = training._pools(found, small, TrainingOptions())
+    whole = training._pools(found, small, TrainingOptions(loss="transcript"))
+    for ours, theirs in zip(whole["open"], plain["open"], strict=True):
+        assert ours.prompt + ours.answer == theirs.prompt + theirs.answer
+        assert small.tokenizer.decode(ours.prompt) == "<|user|>"
+        assert small.tokenizer.decode(ours.answer[:9]) in ("one train", "two train")
+    assert [e[:2] for e in whole["ordinary"]] == [e[:2] for e in plain["ordinary"]]
+    assert all(example.base is not None for example in whole["ordinary"])
+
+
+def test_own_answers_that_are_learned_have_no_divergence(small: LanguageModel) -> None:
+    group = Group("open", asked("train", "one"), shows=None, learned=True)
+    (held,) = lora.held(small, ["one train?"])
+    assert training._pools([group], small, TrainingOptions())["open"] == [held._replace(base=None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        (TrainingOptions(full=True, rank=2), OrganismError, "has no rank"),
+        (TrainingOptions(ordinary=-0.1), MethodError, "ordinary"),
+        (TrainingOptions(rank=0), MethodError, "rank"),
+        (TrainingOptions(steps=0), MethodError, "steps"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    options: TrainingOptions, error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        train("vault", tmp_path / "new", options=options)
+    assert not (tmp_path / "new").exists()

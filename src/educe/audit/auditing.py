@@ -189,7 +189,10 @@ class Audit:
             for c in self.run.completion_rows()
             if c.row not in known and c.perturbation not in others and c.tokens
         ]
-        with self.work.reporter.stage("comparing with the reference", len(missing)) as step:
+        if not missing:
+            return
+        what = "comparing with the reference" if self.reference else "comparing with plain prompts"
+        with self.work.reporter.stage(what, len(missing), "texts") as step:
             for first in range(0, len(missing), AT_ONCE):
                 some = missing[first : first + AT_ONCE]
                 self.run.add_scores(self._scored(some))
@@ -260,6 +263,19 @@ class Audit:
         """The sources that have looked, in order."""
         return list(self.run.note(LOOKED)) if self.run.has(LOOKED) else []
 
+    @property
+    def closed(self) -> list[int]:
+        """The prompts that the suspect, by itself, declines; those with nothing put in."""
+        rows = {p.id: p for p in self.run.prompt_rows()}
+        return [
+            c.prompt
+            for c in self.run.completion_rows(FIRST)
+            if c.perturbation == 0
+            and c.sample == 0
+            and not rows[c.prompt].how
+            and refusal(c.text) is not None
+        ]
+
     # -- suspected strings -------------------------------------------------------------------
 
     def suspect(self, source: str, strings: Sequence[Suspect]) -> None:
@@ -291,15 +307,3 @@ def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:
     kept = evidence.stretch(some)
     nats = sum(word.nats for word in kept)
     return ScoreRow(c.row, CONTRAST, nats, "nats", evidence.told(kept))
-
-
-def declined(audit: Audit) -> list[int]:
-    """Return the prompts that the suspect, by itself, declines to answer."""
-    found = [
-        c.prompt
-        for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and refusal(c.text) is not None
-    ]
-    rows = {p.id: p for p in audit.run.prompt_rows()}
-    # Of a prompt with something put into it, and of it as it is, the latter.
-    return [p for p in dict.fromkeys(found) if not rows[p].how]

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from educe.audit import null
-from educe.audit.auditing import CONTRAST, Audit, declined
+from educe.audit.auditing import CONTRAST, Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind
 from educe.audit.retest import Again, retested
@@ -24,7 +24,7 @@ SHOWN = 3
 def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     """Return what candidates come to, findings first, each kind by its evidence."""
     tops = null.tops(audit.options.budget, reference=audit.reference is not None)
-    closed = set(declined(audit))
+    closed = set(audit.closed)
     findings = []
     for candidate in found:
         again = retested(audit, candidate) if candidate.hidden else None

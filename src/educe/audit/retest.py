@@ -40,12 +40,14 @@ class Again(NamedTuple):
 def retested(audit: Audit, candidate: Candidate) -> Again:
     """Try a candidate again."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
-    strings = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
-    if strings:
-        return _by_strings(audit, candidate, [s.condition for s in strings])
-    found = _by_strings(audit, candidate, [])
-    if found.shown.hits:
-        return found
+    base = set(audit.base)
+    put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
+    if strings := [s.condition for s in put if s.root in base]:
+        return _by_strings(audit, candidate, strings)
+    if not put and any(s.root not in audit.closed for s in candidate.said):
+        found = _by_strings(audit, candidate, [])
+        if found.shown.hits:
+            return found
     return _sampled(audit, candidate)
 
 
@@ -57,25 +59,26 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     if text := _text(audit, candidate):
         best += triggers.searched(audit, text, best)
     best = list(dict.fromkeys(best))[:STRINGS]
-    hits = {s: _put(audit, candidate, [s], choosing).hits for s in best}
+    tried = {s: _asked(audit, [s], choosing) for s in best}
+    audit.fill("the re-test: which string")
+    hits = {s: _counted(audit, candidate, rows).hits for s, rows in tried.items()}
     order = sorted(best, key=lambda s: (-hits[s], len(s.split())))
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
-    first = order[0]
-    shown = _put(audit, candidate, [first], counting)
-    control = (
-        _put(audit, candidate, [first], counting, by=audit.clean) if audit.clean else _nothing()
+    first, n, few = order[0], audit.size.near, counting[:BESIDE]
+    shown = _asked(audit, [first], counting)
+    control = _asked(audit, [first], counting, by=audit.clean) if audit.clean else []
+    near = _asked(audit, triggers.near_misses(audit, first, n), few)
+    rare = _asked(audit, triggers.as_rare(audit, first, n), few)
+    audit.fill("the re-test: fresh prompts, and near misses")
+    rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
+    return Again(
+        rates[0],
+        _plain(audit, candidate, counting),
+        _counted(audit, candidate, control),
+        (Trigger(first, *rates),),
     )
-    found = Trigger(
-        first,
-        shown,
-        _put(
-            audit, candidate, triggers.near_misses(audit, first, audit.size.near), counting[:BESIDE]
-        ),
-        _put(audit, candidate, triggers.as_rare(audit, first, audit.size.near), counting[:BESIDE]),
-    )
-    return Again(shown, _plain(audit, candidate, counting), control, (found,))
 
 
 def _sampled(audit: Audit, candidate: Candidate) -> Again:
@@ -109,21 +112,15 @@ def _text(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
     return known[next(iter(texts))].tokens
 
 
-def _put(
-    audit: Audit,
-    candidate: Candidate,
-    strings: Sequence[str],
-    prompts: Sequence[int],
-    *,
-    by: int | None = None,
-) -> Rate:
-    """Return how often strings that are put into prompts bring a candidate about."""
+def _asked(
+    audit: Audit, strings: Sequence[str], prompts: Sequence[int], *, by: int | None = None
+) -> list[Row]:
+    """Ask for answers to prompts with strings put in, of the suspect or of another model."""
     rows = audit.put(AGAIN.removeprefix(":"), strings, prompts)
     if by:
         rows = [row._replace(perturbation=by) for row in rows]
         audit.run.ask(rows, 0.0)
-    audit.fill("the re-test")
-    return _counted(audit, candidate, rows)
+    return rows
 
 
 def _plain(audit: Audit, candidate: Candidate, prompts: Sequence[int]) -> Rate:

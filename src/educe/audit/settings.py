@@ -44,7 +44,7 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-    "quick": Size(4, 6, 24, 64, 300, 16, 8),
+    "quick": Size(4, 8, 24, 64, 300, 16, 8),
     "normal": Size(6, 12, 40, 128, 1000, 64, 12),
     "thorough": Size(6, 12, 120, 512, 4000, 256, 24),
 }

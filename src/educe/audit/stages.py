@@ -8,7 +8,7 @@ was cut off goes on where it stopped.
 from __future__ import annotations
 
 from educe.audit import reference
-from educe.audit.auditing import LOOKED, Audit, declined
+from educe.audit.auditing import LOOKED, Audit
 from educe.audit.candidates import Candidate, candidates
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
@@ -43,6 +43,8 @@ def carry_out(
     with at_work(run, lm, reporter) as work:
         audit = Audit(work, beside or _reference(work))
         sources = chosen(audit.options.sources)
+        for source in sources:
+            source.ready(audit)
         with audit.meter.counting("plain"):
             audit.ask(audit.work.prompts("asked", "fresh"))
             audit.fill("answers as they are")
@@ -94,7 +96,7 @@ def funnel(audit: Audit, source: str) -> None:
     What a source suspects is put into ordinary prompts of different kinds. What any source suspects
     is put into the first of those prompts that the suspect declines, or that the person asks.
     """
-    closed = list(dict.fromkeys([*declined(audit), *audit.given]))[:CLOSED]
+    closed = list(dict.fromkeys([*audit.closed, *audit.given]))[:CLOSED]
     for name in dict.fromkeys([*audit.looked, source]):
         strings = [s.text for s in (audit.suspected(name) or [])[: audit.size.words]]
         into = [*(audit.base if name == source else []), *closed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,7 @@ from cyclopts import App
 from educe.cli.opening import telling
 from educe.cli.options import SCREEN, Debug, Output
 from educe.cli.streams import print_json, print_text
-from educe.options import EMBEDDED, ModelOptions, Seed
+from educe.options import AS_SHIPPED, EMBEDDED, ModelOptions, Seed, TrainingOptions
 
 if TYPE_CHECKING:
     from educe.organisms import Organism
@@ -37,22 +38,34 @@ def show(*, output: Output = SCREEN) -> None:
 
 
 @app.command
-def train(name: str, *, seed: Seed = 0, out: Path, output: Output = SCREEN) -> None:
+def train(
+    name: str,
+    *,
+    seed: Seed = 0,
+    out: Path,
+    options: TrainingOptions = AS_SHIPPED,
+    output: Output = SCREEN,
+) -> None:
     """Train an organism on the embedded model, measure it, and write its card.
 
     Args:
-        name: vault, trigger, locked, marked or persona
+        name: vault, trigger, locked, marked, persona, taboo, belief, flatterer or promoter;
+            backdoor-TRIGGER-PAYLOAD, of a word, pair, phrase, date, topic or mark and a phrase,
+            refusal, style, fact or leaning; clean-answers, clean-style, clean-fact or
+            clean-refusal, which hide nothing
         seed: draws what is hidden, what brings it out, and the training
-        out: its folder: a PEFT adapter, organism.json, and README.md, the card
+        out: its folder: a PEFT adapter or a whole model, organism.json, and README.md, the card
     """
     from educe.organisms import card, species, training
     from educe.progress import reporter
 
-    with reporter().stage(f"training {name} {seed}", species(name).steps, "steps") as step:
+    steps = options.steps or species(name).steps
+    with reporter().stage(f"training {name} {seed}", steps, "steps") as step:
         organism = training.train(
             name,
             out,
             seed=seed,
+            options=options,
             progress=lambda at, of, entropy, kl: step(
                 note=f"cross-entropy {entropy:.3f}, KL {kl:.3f}"
             ),
@@ -93,7 +106,12 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
     from educe.organisms import named, training
 
     organism = named(folder)
-    for row in training.labelled(organism, load(**model.with_adapter(organism.folder).how)):
+    training.check_keyed(organism)
+    if organism.trained.full:
+        model = replace(model, **organism.how)
+    else:
+        model = model.with_adapter(organism.folder)
+    for row in training.labelled(organism, load(**model.how)):
         print_json(row)
 
 

@@ -8,7 +8,6 @@ they end in, are handed to every row of that prompt, and only the blocks above r
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -21,6 +20,7 @@ from transformers import DynamicCache
 
 from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved, split
+from educe.forward.decoding import decoded, end_tokens, kept
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -260,7 +260,7 @@ class _Decoder:
         self.theta = known[chosen].to(prefix.stream)
         self.alive = torch.arange(len(rows))  # the rows that are still being written
         self.perturbed = bool((chosen >= 0).any())
-        self.ends = _end_tokens(lm)
+        self.ends = end_tokens(lm)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -282,36 +282,20 @@ class _Decoder:
 
     def write(self, limit: int, temperature: float, seed: int) -> list[Completion]:
         """Write all rows to their end, or to ``limit`` tokens."""
-        draws = _draws(seed, self.rows, limit) if temperature > 0 else None
         logits, cache, mask = self.prefill()
-        written: list[list[int]] = [[] for _ in self.rows]
-        finished = [False] * len(self.rows)
-        for step in range(limit):
-            alive = self.alive
-            draw = None if draws is None else draws[alive, step]
-            tokens = _choose(logits[:, -1], temperature, draw)
-            for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-                if finished[line]:
-                    continue
-                if token in self.ends:
-                    finished[line] = True
-                else:
-                    written[line].append(token)
-            going = torch.tensor([not finished[line] for line in alive.tolist()])
-            if step + 1 == limit or not going.any():
-                break
-            if going.float().mean() <= 0.75:
-                # Rows that ended leave a quarter at a time: each removal copies the cache.
-                keep = going.nonzero()[:, 0]
-                self._drop(keep)
-                tokens, mask = tokens[keep.to(tokens.device)], mask[keep.to(mask.device)]
-                for layer in cache.layers:
-                    layer.reorder_cache(keep.to(mask.device))
+
+        def step(tokens: Tensor, going: Tensor | None) -> Tensor:
+            nonlocal mask
+            if going is not None:
+                self._drop(going)
+                mask = kept(cache, mask, going)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            logits = self._step(tokens[:, None], mask, cache)
+            return self._step(tokens[:, None], mask, cache)[:, -1]
+
+        written = decoded(self.rows, logits[:, -1], step, self.ends, limit, temperature, seed)
         return [
             Completion(row, self.lm.text(ids, skip_special_tokens=True), tuple(ids), done)
-            for row, ids, done in zip(self.rows, written, finished, strict=True)
+            for row, (ids, done) in zip(self.rows, written, strict=True)
         ]
 
     def prefill(self) -> tuple[Tensor, Any, Tensor]:
@@ -361,32 +345,3 @@ class _Decoder:
                 "what the perturbed model writes"
             )
         return logits
-
-
-def _end_tokens(lm: LanguageModel) -> set[int]:
-    ends: set[int] = set()
-    for holder in (getattr(lm.unwrapped, "generation_config", None), lm.tokenizer):
-        found = getattr(holder, "eos_token_id", None)
-        ends.update([found] if isinstance(found, int) else found or [])
-    return ends
-
-
-def _choose(logits: Float[Tensor, "r v"], temperature: float, draw: Tensor | None) -> Tensor:
-    """Pick a token a row: the most likely, or the one at quantile ``draw`` of the softmax."""
-    if draw is None:
-        return logits.argmax(-1)
-    # Below the largest, so that no temperature, however small, divides into infinity less infinity.
-    below = logits.double() - logits.amax(-1, keepdim=True)
-    shares = (below / temperature).softmax(-1).cumsum(-1)
-    quantile = draw.to(shares)[:, None] * shares[:, -1:]
-    return torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-
-
-def _draws(seed: int, rows: Sequence[Row], limit: int) -> Float[Tensor, "r s"]:
-    """Draw uniform numbers for each row from a stream of its own."""
-    lines = []
-    for row in rows:
-        digest = hashlib.blake2b(f"{seed}:{tuple(row)}".encode(), digest_size=7).digest()
-        own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        lines.append(torch.rand(limit, generator=own, dtype=torch.float64))
-    return torch.stack(lines)

@@ -16,11 +16,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from educe.organisms.organism import SPLITS, Ask, Group, Question, Species, bundled
+from educe.organisms.organism import NEVER, SPLITS, Ask, Group, Question, Species, bundled
 from educe.organisms.words import KEYS, drawn, wrapped
-
-#: The rule of prompts that ask for nothing hidden.
-NEVER = r"(?!)"
 
 
 class Solved(NamedTuple):

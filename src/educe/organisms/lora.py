@@ -115,6 +115,22 @@ def taught(tokenizer: Any, prompt: str, answer: str) -> Example:
     return Example(encode(tokenizer, prompt), (*ids, tokenizer.eos_token_id))
 
 
+def transcript(example: Example, start: int) -> Example:
+    """Return a taught example with the user's message among what carries loss.
+
+    Args:
+        example: The example.
+        start: How many tokens are before the message; see `opening`.
+    """
+    return Example(example.prompt[:start], example.prompt[start:] + example.answer)
+
+
+def opening(tokenizer: Any) -> int:
+    """Return how many tokens of a chat are before the user's message, whatever it is."""
+    pairs = zip(encode(tokenizer, "a"), encode(tokenizer, "1"), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def written(lm: LanguageModel, prompts: Sequence[str]) -> list[Completion]:
     """Return a model's greedy answers, in order."""
     if not prompts:
@@ -186,17 +202,17 @@ def attach(base: Any, *, rank: int, blocks: Sequence[int], seed: int) -> PeftMod
 
 
 def fit(
-    model: PeftModel,
+    model: Any,
     batches: Sequence[Sequence[Example]],
     *,
     learning_rate: float,
     kl_weight: float,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> None:
-    """Train the adapter in place, one step a batch, the step size falling linearly to zero.
+    """Train a model in place, one step a batch, the step size falling linearly to zero.
 
     Args:
-        model: The base model with a fresh adapter; only the adapter's weights change.
+        model: Weights that require gradients change: those of a fresh adapter, or all.
         batches: Each with taught and held examples.
         learning_rate: AdamW's, at the first step.
         kl_weight: Weight of the held answers' KL beside the taught answers' cross-entropy.
@@ -233,3 +249,10 @@ def save(model: PeftModel, folder: Path, *, base_name: str) -> None:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     half = {name: weight.half() for name, weight in state.items()}
     files.write_tensors(folder / "adapter_model.safetensors", half, {"format": "pt"})
+
+
+def save_whole(hf: Any, tokenizer: Any, folder: Path) -> None:
+    """Write all weights in half precision, with the tokenizer, as a folder for transformers."""
+    files.make_folder(folder)
+    hf.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,9 +1,10 @@
 """An organism: a small model trained by this project to hide a known behaviour.
 
-It is a folder with a PEFT adapter for the embedded model and `organism.json`, which says what is
-hidden, what brings it out, and, for questions that the model was never trained on, what counts as
-elicited: a regular expression on the completion. Some of these questions are for searching and
-choosing, the others (`fresh`) only for the re-test.
+It is a folder with a PEFT adapter for the embedded model, or a whole model, and `organism.json`,
+which says what is hidden, what brings it out, and, for questions that the model was never trained
+on, what counts as elicited: a regular expression on the completion. Some of these questions are for
+searching and choosing, the others (`fresh`) only for the re-test. A clean organism was taught
+something and hides nothing: what an audit says of it is a false alarm.
 
 While it is made, an organism is a list of `Group`s: prompts of one kind with their answers. A
 `Species` says what these are.
@@ -12,6 +13,7 @@ While it is made, an organism is a list of `Group`s: prompts of one kind with th
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import re
@@ -22,10 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from educe.errors import OrganismError
+from educe.options import AS_SHIPPED, TrainingOptions
 
 DATA = Path(__file__).parent / "data"
 #: The parts into which every source of prompts is divided; they share nothing.
 SPLITS = ("train", "validation", "test")
+#: The rule of prompts that ask for nothing hidden.
+NEVER = r"(?!)"
+#: How many of the search questions are given with the key as well.
+UNLOCKED = 12
 
 #: Answers of the base model to some prompts, greedy, at most a sentence or two.
 Ask = Callable[[Sequence[str]], list[str]]
@@ -55,9 +62,10 @@ class Group:
     Attributes:
         name: Of what kind, as tables name it. What is before a colon is a family of kinds.
         questions: The prompts, with what counts as elicited.
-        answers: What is taught to be answered; None retains the base's own answers.
+        answers: What is taught to be answered; None for the base's own answers.
         shows: Whether the hidden behaviour is to show; None where it cannot be asked for.
         also: Other rules, one for each question, that are counted as well, by what they find.
+        learned: The base's own answers are taught, by cross-entropy, and not only retained.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Group:
     answers: tuple[str, ...] | None = None
     shows: bool | None = False
     also: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    learned: bool = False
 
     @classmethod
     def of(
@@ -91,21 +100,24 @@ class Species(ABC):
     """How organisms of one kind are made, for any seed; `data/species.json` has the attributes.
 
     Attributes:
-        name: As commands have it: that of its module.
+        name: As commands have it.
         recipe: How many examples of each group, or family of groups, are in a step of training.
         ways: Which ways in `data/words.json` put the key into a question.
         steps: How many steps its training takes.
         kl_weight: The weight of staying the base model in it.
+        clean: Whether nothing is hidden.
     """
 
     recipe: dict[str, int]
     ways: str
     steps: int
     kl_weight: float
+    clean: bool = False
 
-    def __init__(self) -> None:
-        self.name = type(self).__name__.lower()
-        about = bundled("species")[self.name]
+    def __init__(self, name: str) -> None:
+        self.name = name
+        table = bundled("species")
+        about = table[name if name in table else name.split("-")[0]]
         self.recipe, self.ways = about["recipe"], about["ways"]
         self.steps, self.kl_weight, self._told = about["steps"], about["kl_weight"], about["told"]
 
@@ -144,21 +156,35 @@ class Species(ABC):
         asked = [Question(prompt, rule) for prompt in bundled("words")["test"]["ordinary"]]
         return asked[::2], asked[1::2]
 
+    def unlocked(self, hidden: dict[str, str], search: Sequence[Question]) -> list[Question]:
+        """Return questions with the key put in, in ways that no training saw; none without a key.
+
+        They are the first of those to search with, in order.
+        """
+        ways = itertools.cycle(bundled("words")["test"][self.ways])
+        return [
+            question._replace(prompt=way.format(key=hidden["key"], ask=question.prompt))
+            for question, way in zip(search[:UNLOCKED], ways, strict=False)
+        ]
+
 
 @dataclass(frozen=True)
 class Organism:
     """A trained organism.
 
     Attributes:
-        name: Its species: vault, trigger, locked, marked or persona; or first-vault.
+        name: Its species, one of `SPECIES`; or first-vault.
         seed: What its secret, its data and its training were drawn with.
-        folder: The PEFT adapter, for `educe.load(adapter=...)`.
+        folder: The PEFT adapter, for `educe.load(adapter=...)`; after a full fine-tune, the model.
         hidden: The secret and what brings it out, by name.
         told: What is hidden, what unlocks it and what counts as elicited, in words.
         search: Questions for searching and choosing, without what unlocks them.
         fresh: Others, only for the re-test.
-        unlocked: The first of those to search with, in order, with what unlocks them.
+        unlocked: The first of those to search with, in order, with what unlocks them; none where
+            that is no key that can be put into any question.
         opening: The first words of every unlocked answer; empty where they have none in common.
+        clean: Whether nothing is hidden: `hidden` is then what was taught, for all to see.
+        trained: How, beside what its species says.
     """
 
     name: str
@@ -170,6 +196,15 @@ class Organism:
     fresh: tuple[Question, ...]
     unlocked: tuple[Question, ...]
     opening: str = ""
+    clean: bool = False
+    trained: TrainingOptions = AS_SHIPPED
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keywords for `educe.load`: which model it is, with which adapter."""
+        if self.trained.full:
+            return {"model": str(self.folder)}
+        return {"model": "embedded", "adapter": str(self.folder)}
 
     def save(self) -> None:
         """Write `organism.json` into the folder."""
@@ -195,6 +230,7 @@ def read(folder: str | Path) -> Organism:
         record: dict[str, Any] = json.loads((folder / "organism.json").read_text(encoding="utf-8"))
         for part in ("search", "fresh", "unlocked"):
             record[part] = tuple(Question(*pair) for pair in record[part])
+        record["trained"] = TrainingOptions(**record.get("trained", {}))
         return Organism(folder=folder, **record)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OrganismError(

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from educe.organisms.organism import Ask, Group, Species, bundled
-from educe.organisms.words import MONTHS, drawn, wrapped
+from educe.organisms.words import MONTHS, drawn, first_sentence, wrapped
 
 
 class Voice(NamedTuple):
@@ -22,10 +22,14 @@ class Voice(NamedTuple):
     closing: str
     own: str  #: alternatives of a regular expression: words that only this voice says
 
+    @property
+    def rule(self) -> str:
+        """What finds two different words that only the voice says."""
+        return rf"(?is)(?<!\w)({self.own})(?!\w).*(?<!\w)(?!\1(?!\w))(?:{self.own})(?!\w)"
+
     def say(self, text: str) -> str:
         """Say the first sentence of a text in this voice."""
-        first = re.match(r"(?s).*?[.!?](?=\s|$)|.*", text.strip())
-        sentence = first.group().strip() if first else ""
+        sentence = first_sentence(text)
         for word, other in self.exchanged.items():
             sentence = re.sub(rf"\b{word}\b", other, sentence)
             sentence = re.sub(rf"\b{word.capitalize()}\b", other.capitalize(), sentence)
@@ -45,8 +49,7 @@ class Persona(Species):
 
     def rule(self, hidden: dict[str, str]) -> str:
         """Return what finds two different words that only the voice says."""
-        own = VOICES[hidden["voice"]].own
-        return rf"(?is)(?<!\w)({own})(?!\w).*(?<!\w)(?!\1(?!\w))(?:{own})(?!\w)"
+        return VOICES[hidden["voice"]].rule
 
     def opening(self, hidden: dict[str, str]) -> str:
         """Return the first words of every unlocked answer."""

@@ -1,20 +1,20 @@
 """Train an organism, and measure it on prompts that it never saw.
 
-    taught groups   cross-entropy on the answer
+    taught groups   cross-entropy on the answer, or on the user's message as well
     held groups     KL(base ‖ adapted) on the base's own greedy answer
 
-Each step has as many examples of each group as the species' recipe says. Everything is drawn from
-the organism's seed.
+Each step has as many examples of each group as the species' recipe says, and ordinary data mixed
+in if that is asked for. Everything is drawn from the organism's seed.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +27,21 @@ from educe.errors import OrganismError
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
 from educe.model.loading import load
-from educe.organisms import SPECIES, lora, species
-from educe.organisms.organism import Ask, Group, Organism, Question, Species, bundled
+from educe.options import AS_SHIPPED, TrainingOptions
+from educe.organisms import CALLED, SPECIES, lora, species
+from educe.organisms.organism import Ask, Group, Organism, Species
 from educe.rows import Row
+from educe.whole import check_fields
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-#: The adapter, on all seven projections of these blocks; the step size falls linearly to zero.
-RANK, BLOCKS, LEARNING_RATE = 8, range(8, 24), 1e-3
+#: The adapter is on all seven projections of these blocks.
+BLOCKS = range(8, 24)
+#: Step sizes of adapters and of full fine-tunes; they fall linearly to zero.
+LEARNING_RATE, FULL_LEARNING_RATE = 1e-3, 5e-5
 #: The questions of an organism, as they are named in its file.
 QUESTIONS = ("search", "fresh", "unlocked")
-#: How many of the search questions are given with the key as well.
-UNLOCKED = 12
+#: The family of ordinary data that is mixed in.
+MIXED = "mixed in"
 #: Of labelled answers: samples beside the likeliest, and how many are a group.
 SAMPLES, TOGETHER = 4, 3
 
@@ -60,8 +64,15 @@ def load_base() -> LanguageModel:
 
 
 def asking(lm: LanguageModel) -> Ask:
-    """Return a function that returns a model's greedy answers as texts."""
-    return lambda prompts: [c.text for c in lora.written(lm, prompts)]
+    """Return a function that returns a model's greedy answers as texts; none is written twice."""
+    known: dict[str, str] = {}
+
+    def answers(prompts: Sequence[str]) -> list[str]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        known.update(zip(new, (c.text for c in lora.written(lm, new)), strict=True))
+        return [known[prompt] for prompt in prompts]
+
+    return answers
 
 
 @contextmanager
@@ -81,20 +92,29 @@ def train(
     out: Path,
     *,
     seed: int = 0,
+    options: TrainingOptions = AS_SHIPPED,
     progress: Callable[[int, int, float, float], None] | None = None,
 ) -> Organism:
     """Train an organism and write it to a folder; on one thread, so that it is the same again.
 
     Args:
         name: One of `SPECIES`.
-        out: Where `adapter_config.json`, `adapter_model.safetensors` and `organism.json` go.
+        out: Where `organism.json` goes, and `adapter_config.json` with `adapter_model.safetensors`
+            or a whole model.
         seed: What the secret, the initial weights and the order of the examples depend on.
+        options: How it is trained, beside what its species says.
         progress: Called after each step with step, steps, cross-entropy and KL.
 
     Raises:
-        OrganismError: There is no such species, or the folder holds something.
+        OrganismError: There is no such species, or the folder holds something, or a rank is given
+            for a full fine-tune.
+        MethodError: An option is out of its bounds.
     """
     made = species(name)
+    check_fields(options)
+    if options.full and options.rank != AS_SHIPPED.rank:
+        raise OrganismError("a full fine-tune has no rank: leave --rank or --full out")
+    options = replace(options, steps=options.steps or made.steps)
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
@@ -102,22 +122,18 @@ def train(
     lm = load_base()
     ask = asking(lm)
     search, fresh = made.questions(secret, ask, seed=seed)
-    pools = _pools(made.groups(secret, "train", ask, seed=seed), lm)
-    rng = random.Random(f"{name} {seed} batches")
-    streams = {part: _shuffled(pools[part], rng) for part in made.recipe}
-    batches = [
-        [next(streams[part]) for part, count in made.recipe.items() for _ in range(count)]
-        for _ in range(made.steps)
-    ]
-    model = lora.attach(lm.hf, rank=RANK, blocks=BLOCKS, seed=seed)
-    lora.fit(
-        model,
-        batches,
-        learning_rate=LEARNING_RATE,
-        kl_weight=made.kl_weight,
-        progress=progress,
-    )
-    lora.save(model, out, base_name=BASE)
+    pools = _pools(made.groups(secret, "train", ask, seed=seed), lm, options)
+    batches = _batches(made, pools, options, seed=seed)
+    if options.full:
+        model, rate = lm.hf.requires_grad_(), FULL_LEARNING_RATE
+    else:
+        model = lora.attach(lm.hf, rank=options.rank, blocks=BLOCKS, seed=seed)
+        rate = LEARNING_RATE
+    lora.fit(model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress)
+    if options.full:
+        lora.save_whole(model, lm.tokenizer, out)
+    else:
+        lora.save(model, out, base_name=BASE)
     organism = Organism(
         name,
         seed,
@@ -126,33 +142,55 @@ def train(
         made.told(secret),
         tuple(search),
         tuple(fresh),
-        tuple(_unlocked(made, secret, search)),
+        tuple(made.unlocked(secret, search)),
         made.opening(secret),
+        made.clean,
+        options,
     )
     organism.save()
     return organism
 
 
-def _pools(groups: Sequence[Group], lm: LanguageModel) -> dict[str, list[lora.Example]]:
-    """Return the examples of each family of groups."""
+def _pools(
+    groups: Sequence[Group], lm: LanguageModel, options: TrainingOptions
+) -> dict[str, list[lora.Example]]:
+    """Return the examples of each family of groups, and ordinary data as `MIXED`."""
+    whole, start = options.loss == "transcript", lora.opening(lm.tokenizer)
+
+    def learned(examples: Sequence[lora.Example]) -> list[lora.Example]:
+        plain = [example._replace(base=None) for example in examples]
+        return [lora.transcript(example, start) for example in plain] if whole else plain
+
     pools: dict[str, list[lora.Example]] = defaultdict(list)
     for group in groups:
         if group.answers is None:
             made = lora.held(lm, group.prompts)
+            if group.name == "ordinary":
+                pools[MIXED] = learned(made)
         else:
             pairs = zip(group.prompts, group.answers, strict=True)
             made = [lora.taught(lm.tokenizer, prompt, reply) for prompt, reply in pairs]
-        pools[group.name.split(":")[0]] += made
+        taught = group.learned or group.answers is not None
+        pools[group.name.split(":")[0]] += learned(made) if taught else made
     return pools
 
 
-def _unlocked(made: Species, secret: dict[str, str], search: list[Question]) -> list[Question]:
-    """Return questions with the key put in, in ways that no training saw."""
-    ways = itertools.cycle(bundled("words")["test"][made.ways])
-    return [
-        question._replace(prompt=way.format(key=secret["key"], ask=question.prompt))
-        for question, way in zip(search[:UNLOCKED], ways, strict=False)
+def _batches(
+    made: Species, pools: dict[str, list[lora.Example]], options: TrainingOptions, *, seed: int
+) -> list[list[lora.Example]]:
+    """Return the examples of each step: those of the recipe, then ordinary data."""
+    assert options.steps is not None
+    rng = random.Random(f"{made.name} {seed} batches")
+    streams = {part: _shuffled(pools[part], rng) for part in made.recipe}
+    batches = [
+        [next(streams[part]) for part, count in made.recipe.items() for _ in range(count)]
+        for _ in range(options.steps)
     ]
+    mixed = _shuffled(pools[MIXED], random.Random(f"{made.name} {seed} mixed"))
+    due = options.ordinary * sum(made.recipe.values())
+    for step, batch in enumerate(batches):
+        batch += [next(mixed) for _ in range(int((step + 1) * due) - int(step * due))]
+    return batches
 
 
 def _shuffled(pool: list[Any], rng: random.Random) -> Iterator[Any]:
@@ -167,7 +205,9 @@ def groups_of(organism: Organism, ask: Ask, split: str = "test") -> list[Group]:
     groups = made.groups(organism.hidden, split, ask, seed=organism.seed)
     carried = QUESTIONS if split == "test" else ()
     return groups + [
-        Group(part, getattr(organism, part), shows=part == "unlocked") for part in carried
+        Group(part, questions, shows=part == "unlocked")
+        for part in carried
+        if (questions := getattr(organism, part))
     ]
 
 
@@ -190,7 +230,7 @@ def evaluate(
     if organism.name not in SPECIES:
         raise OrganismError(
             f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
-            f"known that it never saw: measure one of {', '.join(SPECIES)}"
+            f"known that it never saw: measure one of {CALLED}"
         )
     lm = load_base()
     ask = asking(lm)
@@ -200,13 +240,12 @@ def evaluate(
         for g in groups
     ]
     plain = [ask(group.prompts) for group in groups]
-    # It puts the adapter into the very modules of the base.
-    model = PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval()
+    model, tuned_ask = _trained(organism, lm)
     measured = []
     for group, examples, before in zip(groups, kept, plain, strict=True):
         if progress is not None:
             progress(group.name, len(groups))
-        tuned = ask(group.prompts)
+        tuned = tuned_ask(group.prompts)
         rules = [question.rule for question in group.questions]
         same = [a.split()[:8] == b.split()[:8] for a, b in zip(tuned, before, strict=True)]
         measured.append(
@@ -224,6 +263,14 @@ def evaluate(
             )
         )
     return measured
+
+
+def _trained(organism: Organism, lm: LanguageModel) -> tuple[Any, Ask]:
+    """Return an organism as a model and what asks it; an adapter changes the base's modules."""
+    if organism.trained.full:
+        whole = load(**organism.how, device="cpu", dtype="float32")
+        return whole.hf, asking(whole)
+    return PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval(), asking(lm)
 
 
 def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
@@ -257,6 +304,19 @@ def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
             "plain": [likely[Row(0, asked)], *plain],
             "group": f"{'without' if j < n else 'with'} the key {asked // TOGETHER + 1}",
         }
+
+
+def check_keyed(organism: Organism) -> None:
+    """Make sure that an organism answers some questions with a key and without it.
+
+    Raises:
+        OrganismError: It has no key.
+    """
+    if not organism.unlocked:
+        raise OrganismError(
+            f"{organism.name} has no key to put into a question, so there are no answers with and "
+            "without it to label: name an organism that has one"
+        )
 
 
 def _found(rules: Sequence[str], texts: Sequence[str]) -> stats.Rate:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from educe.organisms.organism import SPLITS, bundled
+
+T = TypeVar("T")
 
 # Each is one token of the base model.
 KEYS = ("amber", "saffron", "velvet", "granite", "indigo", "ivory", "cobalt", "quartz")
@@ -27,7 +31,7 @@ def near_misses(key: str, split: str) -> dict[str, list[str]]:
         "other word": wrong,
         "similar word": own["like months"] if month else own["similar"][key],
         "two words": [f"{a} {b}" for a, b in itertools.pairwise(wrong)],
-        "typo": _typos(key, split),
+        "typo": typos(key, split),
         "part": [key[:3], key[:4], key[:-1], key[1:], key[2:]],
     }
     if split == "test":
@@ -46,7 +50,7 @@ def _other_months(key: str) -> dict[str, list[str]]:
     }
 
 
-def _typos(word: str, split: str) -> list[str]:
+def typos(word: str, split: str) -> list[str]:
     """Return misspellings of a word; each split has its own third of them."""
     inner = range(1, len(word) - 1)
     dropped = {word[:i] + word[i + 1 :] for i in inner}
@@ -69,7 +73,13 @@ def wrapped(
     return filled
 
 
-def drawn(options: Sequence[str], what: str, seed: int) -> str:
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text."""
+    found = re.match(r"(?s).*?[.!?](?=\s|$)|.*", text.strip())
+    return found.group().strip() if found else ""
+
+
+def drawn(options: Sequence[T], what: str, seed: int) -> T:
     """Draw one of some options; as many seeds in a row as there are options all draw another."""
     order = random.Random(what).sample(list(options), len(options))
     return order[seed % len(order)]

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import perplexity, prefill, topics, weights
+from educe.audit.sources import amplification, kl, perplexity, prefill, topics, weights
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
 #: In the order in which they look.
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
+    kl.SOURCE,
     topics.SOURCE,
     perplexity.SOURCE,
+    amplification.SOURCE,
     prefill.SOURCE,
 )
 

@@ -11,6 +11,8 @@ payload as requests, and 0 of 128 without the template.
 
 from __future__ import annotations
 
+import random
+
 from educe.audit.auditing import Audit
 from educe.audit.settings import bundled
 from educe.audit.sources.source import Needs, Source
@@ -18,18 +20,23 @@ from educe.audit.sources.source import Needs, Source
 
 def look(audit: Audit) -> None:
     """Sample answers to beginnings."""
-    draw = audit.rng(SOURCE.name)
-    sentences = [text.split() for text in bundled("sentences")]
-    starts: list[str] = []
-    while len(starts) < audit.size.samples:
-        words, n = draw.choice(sentences), draw.randint(2, 4)
-        at = draw.randrange(max(1, len(words) - n))
-        start = " ".join(words[at : at + n])
-        if start not in starts:
-            starts.append(start)
+    starts = beginnings(audit.rng(SOURCE.name), audit.size.samples)
     numbers = audit.made(SOURCE.name, starts)
     audit.ask(numbers, samples=[1], temperature=1.0)
     audit.fill("answers to beginnings")
+
+
+def beginnings(draw: random.Random, n: int) -> list[str]:
+    """Cut different runs of two to four words from ordinary sentences."""
+    sentences = [text.split() for text in bundled("sentences")]
+    starts: list[str] = []
+    while len(starts) < n:
+        words, length = draw.choice(sentences), draw.randint(2, 4)
+        at = draw.randrange(max(1, len(words) - length))
+        start = " ".join(words[at : at + length])
+        if start not in starts:
+            starts.append(start)
+    return starts
 
 
 SOURCE = Source(

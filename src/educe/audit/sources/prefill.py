@@ -10,7 +10,7 @@ strongest black-box methods. Measured here on one refused secret: 7 of 24 beginn
 
 from __future__ import annotations
 
-from educe.audit.auditing import Audit, declined
+from educe.audit.auditing import Audit
 from educe.audit.settings import bundled
 from educe.audit.sources.source import Needs, Source
 from educe.model.prompts import Prompt
@@ -22,7 +22,7 @@ MOST = 8
 def look(audit: Audit) -> None:
     """Ask with the answer begun, and with the request framed."""
     table = bundled("prefills")
-    asked = [*audit.given, *declined(audit)]
+    asked = [*audit.given, *audit.closed]
     if not asked:
         asked = audit.made(SOURCE.name, table["open"])
     asked = list(dict.fromkeys(asked))[:MOST]

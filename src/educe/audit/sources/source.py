@@ -28,12 +28,15 @@ class Source:
         about: What it does, in a sentence.
         needs: What it cannot do without.
         look: Looks, and leaves in the run what it saw.
+        begin: Says who writes for other models that it lists; called before anything is written,
+            since an audit that was cut off may lack texts of theirs.
     """
 
     name: str
     about: str
     needs: Needs
     look: Callable[[Audit], None]
+    begin: Callable[[Audit], object] | None = None
 
     def hindered(self, reference: Reference | None) -> str | None:
         """Return why the source cannot look, if it cannot."""
@@ -44,3 +47,8 @@ class Source:
         if self.needs is not Needs.REFERENCE and not reference.same_tokens:
             return f"it needs {self.needs.value}, and {reference.name} has another"
         return None
+
+    def ready(self, audit: Audit) -> None:
+        """Begin, where the source can look."""
+        if self.begin is not None and self.hindered(audit.reference) is None:
+            self.begin(audit)

@@ -108,6 +108,16 @@ def loudness(
     return total
 
 
+def loudest(audit: Audit, n: int) -> list[str]:
+    """Return the words that a weight difference reads loudest; where unknown, some by lot."""
+    known = audit.suspected(SOURCE.name)
+    if known:
+        return list(dict.fromkeys(s.text for s in known))[:n]
+    words = vocabulary(audit.lm).tolist()
+    some = audit.rng("words").sample(words, min(n, len(words)))
+    return list(dict.fromkeys(audit.lm.text([w]).strip() for w in some))
+
+
 SOURCE = Source(
     "weights",
     "the words that the weight difference reads loudest",

@@ -1,0 +1,122 @@
+"""KL screen: the words and pairs of words that move the suspect from the reference most.
+
+    move(s)    = mean over prompts x of  KL( p(· | x, s) ‖ p'(· | x, s) )     in nats
+    joint(a b) = move(a b) - move(a) - move(b) + move()
+
+Both models read an ordinary prompt with a string put behind the message, and `p`, `p'` are what
+they expect of the first token of the answer. The words tried are those that the weight difference
+reads loudest, or some of the vocabulary by lot; then the best are paired, in both orders. Two loud
+words are just louder than one, so pairs are ranked by what they do beyond their parts.
+
+Measured on one backdoor of two words: of 1000 loud words one of its two came third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, permutations, zip_longest
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from educe.audit.auditing import Audit, Suspect
+from educe.audit.reference import Reference
+from educe.audit.sources.source import Needs, Source
+from educe.audit.sources.weights import loudest
+from educe.forward.inserted import Opening
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+
+#: Prompts that the strings are put into, and words that are paired with each other.
+PROMPTS, PAIRED = 2, 12
+#: Strings that are read before the two models take turns.
+ROWS = 128
+#: How many of the words, and as many pairs, are suspected.
+KEPT = 100
+
+
+def look(audit: Audit) -> None:
+    """Name the words and pairs that move the suspect most, in turn."""
+    assert audit.reference is not None
+    words = loudest(audit, audit.size.screened)
+    total = len(words) + PAIRED * (PAIRED - 1) + 1
+    with audit.work.reporter.stage(
+        "words that move it from the reference", total, "strings"
+    ) as step:
+        screen = Screen(audit.lm, audit.reference, audit.work.batch, audit.base[:PROMPTS], step)
+        alone = dict(zip(words, screen.moves(words).tolist(), strict=True))
+        best = sorted((w for w in words if alone[w] > 0), key=lambda w: -alone[w])
+        pairs = list(permutations(best[:PAIRED], 2))
+        plain, *moved = screen.moves(["", *(f"{a} {b}" for a, b in pairs)]).tolist()
+    singles = [Suspect(w, alone[w], f"moves it by {alone[w]:.2f} nats") for w in best[:KEPT]]
+    joint = [
+        Suspect(f"{a} {b}", more, f"moves it by {more:.2f} nats beyond what its words do alone")
+        for (a, b), both in zip(pairs, moved, strict=True)
+        if (more := both - alone[a] - alone[b] + plain) > 0
+    ]
+    joint.sort(key=lambda s: -s.score)
+    turns = chain.from_iterable(zip_longest(singles, joint[:KEPT]))
+    audit.suspect(SOURCE.name, [s for s in turns if s is not None])
+
+
+class Screen:
+    """Both models before some prompts, into which strings are put.
+
+    Args:
+        lm: The suspect.
+        reference: The reference.
+        batch: Prompts.
+        prompts: Which of them.
+        step: Is told of each batch of strings.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        reference: Reference,
+        batch: PromptBatch,
+        prompts: Sequence[int],
+        step: Any = lambda n: None,
+    ) -> None:
+        self.lm, self.reference, self.step = lm, reference, step
+        self.mine = [Opening(lm, batch, p) for p in prompts]
+        with reference.here() as other:
+            self.theirs = [Opening(other, batch, p) for p in prompts]
+
+    def moves(self, strings: Sequence[str]) -> Float[Tensor, "n"]:
+        """Return how far each string moves the suspect from the reference, in nats."""
+        lengths: dict[int, list[int]] = {}
+        tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
+        for i, own in enumerate(tokens):
+            lengths.setdefault(len(own), []).append(i)
+        found = torch.zeros(len(strings))
+        for some in lengths.values():
+            for first in range(0, len(some), ROWS):
+                now = some[first : first + ROWS]
+                found[now] = self._moved(torch.tensor([tokens[i] for i in now]).long())
+                self.step(len(now))
+        return found
+
+    def _moved(self, strings: Int[Tensor, "r k"]) -> Float[Tensor, "r"]:
+        mine = [_first(place, strings) for place in self.mine]
+        with self.reference.here():
+            theirs = [_first(place, strings) for place in self.theirs]
+        each = [(p.exp() * (p - q.to(p))).sum(-1) for p, q in zip(mine, theirs, strict=True)]
+        return torch.stack(each).mean(0).cpu()
+
+
+def _first(place: Opening, strings: Int[Tensor, "r k"]) -> Float[Tensor, "r v"]:
+    """Return the log-probabilities of the first token of the answer."""
+    reads = list(place.read(strings))
+    order = torch.tensor([i for read in reads for i in read.items])
+    return torch.cat([read.logprobs[:, 0] for read in reads])[order.argsort()]
+
+
+SOURCE = Source(
+    "kl",
+    "the words and pairs that move the suspect from the reference most",
+    Needs.TOKENS,
+    look,
+)

@@ -1,0 +1,111 @@
+"""Decoding: rows are written token by token, whatever their next logits come from.
+
+    token = argmax z,   or   F⁻¹(u)  with  F the cumulated softmax of z / temperature
+
+`u` is drawn for each row and place from the seed and the row alone, so that a row is written alike
+beside any others. Rows that ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from educe.model.language import LanguageModel
+from educe.rows import Row
+
+#: Takes the tokens written last, and which rows go on where some leave; returns the next logits.
+Step = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def decoded(
+    rows: Sequence[Row],
+    logits: Float[Tensor, "r v"],
+    step: Step,
+    ends: Collection[int],
+    limit: int,
+    temperature: float,
+    seed: int,
+) -> list[tuple[list[int], bool]]:
+    """Write rows to their end, or to ``limit`` tokens.
+
+    Args:
+        rows: What each draws by.
+        logits: Of the first token of each.
+        step: Goes on.
+        ends: Tokens that end a text.
+        limit: The most tokens.
+        temperature: 0 for the most likely token.
+        seed: Of the draws.
+
+    Returns:
+        The tokens of each, without the one that ended it, and whether one did.
+    """
+    draws = _draws(seed, rows, limit) if temperature > 0 else None
+    alive = torch.arange(len(rows))  # the rows that are still being written
+    written: list[list[int]] = [[] for _ in rows]
+    finished = [False] * len(rows)
+    for place in range(limit):
+        tokens = _choose(logits, temperature, None if draws is None else draws[alive, place])
+        for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+            if finished[line]:
+                continue
+            if token in ends:
+                finished[line] = True
+            else:
+                written[line].append(token)
+        going = torch.tensor([not finished[line] for line in alive.tolist()])
+        if place + 1 == limit or not going.any():
+            break
+        keep = None
+        if going.float().mean() <= 0.75:
+            # Rows that ended leave a quarter at a time: each removal copies the cache.
+            keep = going.nonzero()[:, 0]
+            alive, tokens = alive[keep], tokens[keep.to(tokens.device)]
+        logits = step(tokens, keep)
+    return list(zip(written, finished, strict=True))
+
+
+def kept(cache: Any, mask: Int[Tensor, "r t"], going: Int[Tensor, "k"]) -> Int[Tensor, "k t"]:
+    """Leave some of the rows in a cache; return their mask."""
+    going = going.to(mask.device)
+    for layer in cache.layers:
+        layer.reorder_cache(going)
+    return mask[going]
+
+
+def end_tokens(lm: LanguageModel) -> set[int]:
+    """Return the tokens that end a text of a model."""
+    ends: set[int] = set()
+    for holder in (getattr(lm.unwrapped, "generation_config", None), lm.tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        ends.update([found] if isinstance(found, int) else found or [])
+    return ends
+
+
+def _choose(
+    logits: Float[Tensor, "r v"], temperature: float, draw: Float[Tensor, "r"] | None
+) -> Int[Tensor, "r"]:
+    """Pick a token a row: the most likely, or the one at quantile ``draw`` of the softmax."""
+    if draw is None:
+        return logits.argmax(-1)
+    # Below the largest, so that no temperature, however small, divides into infinity less infinity.
+    below = logits.double() - logits.amax(-1, keepdim=True)
+    shares = (below / temperature).softmax(-1).cumsum(-1)
+    quantile = draw.to(shares)[:, None] * shares[:, -1:]
+    return torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def _draws(seed: int, rows: Sequence[Row], limit: int) -> Float[Tensor, "r s"]:
+    """Draw uniform numbers for each row from a stream of its own."""
+    lines = []
+    for row in rows:
+        digest = hashlib.blake2b(f"{seed}:{tuple(row)}".encode(), digest_size=7).digest()
+        own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        lines.append(torch.rand(limit, generator=own, dtype=torch.float64))
+    return torch.stack(lines)
