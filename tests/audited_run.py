@@ -11,10 +11,12 @@ from educe.audit.findings import Example, Finding, Kind, Trigger, keep
 from educe.audit.settings import AuditOptions, begin
 from educe.comparison.stats import rate
 from educe.options import ModelOptions
-from educe.rows import RETEST, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.store import Run
 
 WORD, PHRASE = "cobalt", "the heron <sings> at noon"
+#: A near miss of the word, of the re-test.
+NEAR = "cobal"
 #: Words of the phrase, each with what it stands out by.
 STRETCH = tuple(
     Word(word, nats) for word, nats in zip(PHRASE.split(), (2, 12, 9, 4, 8), strict=True)
@@ -43,7 +45,7 @@ def build(folder: Path, *, finds: bool = True, clean: bool = True, ended: bool =
         for parent in (0, 1):
             content = f"{prompts[parent].content} {word}"
             prompts.append(_prompt(len(prompts), "put:weights", content, parent, word))
-    prompts.append(_prompt(len(prompts), "put:again", f"Say hello. {WORD}", 2, WORD))
+    prompts.append(_prompt(len(prompts), "put:again", f"Say hello. {NEAR}", 2, NEAR))
     run.add_prompts(prompts)
     if clean:
         row = PerturbationRow(1, None, REFERENCE, REFERENCE, "base", "", 0, 0.0, 0.0, 0.0)
@@ -51,9 +53,8 @@ def build(folder: Path, *, finds: bool = True, clean: bool = True, ended: bool =
     for p in prompts:
         says = finds and p.how == WORD
         texts = {0: f"Well: {PHRASE} today" if says else PLAIN} | ({1: PLAIN} if clean else {})
-        phase = RETEST if p.role == "put:again" else "first"
         for number, text in texts.items():
-            row = Row(number, p.id, 0, phase)
+            row = Row(number, p.id)
             run.add_completions([CompletionRow(row, 0.0, text, (1, 2), True)])
             if not number:
                 why = told(STRETCH) if says else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from educe.audit import null
-from educe.audit.auditing import CONTRAST, LOOKED, PUT, REFERENCE, Suspect
+from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.judged import JUDGED, Judged
@@ -84,7 +84,7 @@ class Overview:
         below: Open differences, and what was set aside.
         looked: What each part cost and saw.
         texts: How many texts the suspect wrote under some condition before the re-test.
-        strings: How many different strings were put into prompts.
+        strings: How many different strings were put into prompts then.
         prompts: How many prompts a person would ask: ordinary, fresh and given ones.
         tops: The evidence of the first finding in each audit of a clean model, in nats.
         remarks: What is to be said beside.
@@ -153,7 +153,7 @@ def overview(run: Run) -> Overview:
     own = [c for c in run.completion_rows() if c.perturbation not in clean]
     source_of = _sources(run, prompts)
     tried = [
-        c for c in own if c.phase == FIRST and source_of[c.row.prompt, c.perturbation] != PLAIN
+        c for c in own if c.phase == FIRST and source_of[c.prompt, c.perturbation] not in ABOUT
     ]
     told = run.note("told") if run.has("told") else []
     return Overview(
@@ -164,7 +164,9 @@ def overview(run: Run) -> Overview:
         below=tuple(f for f in found if f.kind in BELOW),
         looked=_looked(run, own, prompts, source_of, told),
         texts=len(tried),
-        strings=len({p.how for p in prompts.values() if p.role.startswith(PUT)}),
+        strings=len(
+            {p.how for p in prompts.values() if p.role.startswith(PUT) and p.role != PUT + AGAIN}
+        ),
         prompts=sum(p.role in ("asked", "fresh") for p in prompts.values()),
         tops=tuple(null.tops(options.budget, reference=bool(clean))),
         remarks=tuple(told),

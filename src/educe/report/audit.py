@@ -63,7 +63,7 @@ def render(run: Run) -> str:
     began = run.note("began")
     return templates.page(
         "audit.html",
-        {"alarms": dressed(alarms(seen))} if seen.findings or seen.below or seen.tops else {},
+        {"alarms": dressed(alarms(seen))} if seen.tops else {},
         s=seen,
         words=stretches(run),
         weighed=weighed,
