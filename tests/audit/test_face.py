@@ -288,3 +288,14 @@ def test_sources_are_listed_with_what_they_need() -> None:
     assert [s["name"] for s in listed] == [s.name for s in SOURCES]
     assert {s["name"]: s["needs"] for s in listed}["prefill"] == "nothing"
     assert f"{SOURCES[0].name}: {SOURCES[0].about}" in educe("sources").out
+
+
+def test_a_model_without_a_chat_template_is_audited(tmp_path: Path) -> None:
+    tiny.hf_model("llama").save_pretrained(tmp_path / "tiny")
+    tiny.tokenizer(chat=False).save_pretrained(tmp_path / "tiny")
+    words = ["--budget", "quick", "--max-new-tokens", 2, "--device", "cpu", "--sources", "topics"]
+    (tmp_path / "topics.txt").write_text("herons")
+    out = ["--topics", tmp_path / "topics.txt", "--out", tmp_path / "run", "--json"]
+    done = educe("audit", tmp_path / "tiny", *words, *out)
+    assert done.status == 0, done.err
+    assert done.data["looked"][1]["texts"] > 0
