@@ -22,6 +22,8 @@ from peft_oracle import adapted
 #: The matrix that differs: the output projection of the attention of block 2.
 BLOCK, MODULE = 2, "self_attn.o_proj"
 WIDTH = 32
+#: How large the difference is.
+SIZE = 6.0
 
 
 def directions(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -32,7 +34,7 @@ def directions(seed: int = 0) -> tuple[Tensor, Tensor]:
     return reads, writes
 
 
-def suspect(tokenizer: Any, *, size: float = 6.0) -> LanguageModel:
+def suspect(tokenizer: Any, *, size: float = SIZE) -> LanguageModel:
     """Return a model in double precision with ``W + size · writes readsᵀ``, as an adapter."""
     reads, writes = directions()
     hf = tiny.hf_model(dtype=torch.float64)

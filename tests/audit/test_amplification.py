@@ -106,5 +106,5 @@ def test_an_audit_that_was_cut_off_writes_the_rest(lm: LanguageModel, tmp_path: 
 def test_a_reference_of_other_tokens_is_a_sentence(lm: LanguageModel) -> None:
     other = reference.Reference(lm, "elsewhere", False, False, True)
     why = amplification.SOURCE.hindered(other)
-    assert why == "it needs a reference of the same tokenizer, and elsewhere has another"
+    assert why == "it needs a reference of the same tokenizer, and elsewhere has another tokenizer"
     assert amplification.SOURCE.hindered(None) is not None

@@ -40,10 +40,14 @@ class Change:
     up: Float[Tensor, "o r"] | None
     down: Float[Tensor, "r i"]
 
+    def made_of(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """Return what the change makes of some inputs."""
+        inner = x.to(self.down) @ self.down.T
+        return inner if self.up is None else inner @ self.up.T
+
     def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n"]:
         """Return the norm of what the change makes of some inputs."""
-        inner = x.to(self.down) @ self.down.T
-        return (inner if self.up is None else inner @ self.up.T).norm(dim=-1)
+        return self.made_of(x).norm(dim=-1)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the singular value decomposition: ``[out, k]``, ``[k]`` and ``[k, in]``."""

@@ -29,8 +29,9 @@ class Reference:
         lm: The model itself; where it is the suspect without its adapter, the suspect.
         name: What it is called.
         beneath: Whether it is the model under the suspect's adapter.
-        same_tokens: Whether its tokenizer has the same tokens.
+        same_tokens: Whether its tokenizer has the same tokens, and its logits as many numbers.
         same_template: Whether it reads a request as the suspect does.
+        same_shape: Whether its blocks are as many and its matrices of the same shapes.
     """
 
     lm: LanguageModel
@@ -38,6 +39,7 @@ class Reference:
     beneath: bool
     same_tokens: bool
     same_template: bool
+    same_shape: bool = True
 
     @contextmanager
     def here(self) -> Iterator[LanguageModel]:
@@ -56,6 +58,11 @@ class Reference:
             said.append(
                 f"the reference {self.name} has another tokenizer: what is compared are whole "
                 "words, and differences of weights, logits and activations are left out"
+            )
+        elif not self.same_shape:
+            said.append(
+                f"the reference {self.name} has another shape: differences of weights and "
+                "activations are left out"
             )
         if not self.same_template:
             said.append(
@@ -100,4 +107,11 @@ def of(
 def between(lm: LanguageModel, other: LanguageModel) -> Reference:
     """Return a loaded model as the reference of another."""
     same = lm.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return Reference(other, other.name, False, same, lm.render(PROBE) == other.render(PROBE))
+    tokens = same and lm.vocabulary == other.vocabulary
+    template = lm.render(PROBE) == other.render(PROBE)
+    return Reference(other, other.name, False, tokens, template, _shape(lm) == _shape(other))
+
+
+def _shape(lm: LanguageModel) -> list[dict[str, tuple[int, ...]]]:
+    """Return the shapes of the parameters of each block."""
+    return [{name: tuple(p.shape) for name, p in b.named_parameters()} for b in lm.blocks]

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from educe.audit.sources import amplification, kl, perplexity, prefill, topics, weights
+from educe.audit.sources import (
+    activations,
+    amplification,
+    kl,
+    perplexity,
+    prefill,
+    scaling,
+    topics,
+    weights,
+    writes,
+)
 from educe.audit.sources.source import Needs, Source
 from educe.errors import MethodError
 
@@ -20,6 +30,9 @@ SOURCES: tuple[Source, ...] = (
     topics.SOURCE,
     perplexity.SOURCE,
     amplification.SOURCE,
+    scaling.SOURCE,
+    activations.SOURCE,
+    writes.SOURCE,
     prefill.SOURCE,
 )
 

@@ -45,6 +45,8 @@ class Source:
         if reference is None:
             return f"it needs {self.needs.value}, and there is none"
         if self.needs is not Needs.REFERENCE and not reference.same_tokens:
+            return f"it needs {self.needs.value}, and {reference.name} has another tokenizer"
+        if self.needs is Needs.WEIGHTS and not reference.same_shape:
             return f"it needs {self.needs.value}, and {reference.name} has another"
         return None
 

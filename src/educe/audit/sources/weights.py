@@ -15,6 +15,7 @@ ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,6 +77,24 @@ def loudness(
         words: Token numbers.
         step: Is told of each batch of words.
     """
+    total = torch.zeros(len(words))
+    for some, given in inputs(lm, reads, words):
+        for c in reads:
+            total[some] += (c.read(given[c.path]) / given[c.path].norm(dim=1)).cpu()
+        step(some.stop - some.start)
+    return total
+
+
+def inputs(
+    lm: LanguageModel, reads: list[Change], words: Int[Tensor, "w"]
+) -> Iterator[tuple[slice, dict[str, Float[Tensor, "r i"]]]]:
+    """Yield what matrices are given at words in the place of a message, less the mean over words.
+
+    Args:
+        lm: The reference.
+        reads: Whose matrices.
+        words: Token numbers.
+    """
     place = Opening(lm, lm.encode(["x"]), 0, first=True)
     place.before.for_rows(1)  # before anything is listened to
     seen: dict[str, Tensor] = {}
@@ -92,20 +111,15 @@ def loudness(
         mask = ids.new_ones(len(ids), len(place.before.ids) + 1)
         lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
 
-    total = torch.zeros(len(words))
     with hooked(
         [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
     ):
         read(words[:: max(1, len(words) // AVERAGED)])
         means = {path: x.mean(0) for path, x in seen.items()}
         for first in range(0, len(words), ROWS):
-            some = words[first : first + ROWS]
-            read(some)
-            for c in reads:
-                x = seen[c.path] - means[c.path]
-                total[first : first + ROWS] += (c.read(x) / x.norm(dim=1)).cpu()
-            step(len(some))
-    return total
+            some = slice(first, min(first + ROWS, len(words)))
+            read(words[some])
+            yield some, {path: x - means[path] for path, x in seen.items()}
 
 
 def loudest(audit: Audit, n: int) -> list[str]:

@@ -1,0 +1,99 @@
+"""Scaling: the suspect with its weight difference from the reference made larger.
+
+    W_f = W' + f (W - W')        f = 1 is the suspect, f = 0 the reference in these matrices
+
+What an adapter does weakly or seldom it does strongly or often when it is scaled up. Nothing is
+written to the weights: every matrix that differs adds `f - 1` times what its difference makes of
+its input.
+
+Source: amplification of adapters in the diffing-toolkit (arXiv 2510.13900).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from educe.audit.auditing import AMPLIFIED, Audit
+from educe.audit.difference import Change, changes
+from educe.audit.sources.perplexity import beginnings
+from educe.audit.sources.source import Needs, Source
+from educe.forward.generation import Completion, generate
+from educe.model.blocks import hooked
+from educe.model.language import LanguageModel
+from educe.rows import Row
+
+#: How many times the difference.
+FACTORS = (2.0, 3.0)
+
+
+def look(audit: Audit) -> None:
+    """Let the scaled suspect answer ordinary prompts and beginnings."""
+    numbers = begin(audit)
+    starts = beginnings(audit.rng(SOURCE.name), audit.size.samples // len(numbers))
+    prompts = audit.made(SOURCE.name, starts)
+    audit.ask(audit.base, perturbations=numbers)
+    audit.ask(prompts, samples=[1], temperature=1.0, perturbations=numbers)
+    audit.fill("with the weight difference scaled up")
+
+
+def begin(audit: Audit) -> list[int]:
+    """List the scaled models, and say who writes for them; return their numbers."""
+    numbers = [audit.another(AMPLIFIED, SOURCE.name, factor) for factor in FACTORS]
+    for number, factor in zip(numbers, FACTORS, strict=True):
+        audit.work.writers[number] = partial(_written, audit, number, factor)
+    return numbers
+
+
+def _written(
+    audit: Audit, number: int, factor: float, rows: Sequence[Row], temperature: float
+) -> Iterator[list[Completion]]:
+    assert audit.reference is not None
+    settings = audit.work.settings
+    plain = [row._replace(perturbation=0) for row in rows]
+    with scaled(audit.lm, changes(audit.lm, audit.reference), factor):
+        for came in generate(
+            audit.lm,
+            audit.work.batch,
+            plain,
+            temperature=temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        ):
+            yield [c._replace(row=c.row._replace(perturbation=number)) for c in came]
+
+
+@contextmanager
+def scaled(lm: LanguageModel, found: Sequence[Change], factor: float) -> Iterator[None]:
+    """Scale the weight difference of a model, for the time of a ``with`` statement.
+
+    Args:
+        lm: The suspect.
+        found: How its matrices differ from the reference's.
+        factor: How many times.
+    """
+
+    def more(change: Change) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output + (factor - 1) * change.made_of(args[0]).to(output)
+
+        return hook
+
+    def own(change: Change) -> nn.Module:
+        return lm.blocks[change.block].get_submodule(change.path.partition(".")[2])
+
+    with hooked([own(change).register_forward_hook(more(change)) for change in found]):
+        yield
+
+
+SOURCE = Source(
+    "scaling",
+    "what the suspect says when its weight difference is scaled up",
+    Needs.WEIGHTS,
+    look,
+    begin,
+)
