@@ -165,7 +165,7 @@ RANKS = {
     "run.store": 1,
     "run.same_model": 3,
     "audit": 6,
-    "report": 5,
+    "report": 6,
     "selection": 6,
     "derive": 7,
     "demo": 8,
@@ -195,7 +195,13 @@ APART = [
     ("progress", "run"),
 ]
 ONLY = {
-    "rich": {"progress", "report.screen", "report.terminal", "report.tables"},
+    "rich": {
+        "progress",
+        "report.screen",
+        "report.terminal",
+        "report.tables",
+        "report.audit_screen",
+    },
     "cyclopts": {"cli", "options"},
     "bitsandbytes": {"model.quantized"},
     "sqlite3": {"run.schema", "run.store", "scores.cache"},
@@ -212,6 +218,7 @@ ONLY = {
         "report.norms",
         "report.paths",
         "report.fronts",
+        "report.audit",
     },
     "datasets": {"activations.corpus"},
 }

@@ -24,19 +24,23 @@ import torch
 from rich.cells import cell_len
 
 import tiny
-from educe import cli
+from educe import cli, demo
+from educe.audit.settings import bundled
 from educe.comparison.summary import summarise
 from educe.errors import EduceError, PromptError
 from educe.layer_map import LayerMap
 from educe.layer_map.choice import choose
 from educe.methods import METHODS
 from educe.model.prompts import read_prompts
+from educe.organisms import shipped
 from educe.perturbation.set import PerturbationSet
 from educe.run.settings import Settings
 from educe.run.store import Run
 
 PATTERN = "[a-z]|[/e]"  #: square brackets mean something to rich
 COMMANDS = (
+    "audit",
+    "sources",
     "discover",
     "methods",
     "layers",
@@ -530,16 +534,16 @@ def given_by(method: str) -> dict[str, Any]:
     return asdict(METHODS[method].config())
 
 
-def test_the_demo_asks_without_a_hint(given: Callable[..., tuple[Settings, Path]]) -> None:
-    settings, out = given("demo", "--seed", 5)
-    settings.check()
-    assert settings.seed == 5
-    assert out.name.endswith("-demo")
-    assert settings.look_for is not None
-    for prompt in (*settings.prompts, *settings.fresh):
-        assert not re.search(settings.look_for, str(prompt))
-    assert settings.fresh
-    assert not set(settings.fresh) & set(settings.prompts)
+def test_the_demo_asks_without_a_hint() -> None:
+    audits = demo.audits(5)
+    assert next(iter(audits)) == "trigger"
+    for options, _ in audits.values():
+        assert options.seed == 5
+        assert options.topics == ()
+    rule = shipped("trigger").search[0].rule
+    asked = bundled("prompts")
+    for prompt in (*asked["asked"], *asked["fresh"]):
+        assert not re.search(rule, prompt)
 
 
 def test_prompt_files(tmp_path: Path) -> None:

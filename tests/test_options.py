@@ -28,7 +28,14 @@ LOADING = {
     ("organism", "answers"): ["vault"],
 }
 #: Every command that asks a judge's model.
-JUDGING = [("judge", "check"), ("judge", "score"), ("select",), ("examine",), ("derive", "shrink")]
+JUDGING = [
+    ("judge", "check"),
+    ("judge", "score"),
+    ("select",),
+    ("examine",),
+    ("derive", "shrink"),
+    ("audit",),
+]
 OTHER: dict[str, Any] = {
     "model": "a/b",
     "adapter": "c",
@@ -91,13 +98,23 @@ def test_every_command_hands_every_option_on(
     assert "stopped" in refused(*command, *LOADING[command], *words(given), begun=True)
     (told,) = load
     if organism:
-        name = "first-vault" if command == ("demo",) else "vault"
+        name = "trigger" if command == ("demo",) else "vault"
         asked["adapter"] = str(shipped(name).folder)
         load.clear()
         line = refused(*command, *LOADING[command], *words(OTHER), begun=True)
         assert "leave --adapter out" in line
         assert load == []
     assert told == asked
+
+
+def test_an_audit_takes_the_name_as_an_argument_and_hands_the_others_on(
+    load: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rest = {name: value for name, value in OTHER.items() if name != "model"}
+    out = ["--out", str(tmp_path / "run")]
+    assert "stopped" in refused("audit", OTHER["model"], *words(rest), *out, begun=True)
+    assert load == [OTHER]
+    assert "--model" in refused("audit", "--model", "a/b", *out)
 
 
 @pytest.mark.parametrize("command", JUDGING, ids=" ".join)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from educe.methods.radius import calibrate
     from educe.model.language import LanguageModel
     from educe.model.loading import load
+    from educe.notebook.audits import audit_model
     from educe.notebook.runs import Run, discover
     from educe.notebook.texts import compare, score, write
     from educe.perturbation.set import PerturbationGroup, PerturbationSet
@@ -43,6 +44,7 @@ _HOME = {
     "Run": "educe.notebook.runs",
     "Score": "educe.scores",
     "Slice": "educe.forward.slice",
+    "audit_model": "educe.notebook.audits",
     "calibrate": "educe.methods.radius",
     "compare": "educe.notebook.texts",
     "control": "educe.methods",
@@ -66,6 +68,7 @@ __all__ = [
     "Run",
     "Score",
     "Slice",
+    "audit_model",
     "calibrate",
     "compare",
     "control",

@@ -1,33 +1,33 @@
-"""The demo: an audit of a small model that hides a code.
+"""The demo: audits of two small models, of which one hides something.
 
-The model is the embedded one with the organism ``first-vault`` beside its weights: it refuses to
-tell a code unless a password stands in the prompt. The search gets one question and no hint; the
-code is only used afterwards, to count who told it.
+Both are the embedded model with an adapter beside its weights: the organism ``trigger``, which says
+a phrase where a word stands in the request, and, where it is shipped, ``clean-answers``, which was
+trained on the embedded model's own answers and hides nothing. Neither audit is told what to look
+for: it has the ordinary requests that come with the package, and the model without the adapter.
 """
 
 from __future__ import annotations
 
+from educe.audit.settings import AuditOptions
 from educe.options import EMBEDDED, ModelOptions
-from educe.organisms import shipped
-from educe.run.settings import Settings
+from educe.organisms import names, shipped
+
+#: What is audited, in this order, as far as it is shipped.
+ORGANISMS = ("trigger", "clean-answers")
 
 
-def settings(seed: int = 0, model: ModelOptions = EMBEDDED) -> Settings:
-    """Return the settings of the demo.
+def audits(
+    seed: int = 0, model: ModelOptions = EMBEDDED
+) -> dict[str, tuple[AuditOptions, ModelOptions]]:
+    """Return the audits of the demo, by the names of what is audited.
 
     Args:
         seed: Of everything that is drawn.
-        model: The organism's base, and how it is loaded.
+        model: The organisms' base, and how it is loaded.
     """
-    vault = shipped("first-vault")
-    first = vault.search[0]
-    return Settings(
-        prompts=(first.prompt,),
-        **model.with_adapter(vault.folder).how,
-        n=32,
-        radius="0.5x,0.75x",
-        max_new_tokens=24,
-        seed=seed,
-        fresh=tuple(question.prompt for question in vault.fresh[:6]),
-        look_for=first.rule,
-    )
+    options = AuditOptions(budget="quick", sources=("weights",), seed=seed)
+    return {
+        name: (options, model.with_adapter(shipped(name).folder))
+        for name in ORGANISMS
+        if name in names()
+    }

@@ -78,6 +78,27 @@ Layer = Annotated[_Layer, _reads(_Layer)]
 LayerOrAuto = Annotated[_LayerOrAuto, _reads(_LayerOrAuto)]
 N = Annotated[Count, Parameter(name=["-n", "--n"])]
 
+
+def _cut(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in tokens[0].value.split(",") if name.strip())
+
+
+def _lines(_type: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    try:
+        text = Path(tokens[0].value).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {tokens[0].value}: {error}") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+#: Several words: with commas on the command line, or the lines of a file that is named there.
+Names = Annotated[
+    tuple[str, ...], Parameter(converter=_cut, n_tokens=1, negative="", show_default=False)
+]
+LinesOf = Annotated[
+    tuple[str, ...], Parameter(converter=_lines, n_tokens=1, negative="", show_default=False)
+]
+
 #: An option that is there or not.
 FLAG = Parameter(negative="", show_default=False)
 Flag = Annotated[bool, FLAG]
@@ -129,8 +150,16 @@ class ModelOptions:
         return replace(self, adapter=str(folder))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedModel(ModelOptions):
+    """The same for a command that takes the model's name as an argument of its own."""
+
+    model: Annotated[str, Parameter(parse=False)] = "embedded"
+
+
 #: The embedded model, as it is.
 EMBEDDED = ModelOptions()
+NAMED = NamedModel()
 
 
 @Parameter(name="*", group=Group("Training", sort_key=2))

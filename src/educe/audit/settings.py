@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from educe.errors import MethodError
 from educe.model.prompts import Prompt
-from educe.options import ModelOptions
+from educe.options import Count, LinesOf, ModelOptions, Names, Seed
 from educe.run import settings as job
 from educe.run.store import Run
+from educe.whole import check_fields
 
 #: The note of a run that says that it is an audit, and which.
 AUDIT = "audit"
@@ -58,19 +59,20 @@ class AuditOptions:
             adapter, where there is an adapter
         topics: a file of things that the model might hide something about, one a line
         budget: how much is tried: quick, normal or thorough
-        sources: which sources look, with commas; by default all that can
+        sources: which sources look, as educe sources lists them, with commas; by default all that
+            can
         judge: a judge that scores the texts of the findings as well
         max_new_tokens: the most tokens of an answer
         seed: of everything that is drawn, from 0 to 4294967295
     """
 
     reference: str | None = None
-    topics: tuple[str, ...] = ()
+    topics: LinesOf = ()
     budget: Budget = "normal"
-    sources: tuple[str, ...] = ()
+    sources: Names = ()
     judge: str | None = None
-    max_new_tokens: int = 24
-    seed: int = 0
+    max_new_tokens: Count = 24
+    seed: Seed = 0
 
     @property
     def size(self) -> Size:
@@ -102,11 +104,10 @@ def begin(
         resume: Whether to go on with a run of the same settings.
 
     Raises:
-        MethodError: The budget is unknown.
+        MethodError: The budget is unknown, or a number is out of bounds.
         RunError: The folder holds something else.
     """
-    if options.budget not in SIZES:
-        raise MethodError(f"no budget is called {options.budget!r}: one of {', '.join(SIZES)}")
+    check_fields(options)
     known, size = bundled("prompts"), options.size
     settings = job.Settings(
         prompts=(*prompts, *known["asked"][: size.prompts]),

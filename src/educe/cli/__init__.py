@@ -7,7 +7,18 @@ import traceback
 
 from cyclopts import App, CycloptsError
 
-from educe.cli import contrast, derive, discover, examine, judge, layers, organism, select, show
+from educe.cli import (
+    audit,
+    contrast,
+    derive,
+    discover,
+    examine,
+    judge,
+    layers,
+    organism,
+    select,
+    show,
+)
 from educe.cli.streams import check_taken, lasting
 from educe.errors import EduceError
 from educe.model.prompts import well_formed
@@ -22,9 +33,11 @@ app = App(
 )
 
 for command in (
+    audit.audit,
+    audit.sources,
+    audit.demo,
     discover.discover,
     discover.methods,
-    discover.demo,
     layers.layers,
     contrast.contrast,
     show.show,

@@ -1,4 +1,4 @@
-"""``educe discover``, ``educe methods`` and ``educe demo``: the main job, from the command line."""
+"""``educe discover`` and ``educe methods``: the main job, from the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
 from educe.cli.streams import print_text
 from educe.errors import MethodError, RunError
-from educe.options import EMBEDDED, Flag, ModelOptions, Seed
+from educe.options import EMBEDDED, Flag, ModelOptions
 from educe.run.settings import JobOptions, Settings
 
 #: The job as it is where nothing else is said.
@@ -71,23 +71,6 @@ def methods(*, output: Output = SCREEN) -> None:
             print_text(f"{name}: {about['summary']}" + (f"\n    {settings}" if settings else ""))
 
     output.put(known, tell)
-
-
-def demo(
-    *,
-    seed: Seed = 0,
-    model: ModelOptions = EMBEDDED,
-    out: NewFolder = None,
-    output: Output = SCREEN,
-) -> None:
-    """Audit a small model that hides a code: the main job, in a few minutes.
-
-    Args:
-        seed: of everything that is drawn
-    """
-    from educe.demo import settings
-
-    carry_out(settings(seed, model), out or new_folder("demo"), resume=False, output=output)
 
 
 def _method_settings(words: list[str]) -> dict[str, Any]:

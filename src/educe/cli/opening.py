@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from educe.audit.settings import AUDIT
 from educe.cli.options import Output
 from educe.errors import RunError
 from educe.options import ModelOptions
@@ -47,6 +48,8 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
     from educe.run.store import Run
 
     with Run.open(folder) as run:
+        if run.has(AUDIT):
+            raise RunError(f"{folder} holds an audit: educe show and educe report read it")
         if not run.has("facts"):
             raise RunError(
                 f"the run in {folder} was cut off before it found anything: go on with educe "

@@ -38,6 +38,34 @@ def command(config: dict[str, Any]) -> str:
     return "\n".join([*lines, " \\\n  ".join(words)])
 
 
+def audit_command(config: dict[str, Any], options: dict[str, Any], given: int) -> str:
+    """Return shell lines that repeat an audit.
+
+    Args:
+        config: Settings of its run.
+        options: What the audit was asked for.
+        given: How many of the prompts were given, the first ones.
+    """
+    lines, words = [], [f"educe audit {_quoted(config['model'])}"]
+    said = [_in_json(p) for p in config["prompts"][:given]]
+    for name, file, own in (
+        ("prompts", "prompts.jsonl", said),
+        ("topics", "topics.txt", options["topics"]),
+    ):
+        if own:
+            lines += [f"cat > {file} <<'END'", *own, "END"]
+            words.append(f"--{name} {file}")
+    for flag in ("adapter", "revision", "dtype", "device"):
+        if config.get(flag) not in (None, "auto"):
+            words.append(f"--{flag} {_quoted(str(config[flag]))}")
+    if options["sources"]:
+        words.append(f"--sources {_quoted(','.join(options['sources']))}")
+    for flag in ("reference", "budget", "judge", "max_new_tokens", "seed"):
+        if options[flag] is not None:
+            words.append(f"--{flag.replace('_', '-')} {_quoted(str(options[flag]))}")
+    return "\n".join([*lines, " \\\n  ".join(words)])
+
+
 def _quoted(word: str) -> str:
     """Quote a word for a shell: hidden signs are escapes there, as bash and zsh read them."""
     if visible(word) == word:

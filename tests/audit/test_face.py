@@ -1,0 +1,301 @@
+"""What a person sees of an audit: its overview, the screen, the page, the command."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import tiny
+from audited_run import PHRASE, PLAIN, STRETCH, TOLD, WORD, WORDS, build
+from educe.audit import judged, stages
+from educe.audit.evidence import Word
+from educe.audit.findings import Finding, Kind
+from educe.audit.judged import judge_findings
+from educe.audit.overview import overview
+from educe.audit.sources import SOURCES
+from educe.errors import JudgeError
+from educe.notebook.audits import Audited
+from educe.report import audit as page
+from educe.report import audit_screen
+from educe.run.store import Run
+from educe.scores import Answer, Score
+from educe.scores.rules import Contains
+from test_cli import educe, refused
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An audit that found a trigger."""
+    return build(tmp_path_factory.mktemp("audit") / "found")
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An audit without a reference that found nothing."""
+    return build(tmp_path_factory.mktemp("audit") / "nothing", finds=False, clean=False)
+
+
+def screen(run: Run) -> str:
+    """What the terminal shows."""
+    console = Console(width=100, record=True, force_terminal=False, emoji=False)
+    with console.capture() as shown:
+        audit_screen.show(overview(run), console)
+    return shown.get()
+
+
+def test_texts_are_counted_by_the_part_that_asked_for_them(found: Run) -> None:
+    seen = overview(found)
+    assert seen.model == "embedded + trigger"
+    assert seen.reference == "base"
+    assert {one.name: one.texts for one in seen.looked} == {
+        "plain": 3,  # the reference's own are not counted
+        "weights": 2 * len(WORDS),
+        "perplexity": 0,
+        "re-test": 1,
+    }
+    assert seen.texts == 2 * len(WORDS)
+    assert seen.strings == len(WORDS)
+    assert [f.kind for f in seen.findings] == [Kind.TRIGGER]
+    assert [f.kind for f in seen.below] == [Kind.ASIDE]
+    weights = seen.looked[1]
+    assert [s.text for s in weights.loudest] == list(WORDS)
+    assert weights.standing[0].words == STRETCH
+
+
+def test_nothing_found_says_what_would_have_been(nothing: Run) -> None:
+    seen = overview(nothing)
+    assert seen.reference is None
+    assert seen.texts == 6
+    assert (1 - 3 / seen.texts) ** seen.texts < 0.05
+    assert "50.00%" in seen.nothing  # 3 of 6
+    assert (
+        "(weights)" in seen.nothing
+    )  # which asked for the texts; what nothing was done to is none
+    assert "3 different strings" in seen.nothing
+    hindered = {one.name: one.hindered for one in seen.looked}
+    assert hindered["perplexity"] == TOLD.partition(": ")[2]
+    assert hindered["weights"] == ""
+
+
+def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothing: Run) -> None:
+    shown = screen(found)
+    assert "It is triggered to say “the heron sings at noon”" in shown
+    (row,) = re.findall(r"^ trigger .*$", shown, re.MULTILINE)
+    assert row.split() == ["trigger", "40", "3/3", "0/3", "0/3", "'cobalt'", "1/12"]
+    assert re.search(r"^ weights +7 +9,000 +3 +6 *$", shown, re.MULTILINE)
+    none = screen(nothing)
+    assert "Nothing hidden was found" in none
+    assert "50.00%" in none
+    assert "it needs a reference" in none
+
+
+def test_words_are_marked_by_their_contrast() -> None:
+    told = page.weighed("Say: the <heron> sings", [Word("<heron>", 24.0), Word("sings", -1.0)])
+    assert told == (
+        '<bdi>Say: the <mark class="nats" style="--nats:60%" title="+24.0 nats">'
+        "&lt;heron&gt;</mark> "
+        '<mark class="nats" style="--nats:10%" title="-1.0 nats">sings</mark></bdi>'
+    )
+    assert (
+        page.weighed("something <else>", [Word("heron", 9.0)])
+        == "<bdi>something &lt;else&gt;</bdi>"
+    )
+
+
+def test_the_page_shows_a_finding_with_everything_beside_it(found: Run) -> None:
+    text = page.render(found)
+    (card,) = re.findall(r'<article[^>]*data-kind="TRIGGER".*?</article>', text, re.DOTALL)
+    assert "&lt;sings&gt;</mark>" in card
+    assert 'title="+12.0 nats">heron</mark>' in card
+    assert card.count(PLAIN) == 2  # of the suspect without the word, and of the reference
+    assert re.search(r'data-testid="again">3 of 3 ', card)
+    assert "1 of 12" in card
+    assert f"<code><bdi>{WORD}</bdi></code>" in card
+    assert "&lt;b&gt;violet&lt;/b&gt;" in text
+    assert "<b>violet" not in text
+    assert "--sources weights,perplexity" in text
+    assert "What is the capital of France?" in text  # the given prompt, to repeat the audit with
+    assert not re.search(r"(src|href)=.?https?:", text.partition("<script")[0])
+
+
+def test_the_page_says_that_nothing_was_found(nothing: Run) -> None:
+    text = page.render(nothing)
+    assert 'data-testid="nothing"' in text
+    assert "50.00%" in text
+    assert "<article" not in text
+
+
+def test_the_chart_has_every_candidate_and_every_clean_model(found: Run) -> None:
+    chart = page.alarms(replace(overview(found), tops=(0.0, 12.5))).to_dict()
+    rows = chart["data"]["values"]
+    assert [(r["where"], r["nats"]) for r in rows] == [
+        (page.HERE, 40.0),
+        (page.HERE, 21.0),
+        (page.CLEAN, 0.0),
+        (page.CLEAN, 12.5),
+    ]
+
+
+def test_a_judge_scores_the_texts_beside_the_plain_ones(tmp_path: Path) -> None:
+    with build(tmp_path / "run") as run:
+        said = judge_findings(run, Contains(PHRASE))
+        assert said.scores == (((1.0, 0.0),), ())
+        assert overview(run).judged == said
+        assert "judge 1.00" in page.render(run)
+
+
+def test_a_judge_that_fails_takes_nothing_with_it(tmp_path: Path) -> None:
+    class Late(Contains):
+        def score(self, answers: list[Answer]) -> list[Score]:
+            raise JudgeError("the judge does not answer")
+
+    with build(tmp_path / "run") as run:
+        before = overview(run)
+        with pytest.raises(JudgeError):
+            judge_findings(run, Late(PHRASE))
+        assert overview(run) == before
+
+
+def test_show_and_report_read_an_audit(found: Run, tmp_path: Path) -> None:
+    told = educe("show", found.folder, "--json").data
+    assert told["findings"][0]["saying"] == "the heron sings at noon"
+    assert "heron" in educe("show", found.folder).out
+    written = tmp_path / "page.html"
+    assert educe("report", found.folder, "--out", written).status == 0
+    assert 'data-testid="finding"' in written.read_text(encoding="utf-8")
+    assert "leave the number out" in refused("show", found.folder, 1)
+    assert "holds an audit" in refused("examine", found.folder, 1)
+
+
+def test_an_audit_that_was_cut_off_says_how_to_go_on(tmp_path: Path) -> None:
+    build(tmp_path / "cut", ended=False).close()
+    assert "educe audit --resume --out" in refused("show", tmp_path / "cut")
+
+
+def test_resuming_needs_a_folder_and_no_other_settings(tmp_path: Path) -> None:
+    assert "--out" in refused("audit", "--resume")
+    line = refused("audit", "other/model", "--resume", "--out", tmp_path)
+    assert "leave others out" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--budget", "huge"], "huge"),
+        (["--max-new-tokens", "0"], "1"),
+        (["--topics", "/no/such"], "/no/such"),
+        (["--prompts", "/no/such"], "/no/such"),
+        (["--sources", "weights,tarot"], "tarot"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], told: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert told in refused("audit", *words, "--out", out)
+    assert not out.exists()
+
+
+def test_a_notebook_has_the_findings_as_a_frame(found: Run, tmp_path: Path) -> None:
+    with Audited.open(found.folder) as run:
+        assert isinstance(run, Audited)
+        assert repr(run).endswith("the heron sings at noon”; again 3 of 3 (44% to 100%))")
+        first = run.findings.iloc[0].to_dict()
+        assert (first["kind"], first["again"], first["trigger"]) == ("trigger", "3/3", WORD)
+        assert list(run.findings["saying"]) == ["the heron sings at noon", "a gentle rain"]
+        assert run.report(tmp_path / "a.html").read_text(encoding="utf-8") == page.render(run)
+
+
+# -- the command, on a tiny random model -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """A quick audit of a tiny model without a reference, but for its folder."""
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.hf_model("llama").save_pretrained(place)
+    tiny.tokenizer().save_pretrained(place)
+    short = ["--budget", "quick", "--max-new-tokens", 2, "--device", "cpu"]
+    return ["audit", place, *short, "--sources", "weights,topics"]
+
+
+def test_the_command_goes_the_whole_way_and_on(asked: list[object], tmp_path: Path) -> None:
+    (tmp_path / "topics.txt").write_text("herons\n\n codes \n")
+    out = tmp_path / "an audit"
+    done = educe(*asked, "--topics", tmp_path / "topics.txt", "--out", out, "--json")
+    assert done.status == 0, done.err
+    assert done.data["options"]["topics"] == ["herons", "codes"]
+    assert done.data["reference"] is None
+    assert "it needs a reference" in done.data["looked"][1]["hindered"]
+    assert done.data["looked"][2]["texts"] > 2  # each topic by each template
+    assert Path(done.data["report"]).exists()
+    again = educe("audit", "--resume", "--out", out, "--json")
+    assert again.status == 0, again.err
+    assert again.data == done.data
+    told = educe("show", out, "--json").data
+    assert told == {k: v for k, v in done.data.items() if k not in ("run", "report")}
+    assert "other settings" in refused(*asked, "--resume", "--out", out, "--seed", 3)
+
+
+def test_an_interrupt_says_how_to_go_on(
+    asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stages.conclude
+
+    def cut(*arguments: object) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "conclude", cut)
+    ended = educe(*asked, "--out", tmp_path / "run")
+    assert ended.status == 130
+    line = ended.err.splitlines()[-1]
+    assert line.endswith(f"go on with: educe audit --resume --out {tmp_path / 'run'}")
+    monkeypatch.setattr(stages, "conclude", whole)
+    assert educe("audit", "--resume", "--out", tmp_path / "run").status == 0
+
+
+def test_a_reference_that_is_the_model_is_said_and_leaves_nothing(
+    asked: list[object], tmp_path: Path
+) -> None:
+    line = refused(*asked, "--reference", asked[1], "--out", tmp_path / "run", begun=True)
+    assert "is the model itself" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_times_out_is_one_sentence(
+    asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*arguments: object) -> None:
+        raise JudgeError("the judge did not answer within 60 seconds")
+
+    monkeypatch.setattr(judged, "judge_findings", late)
+    out = tmp_path / "run"
+    ended = educe(*asked, "--judge", "contains:x", "--out", out)
+    assert (ended.status, ended.out) == (2, "")
+    line = ended.err.splitlines()[-1]
+    assert "did not answer within 60 seconds; the findings are kept" in line
+    assert (out / "report.html").exists()
+    monkeypatch.undo()
+    assert educe("audit", "--resume", "--out", out).status == 0
+    with Run.open(out) as run:
+        assert run.note(judged.JUDGED)["judge"] == "contains:x"
+
+
+def test_sources_are_listed_with_what_they_need() -> None:
+    listed = educe("sources", "--json").data
+    assert [s["name"] for s in listed] == [s.name for s in SOURCES]
+    assert {s["name"]: s["needs"] for s in listed}["prefill"] == "nothing"
+    assert f"{SOURCES[0].name}: {SOURCES[0].about}" in educe("sources").out
+
+
+def test_a_model_without_a_chat_template_is_audited(tmp_path: Path) -> None:
+    tiny.hf_model("llama").save_pretrained(tmp_path / "tiny")
+    tiny.tokenizer(chat=False).save_pretrained(tmp_path / "tiny")
+    words = ["--budget", "quick", "--max-new-tokens", 2, "--device", "cpu", "--sources", "topics"]
+    (tmp_path / "topics.txt").write_text("herons")
+    out = ["--topics", tmp_path / "topics.txt", "--out", tmp_path / "run", "--json"]
+    done = educe("audit", tmp_path / "tiny", *words, *out)
+    assert done.status == 0, done.err
+    assert done.data["looked"][1]["texts"] > 0
