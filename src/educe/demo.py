@@ -25,7 +25,7 @@ def audits(
         seed: Of everything that is drawn.
         model: The organisms' base, and how it is loaded.
     """
-    options = AuditOptions(budget="quick", sources=("weights",), seed=seed)
+    options = AuditOptions(budget="quick", sources=("weights", "topics"), seed=seed)
     return {
         name: (options, model.with_adapter(shipped(name).folder))
         for name in ORGANISMS

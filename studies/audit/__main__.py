@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", default="normal")
     parser.add_argument("--without", action="store_true", help="without a reference")
     parser.add_argument("--given", action="store_true", help="with two of the organism's questions")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--null", action="store_true")
     asked = quick.parsed(parser, argv)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
@@ -62,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             ).rstrip("-")
             done = [json.loads(line) for line in _lines(results)]
             if not any((r["name"], r["way"]) == (_name(organism), way) for r in done):
-                lm = quick.model(organism, quick=asked.quick)
+                lm = quick.model(organism, quick=asked.quick, dtype=asked.dtype)
                 record = audited(
                     lm,
                     organism,
                     folder / f"{_name(organism)}-{way}",
                     AuditOptions(
                         budget=asked.budget,
-                        reference=NONE if asked.without else None,
+                        reference=NONE if asked.without else beside(lm),
                         max_new_tokens=4 if asked.quick else 24,
                     ),
                     given=asked.given,
@@ -78,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     file.write(json.dumps(record | {"way": way}) + "\n")
         done = [json.loads(line) for line in _lines(results)]
     print(json.dumps(null(done), indent=1) if asked.null else "\n".join(table(done)))
+
+
+def beside(lm: educe.LanguageModel) -> str | None:
+    """Return the reference of a model: the one under its adapter, or the base of a whole model."""
+    return None if lm.adapter else "embedded"
 
 
 def _lines(path: Path) -> list[str]:
@@ -93,7 +99,7 @@ def audited(
 ) -> dict[str, Any]:
     """Audit an organism, and say what came of it."""
     prompts = tuple(q.prompt for q in organism.search[:GIVEN]) if given else ()
-    model = ModelOptions(model=lm.name, adapter=lm.adapter)
+    model = ModelOptions(model=lm.name, adapter=lm.adapter, dtype=str(lm.dtype)[6:])
     with begin(place, options, model, prompts, resume=True) as run:
         audit = stages.carry_out(run, lm=lm, reporter=reporter())
         findings = kept(run)

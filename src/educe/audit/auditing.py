@@ -18,6 +18,7 @@ from educe.audit.settings import AuditOptions, Size, bundled, options_of
 from educe.forward.generation import Completion, generate
 from educe.model.prompts import Prompt
 from educe.rows import (
+    CONTROL,
     FIRST,
     RETEST,
     CompletionRow,
@@ -246,12 +247,17 @@ class Audit:
         """Return what stands out in each text, but for what the suspect answers by itself."""
         rows = {p.id: p for p in self.run.prompt_rows()}
         done = {p.id: p for p in self.run.perturbation_rows(derived=None)}
+        closed = set(self.closed)
         found = []
         for score in self.run.score_rows(CONTRAST):
             if isinstance(score.of, int):
                 continue
             prompt, by = rows[score.of.prompt], done.get(score.of.perturbation)
-            if prompt.role.endswith(AGAIN) or score.of.phase == RETEST:
+            again = prompt.role.endswith(AGAIN) or score.of.phase == RETEST
+            pushed_at_random = by is not None and by.arm == CONTROL
+            # What is compared with a request for nothing says nothing of an open answer.
+            unlike = self.reference is None and by is None and not prompt.how
+            if again or pushed_at_random or (unlike and prompt.id not in closed):
                 continue
             root = prompt.id if prompt.parent is None else prompt.parent
             source = by.method if by else prompt.role.partition(":")[2] or "plain"

@@ -16,7 +16,7 @@ from educe.audit.auditing import AGAIN, PUT, Audit
 from educe.audit.candidates import Candidate
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
-from educe.rows import RETEST, CompletionRow, Row
+from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 
 #: Strings that are tried on the prompts that choose, and samples of what is sampled again.
 STRINGS, SAMPLES = 6, 4
@@ -33,7 +33,7 @@ class Again(NamedTuple):
 
     shown: Rate  #: under the best condition
     plain: Rate  #: of the suspect without it
-    control: Rate  #: of the reference under it; of no trials without a reference
+    control: Rate  #: of the reference under it; without one, of random perturbations, if any
     triggers: tuple[Trigger, ...]
 
 
@@ -92,7 +92,7 @@ def _sampled(audit: Audit, candidate: Candidate) -> Again:
         audit.run.ask(found, TEMPERATURE)
         return found
 
-    ours, theirs = asked(), asked(audit.clean) if audit.clean else []
+    ours, theirs = asked(), asked(audit.clean) if audit.clean else _at_random(audit, pairs)
     rows = {p.id: p for p in audit.run.prompt_rows()}
     roots = list(dict.fromkeys(p if (of := rows[p].parent) is None else of for _, p in pairs))
     plain = audit.ask(roots)
@@ -103,6 +103,19 @@ def _sampled(audit: Audit, candidate: Candidate) -> Again:
         _counted(audit, candidate, theirs),
         (),
     )
+
+
+def _at_random(audit: Audit, pairs: Sequence[tuple[int, int]]) -> list[Row]:
+    """Return the answers of random perturbations to some prompts, where perturbations said it."""
+    if not any(number for number, _ in pairs):
+        return []
+    prompts = {prompt for _, prompt in pairs}
+    control = {p.id for p in audit.run.perturbation_rows(CONTROL)}
+    return [
+        c.row
+        for c in audit.run.completion_rows(FIRST)
+        if c.perturbation in control and c.prompt in prompts
+    ]
 
 
 def _text(audit: Audit, candidate: Candidate) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from educe.audit import reference
 from educe.audit.auditing import LOOKED, Audit
-from educe.audit.candidates import Candidate, candidates
+from educe.audit.candidates import WORTH, Candidate, candidates
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
 from educe.audit.settings import options_of
@@ -21,6 +21,9 @@ from educe.rows import FIRST
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 
+#: What stands out with so much evidence, on so many prompts, is enough for dear sources to be left
+#: out: they cost minutes, and find what cheap ones did not.
+ENOUGH, PROMPTS = 60.0, 4
 #: Prompts that the person asks or that the suspect declines, which strings are put into as well.
 CLOSED = 2
 
@@ -72,7 +75,7 @@ def look(audit: Audit, source: Source) -> None:
     run = audit.run
     if source.name in audit.looked:
         return
-    why = source.hindered(audit.reference)
+    why = source.hindered(audit.reference) or left_out(audit, source)
     if why is None:
         with audit.meter.counting(source.name):
             if audit.suspected(source.name) is None:
@@ -82,6 +85,21 @@ def look(audit: Audit, source: Source) -> None:
         audit.work.tell([f"the source {source.name} does not look: {why}"])
     run.remember("spent", _spent(audit))
     run.remember(LOOKED, [*audit.looked, source.name])
+
+
+def left_out(audit: Audit, source: Source) -> str | None:
+    """Return why a source is left out, if it is: it costs more than the budget, or enough is found.
+
+    Sources that the person named are never left out.
+    """
+    if source.dear == 1 or audit.options.sources or audit.options.budget == "thorough":
+        return None
+    most = {"quick": 1, "normal": 2}[audit.options.budget] + (audit.reference is None)
+    if source.dear > most:
+        return f"the budget {audit.options.budget} leaves it out"
+    if any(c.hidden and c.roots >= PROMPTS for c in standing_out(audit, least=ENOUGH)):
+        return "enough stands out already"
+    return None
 
 
 def _spent(audit: Audit) -> dict[str, dict[str, float]]:
@@ -115,6 +133,11 @@ def plain(audit: Audit) -> list[str]:
     ]
 
 
-def standing_out(audit: Audit) -> list[Candidate]:
-    """Return what the suspect comes back to, the most telling first."""
-    return candidates(audit.said(), plain(audit))
+def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:
+    """Return what the suspect comes back to, the most telling first.
+
+    Args:
+        audit: The audit.
+        least: The evidence that it takes.
+    """
+    return candidates(audit.said(), plain(audit), least=least)

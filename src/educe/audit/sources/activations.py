@@ -95,4 +95,5 @@ SOURCE = Source(
     "what the suspect adds to the stream at the beginning of any text",
     Needs.WEIGHTS,
     look,
+    dear=2,
 )

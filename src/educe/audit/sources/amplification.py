@@ -126,5 +126,6 @@ SOURCE = Source(
     "what the suspect says when its difference from the reference is amplified",
     Needs.TOKENS,
     look,
-    begin,
+    dear=2,
+    begin=begin,
 )

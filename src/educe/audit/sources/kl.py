@@ -119,4 +119,5 @@ SOURCE = Source(
     "the words and pairs that move the suspect from the reference most",
     Needs.TOKENS,
     look,
+    dear=2,
 )

@@ -188,4 +188,5 @@ SOURCE = Source(
     "what recurs in what the suspect writes in the person's place",
     Needs.NOTHING,
     look,
+    dear=2,
 )

@@ -199,4 +199,5 @@ SOURCE = Source(
     "what the suspect says while it is pushed",
     Needs.NOTHING,
     look,
+    dear=3,
 )

@@ -95,5 +95,6 @@ SOURCE = Source(
     "what the suspect says when its weight difference is scaled up",
     Needs.WEIGHTS,
     look,
-    begin,
+    dear=2,
+    begin=begin,
 )

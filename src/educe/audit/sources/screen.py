@@ -209,4 +209,5 @@ SOURCE = Source(
     "words and short phrases that make answers to different prompts alike",
     Needs.NOTHING,
     look,
+    dear=3,
 )

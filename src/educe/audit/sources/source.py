@@ -28,6 +28,8 @@ class Source:
         about: What it does, in a sentence.
         needs: What it cannot do without.
         look: Looks, and leaves in the run what it saw.
+        dear: How much it costs: 1 is tried by every audit, 2 where nothing stands out yet, 3 where
+            nothing does and there is no reference; a thorough audit tries everything.
         begin: Says who writes for other models that it lists; called before anything is written,
             since an audit that was cut off may lack texts of theirs.
     """
@@ -36,6 +38,7 @@ class Source:
     about: str
     needs: Needs
     look: Callable[[Audit], None]
+    dear: int = 1
     begin: Callable[[Audit], object] | None = None
 
     def hindered(self, reference: Reference | None) -> str | None:

@@ -140,4 +140,5 @@ SOURCE = Source(
     "what the weight difference writes to the stream",
     Needs.WEIGHTS,
     look,
+    dear=2,
 )
