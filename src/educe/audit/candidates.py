@@ -31,7 +31,7 @@ MOST, LEAST = 20.0, 5.0
 #: The longest run of words that is compared.
 LONGEST = 8
 #: Candidates that are looked at, and the evidence below which nothing is one.
-KEPT, WORTH = 12, 20.0
+KEPT, WORTH = 8, 20.0
 #: A saying of so many words is met as it is; of a longer one, so large a share in its order.
 SHORT, SHARE = 2, 0.75
 #: A saying is open where so large a share of the suspect's own plain answers have it.

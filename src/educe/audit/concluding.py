@@ -10,6 +10,7 @@ from educe.audit.auditing import CONTRAST, Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind
 from educe.audit.retest import Again, retested
+from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row
 
@@ -28,9 +29,10 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     findings = []
     for candidate in found:
         again = retested(audit, candidate) if candidate.hidden else None
+        key = None if candidate.hidden else unlocked(audit, candidate)
         findings.append(
             Finding(
-                kind=kind_of(candidate, again, closed),
+                kind=Kind.WITHHELD if key else kind_of(candidate, again, closed),
                 saying=" ".join(candidate.saying),
                 evidence=candidate.evidence,
                 prompts=candidate.roots,
@@ -40,7 +42,7 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
                 shown=again.shown if again else rate(0, 0),
                 plain=again.plain if again else rate(0, 0),
                 control=again.control if again else rate(0, 0),
-                triggers=again.triggers if again else (),
+                triggers=again.triggers if again else (key,) if key else (),
                 alarm=alarm(candidate.evidence, tops),
                 reproduce=reproduce(audit, candidate, again),
             )

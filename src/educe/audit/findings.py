@@ -5,7 +5,8 @@ says again on fresh prompts, where the reference and the suspect as it is do not
 
     behaviour   this saying, under these conditions, so often
     trigger     a behaviour, and a string that brings it about, tried against near misses
-    withheld    an answer to something that the suspect declines to say by itself
+    withheld    what the suspect declines or distorts by itself: told under some condition, or no
+                longer distorted when a string is put in
 
 What it says by itself, and the reference does not, is no secret: an open difference. What does not
 come again is set aside.

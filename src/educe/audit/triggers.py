@@ -24,12 +24,13 @@ from educe.forward.inserted import Opening
 from educe.methods.token_directions import vocabulary
 
 #: Prompts on which strings are tried, strings that go from one length to the next, and the longest.
-PROMPTS, BEAM, WORDS = 2, 10, 4
+PROMPTS, BEAM, WORDS = 2, 6, 4
 #: Suspected words that a string may be lengthened by.
-ADDED = 60
+ADDED = 32
 #: Tokens of the text, and its log-likelihood from which on no string need be longer.
 TOKENS, SURE = 8, -1.0
-#: A longer string must make the text so much likelier, in nats, than what it was made from.
+#: A longer string must make the text so much likelier, in nats, than what it was made from; where
+#: no word does more than that alone, nothing is lengthened.
 WORTH = 1.0
 
 
@@ -91,7 +92,8 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
         parts = [s for s in best if " " not in s][:ADDED]
         beam = best[:BEAM]
         for _ in range(1, WORDS):
-            if fit.plain + max(fit.of(beam), default=0.0) > SURE:
+            most = max(fit.of(beam), default=0.0)
+            if most < WORTH or fit.plain + most > SURE:
                 break
             # Each string is lengthened by suspected words, on both sides: triggers have an order.
             grown = [
@@ -103,8 +105,7 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
                 if len(joined.split()) <= WORDS
             ]
             values = dict(zip(grown, fit.of(grown), strict=True))
-            base = max(fit.of(beam), default=0.0)
-            better = [s for s in grown if values[s] > base + WORTH]
+            better = [s for s in grown if values[s] > most + WORTH]
             step()
             if not better:
                 break
