@@ -181,6 +181,13 @@ def over(out: str) -> None:
     assert all(" of 24 " in line[5] for line in lines)
 
 
+def audit(out: str) -> None:
+    """One audit of the stand-in: texts are counted, a place is a whole number or none."""
+    (line,) = rows(out)[1:]
+    assert line[2] == "–" or int(line[2]) >= 1
+    assert 0 < int(line[5]) <= int(line[6])
+
+
 def where(out: str) -> None:
     """Texts are of 2 vectors, three radii, two arms, three questions; 32 places are tried."""
     plain, scouted = rows(out)[1:]
@@ -242,7 +249,7 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts,
+        audit, backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts,
         gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict, reading,
         recovery, spectrum, speed, standing, turning, where, word_ranks,
     )

@@ -37,6 +37,8 @@ from educe.progress import reporter
 GIVEN = 2
 #: Shares of the texts that stand for smaller budgets, and random draws of each.
 SHARES, DRAWS = (0.05, 0.1, 0.25, 0.5, 1.0), 10
+#: The audit of the stand-in.
+SHORT = AuditOptions(budget="quick", reference=NONE, sources=("prefill",), max_new_tokens=4)
 #: Findings that count as such.
 FOUND = (Kind.TRIGGER, Kind.WITHHELD, Kind.BEHAVIOUR)
 
@@ -68,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                     lm,
                     organism,
                     folder / f"{_name(organism)}-{way}",
-                    AuditOptions(
-                        budget=asked.budget,
-                        reference=NONE if asked.without else beside(lm),
-                        max_new_tokens=4 if asked.quick else 24,
+                    SHORT
+                    if asked.quick
+                    else AuditOptions(
+                        budget=asked.budget, reference=NONE if asked.without else beside(lm)
                     ),
-                    given=asked.given,
+                    given=asked.given or asked.quick,
                 )
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record | {"way": way}) + "\n")
@@ -162,8 +164,10 @@ def growth(
     said: Sequence[Said], plain: Sequence[str], tells: set[educe.Row], audit: Audit
 ) -> dict[str, float]:
     """Return how often the first five candidates of a share of the texts show what is hidden."""
+    found: dict[str, float] = {}
     draw = random.Random(0)
-    found = {}
+    if not said:
+        return found
     for share in SHARES:
         hits = 0
         for _ in range(1 if share == 1.0 else DRAWS):
