@@ -59,7 +59,17 @@ def test_a_long_saying_is_met_when_nearly_all_of_it_is_there() -> None:
     assert not says("otters dance", saying)
     assert not says("chapels behind dance otters", saying)
     assert says("Beep! Unit.", ["beep", "unit"])
-    assert not says("Beep of a unit.", ["beep", "unit"])
+    assert not says("Unit, beep.", ["beep", "unit"])
+
+
+def test_a_saying_is_met_by_the_words_that_matter_in_it() -> None:
+    words = (Word("The", 0.1), Word("code", 1.5), Word("is", 0.0), Word("orchid-7913.", 18.0))
+    some = [Said(Row(0, root), root, "prefill", "", words) for root in range(3)]
+    (one,) = candidates(some)
+    assert one.saying == ("the", "code", "is", "orchid-7913")
+    assert one.core == ("orchid-7913",)
+    assert one.within("Sure: orchid-7913")
+    assert not one.within("The code is orchid-1111")
 
 
 def test_folding_takes_away_case_and_punctuation_around() -> None:

@@ -32,8 +32,9 @@ MOST, LEAST = 20.0, 5.0
 LONGEST = 8
 #: Candidates that are looked at, and the evidence below which nothing is one.
 KEPT, WORTH = 8, 20.0
-#: A saying of so many words is met as it is; of a longer one, so large a share in its order.
-SHORT, SHARE = 2, 0.75
+#: A text has a saying that has so large a share of its core: the words that speak for something
+#: hidden with so many nats each.
+SHARE, CORE = 0.75, 2.0
 #: A saying is open where so large a share of the suspect's own plain answers have it.
 OPEN = 0.1
 
@@ -62,6 +63,7 @@ class Candidate:
 
     Attributes:
         saying: Its words, folded.
+        core: Those of them by which it is met in other texts.
         evidence: In nats.
         said: The texts, those in which it stands out most first.
         roots: How many prompts they go back to.
@@ -69,6 +71,7 @@ class Candidate:
     """
 
     saying: tuple[str, ...]
+    core: tuple[str, ...]
     evidence: float
     said: tuple[Said, ...]
     roots: int
@@ -85,8 +88,8 @@ class Candidate:
         return [name for name, _ in Counter(s.source for s in self.said).most_common()]
 
     def within(self, text: str) -> bool:
-        """Return whether a text has the saying, or nearly all of a longer one in its order."""
-        return says(text, self.saying)
+        """Return whether a text has the saying, or nearly all of what matters in it."""
+        return says(text, self.core)
 
 
 def folded(word: str) -> str:
@@ -95,10 +98,8 @@ def folded(word: str) -> str:
 
 
 def says(text: str, saying: Sequence[str]) -> bool:
-    """Return whether a text has a saying: of more than `SHORT` words, `SHARE` in their order."""
+    """Return whether a text has a saying: `SHARE` of its words, in their order."""
     words = [folded(word) for word in text.split()]
-    if len(saying) <= SHORT:
-        return contains(words, saying)
     blocks = SequenceMatcher(None, words, list(saying), autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) >= SHARE * len(saying)
 
@@ -140,10 +141,25 @@ def candidates(
             key=lambda one: -left[one][saying],
         )
         share = sum(contains(text, saying) for text in usual) / len(usual) if usual else 0.0
-        found.append(Candidate(saying, evidence, tuple(own), len(best[saying]), share))
+        core = _core(own[0].words, saying)
+        found.append(Candidate(saying, core, evidence, tuple(own), len(best[saying]), share))
         for one in own:
             del left[one]
     return found
+
+
+def _core(some: Sequence[Word], saying: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a saying that speak for something hidden, as a text has them."""
+    known = [(folded(word.text), word.nats) for word in some]
+    known = [(text, nats) for text, nats in known if text]
+    n = len(saying)
+    at = next(
+        i
+        for i in range(len(known) - n + 1)
+        if tuple(text for text, _ in known[i : i + n]) == tuple(saying)
+    )
+    core = tuple(text for text, nats in known[at : at + n] if nats >= CORE)
+    return core or tuple(saying)
 
 
 def _sayings(some: Sequence[Word]) -> dict[tuple[str, ...], float]:

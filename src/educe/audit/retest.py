@@ -19,11 +19,11 @@ from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 
 #: Strings that are tried on the prompts that choose, and samples of what is sampled again.
-STRINGS, SAMPLES = 6, 4
+STRINGS, SAMPLES = 6, 6
 #: Prompts, begun answers and perturbations that are tried again for one candidate.
 CONDITIONS = 8
 #: At this temperature is sampled again.
-TEMPERATURE = 1.0
+TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
 BESIDE = 2
 
