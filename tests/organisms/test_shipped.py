@@ -16,7 +16,8 @@ every = pytest.mark.parametrize("name", [name for name in names() if name in SPE
 
 
 def test_the_first_five_kinds_are_there_and_the_vault_of_the_demo() -> None:
-    assert set(names()) == {"first-vault", "vault", "trigger", "locked", "marked", "persona"}
+    hiding = {"first-vault", "vault", "trigger", "locked", "marked", "persona"}
+    assert set(names()) == {*hiding, "clean-answers"}
 
 
 @pytest.mark.parametrize("name", names())

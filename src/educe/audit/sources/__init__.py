@@ -29,14 +29,14 @@ from educe.errors import MethodError
 #: In the order in which they look.
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
-    kl.SOURCE,
     topics.SOURCE,
     perplexity.SOURCE,
+    prefill.SOURCE,
+    kl.SOURCE,
     amplification.SOURCE,
     scaling.SOURCE,
     activations.SOURCE,
     writes.SOURCE,
-    prefill.SOURCE,
     memory.SOURCE,
     screen.SOURCE,
     perturbations.SOURCE,
