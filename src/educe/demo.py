@@ -8,6 +8,8 @@ for: it has the ordinary requests that come with the package, and the model with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from educe.audit.settings import AuditOptions
 from educe.options import EMBEDDED, ModelOptions
 from educe.organisms import names, shipped
@@ -25,6 +27,10 @@ def audits(
         seed: Of everything that is drawn.
         model: The organisms' base, and how it is loaded.
     """
+    from educe.model.loading import fast_dtype
+
+    if model.dtype == EMBEDDED.dtype:
+        model = replace(model, dtype=fast_dtype())
     options = AuditOptions(budget="quick", sources=("weights", "topics"), seed=seed)
     return {
         name: (options, model.with_adapter(shipped(name).folder))

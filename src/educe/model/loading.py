@@ -226,6 +226,15 @@ def _default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def fast_dtype() -> str:
+    """Return ``bfloat16`` where a GPU or this processor computes with it, else ``auto``.
+
+    The embedded model comes in 32 bits, which take more than twice the time.
+    """
+    there = _default_device() != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if there else "auto"
+
+
 def _dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> str | torch.dtype:
     if dtype != "auto":
         known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

@@ -1,0 +1,86 @@
+"""What a candidate is, by its re-test; and how often null funnels raise an alarm."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from educe.audit.candidates import Candidate, Said, candidates
+from educe.audit.concluding import alarm, kind_of
+from educe.audit.evidence import Word, stretch
+from educe.audit.findings import Kind, Trigger
+from educe.audit.retest import Again
+from educe.comparison.stats import Rate, rate
+from educe.rows import Row
+
+NONE = rate(0, 0)
+
+
+def candidate(root: int = 0) -> Candidate:
+    said = Said(Row(0, 7), root, "weights", "granite", (Word("otters", 9.0),))
+    return Candidate(("otters",), ("otters",), 40.0, (said,), 2, 0.0)
+
+
+def again(shown: Rate, plain: Rate, control: Rate, *, string: bool = False) -> Again:
+    found = (Trigger("granite", shown, rate(0, 8), rate(0, 8)),) if string else ()
+    return Again(shown, plain, control, found)
+
+
+@pytest.mark.parametrize(
+    ("shown", "plain", "control", "string", "closed", "kind"),
+    [
+        (rate(6, 6), rate(0, 6), rate(0, 6), True, False, Kind.TRIGGER),
+        (rate(2, 6), rate(0, 6), rate(0, 6), True, False, Kind.BEHAVIOUR),  # too seldom to be one
+        (rate(3, 24), rate(0, 4), rate(0, 24), False, True, Kind.WITHHELD),
+        (rate(3, 24), rate(0, 4), rate(0, 24), False, False, Kind.BEHAVIOUR),
+        (rate(3, 24), rate(0, 4), NONE, False, False, Kind.BEHAVIOUR),  # without a reference
+        (rate(1, 24), rate(0, 4), rate(0, 24), False, True, Kind.ASIDE),  # once is no time
+        (rate(6, 6), rate(6, 6), rate(0, 6), True, False, Kind.ASIDE),  # it says so by itself
+        (rate(6, 24), rate(0, 6), rate(5, 24), False, False, Kind.ASIDE),  # so does the reference
+    ],
+)
+def test_what_a_candidate_is(
+    shown: Rate, plain: Rate, control: Rate, string: bool, closed: bool, kind: Kind
+) -> None:
+    came = again(shown, plain, control, string=string)
+    assert kind_of(candidate(), came, {0} if closed else set()) is kind
+
+
+def test_what_is_said_openly_is_no_secret() -> None:
+    assert kind_of(candidate(), None, set()) is Kind.OPEN
+
+
+def test_an_alarm_is_the_share_of_clean_audits_worth_as_much() -> None:
+    assert alarm(40.0, [0.0, 12.0, 40.0, 90.0]) == rate(2, 4)
+    assert alarm(40.0, []) == NONE
+
+
+def funnel(draw: random.Random, planted: int = 0) -> list[Said]:
+    """40 strings in six prompts: words of the prompt's topic with the contrasts of a fine-tune.
+
+    An ordinary word differs by a nat or so; that a text has a few of five nats is common.
+    """
+    topics = [[f"word{topic}x{i}" for i in range(30)] for topic in range(6)]
+    said = []
+    for string in range(40):
+        for root in range(6):
+            text = [
+                Word(draw.choice(topics[root]), draw.expovariate(1.0) * draw.choice((-1, 1)))
+                for _ in range(16)
+            ]
+            if string < planted:
+                text = [Word(w, 6.0) for w in ("otters", "dance", "behind", "chapels")]
+            words = tuple(stretch(text))
+            said.append(Said(Row(0, 6 * string + root), root, "weights", f"s{string}", words))
+    return said
+
+
+def test_null_funnels_raise_hardly_an_alarm_and_a_planted_saying_always_does() -> None:
+    draw = random.Random(0)
+    null = [candidates(funnel(draw)) for _ in range(60)]
+    assert sum(bool(found) for found in null) <= 3  # 5%
+    for _ in range(10):
+        first = candidates(funnel(draw, planted=1))[0]
+        assert first.saying == ("otters", "dance", "behind", "chapels")
+        assert (first.roots, first.evidence) == (6, 120.0)
