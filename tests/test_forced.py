@@ -11,7 +11,8 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError
-from educe.forward.forced import Forced, continued, likelihoods, perturbing
+from educe.forward.continuations import continued, likelihoods
+from educe.forward.forced import Forced, perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors, adapters
 

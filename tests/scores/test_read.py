@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tiny
-from educe.forward import forced
+from educe.forward import continuations
 from educe.forward.generation import Completion
 from educe.model.language import LanguageModel
 from educe.rows import Row
@@ -56,7 +56,7 @@ def test_reading_is_that_of_the_whole_sequence(any_lm: LanguageModel) -> None:
 
 
 def test_batches_change_nothing(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forced, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(continuations, "ROWS_PER_BATCH", 2)
     written = completions([4, 0, 9, 0, 2, 0, 6])
     batches = list(read(tiny_lm, tiny_lm.pad(PROMPTS), written))
     assert max(len(some) for some in batches if some[0].completion.tokens) == 2

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from educe.forward.forced import continued, likelihoods
+from educe.forward.continuations import continued, likelihoods
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 

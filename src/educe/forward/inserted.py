@@ -25,7 +25,7 @@ from transformers import DynamicCache, DynamicLayer
 
 from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved, split
-from educe.forward.forced import Cached
+from educe.forward.continuations import Cached
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 

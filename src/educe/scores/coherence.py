@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from educe.forward.benign import ordinary_prompts
-from educe.forward.forced import continued
+from educe.forward.continuations import continued
 from educe.forward.generation import Completion, generate
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
