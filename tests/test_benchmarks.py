@@ -183,9 +183,10 @@ def over(out: str) -> None:
 
 def audit(out: str) -> None:
     """One audit of the stand-in: texts are counted, a place is a whole number or none."""
-    (line,) = rows(out)[1:]
+    line = rows(out)[1]
     assert line[2] == "–" or int(line[2]) >= 1
     assert 0 < int(line[5]) <= int(line[6])
+    assert "alarms on clean organisms 0 of 0" in out
 
 
 def where(out: str) -> None:
