@@ -573,3 +573,29 @@ def test_a_run_of_another_process_stays(tmp_path: Path) -> None:
         ended(Run.open(tmp_path / "run"), _begun, FileFormatError)
     with Run.open(tmp_path / "run") as run:
         assert run.config == CONFIG
+
+
+def test_a_run_of_the_version_before_is_brought_up_to_this_one(tmp_path: Path) -> None:
+    """Prompts had neither a parent nor a way in which they were made."""
+    with Run.create(tmp_path / "run", CONFIG) as made:
+        made.add_prompts(PROMPTS)
+        made.add_perturbations(PERTURBATIONS)
+    database = sqlite3.connect(tmp_path / "run" / "run.sqlite", isolation_level=None)
+    database.execute("PRAGMA foreign_keys = OFF")
+    database.execute(
+        "CREATE TABLE old (id INTEGER PRIMARY KEY, role TEXT, content TEXT, rendered TEXT, "
+        "tokens INTEGER)"
+    )
+    database.execute("INSERT INTO old SELECT id, role, content, rendered, tokens FROM prompts")
+    database.execute("DROP TABLE prompts")
+    database.execute("ALTER TABLE old RENAME TO prompts")
+    database.execute("PRAGMA user_version = 2")
+    database.close()
+    for _ in range(2):  # and it stays so
+        with Run.open(tmp_path / "run") as run:
+            assert run.prompt_rows() == PROMPTS
+            assert run.perturbation_rows(derived=None) == PERTURBATIONS
+    with Run.open(tmp_path / "run") as run:
+        put = PromptRow(3, "put:weights", "granite Größe?", "", 11, 0, "granite")
+        run.add_prompts([put])
+        assert run.prompt_rows()[3] == put

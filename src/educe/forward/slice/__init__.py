@@ -62,8 +62,8 @@ class Slice(Differentiable):
         >>> part = educe.Slice(lm, ["Why?"], source=0.3, target=-1)
         >>> part.source, part.target, part.unit == part.median_norm
         (1, 3, True)
-        >>> part.effect(torch.zeros(2, part.width)).abs().sum().item()
-        0.0
+        >>> bool(part.effect(torch.zeros(2, part.width)).abs().max() < 1e-4)
+        True
     """
 
     retain: Retain | None = None
