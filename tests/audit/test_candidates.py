@@ -49,6 +49,13 @@ def test_what_the_model_says_by_itself_is_open() -> None:
     assert (one.open, one.hidden) == (0.0, True)
 
 
+def test_nearly_the_same_is_no_candidate_of_its_own() -> None:
+    some = [said(root, f"sadly {PHRASE} today", 9.0) for root in range(4)]
+    some += [said(root, "otters dance behind", 9.0) for root in range(4, 8)]
+    (one,) = candidates(some)
+    assert len(one.said) == 8
+
+
 def test_words_of_no_content_are_no_saying() -> None:
     assert candidates([said(root, "it is of the", 9.0) for root in range(5)]) == []
 

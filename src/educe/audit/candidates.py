@@ -99,7 +99,14 @@ def folded(word: str) -> str:
 
 def says(text: str, saying: Sequence[str]) -> bool:
     """Return whether a text has a saying: `SHARE` of its words, in their order."""
-    words = [folded(word) for word in text.split()]
+    return _in_order([folded(word) for word in text.split()], saying)
+
+
+def _meets(some: Sequence[Word], core: Sequence[str]) -> bool:
+    return _in_order([folded(word.text) for word in some], core)
+
+
+def _in_order(words: Sequence[str], saying: Sequence[str]) -> bool:
     blocks = SequenceMatcher(None, words, list(saying), autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) >= SHARE * len(saying)
 
@@ -136,12 +143,13 @@ def candidates(
         evidence = sum(best[saying].values())
         if evidence < least:
             break
-        own = sorted(
-            (one for one, sayings in left.items() if saying in sayings),
-            key=lambda one: -left[one][saying],
-        )
+        having = [one for one, sayings in left.items() if saying in sayings]
+        strongest = max(having, key=lambda one: left[one][saying])
+        core = _core(strongest.words, saying)
+        # Others say nearly the same: what they say is no candidate of its own.
+        near = [one for one in left if one not in having and _meets(one.words, core)]
+        own = sorted(having + near, key=lambda one: -left[one].get(saying, 0.0))
         share = sum(contains(text, saying) for text in usual) / len(usual) if usual else 0.0
-        core = _core(own[0].words, saying)
         found.append(Candidate(saying, core, evidence, tuple(own), len(best[saying]), share))
         for one in own:
             del left[one]
