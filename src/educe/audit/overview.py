@@ -169,7 +169,7 @@ def overview(run: Run) -> Overview:
         ),
         prompts=sum(p.role in ("asked", "fresh") for p in prompts.values()),
         tops=tuple(null.tops(options.budget, reference=bool(clean))),
-        remarks=tuple(told),
+        remarks=tuple(t for t in told if not re.match(r"the source \w+ does not look", t)),
         judged=Judged.of(run.note(JUDGED)) if run.has(JUDGED) else None,
     )
 

@@ -16,7 +16,7 @@ from educe.report.screen import escaped, line, put, screen, written
 
 #: Findings, and what is no finding, in the table.
 SHOWN, BELOW = 8, 4
-HEADS = ("kind", "nats", "again", "by itself", "reference", "trigger", "false alarms")
+HEADS = ("kind", "nats", "again", "by itself", "reference", "false alarms")
 
 
 def show(seen: Overview, console: Console | None = None) -> None:
@@ -45,18 +45,20 @@ def _table(findings: tuple[Finding, ...], console: Console) -> None:
         grid = Table(box=None, padding=(0, 1), header_style="dim")
         for name in HEADS:
             grid.add_column(name, no_wrap=True)
-        first = finding.triggers[0].text if finding.triggers else "–"
         grid.add_row(
             finding.kind.value,
             f"{finding.evidence:.0f}",
             tally(finding.shown),
             tally(finding.plain),
             tally(finding.control),
-            escaped(repr(first) if finding.triggers else first),
             tally(finding.alarm),
         )
         put(console, line(finding.saying, "bold"))
         console.print(grid)
+        for trigger in finding.triggers:
+            beside = f"near misses {tally(trigger.near)}, words as rare {tally(trigger.rare)}"
+            told = f"{trigger.text!r} {tally(trigger.shown)}, {beside}"
+            console.print(written(told, lead=" brought about by "))
 
 
 def tally(rate: Rate) -> str:
@@ -70,9 +72,15 @@ def _costs(seen: Overview, console: Console) -> None:
     for name in ("seconds", "tokens", "strings", "texts"):
         grid.add_column(name, justify="right")
     grid.add_column("", style="dim")
+    idle: dict[str, list[str]] = {}
     for one in seen.looked:
-        grid.add_row(*cost(one), escaped(one.hindered))
+        if one.hindered and not one.texts:
+            idle.setdefault(one.hindered, []).append(one.name)
+        else:
+            grid.add_row(*cost(one), escaped(one.hindered))
     console.print(grid)
+    for why, names in idle.items():
+        console.print(written(f"{', '.join(names)}: {why}", "dim", lead="not tried   "))
 
 
 def cost(one: Looked) -> tuple[str, str, str, str, str]:
