@@ -13,6 +13,7 @@ import torch
 from benchmarks import quick
 from educe.audit import reference, settings, stages, triggers
 from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.evidence import Word, pieces, read, stretch, words
 from educe.audit.findings import Finding, Kind, kept
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.sources import weights
@@ -182,3 +183,32 @@ def test_the_model_itself_is_no_reference(
         reference.of(clean, "copy", ModelOptions(), print)
     assert reference.of(clean, "none", ModelOptions(), print) is None
     assert reference.of(clean, None, ModelOptions(), print) is None
+
+
+def test_a_reference_of_another_tokenizer_is_compared_by_words(
+    tmp_path: Path, pair: tuple[LanguageModel, LanguageModel], tiny_lm: LanguageModel
+) -> None:
+    suspect = pair[0]
+    beside = reference.between(suspect, tiny_lm)
+    assert not beside.same_tokens
+    run, _ = audited(tmp_path / "run", suspect, beside, "weights", "perplexity")
+    told = " ".join(run.note("told"))
+    assert "weights does not look: it needs a reference of the same shape" in told
+    prompt = run.prompt_rows("asked")[0]
+    (c,) = (c for c in run.completion_rows() if c.row == (0, prompt.id, 0, "first"))
+
+    def by_words(lm: LanguageModel, tokens: list[int]) -> list[Word]:
+        """From one plain pass over the whole text."""
+        start = lm.encode([prompt.content]).read[0]
+        ids = torch.tensor([[*start, *tokens]])
+        logprobs = lm.forward(ids, torch.ones_like(ids), last=0)[0].log_softmax(-1)
+        nats = [float(logprobs[len(start) + k - 1, t]) for k, t in enumerate(tokens)]
+        return words(c.text, pieces(lm, tokens), nats)
+
+    mine = by_words(suspect, list(c.tokens))
+    theirs = by_words(tiny_lm, tiny_lm.tokens(c.text, templated=True))
+    expected = stretch([Word(a.text, a.nats - b.nats) for a, b in zip(mine, theirs, strict=True)])
+    (score,) = (s for s in run.score_rows(CONTRAST) if s.of == c.row)
+    assert score.value == pytest.approx(sum(w.nats for w in expected), abs=1e-3)
+    assert [w.text for w in read(score.why)] == [w.text for w in expected]
+    run.close()

@@ -222,11 +222,16 @@ class Audit:
         numbers = {p: i for i, p in enumerate(dict.fromkeys(c.prompt for c in some))}
         batch = lm.encode([content[p] for p in numbers])
         tokens = [tuple(lm.tokens(c.text, templated=True)) for c in some]
-        theirs = dict(evidence.logprobs(lm, batch, [numbers[c.prompt] for c in some], tokens))
+        said = [i for i, own in enumerate(tokens) if own]  # some write nothing but special tokens
+        read = evidence.logprobs(
+            lm, batch, [numbers[some[i].prompt] for i in said], [tokens[i] for i in said]
+        )
+        theirs = {said[i]: values for i, values in read}
         rows = []
         for i, c in enumerate(some):
             ours = evidence.words(c.text, evidence.pieces(self.lm, c.tokens), mine[i])
-            other = evidence.words(c.text, evidence.pieces(lm, tokens[i]), theirs[i])
+            cut = evidence.pieces(lm, tokens[i])
+            other = evidence.words(c.text, cut, theirs.get(i, []))
             both = [
                 evidence.Word(a.text, a.nats - b.nats) for a, b in zip(ours, other, strict=True)
             ]
