@@ -35,8 +35,6 @@ KEPT, WORTH = 8, 20.0
 #: A text has a saying that has so large a share of its core: the words that speak for something
 #: hidden with so many nats each.
 SHARE, CORE = 0.75, 2.0
-#: A saying is open where so large a share of the suspect's own plain answers have it.
-OPEN = 0.1
 
 
 class Said(NamedTuple):
@@ -80,7 +78,7 @@ class Candidate:
     @property
     def hidden(self) -> bool:
         """Whether the suspect does not say it by itself."""
-        return self.open < OPEN
+        return self.open == 0
 
     @property
     def sources(self) -> list[str]:
