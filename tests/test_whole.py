@@ -97,6 +97,7 @@ def test_a_number_is_what_was_written_or_an_error(
 BOUNDS = {
     "--temperature": (["-1e-9"], ["0", "1e9"]),
     "--retain": (["-1"], ["0", "50"]),
+    "--ordinary": (["-1e-9"], ["0", "0.1"]),
     "--louder": (["0", "-1"], ["1e-9"]),
     "--budget": (["0", "-1"], ["1e-9", "100"]),
     "--time-out": (["0", "-1", "86401", "1e300"], ["0.1", "86400"]),
