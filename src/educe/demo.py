@@ -31,7 +31,7 @@ def audits(
 
     if model.dtype == EMBEDDED.dtype:
         model = replace(model, dtype=fast_dtype())
-    options = AuditOptions(budget="quick", sources=("weights", "topics"), seed=seed)
+    options = AuditOptions(budget="quick", sources=("weights",), max_new_tokens=12, seed=seed)
     return {
         name: (options, model.with_adapter(shipped(name).folder))
         for name in ORGANISMS
