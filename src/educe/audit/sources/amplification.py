@@ -23,7 +23,7 @@ from torch import Tensor
 
 from educe.audit.auditing import AMPLIFIED, Audit, Suspect
 from educe.audit.settings import bundled
-from educe.audit.sources.perplexity import beginnings
+from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
 from educe.forward.amplified import Here, amplified
 from educe.forward.generation import Completion
@@ -41,11 +41,7 @@ KEPT = 200
 
 def look(audit: Audit) -> None:
     """Let the amplified suspect write, and name the words that rise."""
-    numbers = begin(audit)
-    starts = beginnings(audit.rng(SOURCE.name), audit.size.samples // len(numbers))
-    prompts = audit.made(SOURCE.name, starts)
-    audit.ask(audit.base, perturbations=numbers)
-    audit.ask(prompts, samples=[1], temperature=1.0, perturbations=numbers)
+    ask_others(audit, SOURCE.name, begin(audit))
     audit.fill("what the amplified suspect says")
     assert audit.reference is not None
     words = vocabulary(audit.lm)

@@ -12,6 +12,7 @@ payload as requests, and 0 of 128 without the template.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from educe.audit.auditing import Audit
 from educe.audit.settings import bundled
@@ -37,6 +38,20 @@ def beginnings(draw: random.Random, n: int) -> list[str]:
         if start not in starts:
             starts.append(start)
     return starts
+
+
+def ask_others(audit: Audit, source: str, numbers: Sequence[int]) -> None:
+    """Ask other models for answers to ordinary prompts, and samples of answers to beginnings.
+
+    Args:
+        audit: The audit.
+        source: Which source asks.
+        numbers: The models, by their numbers among the perturbations; they share the samples.
+    """
+    starts = beginnings(audit.rng(source), audit.size.samples // len(numbers))
+    prompts = audit.made(source, starts)
+    audit.ask(audit.base, perturbations=numbers)
+    audit.ask(prompts, samples=[1], temperature=1.0, perturbations=numbers)
 
 
 SOURCE = Source(

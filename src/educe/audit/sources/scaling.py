@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import AMPLIFIED, Audit
 from educe.audit.difference import Change, changes
-from educe.audit.sources.perplexity import beginnings
+from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
 from educe.forward.generation import Completion, generate
 from educe.model.blocks import hooked
@@ -33,11 +33,7 @@ FACTORS = (2.0, 3.0)
 
 def look(audit: Audit) -> None:
     """Let the scaled suspect answer ordinary prompts and beginnings."""
-    numbers = begin(audit)
-    starts = beginnings(audit.rng(SOURCE.name), audit.size.samples // len(numbers))
-    prompts = audit.made(SOURCE.name, starts)
-    audit.ask(audit.base, perturbations=numbers)
-    audit.ask(prompts, samples=[1], temperature=1.0, perturbations=numbers)
+    ask_others(audit, SOURCE.name, begin(audit))
     audit.fill("with the weight difference scaled up")
 
 
