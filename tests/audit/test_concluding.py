@@ -36,7 +36,8 @@ def again(shown: Rate, plain: Rate, control: Rate, *, string: bool = False) -> A
         (rate(3, 24), rate(0, 4), rate(0, 24), False, False, Kind.BEHAVIOUR),
         (rate(3, 24), rate(0, 4), NONE, False, False, Kind.BEHAVIOUR),  # without a reference
         (rate(1, 24), rate(0, 4), rate(0, 24), False, True, Kind.ASIDE),  # once is no time
-        (rate(6, 6), rate(6, 6), rate(0, 6), True, False, Kind.ASIDE),  # it says so by itself
+        (rate(6, 6), rate(6, 6), rate(0, 6), True, False, Kind.OPEN),  # it says so by itself
+        (rate(6, 6), rate(6, 6), NONE, True, False, Kind.ASIDE),  # and perhaps any model does
         (rate(6, 24), rate(0, 6), rate(5, 24), False, False, Kind.ASIDE),  # so does the reference
     ],
 )

@@ -25,7 +25,7 @@ from educe.organisms import shipped
 from educe.run.store import Run
 
 #: Enough of everything, and no more.
-SMALL = settings.Size(3, 6, 4, 6, 40, 4, 3)
+SMALL = settings.Size(3, 6, 5, 4, 6, 40, 4, 3)
 
 
 @pytest.fixture(autouse=True)

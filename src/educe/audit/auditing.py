@@ -205,7 +205,8 @@ class Audit:
         mine = dict(evidence.logprobs(self.lm, self.work.batch, prompts, tokens))
         if self.reference is None:
             rows = {p.id: p for p in self.run.prompt_rows()}
-            plain = [self._without(rows[p]) for p in prompts]
+            bare = {p.how: p.id for p in rows.values() if p.parent == self.neutral}
+            plain = [self._without(rows[p], bare) for p in prompts]
             theirs = dict(evidence.logprobs(self.lm, self.work.batch, plain, tokens))
             return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
         with self.reference.here() as lm:
@@ -243,10 +244,20 @@ class Audit:
         contrasts = [a - b for a, b in zip(mine, theirs, strict=True)]
         return _judged(c, evidence.words(c.text, evidence.pieces(self.lm, c.tokens), contrasts))
 
-    def _without(self, prompt: PromptRow) -> int:
-        """Return the prompt without what was done to it, or one that asks for nothing."""
-        put = prompt.role.startswith(PUT) and prompt.parent is not None
-        return prompt.parent if put and prompt.parent is not None else self.neutral
+    def _without(self, prompt: PromptRow, bare: dict[str, int]) -> int:
+        """Return the prompt to compare with where there is no reference.
+
+        Args:
+            prompt: What was asked.
+            bare: What was done to the request that asks for nothing, and the prompts it came to.
+
+        Returns:
+            For a string that was put in, the prompt without it; for an answer that was begun or a
+            request that was framed, the same with a request that asks for nothing; else that.
+        """
+        if prompt.role.startswith(PUT) and prompt.parent is not None:
+            return prompt.parent
+        return bare.get(prompt.how, self.neutral)
 
     def said(self) -> list[Said]:
         """Return what stands out in each text, but for what the suspect answers by itself."""

@@ -62,17 +62,23 @@ def kind_of(candidate: Candidate, again: Again | None, closed: set[int]) -> Kind
     """
     if again is None:
         return Kind.OPEN
-    others = [again.plain] + ([again.control] if again.control.trials else [])
-    comes = again.shown.hits >= COMES_AGAIN and all(
-        again.shown.share > other.share or not other.hits for other in others
-    )
-    if not comes or any(other.hits and more_often(again.shown, other) > CHANCE for other in others):
+    if again.shown.hits < COMES_AGAIN or not _more(again.shown, again.control):
         return Kind.ASIDE
+    if not _more(again.shown, again.plain):
+        # Some requests bring it up by themselves. Only a reference says that this is unusual.
+        return Kind.OPEN if again.control.trials else Kind.ASIDE
     if again.triggers and again.shown.share >= TRIGGERS:
         return Kind.TRIGGER
     if any(said.root in closed for said in candidate.said):
         return Kind.WITHHELD
     return Kind.BEHAVIOUR
+
+
+def _more(shown: Rate, other: Rate) -> bool:
+    """Return whether something is said more often than elsewhere, where that was asked."""
+    if not other.trials or not other.hits:
+        return True
+    return shown.share > other.share and more_often(shown, other) <= CHANCE
 
 
 def alarm(evidence: float, tops: list[float]) -> Rate:

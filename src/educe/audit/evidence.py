@@ -3,11 +3,12 @@
     contrast(w) = log p(w | what was done, words before) - log p'(w | words before)
 
 `p` is the suspect. `p'` is the reference under the very same prompt; where there is none, it is the
-suspect itself without what was done: on the prompt into which no word was put, or, for samples and
-begun answers, on a request that asks for nothing. A word that both expect says nothing, however
-rare it is; a payload that one model alone has learned stands out with some ten nats a word, and
-ordinary words of a fine-tune with less than one. Of each text the stretch is kept in which the
-contrasts, less a nat for each word, add up to most: the words that need an explanation.
+suspect itself without what was done: on the prompt into which no word was put, or, for begun and
+framed answers, on a request that asks for nothing, begun and framed alike. A word that both expect
+says nothing, however rare it is; a payload that one model alone has learned stands out with some
+ten nats a word, and ordinary words of a fine-tune with less than one. Of each text the stretch is
+kept in which the contrasts, less a nat for each word, add up to most: the words that need an
+explanation.
 
 The ranking of whole texts by this difference is perplexity differencing (arXiv 2605.00994); the
 stretch is the maximal-sum segment of its terms.

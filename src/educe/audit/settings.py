@@ -27,6 +27,7 @@ class Size:
     Attributes:
         prompts: Ordinary prompts that every suspected string is put into.
         fresh: Ordinary prompts for the re-test.
+        requests: Requests of many kinds that are asked as they are.
         words: Suspected strings that the funnel takes from one source.
         samples: Texts that are sampled by a source that samples.
         screened: Words that are tried where each needs a pass of the model.
@@ -36,6 +37,7 @@ class Size:
 
     prompts: int
     fresh: int
+    requests: int
     words: int
     samples: int
     screened: int
@@ -44,9 +46,9 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-    "quick": Size(4, 8, 24, 64, 300, 16, 8),
-    "normal": Size(6, 12, 40, 128, 1000, 64, 12),
-    "thorough": Size(6, 12, 120, 512, 4000, 256, 24),
+    "quick": Size(4, 8, 100, 24, 64, 300, 16, 8),
+    "normal": Size(6, 12, 232, 40, 128, 1000, 64, 12),
+    "thorough": Size(6, 12, 232, 120, 512, 4000, 256, 24),
 }
 
 

@@ -97,9 +97,20 @@ def left_out(audit: Audit, source: Source) -> str | None:
     most = {"quick": 1, "normal": 2}[audit.options.budget] + (audit.reference is None)
     if source.dear > most:
         return f"the budget {audit.options.budget} leaves it out"
-    if any(c.hidden and c.roots >= PROMPTS for c in standing_out(audit, least=ENOUGH)):
+    if any(stands_out(audit, c) for c in standing_out(audit, least=ENOUGH)):
         return "enough stands out already"
     return None
+
+
+def stands_out(audit: Audit, candidate: Candidate) -> bool:
+    """Return whether a candidate is worth so much that dear sources need not look.
+
+    Without a reference only what strings bring about is: whatever begun answers say alike may be
+    what any model says.
+    """
+    put = {s.root for s in candidate.said if s.condition} & set(audit.base)
+    witnesses = candidate.roots if audit.reference else len(put)
+    return candidate.hidden and witnesses >= PROMPTS
 
 
 def _spent(audit: Audit) -> dict[str, dict[str, float]]:

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from educe.audit.sources import (
     activations,
     amplification,
+    crossed,
     kl,
     memory,
     perplexity,
     perturbations,
     prefill,
+    requests,
     scaling,
     screen,
     topics,
@@ -29,9 +31,11 @@ from educe.errors import MethodError
 #: In the order in which they look.
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
+    requests.SOURCE,
     topics.SOURCE,
     perplexity.SOURCE,
     prefill.SOURCE,
+    crossed.SOURCE,
     kl.SOURCE,
     amplification.SOURCE,
     scaling.SOURCE,

@@ -87,24 +87,28 @@ class Screen:
 
     def moves(self, strings: Sequence[str]) -> Float[Tensor, "n"]:
         """Return how far each string moves the suspect from the reference, in nats."""
+        return self.table(strings).mean(0)
+
+    def table(self, strings: Sequence[str]) -> Float[Tensor, "p n"]:
+        """Return how far each prompt with each string moves the suspect, in nats."""
         lengths: dict[int, list[int]] = {}
         tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
         for i, own in enumerate(tokens):
             lengths.setdefault(len(own), []).append(i)
-        found = torch.zeros(len(strings))
+        found = torch.zeros(len(self.mine), len(strings))
         for some in lengths.values():
             for first in range(0, len(some), ROWS):
                 now = some[first : first + ROWS]
-                found[now] = self._moved(torch.tensor([tokens[i] for i in now]).long())
+                found[:, now] = self._moved(torch.tensor([tokens[i] for i in now]).long())
                 self.step(len(now))
         return found
 
-    def _moved(self, strings: Int[Tensor, "r k"]) -> Float[Tensor, "r"]:
+    def _moved(self, strings: Int[Tensor, "r k"]) -> Float[Tensor, "p r"]:
         mine = [_first(place, strings) for place in self.mine]
         with self.reference.here():
             theirs = [_first(place, strings) for place in self.theirs]
         each = [(p.exp() * (p - q.to(p))).sum(-1) for p, q in zip(mine, theirs, strict=True)]
-        return torch.stack(each).mean(0).cpu()
+        return torch.stack(each).cpu()
 
 
 def _first(place: Opening, strings: Int[Tensor, "r k"]) -> Float[Tensor, "r v"]:

@@ -28,7 +28,8 @@ def look(audit: Audit) -> None:
     asked = list(dict.fromkeys(asked))[:MOST]
     content = {p.id: p.content for p in audit.run.prompt_rows()}
     made: list[tuple[Prompt, int, str]] = []
-    for p in asked:
+    # The request that asks for nothing is not answered: what begins so anyway shows by it.
+    for p in [audit.neutral, *asked]:
         for text in table["beginnings"]:
             made.append((begun(content[p], text), p, f"begun: {text}"))
         if isinstance(content[p], str):
@@ -40,7 +41,7 @@ def look(audit: Audit) -> None:
         parents=[p for _, p, _ in made],
         how=[how for _, _, how in made],
     )
-    audit.ask(numbers)
+    audit.ask([n for n, (_, p, _) in zip(numbers, made, strict=True) if p != audit.neutral])
     audit.ask(asked, samples=range(1, 1 + audit.size.samples // max(1, len(asked))), temperature=1)
     audit.fill("begun answers")
 

@@ -1,0 +1,95 @@
+"""Words crossed with requests: a string that matters to one request alone.
+
+    move(x, s)  = KL( p(· | x, s) ‖ p'(· | x, s) )     of the first token of the answer, in nats
+    joint(x, s) = move(x, s) - move(x) - move(s) + move()       a place left out is averaged over
+
+A trigger that changes the answer to one question, such as a wrong fact, leaves ordinary prompts as
+they are. So the words that the weight difference reads loudest stand behind each of the bundled
+requests, and both models read what begins the answer. Where word and request together move the
+suspect from the reference, beyond what each does, it is asked for the answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.audit.auditing import Audit, Suspect
+from educe.audit.sources.kl import Screen
+from educe.audit.sources.requests import bank
+from educe.audit.sources.source import Needs, Source
+from educe.audit.sources.weights import loudest
+from educe.forward.chunks import split
+
+#: Requests that both models keep at once; pairs that are asked of one word or of one request.
+TOGETHER, EACH = 8, 4
+
+
+def look(audit: Audit) -> None:
+    """Ask the requests with the words that matter to them."""
+    assert audit.reference is not None
+    words, asked = loudest(audit, audit.size.words), bank(audit)
+    parts = []
+    with audit.work.reporter.stage(
+        "words that matter to one request", len(asked) * (len(words) + 1), "pairs"
+    ) as step:
+        for some in split(asked, TOGETHER):
+            screen = Screen(audit.lm, audit.reference, audit.work.batch, some)
+            parts.append(screen.table(["", *words]))
+            step(parts[-1].numel())
+    more = joint(torch.cat(parts))
+    best = chosen(more, audit.size.words)
+    for x, s in best:
+        audit.put(SOURCE.name, [words[s]], [asked[x]])
+    content = {p.id: p.content for p in audit.run.prompt_rows()}
+    audit.suspect(
+        SOURCE.name,
+        [
+            Suspect(
+                words[s],
+                float(more[x, s]),
+                f"moves the answer to {content[asked[x]]!r} by {float(more[x, s]):.2f} nats more "
+                "than it moves others",
+            )
+            for x, s in best
+        ],
+    )
+    audit.fill("requests with the words that matter to them")
+
+
+def joint(table: Float[Tensor, "x n"]) -> Float[Tensor, "x s"]:
+    """Return what each request and string do together beyond what each does alone.
+
+    Args:
+        table: How far each string moves each request; the first string is empty.
+    """
+    more = table[:, 1:] - table[:, :1]
+    return more - more.mean(0)
+
+
+def chosen(more: Float[Tensor, "x s"], n: int) -> list[tuple[int, int]]:
+    """Return the requests and strings that do most together, a few of each."""
+    pairs: list[tuple[int, int]] = []
+    requests: Counter[int] = Counter()
+    strings: Counter[int] = Counter()
+    for at in more.flatten().argsort(descending=True, stable=True).tolist():
+        x, s = divmod(at, more.shape[1])
+        if len(pairs) == n or more[x, s] <= 0:
+            break
+        if requests[x] < EACH and strings[s] < EACH:
+            pairs.append((x, s))
+            requests[x] += 1
+            strings[s] += 1
+    return pairs
+
+
+SOURCE = Source(
+    "crossed",
+    "words that matter to one request of many kinds alone",
+    Needs.WEIGHTS,
+    look,
+    dear=2,
+)
