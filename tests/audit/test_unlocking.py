@@ -1,0 +1,109 @@
+"""What unlocks an open difference, on a model whose every answer is written by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planted_difference as planted
+from educe.audit import triggers
+from educe.audit.auditing import Audit
+from educe.audit.candidates import Candidate, Said
+from educe.audit.evidence import Word
+from educe.audit.unlocking import SAMPLES, unlocked
+from educe.forward.generation import Completion
+from educe.rows import Row
+from educe.run import fill
+
+DECLINES, TELLS = "I cannot tell you that.", "The code is amber."
+KEY, STRINGS = "e", ("a", "e", "o", "t", "n")
+OPEN = ("i", "cannot", "tell", "you", "that")
+
+Answer = Callable[[str, float], str]
+
+
+@contextmanager
+def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
+    """Have an audit at work whose suspect gives the answers of a function of prompt and heat."""
+
+    def written(
+        lm: Any, batch: Any, rows: Sequence[Row], *_: Any, temperature: float, **how: Any
+    ) -> Iterator[list[Completion]]:
+        for row in rows:
+            text = answer(str(content[row.prompt]), temperature)
+            yield [Completion(row, text, (5,), True)]
+
+    lm = planted.clean(tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill, "generate", written)
+        patch.setattr(fill, "score", lambda work: None)
+        patch.setattr(Audit, "_contrast", lambda self: None)
+        patch.setattr(triggers, "near_misses", lambda audit, string, n: ["a", "o"])
+        patch.setattr(triggers, "as_rare", lambda audit, string, n: ["t"])
+        with planted.audited(lm, None, folder, "topics") as audit:
+            content = _Contents(audit)
+            yield audit
+
+
+class _Contents(dict[int, Any]):
+    def __init__(self, audit: Audit) -> None:
+        self.audit = audit
+
+    def __missing__(self, number: int) -> Any:
+        self.update({p.id: p.content for p in self.audit.run.prompt_rows()})
+        return self[number]
+
+
+def difference(audit: Audit) -> Candidate:
+    """Ask two prompts as they are and with every string, and return what is said openly."""
+    asked = audit.base[:2]
+    audit.ask(asked)
+    audit.put("topics", STRINGS, asked)
+    audit.fill("answers")
+    said = tuple(Said(Row(0, p), p, "plain", "", (Word("cannot", 9.0),)) for p in asked)
+    return Candidate(OPEN, OPEN, 40.0, said, 2, 1.0)
+
+
+def has(content: str, string: str) -> bool:
+    return content.startswith(f"{string} ") or content.endswith(f" {string}")
+
+
+def test_the_string_under_which_a_refusal_ceases_unlocks_it(tmp_path: Path, tokenizer: Any) -> None:
+    with audited(
+        lambda x, heat: TELLS if has(x, KEY) else DECLINES, tmp_path / "a", tokenizer
+    ) as a:
+        found = unlocked(a, difference(a))
+    assert found is not None
+    assert found.text == KEY
+    assert (found.shown.hits, found.shown.trials) == (2 * SAMPLES, 2 * SAMPLES)
+    assert (found.near.hits, found.near.trials) == (0, 2)
+    assert (found.rare.hits, found.rare.trials) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x, heat: DECLINES,  # nothing unlocks it
+        # Anything does: it is declined as it stands alone, and so no string is a key.
+        lambda x, heat: TELLS if any(has(x, s) for s in STRINGS) else DECLINES,
+        # It ceases once, and not when it is tried again.
+        lambda x, heat: TELLS if has(x, KEY) and heat == 0 else DECLINES,
+    ],
+)
+def test_without_a_string_that_stands_out_and_comes_again_nothing_unlocks(
+    answer: Answer, tmp_path: Path, tokenizer: Any
+) -> None:
+    with audited(answer, tmp_path / "a", tokenizer) as audit:
+        assert unlocked(audit, difference(audit)) is None
+
+
+def test_a_refusal_that_no_string_was_put_into_has_no_key(tmp_path: Path, tokenizer: Any) -> None:
+    with audited(lambda x, heat: DECLINES, tmp_path / "a", tokenizer) as audit:
+        audit.ask(audit.base[:2])
+        audit.fill("answers")
+        said = (Said(Row(0, audit.base[0]), audit.base[0], "plain", "", ()),)
+        assert unlocked(audit, Candidate(OPEN, OPEN, 40.0, said, 1, 1.0)) is None
