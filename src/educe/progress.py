@@ -113,6 +113,21 @@ class Lines:
         print(visible(sentence), file=sys.stderr)
 
 
+class Within:
+    """Tells what a part of long work does, with the name of the part before each stage."""
+
+    def __init__(self, whole: Reporter, part: str) -> None:
+        self.whole, self.part = whole, part
+
+    def stage(self, title: str, total: int, unit: str = "") -> AbstractContextManager[Advance]:
+        """Begin a stage of the part."""
+        return self.whole.stage(f"{self.part}: {title}", total, unit)
+
+    def say(self, sentence: str) -> None:
+        """Tell one thing."""
+        self.whole.say(sentence)
+
+
 def reporter() -> Bars | Lines:
     """Return bars when standard error is a terminal that can draw anew, else lines."""
     console = Console(stderr=True)

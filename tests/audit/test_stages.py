@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.options import ModelOptions
 from educe.organisms import shipped
+from educe.progress import Lines
 from educe.run.store import Run
 
 #: Enough of everything, and no more.
@@ -212,3 +214,18 @@ def test_a_reference_of_another_tokenizer_is_compared_by_words(
     assert score.value == pytest.approx(sum(w.nats for w in expected), abs=1e-3)
     assert [w.text for w in read(score.why)] == [w.text for w in expected]
     run.close()
+
+
+def test_every_stage_names_the_source_that_works(
+    tmp_path: Path, pair: tuple[LanguageModel, LanguageModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    suspect, clean = pair
+    options = AuditOptions(budget="quick", sources=("topics", "prefill"), max_new_tokens=4)
+    with begin(tmp_path / "run", options, ModelOptions(model=suspect.name)) as run:
+        stages.carry_out(
+            run, lm=suspect, beside=reference.between(suspect, clean), reporter=Lines()
+        )
+    told = [line for line in capsys.readouterr().err.splitlines() if "texts/s" in line]
+    named = {re.match(r"(plain|topics \(1 of 2\)|prefill \(2 of 2\)|re-test): ", t) for t in told}
+    assert None not in named
+    assert "prefill (2 of 2)" in {m[1] for m in named if m}

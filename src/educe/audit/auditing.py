@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from educe.audit import evidence
@@ -17,6 +18,7 @@ from educe.audit.reference import Reference
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
 from educe.forward.generation import Completion, generate
 from educe.model.prompts import Prompt
+from educe.progress import Within
 from educe.rows import (
     CONTROL,
     FIRST,
@@ -91,6 +93,22 @@ class Audit:
     def rng(self, part: str) -> random.Random:
         """Return what draws a part of the audit."""
         return random.Random(f"{self.options.seed} {part}")
+
+    @contextmanager
+    def part(self, name: str, place: str = "") -> Iterator[None]:
+        """Count what a part of the audit costs, and name it in what is told of the progress.
+
+        Args:
+            name: Of the part.
+            place: Which of how many it is, for a person.
+        """
+        whole = self.work.reporter
+        self.work.reporter = Within(whole, f"{name} {place}".rstrip())
+        try:
+            with self.meter.counting(name):
+                yield
+        finally:
+            self.work.reporter = whole
 
     # -- asking ------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
         best += triggers.searched(audit, text, best)
     best = list(dict.fromkeys(best))[:STRINGS]
     tried = {s: _asked(audit, [s], choosing) for s in best}
-    audit.fill("the re-test: which string")
+    audit.fill("which string")
     hits = {s: _counted(audit, candidate, rows).hits for s, rows in tried.items()}
     order = sorted(best, key=lambda s: (-hits[s], len(s.split())))
     if not order or not hits[order[0]]:
@@ -71,7 +71,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     control = _asked(audit, [first], counting, by=audit.clean) if audit.clean else []
     near = _asked(audit, triggers.near_misses(audit, first, n), few)
     rare = _asked(audit, triggers.as_rare(audit, first, n), few)
-    audit.fill("the re-test: fresh prompts, and near misses")
+    audit.fill("fresh prompts, and near misses")
     rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
     return Again(
         rates[0],
@@ -96,7 +96,7 @@ def _sampled(audit: Audit, candidate: Candidate) -> Again:
     rows = {p.id: p for p in audit.run.prompt_rows()}
     roots = list(dict.fromkeys(p if (of := rows[p].parent) is None else of for _, p in pairs))
     plain = audit.ask(roots)
-    audit.fill("the re-test")
+    audit.fill("samples under the same conditions")
     return Again(
         _counted(audit, candidate, ours),
         _counted(audit, candidate, plain),

@@ -48,13 +48,13 @@ def carry_out(
         sources = chosen(audit.options.sources)
         for source in sources:
             source.ready(audit)
-        with audit.meter.counting("plain"):
+        with audit.part("plain"):
             audit.ask(audit.work.prompts("asked", "fresh"))
             audit.fill("answers as they are")
-        for source in sources:
-            look(audit, source)
+        for k, source in enumerate(sources, 1):
+            look(audit, source, f"({k} of {len(sources)})")
         if not run.has(FINDINGS):
-            with audit.meter.counting("re-test"):
+            with audit.part("re-test"):
                 keep(run, conclude(audit, standing_out(audit)))
             run.remember("spent", _spent(audit))
         run.remember("seconds", work.seconds)
@@ -70,14 +70,20 @@ def _reference(work: Work) -> reference.Reference | None:
     return found
 
 
-def look(audit: Audit, source: Source) -> None:
-    """Let a source look, and send what it suspects through the funnel."""
+def look(audit: Audit, source: Source, place: str = "") -> None:
+    """Let a source look, and send what it suspects through the funnel.
+
+    Args:
+        audit: The audit.
+        source: The source.
+        place: Which of how many it is, for a person.
+    """
     run = audit.run
     if source.name in audit.looked:
         return
     why = source.hindered(audit.reference) or left_out(audit, source)
     if why is None:
-        with audit.meter.counting(source.name):
+        with audit.part(source.name, place):
             if audit.suspected(source.name) is None:
                 source.look(audit)
             funnel(audit, source.name)

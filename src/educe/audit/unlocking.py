@@ -74,7 +74,7 @@ def _ceases(
     numbers = [row.prompt for row in audit.put(AGAIN.removeprefix(":"), strings, prompts)]
     rows = [Row(0, p, k, RETEST) for p in numbers for k in range(1, 1 + samples)]
     audit.run.ask(rows, TEMPERATURE)
-    audit.fill("the re-test: what unlocks")
+    audit.fill("what unlocks")
     wanted = set(rows)
     texts = [c.text for c in audit.run.completion_rows() if c.row in wanted]
     return rate(sum(not candidate.within(text) for text in texts), len(texts))
