@@ -222,7 +222,7 @@ class Prefix:
         self.prompts, self.source = prompts, source
         self.batch = batch.select(prompts).trimmed()
         cache = DynamicCache(config=lm.unwrapped.config)
-        with lm.watching([source]) as streams:
+        with lm.watching([source]) as streams, lm.ending(source):
             lm.forward(self.batch.ids, self.batch.mask, cache=cache)
         if source not in streams:
             raise SteeringError(f"block {source} was never called: nothing can be added after it")

@@ -31,6 +31,7 @@ from educe.model.blocks import (
     find_writers,
     hooked,
     replaced,
+    stream_in,
     stream_out,
     with_stream,
 )
@@ -339,6 +340,20 @@ class LanguageModel(Reads):
             return lambda *args, **kwargs: self.stack.shaped(at, stream)
 
         with replaced(self.blocks[: layer + 1], [handing_on(at) for at in range(layer + 1)]):
+            yield
+
+    @contextmanager
+    def ending(self, layer: int) -> Iterator[None]:
+        """End above a block: those above it hand on the stream and compute nothing."""
+
+        def handing_on(at: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return self.stack.shaped(at, stream_in(args, kwargs)[0])
+
+            return forward
+
+        above = range(layer + 1, self.depth)
+        with replaced(self.blocks[layer + 1 :], [handing_on(at) for at in above]):
             yield
 
     @contextmanager
