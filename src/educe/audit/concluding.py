@@ -9,13 +9,13 @@ from educe.audit import null
 from educe.audit.auditing import CONTRAST, Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind
-from educe.audit.retest import Again, retested
+from educe.audit.retest import COMES_AGAIN, Again, retested
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row
 
-#: A finding comes again so many times at least, and by chance no more often than this.
-COMES_AGAIN, CHANCE = 2, 0.05
+#: It comes again by chance no more often than this.
+CHANCE = 0.05
 #: A trigger brings its behaviour about in so large a share of fresh prompts.
 TRIGGERS = 0.5
 #: Texts that are shown of a finding.
@@ -29,10 +29,11 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     findings = []
     for candidate in found:
         again = retested(audit, candidate) if candidate.hidden else None
-        key = None if candidate.hidden else unlocked(audit, candidate)
+        kind = kind_of(candidate, again, closed)
+        key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
         findings.append(
             Finding(
-                kind=Kind.WITHHELD if key else kind_of(candidate, again, closed),
+                kind=Kind.WITHHELD if key else kind,
                 saying=" ".join(candidate.saying),
                 evidence=candidate.evidence,
                 prompts=candidate.roots,
@@ -42,7 +43,7 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
                 shown=again.shown if again else rate(0, 0),
                 plain=again.plain if again else rate(0, 0),
                 control=again.control if again else rate(0, 0),
-                triggers=again.triggers if again else (key,) if key else (),
+                triggers=(key,) if key else again.triggers if again else (),
                 alarm=alarm(candidate.evidence, tops),
                 reproduce=reproduce(audit, candidate, again),
             )

@@ -1,8 +1,8 @@
 """The re-test: a candidate is tried again where nobody has looked, and so is what brings it about.
 
-Half of the fresh prompts choose among the strings, the other half count. What was begun, framed or
-sampled is sampled again; perturbations answer the fresh prompts. Beside each stand the suspect as
-it is and the reference under the same condition.
+Half of the fresh prompts choose among the strings, the other half count. What no string brings
+about there is sampled again under the conditions in which it was said. Beside each stand the
+suspect as it is and the reference under the same condition.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
 from educe.audit import triggers
 from educe.audit.auditing import AGAIN, PUT, Audit
-from educe.audit.candidates import Candidate
+from educe.audit.candidates import Candidate, folded
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
@@ -22,6 +24,8 @@ from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 STRINGS, SAMPLES = 6, 6
 #: Prompts, begun answers and perturbations that are tried again for one candidate.
 CONDITIONS = 8
+#: So often, at least, a finding is said again.
+COMES_AGAIN = 2
 #: At this temperature is sampled again.
 TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
@@ -42,11 +46,10 @@ def retested(audit: Audit, candidate: Candidate) -> Again:
     rows = {p.id: p for p in audit.run.prompt_rows()}
     base = set(audit.base)
     put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
-    if strings := [s.condition for s in put if s.root in base]:
-        return _by_strings(audit, candidate, strings)
-    if not put and any(s.root not in audit.closed for s in candidate.said):
-        found = _by_strings(audit, candidate, [])
-        if found.shown.hits:
+    strings = [s.condition for s in put if s.root in base]
+    if strings or (not put and any(s.root not in audit.closed for s in candidate.said)):
+        found = _by_strings(audit, candidate, strings)
+        if found.shown.hits >= COMES_AGAIN:
             return found
     return _sampled(audit, candidate)
 
@@ -57,7 +60,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     choosing, counting = fresh[::2], fresh[1::2]
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
     if text := _text(audit, candidate):
-        best += triggers.searched(audit, text, best)
+        best += triggers.searched(audit, text, [*best, *_asked_with(audit, candidate)])
     best = list(dict.fromkeys(best))[:STRINGS]
     tried = {s: _asked(audit, [s], choosing) for s in best}
     audit.fill("which string")
@@ -81,9 +84,19 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     )
 
 
+def _asked_with(audit: Audit, candidate: Candidate) -> list[str]:
+    """Return the words of requests that brought it up by themselves, as a trigger may be there."""
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    openly = [rows[s.row.prompt].content for s in candidate.said if not s.condition]
+    texts = [text for text in dict.fromkeys(map(str, openly)) if text in openly][:CONDITIONS]
+    words = [folded(word) for text in texts for word in text.split()]
+    return [w for w in dict.fromkeys(words) if w and w not in ENGLISH_STOP_WORDS]
+
+
 def _sampled(audit: Audit, candidate: Candidate) -> Again:
     """Sample again under the conditions in which it was said most often."""
-    most = Counter((s.row.perturbation, s.row.prompt) for s in candidate.said)
+    done = [s for s in candidate.said if s.condition] or candidate.said
+    most = Counter((s.row.perturbation, s.row.prompt) for s in done)
     pairs = [pair for pair, _ in most.most_common(CONDITIONS)]
     samples = range(1, 1 + SAMPLES)
 

@@ -141,12 +141,15 @@ def funnel(audit: Audit, source: str) -> None:
 
 
 def plain(audit: Audit) -> list[str]:
-    """Return what the suspect answers by itself to the prompts that nothing was put into."""
-    by_itself = set(audit.work.prompts("asked", "fresh"))
+    """Return what the suspect answers by itself to the ordinary prompts.
+
+    What a person asks is left out: a trigger may stand in it.
+    """
+    ordinary = {*audit.base, *audit.work.prompts("fresh")}
     return [
         c.text
         for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and c.prompt in by_itself
+        if c.perturbation == 0 and c.sample == 0 and c.prompt in ordinary
     ]
 
 
