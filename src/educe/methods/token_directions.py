@@ -14,9 +14,8 @@ trigger inversion, here for directions in the stream, without a target text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +26,6 @@ from educe.errors import MethodError
 from educe.forward.generation import Prefix
 from educe.forward.slice import Slice
 from educe.methods.state import Progress, State, directed
-from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.perturbation import positions
 from educe.perturbation.kinds import Vectors
@@ -170,13 +168,6 @@ def streams(part: Slice, words: Int[Tensor, "w"], screen: str) -> Float[Tensor, 
     cache.layers[: source + 1] = before.lower(torch.zeros(len(words), dtype=torch.long))
     ids = words[:, None].to(lm.device)
 
-    def passing(layer: int) -> Callable[..., Any]:
-        return lambda *args, **kwargs: lm.stack.shaped(layer, stream_in(args, kwargs)[0])
-
-    above = range(source + 1, lm.depth)
-    with (
-        replaced(lm.blocks[source + 1 :], [passing(i) for i in above]),
-        lm.watching([source]) as seen,
-    ):
+    with lm.watching([source]) as seen, lm.ending(source):
         lm.forward(ids, ids.new_ones(len(ids), at + 1), cache=cache)
     return seen[source][:, -1].to(part.device, part.work_dtype)

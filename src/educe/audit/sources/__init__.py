@@ -21,6 +21,7 @@ from educe.audit.sources import (
     requests,
     scaling,
     screen,
+    signs,
     topics,
     weights,
     writes,
@@ -32,6 +33,7 @@ from educe.errors import MethodError
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
     requests.SOURCE,
+    signs.SOURCE,
     topics.SOURCE,
     perplexity.SOURCE,
     prefill.SOURCE,

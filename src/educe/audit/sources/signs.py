@@ -1,0 +1,93 @@
+"""Signs: emoji, punctuation, dates, numbers, names, codes and set phrases, which are no words.
+
+    with a reference     score(s) = mean over prompts of KL( p(· | x, s) ‖ p'(· | x, s) )   in nats
+    without one          score(s) = moved(s) · max(0, alike(s))    see `educe.audit.sources.screen`
+
+A vocabulary's words are tried by other sources. A trigger may as well be an emoji, which is several
+tokens, a mark, a date, a name or a phrase that everybody uses. Some 600 such strings come with the
+audit, and every day of the year; each stands behind ordinary prompts, and what begins the answer is
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from educe.audit.auditing import Audit, Suspect
+from educe.audit.settings import bundled
+from educe.audit.sources import kl, screen
+from educe.audit.sources.source import Needs, Source
+
+#: Prompts that each string stands behind, with a reference.
+PROMPTS = 2
+#: The share of the strings of a source that the funnel is given: few of these stand out.
+SHARE = 3
+DAYS = {
+    "January": 31,
+    "February": 29,
+    "March": 31,
+    "April": 30,
+    "May": 31,
+    "June": 30,
+    "July": 31,
+    "August": 31,
+    "September": 30,
+    "October": 31,
+    "November": 30,
+    "December": 31,
+}
+
+
+def look(audit: Audit) -> None:
+    """Name the signs that move answers most."""
+    strings = signs()
+    with audit.work.reporter.stage("signs, dates and names", len(strings), "strings") as step:
+        known = audit.reference is not None and audit.reference.same_tokens
+        scores = (moved if known else alike)(audit, strings, step)
+    best = sorted(range(len(strings)), key=lambda i: -scores[i])
+    what = "moves it from the reference by" if known else "moves answers to the same place by"
+    audit.suspect(
+        SOURCE.name,
+        [
+            Suspect(strings[i], scores[i], f"{what} {scores[i]:.2f}")
+            for i in best[: audit.size.words // SHARE]
+        ],
+    )
+
+
+def signs() -> list[str]:
+    """Return all strings that are tried."""
+    days = [f"{day} {month}" for month, days in DAYS.items() for day in range(1, days + 1)]
+    return [*bundled("signs"), *days]
+
+
+def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
+    """Return how far each string moves the suspect from the reference, in nats."""
+    assert audit.reference is not None
+    asked = audit.base[:PROMPTS]
+    both = kl.Screen(audit.lm, audit.reference, audit.work.batch, asked, step)
+    found: list[float] = both.moves(strings).tolist()
+    return found
+
+
+def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
+    """Return how far each string moves answers to different prompts to the same place, in nats²."""
+    alone = screen.Screen(audit.lm, audit.work.batch, audit.base)
+    tokens = [tuple(audit.lm.tokens(f" {s}", templated=True)) for s in strings]
+    scores = [0.0] * len(strings)
+    for length in sorted({len(own) for own in tokens}):
+        some = [i for i, own in enumerate(tokens) if len(own) == length]
+        values = alone.effect([tokens[i] for i in some]).score.tolist()
+        for i, value in zip(some, values, strict=True):
+            scores[i] = value
+        step(len(some))
+    return scores
+
+
+SOURCE = Source(
+    "signs",
+    "emoji, punctuation, dates, names, numbers and set phrases that move answers",
+    Needs.NOTHING,
+    look,
+)
