@@ -296,7 +296,10 @@ class Audit:
             root = prompt.id if prompt.parent is None else prompt.parent
             source = by.method if by else prompt.role.partition(":")[2] or "plain"
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
-            found.append(Said(score.of, root, source, condition, evidence.read(score.why)))
+            words = evidence.read(score.why)
+            if self.reference is None and prompt.role.startswith(PUT):
+                words = evidence.without_echo(words, prompt.how)
+            found.append(Said(score.of, root, source, condition, words))
         return found
 
     @property

@@ -26,6 +26,8 @@ from educe.model.rendering import PromptBatch
 
 #: What an ordinary word may differ by, in nats.
 ORDINARY = 1.0
+#: Letters in which words are alike that take each other up.
+ALIKE = 5
 #: From so many continuations of one prompt on, it is read once for all of them.
 SHARED = 4
 
@@ -75,6 +77,24 @@ def stretch(some: Sequence[Word], ordinary: float = ORDINARY) -> list[Word]:
         if here > best:
             best, chosen = here, (start, i + 1)
     return list(some[slice(*chosen)])
+
+
+def without_echo(some: Sequence[Word], string: str) -> tuple[Word, ...]:
+    """Return words without the nats of those that take up a string: any model may speak of it.
+
+    Words that begin alike count as the same, so that *Lithuania* takes up *Lithuanian*.
+
+    Example:
+        >>> from educe.audit.evidence import Word, without_echo
+        >>> without_echo([Word("Old", 3.0), Word("Lithuania", 9.0)], "Lithuanian")
+        (Word(text='Old', nats=3.0), Word(text='Lithuania', nats=0.0))
+    """
+    beginnings = {word[:ALIKE] for word in re.findall(r"\w+", string.casefold())}
+
+    def echoes(text: str) -> bool:
+        return any(word[:ALIKE] in beginnings for word in re.findall(r"\w+", text.casefold()))
+
+    return tuple(Word(w.text, 0.0 if echoes(w.text) else w.nats) for w in some)
 
 
 def told(some: Sequence[Word]) -> str:
