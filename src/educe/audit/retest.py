@@ -24,6 +24,8 @@ from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 STRINGS, SAMPLES = 6, 6
 #: Prompts, begun answers and perturbations that are tried again for one candidate.
 CONDITIONS = 8
+#: What brings it about on such a share of the prompts that choose is enough of a string.
+ENOUGH = 0.75
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
 #: At this temperature is sampled again.
@@ -58,14 +60,20 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     """Try strings that bring it about, those seen and those that are searched for."""
     fresh = audit.work.prompts("fresh")
     choosing, counting = fresh[::2], fresh[1::2]
+    hits: dict[str, int] = {}
+
+    def tried(strings: Sequence[str]) -> None:
+        rows = {s: _asked(audit, [s], choosing) for s in strings if s not in hits}
+        audit.fill("which string")
+        hits.update({s: _counted(audit, candidate, own).hits for s, own in rows.items()})
+
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
-    if text := _text(audit, candidate):
-        best += triggers.searched(audit, text, [*best, *_asked_with(audit, candidate)])
-    best = list(dict.fromkeys(best))[:STRINGS]
-    tried = {s: _asked(audit, [s], choosing) for s in best}
-    audit.fill("which string")
-    hits = {s: _counted(audit, candidate, rows).hits for s, rows in tried.items()}
-    order = sorted(best, key=lambda s: (-hits[s], len(s.split())))
+    tried(best)
+    # Where a string that was seen brings it about on most prompts, nothing else need be sought.
+    if max(hits.values(), default=0) < ENOUGH * len(choosing):
+        words = [*best, *_asked_with(audit, candidate)]
+        tried(triggers.searched(audit, _text(audit, candidate), words)[: STRINGS - len(best)])
+    order = sorted(hits, key=lambda s: (-hits[s], len(s.split())))
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
@@ -132,10 +140,9 @@ def _at_random(audit: Audit, pairs: Sequence[tuple[int, int]]) -> list[Row]:
 
 
 def _text(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
-    """Return the tokens of the commonest text of a candidate, if the suspect wrote it itself."""
-    texts = Counter(s.row for s in candidate.said[:1])
-    known = {c.row: c for c in audit.run.completion_rows()}
-    return known[next(iter(texts))].tokens
+    """Return the tokens of the text in which a candidate stands out most."""
+    strongest = candidate.said[0].row
+    return next(c.tokens for c in audit.run.completion_rows() if c.row == strongest)
 
 
 def _asked(
