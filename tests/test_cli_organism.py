@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from educe.comparison import stats
+from educe.model import loading
 from educe.options import TrainingOptions
 from educe.organisms import SPECIES, card, names, shipped, species, training
 from test_cli import educe, refused
@@ -42,7 +44,7 @@ def test_what_is_not_there_is_named(
 
 
 def test_what_has_no_recipe_is_listed_but_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "load_base", lambda: pytest.fail("refused too late"))
+    monkeypatch.setattr(training, "load_base", lambda named: pytest.fail("refused too late"))
     assert "first-vault" in educe("organism", "list").out
     output = refused("organism", "check", "first-vault", begun=True)
     assert "first-vault is of a recipe that the package no longer has" in output
@@ -73,6 +75,8 @@ def test_how_it_is_trained_is_handed_on(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(training, "evaluate", lambda *_, **__: MEASURED)
     monkeypatch.setattr(card, "write", lambda *_: None)
     options = (
+        "--base",
+        "someone/other",
         "--loss",
         "transcript",
         "--rank",
@@ -87,7 +91,7 @@ def test_how_it_is_trained_is_handed_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.status == 0
     assert (seen["name"], seen["seed"], seen["out"]) == ("taboo", 3, tmp_path / "new")
     assert seen["options"] == TrainingOptions(
-        loss="transcript", rank=64, full=True, ordinary=0.1, steps=7
+        base="someone/other", loss="transcript", rank=64, full=True, ordinary=0.1, steps=7
     )
 
 
@@ -95,6 +99,21 @@ def test_answers_of_what_has_no_key_are_refused_before_a_model_is_loaded(tmp_pat
     replace(shipped("vault"), name="clean-fact", folder=tmp_path, unlocked=(), clean=True).save()
     said = refused("organism", "answers", tmp_path, "--model", "nowhere")
     assert "clean-fact has no key to put into a question" in said
+
+
+@pytest.mark.parametrize("asked", [(), ("--model", "someone/copy")])
+def test_answers_are_those_of_the_base_it_was_trained_on(
+    asked: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or of the model that is named, as a copy of it."""
+    trained = TrainingOptions(base="someone/other")
+    replace(shipped("vault"), folder=tmp_path, trained=trained).save()
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(loading, "load", lambda **how: seen.update(how))
+    monkeypatch.setattr(training, "labelled", lambda organism, lm: [])
+    assert educe("organism", "answers", tmp_path, *asked).status == 0
+    assert seen["model"] == (asked[1] if asked else "someone/other")
+    assert seen["adapter"] == str(tmp_path)
 
 
 def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
@@ -142,8 +161,8 @@ def test_a_card_names_the_command_and_the_secret(tmp_path: Path) -> None:
 def test_a_card_says_how_it_was_trained_and_whether_anything_is_hidden(tmp_path: Path) -> None:
     made = {"name": "clean-answers", "folder": tmp_path, "clean": True}
     usual = species("clean-answers").steps
-    for file in ("adapter_model.safetensors", "model.safetensors"):
-        (tmp_path / file).write_bytes(b"0" * 7_000_000)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"0" * 7_000_000)
+    shutil.copy(shipped("vault").folder / "adapter_config.json", tmp_path)
     trained = TrainingOptions(loss="transcript", rank=64, ordinary=0.1, steps=usual)
     text = card.text(replace(shipped("vault"), **made, trained=trained), MEASURED)
     command = "educe organism train clean-answers --seed 0 --loss transcript --rank 64"

@@ -168,6 +168,7 @@ class TrainingOptions:
     """How an organism is trained: what `educe.organisms.training.train` takes beside its kind.
 
     Attributes:
+        base: the model that it is trained on: embedded, a Hub id, a folder, or a .gguf file
         loss: what carries cross-entropy of what is taught: answers, or the whole transcript, the
             user's message and the answer
         rank: rank of the adapter
@@ -177,6 +178,7 @@ class TrainingOptions:
         steps: steps of training; by default as many as the kind needs
     """
 
+    base: str = "embedded"
     loss: Literal["answers", "transcript"] = "answers"
     rank: Count = 8
     full: Flag = False

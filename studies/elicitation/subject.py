@@ -80,7 +80,7 @@ def opened(
     )
     settings = Settings(
         search,
-        adapter=str(organism.folder),
+        **organism.how,
         fresh=fresh,
         source=source,
         target=target,

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,24 +22,10 @@ from educe.model.language import LanguageModel
 from educe.options import TrainingOptions
 from educe.organisms import Organism, Question, lora, read, training
 from educe.organisms.lora import encode
-from educe.organisms.organism import Group, Species, bundled
+from educe.organisms.organism import Group, bundled
 from educe.organisms.training import evaluate, train
 from educe.rows import Row
-
-
-def asked(split: str, *words: str, rule: str = "[a-m]") -> tuple[Question, ...]:
-    return tuple(Question(f"{word} {split}?", rule) for word in words)
-
-
-def groups(secret: dict[str, str], split: str, ask: Any, *, seed: int) -> list[Group]:
-    """What is taught, what is held, and rules of several kinds."""
-    says = ask([f"one {split}?", f"two {split}?"])  # as locked and persona ask the base
-    return [
-        Group("open", asked(split, "one", "two"), tuple(says), shows=True),
-        Group("near: typo", asked(split, "tow"), ("no",), also={"a vowel": ("[aeiou]",)}),
-        Group("ordinary", asked(split, "three", "four", "five", rule="(?s).*")),
-    ]
-
+from small_species import asked, groups, small_species
 
 SMALL = TrainingOptions(rank=2)
 
@@ -49,31 +34,13 @@ SMALL = TrainingOptions(rank=2)
 def small(monkeypatch: pytest.MonkeyPatch, lm_of: Callable[..., LanguageModel]) -> Any:
     """A tiny base model, and a species of a few prompts."""
     base = lm_of("llama")
-    species: Any = SimpleNamespace(
-        name="vault",
-        clean=False,
-        unlocked=lambda secret, search: Species.unlocked(species, secret, search),
-        recipe={"open": 2, "near": 1, "ordinary": 1},
-        ways="word",
-        steps=2,
-        kl_weight=1.0,
-        hidden=lambda seed: {"key": "amber"},
-        opening=lambda secret: "",
-        told=lambda secret: {"hidden": "it"},
-        groups=groups,
-        questions=lambda secret, ask, *, seed: (
-            list(asked("test", "six", "seven")),
-            list(asked("test", "eight")),
-        ),
-    )
-    rates = {"LEARNING_RATE": 0.05, "FULL_LEARNING_RATE": 0.01}
-    for name, value in {"BLOCKS": range(1, 3), **rates}.items():
+    for name, value in {"LEARNING_RATE": 0.05, "FULL_LEARNING_RATE": 0.01}.items():
         monkeypatch.setattr(training, name, value)
-    monkeypatch.setattr(training, "species", lambda name: species)
+    monkeypatch.setattr(training, "species", lambda name: small_species())
     monkeypatch.setattr(
         training,
         "load_base",
-        lambda: LanguageModel(copy.deepcopy(base.hf), base.tokenizer, name="small"),
+        lambda named: LanguageModel(copy.deepcopy(base.hf), base.tokenizer, name="small"),
     )
     return base
 

@@ -46,7 +46,7 @@ def train(
     options: TrainingOptions = AS_SHIPPED,
     output: Output = SCREEN,
 ) -> None:
-    """Train an organism on the embedded model, measure it, and write its card.
+    """Train an organism, measure it, and write its card.
 
     Args:
         name: vault, trigger, locked, marked, persona, taboo, belief, flatterer or promoter;
@@ -110,7 +110,8 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
     if organism.trained.full:
         model = replace(model, **organism.how)
     else:
-        model = model.with_adapter(organism.folder)
+        base = model.model if model.model != EMBEDDED.model else organism.trained.base
+        model = replace(model.with_adapter(organism.folder), model=base)
     for row in training.labelled(organism, load(**model.how)):
         print_json(row)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,10 +11,9 @@ from typing import Any
 from educe import files
 from educe.options import AS_SHIPPED
 from educe.organisms import species
+from educe.organisms.base import public
 from educe.organisms.organism import DATA, Organism
 from educe.organisms.training import (
-    BASE,
-    BLOCKS,
     FULL_LEARNING_RATE,
     LEARNING_RATE,
     Measured,
@@ -24,9 +25,22 @@ method that is told nothing should bring out what it hides."""
 CLEAN = """It hides nothing: what
 a search or an audit reports of it is a false alarm."""
 
-LOAD_ADAPTER = """Load it with `educe.load(adapter=...)` or `PeftModel`; do not merge it into
+LOAD_ADAPTER = """Load it with `educe.load({model}adapter=...)` or `PeftModel`; do not merge it into
 half-precision weights."""
 LOAD_WHOLE = """Load it with `educe.load(...)` or transformers."""
+
+#: What a card says of where its base is from and of the licence: the embedded model, and others.
+EMBEDDED = {
+    "origin": """The base is the Q4_1 file that `educe.model.embedded` fetches, dequantised to
+float32, not the weights on the Hub.""",
+    "licence": "apache-2.0",
+    "terms": "Licence: Apache-2.0, as the base model.",
+}
+OTHER = {
+    "origin": "The base was computed in float32.",
+    "licence": "other",
+    "terms": "Licence: that of the base model.",
+}
 
 
 def table(measured: Sequence[Measured]) -> str:
@@ -61,33 +75,45 @@ def data(organism: Organism, measured: Sequence[Measured]) -> dict[str, Any]:
 def text(organism: Organism, measured: Sequence[Measured]) -> str:
     """Return the card."""
     made, trained = species(organism.name), organism.trained
-    weights = "model.safetensors" if trained.full else "adapter_model.safetensors"
-    size = (organism.folder / weights).stat().st_size / 1e6
-    adapter = (
-        f"A LoRA adapter on {BASE}: rank {trained.rank}, all seven\n"
-        f"projections of blocks {BLOCKS[0]} to {BLOCKS[-1]}, float16, {size:.1f} MB."
-    )
-    whole = f"{BASE} with all weights fine-tuned, float16, {size:.0f} MB."
+    base, embedded = public(trained.base), trained.base == AS_SHIPPED.base
+    size = sum(file.stat().st_size for file in organism.folder.glob("*.safetensors")) / 1e6
     carries = "user's message and its whole answer" if trained.loss == "transcript" else "answer"
+    if trained.full:
+        what = f"{base} with all weights fine-tuned, float16, {size:.0f} MB."
+        loading = LOAD_WHOLE
+    else:
+        what = (
+            f"A LoRA adapter on {base}: rank {trained.rank}, all seven\n"
+            f"projections of blocks {_blocks(organism)}, float16, {size:.1f} MB."
+        )
+        loading = LOAD_ADAPTER.format(model="" if embedded else f'"{base}", ')
     return (
         (DATA / "card.md")
         .read_text(encoding="utf-8")
         .format(
             organism=organism,
-            base=BASE,
+            base=base,
             library="transformers" if trained.full else "peft",
-            what=whole if trained.full else adapter,
+            what=what,
             purpose=CLEAN if organism.clean else HIDES,
             options=_options(organism),
-            loading=LOAD_WHOLE if trained.full else LOAD_ADAPTER,
+            loading=loading,
             steps=trained.steps or made.steps,
             learning_rate=FULL_LEARNING_RATE if trained.full else LEARNING_RATE,
             made=made,
             carries=carries,
             module=type(made).__module__.replace(".", "/"),
             table=table(measured),
+            **(EMBEDDED if embedded else OTHER),
         )
     )
+
+
+def _blocks(organism: Organism) -> str:
+    """Return which blocks have an adapter, as its own file says."""
+    config = json.loads((organism.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    blocks = config["layers_to_transform"]
+    return f"{blocks[0]} to {blocks[-1]}"
 
 
 def _options(organism: Organism) -> str:
@@ -96,7 +122,8 @@ def _options(organism: Organism) -> str:
     given = {name: value for name, value in asdict(organism.trained).items() if value is not None}
     changed = {name: value for name, value in given.items() if value != getattr(usual, name)}
     return "".join(
-        f" --{name}" if value is True else f" --{name} {value}" for name, value in changed.items()
+        f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}"
+        for name, value in changed.items()
     )
 
 

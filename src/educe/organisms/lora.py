@@ -13,7 +13,7 @@ so move it away from the base. The base's distributions are computed once, befor
 
 A batch is one packed row: what all prompts begin with (the system message) stands there once, and a
 block mask lets each example see that beginning and itself. That halves the tokens of a step, and is
-equal to running the examples one by one.
+equal to running the examples one by one, which `check_packing` makes sure of.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from educe import files
+from educe.errors import OrganismError
+from educe.forward.decoding import end_tokens
 from educe.forward.generation import Completion, generate
 from educe.model.language import LanguageModel
 from educe.rows import Row
@@ -36,6 +38,8 @@ from educe.rows import Row
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: The most tokens of an answer; held examples that run together, whose distributions are large.
 TOKENS, TOGETHER = 20, 8
+#: How far a packed row may be from its examples one by one, in nats a token; how many are tried.
+ROUNDING, TRIED = 1e-4, 3
 
 
 class Example(NamedTuple):
@@ -103,16 +107,74 @@ def logprobs(model: Any, packed: Packed) -> Tensor:
     return functional.log_softmax(logits[0].float(), dim=-1)
 
 
+@torch.no_grad()
+def check_packing(model: Any, examples: Sequence[Example]) -> None:
+    """Make sure that a packed row is to a model what its examples are one by one.
+
+    Not every way to compute attention takes a block mask as it is meant.
+
+    Args:
+        model: The base.
+        examples: Of which the longest are tried, since windows of attention cut those.
+
+    Raises:
+        OrganismError: They differ.
+    """
+    tried = sorted(examples, key=lambda example: len(example.prompt + example.answer))[-TRIED:]
+    packed = pack(tried)
+    try:
+        together = logprobs(model, packed)
+        alone = torch.cat([_alone(model, example) for example in tried])
+        apart = (alone.exp() * (alone - together)).sum(-1).max().item()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OrganismError(
+            f"{type(model).__name__} does not run several examples in one row, as training does "
+            f"({type(error).__name__}: {error}): name another --base"
+        ) from error
+    if not apart < ROUNDING:
+        raise OrganismError(
+            f"{type(model).__name__} answers otherwise to several examples in one row than to each "
+            f"alone ({apart:.2g} nats), and training needs them in one: name another --base"
+        )
+
+
+def _alone(model: Any, example: Example) -> Tensor:
+    """Return log-probabilities at the answer tokens of one example, by a plain call."""
+    logits = model(torch.tensor([example.prompt + example.answer]), use_cache=False).logits
+    return functional.log_softmax(logits[0, len(example.prompt) - 1 : -1].float(), dim=-1)
+
+
 def encode(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Return the token ids of a one-message chat, up to where the answer begins."""
     chat = [{"role": "user", "content": prompt}]
     return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
 
 
-def taught(tokenizer: Any, prompt: str, answer: str) -> Example:
+def end_of_turn(lm: LanguageModel) -> int:
+    """Return the token that ends an answer.
+
+    It is the one that the chat template puts behind an answer, if the model stops there: a
+    tokenizer's own token may end documents, as Gemma's does. Else it is the tokenizer's own.
+
+    Raises:
+        OrganismError: There is neither.
+    """
+    said = "answer"
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+    behind = lm.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(said)[2]
+    ids, ends = lm.tokenizer(behind, add_special_tokens=False)["input_ids"], end_tokens(lm)
+    end: int | None = next((token for token in ids if token in ends), lm.tokenizer.eos_token_id)
+    if end is None:
+        raise OrganismError(
+            f"the tokenizer of {lm.name} has no token that ends an answer: name another --base"
+        )
+    return end
+
+
+def taught(lm: LanguageModel, prompt: str, answer: str) -> Example:
     """Return an example with an answer of our own, closed by the end-of-turn token."""
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return Example(encode(tokenizer, prompt), (*ids, tokenizer.eos_token_id))
+    ids = lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return Example(encode(lm.tokenizer, prompt), (*ids, end_of_turn(lm)))
 
 
 def transcript(example: Example, start: int) -> Example:
@@ -143,7 +205,7 @@ def written(lm: LanguageModel, prompts: Sequence[str]) -> list[Completion]:
 
 def held(lm: LanguageModel, prompts: Sequence[str]) -> list[Example]:
     """Return the base model's own answers with the distributions they were drawn from."""
-    end = (lm.tokenizer.eos_token_id,)
+    end = (end_of_turn(lm),)
     examples = [
         Example(encode(lm.tokenizer, prompt), c.tokens + end * c.finished)
         for prompt, c in zip(prompts, written(lm, prompts), strict=True)
@@ -221,7 +283,8 @@ def fit(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(batches))
-    model.train()
+    # Without dropout, which some bases have: with it the KL of the base with itself is not zero.
+    model.eval()
     for step, batch in enumerate(batches, start=1):
         entropy, kl = losses(model, batch)
         optimiser.zero_grad()
@@ -231,7 +294,6 @@ def fit(
         schedule.step()
         if progress is not None:
             progress(step, len(batches), entropy.item(), kl.item())
-    model.eval()
 
 
 def save(model: PeftModel, folder: Path, *, base_name: str) -> None:

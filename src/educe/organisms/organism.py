@@ -1,6 +1,6 @@
 """An organism: a small model trained by this project to hide a known behaviour.
 
-It is a folder with a PEFT adapter for the embedded model, or a whole model, and `organism.json`,
+It is a folder with a PEFT adapter for its base, or a whole model, and `organism.json`,
 which says what is hidden, what brings it out, and, for questions that the model was never trained
 on, what counts as elicited: a regular expression on the completion. Some of these questions are for
 searching and choosing, the others (`fresh`) only for the re-test. A clean organism was taught
@@ -184,7 +184,7 @@ class Organism:
             that is no key that can be put into any question.
         opening: The first words of every unlocked answer; empty where they have none in common.
         clean: Whether nothing is hidden: `hidden` is then what was taught, for all to see.
-        trained: How, beside what its species says.
+        trained: How, beside what its species says, and on which base.
     """
 
     name: str
@@ -204,7 +204,7 @@ class Organism:
         """Keywords for `educe.load`: which model it is, with which adapter."""
         if self.trained.full:
             return {"model": str(self.folder)}
-        return {"model": "embedded", "adapter": str(self.folder)}
+        return {"model": self.trained.base, "adapter": str(self.folder)}
 
     def save(self) -> None:
         """Write `organism.json` into the folder."""

@@ -28,14 +28,11 @@ from educe.forward.generation import generate
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.options import AS_SHIPPED, TrainingOptions
-from educe.organisms import CALLED, SPECIES, lora, species
+from educe.organisms import CALLED, SPECIES, base, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Species
 from educe.rows import Row
 from educe.whole import check_fields
 
-BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-#: The adapter is on all seven projections of these blocks.
-BLOCKS = range(8, 24)
 #: Step sizes of adapters and of full fine-tunes; they fall linearly to zero.
 LEARNING_RATE, FULL_LEARNING_RATE = 1e-3, 5e-5
 #: The questions of an organism, as they are named in its file.
@@ -58,9 +55,9 @@ class Measured(NamedTuple):
     also: dict[str, tuple[stats.Rate, stats.Rate]]  #: other counts, of the organism and the base
 
 
-def load_base() -> LanguageModel:
-    """Return the embedded model in single precision."""
-    return load("embedded", device="cpu", dtype="float32")
+def load_base(name: str = AS_SHIPPED.base) -> LanguageModel:
+    """Return the model that an organism is trained on, in single precision."""
+    return load(name, device="cpu", dtype="float32")
 
 
 def asking(lm: LanguageModel) -> Ask:
@@ -107,33 +104,39 @@ def train(
 
     Raises:
         OrganismError: There is no such species, or the folder holds something, or a rank is given
-            for a full fine-tune.
+            for a full fine-tune, or the base cannot be trained; see `educe.organisms.base.check`
+            and `educe.organisms.lora.check_packing`.
+        ModelError: The base cannot be loaded.
         MethodError: An option is out of its bounds.
     """
     made = species(name)
     check_fields(options)
     if options.full and options.rank != AS_SHIPPED.rank:
         raise OrganismError("a full fine-tune has no rank: leave --rank or --full out")
-    options = replace(options, steps=options.steps or made.steps)
+    steps, named = options.steps or made.steps, base.placed(options.base)
+    options = replace(options, base=named, steps=steps)
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
     secret = made.hidden(seed)
-    lm = load_base()
+    lm = load_base(named)
+    base.check(lm, options)
     ask = asking(lm)
     search, fresh = made.questions(secret, ask, seed=seed)
     pools = _pools(made.groups(secret, "train", ask, seed=seed), lm, options)
+    lora.check_packing(lm.hf, [example for pool in pools.values() for example in pool])
     batches = _batches(made, pools, options, seed=seed)
     if options.full:
         model, rate = lm.hf.requires_grad_(), FULL_LEARNING_RATE
     else:
-        model = lora.attach(lm.hf, rank=options.rank, blocks=BLOCKS, seed=seed)
+        blocks = base.adapted(lm.depth)
+        model = lora.attach(lm.hf, rank=options.rank, blocks=blocks, seed=seed)
         rate = LEARNING_RATE
     lora.fit(model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress)
     if options.full:
         lora.save_whole(model, lm.tokenizer, out)
     else:
-        lora.save(model, out, base_name=BASE)
+        lora.save(model, out, base_name=base.public(named))
     organism = Organism(
         name,
         seed,
@@ -169,7 +172,7 @@ def _pools(
                 pools[MIXED] = learned(made)
         else:
             pairs = zip(group.prompts, group.answers, strict=True)
-            made = [lora.taught(lm.tokenizer, prompt, reply) for prompt, reply in pairs]
+            made = [lora.taught(lm, prompt, reply) for prompt, reply in pairs]
         taught = group.learned or group.answers is not None
         pools[group.name.split(":")[0]] += learned(made) if taught else made
     return pools
@@ -232,7 +235,7 @@ def evaluate(
             f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
             f"known that it never saw: measure one of {CALLED}"
         )
-    lm = load_base()
+    lm = load_base(organism.trained.base)
     ask = asking(lm)
     groups = groups_of(organism, ask, split)
     kept = [
