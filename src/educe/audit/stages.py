@@ -156,8 +156,13 @@ def plain(audit: Audit) -> list[str]:
 def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:
     """Return what the suspect comes back to, the most telling first.
 
+    Without a reference one text is no evidence: any sample is unlikely elsewhere.
+
     Args:
         audit: The audit.
         least: The evidence that it takes.
     """
-    return candidates(audit.said(), plain(audit), least=least)
+    found = candidates(audit.said(), plain(audit), least=least)
+    if audit.reference is None:
+        return [c for c in found if len({(s.root, s.condition) for s in c.said}) > 1]
+    return found
