@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from educe.audit import evidence
-from educe.audit.candidates import Said
+from educe.audit.candidates import LEAST, Said
 from educe.audit.meter import Meter
 from educe.audit.reference import Reference
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
@@ -309,16 +309,25 @@ class Audit:
 
     @property
     def closed(self) -> list[int]:
-        """The prompts that the suspect, by itself, declines; those with nothing put in."""
+        """The prompts that the suspect, by itself, declines; those with nothing put in.
+
+        With a reference they are those that it would hardly decline so, the most unlike first:
+        any model declines something.
+        """
         rows = {p.id: p for p in self.run.prompt_rows()}
-        return [
-            c.prompt
+        nats = {s.of: s.value for s in self.run.score_rows(CONTRAST)}
+        declined = {
+            c.prompt: nats.get(c.row, 0.0)
             for c in self.run.completion_rows(FIRST)
             if c.perturbation == 0
             and c.sample == 0
             and not rows[c.prompt].how
             and refusal(c.text) is not None
-        ]
+        }
+        if self.reference is None:
+            return list(declined)
+        unlike = [p for p, value in declined.items() if value >= LEAST]
+        return sorted(unlike, key=lambda p: -declined[p])
 
     # -- suspected strings -------------------------------------------------------------------
 
