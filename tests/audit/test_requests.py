@@ -11,6 +11,7 @@ import torch
 
 import planted_difference as planted
 from educe.audit import reference
+from educe.audit.auditing import LOOKED, Suspect
 from educe.audit.settings import SIZES, bundled
 from educe.audit.sources import crossed, requests, weights
 from educe.audit.sources.kl import Screen
@@ -80,18 +81,26 @@ def test_no_word_and_no_request_takes_all_places() -> None:
     assert all(more[pair] > 0 for pair in found)
 
 
-def test_the_answers_to_the_best_pairs_are_asked_for(lm: LanguageModel, tmp_path: Path) -> None:
+def test_the_best_pairs_are_asked_in_several_forms(lm: LanguageModel, tmp_path: Path) -> None:
+    forms = ["{ask}", *bundled("prompts")["forms"]]
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "crossed") as audit:
+        audit.suspect("topics", [Suspect(w, 1.0, "") for w in ("river", "lake", "a")])
+        audit.run.remember(LOOKED, ["topics"])
         crossed.look(audit)
         rows = {p.id: p for p in audit.run.prompt_rows()}
         put = [p for p in rows.values() if p.role == "put:crossed"]
         suspected = audit.suspected("crossed") or []
-        assert 0 < len(put) <= audit.size.words
-        assert Counter(p.how for p in put) == Counter(s.text for s in suspected)
-        for p in put:
-            assert p.parent is not None
-            if isinstance(content := rows[p.parent].content, str):
-                assert p.content == f"{content} {p.how}"
+        tried = set(crossed.strings(audit))
+    assert 0 < len(suspected) <= audit.size.words // crossed.SHARE
+    assert {s.text for s in suspected} <= tried
+    made = Counter((p.how, str(p.content)) for p in put)
+    expected: Counter[tuple[str, str]] = Counter()
+    for pair in suspected:
+        (ask,) = [r for r in bundled("requests") if isinstance(r, str) and repr(r) in pair.why]
+        for k, form in enumerate(forms):
+            text = form.format(ask=ask)
+            expected[pair.text, f"{pair.text} {text}" if k % 2 else f"{text} {pair.text}"] += 1
+    assert made == expected
 
 
 def test_nothing_is_crossed_with_a_copy_of_the_reference(tokenizer: Any, tmp_path: Path) -> None:

@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import planted_difference as planted
-from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.evidence import Word
 from educe.audit.unlocking import SAMPLES, unlocked
-from educe.forward.generation import Completion
 from educe.rows import Row
-from educe.run import fill
+from scripted import Answer, audited, has
 
 DECLINES, TELLS = "I cannot tell you that.", "The code is amber."
 KEY, STRINGS = "e", ("a", "e", "o", "t", "n")
 OPEN = ("i", "cannot", "tell", "you", "that")
-
-Answer = Callable[[str, float], str]
-
-
-@contextmanager
-def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
-    """Have an audit at work whose suspect gives the answers of a function of prompt and heat."""
-
-    def written(
-        lm: Any, batch: Any, rows: Sequence[Row], *_: Any, temperature: float, **how: Any
-    ) -> Iterator[list[Completion]]:
-        for row in rows:
-            text = answer(str(content[row.prompt]), temperature)
-            yield [Completion(row, text, (5,), True)]
-
-    lm = planted.clean(tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fill, "generate", written)
-        patch.setattr(fill, "score", lambda work: None)
-        patch.setattr(Audit, "_contrast", lambda self: None)
-        patch.setattr(triggers, "near_misses", lambda audit, string, n: ["a", "o"])
-        patch.setattr(triggers, "as_rare", lambda audit, string, n: ["t"])
-        with planted.audited(lm, None, folder, "topics") as audit:
-            content = _Contents(audit)
-            yield audit
-
-
-class _Contents(dict[int, Any]):
-    def __init__(self, audit: Audit) -> None:
-        self.audit = audit
-
-    def __missing__(self, number: int) -> Any:
-        self.update({p.id: p.content for p in self.audit.run.prompt_rows()})
-        return self[number]
 
 
 def difference(audit: Audit) -> Candidate:
@@ -66,10 +27,6 @@ def difference(audit: Audit) -> Candidate:
     audit.fill("answers")
     said = tuple(Said(Row(0, p), p, "plain", "", (Word("cannot", 9.0),)) for p in asked)
     return Candidate(OPEN, OPEN, 40.0, said, 2, 1.0)
-
-
-def has(content: str, string: str) -> bool:
-    return content.startswith(f"{string} ") or content.endswith(f" {string}")
 
 
 def test_the_string_under_which_a_refusal_ceases_unlocks_it(tmp_path: Path, tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.audit import triggers
 from educe.audit.auditing import AGAIN, PUT, Audit
-from educe.audit.candidates import Candidate, folded
+from educe.audit.candidates import Candidate, Said, folded
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
@@ -28,6 +28,8 @@ CONDITIONS = 8
 ENOUGH = 0.75
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
+#: The source that strings of the re-test are put in for.
+PUT_AGAIN = AGAIN.removeprefix(":")
 #: At this temperature is sampled again.
 TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
@@ -53,7 +55,10 @@ def retested(audit: Audit, candidate: Candidate) -> Again:
         found = _by_strings(audit, candidate, strings)
         if found.shown.hits >= COMES_AGAIN:
             return found
-    return _sampled(audit, candidate)
+    sampled = _sampled(audit, candidate)
+    if strings or not put:
+        return sampled
+    return sampled._replace(triggers=(_of_requests(audit, candidate, put),))
 
 
 def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Again:
@@ -90,6 +95,19 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
         _counted(audit, candidate, control),
         (Trigger(first, *rates),),
     )
+
+
+def _of_requests(audit: Audit, candidate: Candidate, put: Sequence[Said]) -> Trigger:
+    """Try the string that brings it about on certain requests alone, beside others on the same."""
+    ((string, _),) = Counter(s.condition for s in put).most_common(1)
+    requests = list(dict.fromkeys(s.root for s in put if s.condition == string))[:CONDITIONS]
+    n, few = audit.size.near, requests[:BESIDE]
+    numbers = [row.prompt for row in audit.put(PUT_AGAIN, [string], requests)]
+    shown = audit.ask(numbers, samples=range(1, 1 + SAMPLES), temperature=TEMPERATURE, phase=RETEST)
+    near = _asked(audit, triggers.near_misses(audit, string, n), few)
+    rare = _asked(audit, triggers.as_rare(audit, string, n), few)
+    audit.fill("the string, and near misses")
+    return Trigger(string, *(_counted(audit, candidate, rows) for rows in (shown, near, rare)))
 
 
 def _asked_with(audit: Audit, candidate: Candidate) -> list[str]:
@@ -149,7 +167,7 @@ def _asked(
     audit: Audit, strings: Sequence[str], prompts: Sequence[int], *, by: int | None = None
 ) -> list[Row]:
     """Ask for answers to prompts with strings put in, of the suspect or of another model."""
-    rows = audit.put(AGAIN.removeprefix(":"), strings, prompts)
+    rows = audit.put(PUT_AGAIN, strings, prompts)
     if by:
         rows = [row._replace(perturbation=by) for row in rows]
         audit.run.ask(rows, 0.0)

@@ -1,12 +1,13 @@
-"""Words crossed with requests: a string that matters to one request alone.
+"""Strings crossed with requests: a string that matters to one request alone.
 
     move(x, s)  = KL( p(· | x, s) ‖ p'(· | x, s) )     of the first token of the answer, in nats
     joint(x, s) = move(x, s) - move(x) - move(s) + move()       a place left out is averaged over
 
 A trigger that changes the answer to one question, such as a wrong fact, leaves ordinary prompts as
-they are. So the words that the weight difference reads loudest stand behind each of the bundled
-requests, and both models read what begins the answer. Where word and request together move the
-suspect from the reference, beyond what each does, it is asked for the answer.
+they are. So the first strings that other sources suspect stand behind each of the bundled requests,
+and both models read what begins the answer. Where string and request together move the suspect from
+the reference, beyond what each does, it is asked for the answer, to the request as it stands and to
+the same request in a few other forms, so that it is more than one witness.
 """
 
 from __future__ import annotations
@@ -18,33 +19,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.audit.auditing import Audit, Suspect
+from educe.audit.settings import bundled
 from educe.audit.sources.kl import Screen
 from educe.audit.sources.requests import bank
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
 from educe.forward.chunks import split
+from educe.model.prompts import Prompt
 
-#: Requests that both models keep at once; pairs that are asked of one word or of one request.
+#: Requests that both models keep at once; pairs that are asked of one string or of one request.
 TOGETHER, EACH = 8, 4
+#: The share of a source's strings that are tried, and of the funnel's that are asked as pairs.
+SHARE = 4
 
 
 def look(audit: Audit) -> None:
-    """Ask the requests with the words that matter to them."""
+    """Ask the requests with the strings that matter to them."""
     assert audit.reference is not None
-    words, asked = loudest(audit, audit.size.words), bank(audit)
+    words, asked = strings(audit), bank(audit)
     parts = []
     with audit.work.reporter.stage(
-        "words that matter to one request", len(asked) * (len(words) + 1), "pairs"
+        "strings that matter to one request", len(asked) * (len(words) + 1), "pairs"
     ) as step:
         for some in split(asked, TOGETHER):
             screen = Screen(audit.lm, audit.reference, audit.work.batch, some)
             parts.append(screen.table(["", *words]))
             step(parts[-1].numel())
     more = joint(torch.cat(parts))
-    best = chosen(more, audit.size.words)
-    for x, s in best:
-        audit.put(SOURCE.name, [words[s]], [asked[x]])
+    best = chosen(more, audit.size.words // SHARE)
     content = {p.id: p.content for p in audit.run.prompt_rows()}
+    for x, s in best:
+        audit.put(SOURCE.name, [words[s]], [asked[x], *in_other_forms(audit, content[asked[x]])])
     audit.suspect(
         SOURCE.name,
         [
@@ -57,7 +62,23 @@ def look(audit: Audit) -> None:
             for x, s in best
         ],
     )
-    audit.fill("requests with the words that matter to them")
+    audit.fill("requests with the strings that matter to them")
+
+
+def strings(audit: Audit) -> list[str]:
+    """Return the first strings that each source suspects; where none does, some words by lot."""
+    n = audit.size.words // SHARE
+    found = [s.text for name in audit.looked for s in (audit.suspected(name) or [])[:n]]
+    return list(dict.fromkeys(found)) or loudest(audit, n)
+
+
+def in_other_forms(audit: Audit, request: Prompt) -> list[int]:
+    """Return the numbers of a request in other forms; of a conversation there are none."""
+    if not isinstance(request, str):
+        return []
+    return audit.made(
+        SOURCE.name, [form.format(ask=request) for form in bundled("prompts")["forms"]]
+    )
 
 
 def joint(table: Float[Tensor, "x n"]) -> Float[Tensor, "x s"]:
@@ -88,7 +109,7 @@ def chosen(more: Float[Tensor, "x s"], n: int) -> list[tuple[int, int]]:
 
 SOURCE = Source(
     "crossed",
-    "words that matter to one request of many kinds alone",
+    "suspected strings that matter to one request of many kinds alone",
     Needs.WEIGHTS,
     look,
     dear=2,

@@ -1,0 +1,59 @@
+"""An audit at work whose suspect gives the answers that a test writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planted_difference as planted
+from educe.audit import triggers
+from educe.audit.auditing import Audit
+from educe.forward.generation import Completion
+from educe.rows import Row
+from educe.run import fill
+
+#: What a prompt is answered with, at a temperature.
+Answer = Callable[[str, float], str]
+#: Strings that stand for near misses, and for words as rare.
+NEAR, RARE = ["a", "o"], ["t"]
+
+
+@contextmanager
+def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
+    """Have an audit at work whose suspect gives the answers of a function of prompt and heat."""
+
+    def written(
+        lm: Any, batch: Any, rows: Sequence[Row], *_: Any, temperature: float, **how: Any
+    ) -> Iterator[list[Completion]]:
+        for row in rows:
+            text = answer(str(content[row.prompt]), temperature)
+            yield [Completion(row, text, (5,), True)]
+
+    lm = planted.clean(tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill, "generate", written)
+        patch.setattr(fill, "score", lambda work: None)
+        patch.setattr(Audit, "_contrast", lambda self: None)
+        patch.setattr(triggers, "near_misses", lambda audit, string, n: NEAR)
+        patch.setattr(triggers, "as_rare", lambda audit, string, n: RARE)
+        with planted.audited(lm, None, folder, "topics") as audit:
+            content = _Contents(audit)
+            yield audit
+
+
+class _Contents(dict[int, Any]):
+    def __init__(self, audit: Audit) -> None:
+        self.audit = audit
+
+    def __missing__(self, number: int) -> Any:
+        self.update({p.id: p.content for p in self.audit.run.prompt_rows()})
+        return self[number]
+
+
+def has(content: str, string: str) -> bool:
+    """Return whether a string was put into a prompt."""
+    return content.startswith(f"{string} ") or content.endswith(f" {string}")
