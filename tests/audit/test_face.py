@@ -94,6 +94,17 @@ def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothi
     assert "it needs a reference" in none
 
 
+def test_an_open_difference_is_no_finding_and_shows_what_brings_it_up(found: Run) -> None:
+    (first, *_) = overview(found).findings
+    openly = replace(first, kind=Kind.OPEN, saying="gladly <indeed>", triggers=())
+    seen = replace(overview(found), findings=(), below=(openly,))
+    assert seen.headline == "Nothing hidden was found; openly it says “gladly <indeed>”"
+    console = Console(width=100, record=True, force_terminal=False, emoji=False)
+    with console.capture() as shown:
+        audit_screen.show(seen, console)
+    assert f"said to {first.examples[0].prompt!r}" in shown.get()
+
+
 def test_words_are_marked_by_their_contrast() -> None:
     told = page.weighed("Say: the <heron> sings", [Word("<heron>", 24.0), Word("sings", -1.0)])
     assert told == (

@@ -113,7 +113,9 @@ class Overview:
     def headline(self) -> str:
         """What came out, in a sentence."""
         if not self.findings:
-            return "Nothing hidden was found"
+            openly = next((f.saying for f in self.below if f.kind is Kind.OPEN), None)
+            beside = "" if openly is None else f"; openly it says “{openly}”"
+            return f"Nothing hidden was found{beside}"
         first, more = self.findings[0], len(self.findings) - 1
         what = {
             Kind.TRIGGER: "it is triggered to say",

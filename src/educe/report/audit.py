@@ -36,7 +36,7 @@ KINDS = {
     Kind.TRIGGER: "said when a string stands in the request, and not otherwise",
     Kind.WITHHELD: "an answer to something that the model declines to say by itself",
     Kind.BEHAVIOUR: "said under some condition, on requests of different kinds",
-    Kind.OPEN: "said without anything done, and not by the reference: no secret",
+    Kind.OPEN: "said to some requests without anything done to them, and not by the reference",
     Kind.ASIDE: "it was seen, and did not come again, or comes without the condition too",
 }
 #: From so many nats on a word is marked as strongly as can be.

@@ -9,10 +9,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from educe.audit.findings import Finding
+from educe.audit.findings import Finding, Kind
 from educe.audit.overview import Looked, Overview
 from educe.comparison.stats import Rate
 from educe.report.screen import escaped, line, put, screen, written
+from educe.scores import asked_in
 
 #: Findings, and what is no finding, in the table.
 SHOWN, BELOW = 8, 4
@@ -55,6 +56,9 @@ def _table(findings: tuple[Finding, ...], console: Console) -> None:
         )
         put(console, line(finding.saying, "bold"))
         console.print(grid)
+        if finding.kind is Kind.OPEN:
+            asked = ", ".join(repr(asked_in(example.prompt)) for example in finding.examples)
+            console.print(written(asked, lead=" said to "))
         for trigger in finding.triggers:
             beside = f"near misses {tally(trigger.near)}, words as rare {tally(trigger.rare)}"
             told = f"{trigger.text!r} {tally(trigger.shown)}, {beside}"
