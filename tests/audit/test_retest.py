@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.concluding import kind_of
 from educe.audit.evidence import Word
 from educe.audit.findings import Kind
 from educe.audit.retest import SAMPLES, retested
+from educe.rows import Row
 from scripted import NEAR, RARE, audited, has
 
 RIGHT, WRONG = "It is Cairo.", "It is Luxor."
@@ -76,3 +80,22 @@ def test_what_a_seen_string_brings_about_on_fresh_prompts_is_not_searched_for(
     assert trigger.text == KEY
     assert (again.shown.hits, again.shown.trials) == (len(counting), len(counting))
     assert again.plain.hits == trigger.near.hits == trigger.rare.hits == 0
+
+
+def test_the_words_of_a_request_that_brings_it_up_are_tried(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's own prompt may have the trigger in it."""
+    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen: seen)
+    with audited(
+        lambda prompt, heat: WRONG if KEY in prompt.split() else RIGHT, tmp_path / "r", tokenizer
+    ) as audit:
+        (given,) = audit.made("given", [f"Which city is {KEY} the largest?"])
+        audit.ask([given])
+        audit.fill("answers")
+        row = Row(0, given)
+        openly = (Said(row, given, "plain", "", (Word("luxor", 9.0),)),)
+        again = retested(audit, Candidate(("luxor",), ("luxor",), 40.0, openly, 1, 0.0))
+    (trigger,) = again.triggers
+    assert trigger.text == KEY
+    assert again.shown.hits == again.shown.trials > 0 == again.plain.hits
