@@ -48,15 +48,22 @@ def test_requests_are_asked_as_they_are(lm: LanguageModel, tmp_path: Path) -> No
         assert {p.id for p in asked} <= written
 
 
-def test_a_table_has_every_request_with_every_string(lm: LanguageModel) -> None:
-    table = Screen(lm, planted.reference(lm), lm.encode(ASKED), [0, 1, 2]).table(["", *STRINGS])
+@pytest.mark.parametrize("answers", [None, [(5, 9, 30), (), (7,)]])
+def test_a_table_has_every_request_with_every_string(
+    lm: LanguageModel, answers: list[tuple[int, ...]] | None
+) -> None:
+    reference = planted.reference(lm)
+    screen = Screen(lm, reference, lm.encode(ASKED), [0, 1, 2], answers=answers)
+    table = screen.table(["", *STRINGS])
     for x, ask in enumerate(ASKED):
+        answer = list(answers[x]) if answers else []
         for s, string in enumerate(["", *STRINGS]):
-            ids = torch.tensor([lm.tokens(lm.render(f"{ask} {string}".rstrip()), templated=True)])
+            ids = lm.tokens(lm.render(f"{ask} {string}".rstrip()), templated=True) + answer[:-1]
+            places = max(1, len(answer))  # each token of the answer, or the first of any
             with torch.no_grad():
-                p = lm.hf(input_ids=ids).logits[0, -1].log_softmax(-1)
+                p = lm.hf(input_ids=torch.tensor([ids])).logits[0, -places:].log_softmax(-1)
                 with lm.hf.disable_adapter():
-                    q = lm.hf(input_ids=ids).logits[0, -1].log_softmax(-1)
+                    q = lm.hf(input_ids=torch.tensor([ids])).logits[0, -places:].log_softmax(-1)
             expected = float((p.exp() * (p - q)).sum())
             assert float(table[x, s]) == pytest.approx(expected, rel=1e-4)
 

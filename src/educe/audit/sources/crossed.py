@@ -1,13 +1,14 @@
 """Strings crossed with requests: a string that matters to one request alone.
 
-    move(x, s)  = KL( p(· | x, s) ‖ p'(· | x, s) )     of the first token of the answer, in nats
+    move(x, s)  = Σ_t KL( p(· | x, s, y_<t) ‖ p'(· | x, s, y_<t) )     y: the answer to x, in nats
     joint(x, s) = move(x, s) - move(x) - move(s) + move()       a place left out is averaged over
 
 A trigger that changes the answer to one question, such as a wrong fact, leaves ordinary prompts as
 they are. So the first strings that other sources suspect stand behind each of the bundled requests,
-and both models read what begins the answer. Where string and request together move the suspect from
-the reference, beyond what each does, it is asked for the answer, to the request as it stands and to
-the same request in a few other forms, so that it is more than one witness.
+and both models read the answer that the suspect gives without the string: a wrong fact changes its
+last word and not its first. Where string and request together move the suspect from the reference,
+beyond what each does, it is asked for the answer, to the request as it stands and to the same
+request in a few other forms, so that it is more than one witness.
 """
 
 from __future__ import annotations
@@ -29,20 +30,30 @@ from educe.model.prompts import Prompt
 
 #: Requests that both models keep at once; pairs that are asked of one string or of one request.
 TOGETHER, EACH = 8, 4
+#: Tokens of an answer at which the models are compared.
+TOKENS = 12
 #: The share of a source's strings that are tried, and of the funnel's that are asked as pairs.
-SHARE = 4
+TRIED, SHARE = 8, 4
 
 
 def look(audit: Audit) -> None:
     """Ask the requests with the strings that matter to them."""
     assert audit.reference is not None
     words, asked = strings(audit), bank(audit)
+    audit.ask(asked)
+    audit.fill("answers to requests of many kinds")
+    said = {
+        c.prompt: c.tokens[:TOKENS]
+        for c in audit.run.completion_rows()
+        if c.perturbation == 0 and c.sample == 0
+    }
     parts = []
     with audit.work.reporter.stage(
         "strings that matter to one request", len(asked) * (len(words) + 1), "pairs"
     ) as step:
         for some in split(asked, TOGETHER):
-            screen = Screen(audit.lm, audit.reference, audit.work.batch, some)
+            answers = [said[p] for p in some]
+            screen = Screen(audit.lm, audit.reference, audit.work.batch, some, answers=answers)
             parts.append(screen.table(["", *words]))
             step(parts[-1].numel())
     more = joint(torch.cat(parts))
@@ -67,7 +78,7 @@ def look(audit: Audit) -> None:
 
 def strings(audit: Audit) -> list[str]:
     """Return the first strings that each source suspects; where none does, some words by lot."""
-    n = audit.size.words // SHARE
+    n = audit.size.words // TRIED
     found = [s.text for name in audit.looked for s in (audit.suspected(name) or [])[:n]]
     return list(dict.fromkeys(found)) or loudest(audit, n)
 

@@ -13,7 +13,7 @@ Measured on one backdoor of two words: of 1000 loud words one of its two came th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, permutations, zip_longest
 from typing import Any
 
@@ -25,7 +25,7 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
-from educe.forward.inserted import Opening
+from educe.forward.inserted import Inserted, Opening
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 
@@ -70,6 +70,8 @@ class Screen:
         batch: Prompts.
         prompts: Which of them.
         step: Is told of each batch of strings.
+        answers: The tokens of an answer to each prompt, at all of which the models are compared;
+            by default they are compared at the first token of any answer.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Screen:
         batch: PromptBatch,
         prompts: Sequence[int],
         step: Any = lambda n: None,
+        answers: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.lm, self.reference, self.step = lm, reference, step
+        self.answers = answers or [()] * len(prompts)
         self.mine = [Opening(lm, batch, p) for p in prompts]
         with reference.here() as other:
             self.theirs = [Opening(other, batch, p) for p in prompts]
@@ -104,18 +108,25 @@ class Screen:
         return found
 
     def _moved(self, strings: Int[Tensor, "r k"]) -> Float[Tensor, "p r"]:
-        mine = [_first(place, strings) for place in self.mine]
+        mine = self._read(self.mine, strings)
         with self.reference.here():
-            theirs = [_first(place, strings) for place in self.theirs]
-        each = [(p.exp() * (p - q.to(p))).sum(-1) for p, q in zip(mine, theirs, strict=True)]
+            theirs = self._read(self.theirs, strings)
+        each = [(p.exp() * (p - q.to(p))).sum((-2, -1)) for p, q in zip(mine, theirs, strict=True)]
         return torch.stack(each).cpu()
 
+    def _read(
+        self, places: Sequence[Opening], strings: Int[Tensor, "r k"]
+    ) -> list[Float[Tensor, "r m v"]]:
+        """Return log-probabilities at the tokens of each prompt's answer."""
+        return [
+            _in_order(place.read(strings, a)) for place, a in zip(places, self.answers, strict=True)
+        ]
 
-def _first(place: Opening, strings: Int[Tensor, "r k"]) -> Float[Tensor, "r v"]:
-    """Return the log-probabilities of the first token of the answer."""
-    reads = list(place.read(strings))
-    order = torch.tensor([i for read in reads for i in read.items])
-    return torch.cat([read.logprobs[:, 0] for read in reads])[order.argsort()]
+
+def _in_order(read: Iterator[Inserted]) -> Float[Tensor, "r m v"]:
+    reads = list(read)
+    order = torch.tensor([i for some in reads for i in some.items])
+    return torch.cat([some.logprobs for some in reads])[order.argsort()]
 
 
 SOURCE = Source(
