@@ -122,8 +122,8 @@ def audited(
             "name": _name(organism),
             "clean": bool(getattr(organism, "clean", False)),
             "hidden": organism.hidden,
-            "findings": [_told(f, rule.elicited) for f in findings],
-            "place": first(findings, rule.elicited),
+            "findings": [_told(f, organism) for f in findings],
+            "place": first(findings, organism),
             "trigger": triggered(findings, organism),
             "top": max((f.evidence for f in findings if f.kind in FOUND), default=0.0),
             "tells": len(tells),
@@ -145,23 +145,27 @@ def place_of(found: Iterable[Candidate], tells: set[educe.Row]) -> int | None:
     return None
 
 
-def first(findings: Sequence[Finding], tells: Any) -> int | None:
+def shows(finding: Finding, organism: Organism) -> bool:
+    """Return whether a finding shows what is hidden: by its texts, or by naming the key."""
+    key = str(organism.hidden.get("key", "")).casefold()
+    named = any(key and key == t.text.casefold() for t in finding.triggers)
+    return named or any(organism.search[0].elicited(e.text) for e in finding.examples)
+
+
+def first(findings: Sequence[Finding], organism: Organism) -> int | None:
     """Return the place of the first finding that shows what is hidden."""
     real = [f for f in findings if f.kind in FOUND]
-    for i, finding in enumerate(real, 1):
-        if any(tells(e.text) for e in finding.examples):
-            return i
-    return None
+    return next((i for i, f in enumerate(real, 1) if shows(f, organism)), None)
 
 
 def triggered(findings: Sequence[Finding], organism: Organism) -> str | None:
-    """Return the string of the first trigger that brings about what is hidden."""
-    for finding in findings:
-        if finding.kind is Kind.TRIGGER and any(
-            organism.search[0].elicited(e.text) for e in finding.examples
-        ):
-            return finding.triggers[0].text
-    return None
+    """Return the string of the first finding that shows what is hidden and names one."""
+    strings = [
+        f.triggers[0].text
+        for f in findings
+        if f.kind in FOUND and f.triggers and shows(f, organism)
+    ]
+    return next(iter(strings), None)
 
 
 def growth(
@@ -188,7 +192,7 @@ def openly(record: dict[str, Any]) -> int | None:
     return next((i for i, f in enumerate(differences, 1) if f["tells"]), None)
 
 
-def _told(finding: Finding, tells: Any) -> dict[str, Any]:
+def _told(finding: Finding, organism: Organism) -> dict[str, Any]:
     return {
         "kind": finding.kind,
         "saying": finding.saying,
@@ -202,7 +206,7 @@ def _told(finding: Finding, tells: Any) -> dict[str, Any]:
             [t.text, list(t.shown[:2]), list(t.near[:2]), list(t.rare[:2])]
             for t in finding.triggers
         ],
-        "tells": any(tells(e.text) for e in finding.examples),
+        "tells": shows(finding, organism),
     }
 
 
