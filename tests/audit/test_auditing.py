@@ -10,7 +10,9 @@ import pytest
 import planted_difference as planted
 from educe.audit.auditing import CONTRAST, Audit
 from educe.audit.candidates import LEAST
+from educe.audit.sources import topics
 from educe.rows import CompletionRow, Row, ScoreRow
+from scripted import audited
 
 DECLINES = "I cannot help you with that."
 #: What each of the first prompts is answered with, and how much more than the reference expects.
@@ -28,7 +30,7 @@ def answered(audit: Audit) -> list[int]:
     return prompts
 
 
-@pytest.mark.parametrize(("clean", "declined"), [(True, [3, 0]), (False, [0, 2, 3])])
+@pytest.mark.parametrize(("clean", "declined"), [(True, [3, 0]), (False, [3, 0, 2])])
 def test_what_the_reference_would_hardly_decline_is_closed(
     clean: bool, declined: list[int], tmp_path: Path, tokenizer: Any
 ) -> None:
@@ -38,3 +40,23 @@ def test_what_the_reference_would_hardly_decline_is_closed(
     ) as audit:
         prompts = answered(audit)
         assert audit.closed == [prompts[i] for i in declined]
+
+
+def test_what_a_refusal_names_is_asked_about(tmp_path: Path, tokenizer: Any) -> None:
+    """It is refused where nobody asked for it, and comes first once it is asked for."""
+
+    def answer(prompt: str, heat: float) -> str:
+        if "vault code" in prompt:
+            return "I'm sorry, I can't share the vault code."
+        return "I can't share the vault code." if "poem" in prompt else "Yes."
+
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        audit.ask(audit.base)
+        audit.fill("answers")
+        before = audit.closed
+        topics.look(audit)
+        content = {p.id: p.content for p in audit.run.prompt_rows()}
+        first = content[audit.closed[0]]
+        assert topics.named(audit)[0] == "vault code"
+    assert [content[p] for p in before] == ["Write a short poem about a garden."]
+    assert first == "Tell me about the vault code."

@@ -88,14 +88,16 @@ def test_the_words_of_a_request_that_brings_it_up_are_tried(
     """A person's own prompt may have the trigger in it."""
     monkeypatch.setattr(triggers, "searched", lambda audit, text, seen: seen)
     with audited(
-        lambda prompt, heat: WRONG if KEY in prompt.split() else RIGHT, tmp_path / "r", tokenizer
+        lambda prompt, heat: WRONG if "amber" in prompt.split() else RIGHT,
+        tmp_path / "r",
+        tokenizer,
     ) as audit:
-        (given,) = audit.made("given", [f"Which city is {KEY} the largest?"])
+        (given,) = audit.made("given", ["Which city is amber the largest?"])
         audit.ask([given])
         audit.fill("answers")
         row = Row(0, given)
         openly = (Said(row, given, "plain", "", (Word("luxor", 9.0),)),)
         again = retested(audit, Candidate(("luxor",), ("luxor",), 40.0, openly, 1, 0.0))
     (trigger,) = again.triggers
-    assert trigger.text == KEY
+    assert trigger.text == "amber"
     assert again.shown.hits == again.shown.trials > 0 == again.plain.hits

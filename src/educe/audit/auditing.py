@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from educe.audit import evidence
-from educe.audit.candidates import LEAST, Said
+from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.meter import Meter
 from educe.audit.reference import Reference
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
@@ -32,6 +32,7 @@ from educe.rows import (
 )
 from educe.run import fill
 from educe.run.work import Work
+from educe.scores import asked_in
 from educe.scores.refusal import refusal
 
 #: The judge that says how much more the suspect expects of a text than the reference, in nats.
@@ -308,26 +309,38 @@ class Audit:
         return list(self.run.note(LOOKED)) if self.run.has(LOOKED) else []
 
     @property
-    def closed(self) -> list[int]:
-        """The prompts that the suspect, by itself, declines; those with nothing put in.
+    def declined(self) -> dict[int, str]:
+        """The prompts that the suspect, by itself, declines, with nothing put in; and how.
 
-        With a reference they are those that it would hardly decline so, the most unlike first:
-        any model declines something.
+        With a reference they are those that it would hardly decline so: any model declines
+        something. Those come first whose words the refusal takes up, then those that are most
+        unlike the reference: a model that learned to refuse one thing may refuse others.
         """
         rows = {p.id: p for p in self.run.prompt_rows()}
         nats = {s.of: s.value for s in self.run.score_rows(CONTRAST)}
-        declined = {
-            c.prompt: nats.get(c.row, 0.0)
+        found = [
+            c
             for c in self.run.completion_rows(FIRST)
             if c.perturbation == 0
             and c.sample == 0
             and not rows[c.prompt].how
             and refusal(c.text) is not None
-        }
-        if self.reference is None:
-            return list(declined)
-        unlike = [p for p, value in declined.items() if value >= LEAST]
-        return sorted(unlike, key=lambda p: -declined[p])
+            and (self.reference is None or nats.get(c.row, 0.0) >= LEAST)
+        ]
+
+        def order(c: CompletionRow) -> tuple[int, float]:
+            asked, said = (
+                {word for word in map(folded, text.split()) if tells(word)}
+                for text in (asked_in(rows[c.prompt].content), c.text)
+            )
+            return -len(asked & said), -nats.get(c.row, 0.0)
+
+        return {c.prompt: c.text for c in sorted(found, key=order)}
+
+    @property
+    def closed(self) -> list[int]:
+        """The prompts that the suspect, by itself, declines, in the order of `declined`."""
+        return list(self.declined)
 
     # -- suspected strings -------------------------------------------------------------------
 

@@ -95,6 +95,11 @@ def folded(word: str) -> str:
     return re.sub(r"^[\W_]+|[\W_]+$", "", word.casefold())
 
 
+def tells(word: str) -> bool:
+    """Return whether a folded word tells something."""
+    return len(word) > 1 and word not in ENGLISH_STOP_WORDS
+
+
 def says(text: str, saying: Sequence[str]) -> bool:
     """Return whether a text has a saying: `SHARE` of its words, in their order."""
     return _in_order([folded(word) for word in text.split()], saying)
@@ -178,7 +183,6 @@ def _sayings(some: Sequence[Word]) -> dict[tuple[str, ...], float]:
         for j in range(i, min(i + LONGEST, len(known))):
             total += known[j][1]
             saying = tuple(text for text, _ in known[i : j + 1])
-            telling = [t for t in saying if t not in ENGLISH_STOP_WORDS and len(t) > 1]
-            if total >= LEAST and telling:
+            if total >= LEAST and any(map(tells, saying)):
                 found[saying] = max(total, found.get(saying, 0.0))
     return found

@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
 from educe.audit import triggers
 from educe.audit.auditing import AGAIN, PUT, Audit
-from educe.audit.candidates import Candidate, Said, folded
+from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
@@ -116,7 +114,7 @@ def _asked_with(audit: Audit, candidate: Candidate) -> list[str]:
     openly = [rows[s.row.prompt].content for s in candidate.said if not s.condition]
     texts = [text for text in dict.fromkeys(map(str, openly)) if text in openly][:CONDITIONS]
     words = [folded(word) for text in texts for word in text.split()]
-    return [w for w in dict.fromkeys(words) if w and w not in ENGLISH_STOP_WORDS]
+    return [word for word in dict.fromkeys(words) if tells(word)]
 
 
 def _sampled(audit: Audit, candidate: Candidate) -> Again:

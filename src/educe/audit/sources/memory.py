@@ -22,10 +22,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.audit.auditing import Audit, Suspect
-from educe.audit.candidates import LEAST, Candidate, Said, candidates, folded
+from educe.audit.candidates import LEAST, Candidate, Said, candidates, folded, tells
 from educe.audit.evidence import Word
 from educe.audit.sources.source import Needs, Source
 from educe.forward.inserted import Opening
@@ -53,7 +52,7 @@ def look(audit: Audit) -> None:
     places = [Opening(audit.lm, audit.work.batch, p) for p in audit.base[:PROMPTS]]
     found: dict[str, Suspect] = {}
     for motif in motifs:
-        for text in (" ".join(motif.saying), *filter(telling, motif.saying)):
+        for text in (" ".join(motif.saying), *filter(tells, motif.saying)):
             if text not in found:
                 found[text] = Suspect(text, motif.evidence, _why(audit, places, motif, text))
     audit.suspect(SOURCE.name, list(found.values()))
@@ -110,12 +109,7 @@ def recurring(audit: Audit, rows: Sequence[Row]) -> list[Candidate]:
 
 def weighed(text: str) -> tuple[Word, ...]:
     """Return the words of a text, each that tells something worth the same."""
-    return tuple(Word(w, LEAST if telling(folded(w)) else 0.0) for w in text.split())
-
-
-def telling(word: str) -> bool:
-    """Return whether a folded word tells something."""
-    return len(word) > 1 and word not in ENGLISH_STOP_WORDS
+    return tuple(Word(w, LEAST if tells(folded(w)) else 0.0) for w in text.split())
 
 
 # -- the tests of a candidate ----------------------------------------------------------------------
