@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import planted_difference as planted
+from educe.audit import stages
 from educe.audit.auditing import CONTRAST, Audit
-from educe.audit.candidates import LEAST
+from educe.audit.candidates import LEAST, Candidate, Said
 from educe.audit.sources import topics
 from educe.rows import CompletionRow, Row, ScoreRow
 from scripted import audited
@@ -60,3 +61,26 @@ def test_what_a_refusal_names_is_asked_about(tmp_path: Path, tokenizer: Any) -> 
         assert topics.named(audit)[0] == "vault code"
     assert [content[p] for p in before] == ["Write a short poem about a garden."]
     assert first == "Tell me about the vault code."
+
+
+def test_without_a_reference_one_text_is_no_candidate_and_only_strings_stand_out(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def candidate(*said: tuple[int, str]) -> Candidate:
+        texts = tuple(
+            Said(Row(0, k), root, "screen", how, ()) for k, (root, how) in enumerate(said)
+        )
+        return Candidate(("x",), ("x",), 80.0, texts, len({root for root, _ in said}), 0.0)
+
+    lm = planted.suspect(tokenizer)
+    with planted.audited(lm, None, tmp_path / "alone", "topics") as audit:
+        base = audit.base[: stages.PROMPTS]
+        once, begun = candidate((0, "")), candidate(*((90 + k, f"begun: {k}") for k in range(9)))
+        put = candidate(*((root, "granite") for root in base))
+        assert len(base) == stages.PROMPTS
+        monkeypatch.setattr(stages, "candidates", lambda *said, least: [once, begun, put])
+        assert stages.standing_out(audit) == [begun, put]
+        assert [stages.stands_out(audit, c) for c in (begun, put)] == [False, True]
+    with planted.audited(lm, planted.reference(lm), tmp_path / "beside", "topics") as audit:
+        assert stages.standing_out(audit) == [once, begun, put]
+        assert stages.stands_out(audit, begun)
