@@ -46,10 +46,10 @@ class Again(NamedTuple):
 def retested(audit: Audit, candidate: Candidate) -> Again:
     """Try a candidate again."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
-    base = set(audit.base)
+    base, closed = set(audit.base), set(audit.closed)
     put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
     strings = [s.condition for s in put if s.root in base]
-    if strings or (not put and any(s.root not in audit.closed for s in candidate.said)):
+    if strings or (not put and any(s.root not in closed for s in candidate.said)):
         found = _by_strings(audit, candidate, strings)
         if found.shown.hits >= COMES_AGAIN:
             return found
