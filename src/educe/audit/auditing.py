@@ -43,8 +43,9 @@ REFERENCE, AMPLIFIED = "reference", "amplified"
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
 #: The note of a run that says which sources have looked.
 LOOKED = "looked"
-#: What the roles of prompts of the re-test end with.
-AGAIN = ":again"
+#: The part that strings of the re-test are put in for, and what roles of its prompts end with.
+REPEATED = "again"
+AGAIN = f":{REPEATED}"
 #: Texts that are read at once.
 AT_ONCE = 512
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from educe.audit import null
-from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, Suspect
+from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.judged import JUDGED, Judged
@@ -187,7 +187,7 @@ class _Sources(dict[tuple[int, int], str]):
         if perturbation:
             return self.by[perturbation]
         name = self.prompts[prompt].role.partition(":")[2] or PLAIN
-        return RETESTED if name == "again" else name
+        return RETESTED if name == REPEATED else name
 
 
 def _sources(run: Run, prompts: dict[int, PromptRow]) -> _Sources:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from educe.audit import triggers
-from educe.audit.auditing import AGAIN, PUT, Audit
+from educe.audit.auditing import PUT, REPEATED, Audit
 from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
@@ -26,8 +26,6 @@ CONDITIONS = 8
 ENOUGH = 0.75
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
-#: The source that strings of the re-test are put in for.
-PUT_AGAIN = AGAIN.removeprefix(":")
 #: At this temperature is sampled again.
 TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
@@ -100,7 +98,7 @@ def _of_requests(audit: Audit, candidate: Candidate, put: Sequence[Said]) -> Tri
     ((string, _),) = Counter(s.condition for s in put).most_common(1)
     requests = list(dict.fromkeys(s.root for s in put if s.condition == string))[:CONDITIONS]
     n, few = audit.size.near, requests[:BESIDE]
-    numbers = [row.prompt for row in audit.put(PUT_AGAIN, [string], requests)]
+    numbers = [row.prompt for row in audit.put(REPEATED, [string], requests)]
     shown = audit.ask(numbers, samples=range(1, 1 + SAMPLES), temperature=TEMPERATURE, phase=RETEST)
     near = _asked(audit, triggers.near_misses(audit, string, n), few)
     rare = _asked(audit, triggers.as_rare(audit, string, n), few)
@@ -165,7 +163,7 @@ def _asked(
     audit: Audit, strings: Sequence[str], prompts: Sequence[int], *, by: int | None = None
 ) -> list[Row]:
     """Ask for answers to prompts with strings put in, of the suspect or of another model."""
-    rows = audit.put(PUT_AGAIN, strings, prompts)
+    rows = audit.put(REPEATED, strings, prompts)
     if by:
         rows = [row._replace(perturbation=by) for row in rows]
         audit.run.ask(rows, 0.0)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from educe.audit.auditing import Audit
-from educe.forward.inserted import Opening
+from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
 
 #: Prompts on which strings are tried, strings that go from one length to the next, and the longest.
@@ -60,11 +60,8 @@ class Fit:
 
     def _read(self, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
         total = torch.zeros(len(tokens))
-        lengths: dict[int, list[int]] = {}
-        for i, own in enumerate(tokens):
-            lengths.setdefault(len(own), []).append(i)
         target = torch.tensor(self.text)
-        for some in lengths.values():
+        for some in by_length(tokens):
             strings = torch.tensor([tokens[i] for i in some], dtype=torch.long)
             for place in self.places:
                 for read in place.read(strings, self.text):

@@ -16,7 +16,7 @@ from collections import defaultdict
 import numpy as np
 
 from educe.audit import triggers
-from educe.audit.auditing import AGAIN, PUT, Audit
+from educe.audit.auditing import PUT, REPEATED, Audit
 from educe.audit.candidates import Candidate
 from educe.audit.findings import Trigger
 from educe.comparison.stats import Rate, rate
@@ -71,7 +71,7 @@ def _ceases(
     samples: int = SAMPLES,
 ) -> Rate:
     """Return how often answers with some strings put in lack the saying."""
-    numbers = [row.prompt for row in audit.put(AGAIN.removeprefix(":"), strings, prompts)]
+    numbers = [row.prompt for row in audit.put(REPEATED, strings, prompts)]
     rows = [Row(0, p, k, RETEST) for p in numbers for k in range(1, 1 + samples)]
     audit.run.ask(rows, TEMPERATURE)
     audit.fill("what unlocks")

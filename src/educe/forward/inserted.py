@@ -139,6 +139,14 @@ class Opening:
         yield from _in_chunks(len(strings), ROWS, run)
 
 
+def by_length(strings: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the places of strings of one length, for each length: only such are read together."""
+    found: dict[int, list[int]] = {}
+    for i, own in enumerate(strings):
+        found.setdefault(len(own), []).append(i)
+    return list(found.values())
+
+
 def _in_chunks(n: int, rows: int, run: Callable[[Sequence[int]], Inserted]) -> Iterator[Inserted]:
     for _, done in Chunker(rows).each(split(range(n), rows), run, len, halved):
         yield done

@@ -25,7 +25,7 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
-from educe.forward.inserted import Inserted, Opening
+from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 
@@ -95,12 +95,9 @@ class Screen:
 
     def table(self, strings: Sequence[str]) -> Float[Tensor, "p n"]:
         """Return how far each prompt with each string moves the suspect, in nats."""
-        lengths: dict[int, list[int]] = {}
         tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
-        for i, own in enumerate(tokens):
-            lengths.setdefault(len(own), []).append(i)
         found = torch.zeros(len(self.mine), len(strings))
-        for some in lengths.values():
+        for some in by_length(tokens):
             for first in range(0, len(some), ROWS):
                 now = some[first : first + ROWS]
                 found[:, now] = self._moved(torch.tensor([tokens[i] for i in now]).long())

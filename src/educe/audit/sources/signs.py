@@ -18,6 +18,7 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.settings import bundled
 from educe.audit.sources import kl, screen
 from educe.audit.sources.source import Needs, Source
+from educe.forward.inserted import by_length
 
 #: Prompts that each string stands behind, with a reference.
 PROMPTS = 2
@@ -76,8 +77,7 @@ def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     alone = screen.Screen(audit.lm, audit.work.batch, audit.base)
     tokens = [tuple(audit.lm.tokens(f" {s}", templated=True)) for s in strings]
     scores = [0.0] * len(strings)
-    for length in sorted({len(own) for own in tokens}):
-        some = [i for i, own in enumerate(tokens) if len(own) == length]
+    for some in by_length(tokens):
         values = alone.effect([tokens[i] for i in some]).score.tolist()
         for i, value in zip(some, values, strict=True):
             scores[i] = value
