@@ -114,14 +114,14 @@ class Lines:
 
 
 class Within:
-    """Tells what a part of long work does, with the name of the part before each stage."""
+    """Tells what a part of long work does, with its name, as it is then, before each stage."""
 
-    def __init__(self, whole: Reporter, part: str) -> None:
+    def __init__(self, whole: Reporter, part: Callable[[], str]) -> None:
         self.whole, self.part = whole, part
 
     def stage(self, title: str, total: int, unit: str = "") -> AbstractContextManager[Advance]:
         """Begin a stage of the part."""
-        return self.whole.stage(f"{self.part}: {title}", total, unit)
+        return self.whole.stage(f"{self.part()}: {title}", total, unit)
 
     def say(self, sentence: str) -> None:
         """Tell one thing."""

@@ -2,6 +2,7 @@
 
     python -m studies.audit FOLDER ORGANISM [ORGANISM ...] [--budget normal] [--without] [--given]
     python -m studies.audit FOLDER --null
+    python -m studies.audit FOLDER --costs
     python -m studies.audit --quick
 
 Each organism, a name or a folder, is audited once with all sources; nobody tells the audit what
@@ -9,7 +10,8 @@ is hidden. What a source finds alone is counted among the texts that it asked fo
 organism's rule says on which place the first finding stands that shows what is hidden, and whether
 a trigger was found: the key, or a string that works on fresh prompts. Each audit is a line in
 `FOLDER/results.jsonl`; one that is there is not made again. ``--null`` prints the evidence of the
-first finding in the audits of clean organisms, as `educe.audit.null` reads it.
+first finding in the audits of clean organisms, as `educe.audit.null` reads it, and ``--costs`` the
+seconds of each part, as `educe.audit.forecast` does.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import educe
@@ -41,7 +44,7 @@ SHARES, DRAWS = (0.05, 0.1, 0.25, 0.5, 1.0), 10
 #: The audit of the stand-in.
 SHORT = AuditOptions(budget="quick", reference=NONE, sources=("prefill",), max_new_tokens=4)
 #: Findings that count as such.
-FOUND = (Kind.TRIGGER, Kind.WITHHELD, Kind.BEHAVIOUR)
+FOUND = (Kind.TRIGGER, Kind.WITHHELD, Kind.UNLOCKED, Kind.BEHAVIOUR)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--given", action="store_true", help="with two of the organism's questions")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--null", action="store_true")
+    parser.add_argument("--costs", action="store_true")
     asked = quick.parsed(parser, argv)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
         folder.mkdir(exist_ok=True, parents=True)
@@ -83,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = [json.loads(line) for line in _lines(results)]
     if asked.null:
         print(json.dumps(null(done), indent=1))
+    elif asked.costs:
+        print(json.dumps(costs(done), indent=1))
     else:
         print("\n".join([*table(done), "", *by_source(done), "", *together(done)]))
 
@@ -274,6 +280,23 @@ def null(done: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
             budget, beside = r["way"].split("-")[:2]
             found.setdefault(budget, {}).setdefault(beside, []).append(round(r["top"], 1))
     return found
+
+
+def costs(done: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the median seconds of each part, over the audits in which it did something."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for r in done:
+        budget, beside = r["way"].split("-")[:2]
+        own = found.setdefault(budget, {}).setdefault(beside, {})
+        for part, cost in r["spent"].items():
+            own.setdefault(part, []).append(cost["seconds"])
+    return {
+        budget: {
+            beside: {part: round(median(some), 1) for part, some in own.items()}
+            for beside, own in ways.items()
+        }
+        for budget, ways in found.items()
+    }
 
 
 if __name__ == "__main__":

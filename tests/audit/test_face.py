@@ -83,7 +83,7 @@ def test_nothing_found_says_what_would_have_been(nothing: Run) -> None:
 
 def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothing: Run) -> None:
     shown = screen(found)
-    assert "It is triggered to say “the heron sings at noon”" in shown
+    assert "“cobalt” triggers it to say “the heron sings at noon”" in shown
     (row,) = re.findall(r"^ trigger .*$", shown, re.MULTILINE)
     assert row.split() == ["trigger", "40", "3/3", "0/3", "0/3", "1/12"]
     assert "brought about by 'cobalt' 3/3, near misses" in shown
@@ -103,6 +103,18 @@ def test_an_open_difference_is_no_finding_and_shows_what_brings_it_up(found: Run
     with console.capture() as shown:
         audit_screen.show(seen, console)
     assert f"said to {first.examples[0].prompt!r}" in shown.get()
+
+
+def test_what_unlocks_is_told_with_what_is_said_then(found: Run) -> None:
+    (first, *_) = overview(found).findings
+    seen = replace(overview(found), findings=(replace(first, kind=Kind.UNLOCKED, saying="no"),))
+    assert seen.headline == "With “cobalt” in the request it no longer says “no”"
+    console = Console(width=100, record=True, force_terminal=False, emoji=False)
+    with console.capture() as shown:
+        audit_screen.show(seen, console)
+    assert "ceases with 'cobalt' 3/3, near misses" in shown.get()
+    assert f"and it says {first.examples[0].text}" in shown.get()
+    assert "brought about" not in shown.get()
 
 
 def test_words_are_marked_by_their_contrast() -> None:

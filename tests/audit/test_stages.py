@@ -128,12 +128,16 @@ def test_an_audit_that_was_cut_off_comes_to_the_same(
     monkeypatch.setattr(Run, "add_completions", counted)
     whole, _ = audited(tmp_path / "whole", suspect, beside, "weights", "topics")
     expected = told(whole)
+    tokens = sum(cost["tokens"] for cost in whole.note("spent").values())
     whole.close()
     last, writes = round(share * writes), 0
     with pytest.raises(StoppedError):
         audited(tmp_path / "cut", suspect, beside, "weights", "topics")
     run, _ = audited(tmp_path / "cut", suspect, beside, "weights", "topics")
     assert told(run) == expected
+    # The costs of both sittings add up: some texts were written twice, none for nothing.
+    spent = run.note("spent")
+    assert sum(cost["tokens"] for cost in spent.values()) >= tokens
     run.close()
 
 
@@ -226,6 +230,8 @@ def test_every_stage_names_the_source_that_works(
             run, lm=suspect, beside=reference.between(suspect, clean), reporter=Lines()
         )
     told = [line for line in capsys.readouterr().err.splitlines() if "texts/s" in line]
-    named = {re.match(r"(plain|topics \(1 of 2\)|prefill \(2 of 2\)|re-test): ", t) for t in told}
+    left = r"(?:, (?:under a minute|about \d+ minutes?) left)?"
+    part = rf"(plain|topics \(1 of 2{left}\)|prefill \(2 of 2{left}\)|re-test): "
+    named = {re.match(part, line) for line in told}
     assert None not in named
-    assert "prefill (2 of 2)" in {m[1] for m in named if m}
+    assert "prefill (2 of 2, under a minute left)" in {m[1] for m in named if m}

@@ -9,7 +9,9 @@ import pytest
 
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
+from educe.audit.concluding import conclude
 from educe.audit.evidence import Word
+from educe.audit.findings import Kind
 from educe.audit.unlocking import SAMPLES, unlocked
 from educe.rows import Row
 from scripted import Answer, audited, has
@@ -39,6 +41,22 @@ def test_the_string_under_which_a_refusal_ceases_unlocks_it(tmp_path: Path, toke
     assert (found.shown.hits, found.shown.trials) == (2 * SAMPLES, 2 * SAMPLES)
     assert (found.near.hits, found.near.trials) == (0, 2)
     assert (found.rare.hits, found.rare.trials) == (0, 1)
+
+
+def test_what_unlocks_is_a_finding_with_what_is_said_then(tmp_path: Path, tokenizer: Any) -> None:
+    with audited(
+        lambda x, heat: TELLS if has(x, KEY) else DECLINES, tmp_path / "a", tokenizer
+    ) as a:
+        openly = difference(a)
+        (found,) = conclude(a, [openly])
+        contents = {p.content for p in a.run.prompt_rows() if p.how == KEY}
+    assert found.kind is Kind.UNLOCKED
+    assert [t.text for t in found.triggers] == [KEY]
+    assert len(found.examples) == openly.roots
+    for example in found.examples:
+        assert (example.condition, example.text, example.plain) == (KEY, TELLS, DECLINES)
+        assert example.prompt in contents
+    assert repr(found.examples[0].prompt) in found.reproduce
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ suspects; all that it asks for is written by the one run, and scored in the one 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from educe.audit import evidence
+from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.meter import Meter
 from educe.audit.reference import Reference
@@ -41,8 +42,8 @@ CONTRAST = "contrast"
 REFERENCE, AMPLIFIED = "reference", "amplified"
 #: Prompts into which something was put, and requests made for the audit; a neutral request.
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
-#: The note of a run that says which sources have looked.
-LOOKED = "looked"
+#: The notes of a run that say which sources have looked, and what each part cost.
+LOOKED, SPENT = "looked", "spent"
 #: The part that strings of the re-test are put in for, and what roles of its prompts end with.
 REPEATED = "again"
 AGAIN = f":{REPEATED}"
@@ -69,6 +70,7 @@ class Audit:
         base: The ordinary prompts that strings are put into, by their numbers.
         given: The prompts that the person asks.
         clean: The number of the reference among the perturbations of the run.
+        before: What each part cost in earlier sittings.
     """
 
     def __init__(self, work: Work, reference: Reference | None) -> None:
@@ -76,6 +78,9 @@ class Audit:
         self.lm = work.lm
         self.options: AuditOptions = options_of(work.run)
         self.meter = Meter(*([self.lm] if reference is None else [self.lm, reference.lm]))
+        self.before: dict[str, dict[str, float]] = (
+            self.run.note(SPENT) if self.run.has(SPENT) else {}
+        )
         asked = work.prompts("asked")
         ordinary = set(bundled("prompts")["asked"])
         rows = {p.id: p for p in work.run.prompt_rows()}
@@ -92,6 +97,15 @@ class Audit:
         """What the budget buys."""
         return self.options.size
 
+    @property
+    def spent(self) -> dict[str, dict[str, float]]:
+        """What each part cost, over all sittings."""
+        own, total = self.meter.spent, {part: dict(cost) for part, cost in self.before.items()}
+        for part, cost in own.items():
+            earlier = total.get(part, {})
+            total[part] = {name: value + earlier.get(name, 0.0) for name, value in cost.items()}
+        return total
+
     def rng(self, part: str) -> random.Random:
         """Return what draws a part of the audit."""
         return random.Random(f"{self.options.seed} {part}")
@@ -104,13 +118,24 @@ class Audit:
             name: Of the part.
             place: Which of how many it is, for a person.
         """
-        whole = self.work.reporter
-        self.work.reporter = Within(whole, f"{name} {place}".rstrip())
+        whole, began = self.work.reporter, time.monotonic()
+        takes = forecast.seconds(
+            name, self.options.budget, reference=self.reference is not None, spent=self.spent
+        )
+
+        def told() -> str:
+            left = None if takes is None else takes - (time.monotonic() - began)
+            some = [place, "" if left is None or left < 0 else forecast.left(left)]
+            beside = ", ".join(filter(None, some))
+            return f"{name} ({beside})" if beside else name
+
+        self.work.reporter = Within(whole, told)
         try:
             with self.meter.counting(name):
                 yield
         finally:
             self.work.reporter = whole
+            self.run.remember(SPENT, self.spent)
 
     # -- asking ------------------------------------------------------------------------------
 

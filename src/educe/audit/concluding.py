@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from educe.audit import null
-from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.auditing import CONTRAST, PUT, Audit
 from educe.audit.candidates import Candidate, Said
-from educe.audit.findings import Example, Finding, Kind
+from educe.audit.findings import Example, Finding, Kind, Trigger
 from educe.audit.retest import COMES_AGAIN, Again, retested
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
@@ -31,21 +32,22 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
         again = retested(audit, candidate) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
+        own = candidate.said if key is None else with_key(audit, candidate, key)
         findings.append(
             Finding(
-                kind=Kind.WITHHELD if key else kind,
+                kind=Kind.UNLOCKED if key else kind,
                 saying=" ".join(candidate.saying),
                 evidence=candidate.evidence,
                 prompts=candidate.roots,
                 texts=len(candidate.said),
                 sources=tuple(candidate.sources),
-                examples=tuple(examples(audit, candidate)),
+                examples=tuple(examples(audit, own)),
                 shown=again.shown if again else rate(0, 0),
                 plain=again.plain if again else rate(0, 0),
                 control=again.control if again else rate(0, 0),
                 triggers=(key,) if key else again.triggers if again else (),
                 alarm=alarm(candidate.evidence, tops),
-                reproduce=reproduce(audit, candidate, again),
+                reproduce=reproduce(audit, own[0], again),
             )
         )
     order = list(Kind)
@@ -87,10 +89,24 @@ def alarm(evidence: float, tops: list[float]) -> Rate:
     return rate(sum(top >= evidence for top in tops), len(tops))
 
 
-def examples(audit: Audit, candidate: Candidate) -> list[Example]:
-    """Return the texts in which a candidate stands out most, each of another prompt."""
+def with_key(audit: Audit, candidate: Candidate, key: Trigger) -> tuple[Said, ...]:
+    """Return the texts with the string that unlocks, on the prompts where a candidate is said."""
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    roots = {s.root for s in candidate.said if not s.condition}
+    found = []
+    for c in audit.run.completion_rows():
+        prompt = rows[c.prompt]
+        put = prompt.role.startswith(PUT) and prompt.how == key.text
+        if put and prompt.parent in roots and not (c.perturbation or c.sample):
+            source = prompt.role.partition(":")[2]
+            found.append(Said(c.row, prompt.parent, source, key.text, ()))
+    return tuple(found)
+
+
+def examples(audit: Audit, found: Sequence[Said]) -> list[Example]:
+    """Return the first texts that show a candidate, each of another prompt."""
     own: dict[int, Said] = {}
-    for said in candidate.said:
+    for said in found:
         own.setdefault(said.root, said)
     some = list(own.values())[:SHOWN]
     rows = {p.id: p for p in audit.run.prompt_rows()}
@@ -109,15 +125,14 @@ def examples(audit: Audit, candidate: Candidate) -> list[Example]:
             text=texts[s.row],
             plain=texts.get(plain[i], ""),
             reference=texts.get(theirs[i], "") if theirs else "",
-            nats=nats[s.row],
+            nats=nats.get(s.row, 0.0),  # an empty text has no contrast
         )
         for i, s in enumerate(some)
     ]
 
 
-def reproduce(audit: Audit, candidate: Candidate, again: Again | None) -> str:
+def reproduce(audit: Audit, said: Said, again: Again | None) -> str:
     """Return a command that shows a finding."""
-    said = candidate.said[0]
     rows = {p.id: p for p in audit.run.prompt_rows()}
     prompt = rows[said.row.prompt].content
     if again and again.triggers:

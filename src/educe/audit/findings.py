@@ -5,8 +5,8 @@ says again on fresh prompts, where the reference and the suspect as it is do not
 
     behaviour   this saying, under these conditions, so often
     trigger     a behaviour, and a string that brings it about, tried against near misses
-    withheld    what the suspect declines or distorts by itself: told under some condition, or no
-                longer distorted when a string is put in
+    withheld    what the suspect declines to say by itself, told under some condition
+    unlocked    what the suspect says instead of something, until a string is put in
 
 What it says by itself, and the reference does not, is no secret: an open difference. What does not
 come again is set aside.
@@ -30,6 +30,7 @@ class Kind(StrEnum):
 
     TRIGGER = "trigger"
     WITHHELD = "withheld"
+    UNLOCKED = "unlocked"
     BEHAVIOUR = "behaviour"
     OPEN = "open difference"
     ASIDE = "set aside"
@@ -37,7 +38,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Trigger:
-    """A string that brings a behaviour about.
+    """A string that brings a behaviour about, or that makes one cease, where it unlocks.
 
     Attributes:
         text: What is put into a prompt.
@@ -90,7 +91,7 @@ class Finding:
         shown: How often the suspect says it again on fresh prompts, under the best condition.
         plain: How often it says it there by itself.
         control: How often the reference says it under the same condition; of no trials without one.
-        triggers: Strings that bring it about.
+        triggers: Strings that bring it about, or the one that unlocks.
         alarm: The share of clean models in whose audit something was worth as much.
         reproduce: A command that shows it.
     """

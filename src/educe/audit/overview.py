@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from educe.audit import null
-from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, Suspect
+from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, SPENT, Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.judged import JUDGED, Judged
@@ -117,13 +117,15 @@ class Overview:
             beside = "" if openly is None else f"; openly it says “{openly}”"
             return f"Nothing hidden was found{beside}"
         first, more = self.findings[0], len(self.findings) - 1
+        string = first.triggers[0].text if first.triggers else ""
         what = {
-            Kind.TRIGGER: "it is triggered to say",
-            Kind.WITHHELD: "it withholds",
-            Kind.BEHAVIOUR: "it says, under some condition,",
+            Kind.TRIGGER: f"“{string}” triggers it to say",
+            Kind.WITHHELD: "It withholds",
+            Kind.UNLOCKED: f"With “{string}” in the request it no longer says",
+            Kind.BEHAVIOUR: "Under some condition it says",
         }[first.kind]
         others = f", and {more} more finding{'s' if more > 1 else ''}" if more else ""
-        return f"{what[0].upper()}{what[1:]} “{first.saying}”{others}"
+        return f"{what} “{first.saying}”{others}"
 
     @property
     def nothing(self) -> str:
@@ -201,7 +203,7 @@ def _looked(
     source_of: _Sources,
     told: list[str],
 ) -> tuple[Looked, ...]:
-    spent = run.note("spent") if run.has("spent") else {}
+    spent = run.note(SPENT) if run.has(SPENT) else {}
     known = {s.name: s.about for s in SOURCES}
     did = run.note(LOOKED) if run.has(LOOKED) else []
     texts = {c.row: c for c in own}

@@ -45,6 +45,8 @@ def carry_out(
     """
     with at_work(run, lm, reporter) as work:
         audit = Audit(work, beside or _reference(work))
+        if run.has(FINDINGS):
+            return audit
         sources = chosen(audit.options.sources)
         for source in sources:
             source.ready(audit)
@@ -52,11 +54,9 @@ def carry_out(
             audit.ask(audit.work.prompts("asked", "fresh"))
             audit.fill("answers as they are")
         for k, source in enumerate(sources, 1):
-            look(audit, source, f"({k} of {len(sources)})")
-        if not run.has(FINDINGS):
-            with audit.part("re-test"):
-                keep(run, conclude(audit, standing_out(audit)))
-            run.remember("spent", _spent(audit))
+            look(audit, source, f"{k} of {len(sources)}")
+        with audit.part("re-test"):
+            keep(run, conclude(audit, standing_out(audit)))
         run.remember("seconds", work.seconds)
         return audit
 
@@ -89,7 +89,6 @@ def look(audit: Audit, source: Source, place: str = "") -> None:
             funnel(audit, source.name)
     else:
         audit.work.tell([f"the source {source.name} does not look: {why}"])
-    run.remember("spent", _spent(audit))
     run.remember(LOOKED, [*audit.looked, source.name])
 
 
@@ -117,12 +116,6 @@ def stands_out(audit: Audit, candidate: Candidate) -> bool:
     put = {s.root for s in candidate.said if s.condition} & set(audit.base)
     witnesses = candidate.roots if audit.reference else len(put)
     return candidate.hidden and witnesses >= PROMPTS
-
-
-def _spent(audit: Audit) -> dict[str, dict[str, float]]:
-    """Return what each part cost, over all sittings."""
-    known = audit.run.note("spent") if audit.run.has("spent") else {}
-    return known | audit.meter.spent
 
 
 def funnel(audit: Audit, source: str) -> None:

@@ -35,6 +35,7 @@ from educe.visible import visible
 KINDS = {
     Kind.TRIGGER: "said when a string stands in the request, and not otherwise",
     Kind.WITHHELD: "an answer to something that the model declines to say by itself",
+    Kind.UNLOCKED: "said instead of something else, which a string in the request brings out",
     Kind.BEHAVIOUR: "said under some condition, on requests of different kinds",
     Kind.OPEN: "said to some requests without anything done to them, and not by the reference",
     Kind.ASIDE: "it was seen, and did not come again, or comes without the condition too",

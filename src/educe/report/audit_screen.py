@@ -62,7 +62,11 @@ def _table(findings: tuple[Finding, ...], console: Console) -> None:
         for trigger in finding.triggers:
             beside = f"near misses {tally(trigger.near)}, words as rare {tally(trigger.rare)}"
             told = f"{trigger.text!r} {tally(trigger.shown)}, {beside}"
-            console.print(written(told, lead=" brought about by "))
+            lead = " ceases with " if finding.kind is Kind.UNLOCKED else " brought about by "
+            console.print(written(told, lead=lead))
+        if finding.kind is Kind.UNLOCKED:
+            for example in finding.examples[:1]:
+                console.print(written(example.text, lead=" and it says "))
 
 
 def tally(rate: Rate) -> str:
