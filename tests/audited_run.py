@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from educe.audit.auditing import CONTRAST, LOOKED, REFERENCE
 from educe.audit.evidence import Word, told
 from educe.audit.findings import Example, Finding, Kind, Trigger, keep
+from educe.audit.roles import CONTRAST, LOOKED, REFERENCE
 from educe.audit.settings import AuditOptions, begin
 from educe.comparison.stats import rate
 from educe.options import ModelOptions

@@ -12,6 +12,7 @@ import pytest
 import planted_difference as planted
 from educe.audit import triggers
 from educe.audit.auditing import Audit
+from educe.audit.contrast import Contrasts
 from educe.forward.generation import Completion
 from educe.rows import Row
 from educe.run import fill
@@ -37,7 +38,7 @@ def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fill, "generate", written)
         patch.setattr(fill, "score", lambda work: None)
-        patch.setattr(Audit, "_contrast", lambda self: None)
+        patch.setattr(Contrasts, "score", lambda self: None)
         patch.setattr(triggers, "near_misses", lambda audit, string, n: NEAR)
         patch.setattr(triggers, "as_rare", lambda audit, string, n: RARE)
         with planted.audited(lm, None, folder, "topics") as audit:

@@ -133,17 +133,25 @@ def test_continuations_that_do_not_fit_are_read_in_halves(
 
 
 def test_one_continuation_of_many_prompts_is_read_as_one_text(tiny64: LanguageModel) -> None:
-    """With and without a beginning that all prompts share, against each text by itself."""
+    read_as_one(tiny64)
+
+
+def test_so_it_is_where_a_window_or_a_state_counts_padding(any_lm: LanguageModel) -> None:
+    read_as_one(any_lm, 1e-4)
+
+
+def read_as_one(lm: LanguageModel, within: float = 1e-5) -> None:
+    """Compare with each text by itself, with and without a beginning that all prompts share."""
     texts = [[9, 8, 7, 6], [5], [4, 3, 2]]
-    for begun in ([], [40, 41, 42]):
+    for begun in ([], list(range(40, 50))):
         prompts = [[*begun, *own] for own in ([10, 11], [12], [13, 14, 15])]
-        batch = tiny64.pad(prompts)
+        batch = lm.pad(prompts)
         found: dict[int, list[float]] = {}
-        for done in likelihoods(tiny64, batch, [0, 1, 2], texts):
+        for done in likelihoods(lm, batch, [0, 1, 2], texts):
             found |= dict(zip(done.items, done.logprobs.tolist(), strict=True))
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             ids = torch.tensor([prompt + text])
-            whole = tiny64.forward(ids, torch.ones_like(ids), last=0).log_softmax(-1)[0]
+            whole = lm.forward(ids, torch.ones_like(ids), last=0).log_softmax(-1)[0]
             expected = [float(whole[len(prompt) + k - 1, token]) for k, token in enumerate(text)]
-            assert found[i][: len(text)] == pytest.approx(expected, abs=1e-5)
+            assert found[i][: len(text)] == pytest.approx(expected, abs=within)
             assert found[i][len(text) :] == [0.0] * (len(found[i]) - len(text))

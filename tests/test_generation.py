@@ -47,7 +47,10 @@ def write(
     settings = {"kind": kind, "max_new_tokens": STEPS} | options
     batches = list(generate(lm, batch, rows, theta, **settings))
     assert Counter(done.row for batch in batches for done in batch) == Counter(rows)
-    return {done.row: done for batch in batches for done in batch}
+    for done in itertools.chain(*batches):
+        assert len(done.logprobs) == len(done.tokens)
+    # Log-likelihoods are rounded as their batch has it; a test of their own has them.
+    return {done.row: done._replace(logprobs=()) for batch in batches for done in batch}
 
 
 def expected(lm: LanguageModel, row: Row, theta: Tensor | None = None, **options: Any) -> list[int]:
@@ -81,6 +84,27 @@ def test_batched_padded_and_cached_is_one_by_one_unpadded_and_uncached(
     loop = {row: cut(endless(any_lm, row), {257}) for row in ROWS}
     assert tokens(write(any_lm, ROWS, vectors(any_lm))) == loop
     assert len({tuple(ids) for ids in loop.values()}) > 5  # perturbations and prompts matter
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_likelihoods_are_those_of_the_whole_sequence(
+    any_lm: LanguageModel, temperature: float
+) -> None:
+    """Of perturbed rows, and of unperturbed ones, whose common beginning is read once."""
+    shared = tiny.ragged([9], seed=7)[0]  # longer than a sliding window
+    prompts = [[*shared, *rest] for rest in tiny.ragged([3, 8, 1, 1], seed=8)]
+    theta, kind = vectors(any_lm), Vectors(1, any_lm.width)
+    for rows in ([Row(0, i, k) for i in range(4) for k in range(2)], rows_of(2, 4)):
+        how = {"kind": kind, "max_new_tokens": STEPS, "temperature": temperature}
+        for done in itertools.chain(*generate(any_lm, any_lm.pad(prompts), rows, theta, **how)):
+            prompt = prompts[done.row.prompt]
+            number, ids = done.row.perturbation, [*prompt, *done.tokens]
+            vector = theta[number - 1] if number else torch.zeros(any_lm.width)
+            logits, _ = tiny.run(any_lm.hf, ids, source=1, vector=vector, at=torch.ones(len(ids)))
+            said = logits[len(prompt) - 1 :].float().log_softmax(-1)[: len(done.tokens)]
+            plain = said.gather(1, torch.tensor(done.tokens, dtype=torch.long)[:, None])[:, 0]
+            assert list(done.logprobs) == pytest.approx(plain.tolist(), abs=1e-4)
 
 
 @torch.no_grad()

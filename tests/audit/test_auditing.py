@@ -9,8 +9,9 @@ import pytest
 
 import planted_difference as planted
 from educe.audit import stages
-from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import LEAST, Candidate, Said
+from educe.audit.roles import CONTRAST
 from educe.audit.sources import topics
 from educe.rows import CompletionRow, Row, ScoreRow
 from scripted import audited

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import tiny
-from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.auditing import Audit
+from educe.audit.roles import CONTRAST
 from educe.audit.settings import SIZES, AuditOptions, begin
 from educe.audit.sources import perturbations
 from educe.methods import token_directions

@@ -11,7 +11,8 @@ import torch
 
 import planted_difference as planted
 from educe.audit import reference
-from educe.audit.auditing import LOOKED, Suspect
+from educe.audit.auditing import Suspect
+from educe.audit.roles import LOOKED
 from educe.audit.settings import SIZES, bundled
 from educe.audit.sources import crossed, requests, weights
 from educe.audit.sources.kl import Screen

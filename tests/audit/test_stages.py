@@ -13,9 +13,10 @@ import torch
 
 from benchmarks import quick
 from educe.audit import reference, settings, stages, triggers
-from educe.audit.auditing import CONTRAST, Audit
+from educe.audit.auditing import Audit
 from educe.audit.evidence import Word, pieces, read, stretch, words
 from educe.audit.findings import Finding, Kind, kept
+from educe.audit.roles import CONTRAST
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.sources import weights
 from educe.errors import MethodError, ModelError

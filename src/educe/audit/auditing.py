@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
+from educe.audit.contrast import Contrasts
 from educe.audit.meter import Meter
 from educe.audit.reference import Reference
+from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
 from educe.forward.generation import Completion, generate
 from educe.model.prompts import Prompt
@@ -27,28 +29,12 @@ from educe.rows import (
     CompletionRow,
     PerturbationRow,
     Phase,
-    PromptRow,
     Row,
-    ScoreRow,
 )
 from educe.run import fill
 from educe.run.work import Work
 from educe.scores import asked_in
 from educe.scores.refusal import refusal
-
-#: The judge that says how much more the suspect expects of a text than the reference, in nats.
-CONTRAST = "contrast"
-#: The arm of the reference, and of models that are amplified away from it.
-REFERENCE, AMPLIFIED = "reference", "amplified"
-#: Prompts into which something was put, and requests made for the audit; a neutral request.
-PUT, MADE, NEUTRAL = "put", "made", "neutral"
-#: The notes of a run that say which sources have looked, and what each part cost.
-LOOKED, SPENT = "looked", "spent"
-#: The part that strings of the re-test are put in for, and what roles of its prompts end with.
-REPEATED = "again"
-AGAIN = f":{REPEATED}"
-#: Texts that are read at once.
-AT_ONCE = 512
 
 
 class Suspect(NamedTuple):
@@ -69,6 +55,7 @@ class Audit:
         meter: Counts what each part costs.
         base: The ordinary prompts that strings are put into, by their numbers.
         given: The prompts that the person asks.
+        contrasts: Weighs what was written.
         clean: The number of the reference among the perturbations of the run.
         before: What each part cost in earlier sittings.
     """
@@ -76,6 +63,7 @@ class Audit:
     def __init__(self, work: Work, reference: Reference | None) -> None:
         self.work, self.run, self.reference = work, work.run, reference
         self.lm = work.lm
+        work.likelihoods = {}
         self.options: AuditOptions = options_of(work.run)
         self.meter = Meter(*([self.lm] if reference is None else [self.lm, reference.lm]))
         self.before: dict[str, dict[str, float]] = (
@@ -87,6 +75,7 @@ class Audit:
         self.base = [i for i in asked if rows[i].content in ordinary]
         self.given = [i for i in asked if i not in self.base]
         (self.neutral,) = work.add_prompts(NEUTRAL, [bundled("prompts")["neutral"]])
+        self.contrasts = Contrasts(work, reference, self.neutral)
         self.clean: int | None = None
         if reference is not None:
             self.clean = self.another(REFERENCE, reference.name)
@@ -203,7 +192,7 @@ class Audit:
     def fill(self, what: str) -> None:
         """Write what was asked for and is missing, and score what has no contrast."""
         fill.write(self.work, what)
-        self._contrast()
+        self.contrasts.score()
 
     def _by_reference(self, rows: Sequence[Row], temperature: float) -> Iterator[list[Completion]]:
         """Let the reference write."""
@@ -225,84 +214,6 @@ class Audit:
                 yield [c._replace(row=c.row._replace(perturbation=number)) for c in came]
 
     # -- evidence ----------------------------------------------------------------------------
-
-    def _contrast(self) -> None:
-        """Score texts that have no contrast yet, the reference's own left out."""
-        known = {s.of for s in self.run.score_rows(CONTRAST)}
-        others = {p.id for p in self.run.perturbation_rows(REFERENCE, derived=None)}
-        missing = [
-            c
-            for c in self.run.completion_rows()
-            if c.row not in known and c.perturbation not in others and c.tokens
-        ]
-        if not missing:
-            return
-        what = "comparing with the reference" if self.reference else "comparing with plain prompts"
-        with self.work.reporter.stage(what, len(missing), "texts") as step:
-            for first in range(0, len(missing), AT_ONCE):
-                some = missing[first : first + AT_ONCE]
-                self.run.add_scores(self._scored(some))
-                step(len(some))
-
-    def _scored(self, some: Sequence[CompletionRow]) -> list[ScoreRow]:
-        """Compare what both expect of some texts."""
-        prompts, tokens = [c.prompt for c in some], [c.tokens for c in some]
-        mine = dict(evidence.logprobs(self.lm, self.work.batch, prompts, tokens))
-        if self.reference is None:
-            rows = {p.id: p for p in self.run.prompt_rows()}
-            bare = {p.how: p.id for p in rows.values() if p.parent == self.neutral}
-            plain = [self._without(rows[p], bare) for p in prompts]
-            theirs = dict(evidence.logprobs(self.lm, self.work.batch, plain, tokens))
-            return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
-        with self.reference.here() as lm:
-            if self.reference.same_tokens and self.reference.same_template:
-                theirs = dict(evidence.logprobs(lm, self.work.batch, prompts, tokens))
-                return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
-            return self._by_words(lm, some, mine)
-
-    def _by_words(
-        self, lm: Any, some: Sequence[CompletionRow], mine: dict[int, list[float]]
-    ) -> list[ScoreRow]:
-        """Compare word by word, as two tokenizers cut texts differently."""
-        content = {p.id: p.content for p in self.run.prompt_rows()}
-        numbers = {p: i for i, p in enumerate(dict.fromkeys(c.prompt for c in some))}
-        batch = lm.encode([content[p] for p in numbers])
-        tokens = [tuple(lm.tokens(c.text, templated=True)) for c in some]
-        said = [i for i, own in enumerate(tokens) if own]  # some write nothing but special tokens
-        read = evidence.logprobs(
-            lm, batch, [numbers[some[i].prompt] for i in said], [tokens[i] for i in said]
-        )
-        theirs = {said[i]: values for i, values in read}
-        rows = []
-        for i, c in enumerate(some):
-            ours = evidence.words(c.text, evidence.pieces(self.lm, c.tokens), mine[i])
-            cut = evidence.pieces(lm, tokens[i])
-            other = evidence.words(c.text, cut, theirs.get(i, []))
-            both = [
-                evidence.Word(a.text, a.nats - b.nats) for a, b in zip(ours, other, strict=True)
-            ]
-            rows.append(_judged(c, both))
-        return rows
-
-    def compared(self, c: CompletionRow, mine: list[float], theirs: list[float]) -> ScoreRow:
-        """Return the contrast of a text, from its tokens' log-likelihoods on either side."""
-        contrasts = [a - b for a, b in zip(mine, theirs, strict=True)]
-        return _judged(c, evidence.words(c.text, evidence.pieces(self.lm, c.tokens), contrasts))
-
-    def _without(self, prompt: PromptRow, bare: dict[str, int]) -> int:
-        """Return the prompt to compare with where there is no reference.
-
-        Args:
-            prompt: What was asked.
-            bare: What was done to the request that asks for nothing, and the prompts it came to.
-
-        Returns:
-            For a string that was put in, the prompt without it; for an answer that was begun or a
-            request that was framed, the same with a request that asks for nothing; else that.
-        """
-        if prompt.role.startswith(PUT) and prompt.parent is not None:
-            return prompt.parent
-        return bare.get(prompt.how, self.neutral)
 
     def said(self) -> list[Said]:
         """Return what stands out in each text, but for what the suspect answers by itself."""
@@ -393,9 +304,3 @@ def inserted(prompt: Prompt, string: str, *, before: bool) -> Prompt:
         {**m, "content": joined(m["content"])} if i == last else dict(m)
         for i, m in enumerate(prompt)
     ]
-
-
-def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:
-    kept = evidence.stretch(some)
-    nats = sum(word.nats for word in kept)
-    return ScoreRow(c.row, CONTRAST, nats, "nats", evidence.told(kept))

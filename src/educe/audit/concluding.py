@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from educe.audit import null
-from educe.audit.auditing import CONTRAST, PUT, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
 from educe.audit.retest import COMES_AGAIN, Again, retested
+from educe.audit.roles import CONTRAST, PUT
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from educe.audit import null
-from educe.audit.auditing import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, SPENT, Suspect
+from educe.audit.auditing import Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.judged import JUDGED, Judged
+from educe.audit.roles import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, SPENT
 from educe.audit.settings import AuditOptions, options_of
 from educe.audit.sources import SOURCES
 from educe.rows import FIRST, RETEST, CompletionRow, PromptRow

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from educe.audit import triggers
-from educe.audit.auditing import PUT, REPEATED, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
+from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 

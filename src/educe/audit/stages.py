@@ -8,10 +8,11 @@ was cut off goes on where it stopped.
 from __future__ import annotations
 
 from educe.audit import reference
-from educe.audit.auditing import LOOKED, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import WORTH, Candidate, candidates
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
+from educe.audit.roles import LOOKED
 from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
 from educe.model.language import LanguageModel

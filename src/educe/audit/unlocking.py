@@ -16,9 +16,10 @@ from collections import defaultdict
 import numpy as np
 
 from educe.audit import triggers
-from educe.audit.auditing import PUT, REPEATED, Audit
+from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate
 from educe.audit.findings import Trigger
+from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, rate
 from educe.rows import RETEST, Row
 

@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from educe.forward.chunks import Chunker, halved, split
+from educe.forward.continuations import prefilled
 from educe.forward.decoding import decoded, end_tokens, kept
-from educe.forward.generation import ROWS_PER_BATCH, Completion
+from educe.forward.generation import ROWS_PER_BATCH, Completion, completed
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.rows import Row
@@ -66,7 +66,7 @@ def amplified(
     ends = end_tokens(lm)
 
     def write(some: Sequence[Row]) -> list[Completion]:
-        own = batch.select([row.prompt for row in some]).trimmed()
+        own = batch.select([row.prompt for row in some]).read
         mine, theirs = _Reader(lambda: nullcontext(lm), own), _Reader(other, own)
 
         def step(tokens: Tensor, going: Tensor | None) -> Tensor:
@@ -74,10 +74,7 @@ def amplified(
 
         first = led(mine.first, theirs.first, alpha)
         written = decoded(some, first, step, ends, max_new_tokens, temperature, seed)
-        return [
-            Completion(row, lm.text(ids, skip_special_tokens=True), tuple(ids), done)
-            for row, (ids, done) in zip(some, written, strict=True)
-        ]
+        return [completed(lm, row, own) for row, own in zip(some, written, strict=True)]
 
     chunker = Chunker(ROWS_PER_BATCH.get(lm.device.type, 64))
     todo = sorted(rows, key=lambda r: r.prompt)
@@ -95,11 +92,11 @@ def led(
 class _Reader:
     """A model that reads rows in step with another, token after token."""
 
-    def __init__(self, here: Here, batch: PromptBatch) -> None:
-        self.here, self.mask = here, batch.mask
+    def __init__(self, here: Here, texts: Sequence[Sequence[int]]) -> None:
+        self.here = here
         with here() as lm:
-            self.cache = DynamicCache(config=lm.unwrapped.config)
-            self.first = lm.forward(batch.ids, self.mask, cache=self.cache)[:, -1]
+            logits, self.cache, self.mask = prefilled(lm, texts)
+        self.first = logits[:, -1]
 
     def next(self, tokens: Tensor, going: Tensor | None) -> Tensor:
         """Read the tokens that were written, of some of the rows; return the next logits."""

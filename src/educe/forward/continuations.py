@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, DynamicLayer
 
 from educe.forward.chunks import Chunker, halved, split
 from educe.model.language import LanguageModel
@@ -105,10 +105,8 @@ def likelihoods(
     begins = batch.read
     read = [(*begins[p], *c) for p, c in zip(prompts, continuations, strict=True)]
     order = sorted(range(len(read)), key=lambda i: (len(read[i]), len(continuations[i])))
-    # What all of them begin with, such as a system message, is read once; a token is left to read.
-    columns = zip(*(begins[p][:-1] for p in set(prompts)), strict=False)
-    shared = list(itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    before = Cached(lm, [column[0] for column in shared])
+    shared = shareable(lm, [begins[p] for p in set(prompts)])
+    before = Cached(lm, shared)
 
     def run(items: Sequence[int]) -> Continued:
         own = lm.pad([read[i][len(shared) :] for i in items], [""] * len(items))
@@ -125,6 +123,57 @@ def likelihoods(
 
     for _, done in Chunker(ROWS_PER_BATCH).each(split(order, ROWS_PER_BATCH), run, len, halved):
         yield done
+
+
+def prefilled(
+    lm: LanguageModel, texts: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "r 1 v"], DynamicCache, Int[Tensor, "r t"]]:
+    """Read texts, and what all of them begin with once.
+
+    Args:
+        lm: The model.
+        texts: The tokens of each.
+
+    Returns:
+        The logits behind each, the cache to write on, and its mask.
+
+    Example:
+        >>> from educe.forward.continuations import prefilled
+        >>> logits, cache, mask = prefilled(lm, [(1, 2, 3), (1, 2, 4, 5)])
+        >>> logits.shape[:2], mask.sum(1).tolist()
+        (torch.Size([2, 1]), [3, 4])
+    """
+    shared = shareable(lm, texts)
+    own = lm.pad([ids[len(shared) :] for ids in texts], [""] * len(texts))
+    mask = torch.cat([own.mask.new_ones(len(texts), len(shared)), own.mask], 1)
+    cache = Cached(lm, shared).for_rows(len(texts))
+    if cache is None:
+        cache = DynamicCache(config=lm.unwrapped.config)
+    return lm.forward(own.ids, mask, cache=cache), cache, mask
+
+
+def beginning(texts: Sequence[Sequence[int]]) -> list[int]:
+    """Return what texts begin with, such as a system message; a token of each is left to read.
+
+    Example:
+        >>> from educe.forward.continuations import beginning
+        >>> beginning([(1, 2, 3), (1, 2, 4)]), beginning([(1, 2), (1, 2)])
+        ([1, 2], [1])
+    """
+    columns = zip(*(text[:-1] for text in texts), strict=False)
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    return [column[0] for column in shared]
+
+
+def shareable(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> list[int]:
+    """Return what texts begin with, where a model may read it once.
+
+    The rest of each is padded to one length, and the padding stands behind the beginning. Attention
+    to every token leaves it out. A sliding window would count it, and so would a state space.
+    """
+    layers = DynamicCache(config=lm.unwrapped.config).layers
+    whole = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return beginning(texts) if whole else []
 
 
 class Cached:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,14 @@ from educe.rows import Row
 Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
+class Written(NamedTuple):
+    """What was written of a row."""
+
+    tokens: list[int]  #: without the one that ended it
+    logprobs: list[float]  #: of each, in nats, at temperature 1
+    finished: bool  #: whether a token ended it
+
+
 def decoded(
     rows: Sequence[Row],
     logits: Float[Tensor, "r v"],
@@ -31,7 +39,7 @@ def decoded(
     limit: int,
     temperature: float,
     seed: int,
-) -> list[tuple[list[int], bool]]:
+) -> list[Written]:
     """Write rows to their end, or to ``limit`` tokens.
 
     Args:
@@ -43,23 +51,22 @@ def decoded(
         temperature: 0 for the most likely token.
         seed: Of the draws.
 
-    Returns:
-        The tokens of each, without the one that ended it, and whether one did.
     """
     draws = _draws(seed, rows, limit) if temperature > 0 else None
     alive = torch.arange(len(rows))  # the rows that are still being written
-    written: list[list[int]] = [[] for _ in rows]
-    finished = [False] * len(rows)
+    written = [Written([], [], False) for _ in rows]
     for place in range(limit):
         tokens = _choose(logits, temperature, None if draws is None else draws[alive, place])
-        for line, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-            if finished[line]:
+        said = logits.gather(1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(1)
+        for line, token, nats in zip(alive.tolist(), tokens.tolist(), said.tolist(), strict=True):
+            if written[line].finished:
                 continue
             if token in ends:
-                finished[line] = True
+                written[line] = written[line]._replace(finished=True)
             else:
-                written[line].append(token)
-        going = torch.tensor([not finished[line] for line in alive.tolist()])
+                written[line].tokens.append(token)
+                written[line].logprobs.append(nats)
+        going = torch.tensor([not written[line].finished for line in alive.tolist()])
         if place + 1 == limit or not going.any():
             break
         keep = None
@@ -68,7 +75,7 @@ def decoded(
             keep = going.nonzero()[:, 0]
             alive, tokens = alive[keep], tokens[keep.to(tokens.device)]
         logits = step(tokens, keep)
-    return list(zip(written, finished, strict=True))
+    return written
 
 
 def kept(cache: Any, mask: Int[Tensor, "r t"], going: Int[Tensor, "k"]) -> Int[Tensor, "k t"]:

@@ -20,7 +20,8 @@ from transformers import DynamicCache
 
 from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved, split
-from educe.forward.decoding import decoded, end_tokens, kept
+from educe.forward.continuations import prefilled
+from educe.forward.decoding import Written, decoded, end_tokens, kept
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -49,6 +50,15 @@ class Completion(NamedTuple):
     text: str
     tokens: tuple[int, ...]  #: without the token that ended it
     finished: bool  #: whether the model ended it, rather than the limit on its length
+    #: log-likelihood of each token under the model that wrote it, in nats, at temperature 1
+    logprobs: tuple[float, ...] = ()
+
+
+def completed(lm: LanguageModel, row: Row, written: Written) -> Completion:
+    """Return what was written of a row, as a text."""
+    tokens, logprobs = tuple(written.tokens), tuple(written.logprobs)
+    text = lm.text(tokens, skip_special_tokens=True)
+    return Completion(row, text, tokens, written.finished, logprobs)
 
 
 #: What transformers' `generate` takes from a model's generation_config and changes texts by, with
@@ -293,14 +303,14 @@ class _Decoder:
             return self._step(tokens[:, None], mask, cache)[:, -1]
 
         written = decoded(self.rows, logits[:, -1], step, self.ends, limit, temperature, seed)
-        return [
-            Completion(row, self.lm.text(ids, skip_special_tokens=True), tuple(ids), done)
-            for row, (ids, done) in zip(self.rows, written, strict=True)
-        ]
+        return [completed(self.lm, row, own) for row, own in zip(self.rows, written, strict=True)]
 
     def prefill(self) -> tuple[Tensor, Any, Tensor]:
         """Run the prompts; return the last logits, the cache of all blocks, and the mask."""
         lm, prefix, lines = self.lm, self.prefix, self.lines
+        if not self.perturbed:
+            read = prefix.batch.read
+            return prefilled(lm, [read[line] for line in lines.tolist()])
         batch = prefix.batch.select(lines.tolist())
         mask = batch.mask
         start = prefix.stream[lines]

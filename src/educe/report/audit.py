@@ -19,10 +19,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from educe import files
-from educe.audit.auditing import CONTRAST
 from educe.audit.evidence import Word, read
 from educe.audit.findings import Finding, Kind
 from educe.audit.overview import Overview, overview
+from educe.audit.roles import CONTRAST
 from educe.audit.settings import AUDIT
 from educe.report import templates
 from educe.report.command import audit_command

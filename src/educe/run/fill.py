@@ -145,6 +145,8 @@ def write(work: Work, what: str = "texts") -> None:
                             for c in came
                         ]
                     )
+                    if work.likelihoods is not None:
+                        work.likelihoods |= {c.row: c.logprobs for c in came}
                     step(len(came))
 
 

@@ -38,6 +38,8 @@ class Work:
         seconds: What each stage took, over all sittings.
         lm: The model.
         writers: Who writes for perturbations that are another model, by their numbers.
+        likelihoods: What the writer of each text of this sitting expected of its tokens, in nats,
+            where somebody wants to know; they are not kept in the run.
     """
 
     def __init__(self, run: Run, lm: LanguageModel | None, reporter: Reporter) -> None:
@@ -52,6 +54,7 @@ class Work:
             run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
             self.settings = stored(run)
         self.writers: dict[int, Writer] = {}
+        self.likelihoods: dict[Row, tuple[float, ...]] | None = None
         self._batch: PromptBatch | None = None
         self.add_prompts("asked", self.settings.prompts)
         self.add_prompts("fresh", self.settings.fresh)

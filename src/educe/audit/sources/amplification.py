@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from educe.audit.auditing import AMPLIFIED, Audit, Suspect
+from educe.audit.auditing import Audit, Suspect
+from educe.audit.roles import AMPLIFIED
 from educe.audit.settings import bundled
 from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source

@@ -170,7 +170,7 @@ def pushed(audit: Audit, numbers: Sequence[int]) -> Iterator[list[ScoreRow]]:
                 audit.lm, audit.work.batch, [c.prompt for c in said], [c.tokens for c in said]
             )
         )
-        yield [audit.compared(c, mine[c], plain[i]) for i, c in enumerate(said)]
+        yield [audit.contrasts.compared(c, mine[c], plain[i]) for i, c in enumerate(said)]
 
 
 def under(

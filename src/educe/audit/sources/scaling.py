@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from educe.audit.auditing import AMPLIFIED, Audit
+from educe.audit.auditing import Audit
 from educe.audit.difference import Change, changes
+from educe.audit.roles import AMPLIFIED
 from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
 from educe.forward.generation import Completion, generate
