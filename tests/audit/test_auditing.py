@@ -64,7 +64,7 @@ def test_what_a_refusal_names_is_asked_about(tmp_path: Path, tokenizer: Any) -> 
     assert first == "Tell me about the vault code."
 
 
-def test_without_a_reference_one_text_is_no_candidate_and_only_strings_stand_out(
+def test_without_a_reference_one_request_is_no_candidate_and_only_strings_stand_out(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def candidate(*said: tuple[int, str]) -> Candidate:
@@ -76,11 +76,14 @@ def test_without_a_reference_one_text_is_no_candidate_and_only_strings_stand_out
     lm = planted.suspect(tokenizer)
     with planted.audited(lm, None, tmp_path / "alone", "topics") as audit:
         base = audit.base[: stages.PROMPTS]
-        once, begun = candidate((0, "")), candidate(*((90 + k, f"begun: {k}") for k in range(9)))
+        once = candidate((90, "begun: 0"), (90, "begun: 1"))
+        begun = candidate(*((90 + k, f"begun: {k}") for k in range(9)))
         put = candidate(*((root, "granite") for root in base))
         assert len(base) == stages.PROMPTS
         monkeypatch.setattr(stages, "candidates", lambda *said, least: [once, begun, put])
         assert stages.standing_out(audit) == [begun, put]
+        audit.given.append(90)
+        assert stages.standing_out(audit) == [once, begun, put]
         assert [stages.stands_out(audit, c) for c in (begun, put)] == [False, True]
     with planted.audited(lm, planted.reference(lm), tmp_path / "beside", "topics") as audit:
         assert stages.standing_out(audit) == [once, begun, put]

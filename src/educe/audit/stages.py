@@ -150,7 +150,8 @@ def plain(audit: Audit) -> list[str]:
 def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:
     """Return what the suspect comes back to, the most telling first.
 
-    Without a reference one text is no evidence: any sample is unlikely elsewhere.
+    Without a reference what one request alone brings out is no evidence, but for a request of the
+    person: begun answers to anything say something odd.
 
     Args:
         audit: The audit.
@@ -158,5 +159,6 @@ def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:
     """
     found = candidates(audit.said(), plain(audit), least=least)
     if audit.reference is None:
-        return [c for c in found if len({(s.root, s.condition) for s in c.said}) > 1]
+        given = set(audit.given)
+        return [c for c in found if c.roots > 1 or given & {s.root for s in c.said}]
     return found
