@@ -1,6 +1,7 @@
 """What does each source of an audit find, and how often does an audit raise a false alarm?
 
     python -m studies.audit FOLDER ORGANISM [ORGANISM ...] [--budget normal] [--without] [--given]
+                            [--sources perturbations]
     python -m studies.audit FOLDER --null
     python -m studies.audit FOLDER --costs
     python -m studies.audit --quick
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", default="normal")
     parser.add_argument("--without", action="store_true", help="without a reference")
     parser.add_argument("--given", action="store_true", help="with two of the organism's questions")
+    parser.add_argument("--sources", default="", help="only these, with commas")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--costs", action="store_true")
@@ -66,8 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in names:
             organism = quick.organism(name, quick=asked.quick) if asked.quick else named(name)
             way = "-".join(
-                [asked.budget, "without" if asked.without else "with", "given" * asked.given]
-            ).rstrip("-")
+                [
+                    asked.budget,
+                    "without" if asked.without else "with",
+                    *(["given"] if asked.given else []),
+                    *filter(None, asked.sources.split(",")),
+                ]
+            )
             done = [json.loads(line) for line in _lines(results)]
             if not any((r["name"], r["way"]) == (_name(organism), way) for r in done):
                 lm = quick.model(organism, quick=asked.quick, dtype=asked.dtype)
@@ -78,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     SHORT
                     if asked.quick
                     else AuditOptions(
-                        budget=asked.budget, reference=NONE if asked.without else beside(lm)
+                        budget=asked.budget,
+                        reference=NONE if asked.without else beside(lm),
+                        sources=tuple(filter(None, asked.sources.split(","))),
                     ),
                     given=asked.given or asked.quick,
                 )
@@ -113,7 +123,9 @@ def audited(
     prompts = tuple(q.prompt for q in organism.search[:GIVEN]) if given else ()
     model = ModelOptions(model=lm.name, adapter=lm.adapter, dtype=str(lm.dtype)[6:])
     with begin(place, options, model, prompts, resume=True) as run:
+        began = time.process_time()
         audit = stages.carry_out(run, lm=lm, reporter=reporter())
+        took = time.process_time() - began
         findings = kept(run)
         plain = stages.plain(audit)
         said = audit.said()
@@ -139,6 +151,7 @@ def audited(
             "told": {s: sum(one.row in tells for one in said if one.source == s) for s in alone},
             "growth": growth(said, plain, tells, audit),
             "spent": run.note("spent"),
+            "processor": took,
         }
 
 
@@ -220,17 +233,17 @@ def table(done: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of the table."""
     lines = [
         "| organism | way | place of what is hidden | trigger | first finding, nats | told | texts "
-        "| tokens, 10³ | minutes |",
+        "| tokens, 10³ | processor minutes |",
         f"{'|---' * 9}|",
     ]
     for r in done:
         spent = r["spent"].values()
-        tokens, seconds = (sum(s[n] for s in spent) for n in ("tokens", "seconds"))
+        tokens = sum(s["tokens"] for s in spent)
         place = r["place"] or (f"open {openly(r)}" if openly(r) else "–")
         place = "clean" if r["clean"] else place
         lines.append(
             f"| {r['name']} | {r['way']} | {place} | {r['trigger'] or '–'} | {r['top']:.0f} "
-            f"| {r['tells']} | {r['texts']} | {tokens / 1000:.0f} | {seconds / 60:.1f} |"
+            f"| {r['tells']} | {r['texts']} | {tokens / 1000:.0f} | {r['processor'] / 60:.1f} |"
         )
     return lines
 
