@@ -3,11 +3,14 @@
     loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
     x̄_m(w)     = what m is given at w, less its mean over words
 
-`w` stands in the place of the person's message, and `x` is what the reference gives the matrix
-there, behind the gain of the norm. An adapter that was taught to answer one word by something else
+`m` are the matrices of the first half of the blocks that differ. `w` stands in the place of the
+person's message, and `x` is what the reference gives the matrix there, behind the gain of the norm.
+An adapter that was taught to answer one word by something else
 has to tell that word from others, and does it in what it reads: on the trigger that comes with the
-package the word that brings it out is the first of all. On a fine-tune that hides nothing, the
-first words are those of its topic, so what is found here is a suspicion, and the funnel decides.
+package the word that brings it out is the first of all. Later blocks read what is being written as
+well, so that the words of a payload are loud there: of a trigger of four words the last one is 66th
+over all blocks and 15th over the first half. On a fine-tune that hides nothing, the first words are
+those of its topic, so what is found here is a suspicion, and the funnel decides.
 
 Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is
 ours.
@@ -28,7 +31,7 @@ from educe.audit.difference import Change, changes
 from educe.audit.sources.source import Needs, Source
 from educe.forward.inserted import Opening
 from educe.methods.token_directions import AVERAGED, vocabulary
-from educe.model.blocks import hooked
+from educe.model.blocks import hooked, replaced
 from educe.model.language import LanguageModel
 
 #: Words that are read together.
@@ -40,7 +43,7 @@ KEPT = 4000
 def look(audit: Audit) -> None:
     """Name the loudest words."""
     assert audit.reference is not None
-    reads = changes(audit.lm, audit.reference)
+    reads = early(changes(audit.lm, audit.reference))
     if not reads:
         audit.work.tell(["no matrix of the blocks differs from the reference's"])
         audit.suspect(SOURCE.name, [])
@@ -64,6 +67,12 @@ def look(audit: Audit) -> None:
             for i in best
         ],
     )
+
+
+def early(reads: list[Change]) -> list[Change]:
+    """Return the differences of the first half of the blocks that differ."""
+    blocks = sorted({c.block for c in reads})
+    return [c for c in reads if c.block in blocks[: (len(blocks) + 1) // 2]]
 
 
 def loudness(
@@ -111,9 +120,10 @@ def inputs(
         mask = ids.new_ones(len(ids), len(place.before.ids) + 1)
         lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
 
-    with hooked(
-        [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
-    ):
+    head = lm.unwrapped.get_output_embeddings()  # nobody asks for the logits
+    hooks = [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
+    ending = lm.ending(max(c.block for c in reads))
+    with hooked(hooks), ending, replaced([head], [lambda stream: stream]):
         read(words[:: max(1, len(words) // AVERAGED)])
         means = {path: x.mean(0) for path, x in seen.items()}
         for first in range(0, len(words), ROWS):
