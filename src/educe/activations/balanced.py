@@ -132,24 +132,24 @@ def at_random(
     return Components(mean.double(), rows, rows, torch.ones(width, dtype=torch.float64), free)
 
 
-def subspace(components: Components, moments_total: float, k: int) -> Subspace:
-    """Return where the first ``k`` components write, as a subspace to search in.
+def subspace(components: Components, k: int) -> Subspace:
+    """Return where the first ``k`` balanced components write, as a subspace to search in.
 
-    Its directions are an orthonormal basis of the ``write``, in their order.
+    Its directions are an orthonormal basis of what they write, in their order.
 
     Args:
-        components: The components.
-        moments_total: The variance of activations over all directions.
+        components: All of the balanced components.
         k: How many.
 
     Raises:
         MethodError: There are not so many.
     """
     if not 1 <= k <= len(components):
-        raise MethodError(f"rank {k}: there are {len(components)} components, ask for some of them")
-    rows = orthonormal(components.write[:k])
-    along = (rows @ components.write.T).square().sum(1)  # ``write`` of all make up ``Σ``
-    return Subspace(components.mean, rows, along, moments_total)
+        raise MethodError(f"rank {k}: ask for 1 to {len(components)} balanced components")
+    write = components.write  # of all: writeᵀ write = Σ
+    rows = orthonormal(write[:k])
+    along = (rows @ write.T).square().sum(1)
+    return Subspace(components.mean, rows, along, float(write.square().sum()))
 
 
 def _free(width: int, massive: Sequence[int]) -> Bool[Tensor, "d"]:

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.activations import reading
+from educe.activations.balanced import Components, balanced
 from educe.activations.kept import once
 from educe.activations.natural import is_held, massive_coordinates
 from educe.activations.reading import Piece
@@ -64,6 +65,12 @@ class Layer(NamedTuple):
     def importance(self) -> Float[Tensor, "d d"]:
         """``F``: half of ``δᵀFδ`` is the KL that a small change of one token makes, in nats."""
         return self.gradients.about(torch.zeros_like(self.gradients.mean))
+
+    @property
+    def balanced(self) -> Components:
+        """What is both present and used, all of it."""
+        here = self.activations
+        return balanced(here.mean, here.covariance, self.importance, self.massive)
 
 
 class Swept(NamedTuple):
@@ -172,9 +179,7 @@ def pulled(
     return Pulled(kept, dict(zip(layers, found, strict=True)))
 
 
-def sampled(
-    probabilities: Float[Tensor, "*p v"], draw: torch.Generator
-) -> Int[Tensor, "*p"]:
+def sampled(probabilities: Float[Tensor, "*p v"], draw: torch.Generator) -> Int[Tensor, "*p"]:
     """Draw a token from each distribution; the draws do not depend on the device."""
     at = torch.rand(probabilities.shape[:-1], generator=draw, dtype=torch.float64)
     below = probabilities.cumsum(-1) < at.to(probabilities)[..., None]
@@ -203,14 +208,15 @@ def _batches(
 ) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor], Tensor]]:
     most = TOKENS_PER_BATCH.get(lm.device.type, 512)
 
-    def run(some: list[Piece]) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
+    def run(some: Sequence[Piece]) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
         batch, _, counted = reading.padded(lm, some)
         found = pulled(lm, batch.ids, batch.mask, layers, draw, counted)
         massive = torch.stack([reading.is_massive(x).cpu() for x in found.streams.values()]).any(0)
         return *found, counted & ~massive
 
-    chunker = Chunker(most)
-    for _, done in chunker.each(
-        reading.batches(pieces, most), run, lambda some: len(some) * len(some[-1].ids), halved
-    ):
+    def size(some: Sequence[Piece]) -> int:
+        return len(some) * len(some[-1].ids)
+
+    batches: Iterator[Sequence[Piece]] = reading.batches(pieces, most)
+    for _, done in Chunker(most).each(batches, run, size, halved):
         yield done

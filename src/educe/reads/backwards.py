@@ -13,10 +13,11 @@ it reads by, and ``m`` the number of these matrices. A unit is a neuron of an ML
 first term, ``C`` itself, is the residual stream. The second says: as much as a unit writes that
 matters, so much its reads matter, in proportion to their size, each matrix an even share.
 
-Four things are approximate. A unit is taken to answer in proportion to what it reads. Its inner coordinates, and units, are taken to matter
-one by one. What attention moves from token to token counts where it is read from. And the cross
-terms ``CA + AᵀC`` of ``(1+A)ᵀC(1+A)`` are left out, as if reads and writes were independent:
-``(1+A)ᵀC(1+A) ≤ 2(C + AᵀCA)``, so what they could hide is at most a factor of two.
+Four things are approximate. A unit is taken to answer in proportion to what it reads. Its inner
+coordinates, and units, are taken to matter one by one. What attention moves from token to token
+counts where it is read from. And the cross terms ``CA + AᵀC`` of ``(1+A)ᵀC(1+A)`` are left out, as
+if reads and writes were independent: ``(1+A)ᵀC(1+A) ≤ 2(C + AᵀCA)``, so the importance of what
+they could hide is at most twice what is told.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the parts of a block read the stream: their matrices, with the norm's gain folded in.
 
-A part (attention or MLP) reads ``W diag(g) n(h)``, with ``n(h) = h / rms(h)``, or ``(h - mean)/std``
-of a layer norm, and several ``W`` one below the other: queries, keys and values, or gate and up.
+A part (attention or MLP) reads ``W diag(g) n(h)``: ``n(h)`` is ``h / rms(h)``, or in a layer norm
+``(h - mean)/std``, and ``W`` has queries, keys and values one below the other, or gate and up.
 Folded, it reads ``Ŵ h / s(h)`` with ``Ŵ = W diag(g)`` and one number ``s`` a token. The gain is not
 looked up but measured: what goes into the norm and what comes out of it give it, and prove it.
 """
@@ -179,7 +179,7 @@ def _norm(
     made = [(m, x) for m, x, out in calls if _same(out, given) and not _same(x, given)]
     if not made:
         return Norm(None, torch.ones(lm.width, dtype=torch.float64), False)
-    module, stream = made[0]
+    module, stream = made[-1]
     h, out = (x.reshape(-1, lm.width).double().cpu() for x in (stream, given))
     for centred in (False, True):
         plain = Norm(module, torch.ones(lm.width, dtype=torch.float64), centred)

@@ -16,7 +16,7 @@ of their span, and random directions of the span with as much of the energy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,7 +51,7 @@ class Trial(NamedTuple):
     Attributes:
         arm: Which components (see `ARMS`).
         away: Whether they are taken away; else they alone are kept.
-        count: How many of each layer.
+        number: How many of each layer.
         energy: Their share of the energy of the text's activations, about the mean, over layers.
         logprob: Mean log-likelihood of a token of the answer, in nats.
         same: Share of the answer's tokens that are still the likeliest.
@@ -59,7 +59,7 @@ class Trial(NamedTuple):
 
     arm: str
     away: bool
-    count: int
+    number: int
     energy: float
     logprob: float
     same: float
@@ -89,15 +89,22 @@ class Used(NamedTuple):
     effect: Float[Tensor, "l t"]
     trials: tuple[Trial, ...]
 
+    def data(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        counts = {arm: {"stays": self.staying(arm), "goes": self.going(arm)} for arm in ARMS}
+        trials = [trial._asdict() for trial in self.trials]
+        effect = self.effect.tolist()
+        return self._asdict() | {"effect": effect, "trials": trials, "components": counts}
+
     def staying(self, arm: str) -> int | None:
         """Return the least number of components with which alone the greedy answer stays."""
         kept = [t for t in self.trials if t.arm == arm and not t.away]
-        return min((t.count for t in kept if t.same >= self.same), default=None)
+        return min((t.number for t in kept if t.same >= self.same), default=None)
 
     def going(self, arm: str) -> int | None:
         """Return the least number of components without which the greedy answer goes."""
         gone = [t for t in self.trials if t.arm == arm and t.away]
-        return min((t.count for t in gone if t.same < self.same), default=None)
+        return min((t.number for t in gone if t.same < self.same), default=None)
 
 
 def used(
@@ -135,7 +142,11 @@ def used(
     """
     batch = lm.encode([prompt])
     asked = batch.ids[0, batch.mask[0].bool()].tolist()
-    said = _answered(lm, batch, max_new_tokens) if answer is None else lm.tokens(answer, templated=True)
+    said = (
+        _answered(lm, batch, max_new_tokens)
+        if answer is None
+        else lm.tokens(answer, templated=True)
+    )
     if not said:
         raise PromptError("the answer is empty: give one, or another prompt")
     text = _Text(lm, asked, said, layers, seed)

@@ -34,6 +34,8 @@ from educe.reads.ways import Context, Group
 TEXTS, ALONE = 8, 5
 #: Tokens in which places are looked for where a way is large.
 LOOKED = 4096
+#: Held-out texts are drawn from so many times the tokens that are read.
+AMONG = 10
 #: Counts up whenever other numbers would come out.
 FORMAT = 1
 
@@ -84,7 +86,7 @@ class Survey:
                 {
                     "layer": group.layer,
                     "reader": group.reader,
-                    "ways": group.count,
+                    "ways": group.number,
                     "value": group.value[: len(group.read)].tolist(),
                     "shown": [[c._asdict() for c in way] for way in group.shown],
                 }
@@ -142,7 +144,7 @@ def survey(
     """
     reporter = reporter or Silent()
     known = swept(lm, corpus, tokens=tokens, seed=seed, reporter=reporter)
-    held = _held_out(lm, corpus, seed)
+    held = _held_out(lm, corpus, tokens, seed)
     blocks = _blocks(lm, reporter)
     decides = repr((known.name, held, FORMAT, TEXTS, ALONE, LOOKED, LENGTH, thinning.GRID))
     name = hashlib.sha256(decides.encode()).hexdigest()
@@ -177,11 +179,11 @@ def _blocks(lm: LanguageModel, reporter: Reporter) -> list[list[Part]]:
         return []
 
 
-def _held_out(lm: LanguageModel, corpus: str, seed: int) -> list[Piece]:
+def _held_out(lm: LanguageModel, corpus: str, tokens: int, seed: int) -> list[Piece]:
     """Return beginnings of documents that are held out, drawn by chance."""
     found = [
         piece._replace(ids=piece.ids[: piece.skip + LENGTH])
-        for piece in reading.pieces(lm, texts.documents(corpus))
+        for piece in reading.pieces(lm, texts.documents(corpus), limit=AMONG * tokens)
         if is_held(piece.document) and not piece.start and len(piece.ids) >= piece.skip + LENGTH
     ]
     if not found:

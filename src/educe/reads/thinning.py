@@ -100,7 +100,7 @@ def components_of(
     found = {} if weights is None else {"weights": balanced(mean, covariance, weights, massive)}
     return found | {
         "gradients": orthogonal(mean, used, massive),
-        "balanced": balanced(mean, covariance, used, massive),
+        "balanced": known.balanced,
         "components": orthogonal(mean, covariance, massive),
         "random": at_random(mean, massive, torch.Generator().manual_seed(seed)),
     }

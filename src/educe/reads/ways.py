@@ -65,7 +65,7 @@ class Group(NamedTuple):
     shown: tuple[tuple[Context, ...], ...] = ()
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """How many ways carry nine tenths of what is read."""
         return int((self.value.cumsum(0) < SHARE * self.value.sum()).sum()) + 1
 
@@ -82,7 +82,9 @@ def ways(
 
     Example:
         >>> from educe.reads.ways import ways
-        >>> value, read = ways(torch.tensor([4.0, 1.0, 9.0]).diag(), torch.tensor([[1.0, 2.0, 0.0]]))
+        >>> covariance = torch.tensor([4.0, 1.0, 9.0]).diag()
+        >>> weight = torch.tensor([[1.0, 2.0, 0.0]])
+        >>> value, _ = ways(covariance, weight)
         >>> value.tolist()  # 4 · 1² + 1 · 2², in the one way that there is
         [8.0]
     """
