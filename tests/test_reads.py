@@ -1,4 +1,4 @@
-"""What layers read, against a linear network, planted reads, dense decompositions and brute force."""
+"""What layers read: a linear network, planted reads, dense decompositions and brute force."""
 
 from __future__ import annotations
 
@@ -180,34 +180,36 @@ def test_folded_weights_read_the_stream_as_the_model_does(architecture: str) -> 
     hf = tiny.hf_model(architecture, dtype=torch.float64)
     draw = torch.Generator().manual_seed(0)
     for name, weight in hf.named_parameters():
-        if weight.ndim == 1 and "norm" in name or "ln_" in name:
+        if (weight.ndim == 1 and "norm" in name) or "ln_" in name:
             weight.data += 0.3 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
     lm = LanguageModel(hf, tiny.tokenizer(), name=architecture)
     ids = torch.tensor([tiny.ragged([9], seed=5)[0]])
     for part in parts_of(lm, 2):
-        taken: dict[nn.Module, Tensor] = {}
-        handles = [
-            module.register_forward_hook(
-                lambda module, args, out: taken.update({module: torch.stack([args[0]]), out: out})
-            )
-            for module in [part.norm.module or nn.Identity()]
-        ]
-        handles += [
-            m.register_forward_hook(lambda module, args, out: taken.update({module: out}))
-            for m in part.matrices.values()
-        ]
-        with lm.watching([1]) as streams:
-            lm.forward(ids, torch.ones_like(ids), last=0)
-        for handle in handles:
-            handle.remove()
-        h = streams[1] if part.norm.module is None else taken[part.norm.module][0]
         if part.norm.module is None and part.name == "mlp":
             continue  # what attention added is in between
-        out = torch.cat([taken[m] for m in part.matrices.values()], -1)
+        with lm.watching([1]) as streams:
+            given, _ = watched(lm, [part.norm.module] if part.norm.module else [], ids)
+            _, came = watched(lm, list(part.matrices.values()), ids)
+        h = given[0] if given else streams[1]
         read = h @ part.weight.T / part.norm.scale(h)[..., None]
-        constant = (out - read).flatten(0, -2)  # of a bias
+        constant = (torch.cat(came, -1) - read).flatten(0, -2)  # of a bias
         spread = (constant - constant.mean(0)).abs().max()
-        assert float(spread) < 1e-2 * float(out.abs().max())
+        assert float(spread) < 1e-2 * float(read.abs().max())
+
+
+def watched(lm: LanguageModel, modules: list[nn.Module], ids: Tensor) -> tuple[list, list]:
+    """Return what modules take and give while a model reads."""
+    given, came = [], []
+
+    def note(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        given.append(args[0])
+        came.append(output)
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    lm.forward(ids, torch.ones_like(ids), last=0)
+    for handle in handles:
+        handle.remove()
+    return given, came
 
 
 def test_experts_are_said_to_be_no_matrices(lm_of: Callable[..., LanguageModel]) -> None:
@@ -341,16 +343,16 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_survey_goes_on_where_it_was_cut_off(
     tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Cut(Exception):
+    class CutError(Exception):
         pass
 
     def cut(*args: object) -> None:
-        raise Cut
+        raise CutError
 
     seed = 11  # nothing is kept of it yet
     with monkeypatch.context() as patch:
         patch.setattr("educe.reads.thinning.curves", cut)
-        with pytest.raises(Cut):
+        with pytest.raises(CutError):
             survey(tiny_lm, tokens=500, seed=seed)
     with monkeypatch.context() as patch:
         patch.setattr("educe.activations.gradients.pulled", cut)
