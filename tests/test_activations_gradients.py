@@ -69,14 +69,20 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     assert ((found - 20_000 * p).abs() <= 5 * spread).all()
 
 
-def test_a_sweep_counts_the_tokens_that_natural_activations_count(tiny_lm: LanguageModel) -> None:
-    layers = [1, 2]
-    found = sweep(tiny_lm, corpus.documents(), layers, limit=9000)
+@pytest.mark.parametrize("massive", [1000.0, 12.0])
+def test_a_sweep_counts_the_tokens_that_natural_activations_count(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, massive: float
+) -> None:
+    monkeypatch.setattr(reading, "MASSIVE", massive)
+    layers, seed = [1, 2], int(massive)  # what is kept of one is not taken for the other
+    found = sweep(tiny_lm, corpus.documents(), layers, limit=9000, seed=seed)
     pieces = list(reading.pieces(tiny_lm, corpus.documents(), limit=9000))
+    every = sum(len(p.ids) - p.skip for p in pieces if not natural.is_held(p.document))
     known = natural.gathered(tiny_lm, pieces, [Place(layer) for layer in layers]).natural
     for layer in layers:
         here, there = found.layers[layer].activations, known[Place(layer)].moments
         assert here.count == there.count == found.tokens
+        assert (here.count == every) == (massive == 1000)  # else some tokens are left out
         torch.testing.assert_close(here.mean, there.mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(here.covariance, there.covariance, rtol=1e-3, atol=1e-3)
         used = found.layers[layer].gradients

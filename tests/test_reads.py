@@ -260,9 +260,10 @@ def test_a_way_is_shown_where_it_is_largest(tiny_lm: LanguageModel) -> None:
         assert sizes == sorted(sizes, reverse=True)
     head = parts_of(tiny_lm, 1)[0]
     q, k, v = (head.norm.folded(m.weight) for m in head.matrices.values())
-    read = torch.cat([q[24:32], k[8:16], v[8:16]])  # the last head; two share keys and values
-    value, _ = ways(known[0].activations.covariance, read, known[0].massive)
-    torch.testing.assert_close(next(g.value for g in every if g.reader == "head 3"), value)
+    for h, of in ((1, slice(0, 8)), (3, slice(8, 16))):  # two heads share keys and values
+        read = torch.cat([q[8 * h : 8 * h + 8], k[of], v[of]])
+        value, _ = ways(known[0].activations.covariance, read, known[0].massive)
+        torch.testing.assert_close(next(g.value for g in every if g.reader == f"head {h}"), value)
 
 
 # -- backwards from the output ---------------------------------------------------------------------

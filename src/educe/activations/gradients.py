@@ -129,7 +129,7 @@ def sweep(
         "device": lm.device.type,
         "layers": list(layers),
         "seed": seed,
-        "batches": TOKENS_PER_BATCH,
+        "reading": [reading.MASSIVE, reading.AHEAD, TOKENS_PER_BATCH],
         "pieces": pieces,
     }
     name = "gradients-" + hashlib.sha256(json.dumps(settings).encode()).hexdigest()
