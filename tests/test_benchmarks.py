@@ -260,9 +260,9 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        audit, backdoor, backdoor_search, causes, corpus, counterexample, elicitation, equal, forms, fronts,
-        gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict, reading,
-        recovery, spectrum, speed, standing, turning, where, word_ranks,
+        audit, backdoor, backdoor_search, causes, corpus, counterexample, elicitation, equal,
+        forms, fronts, gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict,
+        reading, recovery, spectrum, speed, standing, turning, where, word_ranks,
     )
 }  # fmt: skip
 

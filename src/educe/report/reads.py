@@ -210,6 +210,7 @@ def _trials(used: Used) -> alt.Chart:
         trial._asdict() | {"how": "taken away" if trial.away else "kept alone"}
         for trial in used.trials
     )
+    dashes = alt.Legend(title=None, orient="top", symbolType="stroke")
     return (
         drawing.over(rows)
         .mark_line(point=True, strokeWidth=2)
@@ -217,7 +218,7 @@ def _trials(used: Used) -> alt.Chart:
             alt.X("number:Q", scale=drawing.LOG, title="components of each layer"),
             alt.Y("logprob:Q", title="nats a token"),
             drawing.colour("arm", TRIED),
-            alt.StrokeDash("how:N", legend=alt.Legend(title=None, orient="top")),
+            alt.StrokeDash("how:N", legend=dashes),
             tooltip=["arm:N", "how:N", *drawing.exact("number", "energy", "logprob", "same")],
         )
         .properties(height=300)
