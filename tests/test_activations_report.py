@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import tiny
 from educe.activations import corpus, natural
@@ -34,7 +35,7 @@ from educe.activations.report import (
     verdict,
     words,
 )
-from educe.activations.subspace import of_moments
+from educe.activations.subspace import Moments, of_moments
 from educe.forward.forced import perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation import kinds
@@ -548,3 +549,26 @@ def test_a_report_is_json_and_one_screen(unused: ManifoldReport) -> None:
     lines = told.getvalue().splitlines()
     assert len(lines) < 34
     assert f"{made['energy_top'].found:.2f}" in told.getvalue()
+
+
+def test_how_much_is_read_is_its_share_in_the_top_gradients(
+    tiny_lm: LanguageModel, known: Gathered
+) -> None:
+    rows = torch.zeros(60, 32, dtype=torch.float64)
+    rows[:20, 3], rows[20:40, 7], rows[40:, 9] = 3, 2, 0.1  # 3 and 7 have all but a thousandth
+    gradients = torch.cat([rows, -rows])  # of mean zero
+    reference = Reference(tiny_lm, known, 1, LAYERS, read=Moments.of(gradients))
+    theta = torch.zeros(3, 32)
+    theta[0, 3] = theta[1, 20] = theta[2, 7] = theta[2, 20] = 1
+    for v, share in zip(theta, (1, 0, 0.5), strict=True):
+        measure = at_its_layer(reference, v[None])["read"]
+        assert float(measure.own) == pytest.approx(share)
+    drawn = normalize(natural_controls(reference), dim=1)
+    torch.testing.assert_close(measure.natural[:, 0], drawn[:, [3, 7]].square().sum(1))
+    assert float(measure.random.mean()) == pytest.approx(2 / 32, abs=0.01)
+    assert report_of(reference, 4 * theta[:1]).facts.read_rank == 2
+
+
+def natural_controls(reference: Reference) -> Tensor:
+    """Return the natural differences that a vector stands among."""
+    return reference.home.bare(reference.apart)

@@ -156,6 +156,7 @@ RANKS = {
     "threads": 4,
     "activations": 4,
     "activations.in_run": 6,
+    "reads": 5,
     "organisms": 4,
     "comparison": 4,
     "comparison.stats": 0,
@@ -219,6 +220,7 @@ ONLY = {
         "report.paths",
         "report.fronts",
         "report.audit",
+        "report.reads",
     },
     "datasets": {"activations.corpus"},
 }

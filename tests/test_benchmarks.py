@@ -148,6 +148,16 @@ def inside(out: str) -> None:
         assert effect["inside, as loud"] == pytest.approx(effect["free"], abs=1)
 
 
+def causes(out: str) -> None:
+    """An answer stays with all components of its tokens; a key is placed at each layer."""
+    lines = [row for row in rows(out) if row[0] != "answer"]
+    assert len(lines) == 8
+    for row in lines:
+        if row[2] == "random, as many":
+            assert row[3] != "none"
+    assert len(re.findall(r"present [\d.]+ .* read [\d.]+ ", out)) == 2
+
+
 def maxima(out: str) -> None:
     """Settling climbs; nothing has more maxima than vectors that became stationary."""
     for row in rows(out)[1:]:
@@ -250,9 +260,9 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        audit, backdoor, backdoor_search, corpus, counterexample, elicitation, equal, forms, fronts,
-        gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict, reading,
-        recovery, spectrum, speed, standing, turning, where, word_ranks,
+        audit, backdoor, backdoor_search, causes, corpus, counterexample, elicitation, equal,
+        forms, fronts, gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict,
+        reading, recovery, spectrum, speed, standing, turning, where, word_ranks,
     )
 }  # fmt: skip
 

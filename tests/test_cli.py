@@ -44,6 +44,7 @@ COMMANDS = (
     "discover",
     "methods",
     "layers",
+    "reads",
     "contrast",
     "select",
     "tune",

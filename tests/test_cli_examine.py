@@ -62,6 +62,7 @@ def test_discover_searched_inside_and_the_report_repeats_it(run: Path) -> None:
 def test_reports_are_kept_in_the_run_and_shown_on_the_page(run: Path, data: dict) -> None:
     assert [r["number"] for r in data["manifold"]] == [2, 3]
     assert [r["arm"] for r in data["manifold"]] == ["found", "control"]
+    assert all(0 < r["standings"]["read"][-1]["found"] < 1 for r in data["manifold"])
     with Run.open(run) as opened:
         kept = stored.reports(opened)
     assert json.loads(json.dumps([r.data() for r in kept])) == data["manifold"]
@@ -126,7 +127,7 @@ def test_the_screen_has_the_words_and_the_numbers(run: Path, notes: Path, data: 
     assert first["words"] in told
     assert f"{first['standings']['energy_top'][-1]['found']:.2f}" in told
     assert f"{100 * first['standings']['mahalanobis'][-1]['percentile']:.1f}" in told
-    assert len(ended.out.splitlines()) < 36
+    assert len(ended.out.splitlines()) < 38
     assert max(map(len, ended.out.splitlines()[:-1])) <= 80
     assert "report:" in told
 

@@ -156,6 +156,8 @@ def at_its_layer(
         "mahalanobis": among([g.length for g in geometries], natural, random),
         "mahalanobis_own": among([home.length], apart, random, deviating),
     }
+    if reference.read is not None:
+        found["read"] = among([reference.read.share], natural, random, deviating)
     if span is not None:
 
         def share(v: Tensor) -> Tensor:
@@ -216,6 +218,7 @@ def _facts(reference: Reference, norm: float, called: str, prompt_rank: int) -> 
         first=here.first_norm / here.norm,
         prompt_rank=prompt_rank,
         unused=home.unused,
+        read_rank=0 if reference.read is None else reference.read.rank,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from educe.activations import corpus as texts
 from educe.activations import natural, stored
 from educe.activations.examination import Part, depths, examine
+from educe.activations.gradients import sweep
 from educe.activations.reading import Place
 from educe.activations.reference import Reference
 from educe.activations.report import RANDOM, ManifoldReport
@@ -27,6 +28,9 @@ from educe.run import asking
 from educe.run.fill import add_set, fill, groups
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+
+#: The most tokens that are read backward as well, for what later layers read.
+READ = 4096
 
 
 def examine_run(
@@ -69,13 +73,22 @@ def examine_run(
             seed=seed,
             reporter=work.reporter,
         )
+        swept = sweep(
+            work.lm,
+            texts.documents(corpus),
+            sorted({group.kind.last for group in members}),
+            limit=min(tokens, READ),
+            seed=seed,
+            reporter=work.reporter,
+        )
         for group, seen in zip(members, layers, strict=True):
-            decides = (gathered.name, corpus, seed, seen)
+            decides = (gathered.name, swept.name, corpus, seed, seen)
             keys = {n: sha256(repr((n, *decides)).encode()).hexdigest() for n in group.numbers}
             missing = [n for n in group.numbers if stored.key(run, n) != keys[n]]
             if not missing:
                 continue
-            reference = Reference(work.lm, gathered, group.kind.before, seen, seed=seed)
+            read = swept.layers[group.kind.last].gradients
+            reference = Reference(work.lm, gathered, group.kind.before, seen, read=read, seed=seed)
             for number in missing:
                 item = torch.tensor([group.numbers.index(number)])
                 made = examine(

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from educe.activations import corpus, natural
+from educe.activations import balanced, corpus, gradients, natural
 from educe.activations.reading import Place, read_prompts
 from educe.activations.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
@@ -28,7 +28,7 @@ from educe.progress import Reporter
 Ball = Literal["plain", "whitened"]
 #: Tokens of the corpus that a subspace is computed from.
 TOKENS = 100_000
-PROMPTS, RANDOM = "prompts", "random"
+PROMPTS, RANDOM, BALANCED = "prompts", "random", "balanced"
 
 
 def within(
@@ -53,7 +53,8 @@ def parse(text: str) -> tuple[str, int]:
     """Read ``[SOURCE:]RANK``: where activations come from, and how many directions.
 
     The source is a corpus (see `educe.activations.corpus.documents`), ``prompts`` for those of the
-    search alone, or ``random`` for the control: a random subspace. By default the bundled corpus.
+    search alone, ``balanced`` for what is both present in the bundled corpus and used by later
+    layers, or ``random`` for the control: a random subspace. By default the bundled corpus.
 
     Raises:
         MethodError: It is not written so.
@@ -62,7 +63,7 @@ def parse(text: str) -> tuple[str, int]:
     if not rank.isdigit() or not int(rank):
         raise MethodError(
             f"within {text!r}: give a rank, as in 64, or with a source, as in prompts:16, "
-            "random:64, notes.txt:64 or hub:NAME:64"
+            "balanced:64, random:64, notes.txt:64 or hub:NAME:64"
         )
     return source or corpus.BUNDLED, int(rank)
 
@@ -94,6 +95,9 @@ def described(
     place = Place(layer)
     if source == PROMPTS:
         return of_rows(read_prompts(lm, batch, place), rank=rank)
+    if source == BALANCED:
+        swept = gradients.sweep(lm, corpus.documents(), [layer], seed=seed, reporter=reporter)
+        return balanced.subspace(swept.layers[layer].balanced, rank)
     documents = corpus.documents(corpus.BUNDLED if source == RANDOM else source)
     gathered = natural.gather(lm, documents, [place], limit=TOKENS, reporter=reporter)
     known = gathered.natural[place]

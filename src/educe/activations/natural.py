@@ -93,14 +93,19 @@ class Natural:
     @property
     def massive(self) -> list[int]:
         """Coordinates whose mean square is far above that of the others."""
-        square = self.moments.covariance.diagonal() + self.moments.mean.square()
-        large = (square > MASSIVE * square.median()).nonzero()[:, 0].tolist()
-        return large if len(large) <= max(1, EXCEPTIONS * len(square)) else []
+        return massive_coordinates(self.moments)
 
     @property
     def norm(self) -> float:
         """Root mean square norm of an activation."""
         return float(self.moments.about(torch.zeros_like(self.moments.mean)).trace().sqrt())
+
+
+def massive_coordinates(moments: Moments) -> list[int]:
+    """Return coordinates whose mean square is far above that of the others."""
+    square = moments.covariance.diagonal() + moments.mean.square()
+    large = (square > MASSIVE * square.median()).nonzero()[:, 0].tolist()
+    return large if len(large) <= max(1, EXCEPTIONS * len(square)) else []
 
 
 class Gathered(NamedTuple):
@@ -184,7 +189,7 @@ def gathered(
             begun = [
                 piece._replace(ids=piece.ids[: piece.skip + LENGTH])
                 for piece in batch.pieces
-                if _is_held(piece.document)
+                if is_held(piece.document)
                 and piece.start == 0
                 and len(piece.ids) - piece.skip >= LENGTH
             ]
@@ -205,7 +210,8 @@ def gathered(
     return Gathered(natural, [text for _, text in texts], documents, massive)
 
 
-def _is_held(document: int | Tensor) -> Any:
+def is_held(document: int | Tensor) -> Any:
+    """Return whether documents are held out, by their numbers."""
     return document % HELD == HELD - 1
 
 
@@ -222,7 +228,7 @@ class _Growing:
         self, rows: Tensor, document: Tensor, key: Tensor, first_norm: float, pieces: int
     ) -> None:
         """Take in a batch."""
-        held = _is_held(document)
+        held = is_held(document)
         fitted = document - document // HELD  # their number among those that are not held out
         part = torch.tensor(PARTS)[fitted % len(PARTS)]
         for i in range(len(self.parts)):

@@ -70,15 +70,21 @@ class Read(NamedTuple):
 
 def read(lm: LanguageModel, pieces: Iterable[Piece], places: Sequence[Place]) -> Iterator[Read]:
     """Read `pieces` of documents, batch by batch; no activations but a batch's are in memory."""
-    most, coming = TOKENS_PER_BATCH.get(lm.device.type, 2048), iter(pieces)
+    for batch in batches(pieces, TOKENS_PER_BATCH.get(lm.device.type, 2048)):
+        yield _read(lm, batch, places)
+
+
+def batches(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
+    """Put pieces of like lengths together, up to so many tokens with their padding."""
+    coming = iter(pieces)
     while some := sorted(islice(coming, AHEAD), key=lambda piece: len(piece.ids)):
         batch: list[Piece] = []
         for piece in some:
             if batch and (len(batch) + 1) * len(piece.ids) > most:
-                yield _read(lm, batch, places)
+                yield batch
                 batch = []
             batch.append(piece)
-        yield _read(lm, batch, places)
+        yield batch
 
 
 def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[Tensor, "n d"]:
@@ -86,7 +92,7 @@ def read_prompts(lm: LanguageModel, batch: PromptBatch, place: Place) -> Float[T
     with watching(lm, [place]) as seen:
         lm.forward(batch.ids, batch.mask)
     found = seen[place]
-    return found[after_first(batch.mask).to(found.device) & ~_massive(found)]
+    return found[after_first(batch.mask).to(found.device) & ~is_massive(found)]
 
 
 class _Seen(BaseException):
@@ -160,15 +166,11 @@ def _shared(ids: list[int], before: list[int]) -> int:
 
 @torch.no_grad()
 def _read(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Read:
-    batch = lm.pad([piece.ids for piece in pieces], [""] * len(pieces))
-    at = torch.arange(batch.ids.shape[1])[None]
-    begins = batch.ids.shape[1] - torch.tensor([len(piece.ids) for piece in pieces])
-    skipped = begins + torch.tensor([piece.skip for piece in pieces])
-    counted, first = at >= skipped[:, None], at == begins[:, None]
+    batch, first, counted = padded(lm, pieces)
     with watching(lm, places) as seen:
         lm.forward(batch.ids, batch.mask)
     flat = {p: x.reshape(*batch.ids.shape, -1).float().cpu() for p, x in seen.items()}
-    massive = torch.stack([_massive(x) for x in flat.values()]).any(0) & counted
+    massive = torch.stack([is_massive(x) for x in flat.values()]).any(0) & counted
     counted &= ~massive
     numbers = torch.tensor([piece.document for piece in pieces])
     return Read(
@@ -180,6 +182,18 @@ def _read(lm: LanguageModel, pieces: list[Piece], places: Sequence[Place]) -> Re
     )
 
 
-def _massive(x: Float[Tensor, "p t d"]) -> Bool[Tensor, "p t"]:
+def padded(
+    lm: LanguageModel, pieces: Sequence[Piece]
+) -> tuple[PromptBatch, Bool[Tensor, "p t"], Bool[Tensor, "p t"]]:
+    """Return pieces as a batch, its first tokens, and those that are counted."""
+    batch = lm.pad([piece.ids for piece in pieces], [""] * len(pieces))
+    at = torch.arange(batch.ids.shape[1])[None]
+    begins = batch.ids.shape[1] - torch.tensor([len(piece.ids) for piece in pieces])
+    skipped = begins + torch.tensor([piece.skip for piece in pieces])
+    return batch, at == begins[:, None], at >= skipped[:, None]
+
+
+def is_massive(x: Float[Tensor, "p t d"]) -> Bool[Tensor, "p t"]:
+    """Return which tokens have a massive activation."""
     size = x.abs()
     return size.amax(-1) >= MASSIVE * size.median(-1).values

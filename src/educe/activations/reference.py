@@ -32,6 +32,7 @@ from educe.activations.kept import once
 from educe.activations.natural import Gathered, Natural
 from educe.activations.reading import Piece, Place
 from educe.activations.report import ON_TEXTS, Measure
+from educe.activations.subspace import Moments
 from educe.forward.chunks import split
 from educe.forward.forced import UNCHANGED, Forced, perturbing
 from educe.model.language import LanguageModel
@@ -233,6 +234,8 @@ class Reference:
         gathered: Natural activations at the layers (see `educe.activations.natural.gather`).
         before: The last layer that no perturbation reaches.
         layers: The last layer that is perturbed, and later ones.
+        read: Moments of the gradients at the first of them (see `educe.activations.gradients`),
+            to say how much of a vector later layers read.
         seed: Of the controls.
     """
 
@@ -243,6 +246,7 @@ class Reference:
         before: int,
         layers: Sequence[int],
         *,
+        read: Moments | None = None,
         seed: int = 0,
     ) -> None:
         self.lm, self.gathered, self.seed = lm, gathered, seed
@@ -250,6 +254,8 @@ class Reference:
         natural = {layer: gathered.natural[Place(layer)] for layer in layers}
         self.learned = {layer: learning(known) for layer, known in natural.items()}
         self.here, self.home = natural[self.layer], self.learned[self.layer][-1][0]
+        massive = self.here.massive
+        self.read = None if read is None else Geometry.of(read, massive=massive)
         self.texts = HeldOut(lm, gathered.texts, before, layers)
         self.still = self.texts.plain.streams
         self.sights = {

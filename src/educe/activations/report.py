@@ -38,6 +38,7 @@ AT_LAYER = {
     "mahalanobis": "Mahalanobis length, beside controls of its norm",
     "mahalanobis_own": "Mahalanobis length, beside natural differences as long as they are",
     "energy_prompt": "share of the energy in the span of the prompts",
+    "read": "share of the energy in what later layers read",
 }
 ALONG_DEPTH = {
     "distance": "share of natural activations at a smaller Mahalanobis distance",
@@ -163,6 +164,7 @@ class Facts:
     first: float  #: norm of activations of first tokens, which are left out, over the others'
     prompt_rank: int  #: dimensions of the span of the prompts' own activations; 0 without prompts
     unused: tuple[float, float]  #: share of natural variance in unused directions; of random ones
+    read_rank: int = 0  #: directions with 90% of what later layers read; 0 where it is not known
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from educe.cli import (
     judge,
     layers,
     organism,
+    reads,
     select,
     show,
 )
@@ -39,6 +40,7 @@ for command in (
     discover.discover,
     discover.methods,
     layers.layers,
+    reads.reads,
     contrast.contrast,
     show.show,
     show.report,

@@ -137,7 +137,7 @@ def find_projections(
     Returns:
         ``attention`` and ``mlp``, as far as there are such.
     """
-    called = _matrices_called(block, run)
+    called = matrices_called(block, run)
     if not called:
         return {}
     mixer = called[0][0].split(".")[0]
@@ -158,7 +158,7 @@ def find_reads(block: nn.Module, width: int, run: Callable[[], object]) -> dict[
     Returns:
         The names in the block of those of ``attention`` and ``mlp``, as far as there are such.
     """
-    called = _matrices_called(block, run)
+    called = matrices_called(block, run)
     found: dict[str, str] = {}
     for name, given, _ in called:
         if isinstance(given, Tensor) and given.shape[-1] == width:
@@ -207,7 +207,7 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
     return []
 
 
-def _matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[str, Any, Any]]:
+def matrices_called(block: nn.Module, run: Callable[[], object]) -> list[tuple[str, Any, Any]]:
     """Return the matrices that a block calls, in order: name, what each takes, what it returns."""
     matrices: dict[str, nn.Module] = {}
     for name, module in block.named_modules():

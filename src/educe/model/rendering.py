@@ -379,11 +379,12 @@ class Reads:
             found = self.tokenizer(text, add_special_tokens=True, return_offsets_mapping=offsets)
             part = read_of(found["input_ids"], bare)
         ids = list(found["input_ids"])[part]
-        if unknown := next((token for token in ids if token >= self.vocabulary), None):
+        known = self.vocabulary
+        if unknown := next((token for token in ids if token >= known), None):
             raise PromptError(
                 f"{self.name} has no token {self.tokenizer.convert_ids_to_tokens(unknown)!r}: its "
                 f"tokenizer gives it the number {unknown}, but its embedding has only "
-                f"{self.vocabulary}; leave it out, or resize the embedding"
+                f"{known}; leave it out, or resize the embedding"
             )
         return ids, list(found["offset_mapping"])[part] if offsets else None
 

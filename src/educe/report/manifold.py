@@ -35,6 +35,8 @@ def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
         "depth": depth(report),
         "growth": growth(report),
     }
+    if report.facts.read_rank:
+        drawn["present-read"] = present_and_read(report)
     return {f"{name}-{report.number}": dressed(chart) for name, chart in drawn.items()}
 
 
@@ -156,6 +158,25 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
     told = [alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
     ticks = _chart(unmoved).mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
     return (ticks.encode(alt.X("layer:O"), up, tooltip=told) + bars + dots).properties(height=300)
+
+
+def present_and_read(report: ManifoldReport) -> alt.LayerChart:
+    """Draw how much of the vector, and of its controls, is present and read."""
+    rows = []
+    for name, field in zip(KINDS, ("found", "natural", "random"), strict=True):
+        across, up = (getattr(report[judge], field) for judge in ("energy_top", "read"))
+        if field == "found":
+            across, up = (Range(value, value, value) for value in (across, up))
+        ends = {"left": across.low, "right": across.high, "low": up.low, "high": up.high}
+        rows.append({"of": name, "present": across.median, "read": up.median, **ends})
+    base = _chart(rows).encode(_colour(KINDS), tooltip=["of:N", "present:Q", "read:Q"])
+    along = alt.X("present:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+    wide = base.mark_rule().encode(
+        alt.X("left:Q", title="present"), alt.X2("right:Q"), _share("read")
+    )
+    tall = base.mark_rule().encode(along, alt.Y("low:Q", title="read"), alt.Y2("high:Q"))
+    dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, _share("read"))
+    return (wide + tall + dots).properties(height=280)
 
 
 def growth(report: ManifoldReport) -> alt.LayerChart:

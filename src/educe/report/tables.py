@@ -112,6 +112,8 @@ def manifold(r: ManifoldReport, console: Console | None = None) -> None:
     line("Mahalanobis, own norms", "mahalanobis_own", ".3g")
     if facts.prompt_rank:
         line(f"energy in prompts' {facts.prompt_rank}", "energy_prompt", ".2f")
+    if facts.read_rank:
+        line(f"energy in {facts.read_rank} that are read", "read", ".2f")
     grid.add_row()
     for layer in facts.layers:
         still, small = r.at("distance", layer).still, "" if r.enough(layer) else "?"

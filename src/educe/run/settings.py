@@ -39,8 +39,8 @@ class JobOptions:
             positions and radii
         control: a file of perturbations as the control of those given; by default random
         within: search inside a subspace: its rank, as in 64, of the activations on ordinary text;
-            or prompts:16 of those on the prompts alone, FILE:64 on another text, random:64 for a
-            control
+            or prompts:16 of those on the prompts alone, FILE:64 on another text, balanced:64 of
+            what is both present and used by later layers, random:64 for a control
         ball: what vectors of a subspace are measured by: plain, or whitened by how activations
             spread
         retain: keep the model as it is on retain prompts, with this weight; 1 weighs both alike at
