@@ -152,5 +152,3 @@ def test_what_changes_nothing_is_no_target(tiny64: LanguageModel) -> None:
     )
     with pytest.raises(EffectError, match="nothing is changed at layer 1"):
         following(openings, known, [0, 1], 1)
-
-

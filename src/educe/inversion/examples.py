@@ -19,9 +19,7 @@ from educe.model.rendering import Prompt
 AT_ONCE = 256
 
 
-def natural(
-    vocabulary: Vocabulary, k: int, n: int, *, corpus: str = BUNDLED
-) -> Int[Tensor, "m k"]:
+def natural(vocabulary: Vocabulary, k: int, n: int, *, corpus: str = BUNDLED) -> Int[Tensor, "m k"]:
     """Return how sentences of a corpus begin, cut to ``k`` tokens; each once, ``n`` at most.
 
     Args:
@@ -67,9 +65,11 @@ def _cut(
 def _sentences(some: Iterable[Prompt]) -> Iterator[str]:
     """Yield the sentences of documents."""
     for document in some:
-        texts = [document] if isinstance(document, str) else [
-            message["content"] for message in messages_of(document)
-        ]
+        texts = (
+            [document]
+            if isinstance(document, str)
+            else [message["content"] for message in messages_of(document)]
+        )
         for text in texts:
             for sentence in re.split(r"(?<=[.!?])\s+", text):
                 if sentence.strip():

@@ -136,7 +136,7 @@ class Place:
 
     @cached_property
     def _begun(self) -> Float[Tensor, "v"]:
-        """Log-probabilities of the string's first token; where nothing is before it, none counts."""
+        """Log-probabilities of the string's first token; zero where nothing is before it."""
         if not self.before.ids:
             return torch.zeros(self.lm.vocabulary, device=self.lm.device)
         ids = torch.tensor([self.before.ids], device=self.lm.device)

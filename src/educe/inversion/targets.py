@@ -115,9 +115,7 @@ class Target:
         """Return the mean loss of strings of one length over the places."""
         return self.each(strings).mean(0)
 
-    def fluent(
-        self, strings: Int[Tensor, "n k"]
-    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    def fluent(self, strings: Int[Tensor, "n k"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
         """Return the mean loss of strings, and how unlikely they are, in nats a token."""
         values, nll = zip(*self._over(strings, fluency=True), strict=True)
         return torch.stack(values).mean(0), torch.stack(nll).mean(0)
@@ -169,9 +167,7 @@ class Target:
         n = len(self.places)
         for i, place in enumerate(self.places):
             own = x.clone().requires_grad_()
-            seen = place.read(
-                strings, Wanted(self.layer, READOUT), embedded=own, fluency=fluency
-            )
+            seen = place.read(strings, Wanted(self.layer, READOUT), embedded=own, fluency=fluency)
             with torch.enable_grad():
                 value = self.at(i, seen)
                 unfluent = unlikely(strings, seen)

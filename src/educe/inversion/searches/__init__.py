@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -119,10 +118,13 @@ def search(
         if on_step is not None:
             on_step(state)
     order = state["loss"].argsort(stable=True)
-    kept = tuple(state[f"front.{name}"] for name in ("strings", "loss", "nll") if "weights" in state)
     return Found(
         state["strings"][order],
         state["loss"][order],
         state["curve"],
-        (kept[0], kept[1], kept[2]) if kept else None,
+        _front(state) if "weights" in state else None,
     )
+
+
+def _front(state: State) -> tuple[Tensor, Tensor, Tensor]:
+    return state["front.strings"], state["front.loss"], state["front.nll"]

@@ -6,8 +6,9 @@
 string, so that weights mean the same for every target. Member ``j`` is the best string seen for its
 weight; each step gives every member some flips by the gradient of its own objective, and all
 members choose among all strings (EPO, Thompson et al. 2024; `dreamy`). What no other string beats
-in both, of all that were ever read, is the front. There every so often one member takes all places;
-here none does, since the front keeps what is lost.
+in both, of all that were ever read, is the front. Where several weights have the same best string,
+as happens at a local minimum, others of the front take their places by lot; there, every so often,
+one member takes all places instead.
 """
 
 from __future__ import annotations
@@ -91,16 +92,20 @@ def _chosen(
     nll: Float[Tensor, "c"],
 ) -> State:
     """Return the state with the best string for each weight, and the front of all."""
-    best = (loss[None] + state["weights"][:, None] * nll[None]).argmin(1)
     every = torch.cat([state["front.strings"], strings])
     losses, nlls = torch.cat([state["front.loss"], loss]), torch.cat([state["front.nll"], nll])
     kept = front(losses, nlls)
     distinct = {tuple(every[i].tolist()): i for i in reversed(kept.tolist())}
     kept = torch.tensor(list(distinct.values())[::-1])
+    best = (losses[None] + state["weights"][:, None] * nlls[None]).argmin(1).tolist()
+    some = kept[torch.randperm(len(kept), generator=draw)].tolist()
+    for j in range(1, len(best)):
+        if best[j] in best[:j]:
+            best[j] = next((i for i in some if i not in best), best[j])
     new = {
-        "strings": strings[best],
-        "loss": loss[best],
-        "nll": nll[best],
+        "strings": every[best],
+        "loss": losses[best],
+        "nll": nlls[best],
         "front.strings": every[kept],
         "front.loss": losses[kept],
         "front.nll": nlls[kept],

@@ -92,9 +92,7 @@ def _moved(target: Target, config: SoftConfig, state: State) -> State:
     return advanced(state, drawing(state), GRADIENT * len(target.places), new)
 
 
-def _projected(
-    target: Target, vocabulary: Vocabulary, config: SoftConfig, state: State
-) -> State:
+def _projected(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: State) -> State:
     """Read strings near the embeddings, and take the best; the one given stays if it is better."""
     draw, (x,) = drawing(state), state["soft"]
     rows = table(target.lm)
