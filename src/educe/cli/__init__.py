@@ -13,6 +13,7 @@ from educe.cli import (
     derive,
     discover,
     examine,
+    invert,
     judge,
     layers,
     organism,
@@ -47,6 +48,7 @@ for command in (
     select.select,
     select.tune,
     examine.examine,
+    invert.invert,
     derive.app,
 ):
     app.command(command)

@@ -18,30 +18,20 @@ from torch import Tensor
 from educe.files import read_tensors, write_tensors
 from educe.forward.benign import ordinary_prompts
 from educe.inversion.control import Known, controls
+from educe.inversion.kept import CASE, keep
 from educe.inversion.reach import Bench, Settings
-from educe.inversion.report import (
-    REACHABLE,
-    SHUFFLED,
-    UNIT,
-    Case,
-    Facts,
-    Reachability,
-    case,
-)
+from educe.inversion.report import SHUFFLED, Case, Facts, Reachability, case
 from educe.inversion.searches.state import State
 from educe.inversion.targets import Taught, by_text, taught
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
 from educe.perturbation.vectors import AfterBlock
 from educe.progress import Reporter
-from educe.rows import FOUND, ScoreRow
+from educe.rows import FOUND
 from educe.run.fill import groups
 from educe.run.settings import encoded
 from educe.run.store import Run
 from educe.run.work import Work, at_work
-
-#: Notes of a run: the report of a perturbation, whose number follows; and a case, by its key.
-NOTE, CASE = "inversion ", "inversion case "
 
 
 def invert_run(
@@ -96,13 +86,6 @@ def prompts(work: Work, settings: Settings) -> Any:
     return made.select(sorted(distinct.values())[:wanted])
 
 
-def reports(run: Run) -> list[Reachability]:
-    """Return the reachability reports of a run, by the numbers of their perturbations."""
-    rows = run.perturbation_rows(derived=None)
-    noted = [f"{NOTE}{p.id}" for p in rows]
-    return [Reachability.read(run.note(name)) for name in noted if run.has(name)]
-
-
 def _inverted(work: Work, bench: Bench, number: int, kind: Kind, theta: Tensor) -> Reachability:
     """Invert a perturbation and its controls."""
     run, settings = work.run, bench.settings
@@ -133,9 +116,7 @@ def _inverted(work: Work, bench: Bench, number: int, kind: Kind, theta: Tensor) 
         cases[0],
         tuple(cases[1:]),
     )
-    why = f"{report.verdict.value}: “{report.found.string}”"
-    run.add_scores([ScoreRow(number, REACHABLE, report.found.share, UNIT, why)])
-    run.remember(f"{NOTE}{number}", report.data())
+    keep(run, report)
     return report
 
 

@@ -49,7 +49,8 @@ class Wanted(NamedTuple):
 
     Attributes:
         layer: The layer whose stream is looked at; None for the answer.
-        readout: At how many of the last tokens before the answer.
+        readout: At how many of the last tokens before the answer; fewer where not so many are
+            behind the string.
     """
 
     layer: int | None = None
@@ -126,8 +127,9 @@ class Place:
         answer = logprobs[:, -m:] if wanted.layer is None else None
         stream = None
         if wanted.layer is not None:
-            end = t - (m - 1)
-            stream = streams[wanted.layer][:, max(0, end - wanted.readout) : end]
+            # Tokens that are there with a string and without.
+            end, q = t - (m - 1), max(1, min(wanted.readout, len(self.after)))
+            stream = streams[wanted.layer][:, end - q : end]
         string = None
         if fluency:
             begun = self._begun.to(logprobs).expand(r, 1, -1)
