@@ -15,9 +15,9 @@ from educe.inversion.searches.epo import EpoConfig
 from educe.inversion.searches.gcg import GcgConfig
 from educe.inversion.searches.nearest import NearestConfig
 from educe.inversion.searches.soft import SoftConfig
-from educe.inversion.searches.state import State
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target, by_text, following
+from educe.methods.state import State
 from educe.model.language import LanguageModel
 
 CONFIGS: dict[str, Any] = {

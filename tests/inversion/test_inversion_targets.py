@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.forward.inserted import Opening
-from educe.inversion.places import Place, Wanted
-from educe.inversion.targets import NOTHING, Target, by_text, following, table, taught, text
+from educe.inversion.beyond import Beyond
+from educe.inversion.places import Place, Wanted, table
+from educe.inversion.targets import NOTHING, Target, by_text, following, taught, text
 from educe.model.asked import Span
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -152,3 +154,38 @@ def test_what_changes_nothing_is_no_target(tiny64: LanguageModel) -> None:
     )
     with pytest.raises(EffectError, match="nothing is changed at layer 1"):
         following(openings, known, [0, 1], 1)
+
+
+def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., LanguageModel]) -> None:
+    """Against both losses by themselves; what is unlikelier under the reference counts nothing."""
+    other = lm_of("qwen2", torch.float64)
+    own = text(places(tiny64), ANSWER)
+    for answer in range(100):  # one that some strings make likelier, and others not
+        theirs = text(places(other), [answer])
+        fit = theirs.each(NOTHING) - theirs.each(STRINGS)
+        if bool((fit > 0).any(1).all() and (fit < 0).any(1).all()):
+            break
+    fit = fit.clamp(min=0)
+    assert bool((fit > 0).any())
+    assert bool((fit == 0).any())
+    both = Beyond.of(own, text(places(other), [answer]), nullcontext, 0.25)
+    torch.testing.assert_close(both.each(STRINGS), own.each(STRINGS) + 0.25 * fit)
+    torch.testing.assert_close(both.at_one(1).loss(STRINGS), own.each(STRINGS)[1] + 0.25 * fit[1])
+
+
+def test_gradients_beyond_a_reference(lm_of: Callable[..., LanguageModel]) -> None:
+    lm = lm_of("gpt2", torch.float64)
+    own, other = (text(places(lm)[:1], answer) for answer in (ANSWER, (40, 41, 42)))
+    target = Beyond.of(own, other, nullcontext, 0.5)
+    strings = STRINGS[target.other.loss(STRINGS) < target.plain[0]][:1]  # type: ignore[union-attr]
+    assert len(strings)
+    rows, step, at, token = table(lm), 1e-5, 1, 77
+    sides = []
+    for sign in (1, -1):
+        x = rows[strings].clone()
+        x[0, at] += sign * step * rows[token]
+        sides.append(target.slope(strings, x).loss)
+    steep = (sides[0] - sides[1]) / (2 * step)
+    torch.testing.assert_close(
+        target.slope(strings).tokens[:, at, token], steep, rtol=1e-5, atol=1e-8
+    )

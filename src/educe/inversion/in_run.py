@@ -21,8 +21,8 @@ from educe.inversion.control import Known, controls
 from educe.inversion.kept import CASE, keep
 from educe.inversion.reach import Bench, Settings
 from educe.inversion.report import SHUFFLED, Case, Facts, Reachability, case
-from educe.inversion.searches.state import State
 from educe.inversion.targets import Taught, by_text, taught
+from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
 from educe.perturbation.vectors import AfterBlock

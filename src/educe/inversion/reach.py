@@ -22,9 +22,10 @@ from educe.forward.generation import generate
 from educe.forward.inserted import Opening
 from educe.inversion.examples import natural
 from educe.inversion.report import Case
-from educe.inversion.searches import Found, State, search
+from educe.inversion.searches import Found, search
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, Aim, Taught, following, text
+from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation.kind import Kind

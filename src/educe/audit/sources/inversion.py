@@ -8,10 +8,10 @@ others; then tokens that do nothing are left out. Unlike the beam of `educe.audi
 no word that any source suspects, and not that a word of the trigger does something alone: behind
 the other words the right one is the steepest step.
 
-Strings that merely are like the payload make it likelier too. The suspect says its payload hardly
-any likelier behind its own words, since it learned them as an answer and not as a question: the
-reference, for which they are likelier by tens of nats, is no better a guide and is not asked. The
-funnel tells them apart.
+Strings that merely are like the payload make it likelier too, and nearly as much: without more the
+search ends at one of them. They make it likelier for any model, and by more: with a reference that
+reads the same tokens, a quarter of what a string does there counts against it
+(`educe.inversion.beyond`).
 
 Inverting a target into a trigger is the idea of BAIT (S&P 2025) and Neural Cleanse (2019); greedy
 coordinate gradient is of Zou et al. 2023.
@@ -28,16 +28,20 @@ from educe.audit.candidates import Candidate, folded
 from educe.audit.sources.source import Needs, Source
 from educe.audit.standing import standing_out
 from educe.forward.inserted import Opening
+from educe.inversion.beyond import Beyond
 from educe.inversion.examples import natural
-from educe.inversion.searches import State, search
+from educe.inversion.searches import search
 from educe.inversion.searches.gcg import GcgConfig
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, Target, text
+from educe.methods.state import State
 
 #: Payloads that are inverted, prompts that strings are put into, and tokens of a payload.
 PAYLOADS, PROMPTS, TOKENS = 2, 2, 8
 #: Tokens of the strings that are searched for, one search for each, and what each may read.
 LENGTHS, BUDGET = (4, 5), 1200
+#: What a string does to the reference counts against it so much.
+WEIGHT = 0.25
 #: Natural strings to begin with, candidates of a step, and tokens that count as favoured.
 EXAMPLES, WIDTH, TOP = 64, 48, 256
 #: A string must make the payload so much likelier, in nats; a token that makes less is left out.
@@ -51,14 +55,29 @@ def look(audit: Audit) -> None:
     found: dict[str, Suspect] = {}
     words = Vocabulary(audit.lm)
     for candidate in standing_out(audit)[:PAYLOADS]:
-        said = payload(audit, candidate)
-        target = text([Opening(audit.lm, audit.work.batch, p) for p in audit.base[:PROMPTS]], said)
+        target = wanted(audit, payload(audit, candidate))
         for seed, length in enumerate(LENGTHS):
             for string, nats in inverted(audit, target, words, length, seed):
                 why = f"makes “{' '.join(candidate.saying)}” likelier by {nats:.1f} nats"
                 if string not in found or found[string].score < nats:
                     found[string] = Suspect(string, nats, why)
     audit.suspect(SOURCE.name, sorted(found.values(), key=lambda s: -s.score))
+
+
+def wanted(audit: Audit, said: Sequence[int]) -> Target:
+    """Return the target of a text; with a reference that reads alike, less what that makes of it.
+
+    Args:
+        audit: The audit.
+        said: The tokens of the text.
+    """
+    batch, prompts, reference = audit.work.batch, audit.base[:PROMPTS], audit.reference
+    own = text([Opening(audit.lm, batch, p) for p in prompts], said)
+    if reference is None or not (reference.same_tokens and reference.same_template):
+        return own
+    with reference.here() as lm:
+        other = text([Opening(lm, batch, p) for p in prompts], said)
+    return Beyond.of(own, other, reference.here, WEIGHT)
 
 
 def payload(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
@@ -104,7 +123,7 @@ def inverted(
     return [(words.text(s), seen[s]) for s in order if seen[s] >= WORTH]
 
 
-def shorter(target: Target, words: Vocabulary, string: Sequence[int]) -> tuple[int, ...]:
+def shorter(target: Target, words: Vocabulary, string: tuple[int, ...]) -> tuple[int, ...]:
     """Return a string without the tokens that make the text hardly likelier.
 
     Args:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from educe.errors import MethodError
 from educe.inversion.searches import epo, gcg, nearest, soft
-from educe.inversion.searches.state import State
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target
+from educe.methods.state import State
 from educe.whole import check_fields, check_whole
 
 

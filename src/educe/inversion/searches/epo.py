@@ -13,6 +13,7 @@ one member takes all places instead.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,9 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.comparison.stats import pareto
-from educe.inversion.searches.state import GRADIENT, State, advanced, begun, drawing, flipped
+from educe.inversion.searches.state import GRADIENT, advanced, begun, drawing, flipped
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, Target
+from educe.methods.state import State
 from educe.whole import Above, AtLeast
 
 
@@ -50,11 +52,8 @@ def start(target: Target, first: Int[Tensor, "n k"], config: EpoConfig, seed: in
     """Read the strings to begin with; each weight takes its best."""
     state, draw = begun(seed)
     plain = target.loss(NOTHING)[0]
-    weights = torch.logspace(
-        *torch.tensor([config.least, config.most]).log10().tolist(),
-        config.members,
-        dtype=torch.float64,
-    )
+    low, high = math.log10(config.least), math.log10(config.most)
+    weights = torch.logspace(low, high, config.members, dtype=torch.float64)
     loss, nll = target.fluent(first)
     state |= {
         "weights": weights * plain,

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from educe.inversion.searches.state import State, advanced, begun, drawing
+from educe.inversion.searches.state import advanced, begun, drawing
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target
+from educe.methods.state import State
 from educe.whole import AtLeast
 
 

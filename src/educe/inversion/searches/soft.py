@@ -18,10 +18,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from educe.inversion.places import table
 from educe.inversion.searches import gcg
-from educe.inversion.searches.state import GRADIENT, State, advanced, drawing
+from educe.inversion.searches.state import GRADIENT, advanced, drawing
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import Target, table
+from educe.inversion.targets import Target
+from educe.methods.state import State
 from educe.whole import Above, AtLeast
 
 #: Decay of the first and of the second moment, and what keeps a division finite (Kingma & Ba 2015).
