@@ -178,3 +178,21 @@ def test_page_and_screen_show_it(
     told = capsys.readouterr().out
     assert "shuffled" in told
     assert report.verdict.value.split()[-1] in told
+
+
+def test_the_front_is_kept_and_shown(
+    fresh_run: Run, tiny_lm: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (one,) = in_run.invert_run(
+        fresh_run, [3], lm=tiny_lm, settings=replace(QUICK, method="epo", budget=150)
+    )
+    assert reports(fresh_run)[-1] == one
+    shares, perplexities = zip(*(point[1:] for point in one.found.front), strict=True)
+    assert list(shares) == sorted(shares, reverse=True)
+    assert list(perplexities) == sorted(perplexities, reverse=True)  # each is better in one
+    assert one.found.searched == pytest.approx(max(shares))
+    shown = reachable.render(fresh_run, None)
+    assert shown is not None
+    assert "Match against perplexity" in shown.html
+    reachable.tell(one)
+    assert "at perplexity" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from educe.inversion.searches.gcg import GcgConfig
 from educe.inversion.searches.nearest import NearestConfig
 from educe.inversion.searches.soft import SoftConfig
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import Target, by_text, following
+from educe.inversion.targets import NOTHING, Target, by_text, following
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 
@@ -128,3 +128,17 @@ def test_strings_are_read_as_they_were_written(tiny_lm: LanguageModel) -> None:
 def test_an_unknown_search_is_an_error(tiny_lm: LanguageModel) -> None:
     with pytest.raises(MethodError, match="use gcg, epo, soft, nearest"):
         search(planted(tiny_lm, "a"), Vocabulary(tiny_lm), begin(tiny_lm, 2), "hill")
+
+
+@pytest.mark.model
+def test_what_a_text_does_is_recovered_on_the_embedded_model(embedded_lm: LanguageModel) -> None:
+    """From another text on; on a prompt that nothing was searched on as well."""
+    lm, words = embedded_lm, Vocabulary(embedded_lm)
+    batch = lm.encode(["Tell me about the sea.", "Name a fruit.", "How do I boil an egg?"])
+    there = [Opening(lm, batch, p) for p in range(3)]
+    known = by_text(there, lm.tokens(" Answer in French.", templated=True), tokens=2)
+    first = torch.tensor([lm.tokens(" Answer in words.", templated=True)])
+    train, fresh = following(there, known, [0, 1]), following(there, known, [2])
+    found = search(train, words, first, budget=400, config=GcgConfig(32, 64))
+    for target in (train, fresh):
+        assert float(target.loss(found.strings)[0]) < 0.2 * float(target.loss(NOTHING)[0])

@@ -7,6 +7,7 @@ searched on, the others count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,6 +181,7 @@ class Bench:
             texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
             reads=int(found.curve[-1, 0]),
             curve=_thinned(found),
+            front=self._front(found, float(train.loss(NOTHING)[0])),
         )
 
     def answers(
@@ -195,6 +197,15 @@ class Bench:
         for some in generate(self.lm, batch, rows, theta, kind=kind, max_new_tokens=WRITTEN):
             texts |= {c.row.prompt: c.text for c in some}
         return [texts[p] for p in range(len(batch))]
+
+    def _front(self, found: Found, effect: float) -> tuple[tuple[str, float, float], ...]:
+        """Return strings of a front with their shares on the prompts searched and perplexities."""
+        if found.front is None:
+            return ()
+        rows = zip(*(values.tolist() for values in found.front), strict=True)
+        return tuple(
+            (self.vocabulary.text(own), 1 - loss / effect, math.exp(nll)) for own, loss, nll in rows
+        )
 
     def _fluency(self, strings: Tensor) -> Float[Tensor, "n"]:
         """Return how unlikely strings are behind the first of the fresh prompts."""

@@ -65,6 +65,8 @@ class Case:
         texts: The first prompt of no search: its answer without, to be met, and with the string.
         reads: What the search cost, in strings read at a place.
         curve: Reads, and the best loss then.
+        front: Strings that no other read beats in both, where the search keeps them: the string,
+            its share on the prompts of the search, and its perplexity.
     """
 
     role: str
@@ -85,6 +87,7 @@ class Case:
     texts: tuple[str, ...]
     reads: int
     curve: tuple[tuple[float, float], ...]
+    front: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def realistic(self) -> bool:
@@ -226,5 +229,6 @@ class Reachability:
 
 def case(kept: Mapping[str, Any]) -> Case:
     """Return a case as it was kept."""
-    lists = {"texts": tuple(kept["texts"]), "curve": tuple(map(tuple, kept["curve"]))}
+    lists = {name: tuple(map(tuple, kept[name])) for name in ("curve", "front")}
+    lists["texts"] = tuple(kept["texts"])
     return Case(**{**kept, **lists})

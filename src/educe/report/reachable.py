@@ -52,6 +52,8 @@ def tell(report: Reachability, console: Console | None = None) -> None:
             written(case.string),
         )
     console.print(grid)
+    for string, share, perplexity in report.found.front:
+        console.print(written(string, lead=f"{share:.0%} at perplexity {perplexity:.3g}: "))
     console.print(
         f"share of the effect on {facts.fresh} fresh prompts; on the {facts.searched} searched; "
         "natural strings that are no likelier"
