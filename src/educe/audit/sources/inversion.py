@@ -5,13 +5,12 @@
 What stands out so far is taken for a payload. Strings of a few tokens are searched for by greedy
 coordinate gradient (`educe.inversion.searches.gcg`), from natural strings on, each search from
 others; then tokens that do nothing are left out. Unlike the beam of `educe.audit.triggers` it needs
-no word that any source suspects, and not that a word of the trigger does something alone: behind
-the other words the right one is the steepest step.
+no word that any source suspects.
 
 Strings that merely are like the payload make it likelier too, and nearly as much: without more the
-search ends at one of them. They make it likelier for any model, and by more: with a reference that
-reads the same tokens, a quarter of what a string does there counts against it
-(`educe.inversion.beyond`).
+search ends at one of them. They make it likelier for any model: with a reference that reads alike, a
+quarter of what a string does there counts against it (`educe.inversion.beyond`). On a trigger of four
+words that made the trigger the better string, and a search of this length still did not find it.
 
 Inverting a target into a trigger is the idea of BAIT (S&P 2025) and Neural Cleanse (2019); greedy
 coordinate gradient is of Zou et al. 2023.
