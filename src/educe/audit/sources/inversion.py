@@ -8,9 +8,10 @@ others; then tokens that do nothing are left out. Unlike the beam of `educe.audi
 no word that any source suspects.
 
 Strings that merely are like the payload make it likelier too, and nearly as much: without more the
-search ends at one of them. They make it likelier for any model: with a reference that reads alike, a
-quarter of what a string does there counts against it (`educe.inversion.beyond`). On a trigger of four
-words that made the trigger the better string, and a search of this length still did not find it.
+search ends at one of them. They make it likelier for any model: with a reference that reads alike,
+a quarter of what a string does there counts against it (`educe.inversion.beyond`). On a trigger of
+four words that made the trigger the better string, and a search of this length still did not find
+it.
 
 Inverting a target into a trigger is the idea of BAIT (S&P 2025) and Neural Cleanse (2019); greedy
 coordinate gradient is of Zou et al. 2023.
