@@ -137,8 +137,8 @@ def test_what_a_text_does_is_recovered_on_the_embedded_model(embedded_lm: Langua
     batch = lm.encode(["Tell me about the sea.", "Name a fruit.", "How do I boil an egg?"])
     there = [Opening(lm, batch, p) for p in range(3)]
     known = by_text(there, lm.tokens(" Answer in French.", templated=True), tokens=2)
-    first = torch.tensor([lm.tokens(" Answer in words.", templated=True)])
+    first = torch.tensor([lm.tokens(" Answer in German.", templated=True)])
     train, fresh = following(there, known, [0, 1]), following(there, known, [2])
-    found = search(train, words, first, budget=400, config=GcgConfig(32, 64))
+    found = search(train, words, first, budget=300, config=GcgConfig(32, 64))
     for target in (train, fresh):
         assert float(target.loss(found.strings)[0]) < 0.2 * float(target.loss(NOTHING)[0])
