@@ -231,6 +231,22 @@ def spectrum(out: str) -> None:
     assert all(float(share) < 5 for share in re.findall(r"sigma too low by ([\d.]+)%", out))
 
 
+def gcg(out: str) -> None:
+    """Three texts; the loss falls, and as many candidates were read as asked for."""
+    lines = rows(out)[1:]
+    assert [line[2] for line in lines] == ["educe"] * 3
+    assert all(number(line[3]) > 64 for line in lines)
+    assert all(number(line[4]) >= number(line[5]) >= number(line[7]) > 0 for line in lines)
+
+
+def causes_prompts(out: str) -> None:
+    """Two texts, their vectors, one found and one random; each has a string and an effect."""
+    lines = rows(out)[1:]
+    assert [line[0] for line in lines] == [*["text"] * 2, *["natural"] * 2, "found", "random"]
+    assert all(number(line[2]) > 0 for line in lines)
+    assert all(line[8] for line in lines)
+
+
 def speed(out: str) -> None:
     """Every way is compared on the same work, and every family has its costs."""
     assert METHODS.keys() <= first(out)
@@ -260,9 +276,10 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        audit, backdoor, backdoor_search, causes, corpus, counterexample, elicitation, equal,
-        forms, fronts, gathering, gpu, grouping, grouping_texts, inside, maxima, over, predict,
-        reading, recovery, spectrum, speed, standing, turning, where, word_ranks,
+        audit, backdoor, backdoor_search, causes, causes_prompts, corpus, counterexample,
+        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, inside,
+        maxima, over, predict, reading, recovery, spectrum, speed, standing, turning, where,
+        word_ranks,
     )
 }  # fmt: skip
 

@@ -34,6 +34,7 @@ from educe.audit.candidates import Candidate, Said, candidates
 from educe.audit.findings import Finding, Kind, kept
 from educe.audit.reference import NONE
 from educe.audit.settings import AuditOptions, begin
+from educe.audit.standing import plain as ordinary
 from educe.comparison.stats import rate
 from educe.options import ModelOptions
 from educe.organisms import Organism, named
@@ -127,7 +128,7 @@ def audited(
         audit = stages.carry_out(run, lm=lm, reporter=reporter())
         took = time.process_time() - began
         findings = kept(run)
-        plain = stages.plain(audit)
+        plain = ordinary(audit)
         said = audit.said()
         texts = {c.row: c.text for c in run.completion_rows()}
         rule = organism.search[0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import planted_difference as planted
-from educe.audit import stages
+from educe.audit import stages, standing
 from educe.audit.auditing import Audit
 from educe.audit.candidates import LEAST, Candidate, Said
 from educe.audit.roles import CONTRAST
@@ -80,11 +80,11 @@ def test_without_a_reference_one_request_is_no_candidate_and_only_strings_stand_
         begun = candidate(*((90 + k, f"begun: {k}") for k in range(9)))
         put = candidate(*((root, "granite") for root in base))
         assert len(base) == stages.PROMPTS
-        monkeypatch.setattr(stages, "candidates", lambda *said, least: [once, begun, put])
-        assert stages.standing_out(audit) == [begun, put]
+        monkeypatch.setattr(standing, "candidates", lambda *said, least: [once, begun, put])
+        assert standing.standing_out(audit) == [begun, put]
         audit.given.append(90)
-        assert stages.standing_out(audit) == [once, begun, put]
+        assert standing.standing_out(audit) == [once, begun, put]
         assert [stages.stands_out(audit, c) for c in (begun, put)] == [False, True]
     with planted.audited(lm, planted.reference(lm), tmp_path / "beside", "topics") as audit:
-        assert stages.standing_out(audit) == [once, begun, put]
+        assert standing.standing_out(audit) == [once, begun, put]
         assert stages.stands_out(audit, begun)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from educe.audit import reference
 from educe.audit.auditing import Audit
-from educe.audit.candidates import WORTH, Candidate, candidates
+from educe.audit.candidates import Candidate
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
 from educe.audit.roles import LOOKED
 from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
+from educe.audit.standing import standing_out
 from educe.model.language import LanguageModel
 from educe.options import ModelOptions
 from educe.progress import Reporter
-from educe.rows import FIRST
 from educe.run.store import Run
 from educe.run.work import Work, at_work
 
@@ -132,33 +132,3 @@ def funnel(audit: Audit, source: str) -> None:
         if strings and into:
             audit.put(name, strings, into)
     audit.fill(f"with what {source} suspects")
-
-
-def plain(audit: Audit) -> list[str]:
-    """Return what the suspect answers by itself to the ordinary prompts.
-
-    What a person asks is left out: a trigger may stand in it.
-    """
-    ordinary = {*audit.base, *audit.work.prompts("fresh")}
-    return [
-        c.text
-        for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and c.prompt in ordinary
-    ]
-
-
-def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:
-    """Return what the suspect comes back to, the most telling first.
-
-    Without a reference what one request alone brings out is no evidence, but for a request of the
-    person: begun answers to anything say something odd.
-
-    Args:
-        audit: The audit.
-        least: The evidence that it takes.
-    """
-    found = candidates(audit.said(), plain(audit), least=least)
-    if audit.reference is None:
-        given = set(audit.given)
-        return [c for c in found if c.roots > 1 or given & {s.root for s in c.said}]
-    return found

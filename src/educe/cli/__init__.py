@@ -13,6 +13,7 @@ from educe.cli import (
     derive,
     discover,
     examine,
+    invert,
     judge,
     layers,
     organism,
@@ -49,6 +50,7 @@ for command in (
     select.select,
     select.tune,
     examine.examine,
+    invert.invert,
     derive.app,
 ):
     app.command(command)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from educe.errors import EffectError, LayerError
-from educe.forward.chunks import Chunk, Chunker
+from educe.forward.chunks import Chunk, Chunker, Result
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
@@ -177,6 +177,28 @@ class Forced:
             found[_rows(chunk), chunk.start : chunk.stop] = values
         return found
 
+    def read(
+        self, theta: Float[Tensor, "1 s"], kind: Kind, layers: Sequence[int] = ()
+    ) -> Iterator[Read]:
+        """Read the texts under one perturbation, some at a time.
+
+        Args:
+            theta: The perturbation.
+            kind: Its kind.
+            layers: Layers whose stream is returned.
+
+        Raises:
+            LayerError: The perturbation reaches blocks that run once.
+        """
+        texts = self._all(None)
+
+        def run(chunk: Chunk) -> Read:
+            with torch.no_grad():
+                return self._perturbed(theta, kind, texts, chunk, layers)
+
+        for _, read in self._over(theta, kind, texts, run):
+            yield read
+
     def value_and_grad(
         self,
         theta: Float[Tensor, "n s"],
@@ -214,8 +236,8 @@ class Forced:
         return torch.arange(len(self.ids))[None] if texts is None else texts
 
     def _over(
-        self, theta: Tensor, kind: Kind, texts: Tensor, run: Callable[[Chunk], Tensor]
-    ) -> Iterator[tuple[Chunk, Tensor]]:
+        self, theta: Tensor, kind: Kind, texts: Tensor, run: Callable[[Chunk], Result]
+    ) -> Iterator[tuple[Chunk, Result]]:
         if kind.before < self.before:
             raise LayerError(
                 f"{kind.name} that act after block {kind.before} change blocks up to "
@@ -224,7 +246,14 @@ class Forced:
         n, p = len(theta), texts.shape[1]
         return self._chunker.grid(run, n, p, self.ids.shape[1], alone=kind.alone)
 
-    def _perturbed(self, own: Tensor, kind: Kind, texts: Tensor, chunk: Chunk) -> Read:
+    def _perturbed(
+        self,
+        own: Tensor,
+        kind: Kind,
+        texts: Tensor,
+        chunk: Chunk,
+        layers: Sequence[int] = (),
+    ) -> Read:
         """Let the perturbations of a chunk, ``own``, read its texts."""
         texts = (texts[_rows(chunk)] if len(texts) > 1 else texts)[:, chunk.start : chunk.stop]
         last = self.batch.ids.shape[1]
@@ -236,7 +265,7 @@ class Forced:
             places=range(-last, self.ids.shape[1] - last),
             at=self.at(kind.positions)[texts],
         )
-        return self._run(texts, change, n=len(own), differentiable=own.requires_grad)
+        return self._run(texts, change, layers, n=len(own), differentiable=own.requires_grad)
 
     def _run(
         self,

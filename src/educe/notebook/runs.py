@@ -19,6 +19,9 @@ from educe import files
 from educe.comparison.summary import Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import MethodError, RunError
+from educe.inversion.in_run import invert_run
+from educe.inversion.reach import Settings as Inversion
+from educe.inversion.report import Reachability
 from educe.model.language import LanguageModel, loaded
 from educe.model.rendering import Prompt
 from educe.notebook.texts import Texts, Warns, behaviours, effects, parts_of, texts_of
@@ -157,6 +160,27 @@ class Run(store.Run):
         with self._working() as work:
             fill.fill(work)
         return self
+
+    def invert(self, *numbers: int, settings: Inversion | None = None) -> list[Reachability]:
+        """Search for texts that do what perturbations do, beside controls; keep what comes of it.
+
+        Args:
+            numbers: The perturbations.
+            settings: How (see `educe.inversion.reach.Settings`).
+
+        Raises:
+            RunError: There is no such perturbation, or the model is not the run's.
+
+        Example:
+            >>> from educe.inversion.reach import Settings
+            >>> made = educe.discover(folder / "i", lm, prompts, n=2, radius=2.0, max_new_tokens=4)
+            >>> quick = Settings(tokens=2, budget=20, answer=1, searched=1, fresh=2, controls=1)
+            >>> (report,) = made.invert(1, settings=quick)
+            >>> [case.role for case in report.controls]
+            ['text', 'natural vector', 'random', 'shuffled']
+        """
+        fill.check_known(self, numbers, derived=None)
+        return invert_run(self, numbers, lm=self.lm, settings=settings)
 
     def report(self, path: str | Path) -> Path:
         """Write the page of the run, one HTML file, and return where it is.

@@ -13,6 +13,7 @@ from educe.audit.sources import (
     activations,
     amplification,
     crossed,
+    inversion,
     kl,
     memory,
     perplexity,
@@ -44,6 +45,7 @@ SOURCES: tuple[Source, ...] = (
     activations.SOURCE,
     writes.SOURCE,
     memory.SOURCE,
+    inversion.SOURCE,
     screen.SOURCE,
     perturbations.SOURCE,
 )

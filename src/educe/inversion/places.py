@@ -1,0 +1,169 @@
+"""Places: where a string is put into a prompt, and what the model makes of it, with gradients.
+
+    [ before | string | after | answer ]
+      cached   tokens, or any embeddings in their place
+
+A loss of a string is differentiable in what stands for its tokens. With ``e_v`` the row of token
+``v`` in the table of embeddings, and ``x_i`` what stands at the string's token ``i``,
+
+    d loss / d onehot_iv = e_v · d loss / d x_i
+
+is exact, since an embedding is linear in the one-hot (Ebrahimi et al. 2018, HotFlip).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from educe.forward.inserted import Opening
+from educe.model.blocks import hooked
+from educe.model.language import LanguageModel
+
+
+class Seen(NamedTuple):
+    """What a model makes of strings at a place.
+
+    Attributes:
+        answer: Log-probabilities of every token at each token of the answer; none where only a
+            stream is asked for.
+        stream: The stream leaving a layer at the last tokens before the answer, where it is asked
+            for.
+        string: Log-probabilities of every token at each token of the string, where these are asked
+            for.
+    """
+
+    answer: Float[Tensor, "r m v"] | None
+    stream: Float[Tensor, "r q d"] | None
+    string: Float[Tensor, "r k v"] | None
+
+
+class Wanted(NamedTuple):
+    """What is read of strings.
+
+    Attributes:
+        layer: The layer whose stream is looked at; None for the answer.
+        readout: At how many of the last tokens before the answer; fewer where not so many are
+            behind the string.
+    """
+
+    layer: int | None = None
+    readout: int = 1
+
+
+class Place:
+    """A place in a prompt, and the answer that is forced behind it.
+
+    Args:
+        opening: Where in which prompt; places that share one share what is cached of it.
+        answer: The tokens of the answer.
+
+    Example:
+        >>> from educe.forward.inserted import Opening
+        >>> from educe.inversion.places import Place
+        >>> place = Place(Opening(lm, part.batch, 0), answer=(5, 6))
+        >>> place.read(torch.tensor([[7, 8], [8, 7], [9, 9]])).answer.shape[:2]
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, opening: Opening, answer: Sequence[int] = ()) -> None:
+        self.lm, self.before, self.after = opening.lm, opening.before, list(opening.after)
+        self.answer = tuple(answer)
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens are read behind the string."""
+        return len(self.after) + max(0, len(self.answer) - 1)
+
+    def read(
+        self,
+        strings: Int[Tensor, "r k"],
+        wanted: Wanted = Wanted(),  # noqa: B008
+        *,
+        embedded: Float[Tensor, "r k d"] | None = None,
+        fluency: bool = False,
+    ) -> Seen:
+        """Read strings of one length.
+
+        Args:
+            strings: Their tokens.
+            wanted: What is read.
+            embedded: What stands for the tokens' embeddings, to differentiate by.
+            fluency: Whether log-probabilities at the tokens of the string are asked for.
+        """
+        lm, (r, k) = self.lm, strings.shape
+        behind = torch.tensor([*self.after, *self.answer[:-1]], dtype=torch.long, device=lm.device)
+        ids = torch.cat([strings.to(lm.device), behind.expand(r, -1)], 1)
+        cached = len(self.before.ids) if ids.shape[1] else 0
+        if not cached:  # nothing is put behind what stands there
+            whole = ids.new_tensor(self.before.ids).expand(r, -1)
+            ids = torch.cat([whole, ids], 1)
+        mask = ids.new_ones(r, cached + ids.shape[1])
+        # Before anything is hooked: what is cached is the model's own.
+        cache = self.before.for_rows(r) if cached else None
+        m, t = max(1, len(self.answer)), ids.shape[1]
+        with ExitStack() as during:
+            streams: dict[int, Tensor] = {}
+            if embedded is not None:
+                during.enter_context(_standing_in(lm, embedded))
+            if wanted.layer is not None:
+                streams = during.enter_context(lm.watching([wanted.layer]))
+                if not fluency:
+                    during.enter_context(lm.ending(wanted.layer))
+            logits = lm.forward(
+                ids,
+                mask,
+                cache=cache,
+                last=t if fluency else m,
+                differentiable=embedded is not None,
+            )
+        logprobs = _precise(logits).log_softmax(-1)
+        answer = logprobs[:, -m:] if wanted.layer is None else None
+        stream = None
+        if wanted.layer is not None:
+            # Tokens that are there with a string and without.
+            end, q = t - (m - 1), max(1, min(wanted.readout, len(self.after)))
+            stream = streams[wanted.layer][:, end - q : end]
+        string = None
+        if fluency:
+            begun = self._begun.to(logprobs).expand(r, 1, -1)
+            string = torch.cat([begun, logprobs[:, : k - 1]], 1)[:, :k]
+        return Seen(answer, stream, string)
+
+    @cached_property
+    def _begun(self) -> Float[Tensor, "v"]:
+        """Log-probabilities of the string's first token; zero where nothing is before it."""
+        if not self.before.ids:
+            return torch.zeros(self.lm.vocabulary, device=self.lm.device)
+        ids = torch.tensor([self.before.ids], device=self.lm.device)
+        logits = self.lm.forward(ids, torch.ones_like(ids))[0, -1]
+        return _precise(logits).log_softmax(-1)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@contextmanager
+def _standing_in(lm: LanguageModel, embedded: Float[Tensor, "r k d"]) -> Iterator[None]:
+    """Let vectors stand for the embeddings of the first tokens of each row."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.cat([embedded.to(output), output[:, embedded.shape[1] :]], 1)
+
+    with hooked([lm.unwrapped.get_input_embeddings().register_forward_hook(hook)]):
+        yield
+
+
+@torch.no_grad()
+def table(lm: LanguageModel) -> Float[Tensor, "v d"]:
+    """Return what the blocks read of each token, as the model scales it."""
+    ids = torch.arange(lm.vocabulary, device=lm.device)
+    rows: Tensor = lm.unwrapped.get_input_embeddings()(ids)
+    return rows

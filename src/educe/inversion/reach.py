@@ -1,0 +1,237 @@
+"""Reach: the test whether a text does what a perturbation does, one target after the other.
+
+A `Bench` has the prompts, the strings to begin with and the budget, which are the same for all that
+is inverted on it: perturbation and controls are then compared at equal cost. The first prompts are
+searched on, the others count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from educe.errors import PromptError
+from educe.forward.generation import generate
+from educe.forward.inserted import Opening
+from educe.inversion.examples import natural
+from educe.inversion.report import Case
+from educe.inversion.searches import Found, search
+from educe.inversion.strings import Vocabulary
+from educe.inversion.targets import NOTHING, Aim, Taught, following, text
+from educe.methods.state import State
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kind import Kind
+from educe.rows import Row
+from educe.scores.novelty import vectors
+from educe.whole import AtLeast, check_fields
+
+#: Natural strings to begin with, and to compare with how likely a string is.
+EXAMPLES = 64
+#: Tokens of the answers that are shown and compared by their words.
+WRITTEN = 24
+#: The natural strings that a search begins at, and points of its curve that are kept.
+BEGUN, POINTS = 8, 24
+#: Draws of the interval of a share.
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How perturbations are inverted.
+
+    Attributes:
+        aim: What is to be met: the output, or the stream at the source or at the target.
+        method: Which of `educe.inversion.searches.SEARCHES`.
+        tokens: Of a string.
+        budget: Strings that each search may read at one prompt.
+        answer: Tokens of an answer that count.
+        searched: Prompts that are searched on.
+        fresh: Prompts that count.
+        controls: Known texts, and random perturbations.
+        seed: Of the searches and the controls.
+    """
+
+    aim: Aim = "output"
+    method: str = "gcg"
+    tokens: Annotated[int, AtLeast(1)] = 6
+    budget: Annotated[int, AtLeast(1)] = 3000
+    answer: Annotated[int, AtLeast(1)] = 4
+    searched: Annotated[int, AtLeast(1)] = 3
+    fresh: Annotated[int, AtLeast(2)] = 8
+    controls: Annotated[int, AtLeast(0)] = 2
+    seed: Annotated[int, AtLeast(0)] = 0
+
+
+class Bench:
+    """What perturbations and their controls are inverted on.
+
+    Args:
+        lm: The model.
+        batch: Prompts: those that are searched on, then those that count.
+        settings: How.
+
+    Attributes:
+        openings: Where strings are put, behind each prompt's message.
+        layers: Source and target, for aims at a stream.
+
+    Raises:
+        PromptError: There are too few prompts, or a message cannot be found in one.
+        MethodError: A setting is out of bounds.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, batch: PromptBatch, settings: Settings, layers: tuple[int, int]
+    ) -> None:
+        check_fields(settings)
+        self.lm, self.batch, self.settings = lm, batch, settings
+        needed = settings.searched + settings.fresh
+        if len(batch) < needed:
+            raise PromptError(
+                f"{len(batch)} prompts, of which {settings.searched} are searched on and "
+                f"{settings.fresh} count: give more, or ask for fewer"
+            )
+        self.openings = [Opening(lm, batch, p) for p in range(needed)]
+        self.vocabulary = Vocabulary(lm)
+        self.first = natural(self.vocabulary, settings.tokens, EXAMPLES)
+        self.layer = {"output": None, "source": layers[0], "target": layers[1]}[settings.aim]
+        self.searched = range(settings.searched)
+        self.fresh = range(settings.searched, needed)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer whose stream is looked at, if any."""
+        return [] if self.layer is None else [self.layer]
+
+    @cached_property
+    def unlikely(self) -> Float[Tensor, "n"]:
+        """How unlikely the natural strings are at the fresh prompts, in nats a token."""
+        return self._fluency(self.first)
+
+    @cached_property
+    def plain(self) -> list[str]:
+        """What the unperturbed model answers to the fresh prompts."""
+        return self.answers(())
+
+    def case(
+        self,
+        role: str,
+        name: str,
+        known: Taught,
+        *,
+        own: Sequence[int] = (),
+        wanted: Sequence[str] = (),
+        state: State | None = None,
+        on_step: Callable[[State], None] | None = None,
+    ) -> Case:
+        """Invert one target, and check the string that comes of it where nobody searched.
+
+        Args:
+            role: See `Case`.
+            name: See `Case`.
+            known: What is done on all prompts.
+            own: The tokens of the text that does it, if it is one.
+            wanted: What the answers to the fresh prompts are to be like, if they are to be written.
+            state: Where the search was left.
+            on_step: Called after each step of the search.
+        """
+        settings = self.settings
+        train = following(self.openings, known, self.searched, self.layer)
+        count = following(self.openings, known, self.fresh, self.layer)
+        examples = self.first[train.loss(self.first).argsort(stable=True)]
+        found = search(
+            train,
+            self.vocabulary,
+            examples if settings.method == "nearest" else examples[:BEGUN],
+            settings.method,
+            budget=settings.budget,
+            seed=settings.seed,
+            state=state,
+            on_step=on_step,
+        )
+        best = found.strings[:1]
+        with_it, without = count.each(best)[:, 0], count.each(NOTHING)[:, 0]
+        nll = self._fluency(best)
+        written = self.answers(found.best) if wanted else []
+        low, high = _interval(with_it, without)
+        return Case(
+            role=role,
+            name=name,
+            string=self.vocabulary.text(found.best),
+            share=_share(with_it, without),
+            low=low,
+            high=high,
+            searched=_share(found.loss[:1], train.loss(NOTHING)),
+            effect=float(without.mean()),
+            own=_share(count.each(torch.tensor([list(own)]))[:, 0], without) if own else None,
+            perplexity=float(nll.exp()),
+            natural=float((self.unlikely >= nll).double().mean()),
+            nearest=self.vocabulary.text(examples[0].tolist()),
+            nearest_share=_share(count.each(examples[:1])[:, 0], without),
+            alike=_alike(written, wanted) if wanted else None,
+            plain=_alike(self.plain, wanted) if wanted else None,
+            texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
+            reads=int(found.curve[-1, 0]),
+            curve=_thinned(found),
+            front=self._front(found, float(train.loss(NOTHING)[0])),
+        )
+
+    def answers(
+        self, string: Sequence[int], kind: Kind | None = None, theta: Tensor | None = None
+    ) -> list[str]:
+        """Return what is answered to the fresh prompts with a string, or under a perturbation."""
+        openings = [self.openings[p] for p in self.fresh]
+        batch = self.batch.select(list(self.fresh))
+        if string:
+            batch = self.lm.pad([[*o.before.ids, *string, *o.after] for o in openings])
+        rows = [Row(0 if theta is None else 1, p) for p in range(len(batch))]
+        texts: dict[int, str] = {}
+        for some in generate(self.lm, batch, rows, theta, kind=kind, max_new_tokens=WRITTEN):
+            texts |= {c.row.prompt: c.text for c in some}
+        return [texts[p] for p in range(len(batch))]
+
+    def _front(self, found: Found, effect: float) -> tuple[tuple[str, float, float], ...]:
+        """Return strings of a front with their shares on the prompts searched and perplexities."""
+        if found.front is None:
+            return ()
+        rows = zip(*(values.tolist() for values in found.front), strict=True)
+        return tuple(
+            (self.vocabulary.text(own), 1 - loss / effect, math.exp(nll)) for own, loss, nll in rows
+        )
+
+    def _fluency(self, strings: Tensor) -> Float[Tensor, "n"]:
+        """Return how unlikely strings are behind the first of the fresh prompts."""
+        return text([self.openings[self.fresh[0]]], [0]).fluent(strings)[1]
+
+
+def _share(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> float:
+    return float(1 - with_it.sum() / without.sum())
+
+
+def _interval(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of a share over prompts."""
+    picks = np.random.default_rng(0).integers(len(without), size=(DRAWS, len(without)))
+    shares = 1 - with_it.numpy()[picks].sum(1) / without.numpy()[picks].sum(1)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _alike(texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """Return how alike texts are, two by two, by their words."""
+    pairs = [vectors([a, b]) for a, b in zip(texts, wanted, strict=True)]
+    return float(np.mean([float(x @ y) + (not x.any() and not y.any()) for x, y in pairs]))
+
+
+def _thinned(found: Found) -> tuple[tuple[float, float], ...]:
+    """Return some points of a search's curve, first and last among them."""
+    at = np.unique(np.linspace(0, len(found.curve) - 1, POINTS).round().astype(int))
+    best = found.curve[:, 1].cummin(0).values
+    return tuple((float(found.curve[i, 0]), float(best[i])) for i in at)

@@ -1,0 +1,117 @@
+"""Soft prompts: search among embeddings, project to tokens, and repair by flips.
+
+    min over x in ℝ^{k × d} of  loss(x)          then  s_i near x_i,  then flips
+
+`steps` of Adam move what stands for the embeddings. Then strings are drawn whose tokens are among
+the `near` nearest embeddings at each place; the best that can be written is repaired by the greedy
+coordinate gradient. The loss of the soft prompt itself is a bound of what any string of that length
+could come to nearby: it is easy to reach in embeddings and hard in tokens (Lester et al. 2021; hard
+prompts made easy, Wen et al. 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from educe.inversion.places import table
+from educe.inversion.searches import gcg
+from educe.inversion.searches.state import GRADIENT, advanced, drawing
+from educe.inversion.strings import Vocabulary
+from educe.inversion.targets import Target
+from educe.methods.state import State
+from educe.whole import Above, AtLeast
+
+#: Decay of the first and of the second moment, and what keeps a division finite (Kingma & Ba 2015).
+DECAY, SECOND, TINY = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class SoftConfig:
+    """Settings of soft prompts.
+
+    Attributes:
+        steps: Steps among embeddings.
+        rate: Their size, as a share of the standard deviation of the embeddings.
+        near: Tokens that count as near at each place.
+        width: Strings that are projected to, and flips in a step of the repair.
+        top: Tokens that count as favoured at each place in the repair.
+    """
+
+    steps: Annotated[int, AtLeast(1)] = 40
+    rate: Annotated[float, Above(0)] = 0.1
+    near: Annotated[int, AtLeast(1)] = 4
+    width: Annotated[int, AtLeast(1)] = 32
+    top: Annotated[int, AtLeast(1)] = 128
+
+
+def start(target: Target, first: Int[Tensor, "n k"], config: SoftConfig, seed: int) -> State:
+    """Begin at the embeddings of the best string that is given."""
+    state = gcg.start(target, first, gcg.GcgConfig(config.width, config.top), seed)
+    rows = table(target.lm)
+    x = rows[state["strings"].to(rows.device)]
+    return State(
+        state
+        | {
+            "soft": x,
+            "soft.first": torch.zeros_like(x),
+            "soft.second": torch.zeros_like(x),
+            "soft.curve": torch.zeros(0, dtype=torch.float64),
+        }
+    )
+
+
+def step(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: State) -> State:
+    """Move the embeddings, or project them, or repair the string that came of it."""
+    done = len(state["soft.curve"])
+    if done < config.steps:
+        return _moved(target, config, state)
+    if done == config.steps:
+        return _projected(target, vocabulary, config, state)
+    return gcg.step(target, vocabulary, gcg.GcgConfig(config.width, config.top), state)
+
+
+def _moved(target: Target, config: SoftConfig, state: State) -> State:
+    """Take a step of Adam."""
+    x, t = state["soft"], len(state["soft.curve"]) + 1
+    slope = target.slope(state["strings"], x)
+    g = slope.embedded
+    mean = DECAY * state["soft.first"] + (1 - DECAY) * g
+    square = SECOND * state["soft.second"] + (1 - SECOND) * g.square()
+    size = config.rate * float(table(target.lm).std())
+    scaled = (square / (1 - SECOND**t)).sqrt() + TINY
+    new = {
+        "soft": x - size * (mean / (1 - DECAY**t)) / scaled,
+        "soft.first": mean,
+        "soft.second": square,
+        "soft.curve": torch.cat([state["soft.curve"], slope.loss.double().cpu()]),
+        "loss": state["loss"],
+    }
+    return advanced(state, drawing(state), GRADIENT * len(target.places), new)
+
+
+def _projected(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: State) -> State:
+    """Read strings near the embeddings, and take the best; the one given stays if it is better."""
+    draw, (x,) = drawing(state), state["soft"]
+    rows = table(target.lm)
+    allowed = vocabulary.allowed.to(x.device)
+    near = torch.cdist(x, rows).masked_fill(~allowed, torch.inf)
+    near = (-near).topk(min(config.near, int(allowed.sum())), dim=1).indices.cpu()
+    k, some = len(near), 16 * config.width
+    which = torch.randint(near.shape[1], (some, k), generator=draw)
+    which[0] = 0  # the nearest everywhere
+    made = near[torch.arange(k), which]
+    made = torch.unique(made[vocabulary.writable(made)], dim=0)[: config.width]
+    strings = torch.cat([state["strings"], made])
+    loss = torch.cat([state["loss"], target.loss(made)]) if len(made) else state["loss"]
+    best = loss.argsort(stable=True)[:1]
+    new = {
+        "strings": strings[best],
+        "loss": loss[best],
+        "soft.curve": torch.cat([state["soft.curve"], state["soft.curve"][-1:]]),
+    }
+    return advanced(state, draw, len(made) * len(target.places), new)

@@ -1,0 +1,191 @@
+"""Targets of inversion: losses against plain passes, gradients against finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from educe.errors import EffectError
+from educe.forward.inserted import Opening
+from educe.inversion.beyond import Beyond
+from educe.inversion.places import Place, Wanted, table
+from educe.inversion.targets import NOTHING, Target, by_text, following, taught, text
+from educe.model.asked import Span
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Vectors
+
+PROMPTS, SPANS = [[3, 4, 5, 6, 7], [9, 8, 7, 6, 5, 4]], [Span(1, 3), Span(2, 4)]
+STRINGS = torch.tensor([[20, 21, 22], [23, 24, 25], [22, 21, 20]])
+ANSWER = (30, 31, 32)
+
+
+def batch_of(lm: LanguageModel) -> PromptBatch:
+    return lm.pad(PROMPTS, own=SPANS)
+
+
+def places(lm: LanguageModel) -> list[Opening]:
+    return [Opening(lm, batch_of(lm), p) for p in range(len(PROMPTS))]
+
+
+def whole(p: int, string: list[int]) -> list[int]:
+    """A prompt with a string behind its message."""
+    at = SPANS[p].stop
+    return [*PROMPTS[p][:at], *string, *PROMPTS[p][at:]]
+
+
+def plain(lm: LanguageModel, ids: list[int], layer: int = 0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, and the stream leaving a layer, of one text in one plain pass."""
+    with lm.watching([layer]) as streams:
+        logits = lm.forward(torch.tensor([ids]), torch.ones(1, len(ids)).long(), last=0)
+    return logits[0].log_softmax(-1), streams[layer][0]
+
+
+def test_the_likelihood_is_that_of_the_whole_texts(tiny64: LanguageModel) -> None:
+    found = text(places(tiny64), ANSWER).each(STRINGS)
+    for p in range(2):
+        for i, string in enumerate(STRINGS.tolist()):
+            ids = whole(p, string)
+            logprobs, _ = plain(tiny64, [*ids, *ANSWER])
+            said = [logprobs[len(ids) - 1 + t, token] for t, token in enumerate(ANSWER)]
+            torch.testing.assert_close(found[p, i], -torch.stack(said).mean())
+
+
+def test_what_a_vector_does_is_read_as_a_hook_has_it(tiny64: LanguageModel) -> None:
+    batch, layer = batch_of(tiny64), 2
+    theta = torch.randn(1, tiny64.width, generator=torch.Generator().manual_seed(3)).double()
+    known = taught(tiny64, batch, Vectors(1, tiny64.width), theta, [layer], tokens=3)
+    for p, ids in enumerate(PROMPTS):
+        with tiny64.adding(1, lambda stream: theta):
+            said: list[int] = []
+            for _ in range(3):
+                logprobs, stream = plain(tiny64, [*ids, *said], layer)
+                said.append(int(logprobs[-1].argmax()))
+        assert known.answers[p] == tuple(said)
+        torch.testing.assert_close(known.logprobs[p], logprobs[len(ids) - 1 :])
+        torch.testing.assert_close(known.streams[layer][p], stream[len(ids) - 3 : len(ids)])
+
+
+@pytest.mark.parametrize("layer", [None, 1, 2])
+def test_a_text_does_what_it_does_itself(tiny64: LanguageModel, layer: int | None) -> None:
+    openings, string = places(tiny64), STRINGS[0].tolist()
+    known = by_text(openings, string, [] if layer is None else [layer], tokens=3)
+    target = following(openings, known, [0, 1], layer)
+    found = target.each(torch.cat([STRINGS, STRINGS[:1]]))
+    torch.testing.assert_close(found[:, 0], torch.zeros(2).double(), atol=1e-10, rtol=0)
+    assert bool((found[:, 1:3] > 1e-4).all())
+    if layer is not None:  # as a share of what it changes
+        torch.testing.assert_close(target.each(NOTHING), torch.ones(2, 1).double())
+
+
+def test_the_divergence_is_that_of_the_whole_texts(tiny64: LanguageModel) -> None:
+    openings = places(tiny64)
+    known = by_text(openings, STRINGS[0].tolist(), tokens=3)
+    found = following(openings, known, [1]).each(STRINGS[1:2])
+    ids = whole(1, STRINGS[1].tolist())
+    q, _ = plain(tiny64, [*ids, *known.answers[1]])
+    q = q[len(ids) - 1 : -1]
+    p = known.logprobs[1]
+    torch.testing.assert_close(found[0, 0], (p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("aim", ["output", "stream", "text"])
+def test_gradients_are_those_of_finite_differences(
+    lm_of: Callable[..., LanguageModel], aim: str
+) -> None:
+    """In the one-hot: a step along token ``v`` moves the embedding by a share of its row."""
+    tiny64 = lm_of("gpt2", torch.float64)  # whose norms compute in double precision as well
+    openings = places(tiny64)
+    known = by_text(openings, STRINGS[1].tolist(), [2], tokens=3)
+    targets = {
+        "output": following(openings, known, [0, 1]),
+        "stream": following(openings, known, [0, 1], 2),
+        "text": text(openings, ANSWER),
+    }
+    target, string, step = targets[aim], STRINGS[:1], 1e-5
+    slope = target.slope(string, fluency=True)
+    rows = table(tiny64)
+    for at, token in ((0, 40), (1, 77), (2, 5)):
+        sides = []
+        for sign in (1, -1):
+            x = rows[string].clone()
+            x[0, at] += sign * step * rows[token]
+            sides.append(target.slope(string, x, fluency=True))
+        up, down = sides
+        steep = (up.loss - down.loss) / (2 * step)
+        torch.testing.assert_close(slope.tokens[:, at, token], steep, rtol=1e-5, atol=1e-8)
+        # The nats of the string change by the embedding, and by what counts as its tokens.
+        smooth = (up.nll - down.nll) / (2 * step)
+        smooth += unlikely_at(target, string[0].tolist(), at, token)
+        torch.testing.assert_close(slope.fluent[:, at, token], smooth, rtol=1e-5, atol=1e-8)
+
+
+def unlikely_at(target: Target, string: list[int], at: int, token: int) -> Tensor:
+    """How unlikely another token is at a place of a string, a token's share of the mean."""
+    lm, found = target.lm, []
+    for p in range(len(PROMPTS)):
+        before = PROMPTS[p][: SPANS[p].stop]
+        logprobs, _ = plain(lm, [*before, *string[:at]])
+        found.append(-logprobs[-1, token])
+    return torch.stack(found).mean()[None] / len(string)
+
+
+def test_how_unlikely_a_string_is(tiny64: LanguageModel) -> None:
+    _, nll = text(places(tiny64), ANSWER).fluent(STRINGS)
+    for i, string in enumerate(STRINGS.tolist()):
+        total = [
+            unlikely_at(text(places(tiny64), ANSWER), string, at, token)
+            for at, token in enumerate(string)
+        ]
+        torch.testing.assert_close(nll[i], torch.cat(total).sum())
+
+
+def test_what_changes_nothing_is_no_target(tiny64: LanguageModel) -> None:
+    openings = places(tiny64)
+    known = taught(
+        tiny64, batch_of(tiny64), Vectors(1, tiny64.width), torch.zeros(1, tiny64.width), [1]
+    )
+    known = known._replace(
+        streams={1: [Place(o).read(NOTHING, Wanted(1, 3)).stream[0] for o in openings]}  # type: ignore[index]
+    )
+    with pytest.raises(EffectError, match="nothing is changed at layer 1"):
+        following(openings, known, [0, 1], 1)
+
+
+def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., LanguageModel]) -> None:
+    """Against both losses by themselves; what is unlikelier under the reference counts nothing."""
+    other = lm_of("qwen2", torch.float64)
+    own = text(places(tiny64), ANSWER)
+    for answer in range(100):  # one that some strings make likelier, and others not
+        theirs = text(places(other), [answer])
+        fit = theirs.each(NOTHING) - theirs.each(STRINGS)
+        if bool((fit > 0).any(1).all() and (fit < 0).any(1).all()):
+            break
+    fit = fit.clamp(min=0)
+    assert bool((fit > 0).any())
+    assert bool((fit == 0).any())
+    both = Beyond.of(own, text(places(other), [answer]), nullcontext, 0.25)
+    torch.testing.assert_close(both.each(STRINGS), own.each(STRINGS) + 0.25 * fit)
+    torch.testing.assert_close(both.at_one(1).loss(STRINGS), own.each(STRINGS)[1] + 0.25 * fit[1])
+
+
+def test_gradients_beyond_a_reference(lm_of: Callable[..., LanguageModel]) -> None:
+    lm = lm_of("gpt2", torch.float64)
+    own, other = (text(places(lm)[:1], answer) for answer in (ANSWER, (40, 41, 42)))
+    target = Beyond.of(own, other, nullcontext, 0.5)
+    strings = STRINGS[target.other.loss(STRINGS) < target.plain[0]][:1]  # type: ignore[union-attr]
+    assert len(strings)
+    rows, step, at, token = table(lm), 1e-5, 1, 77
+    sides = []
+    for sign in (1, -1):
+        x = rows[strings].clone()
+        x[0, at] += sign * step * rows[token]
+        sides.append(target.slope(strings, x).loss)
+    steep = (sides[0] - sides[1]) / (2 * step)
+    torch.testing.assert_close(
+        target.slope(strings).tokens[:, at, token], steep, rtol=1e-5, atol=1e-8
+    )
