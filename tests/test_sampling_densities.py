@@ -86,7 +86,9 @@ def test_snooker_alone_is_right_in_many_dimensions() -> None:
     sampler = Ensemble(8, 200, ensembles=1, steps=500, prior=Prior("flat"), seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("educe.sampling.ensemble._moves", lambda name: ([Snooker()], [1.0]))
-        drive(sampler, lambda z: Evaluated(-0.5 * np.square(z).sum(1), np.zeros(len(z))), budget=10**9)
+        drive(
+            sampler, lambda z: Evaluated(-0.5 * np.square(z).sum(1), np.zeros(len(z))), budget=10**9
+        )
     assert np.square(sampler.chain[100:]).mean() == pytest.approx(1, abs=0.05)
 
 
@@ -189,7 +191,7 @@ def test_a_nan_ends_in_a_sentence() -> None:
     def broken(z: np.ndarray) -> Evaluated:
         return Evaluated(np.where(z[:, 0] > 0, np.nan, 0.0), np.zeros(len(z)))
 
-    with pytest.raises(JudgeError, match="of 256 settings is NaN or infinite.*is kept"):
+    with pytest.raises(JudgeError, match=r"of 256 settings is NaN or infinite.*is kept"):
         drive(SAMPLERS["de"](10), broken, budget=10**6)
 
 

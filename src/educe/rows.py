@@ -47,6 +47,8 @@ SPARSE, LARGEST, AT_RANDOM = "sparse", "sparse by size", "sparse at random"
 UNGATED = "ungated"
 #: What a sampler evaluated, and the best of it.
 TRIED, SAMPLED = "tried by a sampler", "sampled"
+#: What a run keeps what came of a sampling under, followed by the file of its finds.
+SAMPLING = "sampling "
 #: Interpolated between two; the mean of some that share an effect.
 BETWEEN, AVERAGED = "interpolated", "averaged"
 

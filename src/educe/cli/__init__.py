@@ -16,6 +16,7 @@ from educe.cli import (
     judge,
     layers,
     organism,
+    sample,
     select,
     show,
 )
@@ -48,6 +49,7 @@ for command in (
     select.tune,
     examine.examine,
     derive.app,
+    sample.sample,
 ):
     app.command(command)
 

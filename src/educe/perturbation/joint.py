@@ -92,9 +92,7 @@ class Joint(Kind):
             def hook(module: nn.Module, args: Any, output: Any) -> Any:
                 stream = stream_out(output)
                 rows = stream.unflatten(0, (len(own[0]), -1))
-                return with_stream(
-                    output, (rows + own[0].to(stream)[:, None, None]).flatten(0, 1)
-                )
+                return with_stream(output, (rows + own[0].to(stream)[:, None, None]).flatten(0, 1))
 
             return hook
 

@@ -48,7 +48,8 @@ __all__ = [
 
 #: By the name that files have for them.
 KINDS: dict[str, type[Kind]] = {
-    k.name: k for k in (Vectors, Within, Joint, Ablations, Adapters, Biases, TokenNoise, WeightNoise)
+    k.name: k
+    for k in (Vectors, Within, Joint, Ablations, Adapters, Biases, TokenNoise, WeightNoise)
 }
 
 

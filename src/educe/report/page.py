@@ -19,7 +19,7 @@ from educe.comparison.summary import Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.layer_map import LAYER_MAP, LayerMap
 from educe.layer_map.choice import Choice
-from educe.report import figures, fronts, manifold, norms, paths, scouting, templates
+from educe.report import figures, fronts, manifold, norms, paths, sampling, scouting, templates
 from educe.report.command import command
 from educe.report.markup import cut
 from educe.rows import BEHAVIOUR, FOUND, CompletionRow, PromptRow
@@ -99,7 +99,7 @@ KINDS = {
     ),
 }
 #: What studies of a run add, in this order.
-PARTS = (scouting.PART, manifold.PART, norms.PART, paths.PART, fronts.PART)
+PARTS = (scouting.PART, manifold.PART, norms.PART, paths.PART, fronts.PART, sampling.PART)
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
 OPENED = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.FRAGILE, Verdict.OWN, Verdict.RARE)
 CARDS = 12

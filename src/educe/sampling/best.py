@@ -1,18 +1,19 @@
 """One best setting: draws of the prior, CMA-ES, TPE, and a walk on the sphere around a find.
 
     draws     z ~ p                                  what every search has to beat at equal budget
-    cma       N(m, σ² C), m, σ and C by the ranks    Hansen; step size adapted to noise (Nomura 2023)
+    cma       N(m, σ² C), m, σ and C by the ranks    steps adapted to noise (Nomura 2023)
     tpe       argmax of l(z) / g(z)                  Bergstra et al. 2011, good over other settings
     around    z' = cos α z + sin α u, u ⟂ z          an evolution strategy on the sphere ‖z‖ = const
 
-Of a noisy objective the best estimate is the luckiest one. So ``around`` evaluates its best again in
-each round and goes by the mean; of all of them, the finds of a run are tested again
+Of a noisy objective the best estimate is the luckiest one. So ``around`` evaluates its best again
+in each round and goes by the mean; of all of them, the finds of a run are tested again
 (`educe.sampling.searching`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -99,12 +100,10 @@ class TPE:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        tpe = optuna.samplers.TPESampler(
-            seed=self.seed, multivariate=True, constant_liar=True
-        )
+        tpe = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, constant_liar=True)
         study = optuna.create_study(direction="maximize", sampler=tpe)
         names = [f"z{i:03d}" for i in range(self.k)]
-        space = {name: optuna.distributions.FloatDistribution(-3.0, 3.0) for name in names}
+        space: Any = {name: optuna.distributions.FloatDistribution(-3.0, 3.0) for name in names}
         while True:
             trials = [study.ask(space) for _ in range(self.batch)]
             z = np.array([[trial.params[name] for name in names] for trial in trials])

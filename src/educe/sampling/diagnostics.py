@@ -19,6 +19,8 @@ from jaxtyping import Float
 
 from educe.errors import MethodError
 
+#: Steps, at least, before anything is said of a chain.
+STEPS = 8
 #: A chain has mixed below this R-hat, and with so many autocorrelation times.
 MIXED, LONG = 1.05, 20
 #: Proposals accepted: below, walkers stay where they are.
@@ -94,7 +96,7 @@ def states(chain: Sequence[np.ndarray], kept: Sequence[bool]) -> Float[np.ndarra
         MethodError: There are too few.
     """
     own = np.array(chain)[np.array(kept, dtype=bool)] if len(chain) else np.zeros((0, 1, 1, 1))
-    if len(own) < 8:
+    if len(own) < STEPS:
         raise MethodError(
             f"the chain has {len(own)} steps at its own temperature, too few to say anything: give "
             "a larger budget, or fewer walkers"
@@ -122,22 +124,25 @@ def diagnose(
     from emcee.autocorr import integrated_time
 
     steps, ensembles, walkers, k = chain.shape
-    moving = np.ptp(chain, axis=0).max() > 0
     flat = chain.reshape(steps, -1, k)
-    tau = float(np.max(integrated_time(flat, quiet=True))) if moving else float(steps)
+    moved = np.ptp(flat, axis=0).max(1) > 0
+    moving = bool(moved.any())
+    tau = float(np.max(integrated_time(flat[:, moved], quiet=True))) if moving else float(steps)
     tau = max(tau, 1.0)
     ess = steps * ensembles * walkers / tau
     rhat = _rhat(chain) if ensembles > 1 and moving else float("nan")
     warnings = []
     if not moving or (acceptance is not None and acceptance < LOW):
         warnings.append(
-            f"hardly any proposal was accepted ({acceptance or 0:.1%}): raise the temperature, take "
-            "more samples of each setting, or search in fewer directions"
+            f"hardly any proposal was accepted ({acceptance or 0:.1%}): raise the temperature, "
+            "take more samples of each setting, or search in fewer directions"
         )
+    elif not moved.all():
+        warnings.append(f"{int((~moved).sum())} of {len(moved)} walkers never moved: go on longer")
     if steps < LONG * tau:
         warnings.append(
-            f"the chain is {steps / tau:.0f} autocorrelation times long, and {LONG} are needed: its "
-            f"means are rough; a budget about {LONG * tau / steps:.0f} times as large would do"
+            f"the chain is {steps / tau:.0f} autocorrelation times long, and {LONG} are needed: "
+            f"its means are rough; a budget about {LONG * tau / steps:.0f} times as large would do"
         )
     if rhat > MIXED:
         warnings.append(

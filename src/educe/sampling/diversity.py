@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from educe.sampling.objective import Prior, Round, Walk
+from educe.sampling.objective import Evaluated, Prior, Round, Walk
 
 Range = tuple[float, float]
 
@@ -69,7 +69,7 @@ class Diversity:
                 x0=np.zeros(self.k),
                 sigma0=0.7,
                 batch_size=self.batch,
-                seed=[self.seed, i],
+                seed=self.seed + i,
             )
             for i in range(2)
         ]
@@ -78,8 +78,7 @@ class Diversity:
             z = scheduler.ask()
             came = yield np.asarray(z, dtype=float)
             height = came.value / self.temperature + self.prior.log(z)
-            told = scheduler.tell(height, came.measures)
-            del told
+            scheduler.tell(height, _measured(came))
             taken, asked = len(archive), asked + len(z)
             self.acceptance = taken / asked
 
@@ -96,7 +95,7 @@ def archived(
         lowest: The lowest value that there can be.
     """
     values = np.concatenate([one.came.value for one in rounds])
-    measures = np.concatenate([one.came.measures for one in rounds])  # type: ignore[arg-type]
+    measures = np.concatenate([_measured(one.came) for one in rounds])
     archive = _grid(1, ranges, cells, 0, lowest)
     archive.add(np.arange(len(values), dtype=float)[:, None], values, measures)
     held = archive.data(["solution", "objective", "index"])
@@ -110,13 +109,18 @@ def archived(
     )
 
 
+def _measured(came: Evaluated) -> np.ndarray:
+    assert came.measures is not None, "quality-diversity comes with measures"
+    return came.measures
+
+
 def _grid(k: int, ranges: Sequence[Range], cells: int, seed: int, lowest: float = 0.0) -> Any:
     from ribs.archives import GridArchive
 
     return GridArchive(
         solution_dim=k,
         dims=[cells] * len(ranges),
-        ranges=[tuple(one) for one in ranges],
+        ranges=list(ranges),
         qd_score_offset=lowest,
         seed=seed,
         dtype=np.float64,
@@ -124,7 +128,7 @@ def _grid(k: int, ranges: Sequence[Range], cells: int, seed: int, lowest: float 
 
 
 def ranges_of(measures: Float[np.ndarray, "n m"]) -> list[Range]:
-    """Return ranges that hold what is known of some measures, with a tenth to spare on each side."""
+    """Return ranges that hold some measures, with a tenth to spare on each side."""
     low, high = measures.min(0), measures.max(0)
     spare = np.maximum(0.1 * (high - low), 1e-6)
     return list(zip((low - spare).tolist(), (high + spare).tolist(), strict=True))

@@ -38,6 +38,8 @@ from educe.errors import MethodError
 from educe.sampling.objective import Evaluated, Prior, Walk
 
 MoveName = Literal["de", "stretch", "kde"]
+#: Walkers of an ensemble, at least: snooker goes by three of the other half.
+LEAST = 6
 #: The share of a cycle of the temperature that is spent above the own one.
 WARM = 1 / 3
 
@@ -48,7 +50,7 @@ class Ensemble:
 
     Attributes:
         k: Dimensions.
-        walkers: Of each ensemble; an even number, at least twice the dimensions.
+        walkers: Of each ensemble; an even number, at least twice the dimensions and six.
         ensembles: How many.
         move: How they propose.
         steps: How many steps; for the schedule of the temperature.
@@ -58,7 +60,7 @@ class Ensemble:
         again: Steps between new evaluations of all current states; 0 for never.
         corrected: Take the noise for noise, as above.
         prior: The prior.
-        start: Where the walkers begin, ``[ensembles, walkers, k]``; by default drawn from the prior.
+        start: Where the walkers begin, ``[ensembles, walkers, k]``; by default drawn by the prior.
         seed: Of everything that is drawn.
         chain: The states after each step, ``[steps, ensembles, walkers, k]``.
         kept: Whether a step was taken at the own temperature.
@@ -93,11 +95,14 @@ class Ensemble:
     _proposed: int = 0
 
     def __post_init__(self) -> None:
-        if self.walkers < 2 * self.k or self.walkers % 2:
+        least = max(2 * self.k, LEAST)
+        if self.walkers < least or self.walkers % 2:
             raise MethodError(
                 f"{self.walkers} walkers in {self.k} dimensions: give an even number, at least "
-                f"{2 * self.k}, or a smaller basis"
+                f"{least}, or a smaller basis"
             )
+        if self.steps < 1:
+            raise MethodError("the budget is spent before a single step: give more")
 
     @property
     def acceptance(self) -> float | None:
@@ -113,25 +118,30 @@ class Ensemble:
         x = first.reshape(shape) if self.start is None else self.start.copy()
         for one in x:
             if np.linalg.matrix_rank(one - one.mean(0)) < self.k:
-                raise MethodError("the walkers begin in fewer dimensions than there are: spread them")
+                raise MethodError(
+                    "the walkers begin in fewer dimensions than there are: spread them"
+                )
         came = yield x.reshape(-1, self.k)
         f, v, side = self._known(came, fresh=True)
         for step, factor in enumerate(schedule(self.steps, self.hot, self.cycles)):
-            T = self.temperature * factor
+            heat = self.temperature * factor
             move = moves[draw.choice(len(moves), p=weights)]
             halves = np.array([draw.permutation(self.walkers) % 2 for _ in range(self.ensembles)])
             for half in (0, 1):
                 ours = halves == half
                 y, jacobian = _proposed(move, x, ours, draw)
                 new = self._known((yield y), fresh=False)
-                log_y = self.prior.log(y) + _weighed(*new, T) + jacobian
-                log_x = self.prior.log(x[ours]) + _weighed(f[ours], v[ours], side[ours], T)
+                log_y = self.prior.log(y) + _weighed(*new, heat) + jacobian
+                log_x = self.prior.log(x[ours]) + _weighed(f[ours], v[ours], side[ours], heat)
                 taken = np.log(draw.random_sample(len(y))) < log_y - log_x
                 at = tuple(axis[taken] for axis in np.nonzero(ours))
                 x[at] = y[taken]
                 for old, own in zip((f, v, side), new, strict=True):
                     old[at] = own.reshape(-1)[taken]
-                self._accepted, self._proposed = self._accepted + taken.sum(), self._proposed + len(y)
+                self._accepted, self._proposed = (
+                    self._accepted + taken.sum(),
+                    self._proposed + len(y),
+                )
             if self.again and (step + 1) % self.again == 0:
                 f, v, side = self._known((yield x.reshape(-1, self.k)), fresh=True)
             self.chain.append(x.copy())
@@ -211,6 +221,6 @@ def _proposed(
     return np.concatenate([y for y, _ in made]), np.concatenate([log for _, log in made])
 
 
-def _weighed(f: np.ndarray, v: np.ndarray, side: np.ndarray, T: float) -> np.ndarray:
+def _weighed(f: np.ndarray, v: np.ndarray, side: np.ndarray, heat: float) -> np.ndarray:
     """Return estimates as they enter the acceptance."""
-    return f / T + side * v / (2 * T * T)
+    return f / heat + side * v / (2 * heat**2)

@@ -157,7 +157,7 @@ def check(rounds: list[Round]) -> None:
     before = len(values) - len(last.value)
     if before < FIRST <= len(values) and np.ptp(values) == 0:
         raise JudgeError(
-            f"the objective is {values[0]:g} for each of the first {len(values)} settings, so there "
-            "is nothing to go by: use another judge, a larger radius, or --wanted to explore by "
-            "likelihood; what was evaluated is kept"
+            f"the objective is {values[0]:g} for each of the first {len(values)} settings, so "
+            "there is nothing to go by: use another judge, a larger radius, or --wanted to explore "
+            "by likelihood; what was evaluated is kept"
         )
