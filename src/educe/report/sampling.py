@@ -26,17 +26,17 @@ def samplings(run: Run) -> list[dict[str, Any]]:
 def title(told: dict[str, Any]) -> str:
     """Return what a sampling is called."""
     asked = told["asked"]
-    return f"{asked['sampler']}, {told['evaluations']['found']} settings of {told['dimensions']} \
-directions"
+    many, of = told["evaluations"]["found"], told["dimensions"]
+    return f"{asked['sampler']}, {many} settings of {of} directions"
 
 
 def account(told: dict[str, Any]) -> list[str]:
     """Return what came of a sampling, in sentences."""
-    best = ", ".join(f"{arm} {value:.3f}" for arm, value in told["best"].items())
+    best = ", ".join(f"{arm} {told['best'][arm]:.3f}" for arm in ARMS if arm in told["best"])
     said = [f"highest estimate: {best}"]
     if (d := told["diagnosis"]) is not None:
-        share = f"{d['acceptance']:.0%} of proposals accepted, " if d["acceptance"] else ""
-        rhat = "" if d["rhat"] is None or d["rhat"] != d["rhat"] else f", R-hat {d['rhat']:.2f}"
+        share = f"{d['acceptance']:.0%} of proposals accepted, "
+        rhat = "" if d["rhat"] is None else f", R-hat {d['rhat']:.2f}"
         said.append(
             f"{share}autocorrelation time {d['autocorrelation']:.1f} steps, effective sample size "
             f"{d['effective']:.0f} ({d['per_evaluation']:.2f} for each evaluation){rhat}"

@@ -26,7 +26,7 @@ class Stop(NamedTuple):
     """Where an ensemble stood at one norm, after it had cooled."""
 
     share: float  #: of the prior's root mean square norm
-    value: float  #: the mean objective of what was evaluated while cold
+    value: float  #: the mean estimate of the states while cold
     cosine: float  #: of the mean direction to that of the norm before
 
 
@@ -79,12 +79,10 @@ class Annealed:
                 start=states,
                 seed=self.seed + i,
             )
-            walk, values = own.walk(), []
+            walk = own.walk()
             z = next(walk)
             while True:
                 came = yield self._on_sphere(z, share)
-                if own.kept and own.kept[-1]:
-                    values.append(float(came.value.mean()))
                 try:
                     z = walk.send(came)
                 except StopIteration:
@@ -94,7 +92,8 @@ class Annealed:
             self.kept += own.kept
             mean = self._on_sphere(states, 1.0).mean((0, 1))
             cosine = float(mean @ before / (np.linalg.norm(mean) * np.linalg.norm(before)))
-            self.path.append(Stop(share, float(np.mean(values)), cosine))
+            cold = np.array(own.values)[np.array(own.kept)]
+            self.path.append(Stop(share, float(cold.mean()), cosine))
             before = mean
 
     def _on_sphere(self, z: Float[np.ndarray, "*n k"], share: float) -> Float[np.ndarray, "*n k"]:

@@ -39,11 +39,11 @@ CARRIED = 0.9
 class Diagnosis(NamedTuple):
     """How well a chain has mixed."""
 
-    acceptance: float | None
+    acceptance: float
     autocorrelation: float  #: the longest autocorrelation time, in steps
     effective: float  #: effective sample size
     per_evaluation: float  #: the same for each evaluation
-    rhat: float  #: the largest of all coordinates; NaN for a single ensemble
+    rhat: float | None  #: the largest of all coordinates; None for a single ensemble
     warnings: tuple[str, ...]  #: in plain words; none where the chain has mixed
 
 
@@ -105,7 +105,7 @@ def states(chain: Sequence[np.ndarray], kept: Sequence[bool]) -> Float[np.ndarra
 
 
 def diagnose(
-    chain: Float[np.ndarray, "s e w k"], *, acceptance: float | None, evaluations: int
+    chain: Float[np.ndarray, "s e w k"], *, acceptance: float, evaluations: int
 ) -> Diagnosis:
     """Say how well a chain has mixed.
 
@@ -130,11 +130,11 @@ def diagnose(
     tau = float(np.max(integrated_time(flat[:, moved], quiet=True))) if moving else float(steps)
     tau = max(tau, 1.0)
     ess = steps * ensembles * walkers / tau
-    rhat = _rhat(chain) if ensembles > 1 and moving else float("nan")
+    rhat = _rhat(chain) if ensembles > 1 and moving else None
     warnings = []
-    if not moving or (acceptance is not None and acceptance < LOW):
+    if not moving or acceptance < LOW:
         warnings.append(
-            f"hardly any proposal was accepted ({acceptance or 0:.1%}): raise the temperature, "
+            f"hardly any proposal was accepted ({acceptance:.1%}): raise the temperature, "
             "take more samples of each setting, or search in fewer directions"
         )
     elif not moved.all():
@@ -144,7 +144,7 @@ def diagnose(
             f"the chain is {steps / tau:.0f} autocorrelation times long, and {LONG} are needed: "
             f"its means are rough; a budget about {LONG * tau / steps:.0f} times as large would do"
         )
-    if rhat > MIXED:
+    if rhat is not None and rhat > MIXED:
         warnings.append(
             f"independent ensembles have not found the same distribution (R-hat {rhat:.2f}, above "
             f"{MIXED}): shares of modes are not to be trusted; go on longer, or begin hotter"

@@ -63,6 +63,7 @@ class Ensemble:
         start: Where the walkers begin, ``[ensembles, walkers, k]``; by default drawn by the prior.
         seed: Of everything that is drawn.
         chain: The states after each step, ``[steps, ensembles, walkers, k]``.
+        values: The estimates that the states stand with, ``[steps, ensembles, walkers]``.
         kept: Whether a step was taken at the own temperature.
 
     Example:
@@ -90,6 +91,7 @@ class Ensemble:
     start: np.ndarray | None = None
     seed: int = 0
     chain: list[np.ndarray] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
     kept: list[bool] = field(default_factory=list)
     _accepted: int = 0
     _proposed: int = 0
@@ -145,6 +147,7 @@ class Ensemble:
             if self.again and (step + 1) % self.again == 0:
                 f, v, side = self._known((yield x.reshape(-1, self.k)), fresh=True)
             self.chain.append(x.copy())
+            self.values.append(f.copy())
             self.kept.append(factor == 1)
 
     def _known(self, came: Evaluated, *, fresh: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
