@@ -248,6 +248,23 @@ def test_what_cannot_work_is_said_before_anything_is_paid(
         assert not run.perturbation_rows(derived=True) or not run.completion_rows(SAMPLE)
 
 
+def test_the_finds_of_an_archive_are_elites_of_its_cells(
+    place: Path, tiny_lm: LanguageModel
+) -> None:
+    told = sampled(place, tiny_lm, replace(FEW, sampler="diversity", budget=48, keep=3))
+    seen = [f.seen for f in told.finds if f.arm == "found"]
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == pytest.approx(max(best for _, best in told.curves["found"]))
+    assert set(told.archives) == {"found", "control"}
+    assert len(seen) == min(3, len(told.archives["found"].elites))
+
+
+def test_without_the_extra_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("educe.sampling.settings.find_spec", lambda name: None)
+    with pytest.raises(MethodError, match=r"needs emcee, .*: pip install 'educe\[sample\]'"):
+        FEW.check()
+
+
 # -- spaces ----------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from educe.run.work import Work
 from educe.sampling.annealing import Annealed
 from educe.sampling.best import CMA, TPE, Around, Draws
 from educe.sampling.diagnostics import STEPS, answer, diagnose, states
-from educe.sampling.diversity import Diversity, archived
+from educe.sampling.diversity import Archived, Diversity, archived
 from educe.sampling.elliptical import EllipticalSlice
 from educe.sampling.ensemble import Ensemble, schedule
 from educe.sampling.evaluating import Judged, Likely, Listed, Terms, quietly
@@ -91,7 +91,8 @@ class _Sampling:
     """Both arms, the finds and their re-test; each leaves what it did in the run."""
 
     def __init__(self, work: Work, asked: Sampling, terms: Terms, measure: Measure | None) -> None:
-        self.work, self.asked, self.terms, self.measure = work, asked, terms, measure
+        self.work, self.asked, self.terms = work, asked, terms
+        self.measure = measure if asked.sampler == "diversity" else None
         found = [p.radius for p in work.run.perturbation_rows(FOUND)]
         self.space = space(
             work,
@@ -226,6 +227,10 @@ class _Sampling:
     def _chosen(self, rounds: list[Round], listed: Listed) -> list[tuple[np.ndarray, float]]:
         """Return the best settings that differ, with their mean values, judged."""
         a = self.asked
+        if self.measure is not None:
+            z = np.concatenate([one.z for one in rounds])
+            values = np.concatenate([one.came.value for one in rounds])
+            return [(z[i], float(values[i])) for i in self._archived(rounds).elites[: a.keep]]
         many = a.keep if a.wanted is None else JUDGED * a.keep
         best = self._differing(means(rounds), many)
         if a.wanted is None or not best:
@@ -234,6 +239,10 @@ class _Sampling:
         judged = self._judged(listed, "judged")(z)
         order = np.argsort(-judged.value, kind="stable")[: a.keep]
         return [(z[i], float(judged.value[i])) for i in order]
+
+    def _archived(self, rounds: list[Round], lowest: float = 0.0) -> Archived:
+        assert self.measure is not None, "diversity comes with measures"
+        return archived(rounds, self.measure.ranges, cells=self.asked.cells, lowest=lowest)
 
     def _differing(
         self, means: list[tuple[np.ndarray, float]], many: int
@@ -309,12 +318,9 @@ class _Sampling:
                 drawn = self.prior.draw(1000, len(self.space), np.random.RandomState(a.seed))
                 answers = answer(chain, self.space.names, drawn, seed=a.seed)
         archives = {}
-        if a.sampler == "diversity" and self.measure is not None:
+        if self.measure is not None:
             low = min(float(r.came.value.min()) for own in rounds.values() for r in own)
-            archives = {
-                arm: archived(own, self.measure.ranges, cells=a.cells, lowest=low)
-                for arm, own in rounds.items()
-            }
+            archives = {arm: self._archived(own, low) for arm, own in rounds.items()}
         return Sampled(
             self.name,
             self.files[FOUND],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from educe.errors import MethodError
@@ -14,6 +15,9 @@ SamplerName = Literal[
 ]
 #: Those whose draws follow a density, with diagnostics and answers.
 CHAINS = ("de", "stretch", "kde", "slice")
+
+#: What the extra ``sample`` installs.
+LIBRARIES = ("emcee", "cmaes", "ribs", "optuna", "arviz")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Sampling:
             MethodError: Numbers make no sense, or do not go together.
         """
         check_fields(self)
+        if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+            raise MethodError(f"sampling needs {', '.join(missing)}: pip install 'educe[sample]'")
         if self.sampler == "slice" and self.prior == "laplace":
             raise MethodError("slice needs a Gaussian prior: use --prior gaussian or natural")
         if self.sampler == "slice" and not (self.exact):
