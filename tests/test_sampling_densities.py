@@ -18,7 +18,7 @@ PRIOR = Prior("gaussian")
 #: A correlated Gaussian, and how a mixture of two spheres is mixed.
 MEAN, SD, CORRELATION = np.array([0.4, -0.6]), np.array([0.5, 0.8]), 0.8
 COVARIANCE = np.outer(SD, SD) * np.array([[1, CORRELATION], [CORRELATION, 1]])
-WEIGHT, APART, WIDTH = 0.3, 1.5, 0.4
+WEIGHT, APART, WIDTH = 0.3, 1.1, 0.4
 
 
 def gaussian(z: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def sampled(name: str, density: Callable[[np.ndarray], np.ndarray], steps: int) 
     sampler = SAMPLERS[name](steps)
     drive(sampler, given(density), budget=10**9)
     chain = np.array(sampler.chain)[np.array(sampler.kept)]
-    return chain[len(chain) // 5 :: 20].reshape(-1, 2)
+    return chain[len(chain) // 3 :: 20].reshape(-1, 2)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -69,12 +69,12 @@ def test_a_correlated_gaussian(name: str) -> None:
     assert np.allclose(np.cov(z.T), COVARIANCE, atol=0.08)
     for line in (np.array([1.0, 0.0]), np.array([0.6, -0.8])):
         along = norm(MEAN @ line, np.sqrt(line @ COVARIANCE @ line))
-        assert kstest(z @ line, along.cdf).pvalue > 1e-3
+        assert kstest(z @ line, along.cdf).statistic < 0.05
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_two_modes_with_their_weights(name: str) -> None:
-    steps = {"stretch": 1000, "slice": 160}.get(name, 400)  # the one mixes slowly, the other fast
+    steps = {"stretch": 800, "slice": 160}.get(name, 400)  # the one mixes slowly, the other fast
     z = sampled(name, mixture, steps)
     assert abs((z[:, 0] < 0).mean() - WEIGHT) < 0.06
     assert kstest(z[:, 0], mixed).statistic < 0.06

@@ -285,9 +285,12 @@ def test_a_space_is_spanned_by_orthonormal_rows(work: Work) -> None:
 
 def test_the_jacobian_spans_what_a_dense_one_does(work: Work) -> None:
     part = work.part
-    dense = torch.autograd.functional.jacobian(
-        lambda v: part.shift(v[None]).mean[0].double(), torch.zeros(work.lm.width)
-    )
+
+    def read(v: torch.Tensor) -> torch.Tensor:  # all read-out positions, one under the other
+        shift = part.shift(v[None])
+        return (shift.values[0] * shift.weights.sqrt()[..., None]).flatten()
+
+    dense = torch.autograd.functional.jacobian(read, torch.zeros(work.lm.width))
     right = torch.linalg.svd(dense.double()).Vh[:2]
     rows = space(work, ["jacobian:1-2"], radius=1.0).kind.rows.double()
     assert float((right @ rows.T).square().sum()) == pytest.approx(2, abs=1e-2)
