@@ -170,6 +170,7 @@ RANKS = {
     "report": 6,
     "selection": 6,
     "derive": 7,
+    "sampling": 8,
     "demo": 8,
     "notebook": 8,
     "cli": 9,
@@ -224,7 +225,13 @@ ONLY = {
         "report.fronts",
         "report.audit",
         "report.reads",
+        "report.sampling",
     },
+    "emcee": {"sampling.ensemble", "sampling.diagnostics"},
+    "arviz": {"sampling.diagnostics"},
+    "ribs": {"sampling.diversity"},
+    "cmaes": {"sampling.best"},
+    "optuna": {"sampling.best"},
     "datasets": {"activations.corpus"},
 }
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 #: What a text is written for: looking for where to push; the first count; a rung or a pull of a
-#: selection; the re-test.
-Phase = Literal["scout", "first", "rung", "retest"]
+#: selection; sampling, with draws of each row's own or in common; the re-test.
+Phase = Literal["scout", "first", "rung", "sample", "common", "retest"]
 SCOUT: Phase = "scout"
 FIRST: Phase = "first"
 RUNG: Phase = "rung"
+SAMPLE: Phase = "sample"
+#: In this phase all perturbations draw by the same random numbers.
+COMMON: Phase = "common"
 RETEST: Phase = "retest"
 
 #: The role of prompts that ask for something else: what is said there too is said whatever is
@@ -42,6 +45,12 @@ ON_BENIGN = ":ordinary"
 SPARSE, LARGEST, AT_RANDOM = "sparse", "sparse by size", "sparse at random"
 #: Without its gate.
 UNGATED = "ungated"
+#: What a sampler evaluated, and the best of it.
+TRIED, SAMPLED = "tried by a sampler", "sampled"
+#: What a run keeps what came of a sampling under, followed by the file of its finds.
+SAMPLING = "sampling "
+#: Interpolated between two; the mean of some that share an effect.
+BETWEEN, AVERAGED = "interpolated", "averaged"
 
 
 class Row(NamedTuple):

@@ -18,6 +18,7 @@ from educe.cli import (
     layers,
     organism,
     reads,
+    sample,
     select,
     show,
 )
@@ -52,6 +53,7 @@ for command in (
     examine.examine,
     invert.invert,
     derive.app,
+    sample.sample,
 ):
     app.command(command)
 

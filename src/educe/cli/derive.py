@@ -183,6 +183,35 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
         end(work.run, output, data, lambda: tables.ungated(done))
 
 
+@app.command
+def combine(
+    run: RunFolder,
+    /,
+    *numbers: Number,
+    judge: str | None = None,
+    asked: Asked = HERE,
+    against: Path | None = None,
+    output: Output = SCREEN,
+) -> None:
+    """Let the model write between each two vectors, and under the average of all.
+
+    Args:
+        judge: what scores the answers: one that educe judge list shows; by default what the run
+            looks for, or interestingness
+        against: a set with a supervised vector, as educe contrast writes it: the average of more
+            and more of the vectors is compared with its first
+    """
+    from educe.derive.combined import combine as combining
+    from educe.progress import reporter
+    from educe.report import tables
+
+    chosen = some(numbers)
+    by = None if judge is None else asked.kept(judge, run, reporter().say)
+    with _working(run, chosen) as work:
+        told = combining(work, chosen, by, against=against)
+        end(work.run, output, as_data(told), lambda: tables.combined(*told))
+
+
 def _effective(run: Run) -> list[int]:
     """Return the most effective perturbations that were found."""
     ranked = sorted(run.perturbation_rows("found"), key=lambda p: -p.effect)

@@ -48,6 +48,7 @@ def select(
     rungs: str = "10:0.25,30:0.25,60:1",
     top: Count = 4,
     samples: Count = 1,
+    derived: str = "",
     seed: Seed = 0,
     output: Output = SCREEN,
 ) -> None:
@@ -64,6 +65,7 @@ def select(
         rungs: prompts, and the share of the perturbations that goes on
         top: perturbations of each arm in the re-test
         samples: texts for each fresh prompt
+        derived: choose among what was derived in this way, such as sampled, and its control
         seed: of the random choice between equals
     """
     from educe.run.store import Run
@@ -79,6 +81,7 @@ def select(
         top=top,
         samples=samples,
         seed=seed,
+        derived=derived,
     )
     plan.check()
     tells = telling()

@@ -6,6 +6,8 @@
     shrunk      as small as they can be and still do what they do         shrinking
     followed    vectors optimised anew at each of many radii              continuation
     sparse      the few coordinates of a basis that carry the effect      sparsity
+    between     on the great circle from one vector to another            combining
+    averaged    the mean of vectors that share an effect                  combining
     ungated     adapters that write the same at every token               ungating
 
 Each takes a set and returns one whose score ``parent`` is the row of the given set that each was
@@ -13,6 +15,7 @@ derived from. In a run the same are rows with a parent (`educe.derive.listing`):
 scores and the report come as those of any other perturbation.
 """
 
+from educe.derive.combining import averaged, between
 from educe.derive.continuation import followed
 from educe.derive.projection import projected
 from educe.derive.scaling import flipped, scaled
@@ -20,4 +23,14 @@ from educe.derive.shrinking import shrunk
 from educe.derive.sparsity import sparse
 from educe.derive.ungating import ungated
 
-__all__ = ["flipped", "followed", "projected", "scaled", "shrunk", "sparse", "ungated"]
+__all__ = [
+    "averaged",
+    "between",
+    "flipped",
+    "followed",
+    "projected",
+    "scaled",
+    "shrunk",
+    "sparse",
+    "ungated",
+]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.model.language import LanguageModel
-from educe.rows import Row
+from educe.rows import COMMON, Row
 
 #: Takes the tokens written last, and which rows go on where some leave; returns the next logits.
 Step = Callable[[Tensor, Tensor | None], Tensor]
@@ -109,10 +109,11 @@ def _choose(
 
 
 def _draws(seed: int, rows: Sequence[Row], limit: int) -> Float[Tensor, "r s"]:
-    """Draw uniform numbers for each row from a stream of its own."""
+    """Draw uniform numbers for each row from a stream of its own, or of all perturbations."""
     lines = []
     for row in rows:
-        digest = hashlib.blake2b(f"{seed}:{tuple(row)}".encode(), digest_size=7).digest()
+        own_row = row._replace(perturbation=-1) if row.phase == COMMON else row
+        digest = hashlib.blake2b(f"{seed}:{tuple(own_row)}".encode(), digest_size=7).digest()
         own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         lines.append(torch.rand(limit, generator=own, dtype=torch.float64))
     return torch.stack(lines)

@@ -2,6 +2,7 @@
 
     vectors        h ← h + θ              one vector, added to the stream that leaves a block
     within         h ← h + θ A            the same, of a subspace: θ has k coefficients, A is [k, d]
+    joint          h_l ← h_l + θ A_l      the same after several blocks: A is [k, layers, d]
     ablations      h ← h - R ⟨h - a, r⟩ w   a direction, taken away from that stream
     adapters       W ← W + R b aᵀ         on one projection of each block of a band; unit a and b
     biases         W x ← W x + θ_l        the same for every token, on such projections
@@ -9,8 +10,8 @@
     weight noise   W ← W + σ rms(W) G     on the matrices of a band of blocks, G standard normal
 
 ``θ`` is a row of numbers for every perturbation, ``[n, size]``, and differentiable; for noise it is
-a single number, the size. `kind` has what they all say of themselves; `vectors`, `ablations`,
-`projected` and `noise` are the kinds.
+a single number, the size. `kind` has what they all say of themselves; `vectors`, `joint`,
+`ablations`, `projected` and `noise` are the kinds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from educe.errors import FileFormatError
 from educe.perturbation.ablations import Ablations
+from educe.perturbation.joint import Joint
 from educe.perturbation.kind import Kind
 from educe.perturbation.noise import Noise, TokenNoise, WeightNoise
 from educe.perturbation.projected import Adapters, Biases, adapters
@@ -32,6 +34,7 @@ __all__ = [
     "Ablations",
     "Adapters",
     "Biases",
+    "Joint",
     "Kind",
     "Noise",
     "TokenNoise",
@@ -45,7 +48,8 @@ __all__ = [
 
 #: By the name that files have for them.
 KINDS: dict[str, type[Kind]] = {
-    k.name: k for k in (Vectors, Within, Ablations, Adapters, Biases, TokenNoise, WeightNoise)
+    k.name: k
+    for k in (Vectors, Within, Joint, Ablations, Adapters, Biases, TokenNoise, WeightNoise)
 }
 
 

@@ -26,6 +26,7 @@ from educe.report import (
     norms,
     paths,
     reachable,
+    sampling,
     scouting,
     templates,
 )
@@ -108,7 +109,15 @@ KINDS = {
     ),
 }
 #: What studies of a run add, in this order.
-PARTS = (scouting.PART, manifold.PART, reachable.PART, norms.PART, paths.PART, fronts.PART)
+PARTS = (
+    scouting.PART,
+    manifold.PART,
+    reachable.PART,
+    norms.PART,
+    paths.PART,
+    fronts.PART,
+    sampling.PART,
+)
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
 OPENED = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.FRAGILE, Verdict.OWN, Verdict.RARE)
 CARDS = 12

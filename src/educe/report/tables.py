@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -20,7 +21,8 @@ from educe.activations.report import (
 )
 from educe.comparison.account import dose
 from educe.comparison.norm import Norm
-from educe.report import derived, paths
+from educe.comparison.stats import Estimate
+from educe.report import derived, paths, sampling
 from educe.report.manifold import ablated
 from educe.report.norms import SCORED, called
 from educe.report.screen import escaped, line, screen, written
@@ -294,3 +296,46 @@ def _grid(*names: str, title: str | None = None) -> Table:
 
 def _range(of: Range, form: str) -> str:
     return f"{of.median:{form}} ({of.low:{form}}–{of.high:{form}})"
+
+
+def sampled(told: dict[str, Any], run: Path, console: Console | None = None) -> None:
+    """Print what came of a sampling."""
+    console = console or screen()
+    console.print(f"[bold]{escaped(sampling.title(told))}[/bold]")
+    for sentence in sampling.account(told):
+        console.print(f"  {escaped(sentence)}")
+    for warning in told["diagnosis"]["warnings"] if told["diagnosis"] else ():
+        console.print(f"  [bold]not mixed:[/bold] {escaped(warning)}")
+    grid = _grid("", "from", "arm", "chosen", "re-test")
+    for find in told["finds"]:
+        again = Estimate(**find["again"])
+        grid.add_row(
+            *map(str, (find["number"], find["parent"], find["arm"])),
+            f"{find['seen']:.3f}",
+            str(again),
+        )
+    console.print(grid)
+    for find in told["finds"]:
+        console.print(line(find["text"], lead=f"{find['number']:>6} "))
+    files = [name for name in (told["file"], told["control_file"]) if name]
+    console.print(f"finds in {' and '.join(escaped(str(run / 'tensors' / f)) for f in files)}")
+
+
+def combined(
+    own: Mapping[int, float],
+    made: Sequence[tuple[int, Sequence[int], float | None, float]],
+    cosines: Sequence[float],
+    console: Console | None = None,
+) -> None:
+    """Print what lies between vectors, and their average."""
+    console = console or screen()
+    grid = _grid("", "of", "way", "score")
+    for number, score in own.items():
+        grid.add_row(str(number), "itself", "", f"{score:.3f}")
+    for number, of, share, score in made:
+        way = "average" if share is None else f"{share:g}"
+        grid.add_row(str(number), " ".join(map(str, of)), way, f"{score:.3f}")
+    console.print(grid)
+    if cosines:
+        each = ", ".join(f"{cosine:.2f}" for cosine in cosines)
+        console.print(f"cosine of the average of the first 1, 2, … with the supervised one: {each}")

@@ -48,6 +48,8 @@ class SelectionPlan:
         top: How many of each arm are tested again.
         samples: Texts a fresh prompt.
         seed: Of the lot that breaks ties.
+        derived: Choose among what was derived in this way, such as ``sampled``, instead of what was
+            found and its control.
     """
 
     prompts: tuple[Prompt, ...]
@@ -56,6 +58,7 @@ class SelectionPlan:
     top: Count = 4
     samples: Count = 1
     seed: Seed = 0
+    derived: str = ""
 
     def check(self) -> None:
         """Find what cannot work before anything slow begins.
@@ -149,7 +152,19 @@ class _Selection:
         """Choose, and test again."""
         run, plan = self.work.run, self.plan
         asking.baseline(self.work, [*self.asked, *self.fresh])
-        numbers = {arm: [p.id for p in run.perturbation_rows(arm)] for arm in ARMS}
+        numbers = {
+            arm: [
+                p.id
+                for p in run.perturbation_rows(arm, derived=bool(plan.derived))
+                if p.how == plan.derived
+            ]
+            for arm in ARMS
+        }
+        if not all(numbers.values()):
+            raise RunError(
+                f"in one of the arms of the run there is none that is {plan.derived or 'found'}: "
+                "see the column how of its perturbations"
+            )
         n = min(map(len, numbers.values()))  # drawn at random from the larger arm
         draw = np.random.default_rng(plan.seed)
         for arm, some in numbers.items():

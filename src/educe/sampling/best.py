@@ -1,0 +1,154 @@
+"""One best setting: draws of the prior, CMA-ES, TPE, and a walk on the sphere around a find.
+
+    draws     z ~ p                                  what every search has to beat at equal budget
+    cma       N(m, σ² C), m, σ and C by the ranks    steps adapted to noise (Nomura 2023)
+    tpe       argmax of l(z) / g(z)                  Bergstra et al. 2011, good over other settings
+    around    z' = cos α z + sin α u, u ⟂ z          an evolution strategy on the sphere ‖z‖ = const
+
+Of a noisy objective the best estimate is the luckiest one. So ``around`` evaluates its best again
+in each round and goes by the mean; of all of them, the finds of a run are tested again
+(`educe.sampling.searching`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from educe.sampling.objective import Prior, Walk
+
+#: By how much the angle of a walk grows after a better setting, and shrinks after a round of none:
+#: one success in five keeps it (Rechenberg 1973).
+GROW = 1.22
+
+
+@dataclass
+class Draws:
+    """Draws of the prior, ``batch`` at a time.
+
+    Example:
+        >>> from educe.sampling.best import Draws
+        >>> next(Draws(k=3, batch=5, seed=0).walk()).shape
+        (5, 3)
+    """
+
+    k: int
+    batch: int
+    seed: int = 0
+    prior: Prior = field(default_factory=Prior)
+    acceptance: float | None = None
+
+    def walk(self) -> Walk:
+        """Walk; see `educe.sampling.objective.Sampler`."""
+        draw = np.random.RandomState(self.seed)
+        while True:
+            yield self.prior.draw(self.batch, self.k, draw)
+
+
+@dataclass
+class CMA:
+    """CMA-ES, from the library cmaes. The prior's logarithm is part of what it climbs.
+
+    Attributes:
+        k: Dimensions; two or more.
+        batch: Settings of a generation.
+        temperature: Of the density.
+        seed: Of everything that is drawn.
+        prior: The prior.
+        start: The first mean.
+        acceptance: It has none.
+    """
+
+    k: int
+    batch: int
+    temperature: float = 1.0
+    seed: int = 0
+    prior: Prior = field(default_factory=Prior)
+    start: np.ndarray | None = None
+    acceptance: float | None = None
+
+    def walk(self) -> Walk:
+        """Walk; see `educe.sampling.objective.Sampler`."""
+        import cmaes
+
+        mean = np.zeros(self.k) if self.start is None else self.start
+        own = cmaes.CMA(
+            mean=mean, sigma=1.0, population_size=self.batch, seed=self.seed, lr_adapt=True
+        )
+        while not own.should_stop():
+            z = np.stack([own.ask() for _ in range(self.batch)])
+            came = yield z
+            cost = -(came.value / self.temperature + self.prior.log(z))
+            own.tell(list(zip(z, cost.tolist(), strict=True)))
+
+
+@dataclass
+class TPE:
+    """Tree-structured Parzen estimator, from optuna. The fields are those of `CMA`."""
+
+    k: int
+    batch: int
+    temperature: float = 1.0
+    seed: int = 0
+    prior: Prior = field(default_factory=Prior)
+    acceptance: float | None = None
+
+    def walk(self) -> Walk:
+        """Walk; see `educe.sampling.objective.Sampler`."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        tpe = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, constant_liar=True)
+        study = optuna.create_study(direction="maximize", sampler=tpe)
+        names = [f"z{i:03d}" for i in range(self.k)]
+        space: Any = {name: optuna.distributions.FloatDistribution(-3.0, 3.0) for name in names}
+        while True:
+            trials = [study.ask(space) for _ in range(self.batch)]
+            z = np.array([[trial.params[name] for name in names] for trial in trials])
+            came = yield z
+            height = came.value / self.temperature + self.prior.log(z)
+            for trial, value in zip(trials, height.tolist(), strict=True):
+                study.tell(trial, value)
+
+
+@dataclass
+class Around:
+    """A walk on the sphere around a find: neighbours at an angle, the best of which is next.
+
+    Attributes:
+        k: Dimensions; two or more.
+        batch: Neighbours of a round.
+        start: The find.
+        angle: The first angle, in radians.
+        seed: Of everything that is drawn.
+        acceptance: The share of rounds that led on.
+    """
+
+    k: int
+    batch: int
+    start: np.ndarray
+    angle: float = 0.5
+    seed: int = 0
+    acceptance: float | None = None
+
+    def walk(self) -> Walk:
+        """Walk; see `educe.sampling.objective.Sampler`."""
+        draw = np.random.RandomState(self.seed)
+        z, angle, known, moved, rounds = self.start.copy(), self.angle, [], 0, 0
+        while True:
+            u = draw.standard_normal((self.batch, self.k))
+            u -= (u @ z)[:, None] * z / (z @ z)
+            u *= np.linalg.norm(z) / np.linalg.norm(u, axis=1, keepdims=True)
+            near = np.cos(angle) * z + np.sin(angle) * u
+            came = yield np.concatenate([z[None], near])
+            known.append(float(came.value[0]))
+            best = int(came.value[1:].argmax())
+            rounds += 1
+            if came.value[1:][best] > np.mean(known):
+                z, known, moved = near[best], [float(came.value[1:][best])], moved + 1
+                angle = min(angle * GROW, np.pi / 2)
+            else:
+                angle = max(angle / GROW**0.25, 0.01)
+            self.acceptance = moved / rounds

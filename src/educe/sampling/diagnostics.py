@@ -1,0 +1,234 @@
+"""Diagnostics of chains, and the posterior read as answers.
+
+    τ         integrated autocorrelation time, in steps (Sokal; emcee's window), the longest of all
+    ESS       steps × walkers / τ, and the same for each evaluation that was paid
+    R-hat     rank-normalised, over independent ensembles (Vehtari et al. 2021; arviz)
+    modes     components of a Gaussian mixture, chosen by BIC, with a valley between any two
+
+What a chain says of the behaviour: a direction matters where the posterior is narrower than the
+prior or away from zero; it is free where the posterior is the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from educe.errors import MethodError
+
+#: Steps, at least, before anything is said of a chain.
+STEPS = 8
+#: A chain has mixed below this R-hat, and with so many autocorrelation times.
+MIXED, LONG = 1.05, 20
+#: Proposals accepted: below, walkers stay where they are.
+LOW = 0.05
+#: A posterior's width as a share of the prior's: narrow below, free above; and so many widths from
+#: zero it is on one side.
+NARROW, FREE, ASIDE = 0.6, 0.85, 2.0
+#: The most modes; a valley is lower than this share of the lower peak.
+MODES, VALLEY = 5, 0.6
+#: Points that modes are looked for among, at most, and the share of all that a mode has at least.
+AMONG, LEAST = 2000, 0.03
+#: The share of a setting's square length that its largest coordinates carry.
+CARRIED = 0.9
+
+
+class Diagnosis(NamedTuple):
+    """How well a chain has mixed."""
+
+    acceptance: float
+    autocorrelation: float  #: the longest autocorrelation time, in steps
+    effective: float  #: effective sample size
+    per_evaluation: float  #: the same for each evaluation
+    rhat: float | None  #: the largest of all coordinates; None for a single ensemble
+    warnings: tuple[str, ...]  #: in plain words; none where the chain has mixed
+
+
+class Direction(NamedTuple):
+    """What the posterior says of a direction."""
+
+    name: str
+    mean: float  #: in units of the prior's standard deviation
+    sd: float
+    says: str  #: matters, free or open
+
+
+class Mode(NamedTuple):
+    """A mode of the posterior."""
+
+    share: float
+    mean: tuple[float, ...]
+
+
+class Answers(NamedTuple):
+    """What the posterior says of the behaviour."""
+
+    directions: tuple[Direction, ...]
+    needed: float  #: directions that carry 90% of a setting, in the median
+    modes: tuple[Mode, ...]  #: largest first
+
+    @property
+    def sentences(self) -> list[str]:
+        """Return the answers in words."""
+        of = {
+            word: [d.name for d in self.directions if d.says == word]
+            for word in ("matters", "free", "open")
+        }
+        mattering = f"what matters: {', '.join(of['matters'])}" if of["matters"] else "none matters"
+        many = len(self.modes)
+        apart = " and ".join(f"{m.share:.0%}" for m in self.modes)
+        return [
+            f"of {len(self.directions)} directions {mattering}; free: {len(of['free'])}, "
+            f"undecided: {len(of['open'])}",
+            f"{self.needed:.0f} of {len(self.directions)} directions carry {CARRIED:.0%} of a "
+            "setting, in the median",
+            "one mode" if many == 1 else f"{many} separate modes, with {apart} of the draws",
+        ]
+
+
+def states(chain: Sequence[np.ndarray], kept: Sequence[bool]) -> Float[np.ndarray, "s e w k"]:
+    """Return the states that count: at the own temperature, without the first half of them.
+
+    Raises:
+        MethodError: There are too few.
+    """
+    own = np.array(chain)[np.array(kept, dtype=bool)] if len(chain) else np.zeros((0, 1, 1, 1))
+    if len(own) < STEPS:
+        raise MethodError(
+            f"the chain has {len(own)} steps at its own temperature, too few to say anything: give "
+            "a larger budget, or fewer walkers"
+        )
+    return own[len(own) // 2 :]
+
+
+def diagnose(
+    chain: Float[np.ndarray, "s e w k"], *, acceptance: float, evaluations: int
+) -> Diagnosis:
+    """Say how well a chain has mixed.
+
+    Args:
+        chain: States that count.
+        acceptance: The share of proposals that were accepted.
+        evaluations: What was paid for them.
+
+    Example:
+        >>> from educe.sampling.diagnostics import diagnose
+        >>> chain = np.random.default_rng(0).normal(size=(200, 2, 8, 3))
+        >>> told = diagnose(chain, acceptance=0.3, evaluations=3200)
+        >>> told.warnings, round(told.per_evaluation, 1)
+        ((), 1.0)
+    """
+    from emcee.autocorr import integrated_time
+
+    steps, ensembles, walkers, k = chain.shape
+    flat = chain.reshape(steps, -1, k)
+    moved = np.ptp(flat, axis=0).max(1) > 0
+    moving = bool(moved.any())
+    tau = float(np.max(integrated_time(flat[:, moved], quiet=True))) if moving else float(steps)
+    tau = max(tau, 1.0)
+    ess = steps * ensembles * walkers / tau
+    rhat = _rhat(chain) if ensembles > 1 and moving else None
+    warnings = []
+    if not moving or acceptance < LOW:
+        warnings.append(
+            f"hardly any proposal was accepted ({acceptance:.1%}): raise the temperature, "
+            "take more samples of each setting, or search in fewer directions"
+        )
+    elif not moved.all():
+        warnings.append(f"{int((~moved).sum())} of {len(moved)} walkers never moved: go on longer")
+    if steps < LONG * tau:
+        warnings.append(
+            f"the chain is {steps / tau:.0f} autocorrelation times long, and {LONG} are needed: "
+            f"its means are rough; a budget about {LONG * tau / steps:.0f} times as large would do"
+        )
+    if rhat is not None and rhat > MIXED:
+        warnings.append(
+            f"independent ensembles have not found the same distribution (R-hat {rhat:.2f}, above "
+            f"{MIXED}): shares of modes are not to be trusted; go on longer, or begin hotter"
+        )
+    return Diagnosis(acceptance, tau, ess, ess / max(1, evaluations), rhat, tuple(warnings))
+
+
+def _rhat(chain: np.ndarray) -> float:
+    """Return the largest R-hat: an ensemble is a chain, its walkers one after the other."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what arviz will become
+        import arviz
+
+        steps, ensembles, walkers, k = chain.shape
+        draws = chain.transpose(1, 0, 2, 3).reshape(ensembles, steps * walkers, k)
+        each = [float(arviz.rhat(draws[:, :, i], method="rank")) for i in range(k)]
+    return max(each)
+
+
+def answer(
+    chain: Float[np.ndarray, "s e w k"],
+    names: Sequence[str],
+    prior: Float[np.ndarray, "n k"],
+    *,
+    seed: int = 0,
+) -> Answers:
+    """Read a posterior as answers.
+
+    Args:
+        chain: States that count.
+        names: Of the directions.
+        prior: Draws of the prior, to compare with.
+        seed: Of the points that modes are looked for among.
+
+    Example:
+        >>> from educe.sampling.diagnostics import answer
+        >>> draw = np.random.default_rng(0)
+        >>> chain = draw.normal(size=(100, 1, 8, 2)) * [0.1, 1.0] + [2.0, 0.0]
+        >>> told = answer(chain, ["one", "two"], draw.normal(size=(500, 2)))
+        >>> [d.says for d in told.directions], len(told.modes)
+        (['matters', 'free'], 1)
+    """
+    z = chain.reshape(-1, chain.shape[-1])
+    mean, sd, wide = z.mean(0), z.std(0), prior.std(0)
+    directions = []
+    for i, name in enumerate(names):
+        share, aside = sd[i] / wide[i], abs(mean[i]) / max(sd[i], 1e-12)
+        says = "matters" if share < NARROW or aside > ASIDE else "open"
+        if share > FREE and aside < 0.5:
+            says = "free"
+        directions.append(Direction(name, float(mean[i]), float(sd[i]), says))
+    square = -np.sort(-np.square(z), axis=1)
+    carried = square.cumsum(1) / square.sum(1, keepdims=True)
+    needed = float(np.median((carried < CARRIED).sum(1) + 1))
+    return Answers(tuple(directions), needed, modes(z, seed=seed))
+
+
+def modes(z: Float[np.ndarray, "n k"], *, seed: int = 0) -> tuple[Mode, ...]:
+    """Return the modes among some points, the largest first.
+
+    Components of a mixture belong to one mode unless the mixture is lower on the line between them
+    than at both: a skewed or curved mode is one, however many components describe it.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    draw = np.random.default_rng(seed)
+    some = z[draw.permutation(len(z))[:AMONG]]
+    if len(np.unique(some, axis=0)) <= MODES:
+        return (Mode(1.0, tuple(some.mean(0).tolist())),)
+    fits = [
+        GaussianMixture(m, random_state=seed, reg_covar=1e-4, n_init=2).fit(some)
+        for m in range(1, MODES + 1)
+    ]
+    best = min(fits, key=lambda fit: fit.bic(some))
+    label = list(range(best.n_components))
+    for i in range(best.n_components):
+        for j in range(i):
+            line = np.linspace(best.means_[i], best.means_[j], 21)
+            height = best.score_samples(line)
+            if height.min() > min(height[0], height[-1]) + np.log(VALLEY):
+                label = [label[j] if one == label[i] else one for one in label]
+    of = np.array(label)[best.predict(some)]
+    found = [(float((of == one).mean()), some[of == one].mean(0)) for one in np.unique(of)]
+    found = sorted((f for f in found if f[0] >= LEAST), key=lambda f: -f[0])
+    return tuple(Mode(share, tuple(mean.tolist())) for share, mean in found)
