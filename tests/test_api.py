@@ -168,6 +168,7 @@ RANKS = {
     "report": 6,
     "selection": 6,
     "derive": 7,
+    "hardening": 8,
     "demo": 8,
     "notebook": 8,
     "cli": 9,
@@ -206,7 +207,7 @@ ONLY = {
     "bitsandbytes": {"model.quantized"},
     "sqlite3": {"run.schema", "run.store", "scores.cache"},
     "openai": {"scores.server"},
-    "educe.organisms": {"organisms", "demo", "cli"},
+    "educe.organisms": {"organisms", "hardening", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.templates"},
     "altair": {

@@ -13,6 +13,7 @@ from educe.cli import (
     derive,
     discover,
     examine,
+    harden,
     judge,
     layers,
     organism,
@@ -48,6 +49,8 @@ for command in (
     select.tune,
     examine.examine,
     derive.app,
+    harden.harden,
+    harden.distill,
 ):
     app.command(command)
 
