@@ -23,8 +23,8 @@ from educe.run.settings import encoded
 from educe.run.work import Work
 from educe.scores import Answer
 
-#: Ordinary prompts: to train on, and held out beside the bundled ones.
-ORDINARY, HELD = 64, 12
+#: Ordinary prompts: to train on; held out beside the bundled ones; looked at under each vector.
+ORDINARY, HELD, UNDER = 64, 12, 12
 #: Two answers begin alike if so many words do.
 WORDS = 8
 
@@ -107,7 +107,7 @@ def level(work: Work, known: Material, pushes: Sequence[Push]) -> Level:
     """Measure the model, as it is now, under some vectors, or without one where there are none."""
     lm = work.lm
     if pushes:
-        examples = known.held + known.retest
+        examples = known.retest + known.held[:UNDER]
         kl = bootstrap_mean([float(apart(lm, examples, push).mean()) for push in pushes])
     else:
         kl = bootstrap_mean(apart(lm, known.held).tolist())

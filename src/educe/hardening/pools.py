@@ -50,8 +50,7 @@ def vectors(work: Work, numbers: Sequence[int]) -> PerturbationSet:
     """Return perturbations of a run as vectors.
 
     Raises:
-        MethodError: They are no vectors that are added at all tokens, or of several kinds, or no
-            block is above them.
+        MethodError: They are no vectors that are added at all tokens, or of several kinds.
     """
     found = taken(work.run, numbers)
     if not isinstance(found.kind, Vectors | Within) or found.kind.positions != "all":
@@ -59,13 +58,7 @@ def vectors(work: Work, numbers: Sequence[int]) -> PerturbationSet:
             f"these are {found.kind.name} at positions {found.kind.positions!r}, and a model is "
             "hardened under vectors that are added at all tokens: search again for such"
         )
-    found = as_vectors(found)
-    if found.kind.before >= work.lm.depth - 1:
-        raise MethodError(
-            "these vectors are added after the last block, so no block is left that could learn to "
-            "answer as without them: search at a lower --source"
-        )
-    return found
+    return as_vectors(found)
 
 
 def pushes(found: PerturbationSet) -> list[Push]:

@@ -89,7 +89,12 @@ def apart(
     lm: LanguageModel, examples: Sequence[lora.Example], push: Push | None = None
 ) -> Float[Tensor, "n"]:
     """Return the mean KL a token of each example, in nats."""
-    return torch.stack([divergences(lm, [e], push).mean().cpu().double() for e in examples])
+    means = []
+    for start in range(0, len(examples), lora.TOGETHER):
+        group = examples[start : start + lora.TOGETHER]
+        kls = divergences(lm, group, push).cpu().double().split([len(e.answer) for e in group])
+        means += [kl.mean() for kl in kls]
+    return torch.stack(means)
 
 
 def written(
