@@ -16,7 +16,8 @@ import tiny
 from educe.derive.listing import deriving
 from educe.errors import MethodError
 from educe.hardening import distilling, measuring
-from educe.hardening.distilling import DistillConfig, distill, ending, entropy
+from educe.hardening.distilling import distill, ending, entropy
+from educe.hardening.records import DistillConfig
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.organisms.lora import Example
@@ -145,6 +146,8 @@ def test_a_command_refuses_in_a_line(searched: Path, tmp_path: Path) -> None:
     assert "the run has no perturbation 99" in told
     told = refused("distill", searched, 99, "--out", tmp_path / "a")
     assert "the run has no perturbation 99" in told
+    told = refused("distill", searched, 1, 2, "--out", tmp_path / "a")
+    assert "2 perturbations: name one" in told
     (tmp_path / "file").touch()
     told = refused("distill", searched, 1, "--out", tmp_path / "file", begun=True)
     assert "is a file; choose another --out" in told

@@ -17,7 +17,8 @@ from educe.derive.listing import deriving
 from educe.errors import BlockedError, MethodError
 from educe.hardening import adapter, measuring, pools, training
 from educe.hardening.pushes import Push, answered, divergences, loss
-from educe.hardening.training import HardeningConfig, harden
+from educe.hardening.records import HardeningConfig
+from educe.hardening.training import harden
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.organisms import lora

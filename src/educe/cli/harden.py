@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from educe.cli.opening import opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.cli.streams import print_text
+from educe.errors import RunError
 from educe.options import Count, Names, Natural, Seed
 
 #: A folder that is made.
@@ -43,9 +44,9 @@ def harden(
         seed: of everything that is drawn
     """
     from educe.derive.listing import deriving
-    from educe.hardening import card, training
+    from educe.hardening import card, records, training
 
-    config = training.HardeningConfig(pool, rounds, steps, count, rank, seed)
+    config = records.HardeningConfig(pool, rounds, steps, count, rank, seed)
     config.check()
     with opened(run) as kept, deriving(kept, numbers, reporter=telling()) as work:
         done = training.harden(work, numbers, out, config)
@@ -55,9 +56,8 @@ def harden(
 
 def distill(
     run: RunFolder,
-    number: Annotated[Natural, Parameter(help="a perturbation, as the table numbers them")],
     /,
-    *,
+    *numbers: Natural,
     out: Out,
     steps: Count = 100,
     rank: Count = 8,
@@ -67,14 +67,18 @@ def distill(
     """Fine-tune on what a perturbation made the model write, and see if it says so without it.
 
     Args:
+        numbers: the perturbation, as the table numbers them
         steps: steps of training
         rank: rank of the adapter
         seed: of everything that is drawn
     """
     from educe.derive.listing import deriving
-    from educe.hardening import card, distilling
+    from educe.hardening import card, distilling, records
 
-    config = distilling.DistillConfig(steps, rank, seed)
+    config = records.DistillConfig(steps, rank, seed)
+    if len(numbers) != 1:
+        raise RunError(f"{len(numbers)} perturbations: name one, by its number in educe show")
+    (number,) = numbers
     with opened(run) as kept, deriving(kept, [number], reporter=telling()) as work:
         done = distilling.distill(work, number, out, config)
     data = {"folder": str(out), "same": card.as_data(done.same), "curve": done.curve}

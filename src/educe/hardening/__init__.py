@@ -13,5 +13,6 @@ then.
     adapter      the new adapter beside the model's own, and both written as one
     training     `harden`
     distilling   `distill`, the baseline: fine-tuning on what a perturbation made the model write
+    records      settings and results
     card         what came out, as a table, a card and JSON
 """

@@ -7,19 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from educe import files
 from educe.comparison.stats import Rate
-from educe.hardening.measuring import Level, Measured
+from educe.hardening.records import DistillConfig, Distilled, HardeningConfig, Level, Measured
 from educe.organisms.base import public
+from educe.perturbation.set import PerturbationSet
 from educe.run.scored import Mean
 from educe.run.work import Work
-
-if TYPE_CHECKING:
-    from educe.hardening.distilling import DistillConfig, Distilled
-    from educe.hardening.training import HardeningConfig
-    from educe.perturbation.set import PerturbationSet
 
 HEAD = """---
 base_model: {base}

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
-from educe.comparison.stats import Rate
 from educe.derive.listing import taken
 from educe.files import whole_folder
 from educe.forward.generation import Completion, generate
 from educe.hardening import adapter, card
 from educe.hardening.measuring import ordinary, plain_batch, retested, same, shows
+from educe.hardening.records import DistillConfig, Distilled
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
-from educe.options import Count, Seed
 from educe.organisms import lora
 from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
@@ -35,30 +32,6 @@ from educe.whole import check_fields
 
 #: Examples of a step, of the run's prompts and of ordinary ones. The step size falls to zero.
 EACH, LEARNING_RATE = 4, 1e-3
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """How to distil.
-
-    Attributes:
-        steps: Steps of training.
-        rank: Of the adapter.
-        seed: Of the adapter and the order of the examples.
-    """
-
-    steps: Count = 100
-    rank: Count = 8
-    seed: Seed = 0
-
-
-class Distilled(NamedTuple):
-    """What came of it, on fresh prompts of the run."""
-
-    folder: Path
-    same: tuple[Rate, Rate]  #: answers without it that begin as those under it: before, after
-    shows: tuple[Rate, Rate, Rate] | None  #: what the run looks for: before, after, and under it
-    curve: list[float]  #: the loss at each step, nats an answer
 
 
 @one_thread()

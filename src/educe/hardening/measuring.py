@@ -16,6 +16,7 @@ from educe.comparison.stats import Rate, bootstrap_mean, rate
 from educe.derive.listing import looked_for
 from educe.forward.benign import ordinary_prompts
 from educe.hardening.pushes import Push, answered, apart, written
+from educe.hardening.records import Level
 from educe.model.rendering import Prompt, PromptBatch
 from educe.organisms import lora
 from educe.run.scored import Mean
@@ -27,22 +28,6 @@ from educe.scores import Answer
 ORDINARY, HELD, UNDER = 64, 12, 12
 #: Two answers begin alike if so many words do.
 WORDS = 8
-
-
-class Level(NamedTuple):
-    """How a model behaves under some vectors, or without one."""
-
-    kl: Mean  #: nats a token; over vectors, or without one over prompts
-    same: Rate  #: of all pairs of a vector and a fresh prompt
-    shows: Rate | None  #: of the same
-
-
-class Measured(NamedTuple):
-    """The same under one set of vectors, before and after."""
-
-    what: str
-    before: Level
-    after: Level
 
 
 class Material(NamedTuple):

@@ -23,13 +23,11 @@ from educe.derive.projection import as_vectors
 from educe.errors import MethodError
 from educe.forward.slice.norms import after_first, median_norm
 from educe.hardening.pushes import Push
+from educe.hardening.records import FRESH
 from educe.perturbation.kinds import Vectors, Within
 from educe.perturbation.set import PerturbationSet
 from educe.run.preparing import Search
 from educe.run.work import Work
-
-FOUND, RANDOM, FRESH = "found", "random", "fresh"
-POOLS = (FOUND, RANDOM, FRESH)
 
 
 class Layers(NamedTuple):

@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from educe.errors import MethodError
 from educe.files import whole_folder
 from educe.hardening import adapter, card, pools
-from educe.hardening.measuring import Level, Material, Measured, level, material
+from educe.hardening.measuring import Material, level, material
 from educe.hardening.pushes import Push, loss
-from educe.options import Count, Seed
+from educe.hardening.records import FOUND, FRESH, RANDOM, Hardened, HardeningConfig, Level, Measured
 from educe.organisms import lora
 from educe.perturbation.set import PerturbationSet
 from educe.run.work import Work
 from educe.threads import one_thread
-from educe.whole import check_fields
 
 #: Examples of a step: of the run's prompts, and as many ordinary ones. The step size falls to zero.
 EACH, LEARNING_RATE = 2, 1e-3
@@ -39,47 +35,6 @@ EACH, LEARNING_RATE = 2, 1e-3
 SEEDS = 10**6
 #: What the rows of the table are called.
 PLAIN, OTHERS, ANEW = "no vector", "random, other layers", "searched anew"
-
-
-@dataclass(frozen=True)
-class HardeningConfig:
-    """How to harden.
-
-    Attributes:
-        pool: Where vectors come from: some of `educe.hardening.pools.POOLS`, all equally often.
-        rounds: How many times the pool ``fresh`` is searched; its vectors of all rounds are kept.
-        steps: Steps of training.
-        count: Vectors of each pool: how many of the run's best, and how many a search looks for.
-        rank: Of the adapter.
-        seed: Of the adapter, the order of the examples, and the vectors that are drawn.
-    """
-
-    pool: tuple[str, ...] = pools.POOLS
-    rounds: Count = 4
-    steps: Count = 200
-    count: Count = 8
-    rank: Count = 8
-    seed: Seed = 0
-
-    def check(self) -> None:
-        """Find what cannot work.
-
-        Raises:
-            MethodError: A number is out of its bounds, or there is no such pool.
-        """
-        check_fields(self)
-        unknown = [name for name in self.pool if name not in pools.POOLS]
-        if unknown or not self.pool:
-            named = repr(unknown[0]) if unknown else "nothing"
-            raise MethodError(f"pool {named}: name some of {', '.join(pools.POOLS)}")
-
-
-class Hardened(NamedTuple):
-    """What came of it; the first row is the model without a vector: what it cost."""
-
-    folder: Path
-    measured: list[Measured]
-    curve: list[float]  #: the loss at each step, nats an answer
 
 
 @one_thread()
@@ -108,7 +63,7 @@ def harden(
     config.check()
     numbers = pools.chosen(work, numbers, config.count)
     found = pools.vectors(work, numbers)
-    if pools.FRESH in config.pool:
+    if FRESH in config.pool:
         pools.check_searched(work)
     adapter.check(work.lm)
     with whole_folder(out) as folder:
@@ -139,9 +94,9 @@ class _Trial:
 
     def levels(self) -> dict[str, Level]:
         """Measure the model as it is now."""
-        sets = {PLAIN: [], pools.FOUND: pools.pushes(self.found)}
+        sets = {PLAIN: [], FOUND: pools.pushes(self.found)}
         for k, (what, at) in enumerate(
-            ((pools.RANDOM, self.layers.trained), (OTHERS, self.layers.others))
+            ((RANDOM, self.layers.trained), (OTHERS, self.layers.others))
         ):
             generator = torch.Generator().manual_seed(SEEDS + 2 * self.config.seed + k)
             if at:
@@ -166,7 +121,7 @@ class _Trial:
 
             def now(step: int) -> Tensor:
                 share = step * config.rounds // config.steps
-                if pools.FRESH in config.pool and (
+                if FRESH in config.pool and (
                     step == 0 or share > (step - 1) * config.rounds // config.steps
                 ):
                     advance(0, note="a new search")
@@ -189,9 +144,9 @@ class _Trial:
         return [e for part in some for e in rng.sample(part, min(EACH, len(part)))]
 
     def _drawn(self, pool: str, rng: random.Random, generator: torch.Generator) -> Push:
-        if pool == pools.RANDOM:
+        if pool == RANDOM:
             return self._random(self.layers.trained, generator)
-        return rng.choice(self.fresh if pool == pools.FRESH else pools.pushes(self.found))
+        return rng.choice(self.fresh if pool == FRESH else pools.pushes(self.found))
 
     def _random(self, at: dict[int, float], generator: torch.Generator) -> Push:
         return pools.drawn(at, self.dose, generator, width=self.work.lm.width)
