@@ -14,8 +14,9 @@ import transformers
 
 import tiny
 from educe.derive.listing import deriving
-from educe.errors import BlockedError, MethodError
+from educe.errors import BlockedError, MethodError, OrganismError
 from educe.hardening import adapter, measuring, pools, training
+from educe.hardening.distilling import distill
 from educe.hardening.pushes import Push, answered, divergences, loss
 from educe.hardening.records import HardeningConfig
 from educe.hardening.training import harden
@@ -23,6 +24,7 @@ from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.organisms import lora
 from educe.progress import Silent
+from educe.run.scaling import scaled
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
@@ -230,6 +232,8 @@ def test_the_run_names_what_it_is_hardened_under(run: Path) -> None:
     with working(run) as work:
         assert pools.chosen(work, [3, 1, 3], 8) == [3, 1]
         assert len(pools.chosen(work, [], 2)) == 2
+        turned = scaled(work, [(2, -3.0)])[0].id
+        assert pools.radius(pools.vectors(work, [turned])) == pytest.approx(3)
         theta = pools.vectors(work, [3, 1]).theta
         assert [float(v.norm()) for v in theta] == pytest.approx([2, 2])
         at = pools.layers(work, 1)
@@ -293,6 +297,22 @@ def test_only_vectors_at_all_tokens(tmp_path: Path, options: dict[str, Any], mat
         discover_behaviours(run, lm=lm)
     with working(tmp_path / "run") as work, pytest.raises(MethodError, match=match):
         harden(work, [], tmp_path / "out", SHORT)
+
+
+@pytest.mark.parametrize("architecture", ["falcon_alibi", "bamba"])
+def test_a_model_that_reads_a_packed_row_otherwise_is_refused(
+    tmp_path: Path, architecture: str
+) -> None:
+    lm = load((tiny.hf_model(architecture), tiny.tokenizer()))
+    short: dict[str, Any] = {"n": 1, "source": 1, "target": 3, "baseline": 1, "max_new_tokens": 2}
+    with begin(tmp_path / "run", Settings(("Why?",), method="random", radius="2", **short)) as run:
+        discover_behaviours(run, lm=lm)
+    with Run.open(tmp_path / "run") as kept, deriving(kept, (), lm) as work:
+        with pytest.raises(OrganismError, match=r"in one row.*train another model"):
+            harden(work, [], tmp_path / "out", SHORT)
+        with pytest.raises(OrganismError, match=r"in one row.*train another model"):
+            distill(work, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_perturbations_that_were_given_are_not_searched_anew(run: Path, tmp_path: Path) -> None:

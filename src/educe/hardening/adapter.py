@@ -117,8 +117,10 @@ def write(lm: LanguageModel, folder: Path) -> None:
         RunError: The folder cannot be written.
     """
     parts: dict[str, tuple[Tensor, Tensor]] = {}
+    transposed = False
     for path, layer in lm.unwrapped.named_modules():
         if isinstance(layer, LoraLayer):
+            transposed |= layer.fan_in_fan_out
             names = [name for name in layer.active_adapters if name in layer.lora_A]
             parts[path] = (
                 torch.cat([layer.lora_A[n].weight.data * layer.scaling[n] for n in names]),
@@ -139,6 +141,7 @@ def write(lm: LanguageModel, folder: Path) -> None:
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
+        "fan_in_fan_out": transposed,
         "target_modules": sorted(parts),
         "inference_mode": True,
     }

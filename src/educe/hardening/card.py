@@ -11,6 +11,7 @@ from typing import Any
 
 from educe import files
 from educe.comparison.stats import Rate
+from educe.hardening import pools
 from educe.hardening.records import DistillConfig, Distilled, HardeningConfig, Level, Measured
 from educe.organisms.base import public
 from educe.perturbation.set import PerturbationSet
@@ -102,7 +103,7 @@ def write_hardened(
     what = HARDENED.format(
         named=_named(work),
         source=found.kind.before,
-        radius=float(found.radius.median()),
+        radius=pools.radius(found),
         pools=", ".join(config.pool),
         **asdict(config),
     )

@@ -20,6 +20,7 @@ from educe.files import whole_folder
 from educe.forward.generation import Completion, generate
 from educe.hardening import adapter, card
 from educe.hardening.measuring import ordinary, plain_batch, retested, same, shows
+from educe.hardening.pushes import check_packing
 from educe.hardening.records import DistillConfig, Distilled
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -57,6 +58,8 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
     config = config or DistillConfig()
     check_fields(config)
     adapter.check(work.lm)
+    check_packing(work.lm, work.asked)
+    ending(work.lm)
     perturbation, batch = taken(work.run, [number]), retested(work)
     with whole_folder(out) as folder:
         with work.reporter.stage("answers under the perturbation", 3, "groups of prompts") as step:
@@ -66,7 +69,6 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
                 step()
             under = _texts(work, batch, perturbation)
             step()
-        lora.check_packing(work.lm.hf, taught[0] + taught[1], remedy="take another model")
         before = _texts(work, batch)
         how = {"rank": config.rank, "seed": config.seed}
         with adapter.beside(work.lm, -1, **how) as weights:

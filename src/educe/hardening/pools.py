@@ -59,6 +59,11 @@ def vectors(work: Work, numbers: Sequence[int]) -> PerturbationSet:
     return as_vectors(found)
 
 
+def radius(found: PerturbationSet) -> float:
+    """Return the median size of vectors; one that was turned round has a radius below zero."""
+    return float(found.radius.abs().median())
+
+
 def pushes(found: PerturbationSet) -> list[Push]:
     """Return vectors at their radii as pushes.
 
@@ -128,7 +133,7 @@ def searched(work: Work, like: PerturbationSet, *, n: int, seed: int) -> list[Pu
         search.part,
         search.settings.method,
         n=n,
-        radius=float(like.radius.median()),
+        radius=radius(like),
         seed=seed,
         over=search.settings.over,
         config=search.config,

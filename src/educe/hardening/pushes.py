@@ -30,6 +30,22 @@ class Push(NamedTuple):
     vector: Float[Tensor, "d"]
 
 
+def check_packing(lm: LanguageModel, batch: PromptBatch) -> None:
+    """Make sure that a model reads several examples in one row as it reads each alone.
+
+    Args:
+        lm: The model.
+        batch: Prompts, of which the ends stand for answers.
+
+    Raises:
+        OrganismError: It does not.
+    """
+    examples = [lora.Example(prompt, prompt[-4:]) for prompt in batch.read]
+    # Two at least, and of two lengths.
+    examples.append(lora.Example(examples[0].prompt[:-1], examples[0].answer))
+    lora.check_packing(lm.hf, examples, remedy="train another model")
+
+
 def answered(lm: LanguageModel, batch: PromptBatch, *, tokens: int) -> list[lora.Example]:
     """Return what a model answers to prompts, with the distributions that it draws from.
 

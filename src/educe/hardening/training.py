@@ -22,7 +22,7 @@ from torch import Tensor
 from educe.files import whole_folder
 from educe.hardening import adapter, card, pools
 from educe.hardening.measuring import Material, level, material
-from educe.hardening.pushes import Push, loss
+from educe.hardening.pushes import Push, check_packing, loss
 from educe.hardening.records import FOUND, FRESH, RANDOM, Hardened, HardeningConfig, Level, Measured
 from educe.organisms import lora
 from educe.perturbation.set import PerturbationSet
@@ -66,9 +66,9 @@ def harden(
     if FRESH in config.pool:
         pools.check_searched(work)
     adapter.check(work.lm)
+    check_packing(work.lm, work.asked)
     with whole_folder(out) as folder:
         known = material(work)
-        lora.check_packing(work.lm.hf, known.asked + known.ordinary, remedy="take another model")
         trial = _Trial(work, found, config, known)
         before = trial.levels()
         above, how = found.kind.before, {"rank": config.rank, "seed": config.seed}
@@ -89,7 +89,7 @@ class _Trial:
     ) -> None:
         self.work, self.found, self.config, self.known = work, found, config, known
         self.layers = pools.layers(work, found.kind.before)
-        self.dose = float(found.radius.median()) / self.layers.trained[found.kind.before]
+        self.dose = pools.radius(found) / self.layers.trained[found.kind.before]
         self.fresh: list[Push] = []
 
     def levels(self) -> dict[str, Level]:
