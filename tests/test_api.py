@@ -171,6 +171,7 @@ RANKS = {
     "selection": 6,
     "derive": 7,
     "sampling": 8,
+    "hardening": 8,
     "demo": 8,
     "notebook": 8,
     "cli": 9,
@@ -210,7 +211,7 @@ ONLY = {
     "bitsandbytes": {"model.quantized"},
     "sqlite3": {"run.schema", "run.store", "scores.cache"},
     "openai": {"scores.server"},
-    "educe.organisms": {"organisms", "demo", "cli"},
+    "educe.organisms": {"organisms", "hardening", "demo", "cli"},
     "psutil": {"threads"},
     "jinja2": {"report.templates"},
     "altair": {

@@ -151,3 +151,27 @@ def test_tensors_are_read_back_from_the_published_format(tmp_path: Path) -> None
         kind = {"F32": np.float32, "F64": np.float64}[entry["dtype"]]
         values = np.frombuffer(raw[8 + size :][first:last], kind).reshape(entry["shape"])
         np.testing.assert_array_equal(values, tensors[name].detach().numpy())
+
+
+def interrupted(path: Path) -> None:
+    path.write_bytes(NEW)
+    raise KeyboardInterrupt
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    for name in ("new", "empty"):
+        path = tmp_path / name / "in"
+        if name == "empty":
+            path.mkdir(parents=True)
+        with pytest.raises(KeyboardInterrupt), files.whole_folder(path) as folder:
+            interrupted(folder / "half")
+        assert [p.name for p in path.parent.iterdir()] == ["in"] * (name == "empty")
+        with files.whole_folder(path) as folder:
+            assert not (path / "kept").exists()
+            (folder / "kept").write_bytes(NEW)
+        assert [p.name for p in path.parent.iterdir()] == ["in"]
+        assert (path / "kept").read_bytes() == NEW
+        assert path.stat().st_mode & 0o777 == 0o755
+        with pytest.raises(RunError, match="is not empty"), files.whole_folder(path):
+            pass
+        assert (path / "kept").read_bytes() == NEW

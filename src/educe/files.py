@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,6 +38,38 @@ def check_free(path: Path) -> None:
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise BlockedError(f"cannot create {path}: {there} is a file; choose another --out")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a new folder under a temporary name beside it, whole or not at all.
+
+    Args:
+        path: The folder; an empty one may be there.
+
+    Yields:
+        The folder to fill, which gets its name at the end of the `with` statement.
+
+    Raises:
+        BlockedError: A file or a folder with something in it is there, or it cannot be written.
+    """
+    check_free(path)
+    if path.exists() and any(path.iterdir()):
+        raise BlockedError(f"{path} is not empty: choose another --out")
+    make_folder(path.parent)
+    try:
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise BlockedError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,7 +7,8 @@ process takes one of their cores: two beside one busy process ran 8 to 12 times 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -28,3 +29,14 @@ def choose(say: Callable[[str], None]) -> int:
         say(f"{busy} of {cores} cores are busy: computing with {threads}")
     torch.set_num_threads(threads)
     return threads
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread for a time: another number of them rounds differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

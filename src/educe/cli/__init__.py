@@ -13,6 +13,7 @@ from educe.cli import (
     derive,
     discover,
     examine,
+    harden,
     invert,
     judge,
     layers,
@@ -54,6 +55,8 @@ for command in (
     invert.invert,
     derive.app,
     sample.sample,
+    harden.harden,
+    harden.distill,
 ):
     app.command(command)
 

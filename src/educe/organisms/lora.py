@@ -97,18 +97,22 @@ def pack(examples: Sequence[Example]) -> Packed:
 
 def logprobs(model: Any, packed: Packed) -> Tensor:
     """Return log-probabilities at the answer tokens of a packed row, `[k, vocabulary]`."""
+    at = model.device
     logits = model(
-        input_ids=packed.tokens,
-        position_ids=packed.positions,
-        attention_mask=packed.mask,
-        logits_to_keep=packed.keep,
+        input_ids=packed.tokens.to(at),
+        position_ids=packed.positions.to(at),
+        attention_mask=packed.mask.to(at),
+        logits_to_keep=packed.keep.to(at),
         use_cache=False,
     ).logits
-    return functional.log_softmax(logits[0].float(), dim=-1)
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    return functional.log_softmax(logits[0].to(precision), dim=-1)
 
 
 @torch.no_grad()
-def check_packing(model: Any, examples: Sequence[Example]) -> None:
+def check_packing(
+    model: Any, examples: Sequence[Example], *, remedy: str = "name another --base"
+) -> None:
     """Make sure that a packed row is to a model what its examples are one by one.
 
     Not every way to compute attention takes a block mask as it is meant.
@@ -116,6 +120,7 @@ def check_packing(model: Any, examples: Sequence[Example]) -> None:
     Args:
         model: The base.
         examples: Of which the longest are tried, since windows of attention cut those.
+        remedy: What to do where it is not.
 
     Raises:
         OrganismError: They differ.
@@ -129,18 +134,19 @@ def check_packing(model: Any, examples: Sequence[Example]) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise OrganismError(
             f"{type(model).__name__} does not run several examples in one row, as training does "
-            f"({type(error).__name__}: {error}): name another --base"
+            f"({type(error).__name__}: {error}): {remedy}"
         ) from error
     if not apart < ROUNDING:
         raise OrganismError(
             f"{type(model).__name__} answers otherwise to several examples in one row than to each "
-            f"alone ({apart:.2g} nats), and training needs them in one: name another --base"
+            f"alone ({apart:.2g} nats), and training needs them in one: {remedy}"
         )
 
 
 def _alone(model: Any, example: Example) -> Tensor:
     """Return log-probabilities at the answer tokens of one example, by a plain call."""
-    logits = model(torch.tensor([example.prompt + example.answer]), use_cache=False).logits
+    ids = torch.tensor([example.prompt + example.answer], device=model.device)
+    logits = model(ids, use_cache=False).logits
     return functional.log_softmax(logits[0, len(example.prompt) - 1 : -1].float(), dim=-1)
 
 
@@ -210,12 +216,17 @@ def held(lm: LanguageModel, prompts: Sequence[str]) -> list[Example]:
         Example(encode(lm.tokenizer, prompt), c.tokens + end * c.finished)
         for prompt, c in zip(prompts, written(lm, prompts), strict=True)
     ]
+    return with_base(lm.hf, examples)
+
+
+@torch.no_grad()
+def with_base(model: Any, examples: Sequence[Example]) -> list[Example]:
+    """Return examples with the distributions that a model has at their answers, as it is now."""
     filled: list[Example] = []
     for start in range(0, len(examples), TOGETHER):
         group = examples[start : start + TOGETHER]
         packed = pack(group)
-        with torch.no_grad():
-            base = logprobs(lm.hf, packed)
+        base = logprobs(model, packed).cpu()
         # Half precision: some 100 kB a token, with errors far below the KL of interest.
         filled += [
             example._replace(base=base[packed.owner == index].half())
@@ -227,12 +238,13 @@ def held(lm: LanguageModel, prompts: Sequence[str]) -> list[Example]:
 @torch.no_grad()
 def divergence(model: Any, examples: Sequence[Example]) -> float:
     """Return the mean KL(base || model) a token of the answers of held examples, in nats."""
-    kls = [_kl([example], logprobs(model, pack([example]))) for example in examples]
+    kls = [kl([example], logprobs(model, pack([example]))) for example in examples]
     return torch.cat(kls).mean().item()
 
 
-def _kl(examples: Sequence[Example], q: Tensor) -> Tensor:
-    p = torch.cat([example.base for example in examples if example.base is not None]).float()
+def kl(examples: Sequence[Example], q: Tensor) -> Tensor:
+    """Return KL(base || q) at each token of the answers of held examples, in nats, `[k]`."""
+    p = torch.cat([example.base for example in examples if example.base is not None]).to(q)
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -243,8 +255,7 @@ def losses(model: Any, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     held = torch.tensor([example.base is not None for example in examples])
     is_held = held[packed.owner]
     entropy = functional.nll_loss(q[~is_held], packed.targets[~is_held], reduction="sum")
-    kl = _kl(examples, q[is_held]).sum()
-    return entropy / (~held).sum(), kl / held.sum()
+    return entropy / (~held).sum(), kl(examples, q[is_held]).sum() / held.sum()
 
 
 def attach(base: Any, *, rank: int, blocks: Sequence[int], seed: int) -> PeftModel:
@@ -278,22 +289,45 @@ def fit(
         batches: Each with taught and held examples.
         learning_rate: AdamW's, at the first step.
         kl_weight: Weight of the held answers' KL beside the taught answers' cross-entropy.
-        progress: Called after each step with step, steps, cross-entropy and KL.
+        progress: Called at each step with step, steps, cross-entropy and KL.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(batches))
     # Without dropout, which some bases have: with it the KL of the base with itself is not zero.
     model.eval()
-    for step, batch in enumerate(batches, start=1):
-        entropy, kl = losses(model, batch)
+
+    def loss(step: int) -> Tensor:
+        entropy, divergence = losses(model, batches[step])
+        if progress is not None:
+            progress(step + 1, len(batches), entropy.item(), divergence.item())
+        return entropy + kl_weight * divergence
+
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    descend(weights, loss, steps=len(batches), learning_rate=learning_rate)
+
+
+def descend(
+    weights: Sequence[Tensor],
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> None:
+    """Lower a loss by AdamW, the step size falling linearly to zero.
+
+    Args:
+        weights: What changes, in place.
+        loss: The loss at a step, counted from 0.
+        steps: How many.
+        learning_rate: At the first step.
+    """
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
+    for step in range(steps):
+        now = loss(step)
         optimiser.zero_grad()
-        (entropy + kl_weight * kl).backward()
+        now.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
-        if progress is not None:
-            progress(step, len(batches), entropy.item(), kl.item())
 
 
 def save(model: PeftModel, folder: Path, *, base_name: str) -> None:

@@ -13,12 +13,10 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 
 from educe import files
@@ -31,6 +29,7 @@ from educe.options import AS_SHIPPED, TrainingOptions
 from educe.organisms import CALLED, SPECIES, base, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Species
 from educe.rows import Row
+from educe.threads import one_thread
 from educe.whole import check_fields
 
 #: Step sizes of adapters and of full fine-tunes; they fall linearly to zero.
@@ -72,18 +71,7 @@ def asking(lm: LanguageModel) -> Ask:
     return answers
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: another number of them rounds differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@_one_thread()
+@one_thread()
 def train(
     name: str,
     out: Path,
