@@ -52,9 +52,10 @@ def apart(part: Slice, theta: Tensor) -> Tensor:
 def test_one_search_a_prompt_finds_what_it_finds_there_alone(
     method: str, tiny64: LanguageModel, part: Slice
 ) -> None:
-    found = search(part, method, n=7, radius=2.0, seed=3, over="each", config=CONFIGS[method])
+    # Three at least of each: two factors of CPE push each other to v and -v, which rounding orders.
+    found = search(part, method, n=10, radius=2.0, seed=3, over="each", config=CONFIGS[method])
     draw, begun = torch.Generator().manual_seed(3), 0
-    for prompt, n in zip(PROMPTS, (3, 2, 2), strict=True):
+    for prompt, n in zip(PROMPTS, (4, 3, 3), strict=True):
         one = methods.prepared(cut(tiny64, [prompt]), method, n=n, config=CONFIGS[method])
         how = methods.METHODS[method]
         state, done = how.start(one, n, 2.0, CONFIGS[method], draw), False
