@@ -32,6 +32,7 @@ from educe.audit import stages
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, candidates
 from educe.audit.findings import Finding, Kind, kept
+from educe.audit.overview import RETESTED
 from educe.audit.reference import NONE
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.standing import plain as ordinary
@@ -297,13 +298,14 @@ def null(done: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
 
 
 def costs(done: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the median seconds of each part, over the audits in which it did something."""
+    """Return the median seconds of each part but the re-test, which hangs on what came up."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for r in done:
         budget, beside = r["way"].split("-")[:2]
         own = found.setdefault(budget, {}).setdefault(beside, {})
         for part, cost in r["spent"].items():
-            own.setdefault(part, []).append(cost["seconds"])
+            if part != RETESTED:
+                own.setdefault(part, []).append(cost["seconds"])
     return {
         budget: {
             beside: {part: round(median(some), 1) for part, some in own.items()}

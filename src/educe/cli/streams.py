@@ -109,7 +109,8 @@ def _opened(stream: TextIO | None) -> TextIO:
         io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
         errors="educe.ascii",
-        line_buffering=stream.line_buffering,
+        # Of a stream that was unbuffered (`python -u`), each line is to be seen at once.
+        line_buffering=stream.line_buffering or stream.write_through,
         write_through=stream.write_through,
     )
 
