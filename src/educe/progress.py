@@ -114,14 +114,20 @@ class Lines:
 
 
 class Within:
-    """Tells what a part of long work does, with its name, as it is then, before each stage."""
+    """Tells what a part of long work does: its name before each stage, behind it the time left."""
 
-    def __init__(self, whole: Reporter, part: Callable[[], str]) -> None:
-        self.whole, self.part = whole, part
+    def __init__(self, whole: Reporter, part: str, left: Callable[[], str]) -> None:
+        self.whole, self.part, self.left = whole, part, left
 
-    def stage(self, title: str, total: int, unit: str = "") -> AbstractContextManager[Advance]:
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
         """Begin a stage of the part."""
-        return self.whole.stage(f"{self.part()}: {title}", total, unit)
+        with self.whole.stage(f"{self.part}: {title}", total, unit) as advance:
+
+            def further(steps: int = 1, note: str = "") -> None:
+                advance(steps, note="; ".join(filter(None, (note, self.left()))))
+
+            yield further
 
     def say(self, sentence: str) -> None:
         """Tell one thing."""

@@ -112,13 +112,11 @@ class Audit:
             name, self.options.budget, reference=self.reference is not None, spent=self.spent
         )
 
-        def told() -> str:
-            left = None if takes is None else takes - (time.monotonic() - began)
-            some = [place, "" if left is None or left < 0 else forecast.left(left)]
-            beside = ", ".join(filter(None, some))
-            return f"{name} ({beside})" if beside else name
+        def left() -> str:
+            seconds = None if takes is None else takes - (time.monotonic() - began)
+            return "" if seconds is None or seconds < 0 else f"{name}: {forecast.left(seconds)}"
 
-        self.work.reporter = Within(whole, told)
+        self.work.reporter = Within(whole, f"{name} ({place})" if place else name, left)
         try:
             with self.meter.counting(name):
                 yield
