@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -224,24 +225,35 @@ def _in_batches(
 
 
 class Prefix:
-    """What blocks ``0 .. source`` make of some prompts: their cache and the stream they end in."""
+    """What blocks ``0 .. source`` make of some prompts: their cache and the stream they end in.
+
+    They run when that is asked for first: rows that nothing perturbs do without.
+    """
 
     def __init__(
         self, lm: LanguageModel, batch: PromptBatch, prompts: list[int], source: int
     ) -> None:
-        self.prompts, self.source = prompts, source
+        self.lm, self.prompts, self.source = lm, prompts, source
         self.batch = batch.select(prompts).trimmed()
+
+    @cached_property
+    def _ran(self) -> tuple[Tensor, list[Any]]:
+        lm, source = self.lm, self.source
         cache = DynamicCache(config=lm.unwrapped.config)
         with lm.watching([source]) as streams, lm.ending(source):
             lm.forward(self.batch.ids, self.batch.mask, cache=cache)
         if source not in streams:
             raise SteeringError(f"block {source} was never called: nothing can be added after it")
-        self.stream = streams[source]
-        self.layers = cache.layers[: source + 1]
+        return streams[source], cache.layers[: source + 1]
+
+    @property
+    def stream(self) -> Tensor:
+        """The stream that they end in, ``[prompts, tokens, width]``."""
+        return self._ran[0]
 
     def lower(self, lines: Tensor) -> list[Any]:
         """Return the cache layers of blocks ``0 .. source`` for rows of these prompts."""
-        picked = copy.deepcopy(self.layers)
+        picked = copy.deepcopy(self._ran[1])
         for layer in picked:
             layer.reorder_cache(lines)
         return picked
@@ -262,14 +274,14 @@ class _Decoder:
         self.lm, self.rows, self.kind, self.items = lm, rows, kind, items
         self.source = prefix.source
         self.lines = torch.tensor([prefix.prompts.index(row.prompt) for row in rows])
-        self.lines = self.lines.to(prefix.stream.device)
         self.prefix = prefix
         chosen = torch.tensor(items)
         zero = torch.zeros(1, kind.size)
         known = torch.cat([theta.detach().cpu().double(), zero.double()])
-        self.theta = known[chosen].to(prefix.stream)
-        self.alive = torch.arange(len(rows))  # the rows that are still being written
         self.perturbed = bool((chosen >= 0).any())
+        like = prefix.stream if self.perturbed else torch.empty(0, dtype=lm.dtype, device=lm.device)
+        self.theta = known[chosen].to(like)
+        self.alive = torch.arange(len(rows))  # the rows that are still being written
         self.ends = end_tokens(lm)
 
     @contextmanager
@@ -311,6 +323,7 @@ class _Decoder:
         if not self.perturbed:
             read = prefix.batch.read
             return prefilled(lm, [read[line] for line in lines.tolist()])
+        lines = lines.to(prefix.stream.device)
         batch = prefix.batch.select(lines.tolist())
         mask = batch.mask
         start = prefix.stream[lines]

@@ -21,7 +21,7 @@ from torch import Tensor
 from educe.inversion.targets import NOTHING, Slope, Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Beyond(Target):
     """A target, less what strings do under a reference.
 
@@ -32,10 +32,10 @@ class Beyond(Target):
         plain: The loss of no string there, at each place.
     """
 
-    other: Target | None = None
-    here: Callable[[], AbstractContextManager[Any]] | None = None
-    weight: float = 0.0
-    plain: tuple[float, ...] = ()
+    other: Target
+    here: Callable[[], AbstractContextManager[Any]]
+    weight: float
+    plain: tuple[float, ...]
 
     @classmethod
     def of(
@@ -65,11 +65,11 @@ class Beyond(Target):
         """
         with here():
             plain = tuple(other.each(NOTHING)[:, 0].tolist())
-        return cls(own.places, own.goals, own.layer, own.scales, other, here, weight, plain)
+        shared = own.places, own.goals, own.layer, own.scales
+        return cls(*shared, other=other, here=here, weight=weight, plain=plain)
 
     def at_one(self, place: int) -> Beyond:
         """Return the same target at one of its places alone."""
-        assert self.other is not None
         one, other = super().at_one(place), self.other.at_one(place)
         return replace(
             self,
@@ -83,8 +83,6 @@ class Beyond(Target):
     def each(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "p n"]:
         """Return the loss of strings at each place."""
         own = super().each(strings)
-        assert self.other is not None
-        assert self.here is not None
         with self.here():
             theirs = self.other.each(strings)
         return own + self.weight * (own.new_tensor(self.plain)[:, None] - theirs).clamp(min=0)
@@ -98,8 +96,6 @@ class Beyond(Target):
     ) -> Slope:
         """Return losses and gradients; the mean over places counts as one for the reference."""
         own = super().slope(strings, embedded, fluency=fluency)
-        assert self.other is not None
-        assert self.here is not None
         with self.here():
             theirs = self.other.slope(strings, embedded)
         less = sum(self.plain) / len(self.plain) - theirs.loss
