@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench frontend clean
 
 demo: $(INSTALLED)
 	$(BIN)/educe demo
@@ -19,6 +19,11 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed
+
+# The page of reports and of the explorer: what is built is committed, so that only who changes it
+# needs Node.
+frontend:
+	cd frontend && npm ci && npm run build
 
 # torch comes first and alone: asked for together with the rest, pip may weigh other builds of it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -168,6 +168,9 @@ RANKS = {
     "run.same_model": 3,
     "audit": 6,
     "report": 6,
+    "explore": 8,
+    "explore.bundle": 1,
+    "explore.frames": 5,
     "selection": 6,
     "derive": 7,
     "sampling": 8,
@@ -234,6 +237,8 @@ ONLY = {
     "cmaes": {"sampling.best"},
     "optuna": {"sampling.best"},
     "datasets": {"activations.corpus"},
+    "starlette": {"explore.app"},
+    "uvicorn": {"cli.explore"},
 }
 
 

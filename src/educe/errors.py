@@ -65,6 +65,10 @@ class BlockedError(RunError):
     """Nothing can be written for now: a full disk, a closed folder, another process at work."""
 
 
+class BusyError(EduceError):
+    """Too much waits already for the one model that there is."""
+
+
 class OrganismError(EduceError):
     """An organism is not there, or was not made as asked."""
 

@@ -21,6 +21,8 @@ from educe.rows import COMMON, Row
 
 #: Takes the tokens written last, and which rows go on where some leave; returns the next logits.
 Step = Callable[[Tensor, Tensor | None], Tensor]
+#: Is told of the tokens of a row after each one; what it raises ends the writing.
+Told = Callable[[Row, Sequence[int]], None]
 
 
 class Written(NamedTuple):
@@ -39,6 +41,7 @@ def decoded(
     limit: int,
     temperature: float,
     seed: int,
+    told: Told | None = None,
 ) -> list[Written]:
     """Write rows to their end, or to ``limit`` tokens.
 
@@ -50,7 +53,7 @@ def decoded(
         limit: The most tokens.
         temperature: 0 for the most likely token.
         seed: Of the draws.
-
+        told: Is told of each token as it is written.
     """
     draws = _draws(seed, rows, limit) if temperature > 0 else None
     alive = torch.arange(len(rows))  # the rows that are still being written
@@ -66,6 +69,8 @@ def decoded(
             else:
                 written[line].tokens.append(token)
                 written[line].logprobs.append(nats)
+                if told:
+                    told(rows[line], written[line].tokens)
         going = torch.tensor([not written[line].finished for line in alive.tolist()])
         if place + 1 == limit or not going.any():
             break

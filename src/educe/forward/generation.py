@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved, split
 from educe.forward.continuations import prefilled
-from educe.forward.decoding import Written, decoded, end_tokens, kept
+from educe.forward.decoding import Told, Written, decoded, end_tokens, kept
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -123,6 +123,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     rows_per_batch: int | None = None,
+    told: Told | None = None,
 ) -> Iterator[list[Completion]]:
     """Let the model write, one list of completions a batch, in no particular order.
 
@@ -138,6 +139,7 @@ def generate(
         seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
             batch in which it runs.
         rows_per_batch: Rows that decode together.
+        told: Is told of a row and its tokens after each token; what it raises ends the writing.
 
     Raises:
         LayerError: There is no such layer.
@@ -154,7 +156,7 @@ def generate(
     """
 
     def write(decoder: _Decoder) -> list[Completion]:
-        return decoder.write(max_new_tokens, temperature, seed)
+        return decoder.write(max_new_tokens, temperature, seed, told)
 
     yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, write)
 
@@ -302,7 +304,9 @@ class _Decoder:
         added = self.kind.added(self.theta, items, places)
         return None if added is None else added[:, 0]
 
-    def write(self, limit: int, temperature: float, seed: int) -> list[Completion]:
+    def write(
+        self, limit: int, temperature: float, seed: int, told: Told | None = None
+    ) -> list[Completion]:
         """Write all rows to their end, or to ``limit`` tokens."""
         logits, cache, mask = self.prefill()
 
@@ -314,7 +318,7 @@ class _Decoder:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             return self._step(tokens[:, None], mask, cache)[:, -1]
 
-        written = decoded(self.rows, logits[:, -1], step, self.ends, limit, temperature, seed)
+        written = decoded(self.rows, logits[:, -1], step, self.ends, limit, temperature, seed, told)
         return [completed(self.lm, row, own) for row, own in zip(self.rows, written, strict=True)]
 
     def prefill(self) -> tuple[Tensor, Any, Tensor]:

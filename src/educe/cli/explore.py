@@ -1,0 +1,81 @@
+"""``educe explore``: a local page over runs, where one can look, try and keep."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from educe.cli.streams import print_text
+from educe.errors import BlockedError, ModelError, RunError
+from educe.options import EMBEDDED, ModelOptions, Natural
+
+#: Hosts that nobody else reaches.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def explore(
+    *runs: Annotated[Path, Parameter(help="the folders of the runs")],
+    port: Natural = 8360,
+    host: str = "127.0.0.1",
+    model: ModelOptions = EMBEDDED,
+) -> None:
+    """Look through runs on a local page: read, write anew at any dose, compare, star and label.
+
+    The page is live while a run is still at work. The model is loaded when something is to be
+    written; reading needs none.
+
+    Args:
+        port: of the page; 0 for any that is free
+        host: address at which it answers; other machines reach it only where this is said
+        model: how models are loaded; what is not said is as in the run
+    """
+    if not runs:
+        raise RunError("no run: name the folder of at least one")
+    try:
+        import uvicorn
+
+        from educe.explore.app import app
+    except ImportError as error:
+        raise ModelError(f"{error.name} is missing: pip install 'educe[explore]'") from error
+    from educe.explore.shelf import Shelf
+    from educe.explore.writing import Desk
+
+    listening = _listening(host, port)
+    token = secrets.token_urlsafe(24)
+    shelf = Shelf(runs)
+    hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    served = app(shelf, Desk(shelf.folders, model), token, hosts=hosts)
+    shown = f"[{host}]" if ":" in host else host
+    print_text(f"http://{shown}:{listening.getsockname()[1]}/?token={token}")
+    print("open this address in a browser; Ctrl-C ends it, and nothing is lost", file=sys.stderr)
+    if host not in LOOPBACK:
+        print(f"others who reach {host} and know the address can read and write", file=sys.stderr)
+    config = uvicorn.Config(
+        served, log_level="warning", server_header=False, timeout_graceful_shutdown=2
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, before anything slow begins.
+
+    Raises:
+        BlockedError: The port is in use, or there is no such address here.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        made = socket.socket(family)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen()
+    except (OSError, OverflowError) as error:
+        raise BlockedError(
+            f"cannot answer at {host} port {port}: {error}; choose another with --port, or end "
+            "what uses it"
+        ) from error
+    return made
