@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+
+def of_page(file: Path) -> dict[str, Any]:
+    """Return the document that a page was made of."""
+    island = re.search(
+        r'<script type="application/json" id="document">(.*?)</script>', file.read_text("utf-8")
+    )
+    assert island is not None
+    return json.loads(island[1])
 
 
 def part(document: dict[str, Any], name: str) -> dict[str, Any]:
@@ -50,7 +62,7 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, dict):
         if "mark" in value:
-            return value["text"]
+            return "".join(value["text"])  # cut at hidden signs in a page
         if "trials" in value:
             return f" {value['hits']}/{value['trials']} "
         shown = {k: v for k, v in value.items() if k not in ("type", "style", "spec", "key", "id")}

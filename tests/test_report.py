@@ -89,7 +89,7 @@ def test_every_behaviour_is_there_with_its_rates(drawn: tuple[Document, Summary]
     assert [c["badges"] for c in cards] == [[b.verdict.value] for b in listed]
     for b, card in zip(listed, cards, strict=True):
         assert flat(card["title"]) == behaviours.label(b)
-        rates = {row["who says it"]: row["how often"] for row in table(card, "who says it")}
+        rates = {text(row["who says it"]): row["how often"] for row in table(card, "who says it")}
         again = {
             "answers in the re-test": count(b.retest),
             "answers of the control in the re-test": count(b.retest_control),
@@ -105,11 +105,13 @@ def test_every_behaviour_is_there_with_its_rates(drawn: tuple[Document, Summary]
         assert flat(pair["right"]["spans"]) == b.example.text
         rows = table(card, "id")
         assert {row["id"] for row in rows} == set(b.numbers)
+        arms = Counter(text(row["arm"]) for row in rows)
+        assert (arms[FOUND], arms[CONTROL]) == (b.found.hits, b.control.hits)
         for row in rows:
             item = summary.item(row["id"])
             assert item is not None
-            assert (row["arm"], row["radius"], row["coherence"], row["novelty"]) == (
-                *([item.row.arm], item.row.radius, item.coherence, item.novelty),
+            assert (text(row["arm"]), row["radius"], row["coherence"], row["novelty"]) == (
+                *(item.row.arm, item.row.radius, item.coherence, item.novelty),
             )
             assert row["matches"] == (
                 {"hits": item.retest_hits, "trials": len(item.retest)}
@@ -210,23 +212,18 @@ def test_text_is_cut_at_matches(pattern: str | None, said: str, cut: list[tuple[
 
 
 def test_relatives_are_the_nearest_in_words(drawn: tuple[Document, Summary]) -> None:
-    made = behaviours.around(drawn[1])
-    assert any(one.relatives for one in made)
-    for one in made:
-        near = [likeness for likeness, _ in one.relatives]
+    summary = drawn[1]
+    made = behaviours.relatives(summary)
+    assert any(made)
+    for behaviour, relatives in zip(summary.behaviours, made, strict=True):
+        near = [likeness for likeness, _ in relatives]
         assert near == sorted(near, reverse=True)
         assert len(near) <= behaviours.RELATIVES
-        words = set(re.findall(r"\w+", one.behaviour.example.text.lower()))
-        for likeness, other in one.relatives:
-            assert other is not one.behaviour
+        words = set(re.findall(r"\w+", behaviour.example.text.lower()))
+        for likeness, other in relatives:
+            assert other is not behaviour
             assert words & set(re.findall(r"\w+", other.example.text.lower()))
             assert behaviours.LIKENESS < likeness <= 1
-        for items, arm, rate in (
-            (one.items, FOUND, one.behaviour.found),
-            (one.control_items, CONTROL, one.behaviour.control),
-        ):
-            assert {item.row.arm for item in items} <= {arm}
-            assert len(items) == rate.hits
 
 
 # -- charts ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from educe.comparison.account import dose
@@ -29,10 +28,10 @@ from educe.report.document import (
     wrote,
 )
 from educe.report.words import WORDS, said, told
-from educe.rows import FOUND, PromptRow
+from educe.rows import FOUND
 from educe.scores.novelty import vectors
 
-#: Verdicts in the order of the page
+#: Verdicts in the order of the page.
 VERDICTS = [Verdict[name] for name in WORDS["verdicts"]]
 #: Verdicts that are shown opened, and how many cards of one before the rest is folded away.
 OPENED = (Verdict.BEHAVIOUR, Verdict.INVARIANT, Verdict.FRAGILE, Verdict.OWN, Verdict.RARE)
@@ -60,51 +59,28 @@ def first(listed: Sequence[Behaviour], pattern: re.Pattern[str] | None = None) -
     return Table(columns, rows)
 
 
-@dataclass(frozen=True)
-class Around:
-    """A behaviour and what the page shows around it."""
-
-    behaviour: Behaviour
-    prompt: PromptRow
-    base: str  #: what the unperturbed model answers
-    example: Item | None  #: the perturbation that wrote the example; none where no one perturbed it
-    items: tuple[Item, ...]  #: found perturbations that write it
-    control_items: tuple[Item, ...]  #: those of the control
-    relatives: tuple[tuple[float, Behaviour], ...]  #: those that say something near, and how near
+Near = list[tuple[float, Behaviour]]
 
 
-def around(s: Summary) -> list[Around]:
-    """Return the behaviours with their surroundings."""
+def relatives(s: Summary) -> list[Near]:
+    """Return, for each behaviour, those that say something near, and how near."""
     at = vectors([b.example.text for b in s.behaviours])
-    prompts = {p.id: p for p in (*s.prompts, *s.fresh)}
-    made = []
-    for i, b in enumerate(s.behaviours):
-        near = sorted(
-            ((float(at[i] @ at[j]), other) for j, other in enumerate(s.behaviours) if j != i),
+    near = [
+        sorted(
+            ((float(own[j]), b) for j, b in enumerate(s.behaviours) if j != i),
             key=lambda pair: -pair[0],
         )
-        base = s.baseline.get(b.example.prompt, ())
-        items = [item for n in b.numbers if (item := s.item(n)) is not None]
-        made.append(
-            Around(
-                behaviour=b,
-                prompt=prompts[b.example.prompt],
-                base=base[0].text if base else "",
-                example=s.item(b.example.perturbation),
-                items=tuple(i for i in items if i.row.arm == FOUND),
-                control_items=tuple(i for i in items if i.row.arm != FOUND),
-                relatives=tuple(pair for pair in near[:RELATIVES] if pair[0] > LIKENESS),
-            )
-        )
-    return made
+        for i, own in enumerate(at @ at.T)
+    ]
+    return [[pair for pair in own[:RELATIVES] if pair[0] > LIKENESS] for own in near]
 
 
 def grouped(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
     """Return all behaviours, by their verdicts."""
-    every, blocks = around(s), list[Block]()
+    every, blocks = list(zip(s.behaviours, relatives(s), strict=True)), list[Block]()
     for verdict in VERDICTS:
         title, about, *_ = told("verdicts", verdict.name)
-        own = [card(a, s, pattern) for a in every if a.behaviour.verdict is verdict]
+        own = [card(b, near, s, pattern) for b, near in every if b.verdict is verdict]
         shown: list[Block] = [Text(about, "note"), *own[:CARDS]]
         if rest := own[CARDS:]:
             shown.append(Fold(f"{len(rest)} more", rest))
@@ -117,10 +93,14 @@ def grouped(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
     return blocks
 
 
-def card(a: Around, s: Summary, pattern: re.Pattern[str] | None) -> Card:
+def card(b: Behaviour, near: Near, s: Summary, pattern: re.Pattern[str] | None) -> Card:
     """Return a behaviour with its evidence."""
-    b, row = a.behaviour, a.example.row if a.example else None
-    how = f"Perturbed #{row.id}, radius {row.radius:.3g}, dose {dose(row.dose)}" if row else ""
+    prompt = next(p for p in (*s.prompts, *s.fresh) if p.id == b.example.prompt)
+    base = s.baseline.get(prompt.id, ())
+    how, wrote_it = "A sample, unperturbed", [i for n in b.numbers if (i := s.item(n)) is not None]
+    if example := s.item(b.example.perturbation):
+        row = example.row
+        how = f"Perturbed #{row.id}, radius {row.radius:.3g}, dose {dose(row.dose)}"
     rates: list[tuple[str, Rate | None]] = [
         ("found", b.found),
         ("control", b.control),
@@ -130,10 +110,9 @@ def card(a: Around, s: Summary, pattern: re.Pattern[str] | None) -> Card:
         ("answers of the control in the re-test", b.retest_control if b.retest.trials else None),
     ]
     again = f", re-test {p_value(b.p_retest)}" if b.retest.trials else ""
-    sides = [i.side_effect for i in a.items if i.side_effect is not None]
-    far = (
-        f"{b.elsewhere.hits} of {b.elsewhere.trials} answers to other requests, by one perturbation"
-    )
+    found = [i for i in wrote_it if i.row.arm == FOUND]
+    sides = [i.side_effect for i in found if i.side_effect is not None]
+    far = f"{b.elsewhere.hits} of {b.elsewhere.trials} answers to other requests, by one of them"
     about = [
         ("p, corrected", f"{p_value(b.p_value)}{again}"),
         ("Kind", b.change.value),
@@ -143,20 +122,20 @@ def card(a: Around, s: Summary, pattern: re.Pattern[str] | None) -> Card:
         ("Side effect", f"{_ends(sides)} nats" if sides else "not measured"),
     ]
     blocks: list[Block] = [
-        Text([Mark("Asked ", "muted"), asked(a.prompt.content)]),
+        Text([Mark("Asked ", "muted"), asked(prompt.content)]),
         Pair(
-            Side("Unperturbed", wrote(a.base, pattern)),
-            Side(how or "A sample, unperturbed", wrote(b.example.text, pattern)),
+            Side("Unperturbed", wrote(base[0].text if base else "", pattern)),
+            Side(how, wrote(b.example.text, pattern)),
         ),
         Table(heads("who says it", "how often:rate"), [o for o in rates if o[1] and o[1].trials]),
         facts(*about),
-        items((*a.items, *a.control_items), s),
+        items(wrote_it, s),
     ]
-    if a.relatives:
-        near: list[Span] = ["Nearest in words: "]
-        for likeness, other in a.relatives:
-            near += [Mark(label(other, 3), "model"), f" ({likeness:.2f}) "]
-        blocks.append(Text(near, "note"))
+    if near:
+        told_near: list[Span] = ["Nearest in words: "]
+        for likeness, other in near:
+            told_near += [Mark(label(other, 3), "model"), f" ({likeness:.2f}) "]
+        blocks.append(Text(told_near, "note"))
     return Card([Mark(label(b), "model")], [b.verdict.value], blocks)
 
 
@@ -171,7 +150,7 @@ def items(every: Sequence[Item], s: Summary) -> Table:
         row = [i.row.id, i.row.arm, i.row.radius, i.row.dose, i.coherence, i.novelty]
         row += [i.interestingness, i.side_effect, i.retested]
         rows.append([*row, *([rate(i.retest_hits, len(i.retest))] if looked else [])])
-    return Table(columns, rows)
+    return Table(columns, rows, said("tables", "items"))
 
 
 def _ends(values: Sequence[float]) -> str:

@@ -59,7 +59,8 @@ def sparse(s: Sparse, i: int = 0, pattern: re.Pattern[str] | None = None) -> Car
     """Return how few groups keep a share of each vector's effect, and what these score."""
     scored = ("whole", *ORDERS)
     columns = heads("id:id", *(f"{name}:d" for name in ORDERS), "norm:.2f")
-    columns += heads(*(f"{name}:rate" for name in scored), "sparse, it writes:texts")
+    columns += heads("whole:rate", "lasso:rate", "largest:rate*", "random:rate*")
+    columns += heads("sparse, it writes:texts")
     rows = [
         [
             *(v.number, *(v.needed[name] for name in ORDERS), v.norm),

@@ -65,7 +65,7 @@ def questions(s: Summary) -> list[Block]:
         ("Control", f"{len(s.control)} {control}, put through the same steps"),
     ]
     if c.get("look_for"):
-        looked: list[Span] = [Mark(c["look_for"], "code"), f" {said('result', 'looked')}"]
+        looked: list[Span] = [Mark(c["look_for"], "code"), " ", said("result", "looked")]
         about.append(("Looked for", looked))
     more: list[Block] = []
     if s.prompts[6:]:

@@ -11,7 +11,7 @@ from rich.segment import Segments
 from rich.table import Table as Grid
 from rich.text import Text as Line
 
-from educe.comparison.stats import Rate
+from educe.comparison.stats import Estimate, Rate
 from educe.report.document import (
     Block,
     Card,
@@ -129,7 +129,7 @@ def cell(column: Column, value: Any) -> Line:
         return line(plain(value), limit=LENGTH)
     if column.type == "text":
         return written(plain(value))
-    if isinstance(value, Rate):
+    if isinstance(value, Rate | Estimate) and value.hits is not None:
         return Line(f"{value.hits}/{value.trials}" if value.trials else "–")
     if column.type == "rate":
         return Line(averaged(value, column.format) or "–")
