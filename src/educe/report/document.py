@@ -210,13 +210,15 @@ def wrote(text: str, pattern: re.Pattern[str] | None = None, *, most: int = 0) -
         pattern: What is looked for.
         most: On one line of so many signs; all of it with 0.
     """
-    text, made, at = shorten(text, most) if most else text, list[Span](), 0
+    if not text.strip():
+        return [Mark("(nothing)", "muted")]
+    text, made, at = shorten(text, most) if most else text, list[Mark](), 0
     for found in pattern.finditer(text) if pattern else ():
         if found.end() > found.start():
             made += [Mark(text[at : found.start()], "model"), Mark(found.group(), "match")]
             at = found.end()
     made.append(Mark(text[at:], "model"))
-    return [span for span in made if isinstance(span, Mark) and span.text] or made
+    return [span for span in made if span.text]
 
 
 def shorten(text: str, length: int) -> str:
