@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -242,14 +242,6 @@ def averaged(of: Rate | Estimate | Mean, form: str | None = None) -> str | None:
     return f"{mean} ({low} to {high})"
 
 
-def within(blocks: Iterable[Block]) -> Iterable[Block]:
-    """Yield blocks and those inside them, in order."""
-    for block in blocks:
-        yield block
-        if isinstance(block, Card | Fold):
-            yield from within(block.blocks)
-
-
 def to_json(value: Any) -> Any:
     """Return a document, or a part of one, as JSON has it; numbers that are not finite are null."""
     if isinstance(value, Mark):
@@ -259,10 +251,8 @@ def to_json(value: Any) -> Any:
         return _table(value)
     if is_dataclass(value):
         said = {f.name: getattr(value, f.name) for f in fields(value)}
-        for name in (
-            ("spans",) if "spans" in said else ("title",) if isinstance(value, Card) else ()
-        ):
-            said[name] = list(flat(said[name]))
+        spans = said.keys() & ({"title"} if isinstance(value, Card) else {"spans"})
+        said |= {name: list(flat(said[name])) for name in spans}
         if isinstance(value, Document):  # frames are JSON already
             return {n: one if n == "run" else to_json(one) for n, one in said.items()}
         kind = {"type": type(value).__name__.lower()} if isinstance(value, Block) else {}
