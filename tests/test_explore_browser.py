@@ -1,4 +1,4 @@
-"""The explorer in a real browser: every screen, by mouse and by keys, on friendly and hostile runs."""
+"""The explorer in a real browser: every screen, by mouse and by keys, on runs of all kinds."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_of_many_rows_only_those_in_view_are_drawn(page: Watched, large: Path) -
 
 def test_a_perturbation_s_page(page: Watched, large: Path) -> None:
     with Run.open(large) as run:
-        scaled = [p for p in run.perturbation_rows(derived=True)]
+        scaled = run.perturbation_rows(derived=True)
         parent = scaled[0].parent
     go = page.go(f"1/perturbation/{parent}", ".pair")
     expect(go.locator(".pair mark.differs").first).to_be_attached()
