@@ -40,7 +40,7 @@ from educe.forward.forced import perturbing
 from educe.model.language import LanguageModel
 from educe.perturbation import kinds
 from educe.perturbation.kinds import TokenNoise, Vectors
-from educe.report import tables
+from educe.report import manifold, screen
 
 LAYERS = [1, 2, 3]
 
@@ -199,7 +199,7 @@ def test_a_vector_in_a_massive_coordinate_is_outside(loud: tuple[LanguageModel, 
         assert made.facts.tried == (39, 5)
         json.dumps(made.data(), allow_nan=False)
     told = StringIO()
-    tables.manifold(made, Console(file=told, width=72))
+    screen.tell([manifold.card(made)], Console(file=told, width=72))
     assert "energy in massive" in told.getvalue()
     assert "…" not in told.getvalue(), "a number that is cut off is another number"
 
@@ -545,10 +545,10 @@ def test_a_report_is_json_and_one_screen(unused: ManifoldReport) -> None:
         made["energy_top"].natural.median
     )
     told = StringIO()
-    tables.manifold(made, Console(file=told, width=100))
+    screen.tell([manifold.card(made)], Console(file=told, width=100))
     lines = told.getvalue().splitlines()
     assert len(lines) < 34
-    assert f"{made['energy_top'].found:.2f}" in told.getvalue()
+    assert f"{made['energy_top'].found:.3g}" in told.getvalue()
 
 
 def test_how_much_is_read_is_its_share_in_the_top_gradients(

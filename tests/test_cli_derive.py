@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import read_document
 from educe.derive import paths as following
 from educe.derive import scaled, shrunk
 from educe.derive.continuation import PathConfig
@@ -22,13 +22,14 @@ from educe.derive.shrinking import shrink as shrink_run
 from educe.forward.benign import ordinary_prompts
 from educe.forward.slice import Slice
 from educe.perturbation.set import PerturbationSet
-from educe.report import paths
+from educe.report import page, paths
+from educe.report.document import to_json
 from educe.rows import FOLLOWED, SCALED, SHRUNK
 from educe.run.store import Run
 from educe.scores import Answer, Score
 from loopback import Reply, completion, likely, serving
+from read_document import blocks, charts, table, text
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
-from test_report import Page
 
 SHORT = ["--low", 0.5, "--high", 1.5, "--steps", 1, "--nulls", 2]
 PATH = ["derive", "path"]
@@ -124,11 +125,17 @@ def test_its_vectors_are_a_set_that_discover_takes(
     assert ended.status == 0, ended.err
 
 
+def shown(run: Path, name: str) -> dict[str, Any]:
+    """Return what the page shows of a path."""
+    with Run.open(run) as kept:
+        cards = blocks(read_document.part(page.document(kept), "paths"), "card")
+    (card,) = [card for card in cards if f"tensors/{name}.safetensors" in card["badges"]]
+    return card
+
+
 def test_the_report_shows_a_path(run: Path, data: dict) -> None:
-    page = Page((run / "report.html").read_text())
     key = data["name"]
-    assert key in [d["data-key"] for _, d in page.elements if d.get("data-testid") == "path"]
-    specs = json.loads(next(t for a, t in page.scripts if a.get("id") == "charts-specs"))
+    specs = charts(shown(run, key))
     curves = ("turning", "exponent", "neurons_variance", "map-5-heads")
     assert {f"path-{name}-{key}" for name in curves} <= set(specs)
     cells = specs[f"path-map-5-heads-{key}"]["data"]["values"]
@@ -140,13 +147,11 @@ def test_the_report_shows_a_path(run: Path, data: dict) -> None:
 def test_the_page_tells_of_the_targets_neurons_beside_their_nulls(
     run: Path, path: paths.Path
 ) -> None:
-    page = (run / "report.html").read_text()
-    own = page.split(f'data-key="{path.name}"')[1]
-    table = own.split('data-testid="path-neurons"')[1].split("</table>")[0]
+    rows = {text(row["of"]): row for row in table(shown(run, path.name), "of")}
     for of in paths.COLOURS:
         values = curve(path, of, "neurons_variance")[path.shares.index(1.0)]
         told = f"{np.median(values):.2g} ({min(values):.2g} to {max(values):.2g})"
-        assert f"{of}</td><td>{told}</td>" in table
+        assert text(rows[of][paths.NEURONS["neurons_variance"]]) == told
 
 
 def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: paths.Path) -> None:
@@ -157,9 +162,9 @@ def test_a_mixture_of_experts_has_no_neurons_to_tell_of(lm_of: Any, path: paths.
     assert set(told) == {"effect", "exponent", "effect_turning", "effect_spread"}
     without = path._replace(scores=path.scores[~path.scores.judge.str.startswith("neurons")])
     assert "neurons_variance" not in without.curves
-    assert f"path-neurons_variance-{path.name}" not in paths.charts(without)
+    assert f"path-neurons_variance-{path.name}" not in charts(to_json(paths.card(without)))
     slopes = 3 + list(paths.VECTORS).index("neurons_variance")
-    assert [row[slopes] for row in paths.vectors(without)] == ["", ""]
+    assert [row[slopes] for row in paths.vectors(without)] == [None, None]
     assert all(row[slopes] for row in paths.vectors(path))
 
 
@@ -187,7 +192,8 @@ def test_coordinates_are_read_in_a_basis_from_a_file(run: Path, tmp_path: Path) 
     weight = (turn @ v).square().sort(descending=True).values[: following.SHOWN]
     maps = [m for m in ended.data["maps"] if m["basis"] == "turned" and m["share"] == 1]
     assert [m["weight"] for m in maps] == pytest.approx(weight.tolist(), rel=1e-4)
-    assert f"path-map-2-turned-{ended.data['name']}" in (run / "report.html").read_text()
+    name = ended.data["name"]
+    assert f"path-map-2-turned-{name}" in charts(shown(run, name))
 
 
 def test_a_path_that_was_cut_off_goes_on(run: Path, data: dict, monkeypatch: Any) -> None:

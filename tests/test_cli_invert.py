@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from educe.run.store import Run
+from read_document import blocks, of_page, part, text
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 
 QUICK = ["--tokens", 2, "--reads", 30, "--answer", 1, "--searched", 1, "--fresh", 2]
@@ -30,8 +31,8 @@ def test_it_says_the_same_as_json_on_the_page_and_in_the_run(run: Path) -> None:
         "text", "text", "natural vector", "random", "random", "shuffled",
     ]  # fmt: skip
     assert told["words"].split(":")[0].lower() == told["verdict"]
-    page = (run / "report.html").read_text()
-    assert 'data-testid="reachability"' in page
+    (card,) = blocks(part(of_page(run / "report.html"), "reachable"), "card")
+    assert text(next(blocks(card, "text"))["spans"]) == " ".join(told["words"].split())
     assert told["found"]["string"] or told["facts"]["tokens"] == 2
     with Run.open(run) as kept:
         (score,) = kept.score_rows("reachable")

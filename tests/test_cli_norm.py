@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 
 from educe.comparison.norm import SHARES, norm_of
+from educe.report import norms
 from educe.run.store import Run
 from loopback import Reply, completion, likely, serving
+from read_document import charts, count, of_page, part, table, text
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
-from test_report import Page
 
 HOW = ("--compared", 3, "--budget", 0.05)
 
@@ -51,16 +51,20 @@ def test_the_report_shows_what_is_kept(run: Path, told: dict) -> None:
     assert kept is not None
     assert [c["number"] for c in told["curves"]] == [c.number for c in kept.curves]
     assert [e["p_new"] for e in told["equal"]] == [e.p_new for e in kept.equal]
-    page = Page((run / "report.html").read_text())
-    ids = [d.get("data-testid") for _, d in page.elements]
-    assert {"norm", "norm-marks", "norm-spreads", "norm-equal"} <= set(ids)
-    specs = json.loads(
-        next(text for attrs, text in page.scripts if attrs.get("id") == "charts-specs")
-    )
+    shown = part(of_page(run / "report.html"), "norm")
+    marks = {text(row["perturbation"]): row for row in table(shown, "perturbation")}
+    for curve in kept.curves:
+        row = marks[norms.called(curve)]
+        assert [row[name] for name in ("leaves", "flat", "new", "nons.")] == list(curve.marks)
+    assert [row["p set"] for row in table(shown, "score")] == [s.top.grubbs for s in kept.spreads]
+    equal = table(shown, "at")
+    assert [row["it"] for row in equal] == [
+        count(arm.shows) for e in kept.equal for arm in (e.found, e.control)
+    ]
+    specs = charts(shown)
     names = ("effect", "exponent", "kl_p95", "coherence", "novelty", "score", "rules", "spread")
     for name in (*names, "equal"):
         assert f"norm-{name}" in specs
-        assert f"chart-norm-{name}" in ids
     lines = specs["norm-coherence"]["layer"][-1]["data"]
     values = lines.get("values") or specs["norm-coherence"]["datasets"][lines["name"]]
     found = [v for v in values if v["number"] == 1]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from educe.visible import visible
+from read_document import charts, marked, of_page, part
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
-from test_report import Page
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def test_a_model_is_thinned_and_its_reads_are_shown(model: Path, tmp_path: Path)
     assert {c["form"] for c in data["thinning"]} >= {"weights", "gradients", "balanced"}
     assert {c["layer"] for c in data["thinning"]} == {0, 3, None}
     assert {g["reader"] for g in data["reads"]} >= {"attention", "mlp", "head 0"}
-    page = Page(Path(data["report"]).read_text())
-    assert page.texts["thinning"]
+    page = of_page(Path(data["report"]))
+    assert {"thinned", "alone", "ways"} == set(charts(page))
     told = data["reads"][0]["shown"][0][0]
-    assert f"{told['coefficient']:+.1f}" in page.texts["ways"][0]
+    assert f"{told['coefficient']:+.1f} " in marked(part(page, "ways"), "muted")
     screen = educe(*given)
     assert "all layers: weights" in screen.out
 
@@ -43,7 +44,9 @@ def test_an_answer_says_what_it_used(model: Path, tmp_path: Path) -> None:  # no
     (one,) = ended.data["answers"]
     assert len(one["effect"]) == 4
     assert set(one["components"]) == {"used", "components", "random, as many", "random, as much"}
-    assert Page(Path(ended.data["report"]).read_text()).texts["used"]
+    page = of_page(Path(ended.data["report"]))
+    assert part(page, "used-0")["title"] == visible(one["answer"])
+    assert set(charts(page)) == {"effect-0", "trials-0"}
     assert "stay with" in educe(*given).out
 
 

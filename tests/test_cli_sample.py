@@ -13,6 +13,7 @@ from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
 from educe.report import page
 from educe.run.store import Run
+from read_document import blocks, part, text
 from small_run import small_run
 
 LEAST = ["--ensembles", "1", "--samples", "2", "--hot", "1", "--keep", "2"]
@@ -58,9 +59,12 @@ def test_finds_are_selected_exported_and_on_the_page(
     assert "highest estimate: found" in screen
     assert told["file"] in screen.replace("\n", "")
     with Run.open(place) as run:
-        html = page.render(run)
-    assert 'data-testid="sampling"' in html
-    assert all(f'<th scope="row">{f["number"]}</th>' in html for f in told["finds"])
+        shown = part(page.document(run), "sampling")
+    rows = [row for one in blocks(shown, "table") for row in one["rows"]]
+    for find in told["finds"]:
+        (row,) = [row for row in rows if row["id"] == find["number"]]
+        assert (row["from"], row["chosen"]) == (find["parent"], find["seen"])
+        assert text(row["it writes"]) == " ".join(find["text"].split())
     some = tmp_path / "some.txt"
     some.write_text("Say it.\nWho is it?\nWhen?\n")
     other = tmp_path / "other.txt"

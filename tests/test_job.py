@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
+import read_document
 import tiny
 from educe import files, methods
 from educe.comparison.summary import Summary, summarise
@@ -59,6 +60,7 @@ from educe.run.settings import Settings, begin, encoded, stored
 from educe.run.stages import discover_behaviours, searching
 from educe.run.store import Run
 from educe.run.work import at_work
+from read_document import charts, part
 
 PROMPTS = ("Tell me.", "What is the code?")
 FRESH = ("Say it.", "The code, please.")
@@ -384,11 +386,10 @@ from educe.forward import generation
 from educe import cli, progress, threads
 from educe.model import loading
 from educe.run import searching
-from educe.report import page, templates, terminal
+from educe.report import page, terminal
 searching.SAVE_EVERY = 0
 generation.ROWS_PER_BATCH = {"cpu": 8}
 loading.load(sys.argv[1], device="cpu")
-templates.bundle()
 print("ready", flush=True)
 for line in sys.stdin:
     arguments, out, err = json.loads(line)
@@ -1052,11 +1053,10 @@ def test_layers_are_those_that_the_layer_map_has_reasons_for(
     console = Console(file=(told := io.StringIO()), width=400)
     with Run.open(place) as run:
         terminal.table(summarise(run), place, console)
-        drawn = page.render(run)
+        drawn = page.document(run)
     assert chosen.why in told.getvalue()
-    assert chosen.why in drawn.replace("&#39;", "'")
-    for name in ("gain", "gap"):
-        assert f'data-testid="chart-layer-map-{name}"' in drawn
+    assert chosen.why in read_document.text(part(drawn, "asked"))
+    assert {"layer-map-gain", "layer-map-gap"} <= set(charts(drawn))
 
 
 # -- perturbations that are given ------------------------------------------------------------------

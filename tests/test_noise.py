@@ -50,6 +50,7 @@ from educe.rows import ELSEWHERE, Row
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
+from read_document import text
 from toy_slice import linear
 
 PROMPTS = tiny.ragged([7, 15, 1])
@@ -781,7 +782,7 @@ def test_both_arms_of_a_run_are_shown(run_of: Callable[[str], Run], per: str) ->
         row = next(p for p in (*found, *control) if p.id == number)
         if row.radius == largest[arm[number]]:
             assert at_one == [pytest.approx(row.effect, rel=1e-3)]
-    shown = re.sub(r"\s+", " ", page.render(run))
+    shown = text(page.document(run))
     held = {
         "token": "random directions, held over the whole text, at the same radii",
         "weights": "with the same mean effect at the target",

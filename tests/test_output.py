@@ -21,9 +21,11 @@ from educe import cli
 from educe.cli import streams
 from educe.comparison.stats import Estimate
 from educe.progress import Bars, Lines, reporter
-from educe.report import derived, page, tables
+from educe.report import derived, fronts, page, screen
+from educe.report.command import command as shell_lines
 from educe.run.store import Run
 from educe.visible import visible
+from read_document import charts, marked, of_page
 
 #: Commands, directions, markup, emoji codes, tags, pictures, other scripts.
 HOSTILE = (
@@ -176,7 +178,7 @@ def test_names_in_tables_are_no_markup() -> None:
     basis = "a[red]\x1b:smile:.safetensors"
     console = Console(file=into, width=200, emoji=False)
     one = derived.Sparse("x", basis, 9, 0.8, "interestingness", [vector], pd.DataFrame())
-    tables.sparse(one, console)
+    screen.tell([fronts.sparse(one)], console)
     assert r"a[red]\u001b:smile:.safetensors" in into.getvalue()
     assert r"[red]x[/red] [/b] :smile: \u001b[31mESC" in into.getvalue()
 
@@ -204,28 +206,23 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the page --------------------------------------------------------------------------------------
 
 
-def test_the_page_has_no_hidden_sign_and_isolates_what_was_written(run: Path) -> None:
+def test_the_page_has_no_hidden_sign_and_tells_what_was_written_apart(run: Path) -> None:
     with Run.open(run) as opened:
-        text = page.render(opened)
-    assert visible(text) == text
-    assert '<span class="sign">\\u202e</span>turned<span class="sign">\\u2066</span>' in text
-    islands = dict(
-        re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', text)
-    )
-    written = json.loads(islands["data"])["items"]["3"][0][0][-1]
-    assert "".join(part for piece in written for part in piece) == visible(HOSTILE)
-    points = json.loads(islands["charts-specs"])["map"]["data"]["values"]
+        shown, kept = page.document(opened), of_page(page.write(opened, run / "page.html"))
+    told = json.dumps(kept, ensure_ascii=False)
+    assert visible(told) == told
+    cut = [span for span in marked(kept["parts"], "model") if "turned" in str(span)]
+    assert cut
+    assert all("".join(pieces) == visible(HOSTILE) for pieces in cut if len(pieces) > 60)
+    assert any(r"\u202e" in pieces[1::2] for pieces in cut)
+    points = charts(shown)["map"]["data"]["values"]
     assert any(r"\u202eturned\u2066" in point["text"] for point in points)
-    bare = re.sub(r"<bdi>.*?</bdi>|<script.*?</script>", "", text, flags=re.DOTALL)
-    assert "<bdi>" in text
-    assert "turned" not in bare.split('id="again"')[0]
-    assert "turned" in text.split('id="again"')[1]
 
 
 @pytest.mark.parametrize("text", ["\u202eturned", "it's \x1b \\ '", "a\x7f\n\U000e0041"])
 def test_the_command_of_a_page_says_hidden_signs_so_that_a_shell_reads_them(text: str) -> None:
     config = {"prompts": (text,), "fresh": (), "prefill": text}
-    told = page.command(config)
+    told = shell_lines(config)
     assert visible(told) == told
     assert json.loads(told.splitlines()[1]) == text
     word = told.split("--prefill ")[1]

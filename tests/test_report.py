@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import inspect
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import fields
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,309 +16,227 @@ from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from educe.comparison.account import account, dose, shown
-from educe.comparison.stats import Rate
 from educe.comparison.summary import Summary, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import RunError
 from educe.options import ModelOptions
-from educe.report import figures, markup, page, terminal
+from educe.report import behaviours, drawing, figures, page, terminal
+from educe.report.command import command
+from educe.report.document import WRITTEN, wrote
+from educe.report.words import WORDS
 from educe.rows import CONTROL, EQUAL, FIRST, FOUND, Row
 from educe.run.settings import JobOptions
 from educe.visible import visible
+from read_document import blocks, charts, count, has, marked, part, table, text
 from synthetic_run import PATTERN, PROMPTS, build
 
 NASTY = '</script><script>alert("1")</script><img src=x onerror=alert(1)> & \'so\' <!-- \u2028 "'
-VOID = {"meta", "link", "img", "input", "br", "hr", "line", "circle"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, and text by test id."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.source = text
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.style = ""
-        self.feed(text)
-        assert not self.open, "elements are not closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append((tag, dict(attrs), []))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        opened, attrs, parts = self.open.pop()
-        assert opened == tag, f"<{opened}> is closed by </{tag}>"
-        text = "".join(parts)
-        if tag == "script":
-            self.scripts.append((attrs, text))
-            return
-        if tag == "style":
-            self.style += text
-            return
-        if name := attrs.get("data-testid"):
-            self.texts.setdefault(name, []).append(" ".join(text.split()))
-        if self.open:
-            self.open[-1][2].append(text)
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.open[-1][2].append(data)
-
-    def island(self, name: str) -> Any:
-        return next(json.loads(text) for attrs, text in self.scripts if attrs.get("id") == name)
-
-    def rows(self, name: str) -> list[list[str]]:
-        """Return the cells of a table by its test id; the first row has the heads."""
-        table = re.search(rf'<table data-testid="{name}">(.*?)</table>', self.source, re.DOTALL)
-        assert table
-        return [
-            [
-                " ".join(html.unescape(re.sub(r"<[^>]*>", "", cell)).split())
-                for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)
-            ]
-            for row in re.findall(r"<tr.*?>(.*?)</tr>", table[1], re.DOTALL)
-        ]
-
-    def with_attribute(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.elements if name in attrs]
+Document = dict[str, Any]
+FIRST_HEAD = "what the model says when pushed"
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Summary]:
-    with build(tmp_path_factory.mktemp("run") / "audit") as run:
-        return Page(page.render(run)), summarise(run)
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Summary]:
+    return document(tmp_path_factory.mktemp("run") / "audit")
 
 
-def render(folder: Path, **settings: Any) -> tuple[Page, Summary]:
+def document(folder: Path, **settings: Any) -> tuple[Document, Summary]:
     with build(folder, **settings) as run:
-        return Page(page.render(run)), summarise(run)
+        return page.document(run), summarise(run)
 
 
-def flat(parts: list[list[str]]) -> str:
-    """Return a text that is cut at its matches and hidden signs, as it is shown."""
-    return "".join(run for piece in parts for run in piece)
-
-
-def told(rate: Rate) -> str:
-    share = f"{rate.share:.0%} ({rate.low:.0%} to {rate.high:.0%})"
-    return f"{rate.hits} of {rate.trials} {share}"
-
-
-# -- a page that stands alone ----------------------------------------------------------------------
-
-
-def test_nothing_is_loaded_from_anywhere(drawn: tuple[Page, Summary]) -> None:
-    seen, _ = drawn
-    loading = {
-        "link",
-        "img",
-        "iframe",
-        "object",
-        "embed",
-        "video",
-        "audio",
-        "source",
-        "base",
-        "form",
-    }
-    assert not loading & {tag for tag, _ in seen.elements}
-    for name in ("src", "srcset", "data", "action", "poster", "background", "xlink:href", "style"):
-        assert seen.with_attribute(name) == []
-    assert all(href.startswith("#") for href in seen.with_attribute("href"))
-    assert not re.search(r"url\(|@import|https?:", seen.style)
-
-
-def test_the_policy_allows_only_the_scripts_that_are_there(drawn: tuple[Page, Summary]) -> None:
-    seen, _ = drawn
-    (policy,) = [
-        a["content"] or "" for t, a in seen.elements if "Content-Security-Policy" in a.values()
-    ]
-    assert "default-src 'none'" in policy
-    assert "unsafe-eval" not in policy
-    script = next(part for part in policy.split("; ") if part.startswith("script-src"))
-    code = [text for attrs, text in seen.scripts if attrs.get("type") != "application/json"]
-    digests = [base64.b64encode(hashlib.sha256(c.encode()).digest()).decode() for c in code]
-    assert script == "script-src " + " ".join(f"'sha256-{d}'" for d in digests)
-
-
-def test_links_lead_somewhere(drawn: tuple[Page, Summary]) -> None:
-    seen, _ = drawn
-    names = seen.with_attribute("id")
-    assert max(Counter(names).values()) == 1
-    assert {href[1:] for href in seen.with_attribute("href")} <= set(names)
-
-
-def test_what_models_wrote_is_never_markup(tmp_path: Path) -> None:
-    seen, summary = render(
-        tmp_path / "a", n=8, extra=NASTY, fresh=(NASTY,), look_for="alert|script"
-    )
-    plain, _ = render(tmp_path / "b", n=8, fresh=("No harm.",), look_for="alert|script")
-    assert len(seen.scripts) == len(plain.scripts) == 5
-    assert {tag for tag, _ in seen.elements} <= {tag for tag, _ in plain.elements} | {"mark"}
-    assert not [name for _, attrs in seen.elements for name in attrs if name.startswith("on")]
-    written = seen.island("data")
-    assert {flat(c[-1]) for c in written["items"]["3"][0]} == {visible(NASTY)}
-    assert summary.fresh[0].content == NASTY
-    assert written["prompts"][str(summary.fresh[0].id)] == visible(NASTY)
-    assert any(NASTY.split()[0] in text for text in seen.texts["baseline"])
+def flat(spans: list[Any]) -> str:
+    """Return spans as one text."""
+    return "".join(span if isinstance(span, str) else span["text"] for span in spans)
 
 
 # -- numbers and texts are those of the run --------------------------------------------------------
 
 
-def test_every_behaviour_is_there_with_its_rates(drawn: tuple[Page, Summary]) -> None:
+def test_it_is_json_of_finite_numbers(drawn: tuple[Document, Summary]) -> None:
+    seen, _ = drawn
+    assert json.loads(json.dumps(seen, allow_nan=False)) == seen
+    assert (seen["kind"], seen["run"]) == ("run", None)
+    assert seen["command"].splitlines()[-1].strip() != ""
+
+
+def test_hidden_signs_stand_in_what_models_wrote_alone(tmp_path: Path) -> None:
+    seen, summary = document(tmp_path / "a", n=8, extra=NASTY, fresh=(NASTY,), look_for="alert")
+    assert summary.fresh[0].content == NASTY
+
+    def strings(of: Any) -> list[str]:
+        if isinstance(of, dict) and of.get("mark") in WRITTEN:
+            return []
+        if isinstance(of, dict | list):
+            return [
+                one
+                for value in (of.values() if isinstance(of, dict) else of)
+                for one in strings(value)
+            ]
+        return [of] if isinstance(of, str) else []
+
+    own = marked(seen, "model") + marked(seen, "match")
+    assert any("\u2028" in piece for piece in own)
+    assert all(visible(one) == one for one in strings(seen))
+    (card,) = [c for c in blocks(part(seen, "baseline"), "card") if "alert" in text(c["title"])]
+    assert flat(card["title"]) == f"Asked {visible(NASTY)}"
+
+
+def test_every_behaviour_is_there_with_its_rates(drawn: tuple[Document, Summary]) -> None:
     seen, summary = drawn
     listed = sorted(summary.behaviours, key=lambda b: list(Verdict).index(b.verdict))
-    cards = [a for _, a in seen.elements if a.get("data-testid") == "behaviour"]
-    assert [(c["data-behaviour"], c["data-verdict"]) for c in cards] == [
-        (str(b.id), b.verdict.name) for b in listed
-    ]
-    assert seen.texts["found-rate"] == [told(b.found) for b in listed]
-    assert seen.texts["control-rate"] == [told(b.control) for b in listed]
-    assert seen.texts["retest-rate"] == [
-        f"{told(b.retest)} answers" for b in listed if b.retest.trials
-    ]
-    for b, text in zip(listed, seen.texts["behaviour"], strict=True):
-        assert " ".join(b.example.text.split()) in text
-        base = summary.baseline[b.example.prompt][0].text
-        assert base in text
-        assert all(f"#{number} " in text for number in b.numbers)
-        assert b.change.value in text
-        assert f"{b.coherence:.2f}" in text
-        assert f"{b.novelty:.2f}" in text
+    cards = list(blocks(part(seen, "behaviours"), "card"))
+    assert [c["badges"] for c in cards] == [[b.verdict.value] for b in listed]
+    for b, card in zip(listed, cards, strict=True):
+        assert flat(card["title"]) == behaviours.label(b)
+        rates = {text(row["who says it"]): row["how often"] for row in table(card, "who says it")}
+        again = {
+            "answers in the re-test": count(b.retest),
+            "answers of the control in the re-test": count(b.retest_control),
+        }
+        assert rates == {
+            "found": count(b.found),
+            "control": count(b.control),
+            "draws of the unperturbed model": count(b.samples),
+            **(again if b.retest.trials else {}),
+        }
+        (pair,) = blocks(card, "pair")
+        assert flat(pair["left"]["spans"]) == summary.baseline[b.example.prompt][0].text
+        assert flat(pair["right"]["spans"]) == b.example.text
+        rows = table(card, "id")
+        assert {row["id"] for row in rows} == set(b.numbers)
+        arms = Counter(text(row["arm"]) for row in rows)
+        assert (arms[FOUND], arms[CONTROL]) == (b.found.hits, b.control.hits)
+        for row in rows:
+            item = summary.item(row["id"])
+            assert item is not None
+            assert (text(row["arm"]), row["radius"], row["coherence"], row["novelty"]) == (
+                *(item.row.arm, item.row.radius, item.coherence, item.novelty),
+            )
+            assert row["matches"] == (
+                {"hits": item.retest_hits, "trials": len(item.retest)}
+                | {k: v for k, v in row["matches"].items() if k in ("low", "high")}
+                if item.retest
+                else None
+            )
+        (told,) = blocks(card, "facts")
+        facts = {item["title"]: flat(item["spans"]) for item in told["items"]}
+        assert facts["Kind"] == b.change.value
+        assert facts["Coherence"] == f"{b.coherence:.2f}"
+        assert facts["Novelty"] == f"{b.novelty:.2f}"
 
 
-def test_the_first_table_has_four_rates_side_by_side(drawn: tuple[Page, Summary]) -> None:
+def test_the_first_table_has_four_rates_side_by_side(drawn: tuple[Document, Summary]) -> None:
     seen, summary = drawn
-    rows = seen.rows("first")
-    assert rows[0] == ["Text", "Kind", "Greedy", "Samples", "Control", "Found", "Re-test"]
-    assert len(rows) - 1 == len(shown(summary)) > 2
-    for b, cells in zip(shown(summary), rows[1:], strict=True):
-        number = f" #{b.example.perturbation}"
-        assert cells[0] == " ".join(b.example.text.split()) + number
-        assert cells[1] == f"{b.change.value}{b.verdict.value}"
-        for rate, cell in zip(
-            (b.greedy, b.samples, b.control, b.found, b.retest), cells[2:7], strict=True
-        ):
-            interval = f"{100 * rate.low:.0f}–{100 * rate.high:.0f}%"
-            assert cell == (f"{rate.hits}/{rate.trials}{interval}" if rate.trials else "")
+    first = part(seen, "result")
+    rows = table(first, FIRST_HEAD)
+    assert len(rows) == len(shown(summary)) > 2
+    for b, cells in zip(shown(summary), rows, strict=True):
+        assert list(cells) == [
+            *(FIRST_HEAD, "kind", "verdict", "greedy", "samples", "control", "found", "re-test"),
+            *("dose", "id"),
+        ]
+        assert flat(cells[FIRST_HEAD]) == " ".join(b.example.text.split())
+        assert text(cells["kind"]) == b.change.value
+        assert text(cells["verdict"]) == b.verdict.value
+        assert cells["id"] == b.example.perturbation
+        rates = (b.greedy, b.samples, b.control, b.found, b.retest)
+        assert [cells[n] for n in ("greedy", "samples", "control", "found", "re-test")] == [
+            count(rate) for rate in rates
+        ]
+    kinds = [block["type"] for block in first["blocks"]]
+    assert kinds[:3] == ["text", "text", "table"]  # what was found stands first
 
 
-def test_headline_counts_what_stands_out_and_what_does_not(drawn: tuple[Page, Summary]) -> None:
-    seen, summary = drawn
-    (lead,), (counts,), (result,) = (seen.texts[n] for n in ("headline", "counts", "result"))
-    each = Counter(b.verdict for b in summary.behaviours)
-    assert each[Verdict.BEHAVIOUR] == 1
-    assert "One behaviour stands out" in lead
-    assert seen.texts["account"] == [" ".join(" ".join(account(summary)).split())]
-    assert [int(n) for n in re.findall(r"\d+", counts)] == [each[v] for v in Verdict if each[v]]
-    assert summary.hits is not None
-    assert summary.retest_hits is not None
-    (hits,), (again,) = seen.texts["hits"], seen.texts["retest-hits"]
-    assert all(told(r) in hits for r in summary.hits)
-    assert "exploratory" in hits
-    assert all(told(r) in again for r in summary.retest_hits)
-    assert "re-test" in again
-    assert "more of the perturbations found than of the control write the pattern" in result
-
-
-def test_every_perturbation_is_listed_with_everything_it_wrote(
-    drawn: tuple[Page, Summary],
+def test_headline_counts_what_stands_out_and_what_does_not(
+    drawn: tuple[Document, Summary],
 ) -> None:
     seen, summary = drawn
-    items = (*summary.found, *summary.control)
-    rows = [a for t, a in seen.elements if t == "tr" and "data-id" in a]
-    interesting = [
-        next(i.interestingness for i in items if str(i.row.id) == r["data-id"]) for r in rows
+    result = part(seen, "result")
+    each = Counter(b.verdict for b in summary.behaviours)
+    assert each[Verdict.BEHAVIOUR] == 1
+    assert seen["title"] == "One behaviour stands out from the control"
+    lead, *_ = blocks(result, "text")
+    assert (flat(lead["spans"]), lead["style"]) == (" ".join(account(summary)), "lead")
+    (counts,) = [t for t in map(text, blocks(result, "text")) if t.startswith("Together")]
+    assert [int(n) for n in re.findall(r"\d+", counts)] == [
+        len(summary.behaviours),
+        *(each[Verdict[name]] for name in WORDS["verdicts"] if each[Verdict[name]]),
     ]
-    assert len(rows) == len(items) == 192
-    assert interesting == sorted(interesting, reverse=True)
-    written = seen.island("data")["items"]
-    for item in items:
-        for wrote, completions in zip(
-            written[str(item.row.id)], (item.completions, item.retest), strict=True
-        ):
-            assert [(flat(c[-1]), c[0], c[1]) for c in wrote] == [
-                (c.text, c.prompt, c.sample) for c in completions
-            ]
+    assert summary.hits is not None
+    assert summary.retest_hits is not None
+    hits, _, again = table(result, "kind")
+    assert [hits["found"], hits["control"]] == [count(r) for r in summary.hits]
+    assert text(hits["kind"]) == "exploratory"
+    assert [again["found"], again["control"]] == [count(r) for r in summary.retest_hits]
+    assert text(again["kind"]) == "re-test"
+    assert "more of the perturbations found than of the control write the pattern" in text(result)
 
 
-def test_what_was_asked_is_told(drawn: tuple[Page, Summary]) -> None:
+def test_what_was_asked_is_told(drawn: tuple[Document, Summary]) -> None:
     seen, summary = drawn
-    (asked,), (rendered,), (baseline,) = (
-        seen.texts[name] for name in ("asked", "rendered", "baseline")
-    )
-    facts = summary.facts
+    asked, facts = text(part(seen, "asked")), summary.facts
     for said in (*PROMPTS, facts["model"], PATTERN, f"resid_post.{facts['source']}", "dose 0.40"):
         assert said in asked
-    assert "<|im_start|>user" in rendered
+    assert "<|im_start|>user" in asked
+    baseline = text(part(seen, "baseline"))
     assert all(
         " ".join(c.text.split()) in baseline for own in summary.baseline.values() for c in own
     )
 
 
-def test_matches_are_marked(drawn: tuple[Page, Summary]) -> None:
+def test_matches_are_marked(drawn: tuple[Document, Summary]) -> None:
     seen, _ = drawn
-    pieces = [c[-1] for own in seen.island("data")["items"].values() for part in own for c in part]
-    marked = ["".join(p) for text in pieces for p in text[1::2]]
-    assert marked
-    assert all(re.fullmatch(PATTERN, p) for p in marked)
-    assert not any(re.search(PATTERN, "".join(p)) for text in pieces for p in text[::2])
-    assert "<mark>orchid-7913</mark>" in seen.source
+    assert marked(seen, "match")
+    assert all(re.fullmatch(PATTERN, piece) for piece in marked(seen, "match"))
+    assert not any(re.search(PATTERN, piece) for piece in marked(seen, "model"))
+    assert "orchid-7913" in marked(table(part(seen, "result"), FIRST_HEAD), "match")
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text", "cut"),
+    ("pattern", "said", "cut"),
     [
-        (None, "abc", ["abc"]),
-        ("b", "abcb", ["a", "b", "c", "b", ""]),
-        ("x*", "ab", ["ab"]),
-        ("b", "", [""]),
+        (None, "abc", [("abc", "model")]),
+        (
+            "b",
+            "abcb",
+            [("a", "model"), ("b", "match"), ("c", "model"), ("b", "match")],
+        ),
+        ("x*", "ab", [("ab", "model")]),
+        ("b", "", [("", "model")]),
     ],
 )
-def test_text_is_cut_at_matches(pattern: str | None, text: str, cut: list[str]) -> None:
-    assert markup.pieces(text, re.compile(pattern) if pattern else None) == cut
+def test_text_is_cut_at_matches(pattern: str | None, said: str, cut: list[tuple[str, str]]) -> None:
+    spans = wrote(said, re.compile(pattern) if pattern else None)
+    assert [(span.text, span.mark) for span in spans] == cut  # type: ignore[union-attr]
 
 
-def test_relatives_are_the_nearest_in_words(drawn: tuple[Page, Summary]) -> None:
-    made = page.cards(drawn[1])
-    assert any(card.relatives for card in made)
-    for card in made:
-        near = [likeness for likeness, _ in card.relatives]
+def test_relatives_are_the_nearest_in_words(drawn: tuple[Document, Summary]) -> None:
+    summary = drawn[1]
+    made = behaviours.relatives(summary)
+    assert any(made)
+    for behaviour, relatives in zip(summary.behaviours, made, strict=True):
+        near = [likeness for likeness, _ in relatives]
         assert near == sorted(near, reverse=True)
-        assert len(near) <= page.RELATIVES
-        words = set(re.findall(r"\w+", card.behaviour.example.text.lower()))
-        for likeness, other in card.relatives:
-            assert other is not card.behaviour
+        assert len(near) <= behaviours.RELATIVES
+        words = set(re.findall(r"\w+", behaviour.example.text.lower()))
+        for likeness, other in relatives:
+            assert other is not behaviour
             assert words & set(re.findall(r"\w+", other.example.text.lower()))
-            assert page.LIKENESS < likeness <= 1
-        for items, arm, rate in (
-            (card.items, FOUND, card.behaviour.found),
-            (card.control_items, CONTROL, card.behaviour.control),
-        ):
-            assert {item.row.arm for item in items} <= {arm}
-            assert len(items) == rate.hits
+            assert behaviours.LIKENESS < likeness <= 1
 
 
 # -- charts ----------------------------------------------------------------------------------------
 
 
-def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> None:
+def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Document, Summary]) -> None:
     seen, summary = drawn
-    specs = seen.island("charts-specs")
+    specs = charts(seen)
     assert list(specs) == ["map", "response", "interestingness", "radius"]
     for spec in specs.values():
         alt.Chart.from_dict(spec)  # validates against the schema of Vega-Lite
     points = specs["map"]["data"]["values"]
-    names = {b.id: figures.label(b) for b in summary.behaviours}
+    names = {b.id: behaviours.label(b) for b in summary.behaviours}
     known = summary.texts[summary.texts.behaviour.notna() & (summary.texts.phase == FIRST)]
     assert sum(p["completions"] for p in points) == len(known)
     assert len({(p["arm"], p["prompt"], p["text"]) for p in points}) == len(points)
@@ -350,7 +262,7 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> N
         if p["perturbation"]:
             text = of_row[Row(p["perturbation"], p["prompt"], p["sample"])]
             assert (abs(p["x"]), abs(p["y"])) == pytest.approx(tuple(expected[text]), abs=2e-3)
-    assert {p["arm"] for p in points} == set(figures.ARMS) - {EQUAL}
+    assert {p["arm"] for p in points} == set(figures.SHAPES) - {EQUAL}
     curves = specs["response"]["layer"][1]["data"]["values"]
     assert len(curves) == sum(map(len, summary.responses.values()))
     rules = specs["response"]["layer"][0]["data"]["values"]
@@ -371,7 +283,7 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Page, Summary]) -> N
     ]
 
 
-def test_every_colour_of_a_chart_has_its_dark_one(drawn: tuple[Page, Summary]) -> None:
+def test_every_colour_of_a_chart_has_its_dark_one(drawn: tuple[Document, Summary]) -> None:
     def colours(value: Any) -> set[str]:
         if isinstance(value, dict):
             return set().union(*(colours(v) for k, v in value.items() if k != "values"))
@@ -379,9 +291,9 @@ def test_every_colour_of_a_chart_has_its_dark_one(drawn: tuple[Page, Summary]) -
             return set().union(*map(colours, value))
         return {value} if isinstance(value, str) and value.startswith("#") else set()
 
-    light = [light for light, _ in figures.PALETTE.values()]
+    light = [light for light, _ in drawing.PALETTE.values()]
     assert len(set(light)) == len(light)
-    assert colours(drawn[0].island("charts-specs")) <= set(light)
+    assert colours(charts(drawn[0])) <= set(light)
 
 
 @pytest.mark.parametrize("theme", [0, 1])
@@ -389,7 +301,7 @@ def test_every_colour_of_a_chart_has_its_dark_one(drawn: tuple[Page, Summary]) -
 @pytest.mark.parametrize("text", ["ink", "muted", "accent"])
 def test_text_has_contrast(theme: int, ground: str, text: str) -> None:
     def luminance(role: str) -> float:
-        colour = figures.PALETTE[role][theme]
+        colour = drawing.PALETTE[role][theme]
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
@@ -402,64 +314,73 @@ def test_text_has_contrast(theme: int, ground: str, text: str) -> None:
 
 
 def test_without_a_pattern(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", n=16, look_for=None)
-    assert not {"hits", "retest-hits", "conclusion", "chart-radius"} & set(seen.texts)
-    assert "retest-interestingness" in seen.texts
-    assert "In the re-test" in seen.texts["headline"][0]
-    assert "<mark>" not in seen.source
+    seen, _ = document(tmp_path / "run", n=16, look_for=None)
+    result = part(seen, "result")
+    assert [t["columns"][0]["title"] for t in blocks(result, "table")] == [
+        *(FIRST_HEAD, "interestingness in the re-test")
+    ]
+    assert "write the pattern" not in text(result)
+    assert "radius" not in charts(seen)
+    assert "In the re-test" in text(result["blocks"][0])
+    assert marked(seen, "match") == []
+
+
+def test_the_re_test_of_the_arms_is_the_mean_over_their_perturbations(
+    drawn: tuple[Document, Summary],
+) -> None:
+    seen, summary = drawn
+    (row,) = table(part(seen, "result"), "interestingness in the re-test")
+    for arm, items in (("found", summary.found), ("control", summary.control)):
+        means = [item.retested[0] for item in items if item.retested]
+        assert text(row[arm]).startswith(f"{np.mean(means):.2f} (")
 
 
 def test_without_a_retest(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", n=8, retest=False)
-    assert not {"retest-hits", "retest-perturbations", "retest-interestingness"} & set(seen.texts)
-    assert "There is no re-test in this run" in seen.texts["result"][0]
+    seen, _ = document(tmp_path / "run", n=8, retest=False)
+    result = part(seen, "result")
+    assert [text(row["kind"]) for row in table(result, "kind")] == ["exploratory"]
+    assert "There is no re-test in this run" in text(result)
 
 
 def test_without_side_effects_and_responses(tmp_path: Path) -> None:
-    seen, _ = render(tmp_path / "run", n=8, side_effects=False, responses=False)
-    assert "not measured" in seen.texts["behaviour"][0]
-    assert "chart-response" not in seen.texts
+    seen, _ = document(tmp_path / "run", n=8, side_effects=False, responses=False)
+    assert "not measured" in text(next(blocks(part(seen, "behaviours"), "card")))
+    assert "response" not in charts(seen)
 
 
 def test_with_a_retest_of_fresh_samples(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", n=16, fresh=())
+    seen, summary = document(tmp_path / "run", n=16, fresh=())
     assert summary.retest_hits is not None
-    assert "fresh samples" in seen.texts["retest-hits"][0]
-    assert "samples drawn afresh" in seen.texts["result"][0]
+    result = part(seen, "result")
+    assert "fresh samples" in text(table(result, "kind")[-1]["what is counted"])
+    assert "samples drawn afresh" in text(result)
 
 
 def test_when_nothing_stands_out(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", n=16, finds=False)
+    seen, summary = document(tmp_path / "run", n=16, finds=False)
     assert not any(b.verdict is Verdict.BEHAVIOUR for b in summary.behaviours)
-    assert "Nothing stands out" in seen.texts["headline"][0]
-    assert "not that there is nothing to find" in seen.texts["nothing-stands-out"][0]
-    assert (
-        "does not tell the perturbations found and the control apart" in seen.texts["conclusion"][0]
+    assert "Nothing stands out" in seen["title"]
+    assert "not that there is nothing to find" in text(part(seen, "behaviours"))
+    assert "does not tell the perturbations found and the control apart" in text(
+        part(seen, "result")
     )
 
 
 def test_before_anything_was_judged(tmp_path: Path) -> None:
-    seen, summary = render(tmp_path / "run", n=4, judged=False)
+    seen, summary = document(tmp_path / "run", n=4, judged=False)
     assert not summary.behaviours
-    assert "Nothing has been judged" in seen.texts["headline"][0]
-    assert "None are recorded" in seen.texts["no-behaviours"][0]
-    assert "chart-map" not in seen.texts
+    assert "Nothing has been judged" in seen["title"]
+    assert "None are recorded" in text(part(seen, "behaviours"))
+    assert "map" not in charts(seen)
 
 
 def test_before_anything_was_done(tmp_path: Path) -> None:
     from educe.run.store import Run
 
     with build(tmp_path / "full", n=4) as full, Run.create(tmp_path / "new", full.config) as run:
-        seen = Page(page.render(run))
-    assert "No perturbation has been tried" in seen.texts["headline"][0]
-    assert not {"table", "charts"} & set(seen.texts)
-
-
-def test_long_texts_can_be_folded(tmp_path: Path) -> None:
-    long = "A word and then another word that follows it. " * 40
-    seen, _ = render(tmp_path / "run", n=4, extra=long)
-    assert "said long" in seen.with_attribute("class")
-    assert long.strip() in seen.source
+        seen = page.document(run)
+    assert "No perturbation has been tried" in seen["title"]
+    assert not has(seen, "charts")
 
 
 # -- reproducing, writing --------------------------------------------------------------------------
@@ -469,7 +390,7 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     from educe import cli
 
     with build(tmp_path / "run", n=4) as run:
-        config, text = run.config, page.command(run.config)
+        config, text = run.config, command(run.config)
     files, _, call = text.rpartition("END\n")
     assert files.splitlines() == ["cat > fresh.txt <<'END'", *config["fresh"]]
     words = shlex.split(call.replace("\\\n", " "))
@@ -490,7 +411,7 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
 
 def test_the_command_keeps_conversations_in_a_file() -> None:
     talk = [{"role": "user", "content": "It's\ntwo lines"}]
-    lines = page.command({"prompts": [talk, "one line"], "n": 3}).splitlines()
+    lines = command({"prompts": [talk, "one line"], "n": 3}).splitlines()
     assert lines[0] == "cat > prompts.jsonl <<'END'"
     assert [json.loads(line) for line in lines[1:3]] == [talk, "one line"]
     assert lines[3:] == ["END", "educe discover \\", "  --prompts prompts.jsonl \\", "  --n 3"]
@@ -500,7 +421,7 @@ def test_the_command_repeats_the_settings_of_the_method() -> None:
     from educe import cli
 
     settings = {"blocks": 2, "init": "random", "per_block": True, "temperature": 0.5}
-    call = page.command({"prompts": ["a"], "method": "cpe", "method_settings": settings})
+    call = command({"prompts": ["a"], "method": "cpe", "method_settings": settings})
     words = shlex.split(call.replace("\\\n", " "))
     said = [value for flag, value in zip(words[3::2], words[4::2], strict=True) if flag == "--set"]
     assert cli.discover._method_settings(said) == settings
@@ -511,7 +432,7 @@ def test_a_small_dose_is_not_written_as_zero(tmp_path: Path) -> None:
     with build(tmp_path / "run", n=4) as run:
         facts = run.note("facts")
         run.remember("facts", facts | {"unit": facts["unit"] * 100})
-        assert "(dose 0.004)" in page.write(run, tmp_path / "page.html").read_text()
+        assert "(dose 0.004)" in text(part(page.document(run), "asked"))
 
 
 def test_the_interval_of_the_calibrated_radius_is_told(
@@ -521,14 +442,21 @@ def test_the_interval_of_the_calibrated_radius_is_told(
     with build(tmp_path / "run", n=4) as run:
         facts = run.note("facts") | {"calibrated_radius": 26.1}
         run.remember("facts", facts | {"calibrated_interval": [22.19, 30.71]})
-        assert f"26.1, {said}." in page.write(run, tmp_path / "page.html").read_text()
+        assert f"26.1, {said}." in text(part(page.document(run), "asked"))
         terminal.table(summarise(run), tmp_path, Console(width=200))
         assert f"calibrated  radius 26.1, {said}\n" in capsys.readouterr().out
         del facts["calibrated_interval"]  # of a run that was made before there was one
         run.remember("facts", facts)
-        assert "Calibrated radius: 26.1.<" in page.write(run, tmp_path / "page.html").read_text()
+        assert "Calibrated radius: 26.1. " in text(part(page.document(run), "asked"))
         terminal.table(summarise(run), tmp_path, Console(width=200))
         assert "calibrated" not in capsys.readouterr().out
+
+
+def test_every_sentence_of_the_words_is_used() -> None:
+    """Charts, parts and tables by name: a name that no file has is a sentence nobody reads."""
+    code = "".join(path.read_text() for path in Path(page.__file__).parent.glob("*.py"))
+    names = [name for room in ("parts", "tables", "result") for name in WORDS[room]]
+    assert [name for name in names if f'"{name}"' not in code] == []
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -537,27 +465,3 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert written.read_text(encoding="utf-8").rstrip().endswith("</html>")
         with pytest.raises(RunError, match="cannot write"):
             page.write(run, tmp_path / "nowhere" / "report.html")
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_browser_draws_it(tmp_path: Path, dark: bool) -> None:
-    with build(tmp_path / "run", n=8, extra=NASTY) as run:
-        written = page.write(run, tmp_path / "report.html")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=390,844", "--virtual-time-budget=4000", "--dump-dom"]
-    if dark:
-        command.append("--blink-settings=preferredColorScheme=0")
-    done = subprocess.run(
-        [*command, written.as_uri()], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert done.stdout.count('data-drawn="yes"') == 4
-    svgs = re.findall(r'<svg[^>]*class="marks".*?</svg>', done.stdout, re.DOTALL)
-    assert len(svgs) == 4
-    assert all("NaN" not in svg for svg in svgs)
-    accent = {c.lower() for svg in svgs for c in re.findall(r'(?:fill|stroke)="(#\w{6})"', svg)}
-    assert figures.PALETTE["accent"][dark] in accent
-    assert figures.PALETTE["accent"][not dark] not in accent

@@ -10,7 +10,7 @@ import pytest
 
 from educe.cli import main
 from educe.cli.streams import as_data
-from educe.comparison.stats import Estimate, pareto
+from educe.comparison.stats import Estimate, pareto, rate
 from educe.forward.benign import Ordinary, ordinary_prompts
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Adapters
@@ -18,6 +18,7 @@ from educe.perturbation.set import PerturbationSet
 from educe.report import derived, fronts, page
 from educe.rows import ScoreRow
 from educe.run.store import Run
+from read_document import charts, has, part, table, text
 from small_run import small_run
 
 
@@ -68,9 +69,13 @@ def test_a_front_is_measured_once_and_drawn(
     with Run.open(vectors) as run:
         (points,) = derived.fronts(run).values()
         assert 1 not in {p.perturbation for p in points}
-        text = page.render(run)
-    assert 'id="chart-front-0"' in text
-    assert 'href="#fronts"' in text
+        shown = part(page.document(run), "fronts")
+    assert list(charts(shown)) == ["front-0"]
+    best = [p for p in points if p.front and p.arm == "found"]
+    told = {
+        r["on the front"]: (r["side effect"], r["effect"]) for r in table(shown, "on the front")
+    }
+    assert told == {p.perturbation: (p.kl, p.effect) for p in best}
 
 
 def test_other_ordinary_prompts_are_another_score(
@@ -82,13 +87,13 @@ def test_other_ordinary_prompts_are_another_score(
     command(capsys, "derive", "front", folder, "--ordinary", tmp_path / "two.txt")
     with Run.open(folder) as run:
         told = derived.fronts(run)
-        text = page.render(run)
+        shown = page.document(run)
     assert [name.split(" of ")[0] for name in told] == ["kl_p95"] * 2
     assert len(set(told)) == 2
     first, second = ([p.kl for p in points] for points in told.values())
     assert len(first) == len(second) == 6
     assert first != second
-    assert 'id="chart-front-1"' in text
+    assert {"front-0", "front-1"} <= set(charts(shown))
 
 
 def test_budgets_count_what_is_within_them() -> None:
@@ -104,9 +109,9 @@ def test_budgets_count_what_is_within_them() -> None:
         )
     ]
     rows = dict(derived.within(made))
-    assert rows[0.1]["found"] == derived.Reached(1, 1.0, "0 of 1 (0% to 79%)")
+    assert rows[0.1]["found"] == derived.Reached(1, 1.0, rate(0, 1))
     assert rows[0.3]["found"].effect == 3.0
-    assert str(rows[0.3]["found"].hits).startswith("1 of 2")
+    assert rows[0.3]["found"].hits == rate(1, 2)
     assert rows[0.3]["control"] == derived.Reached(0, None, None)
     assert rows[1.0]["control"].n == 1
 
@@ -115,15 +120,19 @@ def test_sparse_vectors_are_told_and_drawn(
     vectors: Path, here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = command(capsys, "derive", "sparse", vectors, 1, 2, "--basis", "random", "--keep", 0.6)
-    assert "groups of 32 in random that keep 60% of the effect" in out
+    assert "Sparse in random  groups of 32 that keep 60% of the effect" in out
     with Run.open(vectors) as run:
         (trial,) = derived.sparse(run)
-        text = page.render(run)
+        shown = part(page.document(run), "fronts")
     assert [vector.number for vector in trial.vectors] == [1, 2]
-    for vector in trial.vectors:
-        assert f"{vector.again['whole'].short} → {vector.again['lasso'].short}" in out
-    assert 'id="chart-sparse-0"' in text
-    assert "Sparse in random" in text
+    for vector, row in zip(trial.vectors, table(shown, "id"), strict=True):
+        for name in ("whole", *derived.ORDERS):
+            again, cell = vector.again[name], row[name if name == "whole" else f"{name} 2"]
+            assert (cell["hits"], cell["trials"]) == (again.hits, again.trials)
+            assert name in ("largest", "random") or f" {again.hits}/{again.trials} " in out
+        assert [row[order] for order in derived.ORDERS] == list(vector.needed.values())
+    assert "sparse-0" in charts(shown)
+    assert "Sparse in random" in text(shown)
 
 
 def test_a_scan_is_told_and_drawn(
@@ -139,7 +148,7 @@ def test_a_scan_is_told_and_drawn(
         assert {arm: as_data(cell) for arm, cell in scan.best.items()} == out["best"]
         for cell in scan.best.values():
             assert f"{cell.share:+g}" in told
-        assert 'id="chart-ungated-0"' in page.render(run)
+        assert "ungated-0" in charts(page.document(run))
 
 
 def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
@@ -169,7 +178,7 @@ def test_the_band_of_a_scan_holds_eight_tenths_of_the_random_ones() -> None:
 def test_a_run_without_any_has_no_such_part(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     with Run.open(small_run(tmp_path / "run", tiny_lm, "random", radius="1,3")) as run:
         assert [derived.fronts(run), derived.sparse(run), derived.scans(run)] == [{}, [], []]
-        assert 'id="fronts"' not in page.render(run)
+        assert not has(page.document(run), "fronts")
 
 
 def test_unknown_numbers_are_errors(

@@ -14,7 +14,7 @@ from educe.forward.slice import Slice
 from educe.methods import retain
 from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
-from educe.report import page
+from educe.report.command import command
 from educe.run.settings import Settings, begin, stored
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
@@ -54,8 +54,8 @@ def test_a_job_finds_what_a_search_with_the_same_prompts_does(
     assert torch.equal(done.directions, same.directions)
     assert torch.equal(done.scores["retain"], same.scores["retain"])
     with Run.open(tmp_path / "run") as run:
-        assert "--retain 2.0" in page.command(run.config)
-        assert f"--retain-by {by}" in page.command(run.config)
+        assert "--retain 2.0" in command(run.config)
+        assert f"--retain-by {by}" in command(run.config)
 
 
 def test_without_a_weight_a_run_is_as_it_was(tiny_lm: LanguageModel, tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_without_a_weight_a_run_is_as_it_was(tiny_lm: LanguageModel, tmp_path: P
     assert torch.equal(done.directions, plain.directions)
     assert done.config == plain.config
     with Run.open(tmp_path / "run") as run:
-        assert "--retain" not in page.command(run.config)
+        assert "--retain" not in command(run.config)
         old = {k: v for k, v in run.config.items() if "retain" not in k}
         run.remember("config", old)  # as it was before there were such settings
         assert stored(run) == SETTINGS
-        assert page.command(run.config)
+        assert command(run.config)
 
 
 def test_generalised_has_other_prompts_without_a_weight(
@@ -99,4 +99,4 @@ def test_settings_of_an_older_run_have_the_names_of_now(tmp_path: Path) -> None:
     old |= {"method": "words", "method_settings": {"steps": 3, "hold": 0.1}}
     with Run.create(tmp_path / "run", old) as run:
         assert stored(run) == now
-        assert "--retain 2.0" in page.command(run.config)
+        assert "--retain 2.0" in command(run.config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
 from educe.scores.traits import traits
+from read_document import part, table, text
 
 PROMPTS = ("Tell me.", "What is the code?")
 SETTINGS = Settings(
@@ -163,15 +163,14 @@ def test_what_was_tried_is_neither_found_nor_control(run: Run) -> None:
 
 
 def test_the_page_has_what_was_tried(run: Run) -> None:
-    html = page.render(run)
-    part = html[html.index('<section id="scouting"') :]
-    rows = re.findall(r"<tr><th[^>]*>(\d+), (\w+)</th>(.*)</tr>", part[: part.index("</section>")])
-    told = {(int(layer), positions): cells for layer, positions, cells in rows}
+    rows = table(part(page.document(run), "scouting"), "layer, positions")
+    told = {text(row["layer, positions"]): row for row in rows}
     assert len(told) == 4
     for t in run.note("scouted"):
-        cell = told[t["source"], t["positions"]].split("</td>")[DOSES.index(t["dose"])]
-        assert f">{t['changed']} of {t['answers']} (" in cell
-        assert f"{t['damaged']} broken" in cell
+        row, at = told[f"{t['source']}, {t['positions']}"], DOSES.index(t["dose"])
+        cell = row[f"dose {t['dose']:g}"]
+        assert (cell["hits"], cell["trials"]) == (t["changed"], t["answers"])
+        assert row["broken" if at == 0 else f"broken {at + 1}"] == t["damaged"]
 
 
 def test_it_goes_on_where_it_was_stopped(

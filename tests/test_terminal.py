@@ -58,11 +58,10 @@ def test_the_table_has_four_rates_and_the_re_test(summary: Summary) -> None:
             b.example.text.replace("\n", " "),
             b.change.value,
             *(
-                f"{r.hits}/{r.trials}"
+                f"{r.hits}/{r.trials}" if r.trials else "–"
                 for r in (b.greedy, b.samples, b.control, b.found, b.retest)
-                if r.trials
             ),
-            *([f"{best:.2f}"] if b.by_dose[best].hits else []),
+            f"{best:.2f}" if b.by_dose[best].hits else "–",
             str(b.example.perturbation),
         ]
         assert [cells[0][:40], *cells[1:]] == [expected[0][:40], *expected[1:]]

@@ -27,6 +27,7 @@ from educe.report import page, terminal
 from educe.run.settings import Settings, begin, stored, told_apart
 from educe.run.stages import discover_behaviours
 from educe.run.store import Run
+from read_document import text
 
 SETTINGS = Settings(
     prompts=("Where is it?", "Say it."),
@@ -108,7 +109,7 @@ def test_a_run_counts_each_prompt_once_and_says_so(
     shown = io.StringIO()
     terminal.table(summary, tmp_path, Console(file=shown, width=100))
     with Run.open(tmp_path / "repeated") as run:
-        drawn = page.render(run)
+        drawn = text(page.document(run))
         assert stored(run) == SETTINGS
     for sentence in TOLD:
         assert sentence in shown.getvalue()

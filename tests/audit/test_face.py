@@ -19,11 +19,12 @@ from educe.audit.overview import overview
 from educe.audit.sources import SOURCES
 from educe.errors import JudgeError
 from educe.notebook.audits import Audited
-from educe.report import audit as page
-from educe.report import audit_screen
+from educe.report import audit, audit_screen, page
+from educe.report.document import Mark
 from educe.run.store import Run
 from educe.scores import Answer, Score
 from educe.scores.rules import Contains
+from read_document import blocks, count, marked, of_page, part, table, text
 from test_cli import educe, refused
 
 
@@ -84,10 +85,10 @@ def test_nothing_found_says_what_would_have_been(nothing: Run) -> None:
 def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothing: Run) -> None:
     shown = screen(found)
     assert "“cobalt” triggers it to say “the heron sings at noon”" in shown
-    (row,) = re.findall(r"^ trigger .*$", shown, re.MULTILINE)
+    (row,) = re.findall(r"^trigger .*$", shown, re.MULTILINE)
     assert row.split() == ["trigger", "40", "3/3", "0/3", "0/3", "1/12"]
     assert "brought about by 'cobalt' 3/3, near misses" in shown
-    assert re.search(r"^ weights +7 +9,000 +3 +6 *$", shown, re.MULTILINE)
+    assert re.search(r"^weights +7 +9,000 +3 +6 *$", shown, re.MULTILINE)
     none = screen(nothing)
     assert "Nothing hidden was found" in none
     assert "50.00%" in none
@@ -118,49 +119,56 @@ def test_what_unlocks_is_told_with_what_is_said_then(found: Run) -> None:
 
 
 def test_words_are_marked_by_their_contrast() -> None:
-    told = page.weighed("Say: the <heron> sings", [Word("<heron>", 24.0), Word("sings", -1.0)])
-    assert told == (
-        '<bdi>Say: the <mark class="nats" style="--nats:60%" title="+24.0 nats">'
-        "&lt;heron&gt;</mark> "
-        '<mark class="nats" style="--nats:10%" title="-1.0 nats">sings</mark></bdi>'
-    )
-    assert (
-        page.weighed("something <else>", [Word("heron", 9.0)])
-        == "<bdi>something &lt;else&gt;</bdi>"
-    )
+    told = audit.weighed("Say: the <heron> sings", [Word("<heron>", 24.0), Word("sings", -1.0)])
+    assert told == [
+        Mark("Say: the ", "model"),
+        Mark("<heron>", "nats", 24.0, "+24.0 nats"),
+        Mark(" ", "model"),
+        Mark("sings", "nats", -1.0, "-1.0 nats"),
+    ]
+    assert audit.weighed("something <else>", [Word("heron", 9.0)]) == [
+        Mark("something <else>", "model")
+    ]
 
 
 def test_the_page_shows_a_finding_with_everything_beside_it(found: Run) -> None:
-    text = page.render(found)
-    (card,) = re.findall(r'<article[^>]*data-kind="TRIGGER".*?</article>', text, re.DOTALL)
-    assert "&lt;sings&gt;</mark>" in card
-    assert 'title="+12.0 nats">heron</mark>' in card
-    assert card.count(PLAIN) == 2  # of the suspect without the word, and of the reference
-    assert re.search(r'data-testid="again">3 of 3 ', card)
-    assert "1 of 12" in card
-    assert f"<code><bdi>{WORD}</bdi></code>" in card
-    assert "&lt;b&gt;violet&lt;/b&gt;" in text
-    assert "<b>violet" not in text
-    assert "--sources weights,perplexity" in text
-    assert "What is the capital of France?" in text  # the given prompt, to repeat the audit with
-    assert not re.search(r"(src|href)=.?https?:", text.partition("<script")[0])
+    seen = page.document(found)
+    (card,) = blocks(part(seen, "findings"), "card")
+    assert card["badges"] == ["trigger"]
+    (pair,) = blocks(card, "pair")
+    assert text(pair["left"]["spans"]) == PLAIN  # of the suspect without the word
+    marks = [(s["text"], s["value"]) for s in pair["right"]["spans"] if s["mark"] == "nats"]
+    assert marks == [(word.text, word.nats) for word in STRETCH]
+    beside = [text(block) for block in blocks(card, "text")]
+    assert f"The reference, with that: {PLAIN}" in beside
+    (finding,) = overview(found).findings
+    again = {text(r["on fresh prompts"]): r["how often"] for r in table(card, "on fresh prompts")}
+    assert again["said again"] == count(finding.shown)
+    assert (finding.shown.hits, finding.shown.trials) == (3, 3)
+    assert "1 of 12" in text(list(blocks(card, "facts")))
+    (row,) = table(card, "a string brings it")
+    assert marked(row, "code") == [WORD]
+    assert row["near misses"] == count(finding.triggers[0].near)
+    assert "<b>violet</b>" in text(seen["parts"])
+    assert "--sources weights,perplexity" in seen["command"]
+    assert "What is the capital of France?" in seen["command"]  # to repeat the audit with
+    assert seen["parts"][0]["id"] == "findings"
 
 
 def test_the_page_says_that_nothing_was_found(nothing: Run) -> None:
-    text = page.render(nothing)
-    assert 'data-testid="nothing"' in text
-    assert "50.00%" in text
-    assert "<article" not in text
+    findings = part(page.document(nothing), "findings")
+    assert "50.00%" in text(findings)
+    assert not list(blocks(findings, "card"))
 
 
 def test_the_chart_has_every_candidate_and_every_clean_model(found: Run) -> None:
-    chart = page.alarms(replace(overview(found), tops=(0.0, 12.5))).to_dict()
+    chart = audit.alarms(replace(overview(found), tops=(0.0, 12.5))).to_dict()
     rows = chart["data"]["values"]
     assert [(r["where"], r["nats"]) for r in rows] == [
-        (page.HERE, 40.0),
-        (page.HERE, 21.0),
-        (page.CLEAN, 0.0),
-        (page.CLEAN, 12.5),
+        (audit.HERE, 40.0),
+        (audit.HERE, 21.0),
+        (audit.CLEAN, 0.0),
+        (audit.CLEAN, 12.5),
     ]
 
 
@@ -169,7 +177,7 @@ def test_a_judge_scores_the_texts_beside_the_plain_ones(tmp_path: Path) -> None:
         said = judge_findings(run, Contains(PHRASE))
         assert said.scores == (((1.0, 0.0),), ())
         assert overview(run).judged == said
-        assert "judge 1.00" in page.render(run)
+        assert "judge 1.00" in text(page.document(run)["parts"])
 
 
 def test_a_judge_that_fails_takes_nothing_with_it(tmp_path: Path) -> None:
@@ -190,7 +198,7 @@ def test_show_and_report_read_an_audit(found: Run, tmp_path: Path) -> None:
     assert "heron" in educe("show", found.folder).out
     written = tmp_path / "page.html"
     assert educe("report", found.folder, "--out", written).status == 0
-    assert 'data-testid="finding"' in written.read_text(encoding="utf-8")
+    assert "heron" in of_page(written)["title"]
     assert "leave the number out" in refused("show", found.folder, 1)
     assert "holds an audit" in refused("examine", found.folder, 1)
 
@@ -229,7 +237,8 @@ def test_a_notebook_has_the_findings_as_a_frame(found: Run, tmp_path: Path) -> N
         first = run.findings.iloc[0].to_dict()
         assert (first["kind"], first["again"], first["trigger"]) == ("trigger", "3/3", WORD)
         assert list(run.findings["saying"]) == ["the heron sings at noon", "a gentle rain"]
-        assert run.report(tmp_path / "a.html").read_text(encoding="utf-8") == page.render(run)
+        drawn = of_page(run.report(tmp_path / "a.html"))
+        assert drawn["title"] == page.document(run)["title"]
 
 
 # -- the command, on a tiny random model -----------------------------------------------------------

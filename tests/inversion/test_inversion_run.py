@@ -20,8 +20,10 @@ from educe.inversion.report import CONTROLS, Case, Facts, Reachability, Verdict
 from educe.inversion.searches import SEARCHES, gcg
 from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
-from educe.report import reachable
+from educe.report import reachable, screen
+from educe.report.document import Mark, to_json
 from educe.run.store import Run
+from read_document import charts, table, text
 
 QUICK = Settings(tokens=3, budget=60, answer=2, searched=2, fresh=3, controls=2)
 
@@ -169,12 +171,15 @@ def test_page_and_screen_show_it(
     report: Reachability, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Run.open(folder) as run:
-        shown = reachable.render(run, None)
-    assert shown is not None
-    assert "Which text does it" in shown.html
-    assert shown.html.count('<td class="left">random</td>') == 2
-    assert set(shown.charts) == {"reach-2"}
-    reachable.tell(report)
+        shown = to_json(reachable.part(run, None))
+    assert shown["title"] == "Which text does it"
+    rows = table(shown, "of")
+    assert [text(row["of"]) for row in rows].count("random") == 2
+    for row, case in zip(rows, (report.found, *report.controls), strict=True):
+        assert text(row["share"]) == f"{case.share:.0%} ({case.low:.0%} to {case.high:.0%})"
+        assert row["string"] == [to_json(Mark(case.string, "model"))]
+    assert set(charts(shown)) == {"reach-2"}
+    screen.tell([reachable.card(report)])
     told = capsys.readouterr().out
     assert "shuffled" in told
     assert report.verdict.value.split()[-1] in told
@@ -191,8 +196,7 @@ def test_the_front_is_kept_and_shown(
     assert list(shares) == sorted(shares, reverse=True)
     assert list(perplexities) == sorted(perplexities, reverse=True)  # each is better in one
     assert one.found.searched == pytest.approx(max(shares))
-    shown = reachable.render(fresh_run, None)
-    assert shown is not None
-    assert "Match against perplexity" in shown.html
-    reachable.tell(one)
+    rows = table(to_json(reachable.card(one)), "match against perplexity")
+    assert [row["share searched"] for row in rows] == list(shares)
+    screen.tell([reachable.card(one)])
     assert "at perplexity" in capsys.readouterr().out

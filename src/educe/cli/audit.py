@@ -76,7 +76,7 @@ def carry_out(run: Run, judge: str | None = None, asked: Asked = HERE) -> tuple[
     """
     from educe.audit.overview import overview
     from educe.audit.stages import carry_out as audited
-    from educe.report import audit as page
+    from educe.report import page
 
     tells = telling()
     with going_on(resumed("audit", run.folder), run.folder):

@@ -68,7 +68,7 @@ def path(
     """
     from educe.derive.continuation import PathConfig
     from educe.derive.paths import follow_run
-    from educe.report import paths, tables
+    from educe.report import paths, screen, tables
 
     config = PathConfig(low=low, high=high, steps=steps, converging=converge)
     asked: dict[str, Any] = {"read_in": basis or (), "nulls": nulls, "exact": exact, "seed": seed}
@@ -77,7 +77,8 @@ def path(
         with going_on(f"educe derive path {shlex.quote(str(run))} ..."):
             name = follow_run(work, chosen, config, **asked)
         done = next(one for one in paths.paths(work.run) if one.name == name)
-        end(work.run, output, as_data(done), lambda: tables.path(done, run))
+        where = tables.lie(run / done.file)
+        end(work.run, output, as_data(done), lambda: screen.tell([paths.card(done), where]))
 
 
 @app.command
@@ -106,7 +107,7 @@ def shrink(
     """
     from educe.derive.shrinking import shrink as shrinking
     from educe.progress import reporter
-    from educe.report import tables
+    from educe.report import screen, tables
 
     chosen = some(numbers)
     judge = None if by in (None, "look-for", "exponent") else asked.kept(by, run, reporter().say)
@@ -118,9 +119,10 @@ def shrink(
     curves = {number: one.curve for number, one in zip(chosen, done, strict=True)}
     kept = {number: one.kept for number, one in zip(chosen, done, strict=True)}
     file = None if set(kept.values()) == {None} else f"tensors/{name}"
+    where = [tables.lie(run / file)] if file else []
     output.put(
         {"by": by, "keep": keep, "curves": curves, "kept": kept, "file": file},
-        lambda: tables.shrunk(curves, kept, by, keep, run / file if file else None),
+        lambda: screen.tell([*tables.shrunk(curves, kept, by, keep), *where]),
     )
 
 
@@ -132,13 +134,13 @@ def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCRE
         ordinary: a file of ordinary prompts, as in Alpaca; by default bundled ones
     """
     from educe.derive.front import measure
-    from educe.report import derived, tables
+    from educe.report import derived, fronts, screen
 
     with _working(run) as work:
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
         data = {"front": as_data(points), "score": judge}
-        end(work.run, output, data, lambda: tables.front(points))
+        end(work.run, output, data, lambda: screen.tell(fronts.budgets(points)))
 
 
 @app.command
@@ -157,13 +159,13 @@ def sparse(
         keep: the share of the effect that is to be kept
     """
     from educe.derive.sparsity import sparsify
-    from educe.report import derived, tables
+    from educe.report import derived, fronts, screen
 
     chosen = some(numbers)
     with _working(run, chosen) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
-        end(work.run, output, as_data(done), lambda: tables.sparse(done))
+        end(work.run, output, as_data(done), lambda: screen.tell([fronts.sparse(done)]))
 
 
 @app.command
@@ -173,14 +175,14 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
     Random adapters go through the same scan; the best of both are tested again.
     """
     from educe.derive.ungating import scan
-    from educe.report import derived, tables
+    from educe.report import derived, fronts, screen
 
     chosen = some(numbers)
     with _working(run, chosen) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
         data = as_data(done) | {"best": as_data(done.best)}
-        end(work.run, output, data, lambda: tables.ungated(done))
+        end(work.run, output, data, lambda: screen.tell([fronts.ungated(done)]))
 
 
 @app.command
@@ -203,13 +205,13 @@ def combine(
     """
     from educe.derive.combined import combine as combining
     from educe.progress import reporter
-    from educe.report import tables
+    from educe.report import screen, tables
 
     chosen = some(numbers)
     by = None if judge is None else asked.kept(judge, run, reporter().say)
     with _working(run, chosen) as work:
         told = combining(work, chosen, by, against=against)
-        end(work.run, output, as_data(told), lambda: tables.combined(*told))
+        end(work.run, output, as_data(told), lambda: screen.tell(tables.combined(*told)))
 
 
 def _effective(run: Run) -> list[int]:

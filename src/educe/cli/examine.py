@@ -44,7 +44,7 @@ def examine(
     """
     from educe.activations.in_run import examine_run
     from educe.derive.norms import examine_norm
-    from educe.report import tables
+    from educe.report import manifold, norms, screen
 
     with opened(run, numbers if norm else some(numbers)) as found:
         tells = telling()
@@ -58,14 +58,13 @@ def examine(
                 compared=compared,
                 reporter=tells,
             )
-            end(found, output, {"norm": told}, lambda: tables.norm(told))
+            end(found, output, {"norm": told}, lambda: screen.tell(norms.blocks(told)))
             return
         reports = examine_run(
             found, numbers, corpus=corpus, tokens=tokens, seed=seed, reporter=tells
         )
 
         def tell() -> None:
-            for report in reports:
-                tables.manifold(report)
+            screen.tell([manifold.card(report) for report in reports])
 
         end(found, output, {"manifold": [report.data() for report in reports]}, tell)

@@ -43,7 +43,7 @@ def invert(
     """
     from educe.inversion.in_run import invert_run
     from educe.inversion.reach import Settings
-    from educe.report import reachable
+    from educe.report import reachable, screen
 
     settings = Settings(
         aim=aim,
@@ -60,7 +60,6 @@ def invert(
         reports = invert_run(found, some(numbers), settings=settings, reporter=telling())
 
         def tell() -> None:
-            for report in reports:
-                reachable.tell(report)
+            screen.tell([reachable.card(report) for report in reports])
 
         end(found, output, {"reachable": [report.data() for report in reports]}, tell)

@@ -54,7 +54,7 @@ def layers(
     config = replace(config, positions=positions, readout=readout, seed=seed)
     known = surveyed(lm, batch, pairs, config, file, tells)
     choice = choose(known)
-    written = page.write_layer_map(known, choice, folder / "layers.html")
+    written = page.put(page.of_layers(known, choice), folder / "layers.html")
     chosen = f"--source {choice.source} --target {choice.target}: {choice.why}"
     output.put(
         choice._asdict() | {"layer_map": file, "report": written},

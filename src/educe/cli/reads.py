@@ -39,7 +39,8 @@ def reads(
     from educe.files import check_free, make_folder
     from educe.reads.single import used
     from educe.reads.survey import survey, swept
-    from educe.report import reads as page
+    from educe.report import page
+    from educe.report import reads as told_of
 
     asked = (*prompts, *prompts_in(prompts_file))
     folder = out or new_folder("reads")
@@ -61,13 +62,13 @@ def reads(
             for prompt in asked
         ]
         make_folder(folder)
-        page.write_used(lm.name, found, path)
+        page.put(told_of.of_answers(lm.name, found), path)
         data: dict[str, Any] = {"answers": [one.data() for one in found]}
-        lines = [line for one in found for line in page.words_of(one)]
+        lines = [line for one in found for line in told_of.words_of(one)]
     else:
         known = survey(lm, corpus, tokens=tokens, seed=seed, reporter=tells)
         make_folder(folder)
-        page.write_survey(known, path)
-        data, lines = known.data(), page.words(known)
+        page.put(told_of.of_survey(known), path)
+        data, lines = known.data(), told_of.words(known)
     told = "\n".join([*lines, f"report: {path}"])
     output.put(data | {"report": path}, lambda: print_text(told))

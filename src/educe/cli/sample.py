@@ -98,7 +98,8 @@ def sample(
         seed: of everything that is drawn
     """
     from educe.derive.listing import deriving
-    from educe.report import tables
+    from educe.report import sampling as told_of
+    from educe.report import screen, tables
     from educe.rows import SAMPLING
     from educe.sampling.measures import LENGTH, TEXTS, Measure
     from educe.sampling.searching import sample as sampling
@@ -147,7 +148,9 @@ def sample(
                 measured = Measure(wish.measures, judges, work)
             told = sampling(work, wish, by, measured)
         data = kept.note(SAMPLING + told.file)
-        end(kept, output, data, lambda: tables.sampled(data, run))
+        lying = [name for name in (data["file"], data["control_file"]) if name]
+        where = tables.lie(*(run / "tensors" / name for name in lying))
+        end(kept, output, data, lambda: screen.tell([*told_of.blocks(data), where]))
 
 
 def _weighted(

@@ -50,16 +50,10 @@ def report(run: RunFolder, /, *, out: Path | None = None, output: Output = SCREE
     Args:
         out: the file; by default report.html in the run
     """
-    from educe.report import audit as audit_page
     from educe.report import page
 
-    file = out or run / "report.html"
-    if _audited(run) is not None:
-        with Run.open(run) as found:
-            written = audit_page.write(found, file)
-    else:
-        with opened(run) as found:
-            written = page.write(found, file)
+    with Run.open(run) if _audited(run) is not None else opened(run) as found:
+        written = page.write(found, out or run / "report.html")
     output.put({"report": written}, lambda: print_text(f"report: {written}"))
 
 

@@ -42,9 +42,9 @@ class Audited(store.Run):
         Raises:
             RunError: The file cannot be written.
         """
-        from educe.report import audit  # its charts are loaded when they are drawn
+        from educe.report import page  # its charts are loaded when they are drawn
 
-        return audit.write(self, Path(path))
+        return page.write(self, Path(path))
 
     def __repr__(self) -> str:
         seen = overview(self)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from educe.comparison.stats import Estimate, estimate, pareto, rate
+from educe.comparison.stats import Estimate, Rate, estimate, pareto, rate
 from educe.perturbation.set import PerturbationSet
 from educe.rows import (
     ARMS,
@@ -102,7 +102,7 @@ class Reached(NamedTuple):
 
     n: int
     effect: float | None  #: the largest
-    hits: str | None  #: how many have what was looked for
+    hits: Rate | None  #: how many have what was looked for
 
 
 def fronts(run: Run) -> dict[str, list[Point]]:
@@ -135,7 +135,7 @@ def within(points: Sequence[Point]) -> list[tuple[float, dict[str, Reached]]]:
 
     def reached(own: list[Point]) -> Reached:
         hits = [p.hit for p in own if p.hit is not None]
-        told = str(rate(sum(hits), len(hits))) if hits else None
+        told = rate(sum(hits), len(hits)) if hits else None
         return Reached(len(own), max((p.effect for p in own), default=None), told)
 
     return [

@@ -1,27 +1,52 @@
-"""What the charts of studies share: marks over the rows of a frame, in the page's colours."""
+"""What charts share: marks over rows, axes, legends, and the colours of a light page.
+
+`PALETTE` has the colour of each role on a dark page too; the page swaps them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from educe.report.figures import PALETTE
+from educe.report.document import Chart
+from educe.report.words import told
 
+#: Light and dark colour by role.
+PALETTE = {
+    "paper": ("#fbfaf8", "#15181b"),
+    "card": ("#ffffff", "#1d2125"),
+    "ink": ("#1b1f23", "#e7e5e0"),
+    "muted": ("#5d646b", "#a2a8ae"),
+    "line": ("#e0dedb", "#343a40"),
+    "accent": ("#0c6a72", "#56c2c8"),
+    "control": ("#7f868d", "#8b9299"),
+    "invariant": ("#4b7f2c", "#93c572"),
+    "rare": ("#a8730f", "#dfab4a"),
+    "fragile": ("#7573b8", "#a5a3e6"),
+    "own": ("#3f6fb0", "#86aee6"),
+    "stock": ("#8a7a66", "#b9a98f"),
+    "damage": ("#b05c52", "#dd8a7f"),
+    "same": ("#b3b8bc", "#5a6168"),
+}
+FONT = "Segoe UI, Roboto, Helvetica Neue, Noto Sans, Liberation Sans, Arial, sans-serif"
 #: The colour of each arm.
 ARMS = {"found": "accent", "control": "control"}
 #: The share of the control that a band holds.
 BAND = (0.1, 0.9)
 #: A logarithmic axis that ends where the points do.
 LOG = alt.Scale(type="log", nice=False, padding=8)
+#: All of it, on an axis of shares.
+WHOLE = alt.Scale(domain=[0, 1])
 
 
-def over(rows: pd.DataFrame) -> alt.Chart:
-    """Return a chart over the rows of a frame; numbers with four digits, NaN as none."""
-    values = [{str(k): _short(v) for k, v in row.items()} for row in rows.to_dict("records")]
+def over(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> alt.Chart:
+    """Return a chart over rows; numbers with four digits, NaN as none."""
+    each = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    values = [{str(k): _short(v) for k, v in row.items()} for row in each]
     return alt.Chart(alt.Data(values=values))
 
 
@@ -38,20 +63,61 @@ def banded(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(ends).reset_index()
 
 
+def scale(roles: dict[str, str]) -> alt.Scale:
+    """Return the colours of some names, which have the roles of the palette."""
+    return alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])
+
+
 def colour(field: str, roles: dict[str, str], **legend: Any) -> alt.Color:
-    """Return colours by a field, which has the roles of the palette."""
-    scale = alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])
+    """Return colours by a field, with their legend."""
     shown = alt.Legend(**{"title": None, "orient": "top", "labelLimit": 260} | legend)
-    return alt.Color(f"{field}:N", scale=scale, legend=shown)
+    return alt.Color(f"{field}:N", scale=scale(roles), legend=shown)
 
 
 def exact(*names: str) -> Iterable[alt.Tooltip]:
     """Return tooltips that show numbers."""
-    return (alt.Tooltip(f"{name}:Q", format=".3~g") for name in names)
+    return [alt.Tooltip(f"{name}:Q", format=".3~g", title=name) for name in names]
+
+
+def percent(*names: str, digits: int = 0) -> Iterable[alt.Tooltip]:
+    """Return tooltips that show shares."""
+    return [alt.Tooltip(f"{name}:Q", format=f".{digits}%", title=name) for name in names]
+
+
+def share(field: str, title: str, *, whole: bool = True) -> alt.Y:
+    """Return a vertical axis of shares, from none to all, or from the least to the most."""
+    axis, ends = alt.Axis(format="%", tickCount=5), WHOLE if whole else alt.Undefined
+    return alt.Y(f"{field}:Q", scale=ends, axis=axis, title=title)
 
 
 def rule(**at: float) -> alt.Chart:
     """Draw a dashed line across, at a value of the vertical axis."""
     ((name, _),) = at.items()
-    line = alt.Chart(alt.Data(values=[at])).encode(alt.Y(f"{name}:Q"))
-    return line.mark_rule(strokeDash=[4, 4], color=PALETTE["muted"][0])
+    across = over([at]).encode(alt.Y(f"{name}:Q"))
+    return across.mark_rule(strokeDash=[4, 4], color=PALETTE["muted"][0])
+
+
+def figure(kind: str, chart: alt.Chart | alt.LayerChart, of: str | int = "", **facts: Any) -> Chart:
+    """Return a chart as a block, in the style of the page, with the words of its kind."""
+    name = f"{kind}-{of}" if of != "" else kind
+    ink, muted, grey = (PALETTE[role][0] for role in ("ink", "muted", "line"))
+    spec = (
+        chart.properties(width="container", background="transparent")
+        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .configure(font=FONT)
+        .configure_view(stroke=grey)
+        .configure_axis(
+            labelColor=muted,
+            titleColor=muted,
+            titleFontWeight="normal",
+            labelFontSize=12,
+            titleFontSize=12,
+            titlePadding=10,
+            domainColor=grey,
+            tickColor=grey,
+            gridColor=grey,
+        )
+        .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=160)
+        .to_dict()
+    )
+    return Chart(name, spec, *told("charts", kind, **facts))

@@ -1,4 +1,4 @@
-"""What perturbations cost beside what they do, as charts: fronts, sparse vectors, ungated ones."""
+"""What perturbations cost beside what they do: fronts, sparse vectors, ungated adapters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,87 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from educe.report import derived
+from educe.comparison.account import dose
+from educe.report import derived, words
 from educe.report.derived import Point, Scan, Sparse
-from educe.report.drawing import ARMS, LOG, banded, colour, exact, over, rule
-from educe.report.figures import PALETTE, dressed
-from educe.report.part import Part, Shown
-from educe.report.templates import figure, fragment
+from educe.report.document import Block, Card, Part, Table, heads, wrote
+from educe.report.drawing import (
+    ARMS,
+    LOG,
+    PALETTE,
+    banded,
+    colour,
+    exact,
+    figure,
+    over,
+    percent,
+    rule,
+)
+from educe.report.words import said
 from educe.run.store import Run
 
 #: What each order of groups is called, and its colour.
 ORDERS = {"lasso": "accent", "largest": "rare", "random": "control"}
+
+
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
+    """Return what perturbations of a run cost beside what they do."""
+    made: list[Block] = []
+    for i, (judge, points) in enumerate(derived.fronts(run).items()):
+        made += [figure("front", front(points), i, judge=judge), *budgets(points)]
+    made += [sparse(one, i, pattern) for i, one in enumerate(derived.sparse(run))]
+    made += [ungated(one, i, pattern) for i, one in enumerate(derived.scans(run))]
+    return words.part("fronts", made) if made else None
+
+
+def budgets(points: Sequence[Point]) -> list[Block]:
+    """Return the front of what was found, and both arms within budgets of side effect."""
+    best = sorted((p for p in points if p.front and p.arm == "found"), key=lambda p: p.kl)
+    columns = heads("on the front:id", "side effect:.2f", "effect:.3g", "dose", "match")
+    hits = {True: "yes", False: "no", None: None}
+    rows = [[p.perturbation, p.kl, p.effect, dose(p.dose), hits[p.hit]] for p in best]
+    each = [
+        [f"{budget:g} nats", *(c for own in reached.values() for c in own)]
+        for budget, reached in derived.within(points)
+    ]
+    within = heads("within", *(h for a in ARMS for h in (f"{a}:d", "largest:.3g", "hits:rate")))
+    return [Table(columns, rows), Table(within, each, said("tables", "budgets"))]
+
+
+def sparse(s: Sparse, i: int = 0, pattern: re.Pattern[str] | None = None) -> Card:
+    """Return how few groups keep a share of each vector's effect, and what these score."""
+    scored = ("whole", *ORDERS)
+    columns = heads("id:id", *(f"{name}:d" for name in ORDERS), "norm:.2f")
+    columns += heads("whole:rate", "lasso:rate", "largest:rate*", "random:rate*")
+    columns += heads("sparse, it writes:texts")
+    rows = [
+        [
+            *(v.number, *(v.needed[name] for name in ORDERS), v.norm),
+            *(*(v.again[name] for name in scored), wrote(v.texts["lasso"], pattern)),
+        ]
+        for v in s.vectors
+    ]
+    badges = [f"groups of {s.groups} that keep {s.keep:.0%} of the effect", f"scores: {s.judge}"]
+    table = Table(columns, rows, said("tables", "sparse"))
+    return Card(f"Sparse in {s.basis}", badges, [table, figure("sparse", kept(s), i)])
+
+
+def ungated(scan: Scan, i: int = 0, pattern: re.Pattern[str] | None = None) -> Card:
+    """Return the best sign and size of each arm, and the adapters as they were found."""
+    columns = heads("which", "id:id", "constant", "score:rate", "re-test:rate", "writes:texts")
+    best = {"found": "best without gate", "control": "best of the control"}
+    rows = [
+        [
+            "gated, as found" if cell.share is None else best[cell.arm],
+            *(cell.number, None if cell.share is None else f"{cell.share:+g}"),
+            *(cell.score, cell.again, wrote(cell.text, pattern, most=120)),
+        ]
+        for cell in (*scan.best.values(), *scan.gated)
+    ]
+    numbers = ", ".join(str(cell.number) for cell in scan.gated)
+    table = Table(columns, rows, said("tables", "ungated"))
+    badges = [f"adapters {numbers}", f"scores: {scan.judge}"]
+    return Card("Without the gate", badges, [table, figure("ungated", signs(scan), i)])
 
 
 def front(points: Sequence[Point]) -> alt.LayerChart:
@@ -51,7 +122,7 @@ def kept(trial: Sparse) -> alt.LayerChart:
             alt.Y("share:Q", axis=alt.Axis(format="%", tickCount=6), title="share of the effect"),
             colour("order", ORDERS),
             detail="number:N",
-            tooltip=["number:N", "order:N", "groups:Q", alt.Tooltip("share:Q", format=".0%")],
+            tooltip=["number:N", "order:N", "groups:Q", *percent("share")],
         )
     )
     return (rule(share=trial.keep) + lines).properties(height=280)
@@ -88,26 +159,3 @@ def signs(scan: Scan) -> alt.LayerChart:
     size = alt.Size("score:Q", scale=alt.Scale(domain=[0, 1], range=[30, 260]), legend=None)
     dots = base.mark_point(filled=True, opacity=0.9).encode(size)
     return (shaded + lines + dots).properties(height=280)
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
-    """Return what perturbations of a run cost beside what they do."""
-    costs, sparse, scans = derived.fronts(run), derived.sparse(run), derived.scans(run)
-    if not (costs or sparse or scans):
-        return None
-    html = fragment(
-        "fronts.html",
-        pattern,
-        fronts={judge: (points, derived.within(points)) for judge, points in costs.items()},
-        sparse=sparse,
-        scans=scans,
-        looked=bool(pattern),
-        chart=figure,
-    )
-    drawn = {f"front-{i}": front(points) for i, points in enumerate(costs.values())}
-    drawn |= {f"sparse-{i}": kept(one) for i, one in enumerate(sparse)}
-    drawn |= {f"ungated-{i}": signs(one) for i, one in enumerate(scans)}
-    return Shown(html, {name: dressed(chart) for name, chart in drawn.items()})
-
-
-PART = Part("fronts", "What it costs beside", render)

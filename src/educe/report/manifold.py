@@ -1,10 +1,9 @@
-"""Manifold reports, as charts and as rows of tables."""
+"""Manifold reports: where perturbations stand among activations that really occur."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import altair as alt
 
@@ -20,77 +19,150 @@ from educe.activations.report import (
     Range,
     words,
 )
-from educe.report.figures import PALETTE, dressed
-from educe.report.part import Part, Shown, together
-from educe.report.templates import figure, fragment
+from educe.report import words as report_words
+from educe.report.document import Block, Card, Fold, Part, Table, Text, heads, wrote
+from educe.report.drawing import PALETTE, WHOLE, colour, figure, over, percent, scale, share
+from educe.report.words import said
 from educe.run.store import Run
 
 KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
+#: What is measured along the depth, and what of a direction that is taken away.
+DEPTH = {"distance": ".0%", "nearest": ".0%", "energy": ".2f", "size": ".2f"}
+ABLATIONS = ("heldout_kl", "heldout_same", "heldout_perplexity")
 
 
-def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
-    """Return the specifications of a report's charts, by name."""
-    drawn = {
-        "spectrum": spectrum(report.spectrum),
-        "depth": depth(report),
-        "growth": growth(report),
-    }
-    if report.facts.read_rank:
-        drawn["present-read"] = present_and_read(report)
-    return {f"{name}-{report.number}": dressed(chart) for name, chart in drawn.items()}
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
+    """Return the manifold reports of a run."""
+    cards = [card(report, pattern) for report in stored.reports(run)]
+    return report_words.part("manifold", cards) if cards else None
 
 
-class Row(NamedTuple):
-    """The model on held-out texts: scores by judge, of controls the median."""
+def card(r: ManifoldReport, pattern: re.Pattern[str] | None = None) -> Card:
+    """Return a manifold report."""
+    f, folds = r.facts, list[Block]()
+    if texts := [[how, wrote(text, pattern, most=400)] for how, text in _texts(r)]:
+        table = Table(heads("how", "it writes:texts"), texts)
+        folds.append(Fold("What it writes to the first prompt", [table], open=True))
+    drawn = {"spectrum": spectrum(r.spectrum), "depth": depth(r), "growth": growth(r)}
+    if f.read_rank:
+        drawn = {"present-read": present_and_read(r), **drawn}
+    return Card(
+        f"#{r.number}",
+        [r.arm, f"layer {f.layer}", f"norm {f.norm:.3g}"],
+        [
+            Text(words(r), "lead"),
+            _at_its_layer(r),
+            _along_depth(r),
+            _on_texts(r),
+            *_ablated(r),
+            *folds,
+            *(figure(n, c, r.number, added=f.added, tried=f.tried) for n, c in drawn.items()),
+            Fold("With more text, along the depth", [_more(r)]),
+        ],
+    )
 
-    name: str
-    scores: Mapping[str, Any]
 
-
-def on_texts(report: ManifoldReport) -> list[Row]:
-    """Return what the model makes of held-out texts, in each way that it is perturbed."""
+def _at_its_layer(r: ManifoldReport) -> Table:
+    f = r.facts
+    columns = heads("at its layer", "this:.3~g", "natural", "random", "%ile:.1%")
+    columns += heads("among random:.1%*", "among activations:.1%*")
     rows = [
-        Row("unperturbed", {judge: report[judge].still for judge in ON_TEXTS}),
-        Row("the perturbation", {judge: report[judge].found for judge in ON_TEXTS}),
-    ]
-    rows += [
-        Row(f"its {how}", one.scores) for how in (INSIDE, OUTSIDE) for one in report.outcomes(how)
-    ]
-    names = {"natural": "natural differences", "random": "random vectors"}
-    for (kind, name), n in zip(names.items(), report.facts.tried, strict=True):
-        of = {judge: getattr(report[judge], kind) for judge in ON_TEXTS}
-        kl = of["heldout_kl"]
-        told = f"{n} {name}, median (KL {kl.low:.3f} to {kl.high:.3f})"
-        rows.append(Row(told, {judge: values.median for judge, values in of.items()}))
-    return rows
-
-
-class Ablated(NamedTuple):
-    """The model without the direction: its scores, and the range of those of random directions."""
-
-    form: str
-    scores: Mapping[str, float]
-    random: Mapping[str, Range]
-
-
-def ablated(report: ManifoldReport) -> list[Ablated]:
-    """Return what taking the direction away does, in each form."""
-    return [
-        Ablated(
-            form,
-            one.scores,
-            {judge: report.range(RANDOM + ABLATED.format(form), judge) for judge in one.scores},
+        [
+            *(title, of.found, _range(of.natural), _range(of.random)),
+            *(of.percentile, of.among_random, of.activations),
+        ]
+        for known, title, judge in (
+            (f.massive, "energy in massive", "energy_massive"),
+            (True, f"energy in top {f.rank} of {f.width}", "energy_top"),
+            (True, "Mahalanobis, same norm", "mahalanobis"),
+            (True, "Mahalanobis, own norms", "mahalanobis_own"),
+            (f.prompt_rank, f"energy in prompts' {f.prompt_rank}", "energy_prompt"),
+            (f.read_rank, f"energy in {f.read_rank} that are read", "read"),
         )
-        for form in FORMS
-        for one in report.outcomes(ABLATED.format(form))
+        if known
+        for of in [r[judge]]
     ]
+    left = f"massive coordinates {', '.join(map(str, f.massive))}" if f.massive else "no coordinate"
+    read = f.read_rank / f.width
+    return Table(columns, rows, said("tables", "at-its-layer", f=f, read=read, massive=left))
 
 
-def texts(report: ManifoldReport) -> list[tuple[str, str]]:
+def _along_depth(r: ManifoldReport) -> Table:
+    f, columns = r.facts, heads("along the depth", "still:.0%")
+    for judge, form in DEPTH.items():
+        page = "*" * (judge != "distance")
+        columns += heads(*(f"{n}:{form}{page}" for n in (judge, "natural", "random")))
+        columns += heads(f"above:.0%{page}")
+    rows = []
+    for layer in f.layers:
+        row = [f"layer {layer}{'' if r.enough(layer) else '?'}", r.at("distance", layer).still]
+        for judge in DEPTH:
+            of = r.at(judge, layer)
+            above = None if (layer, judge) == (f.layer, "size") else of.percentile
+            row += [of.found, of.natural.median, of.random.median, above]
+        rows.append(row)
+    return Table(columns, rows, said("tables", "along-depth", f=f))
+
+
+def _on_texts(r: ManifoldReport) -> Table:
+    """Return what the model makes of held-out texts, in each way that it is perturbed."""
+    rows: list[tuple[str, Mapping[str, float | None]]] = [
+        ("unperturbed", {judge: r[judge].still for judge in ON_TEXTS}),
+        ("the perturbation", {judge: r[judge].found for judge in ON_TEXTS}),
+        *((f"its {h}", one.scores) for h in (INSIDE, OUTSIDE) for one in r.outcomes(h)),
+    ]
+    for kind, n in zip(("natural", "random"), r.facts.tried, strict=True):
+        of = {judge: getattr(r[judge], kind) for judge in ON_TEXTS}
+        kl = of["heldout_kl"]
+        told = f"{n} {kind}, median (KL {kl.low:.3f} to {kl.high:.3f})"
+        rows.append((told, {judge: values.median for judge, values in of.items()}))
+    columns = heads("on held-out text", "KL:.3f", "same:.0%", "entropy:.2f", "perplexity:.3~g")
+    cells = [[name, *(own[judge] for judge in ON_TEXTS)] for name, own in rows]
+    return Table(columns, cells, said("tables", "held-out"))
+
+
+def _ablated(r: ManifoldReport) -> list[Table]:
+    """Return what taking the direction away does, in each form."""
+    rows = []
+    for form in FORMS:
+        for one in r.outcomes(how := ABLATED.format(form)):
+            beside = [_range(r.range(RANDOM + how, judge)) for judge in ABLATIONS]
+            own = [one.scores[judge] for judge in ABLATIONS]
+            each = [cell for pair in zip(own, beside, strict=True) for cell in pair]
+            rows.append([form, one.scores["energy_unused"], one.scores["variance_unused"], *each])
+    columns = heads("its direction taken away", "unused:.1%", "variance there:.1%*", "KL:.3f")
+    columns += heads("random", "same:.2f*", "random*", "perplexity:.3~g*", "random*")
+    return [Table(columns, rows, said("tables", "ablated", f=r.facts))] if rows else []
+
+
+def _more(r: ManifoldReport) -> Table:
+    columns = heads("layer", "tokens:d", "held out, times as far:.2f", "enough", "distance:.0%")
+    columns += heads("above natural:.0%", "nearest:.0%", "above natural:.0%")
+    rows = []
+    for layer in r.facts.layers:
+        for size, known in enumerate(r.coverage[layer]):
+            row = [
+                str(layer),
+                known.tokens,
+                known.optimism,
+                "yes" if known.enough else "too little",
+            ]
+            for judge in ("distance", "nearest"):
+                of = r.standings[f"{judge}_{layer}"][size]
+                row += [of.found, of.percentile]
+            rows.append(row)
+    return Table(columns, rows)
+
+
+def _texts(r: ManifoldReport) -> list[tuple[str, str]]:
     """Return what the model writes to the first prompt: how it is changed, and the text."""
-    own = zip(("unperturbed", "the perturbation"), report.texts, strict=False)
-    every = [*own, *((one.how, one.text) for one in report.derived)]
+    own = zip(("unperturbed", "the perturbation"), r.texts, strict=False)
+    every = [*own, *((one.how, one.text) for one in r.derived)]
     return [(how, text) for how, text in every if text is not None]
+
+
+def _range(of: Range) -> str:
+    return f"{of.median:.3g} ({of.low:.3g}–{of.high:.3g})"
 
 
 def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
@@ -113,17 +185,17 @@ def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
     ]
     along = alt.X("directions:Q", scale=alt.Scale(type="log", nice=False), title="directions")
     lines = (
-        _chart(rows)
+        over(rows)
         .mark_line(strokeWidth=2)
         .encode(
             along,
-            _share("energy", "energy within"),
-            _colour({**KINDS, "held-out activations": "ink"}),
-            tooltip=["of:N", "directions:Q", alt.Tooltip("energy:Q", format=".1%")],
+            share("energy", "energy within"),
+            colour("of", {**KINDS, "held-out activations": "ink"}, columns=2),
+            tooltip=["of:N", "directions:Q", *percent("energy", digits=1)],
         )
     )
     spread = (
-        _chart(band)
+        over(band)
         .mark_area(opacity=0.18, color=PALETTE["rare"][0])
         .encode(along, alt.Y("low:Q", title="energy within"), alt.Y2("high:Q"))
     )
@@ -140,23 +212,23 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
             there = {"at": of.median, "low": of.low, "high": of.high}
             rows.append({"of": name, "layer": layer, "enough": report.enough(layer), **there})
         unmoved.append({"layer": layer, "at": own.still})
-    base = _chart(rows).encode(
+    base = over(rows).encode(
         alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         alt.XOffset("of:N", sort=list(KINDS), scale=alt.Scale(paddingOuter=1)),
-        _colour(KINDS),
-        tooltip=["of:N", "layer:O", alt.Tooltip("at:Q", format=".0%")],
+        colour("of", KINDS, columns=2),
+        tooltip=["of:N", "layer:O", *percent("at")],
     )
-    up = _share("at", "median percentile")
+    up = share("at", "median percentile")
     bars = base.mark_rule(strokeWidth=2).encode(
         alt.Y("low:Q", title="median percentile"), alt.Y2("high:Q")
     )
     dots = base.mark_point(size=80, opacity=1).encode(
         up,
-        alt.Fill("of:N", scale=_scale(KINDS), legend=None),
+        alt.Fill("of:N", scale=scale(KINDS), legend=None),
         fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)),
     )
     told = [alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
-    ticks = _chart(unmoved).mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
+    ticks = over(unmoved).mark_tick(thickness=2, color=PALETTE["muted"][0], width=60)
     return (ticks.encode(alt.X("layer:O"), up, tooltip=told) + bars + dots).properties(height=300)
 
 
@@ -169,13 +241,14 @@ def present_and_read(report: ManifoldReport) -> alt.LayerChart:
             across, up = (Range(value, value, value) for value in (across, up))
         ends = {"left": across.low, "right": across.high, "low": up.low, "high": up.high}
         rows.append({"of": name, "present": across.median, "read": up.median, **ends})
-    base = _chart(rows).encode(_colour(KINDS), tooltip=["of:N", "present:Q", "read:Q"])
-    along = alt.X("present:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+    told = ["of:N", "present:Q", "read:Q"]
+    base = over(rows).encode(colour("of", KINDS, columns=2), tooltip=told)
+    along = alt.X("present:Q", scale=WHOLE, axis=alt.Axis(format="%"))
     wide = base.mark_rule().encode(
-        alt.X("left:Q", title="present"), alt.X2("right:Q"), _share("read")
+        alt.X("left:Q", title="present"), alt.X2("right:Q"), share("read", "read")
     )
     tall = base.mark_rule().encode(along, alt.Y("low:Q", title="read"), alt.Y2("high:Q"))
-    dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, _share("read"))
+    dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, share("read", "read"))
     return (wide + tall + dots).properties(height=280)
 
 
@@ -193,48 +266,18 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
     ]
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
     percentiles = (
-        _chart(rows)
+        over(rows)
         .mark_line(point=True, strokeWidth=2)
         .encode(
             along,
-            _share("percentile"),
-            _colour(dict(zip(names, ("accent", "fragile"), strict=True))),
-            tooltip=["of:N", "tokens:Q", alt.Tooltip("percentile:Q", format=".1%")],
+            share("percentile", "percentile"),
+            colour("of", dict(zip(names, ("accent", "fragile"), strict=True))),
+            tooltip=["of:N", "tokens:Q", *percent("percentile", digits=1)],
         )
     )
     ends = dict.fromkeys((0, len(sizes) - 1))
     far = [{"tokens": sizes[i].tokens, "told": f"held-out × {sizes[i].optimism:.2f}"} for i in ends]
-    labels = _chart(far).mark_text(color=PALETTE["muted"][0], fontSize=12)
+    labels = over(far).mark_text(color=PALETTE["muted"][0], fontSize=12)
     return (percentiles + labels.encode(along, alt.YDatum(0.5), text="told:N")).properties(
         height=260
     )
-
-
-def _chart(rows: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=rows))
-
-
-def _share(field: str, title: str | None = None) -> alt.Y:
-    """Return an axis from none to all."""
-    axis = alt.Axis(format="%", tickCount=5)
-    return alt.Y(f"{field}:Q", scale=alt.Scale(domain=[0, 1]), axis=axis, title=title or field)
-
-
-def _colour(roles: dict[str, str]) -> alt.Color:
-    legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
-    return alt.Color("of:N", scale=_scale(roles), legend=legend)
-
-
-def _scale(roles: dict[str, str]) -> alt.Scale:
-    return alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
-    """Return the manifold reports of a run."""
-    examined = stored.reports(run)
-    shown = {"words": words, "on_texts": on_texts, "ablated": ablated, "texts": texts}
-    html = fragment("manifold.html", pattern, reports=examined, figure=figure, **shown)
-    return Shown(html, together(map(charts, examined))) if examined else None
-
-
-PART = Part("manifold", "On or off the manifold", render)

@@ -1,4 +1,4 @@
-"""What the norm tells of a run, as charts (see `educe.comparison.norm`)."""
+"""What the norm tells of a run (see `educe.comparison.norm`)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,24 @@ import pandas as pd
 
 from educe.comparison.account import dose
 from educe.comparison.norm import Curve, Norm, norm_of
-from educe.report.drawing import ARMS, banded, colour, exact, over, rule
-from educe.report.figures import PALETTE, dressed
-from educe.report.part import Part, Shown
-from educe.report.templates import figure, fragment
+from educe.report import words
+from educe.report.document import Block, Heading, Part, Table, Text, heads
+from educe.report.drawing import (
+    ARMS,
+    PALETTE,
+    WHOLE,
+    banded,
+    colour,
+    exact,
+    figure,
+    over,
+    rule,
+)
+from educe.report.words import WORDS, said
 from educe.run.store import Run
 
-#: Charts of curves: what each shows and what is said of it.
-CAPTIONS = {
-    "effect": ("Effect", "Norm of the change at the target, ‖Δ‖."),
-    "exponent": (
-        "Response exponent",
-        "d log ‖Δ‖ / d log R: 1 where the effect is linear, above where it leaves a plateau, below "
-        "where it saturates.",
-    ),
-    "kl_p95": (
-        "Side effect",
-        "95th percentile of KL over the first 20 tokens of ordinary answers, in nats.",
-    ),
-    "coherence": ("Coherence", "Of what is written, as text the unperturbed model could write."),
-    "novelty": ("Novelty", "Of what is written, against what the unperturbed model writes."),
-    "score": ("Judged score", "Mean over what is written."),
-}
+#: What curves are drawn of.
+CURVES = ("effect", "exponent", "kl_p95", "coherence", "novelty", "score")
 #: Their vertical scales, where these are not linear.
 SCALES = {
     "effect": alt.Scale(type="log"),
@@ -54,6 +50,72 @@ EQUAL = {"radius": "as used", "effect": "equal effect", "kl": "equal KL"}
 COUNTED = {"shows": "shows it", "new": "new", "nonsense": "nonsense"}
 
 
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
+    """Return what the norm tells of a run."""
+    if (told := norm_of(run)) is None:
+        return None
+    asked = told.asked
+    return words.part("norm", blocks(told), prompts=asked.prompts, judge=asked.judge or "nothing")
+
+
+def blocks(told: Norm) -> list[Block]:
+    """Return what the norm tells."""
+    budget, judge = told.asked.budget, told.asked.judge
+    made: list[Block] = []
+    if told.curves:
+        columns = heads("perturbation", "dose", "leaves:.2f", "flat:.2f", "new:.2f", "nons.:.2f")
+        columns += heads("linear:.2f", "steep:.2f", f"{budget:g} nat:.2f")
+        rows = [[called(c), dose(c.dose), *c.marks, *c.choices] for c in told.curves]
+        drawn = [name for name in CURVES if name != "score" or judge]
+        made += [
+            Heading("Response curves, and three ways to choose the radius"),
+            Table(columns, rows, said("tables", "norm-marks", budget=budget)),
+            figure("norm-rules", rules(told.curves), budget=budget),
+            Text(said("tables", "norm-curves"), "note"),
+            *(figure(f"norm-{name}", curve(told.curves, name)) for name in drawn),
+        ]
+    columns = heads("score", "dose", "found:.3g*", "control:.3g*", "top:.3g", "of:id")
+    columns += heads("p set:.2g", "p control:.2g", "by effect:.0%*", "beyond:id")
+    columns += heads("p set:.2g", "p control:.2g")
+    rows = [
+        [
+            *(SCORED[s.score], dose(s.dose), s.found[2], s.control[2]),
+            *(s.top.value, s.top.number, s.top.grubbs, s.top.random),
+            *(s.explained, s.left.number, s.left.grubbs, s.left.random),
+        ]
+        for s in told.spreads
+    ]
+    made += [
+        Heading("Only louder?"),
+        Table(columns, rows, said("tables", "norm-spreads")),
+        figure("norm-spread", scatter(told.used)),
+        Heading("Equal effect, equal damage"),
+        _equal(told),
+    ]
+    return [*made, *([figure("norm-equal", equal(told))] if told.equal else [])]
+
+
+def _equal(told: Norm) -> Table:
+    counted = [what for what in COUNTED if what != "shows" or told.asked.judge]
+    columns = heads("at", "dose", "arm", "n:d", "radius:.3g", "effect:.3g*", "KL 95%:.2f")
+    names = {"shows": "it", "nonsense": "nons."}
+    for what in counted:
+        columns += heads(f"{names.get(what, what)}:rate", f"p:.2g{'*' * (what == 'nonsense')}")
+    rows = [
+        [
+            *(EQUAL[e.at], dose(e.dose), arm, a.reached, a.radius, a.effect, a.kl_p95),
+            *(
+                cell
+                for what in counted
+                for cell in (getattr(a, what), getattr(e, f"p_{what}") if a is e.found else None)
+            ),
+        ]
+        for e in told.equal
+        for arm, a in (("found", e.found), ("control", e.control))
+    ]
+    return Table(columns, rows, said("tables", "norm-equal"))
+
+
 def curve(curves: list[Curve], name: str) -> alt.LayerChart:
     """Draw something over the signed radius: lines of those found over the band of the control."""
     rows = pd.concat([c.fine if name in ("effect", "exponent") else c.points for c in curves])
@@ -61,7 +123,7 @@ def curve(curves: list[Curve], name: str) -> alt.LayerChart:
     rows["side"] = rows.share > 0
     control = rows[rows.arm == "control"].round({"share": 6})
     band = banded(control, "value", ["share", "side"])
-    title, scale = CAPTIONS[name][0].lower(), SCALES.get(name, alt.Scale())
+    title, scale = WORDS["charts"][f"norm-{name}"][0].lower(), SCALES.get(name, alt.Scale())
     across = alt.X(
         "share:Q",
         scale=alt.Scale(type="symlog", constant=0.25, nice=False),
@@ -140,7 +202,7 @@ def equal(told: Norm) -> alt.LayerChart:
     )
     axis = alt.Axis(format="%", tickCount=5)
     bars = base.mark_rule(strokeWidth=2).encode(
-        alt.X("low:Q", title="perturbations", axis=axis, scale=alt.Scale(domain=[0, 1])),
+        alt.X("low:Q", title="perturbations", axis=axis, scale=WHOLE),
         alt.X2("high:Q"),
     )
     dots = base.mark_point(size=70, filled=True, opacity=1).encode(alt.X("share:Q"))
@@ -150,29 +212,3 @@ def equal(told: Norm) -> alt.LayerChart:
 def called(c: Curve) -> str:
     """Return what a curve is called: its sign, its number and its arm."""
     return f"{'+' if c.sign > 0 else '−'}{c.number} {c.arm}"
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
-    """Return what the norm tells of a run."""
-    told = norm_of(run)
-    if told is None:
-        return None
-    drawn = [name for name in CAPTIONS if told.curves and (name != "score" or told.asked.judge)]
-    html = fragment(
-        "norms.html",
-        pattern,
-        told=told,
-        drawn=drawn,
-        captions=CAPTIONS,
-        called=called,
-        equal=EQUAL,
-        scored=SCORED,
-        chart=figure,
-    )
-    made: dict[str, alt.Chart | alt.LayerChart] = {n: curve(told.curves, n) for n in drawn}
-    made |= {"rules": rules(told.curves)} if told.curves else {}
-    made |= {"spread": scatter(told.used)} | ({"equal": equal(told)} if told.equal else {})
-    return Shown(html, {f"norm-{name}": dressed(chart) for name, chart in made.items()})
-
-
-PART = Part("norm", "What the norm tells", render)

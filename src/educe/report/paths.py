@@ -14,11 +14,11 @@ import pandas as pd
 from educe.comparison.account import dose
 from educe.files import read_tensors
 from educe.perturbation.set import PerturbationSet
+from educe.report import words
 from educe.report.derived import by_file
-from educe.report.drawing import colour, over
-from educe.report.figures import dressed
-from educe.report.part import Charts, Part, Shown, together
-from educe.report.templates import figure, fragment
+from educe.report.document import Block, Card, Fold, Part, Table, heads
+from educe.report.drawing import colour, figure, over
+from educe.report.words import said
 from educe.rows import FOLLOWED, ON_BENIGN, RESCALED, SHUFFLED
 from educe.run.store import Run
 
@@ -38,30 +38,30 @@ CURVES = {
     "effect_turning": "turning of the effect",
     "neurons_variance": "variance of slopes over neurons",
 }
-#: Columns of the tables: of the vectors found, of them beside their nulls, of the neurons of the
-#: target's MLP, which a mixture of experts has not, and of the coordinates in each basis.
+#: Columns of the tables, by the names of scores: of the vectors found, of them beside their nulls,
+#: of the neurons of the target's MLP, which a mixture of experts has not, and of the coordinates.
 VECTORS = {
-    "sine": "Stationarity",
-    "drift": "Drift",
-    "turning": "Turning",
-    "exponent": "Exponent",
-    "effect_turning": "Turning of the effect",
-    "neurons_variance": "Slopes",
+    "sine": "sine",
+    "drift": "drift",
+    "turning": "turning",
+    "exponent": "exp.",
+    "effect_turning": "effect's",
+    "neurons_variance": "slopes",
 }
 BESIDE = {name: VECTORS[name] for name in ("sine", "turning", "exponent", "effect_turning")}
 NEURONS = {
-    "neurons_variance": "Variance of slopes",
-    "neurons_spread": "Spread",
-    "neurons_turning": "Turning",
-    "neurons_exponent": "Exponent",
+    "neurons_variance": "variance of slopes",
+    "neurons_spread": "spread",
+    "neurons_turning": "turning",
+    "neurons_exponent": "exponent",
 }
 COORDINATES = {
-    "variance": "Variance",
+    "variance": "variance",
     "plain": "unweighted",
-    "spread": "Spread",
-    "participation": "Participation",
-    "top": "Top 10",
-    "constant": "Nearly constant",
+    "spread": "spread",
+    "participation": "participation",
+    "top": "top 10",
+    "constant": "nearly constant",
 }
 #: Rates are shown within these: what is beyond has the colour of the end.
 RATES = (-1.0, 3.0)
@@ -148,32 +148,82 @@ def _maps(file: str, shares: list[float]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def middles(path: Path, columns: Iterable[str]) -> dict[str, list[str]]:
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
+    """Return the vectors of a run that were followed through the radius."""
+    cards = [card(path) for path in paths(run)]
+    return words.part("paths", cards) if cards else None
+
+
+def card(path: Path) -> Card:
+    """Return vectors that were followed, and their nulls."""
+    columns = heads("vector", "dose", "moved", *(f"{n}:.2g" for n in VECTORS.values()), "left at")
+    blocks: list[Block] = [
+        Table(columns, vectors(path), said("tables", "path-vectors")),
+        _table("at their own radius", BESIDE, middles(path, BESIDE)),
+    ]
+    if "neurons_variance" in path.curves:
+        table = _table("of", NEURONS, middles(path, NEURONS), said("tables", "path-neurons"))
+        blocks.append(Fold("Neurons of the target's MLP, median and range", [table], open=True))
+    in_bases = {
+        f"{basis}, {of}": line
+        for basis in path.bases
+        for of, line in middles(path, [f"{name}:{basis}" for name in COORDINATES]).items()
+    }
+    table = _table("basis, of", COORDINATES, in_bases, said("tables", "path-bases"))
+    blocks.append(Fold("In each basis", [table], open=True))
+    blocks += [
+        figure("path", curves(path, name), f"{name}-{path.name}", title=title.capitalize())
+        for name, title in path.curves.items()
+    ]
+    for number in path.doses:
+        maps = [
+            figure(
+                "path-map", heat(own), f"{number}-{basis}-{path.name}", number=number, basis=basis
+            )
+            for basis, own in path.maps[path.maps.number == number].groupby("basis", sort=False)
+        ]
+        blocks.append(
+            Fold(f"Coordinates of #{number}", maps, open=number == next(iter(path.doses)))
+        )
+    shares = f"{path.shares[0]:.2g} to {path.shares[-1]:.2g} of their radius"
+    badges = [f"layer {path.layer}", shares, path.file]
+    return Card(" ".join(f"#{number}" for number in path.doses), badges, blocks)
+
+
+def _table(
+    first: str, columns: dict[str, str], rows: dict[str, list[str | None]], caption: str = ""
+) -> Table:
+    """Return a table of medians and ranges."""
+    lines = [[name, *line] for name, line in rows.items()]
+    return Table(heads(first, *columns.values()), lines, caption or None)
+
+
+def middles(path: Path, columns: Iterable[str]) -> dict[str, list[str | None]]:
     """Return median and range of scores of the vectors and of each null, at their own radius."""
     told = {}
     for of in COLOURS:
         if of in path.home.index.get_level_values("of"):
             own = path.home.loc[of]
-            line = [ranged(own[name]) if name in own else "" for name in columns]
+            line = [ranged(own[name]) if name in own else None for name in columns]
             if any(line):
                 told[of] = line
     return told
 
 
-def ranged(values: pd.Series) -> str:
+def ranged(values: pd.Series) -> str | None:
     """Write the median of some numbers and what they lie between."""
     known = values.dropna()
     if known.empty:
-        return ""
+        return None
     return f"{known.median():.2g} ({known.min():.2g} to {known.max():.2g})"
 
 
-def vectors(path: Path) -> list[list[str]]:
-    """Return a row of text for each vector found: number, dose, how far it moved, and scores."""
+def vectors(path: Path) -> list[list[str | float | None]]:
+    """Return a row for each vector found: number, dose, how far it moved, scores, where it left."""
     rows = []
     for number, size in path.doses.items():
         own = path.home.loc[("found", number)].dropna()
-        told = [f"{own[name]:.2g}" if name in own else "" for name in VECTORS]
+        told = [float(own[name]) if name in own else None for name in VECTORS]
         away = " ".join(f"{share:.2g}" for share in left(path, number)) or "nowhere"
         rows.append([f"#{number}", dose(size), f"{own['moved']:.0f}°", *told, away])
     return rows
@@ -186,16 +236,6 @@ def left(path: Path, number: int) -> list[float]:
     branch = own.set_index("share").value.sort_index()
     steps = zip(branch.index, branch.index[1:], strict=False)
     return [b if b > 1 else a for a, b in steps if branch[a] != branch[b]]
-
-
-def charts(path: Path) -> Charts:
-    """Return the specifications of a path's charts, by name."""
-    drawn: dict[str, alt.Chart | alt.LayerChart] = {
-        f"path-{name}": curves(path, name) for name in path.curves
-    }
-    for (number, basis), own in path.maps.groupby(["number", "basis"], sort=False):
-        drawn[f"path-map-{number}-{basis}"] = heat(own)
-    return {f"{name}-{path.name}": dressed(chart) for name, chart in drawn.items()}
 
 
 def curves(path: Path, name: str) -> alt.LayerChart:
@@ -236,34 +276,3 @@ def heat(own: pd.DataFrame) -> alt.Chart:
         tooltip=["coordinate:N", "share:N", "exact:Q", "size:Q"],
     )
     return drawn.mark_rect().properties(height=18 * len(names))
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
-    """Return the vectors of a run that were followed through the radius."""
-
-    def beside(path: Path, columns: Iterable[str]) -> list[list[str]]:
-        return [[of, *line] for of, line in middles(path, columns).items()]
-
-    followed = paths(run)
-    html = fragment(
-        "paths.html",
-        paths=followed,
-        columns={
-            "vectors": VECTORS,
-            "beside": BESIDE,
-            "neurons": NEURONS,
-            "coordinates": COORDINATES,
-        },
-        vectors=vectors,
-        beside=beside,
-        coordinates=lambda p: [
-            [basis, *line]
-            for basis in p.bases
-            for line in beside(p, [f"{name}:{basis}" for name in COORDINATES])
-        ],
-        chart=figure,
-    )
-    return Shown(html, together(map(charts, followed))) if followed else None
-
-
-PART = Part("paths", "Through the radius", render)

@@ -1,21 +1,17 @@
-"""Reachability reports: on the terminal, and as a part of the page."""
+"""Reachability reports: which texts do what perturbations do, beside their controls."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import altair as alt
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 
 from educe.inversion import kept
 from educe.inversion.report import Case, Reachability
-from educe.report.figures import PALETTE, dressed
-from educe.report.part import Part, Shown, together
-from educe.report.screen import screen, written
-from educe.report.templates import figure, fragment
+from educe.report import words
+from educe.report.document import Block, Card, Fold, Part, Table, Text, averaged, heads, wrote
+from educe.report.drawing import colour, figure, over, percent
+from educe.report.words import said
 from educe.run.store import Run
 
 #: How the roles of cases are drawn.
@@ -28,64 +24,60 @@ ROLES = {
 }
 
 
-def tell(report: Reachability, console: Console | None = None) -> None:
-    """Print a reachability report on one screen."""
-    console, facts = console or screen(), report.facts
-    console.print(
-        Panel(
-            written(report.words),
-            title=f"perturbation {report.number} ({report.arm}), norm {facts.norm:.3g}",
-            title_align="left",
-        )
-    )
-    grid = Table(box=None, padding=(0, 1))
-    for head in ("", "", "share", "95%", "searched", "natural", "string"):
-        grid.add_column(head, justify="left" if head in ("", "string") else "right")
-    for case in (report.found, *report.controls):
-        grid.add_row(
-            case.role,
-            written("" if case.role == "found" else case.name),
-            f"{case.share:.0%}",
-            f"{case.low:.0%} to {case.high:.0%}",
-            f"{case.searched:.0%}",
-            f"{case.natural:.0%}",
-            written(case.string),
-        )
-    console.print(grid)
-    for string, share, perplexity in report.found.front:
-        console.print(written(string, lead=f"{share:.0%} at perplexity {perplexity:.3g}: "))
-    console.print(
-        f"share of the effect on {facts.fresh} fresh prompts; on the {facts.searched} searched; "
-        "natural strings that are no likelier"
-    )
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
     """Return the reachability reports of a run."""
-    known = kept.reports(run)
-    html = fragment("reachable.html", pattern, reports=known, figure=figure)
-    charts = ({f"reach-{r.number}": dressed(curves(r))} for r in known)
-    return Shown(html, together(charts)) if known else None
+    cards = [card(report, pattern) for report in kept.reports(run)]
+    return words.part("reachable", cards) if cards else None
+
+
+def card(r: Reachability, pattern: re.Pattern[str] | None = None) -> Card:
+    """Return a reachability report."""
+    f, found = r.facts, r.found
+    columns = heads("of", "which", "share", "searched:.0%", "effect:.3g*", "perplexity:.3g*")
+    columns += heads("natural:.0%", "string:texts", "nearest natural:texts*", "its share:.0%*")
+    share = [(c.share, c.low, c.high) for c in (found, *r.controls)]
+    rows = [
+        [
+            *(c.role, None if c is found else wrote(c.name), averaged(of, ".0%"), c.searched),
+            *(c.effect, c.perplexity, c.natural, wrote(c.string, pattern)),
+            *(wrote(c.nearest, pattern), c.nearest_share),
+        ]
+        for c, of in zip((found, *r.controls), share, strict=True)
+    ]
+    blocks: list[Block] = [
+        Text(r.words, "lead"),
+        Table(columns, rows, said("tables", "reachable", f=f)),
+    ]
+    if found.front:
+        each = [[wrote(string, pattern), *numbers] for string, *numbers in found.front]
+        front = heads("match against perplexity:texts", "share searched:.0%", "at perplexity:.3g")
+        blocks.append(Table(front, each))
+    if found.texts:
+        names = ("plain", "under the perturbation", "with the string")
+        texts = [[name, wrote(text)] for name, text in zip(names, found.texts, strict=True)]
+        asked = Table(heads("how", "it writes:texts"), texts)
+        blocks.append(Fold("On a fresh prompt", [asked], open=True))
+    badges = [r.arm, f"norm {f.norm:.3g}", f.aim, f"{f.tokens} tokens by {f.method}"]
+    return Card(f"#{r.number}", badges, [*blocks, figure("reach", curves(r), r.number)])
 
 
 def curves(report: Reachability) -> alt.Chart:
     """Draw how the loss of each search falls with its reads, as a share of its first."""
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"reads": reads, "left": best / case.curve[0][1], "of": case.role, "case": _named(case)}
         for case in (report.found, *report.controls)
         for reads, best in case.curve
         if case.curve[0][1] > 0
     ]
-    scale = alt.Scale(domain=list(ROLES), range=[PALETTE[role][0] for role in ROLES.values()])
     return (
-        alt.Chart(alt.Data(values=rows))
+        over(rows)
         .mark_line(strokeWidth=2, interpolate="step-after")
         .encode(
             alt.X("reads:Q", title="strings read at one prompt"),
             alt.Y("left:Q", title="loss, as a share of the best natural string's"),
-            alt.Color("of:N", scale=scale, legend=alt.Legend(title=None, orient="top")),
+            colour("of", ROLES),
             detail="case:N",
-            tooltip=["case:N", "reads:Q", alt.Tooltip("left:Q", format=".0%")],
+            tooltip=["case:N", "reads:Q", *percent("left")],
         )
         .properties(height=260)
     )
@@ -93,6 +85,3 @@ def curves(report: Reachability) -> alt.Chart:
 
 def _named(case: Case) -> str:
     return case.name if case.role == "found" else f"{case.role}: {case.name}"
-
-
-PART = Part("reachable", "Which text does it", render)

@@ -1,22 +1,22 @@
-"""The page of what layers read: how far a model can be thinned, ways of reading, single answers."""
+"""What layers read: how far a model can be thinned, ways of reading, single answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from educe import files
 from educe.reads.single import ARMS, Used
 from educe.reads.survey import Survey
 from educe.reads.thinning import NATS, Curve
-from educe.reads.ways import SHOWN
-from educe.report import drawing, templates
-from educe.report.figures import dressed
+from educe.reads.ways import Context, Group
+from educe.report import drawing
+from educe.report import words as report_words
+from educe.report.document import Block, Document, Fold, Mark, Part, Text
+from educe.report.drawing import figure
 
 #: The colour of each form of thinning, of each reader, and of each arm of a single answer.
 FORMS = {
@@ -30,51 +30,57 @@ READERS = {"attention": "accent", "mlp": "fragile"}
 TRIED = dict(zip(ARMS, ("accent", "own", "control", "rare"), strict=True))
 
 
-def write_survey(survey: Survey, path: Path) -> Path:
-    """Write the page of a survey.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
-    charts = {"thinned": _thinned(survey), "alone": _alone(survey)}
+def of_survey(survey: Survey) -> Document:
+    """Return the document of a survey."""
+    drawn = [figure("thinned", _thinned(survey)), figure("alone", _alone(survey))]
+    parts = [report_words.part("thinning", [*map(Text, words(survey)), *drawn])]
     if survey.groups:
-        charts["ways"] = _ways(survey)
-    text = templates.page(
-        "reads.html",
-        {name: dressed(chart) for name, chart in charts.items()},
-        s=survey,
-        used=[],
-        words=words(survey),
-        nats=NATS,
-        shown=SHOWN,
-        figure=templates.figure,
-        date=time.strftime("%Y-%m-%d"),
-    )
-    files.write_bytes(path, text.encode("utf-8", "replace"))
-    return path
+        ways: list[Block] = [figure("ways", _ways(survey)), *_readers(survey)]
+        parts.append(report_words.part("ways", ways))
+    read = f"{survey.tokens} tokens of the corpus {survey.corpus} forward and backward"
+    return _document(survey.model, f"{read}, {survey.held_out} held out", parts)
 
 
-def write_used(model: str, found: Sequence[Used], path: Path) -> Path:
-    """Write the page of single answers.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
-    charts = {}
+def of_answers(model: str, found: Sequence[Used]) -> Document:
+    """Return the document of single answers."""
+    parts = []
     for i, one in enumerate(found):
-        charts[f"effect-{i}"] = dressed(_effect(one))
-        charts[f"trials-{i}"] = dressed(_trials(one))
-    text = templates.page(
-        "reads.html",
-        charts,
-        s=None,
-        model=model,
-        used=[(one, words_of(one)) for one in found],
-        figure=templates.figure,
-        date=time.strftime("%Y-%m-%d"),
+        facts = one._asdict()
+        drawn = [figure(n, draw(one), i, **facts) for n, draw in DRAWN.items()]
+        parts.append(Part(f"used-{i}", one.answer, [*map(Text, words_of(one)), *drawn]))
+    return _document(model, "What single answers use of each layer", parts)
+
+
+def _document(model: str, subtitle: str, parts: Sequence[Part]) -> Document:
+    title, date = f"{model}: what later layers read", time.strftime("%Y-%m-%d")
+    return Document(title, subtitle, "reads", date, None, parts)
+
+
+def _readers(survey: Survey) -> Iterator[Fold]:
+    """Yield where each reader's ways are largest; of a head, the first way."""
+    heads: dict[int, list[Block]] = {}
+    for group in survey.groups:
+        ways = [block for i in range(len(group.shown)) for block in _way(group, i)]
+        if group.reader.startswith("head"):
+            heads.setdefault(group.layer, []).extend(_way(group, 0))
+            continue
+        by = f"{group.reader} of block {group.layer + 1}: {group.number} ways"
+        yield Fold(f"layer {group.layer}, read by the {by}", ways)
+    for layer, blocks in heads.items():
+        yield Fold(f"layer {layer}, read by the heads of block {layer + 1}", blocks)
+
+
+def _way(group: Group, i: int) -> list[Block]:
+    """Return where a way is largest."""
+    share = group.value[i].item() / group.value.sum().item()
+    said = f"{group.reader}, way {i + 1} of {group.number}, {share:.1%} of what is read"
+    return [Text(said, "note"), *map(_context, group.shown[i])]
+
+
+def _context(c: Context) -> Text:
+    return Text(
+        [Mark(f"{c.coefficient:+.1f} ", "muted"), c.before, Mark(c.token, "match"), c.after]
     )
-    files.write_bytes(path, text.encode("utf-8", "replace"))
-    return path
 
 
 # -- in words --------------------------------------------------------------------------------------
@@ -223,3 +229,7 @@ def _trials(used: Used) -> alt.Chart:
         )
         .properties(height=300)
     )
+
+
+#: The charts of a single answer.
+DRAWN = {"effect": _effect, "trials": _trials}

@@ -6,28 +6,39 @@ import re
 from typing import Any
 
 import altair as alt
-import pandas as pd
 
 from educe.comparison.stats import Estimate
-from educe.report.drawing import ARMS, colour, exact, over
-from educe.report.figures import dressed
-from educe.report.part import Part, Shown
-from educe.report.templates import figure, fragment
+from educe.report import words
+from educe.report.document import Block, Heading, Part, Table, Text, heads, wrote
+from educe.report.drawing import ARMS, colour, exact, figure, over
 from educe.rows import SAMPLED, SAMPLING
 from educe.run.store import Run
 
 
-def samplings(run: Run) -> list[dict[str, Any]]:
-    """Return what came of each sampling of a run, as the run keeps it."""
+def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
+    """Return what samplings of a run found."""
     files = dict.fromkeys(p.file for p in run.perturbation_rows(derived=True) if p.how == SAMPLED)
-    return [run.note(SAMPLING + file) for file in files if run.has(SAMPLING + file)]
+    told = [run.note(SAMPLING + file) for file in files if run.has(SAMPLING + file)]
+    shown = [block for i, one in enumerate(told) for block in blocks(one, i)]
+    return words.part("sampling", shown) if told else None
 
 
-def title(told: dict[str, Any]) -> str:
-    """Return what a sampling is called."""
-    asked = told["asked"]
-    many, of = told["evaluations"]["found"], told["dimensions"]
-    return f"{asked['sampler']}, {many} settings of {of} directions"
+def blocks(told: dict[str, Any], number: int = 0) -> list[Block]:
+    """Return what came of a sampling, as the run keeps it."""
+    asked, many = told["asked"], told["evaluations"]["found"]
+    columns = heads("id:id", "from:id", "arm", "chosen:.3f", "re-test:rate", "it writes:texts")
+    rows = [
+        [f["number"], f["parent"], f["arm"], f["seen"], Estimate(**f["again"]), wrote(f["text"])]
+        for f in told["finds"]
+    ]
+    warnings = told["diagnosis"]["warnings"] if told["diagnosis"] else ()
+    return [
+        Heading(f"{asked['sampler']}, {many} settings of {told['dimensions']} directions"),
+        *(Text(sentence) for sentence in account(told)),
+        *(Text(f"not mixed: {warning}") for warning in warnings),
+        figure("sampling", curves(told), number),
+        Table(columns, rows),
+    ]
 
 
 def account(told: dict[str, Any]) -> list[str]:
@@ -57,13 +68,11 @@ def account(told: dict[str, Any]) -> list[str]:
 
 def curves(told: dict[str, Any]) -> alt.Chart:
     """Draw the best estimate so far after so many settings, a line for each arm."""
-    rows = pd.DataFrame(
-        [
-            {"arm": arm, "settings": spent, "best": best}
-            for arm, line in told["curves"].items()
-            for spent, best in line
-        ]
-    )
+    rows = [
+        {"arm": arm, "settings": spent, "best": best}
+        for arm, line in told["curves"].items()
+        for spent, best in line
+    ]
     return (
         over(rows)
         .mark_line(interpolate="step-after", strokeWidth=1.8)
@@ -75,25 +84,3 @@ def curves(told: dict[str, Any]) -> alt.Chart:
         )
         .properties(height=220)
     )
-
-
-def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
-    """Return what samplings of a run found."""
-    told = samplings(run)
-    if not told:
-        return None
-    shown = [
-        {
-            "title": title(one),
-            "account": "; ".join(account(one)) + ".",
-            "warnings": one["diagnosis"]["warnings"] if one["diagnosis"] else [],
-            "finds": [f | {"again": Estimate(**f["again"])} for f in one["finds"]],
-        }
-        for one in told
-    ]
-    html = fragment("sampling.html", pattern, samplings=shown, chart=figure)
-    charts = {f"sampling-{i}": dressed(curves(one)) for i, one in enumerate(told)}
-    return Shown(html, charts)
-
-
-PART = Part("sampling", "Sampling", render)

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.segment import Segments
-from rich.table import Table
 
-from educe.comparison.account import CLEAR, account, damage, dose, fragility, shown
+from educe.comparison.account import account, damage, dose, fragility, shown
 from educe.comparison.behaviours import Behaviour
 from educe.comparison.summary import Item, Summary, counted
 from educe.comparison.verdict import Verdict
 from educe.errors import RunError
-from educe.report.screen import escaped, line, put, screen, written
+from educe.report.behaviours import first
+from educe.report.document import Heading, Text, shorten
+from educe.report.document import facts as facts_of
+from educe.report.screen import line, put, screen, tell, written
 from educe.rows import CompletionRow
 
 SHOWN = 10  #: behaviours in the table
-#: What the table is of, and the width from which a text and its rates have one line.
-SAYS, WIDE = "what the model says when pushed", 110
+CUT = 68  #: characters of what was asked, and of the likeliest answer
 #: What is said of behaviours that are not in the table.
 FOLDED = {
     Verdict.BEHAVIOUR: "that stand out",
@@ -37,89 +36,36 @@ SCREEN = 34  #: lines of texts that are printed at once
 
 def table(summary: Summary, folder: Path, console: Console | None = None) -> None:
     """Print the behaviours, the control beside them, and what is noise."""
-    console = console or screen()
-    facts = summary.facts
+    facts, listed = summary.facts, shown(summary)
     adapter = f" + {Path(facts['adapter']).name}" if facts.get("adapter") else ""
     doses = ", ".join(dose(r / facts["unit"]) for r in facts["radii"])
-    console.print(counted(summary.found, summary.control), style="bold")
-    console.print(
-        f"[bold]{escaped(facts['model'] + adapter)}[/bold]  {escaped(facts['method'])}, "
-        f"resid_post.{facts['source']} → {facts['target']}, doses {doses}"
-    )
-    if facts.get("why"):
-        console.print(written(facts["why"], "dim", lead="layers      "))
+    where = f"{facts['method']}, resid_post.{facts['source']} → {facts['target']}, doses {doses}"
+    told = [("layers", facts["why"])] if facts.get("why") else []
     if facts.get("calibrated_interval"):
         low, high = facts["calibrated_interval"]
         known = f"{facts['calibrated_radius']:.3g}, 95% from {low:.3g} to {high:.3g}"
-        console.print(
-            written(f"radius {known} over the directions drawn", "dim", lead="calibrated  ")
-        )
-    for remark in facts.get("remarks", ()):
-        console.print(written(remark, "dim", lead="note        "))
+        told.append(("calibrated", f"radius {known} over the directions drawn"))
+    told += [("note", remark) for remark in facts.get("remarks", ())]
     for prompt in summary.prompts[:2]:
-        answers = summary.baseline.get(prompt.id, ())
-        put(console, line(str(prompt.content), lead="asked       ", limit=68))
-        if answers:
-            put(console, line(answers[0].text, "dim", lead="greedy      ", limit=68))
-    listed = shown(summary)
-    if listed:
-        _behaviours(listed[:SHOWN], console)
-    else:
-        console.print("Perturbed or not, the model says the same, but for what is counted below.")
-    for said in filter(None, (fragility(summary), damage(summary), _folded(summary, listed))):
-        console.print(written(said))
+        told.append(("asked", shorten(str(prompt.content), CUT)))
+        told += [("greedy", shorten(c.text, CUT)) for c in summary.baseline.get(prompt.id, ())[:1]]
+    same = "Perturbed or not, the model says the same, but for what is counted below."
+    said = [fragility(summary), damage(summary), _folded(summary, listed)]
     if summary.hits:
         found, control = summary.hits
-        console.print(
-            f"looked for {escaped(repr(summary.config['look_for']))}: "
-            f"found {found}, control {control}",
-            highlight=False,
-        )
+        said.append(f"looked for {summary.config['look_for']!r}: found {found}, control {control}")
     if summary.retest_hits and summary.retest_hits[0].trials:
         found, control = summary.retest_hits
-        console.print(
-            f"re-test of the most interesting: found {found}, control {control} texts",
-            highlight=False,
-        )
-    console.print(
-        f"[dim]one perturbation: educe show {escaped(str(folder))} ID[/dim]", highlight=False
-    )
-
-
-def _behaviours(listed: list[Behaviour], console: Console) -> None:
-    """Print what the model says when pushed, four rates side by side.
-
-    On a narrow terminal each text has a line of its own, above its rates.
-    """
-    wide = console.width >= WIDE
-    equal = any(b.equal for b in listed)
-    grid = Table(box=None, padding=(0, 1), header_style="bold dim")
-    if wide:
-        grid.add_column(SAYS)  # the one column that gives way
-    grid.add_column("kind", no_wrap=True)
-    arms = ("greedy", "samples", "control", *(["equal"] if equal else []), "found", "re-test")
-    for name in (*arms, "dose", "id"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    texts = [line(b.example.text, "" if b.verdict in CLEAR else "dim", limit=200) for b in listed]
-    for b, text in zip(listed, texts, strict=True):
-        rates = [b.greedy, b.samples, b.control, *([b.equal] if equal else []), b.found, b.retest]
-        best = max(b.by_dose.items(), key=lambda pair: pair[1].share, default=None)
-        grid.add_row(
-            *([text] if wide else []),
-            b.change.value,
-            *(f"{r.hits}/{r.trials}" if r is not None and r.trials else "" for r in rates),
-            dose(best[0]) if best and best[1].hits else "",
-            str(b.example.perturbation),
-        )
-    if wide:
-        console.print(grid)
-        return
-    console.print(SAYS, style="bold dim")
-    heads, *rows = console.render_lines(grid, pad=False, new_lines=True)
-    console.print(Segments(heads), end="")
-    for text, row in zip(texts, rows, strict=False):
-        put(console, text)
-        console.print(Segments(row), end="")
+        said.append(f"re-test of the most interesting: found {found}, control {control} texts")
+    blocks = [
+        Heading(counted(summary.found, summary.control)),
+        Text(f"{facts['model']}{adapter}  {where}"),
+        facts_of(*told),
+        first(listed[:SHOWN]) if listed else Text(same),
+        *(Text(sentence) for sentence in said if sentence),
+        Text(f"one perturbation: educe show {folder} ID", "note"),
+    ]
+    tell(blocks, console)
 
 
 def _folded(summary: Summary, listed: list[Behaviour]) -> str:
@@ -134,7 +80,7 @@ def _folded(summary: Summary, listed: list[Behaviour]) -> str:
 def where(report: Path, console: Console | None = None) -> None:
     """Say where the report is."""
     (console or screen()).print(
-        f"[bold]report:[/bold] {escaped(str(report.resolve()))}", soft_wrap=True, highlight=False
+        written(str(report.resolve()), lead="report: "), soft_wrap=True, highlight=False
     )
 
 
@@ -156,16 +102,15 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     if item.retested:
         mean, low, high = item.retested
         again = f"{mean:.2f} ({low:.2f} to {high:.2f}) on {len(item.retest)} texts"
-    console.print(
-        Panel(
-            f"{escaped(row.method)} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, "
-            f"effect {row.effect:.3g}\ncoherence {item.coherence:.2f}, novelty {item.novelty:.2f},"
-            f" interestingness {item.interestingness:.2f}\nre-test {again}; side effect {side}\n"
-            f"{escaped(row.file)}, item {row.item}",
-            title=f"perturbation {row.id}",
-            title_align="left",
-        )
-    )
+    scores = f"coherence {item.coherence:.2f}, novelty {item.novelty:.2f}, "
+    told = [
+        f"{row.method} ({row.arm}), radius {row.radius:.3g}, dose {dose(row.dose)}, "
+        f"effect {row.effect:.3g}",
+        f"{scores}interestingness {item.interestingness:.2f}",
+        f"re-test {again}; side effect {side}",
+        f"{row.file}, item {row.item}",
+    ]
+    tell([Heading(f"perturbation {row.id}"), *map(Text, told)], console)
     by_prompt: dict[int, list[CompletionRow]] = {}
     for completion in (*item.completions, *item.retest):
         by_prompt.setdefault(completion.prompt, []).append(completion)
