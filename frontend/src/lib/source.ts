@@ -72,17 +72,19 @@ export async function told(
     if (!answer.ok || !answer.body) return await got(answer);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let left = "";
+    let came: any = undefined;
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) throw new Refused("educe explore ended before the text was finished");
+      if (done && came !== undefined) return came;
+      if (done) throw new Refused("educe explore ended before it was finished");
       const lines = (left + value).split("\n");
       left = lines.pop()!;
       for (const line of lines) {
         const event = JSON.parse(line);
         if (event.error) throw new Refused(event.error);
-        if (event.stopped) return null;
-        if (event.done) return event.done;
-        tell(event);
+        if (event.stopped) came = null;
+        else if (event.done) came = event.done;
+        else tell(event);
       }
     }
   } catch (problem) {

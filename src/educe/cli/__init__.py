@@ -49,6 +49,7 @@ for command in (
     show.show,
     show.report,
     explore.explore,
+    explore.write,
     organism.app,
     judge.app,
     select.select,

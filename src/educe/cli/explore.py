@@ -6,13 +6,18 @@ import secrets
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from educe.cli.opening import opened, telling
+from educe.cli.options import SCREEN, Output, RunFolder
 from educe.cli.streams import print_text
 from educe.errors import BlockedError, ModelError, RunError
-from educe.options import EMBEDDED, ModelOptions, Natural
+from educe.options import EMBEDDED, Count, ModelOptions, Natural, NonNegative
+
+if TYPE_CHECKING:
+    from educe.explore.writing import Piece
 
 #: Hosts that nobody else reaches.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,8 +47,8 @@ def explore(
         from educe.explore.app import app
     except ImportError as error:
         raise ModelError(f"{error.name} is missing: pip install 'educe[explore]'") from error
+    from educe.explore.desk import Desk
     from educe.explore.shelf import Shelf
-    from educe.explore.writing import Desk
 
     listening = _listening(host, port)
     token = secrets.token_urlsafe(24)
@@ -59,6 +64,70 @@ def explore(
         served, log_level="warning", server_header=False, timeout_graceful_shutdown=2
     )
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def write(
+    run: RunFolder,
+    *pieces: Annotated[
+        str, Parameter(help="perturbations, as ID or ID:RADIUS; none for the model")
+    ],
+    prompt: str | None = None,
+    number: Natural = 0,
+    positions: str | None = None,
+    temperature: NonNegative = 0.0,
+    sample: Natural = 0,
+    tokens: Count | None = None,
+    model: ModelOptions = EMBEDDED,
+    output: Output = SCREEN,
+) -> None:
+    """Write one text under perturbations of a run, at any radius, as the explorer does.
+
+    Args:
+        prompt: a text; by default a prompt of the run
+        number: the prompt's number in the run
+        positions: where they are added; by default as they were found
+        sample: which of several samples, at a temperature
+        tokens: the most tokens; by default as in the run
+        model: how the model is loaded; what is not said is as in the run
+    """
+    from educe.explore import writing
+    from educe.explore.desk import Desk, Job
+
+    with opened(run) as found:
+        radius = {p.id: p.radius for p in found.perturbation_rows(derived=None)}
+    asked = writing.Asked(
+        run=0,
+        prompt=number if prompt is None else prompt,
+        pieces=tuple(_piece(word, radius) for word in pieces),
+        positions=positions,
+        temperature=temperature,
+        sample=sample,
+        tokens=tokens,
+    )
+    asked.check()
+    tells = telling()
+
+    def tell(event: dict[str, Any]) -> None:
+        if "say" in event:
+            tells.say(event["say"])
+
+    done = writing.write(Desk([run], model), Job(lambda job: {}, tell), asked)
+    output.put(done, lambda: print_text("".join(done["text"])))
+
+
+def _piece(word: str, radius: dict[int, float]) -> Piece:
+    """Read a perturbation and its radius.
+
+    Raises:
+        RunError: It is none.
+    """
+    from educe.explore.writing import Piece
+
+    name, colon, size = word.partition(":")
+    try:
+        return Piece(int(name), float(size) if colon else radius[int(name)])
+    except (ValueError, KeyError):
+        raise RunError(f"{word!r} is no perturbation of the run: write ID or ID:RADIUS") from None
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -132,22 +132,31 @@ def check(
 ) -> None:
     """Measure judges on labelled answers: agreement, false alarms, AUC, with intervals.
 
-    educe organism answers NAME > labelled.jsonl makes some, labelled by an organism's own rule.
+    educe organism answers NAME > labelled.jsonl makes some, labelled by an organism's own rule;
+    educe explore RUN labels those of a run.
 
     Args:
-        labelled: JSON lines of prompt, text, label (true or false); where there are any, plain,
-            what the unperturbed model writes, and group, whose answers theme compares together
+        labelled: the folder of a run whose texts have labels; or JSON lines of prompt, text, label
+            (true or false); where there are any, plain, what the unperturbed model writes, and
+            group, whose answers theme compares together
         judge: as educe judge list shows them, such as contains:orchid; may be repeated
         threshold: a score from here on says that an answer shows the behaviour
         cache: the file that keeps the scores; by default one beside the labelled answers
     """
     from educe.progress import reporter
-    from educe.scores.cache import Cached
+    from educe.run import marks
+    from educe.run.store import Run
+    from educe.scores.cache import FILE, Cached
     from educe.scores.calibration import check_judge, read_labelled
 
     tells = reporter()
-    rows = read_labelled(labelled, tells.say)
-    kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
+    if labelled.is_dir():
+        with Run.open(labelled) as run:
+            rows = marks.labelled(run)
+        kept = cache or labelled / FILE
+    else:
+        rows = read_labelled(labelled, tells.say)
+        kept = cache or labelled.with_name(f"{labelled.name}.judging.sqlite")
     results = []
     with going_on():
         for each in asked.judges(judge, tells.say):

@@ -28,11 +28,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from educe.audit.settings import AUDIT
 from educe.errors import BusyError, EduceError, MethodError, RunError
-from educe.explore import bundle, frames
+from educe.explore import bundle, frames, writing
+from educe.explore.desk import Desk, Job
 from educe.explore.documents import document
 from educe.explore.map import places
 from educe.explore.shelf import Shelf
-from educe.explore.writing import Asked, Desk, Job, Piece
+from educe.explore.writing import Asked, Piece
 from educe.run import marks
 from educe.run.store import Run
 
@@ -48,6 +49,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+#: Does what it is asked for, for a job that is told of it.
+Work = Callable[[Desk, Job, Asked], dict[str, Any]]
 TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
@@ -163,11 +166,12 @@ def app(
         await asyncio.wrap_future(kept)
         return _json({})
 
-    async def write(request: Request) -> Response:
-        return await _streamed(request, desk, _asked(at(request), await request.body()), desk.write)
+    def told_of(work: Work) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            asked = _asked(at(request), await request.body())
+            return await _streamed(desk, lambda job: work(desk, job, asked))
 
-    async def read(request: Request) -> Response:
-        return await _streamed(request, desk, _asked(at(request), await request.body()), desk.read)
+        return answer
 
     async def file(request: Request) -> Response:
         number, radius = (
@@ -206,8 +210,9 @@ def app(
             Route(f"{own}/texts", texts),
             Route(f"{own}/texts/{{text:int}}", text),
             Route(f"{own}/marks", mark, methods=["POST"]),
-            Route(f"{own}/write", write, methods=["POST"]),
-            Route(f"{own}/read", read, methods=["POST"]),
+            Route(f"{own}/write", told_of(writing.write), methods=["POST"]),
+            Route(f"{own}/read", told_of(writing.read), methods=["POST"]),
+            Route(f"{own}/curve", told_of(writing.curve), methods=["POST"]),
             Route(f"{own}/perturbations/{{perturbation:int}}/file", file),
         ],
         middleware=[
@@ -222,9 +227,7 @@ def app(
     )
 
 
-async def _streamed(
-    request: Request, desk: Desk, asked: Asked, work: Callable[[Job, Asked], dict[str, Any]]
-) -> Response:
+async def _streamed(desk: Desk, work: Callable[[Job], dict[str, Any]]) -> Response:
     """Answer with what a job tells, a line of JSON each; who leaves cancels it."""
     loop, told = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
 
@@ -232,7 +235,7 @@ async def _streamed(
         if not loop.is_closed():
             loop.call_soon_threadsafe(told.put_nowait, event)
 
-    job = Job(lambda job: work(job, asked), tell)
+    job = Job(work, tell)
     desk.take(job)
 
     async def lines() -> AsyncIterator[str]:

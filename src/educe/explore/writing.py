@@ -1,24 +1,20 @@
-"""Writing: the one thread that has a model, and what it is asked for, one after the other.
+"""Writing: what the desk is asked for, a text under perturbations at any radius, a look into it.
 
-A `Job` tells as it goes on: that it waits, that the model is being loaded, the text so far, and
-what it came to. It ends early where nobody listens any more. The model of a run is loaded when it
-is needed first, and leaves memory where a run with another model asks.
+`write` is `educe.generate` with a listener, `read` is teacher forcing of what was written, `curve`
+the effect at the run's target as the radius grows. Each returns plain JSON.
 """
 
 from __future__ import annotations
 
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from educe.errors import BusyError, EduceError, MethodError, PromptError, RunError, SteeringError
+from educe.errors import MethodError, PromptError, SteeringError
 from educe.explore.bundle import shown
-from educe.options import EMBEDDED, ModelOptions
+from educe.explore.desk import Desk, Job
 from educe.rows import FIRST, Row
 from educe.run.store import Run
 
@@ -30,16 +26,14 @@ if TYPE_CHECKING:
     from educe.perturbation.kind import Kind
     from educe.run.settings import Settings
 
-#: Jobs that wait at most, beside the one at work.
-WAITING = 8
 #: The longest text that is written, in tokens, and prompt that is read, in signs.
 LONGEST, LONGEST_PROMPT = 1024, 20_000
 #: Perturbations that act together at most.
 TOGETHER = 8
 #: Seconds between two tellings of a text that is being written.
 PACE = 0.05
-
-Tell = Callable[[dict[str, Any]], None]
+#: Shares of its radius at which the effect of a perturbation is measured, for both signs.
+SHARES = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,7 @@ class Asked:
 
         Raises:
             MethodError: A number or a name is none.
+            PromptError: The prompt is too long.
         """
         numbers = (self.temperature, *(piece.radius for piece in self.pieces))
         whole = (self.sample, *([] if self.tokens is None else [self.tokens]))
@@ -88,235 +83,158 @@ class Asked:
             raise MethodError("temperature, sample and tokens are 0 or more")
         if type(self.prompt) not in (int, str) or not isinstance(self.positions, str | None):
             raise MethodError("a prompt is a number or a text, positions are a text")
+        if not 0 < (LONGEST if self.tokens is None else self.tokens) <= LONGEST:
+            raise MethodError(f"{self.tokens} tokens: ask for 1 to {LONGEST}")
+        if isinstance(self.prompt, str) and len(self.prompt) > LONGEST_PROMPT:
+            signs = len(self.prompt)
+            raise PromptError(f"a prompt of {signs} signs is too long: {LONGEST_PROMPT} at most")
         if len(self.text) > LONGEST or len(self.pieces) > TOGETHER:
             raise MethodError(f"{LONGEST} tokens and {TOGETHER} perturbations at most")
 
 
-class Cancelled(Exception):  # noqa: N818 - it is no error that anybody sees
-    """Nobody listens any more."""
+class Ready(NamedTuple):
+    """All that a job needs: the model, the prompts, what to write, and what perturbs it."""
+
+    lm: LanguageModel
+    settings: Settings
+    batch: PromptBatch
+    row: Row
+    kind: Kind | None  #: None for the model as it is
+    theta: Tensor | None  #: ``[1, size]``
 
 
-class Job:
-    """Something for the thread with the model to do.
+def write(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
+    """Write a text, as `educe.generate` does; return it with its tokens."""
+    from educe.forward.generation import generate
 
-    Args:
-        work: Does it, and tells of it.
-        tell: Is told, from that thread.
-    """
+    lm, settings, batch, row, kind, theta = ready(desk, job, asked)
+    last = 0.0
 
-    def __init__(self, work: Callable[[Job], dict[str, Any]], tell: Tell) -> None:
-        self.work, self.tell = work, tell
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """End it as soon as may be."""
-        self._cancelled.set()
-
-    def check(self) -> None:
-        """Go on.
-
-        Raises:
-            Cancelled: Nobody listens any more.
-        """
-        if self._cancelled.is_set():
-            raise Cancelled
-
-    def say(self, sentence: str) -> None:
-        """Tell a sentence, such as that the model is being loaded."""
-        self.check()
-        self.tell({"say": sentence})
-
-
-class Desk:
-    """The thread with the model, and the jobs that wait for it.
-
-    Args:
-        folders: Of the runs.
-        options: How models are loaded, where this differs from how the runs had it.
-        lm: The model of all of them, where it is loaded already.
-    """
-
-    def __init__(
-        self,
-        folders: Sequence[Path],
-        options: ModelOptions = EMBEDDED,
-        lm: LanguageModel | None = None,
-    ) -> None:
-        self.folders, self._given = list(folders), lm
-        self._changed = {
-            f.name: value
-            for f in fields(ModelOptions)
-            if (value := getattr(options, f.name)) != getattr(EMBEDDED, f.name)
-        }
-        self._loaded: tuple[ModelOptions, LanguageModel] | None = None
-        self._jobs: queue.Queue[Job | None] = queue.Queue(WAITING)
-        self._now: Job | None = None
-        self._thread = threading.Thread(target=self._serve, name="writing", daemon=True)
-        self._thread.start()
-
-    @property
-    def loaded(self) -> bool:
-        """Whether a model is in memory."""
-        return self._loaded is not None
-
-    def take(self, job: Job) -> None:
-        """Do a job when those before it are done.
-
-        Raises:
-            BusyError: Too many wait.
-        """
-        ahead = self._jobs.qsize() + (self._now is not None)
-        job.tell({"waiting": ahead})
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise BusyError(f"{WAITING} texts wait to be written: wait, or stop one") from None
-
-    def close(self) -> None:
-        """End the job at work, and the thread."""
-        while not self._jobs.empty():
-            self._jobs.get_nowait()
-        if self._now is not None:
-            self._now.cancel()
-        self._jobs.put(None)
-        self._thread.join(timeout=5)
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._now = job
-            try:
-                job.check()
-                job.tell({"done": job.work(job)})
-            except Cancelled:
-                job.tell({"stopped": True})
-            except EduceError as error:
-                job.tell({"error": str(error)})
-            except Exception as error:  # the thread lives on, and the page says it
-                job.tell({"error": f"educe failed: {type(error).__name__}: {error}"})
-            finally:
-                self._now = None
-
-    # -- what jobs do --------------------------------------------------------------------------
-
-    def write(self, job: Job, asked: Asked) -> dict[str, Any]:
-        """Write a text, as `educe.generate` does; return it with its tokens."""
-        from educe.forward.generation import generate
-
-        with Run.open(self.folders[asked.run]) as run:
-            lm, batch, row, kind, theta = self._ready(job, run, asked)
-            limit = _limit(asked, run)
-            last = 0.0
-
-            def told(row: Row, tokens: Sequence[int]) -> None:
-                nonlocal last
-                job.check()
-                if time.monotonic() - last > PACE:
-                    last = time.monotonic()
-                    text = lm.text(tokens, skip_special_tokens=True)
-                    job.tell({"text": shown(text), "tokens": len(tokens)})
-
-            ((done,),) = generate(
-                lm,
-                batch,
-                [row],
-                theta,
-                kind=kind,
-                numbers=[row.perturbation] if row.perturbation else None,
-                max_new_tokens=limit,
-                temperature=asked.temperature,
-                seed=run.config["seed"],
-                told=told,
-            )
-        return {
-            "text": shown(done.text),
-            "tokens": list(done.tokens),
-            "finished": done.finished,
-            "logprob": sum(done.logprobs) / len(done.logprobs) if done.logprobs else None,
-        }
-
-    def read(self, job: Job, asked: Asked) -> dict[str, Any]:
-        """Read a text: how it surprises the model, and where along depth its stream differs.
-
-        Returns:
-            For each token its text, ``base`` and ``own``: the nats by which it surprises the
-            unperturbed and the perturbed model, ``kl`` between both there; and for each ``layer``
-            the ``shift`` of the stream at each token, as a share of its norm.
-        """
-        from educe.forward.forced import Forced
-
-        if not asked.text:
-            raise PromptError("there is no token to read: write a text first")
-        with Run.open(self.folders[asked.run]) as run:
-            lm, batch, row, kind, theta = self._ready(job, run, asked)
-            some = batch.select([row.prompt]).trimmed()
-            before = kind.before if kind is not None else 0
-            texts = Forced(lm, some, [asked.text], before=before)
-            base = -texts.likelihood(texts.under(_unchanged()))[0, 0]
-            found: dict[str, Any] = {"token": _pieces(lm, asked.text), "base": _list(base)}
-            if kind is not None and theta is not None:
-                layers = list(range(before, lm.depth))
-                still = texts.under(_unchanged(), layers).streams
-                job.check()
-                (moved,) = texts.read(theta, kind, layers)
-                n = len(asked.text)
-                shift = [
-                    (moved.streams[i] - still[i])[0, 0, -n:].norm(dim=-1)
-                    / still[i][0, 0, -n:].norm(dim=-1)
-                    for i in layers
-                ]
-                found |= {
-                    "own": _list(-texts.likelihood(moved)[0, 0]),
-                    "kl": _list(texts.divergence(moved)[0, 0]),
-                    "layer": layers,
-                    "shift": [_list(row) for row in shift],
-                }
-        return found
-
-    def _ready(
-        self, job: Job, run: Run, asked: Asked
-    ) -> tuple[LanguageModel, PromptBatch, Row, Kind | None, Tensor | None]:
-        """Return the model, the prompts, the row to be written, and what perturbs it."""
-        from educe.run.settings import encoded, stored
-
-        settings = stored(run)
-        lm = self._model(job, run, settings)
+    def told(row: Row, tokens: Sequence[int]) -> None:
+        nonlocal last
         job.check()
-        number = asked.pieces[0].id if asked.pieces else 0
-        settings = replace(settings, max_new_tokens=_limit(asked, run))
+        if time.monotonic() - last > PACE:
+            last = time.monotonic()
+            text = lm.text(tokens, skip_special_tokens=True)
+            job.tell({"text": shown(text), "tokens": len(tokens)})
+
+    ((done,),) = generate(
+        lm,
+        batch,
+        [row],
+        theta,
+        kind=kind,
+        numbers=[row.perturbation] if row.perturbation else None,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=asked.temperature,
+        seed=settings.seed,
+        told=told,
+    )
+    return {"text": shown(done.text), "tokens": list(done.tokens), "finished": done.finished}
+
+
+def read(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
+    """Read a text: how it surprises the model, and where along depth its stream differs.
+
+    Returns:
+        For each token its text, ``base`` and ``own``: the nats by which it surprises the
+        unperturbed and the perturbed model, ``kl`` between both there; and for each ``layer`` the
+        ``shift`` of the stream at each token, as a share of its norm.
+    """
+    from educe.forward.forced import UNCHANGED, Forced
+
+    if not asked.text:
+        raise PromptError("there is no token to read: write a text first")
+    lm, _, batch, row, kind, theta = ready(desk, job, asked)
+    texts = Forced(
+        lm,
+        batch.select([row.prompt]).trimmed(),
+        [asked.text],
+        before=0 if kind is None else kind.before,
+    )
+    layers = [] if kind is None else list(range(kind.before, lm.depth))
+    still = texts.under(UNCHANGED, layers)
+    found: dict[str, Any] = {
+        "token": _pieces(lm, asked.text),
+        "base": _list(-texts.likelihood(still)[0, 0]),
+    }
+    if kind is None or theta is None:
+        return found
+    job.check()
+    (moved,) = texts.read(theta, kind, layers)
+    # The token at a place comes of the stream at the place before it.
+    at = slice(-len(asked.text), None)
+    streams = [(still.streams[i][0, 0, at], moved.streams[i][0, 0, at]) for i in layers]
+    shift = [_list((own - base).norm(dim=-1) / base.norm(dim=-1)) for base, own in streams]
+    return found | {
+        "own": _list(-texts.likelihood(moved)[0, 0]),
+        "kl": _list(texts.divergence(moved)[0, 0]),
+        "layer": layers,
+        "shift": shift,
+    }
+
+
+def curve(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
+    """Measure the effect of the first perturbation at `SHARES` of its radius, of both signs.
+
+    Returns:
+        ``radius`` and ``effect``, the norm of the change at the run's target.
+    """
+
+    from educe.forward.slice import Slice
+    from educe.run.settings import encoded
+
+    if not asked.pieces:
+        raise SteeringError("name a perturbation, whose effect is measured")
+    lm, settings, *_, kind, _ = ready(desk, job, asked)
+    assert kind is not None
+    with Run.open(desk.folders[asked.run]) as run:
+        facts = run.note("facts")
+        first = asked.pieces[0]
+        radii = sorted(s * sign * abs(first.radius) for s in SHARES for sign in (-1, 1))
+        rows = [together(run, [Piece(first.id, radius)], asked.positions)[1] for radius in radii]
+    part = Slice(
+        lm,
+        encoded(lm, settings, settings.prompts),
+        source=facts["source"],
+        target=facts["target"],
+        positions=facts["positions"],
+        readout=settings.readout,
+    ).on(kind)
+    sizes = []
+    for row in rows:
+        job.check()
+        sizes.append(float(part.effect(row.to(part.device, part.work_dtype)).norm()))
+    return {"radius": radii, "effect": sizes}
+
+
+def ready(desk: Desk, job: Job, asked: Asked) -> Ready:
+    """Return what a job needs; the model is loaded if need be.
+
+    Raises:
+        EduceError: The run has no such prompt or perturbation, the model is another one now, or
+            the perturbations cannot be added.
+    """
+    from educe.run.settings import encoded, stored
+
+    with Run.open(desk.folders[asked.run]) as run:
+        settings = stored(run)
+        if asked.tokens is not None:
+            settings = replace(settings, max_new_tokens=asked.tokens)
+        lm = desk.model(job, run, settings)
+        job.check()
         if isinstance(asked.prompt, str):
-            if len(asked.prompt) > LONGEST_PROMPT:
-                raise PromptError(
-                    f"a prompt of {len(asked.prompt)} signs is too long: {LONGEST_PROMPT} at most"
-                )
             contents, place = [asked.prompt], 0
         else:
             contents, place = [p.content for p in run.prompt_rows()], asked.prompt
-            if not 0 <= place < len(contents):
-                raise PromptError(f"the run has no prompt {place}")
+        if not 0 <= place < len(contents):
+            raise PromptError(f"the run has no prompt {place}")
         batch = encoded(lm, settings, contents)
-        row = Row(number, place, asked.sample, FIRST)
         if not asked.pieces:
-            return lm, batch, row, None, None
+            return Ready(lm, settings, batch, Row(0, place, asked.sample, FIRST), None, None)
+        row = Row(asked.pieces[0].id, place, asked.sample, FIRST)
         kind, theta = together(run, asked.pieces, asked.positions)
-        return lm, batch, row, kind, theta
-
-    def _model(self, job: Job, run: Run, settings: Settings) -> LanguageModel:
-        """Return the model of a run, which is loaded if it is not the last one."""
-        from educe.run.settings import loaded
-        from educe.threads import choose
-
-        own = {f.name: getattr(settings, f.name) for f in fields(ModelOptions)}
-        options = ModelOptions(**own | self._changed)
-        if self._given is not None:
-            return loaded(run, settings, job.say, self._given)
-        if self._loaded is None or self._loaded[0] != options:
-            self._loaded = None  # before the next one, so that only one is in memory
-            job.say(f"loading {options.model}")
-            choose(job.say)
-            lm = loaded(run, replace(settings, **self._changed), job.say)
-            self._loaded = (options, lm)
-            return lm
-        return loaded(run, settings, lambda sentence: None, self._loaded[1])
+        return Ready(lm, settings, batch, row, kind, theta)
 
 
 def together(run: Run, pieces: Sequence[Piece], positions: str | None) -> tuple[Kind, Tensor]:
@@ -372,19 +290,6 @@ def together(run: Run, pieces: Sequence[Piece], positions: str | None) -> tuple[
     for i, (layer, own) in enumerate(zip(layers, rows, strict=True)):
         stacked[i, after.index(layer)] = own[0]
     return Joint(tuple(after), stacked), torch.ones(1, len(rows))
-
-
-def _limit(asked: Asked, run: Run) -> int:
-    limit = asked.tokens or int(run.config["max_new_tokens"])
-    if not 0 < limit <= LONGEST:
-        raise RunError(f"{limit} tokens: ask for 1 to {LONGEST}")
-    return limit
-
-
-def _unchanged() -> Any:
-    from educe.forward.forced import UNCHANGED
-
-    return UNCHANGED
 
 
 def _pieces(lm: LanguageModel, tokens: Sequence[int]) -> list[str | list[str]]:

@@ -25,7 +25,7 @@ EMPTY, REPETITION, ECHO = "empty", "repetition", "the prompt again"
 REPEATS, LONG = 0.5, 8
 _CODE = re.compile(
     r"```|^\s*(?:def |class |import |from \w+ import|#include|function |const |var |let |return\b|"
-    r"<\w+[^>]*>|\{|\})|[;{}]\s*$|\w+\(.*\)\s*[;:{]",
+    r"<\w+[^>]*>|\{|\})|[;{}]\s*$|\b\w+\(.*\)\s*[;:{]",
     re.M,
 )
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)]|[A-Za-z][.)])\s+\S", re.M)
@@ -35,6 +35,8 @@ _SELF = re.compile(
     r"(?!sorry|not|afraid|glad|happy|here|ready|sure|unable|able|only|excited|always|very|designed"
     r"|also|still|pleased|delighted|thrilled|\w+ing\b)([^\W\d_]{3,})"
 )
+#: Signs of a text that are read: what patterns cost grows faster than a text does.
+READ = 20_000
 #: The probability from which on a language is clear.
 CLEAR = 0.9
 
@@ -51,7 +53,8 @@ class Traits(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def traits(text: str, asked: str = "") -> Traits:
-    """Return the traits of a text that answers a message."""
+    """Return the traits of a text that answers a message, by its first `READ` signs."""
+    text = text[:READ]
     plain = folded(text)
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", plain)
     return Traits(
