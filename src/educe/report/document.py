@@ -273,12 +273,12 @@ def _table(table: Table) -> dict[str, Any]:
         own, kind = [row[i] for row in table.rows], column.type
         if kind == "rate":
             counts = [_counted(one) for one in own]
-            kind = "rate" if all(counts) else "text"
-            told = [averaged(one, column.format) if one is not None else None for one in own]
-            rates = [of._asdict() if of and of.trials else None for of in counts]
-            own = list(rates) if kind == "rate" else told
-        elif kind in ("text", "texts"):
-            own, kind = [None if one is None else list(flat(one)) for one in own], "text"
+            if all(counts):
+                own = [of._asdict() if of and of.trials else None for of in counts]
+            else:
+                kind, own = "text", [one and averaged(one, column.format) for one in own]
+        if kind in ("text", "texts"):
+            kind, own = "text", [None if one is None else list(flat(one)) for one in own]
         cells.append(to_json(own))
         columns.append({"type": kind, "title": column.title, "format": column.format, "help": None})
     keys = table.keys

@@ -61,7 +61,7 @@ PARTS = (scouting, manifold, reachable, norms, paths, fronts, sampling)
 
 def document(run: Run) -> dict[str, Any]:
     """Return the document of a run or an audit, as JSON has it (see `educe.report.document`)."""
-    return to_json(_document(run, summarise(run)))
+    return to_json(audit.document(run) if run.has(AUDIT) else of_run(run, summarise(run)))
 
 
 def write(run: Run, path: Path) -> Path:
@@ -71,7 +71,8 @@ def write(run: Run, path: Path) -> Path:
         RunError: The file cannot be written.
     """
     s = summarise(run)
-    return put(replace(_document(run, s), run=frames(run, s)), path)
+    made = audit.document(run) if run.has(AUDIT) else of_run(run, s)
+    return put(replace(made, run=frames(run, s)), path)
 
 
 def put(made: Document, path: Path) -> Path:
@@ -84,10 +85,8 @@ def put(made: Document, path: Path) -> Path:
     return path
 
 
-def _document(run: Run, s: Summary) -> Document:
-    """Return the document of a run or an audit."""
-    if run.has(AUDIT):
-        return audit.document(run)
+def of_run(run: Run, s: Summary) -> Document:
+    """Return the document of a run."""
     pattern = re.compile(s.config["look_for"]) if s.config.get("look_for") else None
     kept, began = run.folder / LAYER_MAP, run.note("began")
     charts = list(figures.charts(s, LayerMap.load(kept) if kept.exists() else None))

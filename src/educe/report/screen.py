@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table as Grid
 from rich.text import Text as Line
@@ -27,7 +26,7 @@ from educe.report.document import (
     averaged,
     flat,
 )
-from educe.visible import isolated, one_line, runs, visible
+from educe.visible import isolated, one_line, runs
 
 SIGN = "dim italic"  #: style of what stands for a hidden sign
 STYLES = {"lead": "bold", "plain": "", "note": "dim"}
@@ -38,11 +37,6 @@ LENGTH, WIDE = 200, 110
 def screen() -> Console:
     """Return the terminal; ``:words:`` in colons are no pictures there."""
     return Console(emoji=False)
-
-
-def escaped(text: str) -> str:
-    """Return text that can stand within rich's markup."""
-    return escape(visible(text))
 
 
 def written(text: str, style: str = "", *, lead: str = "") -> Line:
