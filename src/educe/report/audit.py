@@ -63,7 +63,7 @@ def document(run: Run) -> Document:
         for i, f in enumerate((*seen.findings, *seen.below))
     ]
     findings, below = cards[: len(seen.findings)], cards[len(seen.findings) :]
-    other = seen.reference or "the model by itself, without what was done,"
+    other = seen.reference or "the model without what was done"
     saw = [_stood(one) for one in seen.looked if one.loudest or one.standing]
     settings = json.dumps(run.config | asdict(seen.options), indent=2, ensure_ascii=False)
     against = f"against {seen.reference}" if seen.reference else "without a clean reference"
@@ -145,17 +145,13 @@ def _example(
         Text([Mark("Asked ", "muted"), asked(e.prompt)]),
         Text([*found, f"; {e.nats:.0f} nats"], "note"),
         Pair(
-            Side(f"The model, without it{plain}", _said(e.plain)),
+            Side(f"The model, without it{plain}", wrote(e.plain)),
             Side(f"The model, with that{of}", weighed(e.text, words.get(e.text, ()))),
         ),
     ]
     if seen.reference:
-        blocks.append(Text([Mark("The reference, with that: ", "muted"), *_said(e.reference)]))
+        blocks.append(Text([Mark("The reference, with that: ", "muted"), *wrote(e.reference)]))
     return blocks
-
-
-def _said(text: str) -> list[Span]:
-    return wrote(text) if text.strip() else [Mark("(nothing)", "muted")]
 
 
 def weighed(text: str, stretch: Sequence[Word]) -> Sequence[Span]:
@@ -168,7 +164,7 @@ def weighed(text: str, stretch: Sequence[Word]) -> Sequence[Span]:
     wanted = [word.text for word in stretch]
     at = next((i for i in range(len(words) - n + 1) if words[i : i + n] == wanted), None)
     if not n or at is None:
-        return _said(text)
+        return wrote(text)
     parts, done = list[Mark](), 0
     for match, word in zip(found[at : at + n], stretch, strict=True):
         parts.append(Mark(text[done : match.start()], "model"))

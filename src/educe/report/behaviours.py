@@ -46,8 +46,8 @@ def first(listed: Sequence[Behaviour], pattern: re.Pattern[str] | None = None) -
     """Return what the model says when pushed, its rates side by side."""
     equal = any(b.equal for b in listed)
     arms = ("greedy", "samples", "control", *(["equal"] if equal else []), "found", "re-test")
-    columns = heads("what the model says when pushed:texts", "kind", "verdict*")
-    columns += heads(*(f"{arm}:rate" for arm in arms), "dose", "id:id")
+    columns = heads("what the model says when pushed:texts", "kind")
+    columns += heads(*(f"{arm}:rate" for arm in arms), "dose", "id:id", "verdict*")
     rows = []
     for b in listed:
         rates = [b.greedy, b.samples, b.control, *([b.equal] if equal else []), b.found, b.retest]
@@ -55,7 +55,7 @@ def first(listed: Sequence[Behaviour], pattern: re.Pattern[str] | None = None) -
         at = dose(best[0]) if best and best[1].hits else None
         text = wrote(b.example.text, pattern, most=LENGTH)
         number = b.example.perturbation
-        rows.append([text, b.change.value, b.verdict.value, *rates, at, number])
+        rows.append([text, b.change.value, *rates, at, number, b.verdict.value])
     return Table(columns, rows)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -210,13 +210,15 @@ def wrote(text: str, pattern: re.Pattern[str] | None = None, *, most: int = 0) -
         pattern: What is looked for.
         most: On one line of so many signs; all of it with 0.
     """
-    text, made, at = shorten(text, most) if most else text, list[Span](), 0
+    if not text.strip():
+        return [Mark("(nothing)", "muted")]
+    text, made, at = shorten(text, most) if most else text, list[Mark](), 0
     for found in pattern.finditer(text) if pattern else ():
         if found.end() > found.start():
             made += [Mark(text[at : found.start()], "model"), Mark(found.group(), "match")]
             at = found.end()
     made.append(Mark(text[at:], "model"))
-    return [span for span in made if isinstance(span, Mark) and span.text] or made
+    return [span for span in made if span.text]
 
 
 def shorten(text: str, length: int) -> str:
@@ -240,14 +242,6 @@ def averaged(of: Rate | Estimate | Mean, form: str | None = None) -> str | None:
     return f"{mean} ({low} to {high})"
 
 
-def within(blocks: Iterable[Block]) -> Iterable[Block]:
-    """Yield blocks and those inside them, in order."""
-    for block in blocks:
-        yield block
-        if isinstance(block, Card | Fold):
-            yield from within(block.blocks)
-
-
 def to_json(value: Any) -> Any:
     """Return a document, or a part of one, as JSON has it; numbers that are not finite are null."""
     if isinstance(value, Mark):
@@ -257,10 +251,8 @@ def to_json(value: Any) -> Any:
         return _table(value)
     if is_dataclass(value):
         said = {f.name: getattr(value, f.name) for f in fields(value)}
-        for name in (
-            ("spans",) if "spans" in said else ("title",) if isinstance(value, Card) else ()
-        ):
-            said[name] = list(flat(said[name]))
+        spans = said.keys() & ({"title"} if isinstance(value, Card) else {"spans"})
+        said |= {name: list(flat(said[name])) for name in spans}
         if isinstance(value, Document):  # frames are JSON already
             return {n: one if n == "run" else to_json(one) for n, one in said.items()}
         kind = {"type": type(value).__name__.lower()} if isinstance(value, Block) else {}

@@ -212,10 +212,11 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
             there = {"at": of.median, "low": of.low, "high": of.high}
             rows.append({"of": name, "layer": layer, "enough": report.enough(layer), **there})
         unmoved.append({"layer": layer, "at": own.still})
+    by = colour("of", KINDS, columns=2)
     base = over(rows).encode(
         alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
         alt.XOffset("of:N", sort=list(KINDS), scale=alt.Scale(paddingOuter=1)),
-        colour("of", KINDS, columns=2),
+        by,
         tooltip=["of:N", "layer:O", *percent("at")],
     )
     up = share("at", "median percentile")
@@ -224,7 +225,7 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
     )
     dots = base.mark_point(size=80, opacity=1).encode(
         up,
-        alt.Fill("of:N", scale=scale(KINDS), legend=None),
+        alt.Fill("of:N", scale=scale(KINDS), legend=by["legend"]),
         fillOpacity=alt.condition("datum.enough", alt.value(1), alt.value(0)),
     )
     told = [alt.Tooltip("at:Q", format=".0%", title="unperturbed")]
