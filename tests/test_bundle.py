@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from educe.explore.bundle import SCRIPT, STYLE, VEGA, as_json, asset, shown, standalone
-from educe.report.figures import PALETTE
+from educe.explore.bundle import SCRIPT, STYLE, VEGA, as_json, asset, palette, shown, standalone
 
 
 @pytest.mark.parametrize("name", [SCRIPT, STYLE, VEGA])
@@ -25,8 +24,8 @@ def test_the_bundle_evaluates_no_text() -> None:
     assert not re.search(r"\beval\(|new Function\(", asset(SCRIPT))
 
 
-def test_the_page_has_the_colours_of_the_charts() -> None:
-    for light, dark in PALETTE.values():
+def test_the_bundle_was_built_with_the_colours_of_the_charts() -> None:
+    for light, dark in palette().values():
         assert light in asset(SCRIPT)
         assert dark in asset(SCRIPT)
 

@@ -15,6 +15,9 @@ export interface Source {
   mark(run: number, text: number, what: string, value: unknown): Promise<void>;
 }
 
+/** What is said while the server is gone. */
+export const GONE = "educe explore does not answer: is it still running?";
+
 /** What went wrong, in a sentence. */
 export class Refused extends Error {}
 
@@ -29,7 +32,7 @@ async function fetched(path: string, how?: RequestInit): Promise<Response> {
     return await fetch(path, how);
   } catch (problem) {
     if (how?.signal?.aborted) throw problem;
-    throw new Refused("educe explore does not answer: is it still running?");
+    throw new Refused(GONE);
   }
 }
 

@@ -221,6 +221,7 @@ def app(
         ],
         exception_handlers={
             EduceError: _refusal,
+            Exception: _failure,
             ValueError: lambda request, error: _sentence(f"this cannot be read: {error}", 400),
         },
         lifespan=lifespan,
@@ -351,6 +352,10 @@ def _sentence(text: str, status: int) -> Response:
 
 async def _refusal(request: Request, error: Exception) -> Response:
     return _sentence(str(error), 429 if isinstance(error, BusyError) else 400)
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return _sentence(f"educe failed: {type(error).__name__}: {error}", 500)
 
 
 def _cookie(request: Request) -> str:

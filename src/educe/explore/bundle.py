@@ -100,6 +100,12 @@ def as_json(value: Any) -> str:
     return text
 
 
+def palette() -> dict[str, tuple[str, str]]:
+    """Return the colour of each role on a light and on a dark page, as the front end has them."""
+    text = resources("educe.explore").joinpath("palette.json").read_text(encoding="utf-8")
+    return {role: (light, dark) for role, (light, dark) in json.loads(text).items()}
+
+
 @cache
 def asset(name: str) -> str:
     """Return a file of the front end."""

@@ -1,68 +1,33 @@
-"""Documents of runs, as far as they have come: what the first screen shows."""
+"""Documents of runs as far as they have come: the report's, or that there is none yet."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from educe.comparison.account import account, shown
-from educe.comparison.behaviours import Behaviour
-from educe.comparison.stats import Rate
-from educe.comparison.summary import summarise
-from educe.report.command import command
+from educe.audit.findings import FINDINGS
+from educe.audit.settings import AUDIT
+from educe.report import page
+from educe.rows import BEHAVIOUR
 from educe.run.store import Run
+
+#: What is shown of a run that cannot be counted yet.
+BEGUN = (
+    "Nothing can be counted yet: the search is on, or its texts are not read. What is written "
+    "stands under Texts."
+)
 
 
 def document(run: Run) -> dict[str, Any]:
-    """Return the document of a run."""
-    began = run.note("began")
-    made = {
-        "title": f"{run.folder.name}",
-        "subtitle": str(run.config.get("model", "")),
-        "kind": "run",
-        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
-        "command": command(run.config),
+    """Return the document of a run, at any time while it is at work."""
+    if run.has(FINDINGS) if run.has(AUDIT) else run.has("facts") and run.score_rows(BEHAVIOUR):
+        return page.document(run)
+    text = {"type": "text", "spans": [BEGUN], "style": "lead"}
+    return {
+        "title": run.folder.resolve().name,
+        "subtitle": f"a run on {run.config.get('model')} that is at work, or was cut off",
+        "kind": "audit" if run.has(AUDIT) else "run",
+        "date": None,
+        "command": None,
+        "parts": [{"id": "begun", "title": "Not there yet", "blocks": [text]}],
         "run": None,
     }
-    if not run.has("facts"):
-        said = "The run has just begun and has found nothing yet."
-        block = {"type": "text", "spans": [said], "style": "lead"}
-        return made | {"parts": [{"id": "findings", "title": "Findings", "blocks": [block]}]}
-    s = summarise(run)
-    blocks: list[dict[str, Any]] = [
-        {"type": "text", "spans": [said], "style": "plain"} for said in account(s)
-    ]
-    blocks += [_card(b, s.baseline[b.example.prompt][0].text) for b in shown(s)[:12]]
-    return made | {"parts": [{"id": "findings", "title": "Findings", "blocks": blocks}]}
-
-
-def _card(b: Behaviour, base: str) -> dict[str, Any]:
-    row = {"found": _rate(b.found), "control": _rate(b.control), "samples": _rate(b.samples)}
-    columns = [
-        {"key": key, "title": key, "type": "rate", "format": None, "help": None} for key in row
-    ]
-    both = {
-        "type": "pair",
-        "left": {"title": "unperturbed", "spans": [{"text": base, "mark": "model"}]},
-        "right": {
-            "title": f"perturbation {b.example.perturbation}",
-            "spans": [{"text": b.example.text, "mark": "model"}],
-        },
-    }
-    table = {"type": "table", "columns": columns, "rows": [row], "caption": None, "sort": None}
-    link = {
-        "text": f"perturbation {b.example.perturbation}",
-        "mark": "link",
-        "to": f"perturbation/{b.example.perturbation}",
-    }
-    return {
-        "type": "card",
-        "title": [" ".join(b.words) or "no words"],
-        "badges": [b.verdict.value, b.change.value],
-        "blocks": [both, table, {"type": "text", "spans": ["Written by ", link], "style": "note"}],
-        "open": True,
-    }
-
-
-def _rate(r: Rate) -> dict[str, Any] | None:
-    return r._asdict() if r.trials else None

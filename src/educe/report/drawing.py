@@ -12,26 +12,12 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from educe.explore import bundle
 from educe.report.document import Chart
 from educe.report.words import told
 
 #: Light and dark colour by role.
-PALETTE = {
-    "paper": ("#fbfaf8", "#15181b"),
-    "card": ("#ffffff", "#1d2125"),
-    "ink": ("#1b1f23", "#e7e5e0"),
-    "muted": ("#5d646b", "#a2a8ae"),
-    "line": ("#e0dedb", "#343a40"),
-    "accent": ("#0c6a72", "#56c2c8"),
-    "control": ("#7f868d", "#8b9299"),
-    "invariant": ("#4b7f2c", "#93c572"),
-    "rare": ("#a8730f", "#dfab4a"),
-    "fragile": ("#7573b8", "#a5a3e6"),
-    "own": ("#3f6fb0", "#86aee6"),
-    "stock": ("#8a7a66", "#b9a98f"),
-    "damage": ("#b05c52", "#dd8a7f"),
-    "same": ("#b3b8bc", "#5a6168"),
-}
+PALETTE = bundle.palette()
 FONT = "Segoe UI, Roboto, Helvetica Neue, Noto Sans, Liberation Sans, Arial, sans-serif"
 #: The colour of each arm.
 ARMS = {"found": "accent", "control": "control"}
