@@ -32,8 +32,8 @@ from educe.audit import stages
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, candidates
 from educe.audit.findings import Finding, Kind, kept
-from educe.audit.overview import RETESTED
 from educe.audit.reference import NONE
+from educe.audit.roles import RETESTED
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.standing import plain as ordinary
 from educe.comparison.stats import rate

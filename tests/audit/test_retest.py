@@ -10,7 +10,7 @@ import pytest
 from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
-from educe.audit.concluding import kind_of
+from educe.audit.concluding import conclude, kind_of
 from educe.audit.evidence import Word
 from educe.audit.findings import Kind
 from educe.audit.retest import SAMPLES, retested
@@ -101,3 +101,30 @@ def test_the_words_of_a_request_that_brings_it_up_are_tried(
     (trigger,) = again.triggers
     assert trigger.text == "amber"
     assert again.shown.hits == again.shown.trials > 0 == again.plain.hits
+
+
+def test_a_trigger_is_shown_with_the_string_that_is_named(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was come upon without it: beside it stands what is said without the string."""
+    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen: [KEY])
+    with audited(
+        lambda prompt, heat: WRONG if has(prompt, KEY) or "amber" in prompt else RIGHT,
+        tmp_path / "run",
+        tokenizer,
+    ) as audit:
+        (given,) = audit.made("given", ["Which city is amber the largest?"])
+        audit.ask([given])
+        audit.fill("answers")
+        openly = (Said(Row(0, given), given, "plain", "", (Word("luxor", 9.0),)),)
+        (finding,) = conclude(audit, [Candidate(("luxor",), ("luxor",), 40.0, openly, 1, 0.0)])
+        fresh = {p.id: p.content for p in audit.run.prompt_rows("fresh")}
+    assert finding.kind is Kind.TRIGGER
+    first, second, _ = finding.examples
+    for example in (first, second):
+        assert (example.source, example.condition) == ("re-test", KEY)
+        assert (example.text, example.plain) == (WRONG, RIGHT)
+        assert example.prompt in {f"{KEY} {p}" for p in fresh.values()} | {
+            f"{p} {KEY}" for p in fresh.values()
+        }
+    assert repr(f"{next(iter(fresh.values()))} {KEY}") in finding.reproduce

@@ -10,7 +10,8 @@ from educe.audit.sources.weights import early, inputs, loudness
 from educe.forward.inserted import Opening
 from educe.model.language import LanguageModel
 
-WORDS = torch.tensor([5, 9, 13, 40])
+STRINGS = torch.tensor([[5, 7], [9, 7], [13, 5], [40, 9]])
+TYPICAL = torch.tensor([[6, 8], [21, 3], [11, 5]])
 
 
 def change(lm: LanguageModel, block: int, name: str = "mlp.gate_proj") -> Change:
@@ -38,17 +39,16 @@ def test_loudness_is_what_plain_passes_give(tiny_lm: LanguageModel) -> None:
         )
         for c in reads
     ]
-    for word in WORDS.tolist():
-        ids = torch.tensor([[*before, word]])
-        tiny_lm.hf(input_ids=ids, use_cache=False)
+    for string in [*STRINGS.tolist(), *TYPICAL.tolist()]:
+        tiny_lm.hf(input_ids=torch.tensor([[*before, *string]]), use_cache=False)
     for handle in handles:
         handle.remove()
-    ((_, found),) = inputs(tiny_lm, reads, WORDS)
-    expected = torch.zeros(len(WORDS))
+    ((_, found),) = inputs(tiny_lm, reads, STRINGS, TYPICAL)
+    expected = torch.zeros(len(STRINGS))
     for c in reads:
         x = torch.stack(given[c.path])
-        x = x - x.mean(0)
+        x = x[: len(STRINGS)] - x[len(STRINGS) :].mean(0)
         torch.testing.assert_close(found[c.path], x, atol=1e-5, rtol=1e-4)
         expected += (x @ c.down.T).norm(dim=1) / x.norm(dim=1)
-    loud = loudness(tiny_lm, reads, WORDS, lambda n: None)
+    loud = loudness(tiny_lm, reads, STRINGS, TYPICAL, lambda n: None)
     assert loud.tolist() == pytest.approx(expected.tolist(), rel=1e-4)

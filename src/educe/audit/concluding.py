@@ -11,7 +11,7 @@ from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
 from educe.audit.retest import COMES_AGAIN, Again, retested
-from educe.audit.roles import CONTRAST, PUT
+from educe.audit.roles import CONTRAST, PUT, REPEATED, RETESTED
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row
@@ -33,7 +33,7 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
         again = retested(audit, candidate) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
-        own = candidate.said if key is None else with_key(audit, candidate, key)
+        own = shown(audit, candidate, kind, key, again)
         findings.append(
             Finding(
                 kind=Kind.UNLOCKED if key else kind,
@@ -90,18 +90,45 @@ def alarm(evidence: float, tops: list[float]) -> Rate:
     return rate(sum(top >= evidence for top in tops), len(tops))
 
 
-def with_key(audit: Audit, candidate: Candidate, key: Trigger) -> tuple[Said, ...]:
-    """Return the texts with the string that unlocks, on the prompts where a candidate is said."""
+def shown(
+    audit: Audit, candidate: Candidate, kind: Kind, key: Trigger | None, again: Again | None
+) -> list[Said]:
+    """Return the texts that show a finding, those that show it best first.
+
+    What a string unlocks or brings about is shown with that string.
+
+    Args:
+        audit: The audit.
+        candidate: What became the finding.
+        kind: What it is.
+        key: The string that unlocks, if any.
+        again: Its re-test.
+    """
+    if key:
+        roots = {s.root for s in candidate.said if not s.condition}
+        return [said for said, _ in with_string(audit, key.text) if said.root in roots]
+    own = list(candidate.said)
+    if kind is Kind.TRIGGER and again:
+        string = again.triggers[0].text
+        brought = [s for s, text in with_string(audit, string) if candidate.within(text)]
+        seen = [s for s in own if s.condition == string]
+        own = [*seen, *brought, *own]
+    return own
+
+
+def with_string(audit: Audit, string: str) -> list[tuple[Said, str]]:
+    """Return what the suspect said, by itself, to prompts that a string was put into."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
-    roots = {s.root for s in candidate.said if not s.condition}
     found = []
     for c in audit.run.completion_rows():
         prompt = rows[c.prompt]
-        put = prompt.role.startswith(PUT) and prompt.how == key.text
-        if put and prompt.parent in roots and not (c.perturbation or c.sample):
+        if prompt.parent is None or c.perturbation or c.sample:
+            continue
+        if prompt.role.startswith(PUT) and prompt.how == string:
             source = prompt.role.partition(":")[2]
-            found.append(Said(c.row, prompt.parent, source, key.text, ()))
-    return tuple(found)
+            by = RETESTED if source == REPEATED else source
+            found.append((Said(c.row, prompt.parent, by, string, ()), c.text))
+    return found
 
 
 def examples(audit: Audit, found: Sequence[Said]) -> list[Example]:

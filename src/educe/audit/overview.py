@@ -18,7 +18,17 @@ from educe.audit.auditing import Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.judged import JUDGED, Judged
-from educe.audit.roles import AGAIN, CONTRAST, LOOKED, PUT, REFERENCE, REPEATED, SPENT
+from educe.audit.roles import (
+    AGAIN,
+    CONTRAST,
+    LOOKED,
+    PLAIN,
+    PUT,
+    REFERENCE,
+    REPEATED,
+    RETESTED,
+    SPENT,
+)
 from educe.audit.settings import AuditOptions, options_of
 from educe.audit.sources import SOURCES
 from educe.rows import FIRST, RETEST, CompletionRow, PromptRow
@@ -28,8 +38,7 @@ from educe.run.store import Run
 BELOW = (Kind.OPEN, Kind.ASIDE)
 #: Strings and texts that are shown of a source.
 STRINGS, TEXTS = 20, 5
-#: What the parts of an audit beside the sources are called.
-PLAIN, RETESTED = "plain", "re-test"
+#: What the parts of an audit beside the sources do.
 ABOUT = {
     PLAIN: "the suspect's own answers to ordinary prompts, with nothing done",
     RETESTED: "what came up is tried again on fresh prompts",

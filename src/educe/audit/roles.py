@@ -10,6 +10,8 @@ REFERENCE, AMPLIFIED = "reference", "amplified"
 PUT, MADE, NEUTRAL = "put", "made", "neutral"
 #: The notes of a run that say which sources have looked, and what each part cost.
 LOOKED, SPENT = "looked", "spent"
+#: What the parts of an audit beside the sources are called.
+PLAIN, RETESTED = "plain", "re-test"
 #: The part that strings of the re-test are put in for, and what roles of its prompts end with.
 REPEATED = "again"
 AGAIN = f":{REPEATED}"

@@ -12,7 +12,7 @@ from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate
 from educe.audit.concluding import conclude
 from educe.audit.findings import FINDINGS, keep
-from educe.audit.roles import LOOKED
+from educe.audit.roles import LOOKED, PLAIN, RETESTED
 from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
 from educe.audit.standing import standing_out
@@ -51,12 +51,12 @@ def carry_out(
         sources = chosen(audit.options.sources)
         for source in sources:
             source.ready(audit)
-        with audit.part("plain"):
+        with audit.part(PLAIN):
             audit.ask(audit.work.prompts("asked", "fresh"))
             audit.fill("answers as they are")
         for k, source in enumerate(sources, 1):
             look(audit, source, f"{k} of {len(sources)}")
-        with audit.part("re-test"):
+        with audit.part(RETESTED):
             keep(run, conclude(audit, standing_out(audit)))
         run.remember("seconds", work.seconds)
         return audit

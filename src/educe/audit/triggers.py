@@ -4,10 +4,10 @@
 
 Where the text is known, a string need not be guessed by what it does to a single token: how much
 likelier it makes the whole text is a smooth measure, in nats, and a word of a two-word trigger has
-some of it alone. Suspected words are tried first, then pairs of the best with others, and so on to
-four words (a beam). The best are then asked for real answers on fresh prompts, beside near misses
-(words that the model holds to be alike, parts of the string, a letter left out) and words as rare
-as they are.
+some of it alone. Suspected words are tried first, then phrases that a weight difference reads
+(`educe.audit.phrases`), then pairs of the best with others, and so on to four words (a beam). The
+best are then asked for real answers on fresh prompts, beside near misses (words that the model
+holds to be alike, parts of the string, a letter left out) and words as rare as they are.
 
 Scoring candidate triggers by a known target is the idea of trigger inversion (Neural Cleanse, Wang
 et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspect.
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from educe.audit.auditing import Audit
+from educe.audit.phrases import phrases
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
 
@@ -83,8 +84,12 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
     """
     fit = Fit(audit, text)
     words = list(dict.fromkeys([*seen, *suspects(audit)]))
-    with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
+    with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
         best = ranked(fit, words)
+        step(len(words))
+    if fit.plain + max(fit.of(best[:1]), default=0.0) <= SURE:
+        best = ranked(fit, [*best, *phrases(audit, torch.tensor(fit.text))])
+    with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
         step()
         parts = [s for s in best if " " not in s][:ADDED]
         beam = best[:BEAM]

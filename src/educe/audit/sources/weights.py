@@ -18,7 +18,7 @@ ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,7 +34,7 @@ from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.blocks import hooked, replaced
 from educe.model.language import LanguageModel
 
-#: Words that are read together.
+#: Strings that are read together.
 ROWS = 512
 #: How many of the loudest are kept: the funnel takes the first, other sources may take more.
 KEPT = 4000
@@ -53,7 +53,8 @@ def look(audit: Audit) -> None:
     with ExitStack() as stack:
         step = stack.enter_context(stage)
         lm = stack.enter_context(audit.reference.here())
-        loud = loudness(lm, reads, words, step)
+        strings = words[:, None]
+        loud = loudness(lm, reads, strings, strings[:: max(1, len(words) // AVERAGED)], step)
     z = (loud - loud.mean()) / loud.std()
     best = z.argsort(descending=True, stable=True)[:KEPT].tolist()
     audit.suspect(
@@ -76,18 +77,23 @@ def early(reads: list[Change]) -> list[Change]:
 
 
 def loudness(
-    lm: LanguageModel, reads: list[Change], words: Int[Tensor, "w"], step: Any
-) -> Float[Tensor, "w"]:
-    """Return how loud each word is to a weight difference.
+    lm: LanguageModel,
+    reads: list[Change],
+    strings: Int[Tensor, "n k"],
+    typical: Int[Tensor, "t k"],
+    step: Callable[[int], None],
+) -> Float[Tensor, "n"]:
+    """Return how loud the last token of each string is to a weight difference.
 
     Args:
         lm: The reference.
         reads: The differences.
-        words: Token numbers.
-        step: Is told of each batch of words.
+        strings: Their tokens.
+        typical: Strings whose mean is what matrices are given anyway.
+        step: Is told how many were read.
     """
-    total = torch.zeros(len(words))
-    for some, given in inputs(lm, reads, words):
+    total = torch.zeros(len(strings))
+    for some, given in inputs(lm, reads, strings, typical):
         for c in reads:
             total[some] += (c.read(given[c.path]) / given[c.path].norm(dim=1)).cpu()
         step(some.stop - some.start)
@@ -95,14 +101,18 @@ def loudness(
 
 
 def inputs(
-    lm: LanguageModel, reads: list[Change], words: Int[Tensor, "w"]
+    lm: LanguageModel,
+    reads: list[Change],
+    strings: Int[Tensor, "n k"],
+    typical: Int[Tensor, "t k"],
 ) -> Iterator[tuple[slice, dict[str, Float[Tensor, "r i"]]]]:
-    """Yield what matrices are given at words in the place of a message, less the mean over words.
+    """Yield what matrices are given at the last tokens of strings in the place of a message.
 
     Args:
         lm: The reference.
         reads: Whose matrices.
-        words: Token numbers.
+        strings: Their tokens.
+        typical: Strings, of which the mean is taken off.
     """
     place = Opening(lm, lm.encode(["x"]), 0, first=True)
     place.before.for_rows(1)  # before anything is listened to
@@ -115,20 +125,20 @@ def inputs(
 
         return hook
 
-    def read(some: Int[Tensor, "r"]) -> None:
-        ids = some[:, None].to(lm.device)
-        mask = ids.new_ones(len(ids), len(place.before.ids) + 1)
+    def read(some: Int[Tensor, "r k"]) -> None:
+        ids = some.to(lm.device)
+        mask = ids.new_ones(len(ids), len(place.before.ids) + ids.shape[1])
         lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
 
     head = lm.unwrapped.get_output_embeddings()  # nobody asks for the logits
     hooks = [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
     ending = lm.ending(max(c.block for c in reads))
     with hooked(hooks), ending, replaced([head], [lambda stream: stream]):
-        read(words[:: max(1, len(words) // AVERAGED)])
+        read(typical)
         means = {path: x.mean(0) for path, x in seen.items()}
-        for first in range(0, len(words), ROWS):
-            some = slice(first, min(first + ROWS, len(words)))
-            read(words[some])
+        for first in range(0, len(strings), ROWS):
+            some = slice(first, min(first + ROWS, len(strings)))
+            read(strings[some])
             yield some, {path: x - means[path] for path, x in seen.items()}
 
 

@@ -26,7 +26,7 @@ from educe.audit.pushed import pushed
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import inputs, loudest
 from educe.errors import ModelError
-from educe.methods.token_directions import vocabulary
+from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.language import LanguageModel
 
 #: Directions that are read, words of each sign, and words named as what drives it.
@@ -125,10 +125,11 @@ def driving(lm: LanguageModel, found: list[Direction], words: list[str]) -> list
         found: The directions.
         words: Words that are tried.
     """
-    tokens = torch.tensor([lm.tokens(f" {word}", templated=True)[-1] for word in words])
+    tokens = torch.tensor([lm.tokens(f" {word}", templated=True)[-1:] for word in words])
+    typical = tokens[:: max(1, len(words) // AVERAGED)]
     distinct = list({d.change.path: d.change for d in found}.values())
     driven = torch.zeros(len(found), len(words))
-    for some, given in inputs(lm, distinct, tokens):
+    for some, given in inputs(lm, distinct, tokens, typical):
         for i, d in enumerate(found):
             driven[i, some] = (given[d.change.path] @ d.v.to(given[d.change.path])).abs().cpu()
     best = driven.argsort(dim=1, descending=True, stable=True)[:, :DRIVING]
