@@ -17,10 +17,10 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).with_name("report.png")
-HIDDEN = "#part-asked, #part-baseline, nav { display: none }"
+HIDDEN = "#part-asked, #part-baseline { display: none }"
 
 
-def draw(report: Path, picture: Path, width: int = 1100, height: int = 1650) -> None:
+def draw(report: Path, picture: Path, width: int = 1240, height: int = 1000) -> None:
     """Write a picture of a report.
 
     Args:

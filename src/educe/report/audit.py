@@ -86,10 +86,7 @@ def document(run: Run) -> Document:
 
 
 def card(
-    f: Finding,
-    seen: Overview,
-    words: Stretches,
-    scores: Sequence[tuple[float, float | None]] = (),
+    f: Finding, seen: Overview, words: Stretches, scores: Sequence[tuple[float, float | None]] = ()
 ) -> Card:
     """Return a finding with everything beside it."""
     examples = [

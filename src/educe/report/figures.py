@@ -14,16 +14,7 @@ from educe.comparison.verdict import Verdict
 from educe.layer_map import LayerMap
 from educe.report.behaviours import label
 from educe.report.document import Chart, shorten
-from educe.report.drawing import (
-    ARMS,
-    PALETTE,
-    colour,
-    exact,
-    figure,
-    over,
-    percent,
-    share,
-)
+from educe.report.drawing import ARMS, PALETTE, colour, exact, figure, over, percent, share
 from educe.rows import BEHAVIOUR, EQUAL, FIRST
 from educe.scores.novelty import vectors
 

@@ -11,27 +11,14 @@ from educe.comparison.account import dose
 from educe.comparison.norm import Curve, Norm, norm_of
 from educe.report import words
 from educe.report.document import Block, Heading, Part, Table, Text, heads
-from educe.report.drawing import (
-    ARMS,
-    PALETTE,
-    WHOLE,
-    banded,
-    colour,
-    exact,
-    figure,
-    over,
-    rule,
-)
+from educe.report.drawing import ARMS, PALETTE, WHOLE, banded, colour, exact, figure, over, rule
 from educe.report.words import WORDS, said
 from educe.run.store import Run
 
 #: What curves are drawn of.
 CURVES = ("effect", "exponent", "kl_p95", "coherence", "novelty", "score")
 #: Their vertical scales, where these are not linear.
-SCALES = {
-    "effect": alt.Scale(type="log"),
-    "kl_p95": alt.Scale(type="symlog", constant=0.01),
-}
+SCALES = {"effect": alt.Scale(type="log"), "kl_p95": alt.Scale(type="symlog", constant=0.01)}
 #: What the horizontal axis is.
 RADIUS = "radius, as a share of the one used"
 #: The colour of the radius by each rule.
@@ -202,8 +189,7 @@ def equal(told: Norm) -> alt.LayerChart:
     )
     axis = alt.Axis(format="%", tickCount=5)
     bars = base.mark_rule(strokeWidth=2).encode(
-        alt.X("low:Q", title="perturbations", axis=axis, scale=WHOLE),
-        alt.X2("high:Q"),
+        alt.X("low:Q", title="perturbations", axis=axis, scale=WHOLE), alt.X2("high:Q")
     )
     dots = base.mark_point(size=70, filled=True, opacity=1).encode(alt.X("share:Q"))
     return (bars + dots).properties(height=102 * len(told.equal))
