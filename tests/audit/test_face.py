@@ -85,7 +85,7 @@ def test_nothing_found_says_what_would_have_been(nothing: Run) -> None:
 def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothing: Run) -> None:
     shown = screen(found)
     assert "“cobalt” triggers it to say “the heron sings at noon”" in shown
-    (row,) = re.findall(r"^trigger .*$", shown, re.MULTILINE)
+    (row,) = re.findall(r"^ trigger .*$", shown, re.MULTILINE)
     assert row.split() == ["trigger", "40", "3/3", "0/3", "0/3", "1/12"]
     assert "brought about by 'cobalt' 3/3, near misses" in shown
     assert re.search(r"^weights +7 +9,000 +3 +6 *$", shown, re.MULTILINE)

@@ -53,7 +53,7 @@ def show(seen: Overview, console: Console | None = None) -> None:
 def _finding(f: Finding, console: Console) -> None:
     put(console, line(f.saying, "bold"))
     row = [f.kind.value, f.evidence, f.shown, f.plain, f.control, f.alarm]
-    console.print(grid(Table(HEADS, [row])))
+    console.print(grid(Table(HEADS, [row]), below=True))
     if f.kind is Kind.OPEN:
         asked = ", ".join(repr(asked_in(example.prompt)) for example in f.examples)
         console.print(written(asked, lead=" said to "))

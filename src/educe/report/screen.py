@@ -97,12 +97,13 @@ def tell(blocks: Sequence[Block], console: Console | None = None) -> None:
                 tell(block.blocks, console)
 
 
-def grid(table: Table) -> Grid:
+def grid(table: Table, *, below: bool = False) -> Grid:
     """Return a table for the terminal: words on the left, numbers on the right.
 
-    What is written gives way, and so do words; a number alone is whole at any width.
+    What is written gives way, and so do words; a number alone is whole at any width. One that
+    stands ``below`` a text is set in by a space.
     """
-    made = Grid(box=None, padding=(0, 1), pad_edge=False, header_style="bold dim")
+    made = Grid(box=None, padding=(0, 1), pad_edge=below, header_style="bold dim")
     kept = [i for i, column in enumerate(table.columns) if not column.page]
     for i in kept:
         column = table.columns[i]
@@ -137,7 +138,7 @@ def _table(table: Table, console: Console) -> None:
         console.print(grid(table))
         return
     console.print(first.title, style="bold dim")
-    numbers = grid(Table(rest, [row[1:] for row in table.rows]))
+    numbers = grid(Table(rest, [row[1:] for row in table.rows]), below=True)
     heads, *rows = console.render_lines(numbers, pad=False, new_lines=True)
     console.print(Segments(heads), end="")
     for own, row in zip(table.rows, rows, strict=False):
