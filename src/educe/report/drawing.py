@@ -49,6 +49,20 @@ def banded(rows: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(ends).reset_index()
 
 
+def lines(
+    rows: pd.DataFrame | Sequence[dict[str, Any]],
+    x: alt.X,
+    y: alt.Y,
+    by: alt.Color,
+    *told: str | alt.Tooltip,
+    detail: Any = alt.Undefined,
+    **mark: Any,
+) -> alt.Chart:
+    """Draw lines over rows, a colour each, which tell so much where the pointer is."""
+    drawn = over(rows).mark_line(**{"strokeWidth": 2} | mark)
+    return drawn.encode(x, y, by, tooltip=list(told), detail=detail)
+
+
 def scale(roles: dict[str, str]) -> alt.Scale:
     """Return the colours of some names, which have the roles of the palette."""
     return alt.Scale(domain=list(roles), range=[PALETTE[role][0] for role in roles.values()])

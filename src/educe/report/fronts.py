@@ -20,9 +20,11 @@ from educe.report.drawing import (
     colour,
     exact,
     figure,
+    lines,
     over,
     percent,
     rule,
+    share,
 )
 from educe.report.words import said
 from educe.run.store import Run
@@ -100,32 +102,24 @@ def front(points: Sequence[Point]) -> alt.LayerChart:
         alt.Y("effect:Q", scale=LOG, title="norm of the effect"),
         colour("arm", ARMS),
     )
-    lines = base.transform_filter("datum.front").mark_line(
-        interpolate="step-after", strokeWidth=1.6, opacity=0.8
-    )
+    best = base.transform_filter("datum.front")
+    edge = best.mark_line(interpolate="step-after", strokeWidth=1.6, opacity=0.8)
     hit = "datum.hit === true"
     dots = base.mark_point(filled=True, opacity=0.85).encode(
         size=alt.condition(hit, alt.value(130), alt.value(36)),
         shape=alt.condition(hit, alt.value("diamond"), alt.value("circle")),
         tooltip=["perturbation:N", "arm:N", *exact("dose", "effect", "kl"), "looked for:N"],
     )
-    return (lines + dots).properties(height=320)
+    return (edge + dots).properties(height=320)
 
 
 def kept(trial: Sparse) -> alt.LayerChart:
     """Draw the share of the effect that the first groups keep, for more and more of them."""
-    lines = (
-        over(trial.curves)
-        .mark_line(strokeWidth=1.8)
-        .encode(
-            alt.X("groups:Q", scale=LOG, title="groups kept"),
-            alt.Y("share:Q", axis=alt.Axis(format="%", tickCount=6), title="share of the effect"),
-            colour("order", ORDERS),
-            detail="number:N",
-            tooltip=["number:N", "order:N", "groups:Q", *percent("share")],
-        )
-    )
-    return (rule(share=trial.keep) + lines).properties(height=280)
+    across = alt.X("groups:Q", scale=LOG, title="groups kept")
+    up = share("share", "share of the effect", whole=False)
+    told = ("number:N", "order:N", "groups:Q", *percent("share"))
+    drawn = lines(trial.curves, across, up, colour("order", ORDERS), *told, detail="number:N")
+    return (rule(share=trial.keep) + drawn).properties(height=280)
 
 
 def signs(scan: Scan) -> alt.LayerChart:
@@ -155,7 +149,7 @@ def signs(scan: Scan) -> alt.LayerChart:
         detail=["number:N", "side:N"],
         tooltip=["number:N", "arm:N", "constant:O", *exact("score", "effect"), "text:N"],
     )
-    lines = base.mark_line(strokeWidth=1.2, opacity=0.6)
+    each = base.mark_line(strokeWidth=1.2, opacity=0.6)
     size = alt.Size("score:Q", scale=alt.Scale(domain=[0, 1], range=[30, 260]), legend=None)
     dots = base.mark_point(filled=True, opacity=0.9).encode(size)
-    return (shaded + lines + dots).properties(height=280)
+    return (shaded + each + dots).properties(height=280)

@@ -26,6 +26,7 @@ from educe.report.words import said
 from educe.run.store import Run
 
 KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
+SPECTRA = {**KINDS, "held-out activations": "ink"}
 #: What is measured along the depth, and what of a direction that is taken away.
 DEPTH = {"distance": ".0%", "nearest": ".0%", "energy": ".2f", "size": ".2f"}
 ABLATIONS = ("heldout_kl", "heldout_same", "heldout_perplexity")
@@ -184,22 +185,14 @@ def spectrum(curves: Mapping[str, list[float]]) -> alt.LayerChart:
         for count, low, high in zip(*edges, strict=True)
     ]
     along = alt.X("directions:Q", scale=alt.Scale(type="log", nice=False), title="directions")
-    lines = (
-        over(rows)
-        .mark_line(strokeWidth=2)
-        .encode(
-            along,
-            share("energy", "energy within"),
-            colour("of", {**KINDS, "held-out activations": "ink"}, columns=2),
-            tooltip=["of:N", "directions:Q", *percent("energy", digits=1)],
-        )
-    )
+    up, by = share("energy", "energy within"), colour("of", SPECTRA, columns=2)
+    told = ("of:N", "directions:Q", *percent("energy", digits=1))
     spread = (
         over(band)
         .mark_area(opacity=0.18, color=PALETTE["rare"][0])
         .encode(along, alt.Y("low:Q", title="energy within"), alt.Y2("high:Q"))
     )
-    return (spread + lines).properties(height=300)
+    return (spread + lines(rows, along, up, by, *told)).properties(height=300)
 
 
 def depth(report: ManifoldReport) -> alt.LayerChart:
@@ -266,19 +259,11 @@ def growth(report: ManifoldReport) -> alt.LayerChart:
         for known, at in zip(sizes, report.standings[judge], strict=True)
     ]
     along = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens")
-    percentiles = (
-        over(rows)
-        .mark_line(point=True, strokeWidth=2)
-        .encode(
-            along,
-            share("percentile", "percentile"),
-            colour("of", dict(zip(names, ("accent", "fragile"), strict=True))),
-            tooltip=["of:N", "tokens:Q", *percent("percentile", digits=1)],
-        )
-    )
+    by = colour("of", dict(zip(names, ("accent", "fragile"), strict=True)))
+    told = ("of:N", "tokens:Q", *percent("percentile", digits=1))
+    drawn = lines(rows, along, share("percentile", "percentile"), by, *told, point=True)
     ends = dict.fromkeys((0, len(sizes) - 1))
     far = [{"tokens": sizes[i].tokens, "told": f"held-out × {sizes[i].optimism:.2f}"} for i in ends]
     labels = over(far).mark_text(color=PALETTE["muted"][0], fontSize=12)
-    return (percentiles + labels.encode(along, alt.YDatum(0.5), text="told:N")).properties(
-        height=260
-    )
+    known = labels.encode(along, alt.YDatum(0.5), text="told:N")
+    return (drawn + known).properties(height=260)

@@ -10,7 +10,7 @@ from educe.inversion import kept
 from educe.inversion.report import Case, Reachability
 from educe.report import words
 from educe.report.document import Block, Card, Fold, Part, Table, Text, averaged, heads, wrote
-from educe.report.drawing import colour, figure, over, percent
+from educe.report.drawing import colour, figure, lines, percent
 from educe.report.words import said
 from educe.run.store import Run
 
@@ -69,18 +69,13 @@ def curves(report: Reachability) -> alt.Chart:
         for reads, best in case.curve
         if case.curve[0][1] > 0
     ]
-    return (
-        over(rows)
-        .mark_line(strokeWidth=2, interpolate="step-after")
-        .encode(
-            alt.X("reads:Q", title="strings read at one prompt"),
-            alt.Y("left:Q", title="loss, as a share of the best natural string's"),
-            colour("of", ROLES),
-            detail="case:N",
-            tooltip=["case:N", "reads:Q", *percent("left")],
-        )
-        .properties(height=260)
+    across = alt.X("reads:Q", title="strings read at one prompt")
+    up = alt.Y("left:Q", title="loss, as a share of the best natural string's")
+    told = ("case:N", "reads:Q", *percent("left"))
+    drawn = lines(
+        rows, across, up, colour("of", ROLES), *told, detail="case:N", interpolate="step-after"
     )
+    return drawn.properties(height=260)
 
 
 def _named(case: Case) -> str:

@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
-import pandas as pd
 
 from educe.reads.single import ARMS, Used
 from educe.reads.survey import Survey
 from educe.reads.thinning import NATS, Curve
 from educe.reads.ways import Context, Group
-from educe.report import drawing
 from educe.report import words as report_words
 from educe.report.document import Block, Document, Fold, Mark, Part, Text
-from educe.report.drawing import figure
+from educe.report.drawing import LOG, colour, exact, figure, lines, over, rule
 
 #: The colour of each form of thinning, of each reader, and of each arm of a single answer.
 FORMS = {
@@ -27,6 +25,7 @@ FORMS = {
     "random": "control",
 }
 READERS = {"attention": "accent", "mlp": "fragile"}
+LAYER = alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1))
 TRIED = dict(zip(ARMS, ("accent", "own", "control", "rare"), strict=True))
 
 
@@ -89,26 +88,25 @@ def _context(c: Context) -> Text:
 def words(survey: Survey) -> list[str]:
     """Say how many dimensions are needed, a line for each place and form."""
     width = max(curve.kept[-1] for curve in survey.curves)
-    lines = [
-        f"{survey.model}: dimensions that keep KL below {' and '.join(map(str, NATS))} nats a token"
-    ]
+    below = " and ".join(map(str, NATS))
+    said = [f"{survey.model}: dimensions that keep KL below {below} nats a token"]
     for layer in dict.fromkeys(curve.layer for curve in survey.curves):
         where = "all layers" if layer is None else f"layer {layer}"
-        told = [f"{form} {_needed(survey.curve(form, layer), width)}" for form in survey.forms]
-        lines.append(f"{where}: {', '.join(told)}")
-    return lines
+        each = [f"{form} {_needed(survey.curve(form, layer), width)}" for form in survey.forms]
+        said.append(f"{where}: {', '.join(each)}")
+    return said
 
 
 def words_of(used: Used) -> list[str]:
     """Say what an answer used."""
-    lines = [f"answer: {used.answer!r}, log-likelihood {used.logprob:.2f} nats a token"]
+    said = [f"answer: {used.answer!r}, log-likelihood {used.logprob:.2f} nats a token"]
     for arm in ARMS:
         stays, goes = used.staying(arm), used.going(arm)
-        lines.append(
+        said.append(
             f"{arm}: the likeliest tokens stay with {_count(stays)} components of each layer alone,"
             f" and change without {_count(goes)}"
         )
-    return lines
+    return said
 
 
 def _needed(curve: Curve, width: int) -> str:
@@ -131,104 +129,68 @@ def _points(curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
             yield {"form": curve.form, "where": where} | told
 
 
-def _lines(curves: Sequence[Curve]) -> alt.Chart:
-    return (
-        drawing.over(pd.DataFrame(list(_points(curves))))
-        .mark_line(point=True, strokeWidth=2)
-        .encode(
-            alt.X("dimensions:Q", title="dimensions kept"),
-            alt.Y("KL:Q", scale=drawing.LOG, title="KL, nats a token"),
-            drawing.colour("form", FORMS),
-            tooltip=["form:N", "where:N", *drawing.exact("dimensions", "KL", "same")],
-        )
-    )
-
-
 def _thinned(survey: Survey) -> alt.LayerChart:
-    lines = _lines([curve for curve in survey.curves if curve.layer is None])
-    return (lines + drawing.rule(KL=NATS[0]) + drawing.rule(KL=NATS[1])).properties(height=320)
+    rows = list(_points([curve for curve in survey.curves if curve.layer is None]))
+    across = alt.X("dimensions:Q", title="dimensions kept")
+    up, by = alt.Y("KL:Q", scale=LOG, title="KL, nats a token"), colour("form", FORMS)
+    told = ("form:N", "where:N", *exact("dimensions", "KL", "same"))
+    drawn = lines(rows, across, up, by, *told, point=True)
+    return (drawn + rule(KL=NATS[0]) + rule(KL=NATS[1])).properties(height=320)
 
 
-def _alone(survey: Survey) -> alt.LayerChart:
+def _alone(survey: Survey) -> alt.Chart:
     """Draw how many dimensions each layer needs, thinned alone."""
-    rows = pd.DataFrame(
+    rows = [
         {"layer": curve.layer, "form": curve.form, "dimensions": curve.needed(NATS[0])}
         for curve in survey.curves
         if curve.layer is not None
-    )
-    return (
-        drawing.over(rows)
-        .mark_line(point=True, strokeWidth=2)
-        .encode(
-            alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
-            alt.Y("dimensions:Q", title=f"dimensions for {NATS[0]} nats"),
-            drawing.colour("form", FORMS),
-            tooltip=["form:N", *drawing.exact("layer", "dimensions")],
-        )
-        .properties(height=260)
-    )
+    ]
+    up = alt.Y("dimensions:Q", title=f"dimensions for {NATS[0]} nats")
+    told = ("form:N", *exact("layer", "dimensions"))
+    return lines(rows, LAYER, up, colour("form", FORMS), *told, point=True).properties(height=260)
 
 
-def _ways(survey: Survey) -> alt.LayerChart:
+def _ways(survey: Survey) -> alt.Chart:
     """Draw in how many ways each layer is read by the next block."""
-    rows = pd.DataFrame(
+    rows = [
         {"layer": group.layer, "reader": group.reader, "ways": group.number}
         for group in survey.groups
         if group.reader in READERS
-    )
-    return (
-        drawing.over(rows)
-        .mark_line(point=True, strokeWidth=2)
-        .encode(
-            alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1)),
-            alt.Y("ways:Q", title="ways with 90% of what is read"),
-            drawing.colour("reader", READERS),
-            tooltip=["reader:N", *drawing.exact("layer", "ways")],
-        )
-        .properties(height=220)
-    )
+    ]
+    up, by = alt.Y("ways:Q", title="ways with 90% of what is read"), colour("reader", READERS)
+    told = ("reader:N", *exact("layer", "ways"))
+    return lines(rows, LAYER, up, by, *told, point=True).properties(height=220)
 
 
 def _effect(used: Used) -> alt.Chart:
     """Draw what taking away each token's activation at each layer does to the answer."""
-    rows = pd.DataFrame(
+    rows = [
         {"layer": layer, "at": at, "token": used.tokens[at], "nats": value}
         for layer, line in enumerate(used.effect.tolist())
         for at, value in enumerate(line)
+    ]
+    shade = alt.Scale(scheme="viridis", type="symlog", constant=0.01)
+    drawn = over(rows).encode(
+        alt.X("at:O", title="token", axis=alt.Axis(labelOverlap=True)),
+        alt.Y("layer:O", title="layer", sort="descending"),
+        alt.Color("nats:Q", scale=shade, title="nats"),
+        tooltip=["token:N", "layer:O", *exact("nats")],
     )
-    scale = alt.Scale(scheme="viridis", type="symlog", constant=0.01)
-    return (
-        drawing.over(rows)
-        .mark_rect()
-        .encode(
-            alt.X("at:O", title="token", axis=alt.Axis(labelOverlap=True)),
-            alt.Y("layer:O", title="layer", sort="descending"),
-            alt.Color("nats:Q", scale=scale, title="nats"),
-            tooltip=["token:N", "layer:O", *drawing.exact("nats")],
-        )
-        .properties(height=10 * len(used.effect) + 60)
-    )
+    return drawn.mark_rect().properties(height=10 * len(used.effect) + 60)
 
 
 def _trials(used: Used) -> alt.Chart:
     """Draw what becomes of the answer with components alone, and without them."""
-    rows = pd.DataFrame(
+    rows = [
         trial._asdict() | {"how": "taken away" if trial.away else "kept alone"}
         for trial in used.trials
-    )
+    ]
     dashes = alt.Legend(title=None, orient="top", symbolType="stroke")
-    return (
-        drawing.over(rows)
-        .mark_line(point=True, strokeWidth=2)
-        .encode(
-            alt.X("number:Q", scale=drawing.LOG, title="components of each layer"),
-            alt.Y("logprob:Q", title="nats a token"),
-            drawing.colour("arm", TRIED),
-            alt.StrokeDash("how:N", legend=dashes),
-            tooltip=["arm:N", "how:N", *drawing.exact("number", "energy", "logprob", "same")],
-        )
-        .properties(height=300)
-    )
+    across = alt.X("number:Q", scale=LOG, title="components of each layer")
+    told = ("arm:N", "how:N", *exact("number", "energy", "logprob", "same"))
+    up, by = alt.Y("logprob:Q", title="nats a token"), colour("arm", TRIED)
+    drawn = lines(rows, across, up, by, *told, point=True)
+    return drawn.encode(alt.StrokeDash("how:N", legend=dashes)).properties(height=300)
 
 
 #: The charts of a single answer.

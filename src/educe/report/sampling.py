@@ -10,7 +10,7 @@ import altair as alt
 from educe.comparison.stats import Estimate
 from educe.report import words
 from educe.report.document import Block, Heading, Part, Table, Text, heads, wrote
-from educe.report.drawing import ARMS, colour, exact, figure, over
+from educe.report.drawing import ARMS, colour, exact, figure, lines
 from educe.rows import SAMPLED, SAMPLING
 from educe.run.store import Run
 
@@ -73,14 +73,8 @@ def curves(told: dict[str, Any]) -> alt.Chart:
         for arm, line in told["curves"].items()
         for spent, best in line
     ]
-    return (
-        over(rows)
-        .mark_line(interpolate="step-after", strokeWidth=1.8)
-        .encode(
-            alt.X("settings:Q", title="settings evaluated"),
-            alt.Y("best:Q", title="highest estimate", scale=alt.Scale(zero=False)),
-            colour("arm", ARMS),
-            tooltip=["arm:N", *exact("settings", "best")],
-        )
-        .properties(height=220)
-    )
+    across = alt.X("settings:Q", title="settings evaluated")
+    up = alt.Y("best:Q", title="highest estimate", scale=alt.Scale(zero=False))
+    told = ("arm:N", *exact("settings", "best"))
+    drawn = lines(rows, across, up, colour("arm", ARMS), *told, interpolate="step-after")
+    return drawn.properties(height=220)
