@@ -5,7 +5,7 @@ import type { Asked, Doc, Frame, Frames, Listed, Page, Run, Text, Wanted } from 
 export interface Source {
   live: boolean;
   start(): Promise<Run[]>;
-  changes(): Promise<{ states: string[]; loaded: boolean }>;
+  changes(): Promise<{ states: string[] }>;
   document(run: number): Promise<Doc>;
   listed(run: number): Promise<Listed>;
   behaviours(run: number): Promise<Frame>;
@@ -117,10 +117,11 @@ export class Inlined implements Source {
         perturbations: count(run?.perturbations),
         waiting: 0,
         config: {},
+        changed: {},
       },
     ];
   }
-  changes = async () => ({ states: ["0"], loaded: false });
+  changes = async () => ({ states: ["0"] });
   document = async () => this.doc;
   listed = async () => this.frames;
   behaviours = async () => this.frames.behaviours;

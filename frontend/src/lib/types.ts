@@ -95,6 +95,8 @@ export interface Run {
   perturbations: number;
   waiting: number;
   config: Record<string, any>;
+  /** How the model is loaded otherwise than the run had it. */
+  changed: Record<string, string | boolean>;
 }
 export interface Asked {
   prompt: number | string;

@@ -126,15 +126,12 @@ def app(
         return Response(bundle.asset(name), media_type=TYPES[name.rpartition(".")[2]])
 
     async def start(request: Request) -> Response:
-        runs = [_about(folder) for folder in shelf.folders]
-        told = [asyncio.wrap_future(shelf.ask(i, _facts)) for i in range(len(runs))]
-        return _json(
-            {"runs": [a | b for a, b in zip(runs, await asyncio.gather(*told), strict=True)]}
-        )
+        told = [asyncio.wrap_future(shelf.ask(i, _about)) for i in range(len(shelf.folders))]
+        return _json({"runs": [r | {"changed": desk.changed} for r in await asyncio.gather(*told)]})
 
     async def changes(request: Request) -> Response:
         states = await asyncio.wrap_future(shelf.states())
-        return _json({"states": states, "loaded": desk.loaded})
+        return _json({"states": states})
 
     def once(name: str, question: Callable[[Run], Any]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -305,23 +302,21 @@ def _asked(run: int, body: bytes) -> Asked:
 # -- what goes out ---------------------------------------------------------------------------------
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _about(run: Run) -> dict[str, Any]:
     (texts,) = run.database.execute(
         "SELECT count(*) FROM completions WHERE text IS NOT NULL"
     ).fetchone()
     config, found = run.config, len(run.perturbation_rows())
     keys = ("model", "adapter", "revision", "dtype", "max_new_tokens", "seed", "method")
     return {
+        "name": run.folder.resolve().name,
+        "folder": str(run.folder),
         "audit": run.has(AUDIT),
         "texts": texts,
         "perturbations": found,
         "waiting": sum(map(len, run.missing().values())),
         "config": {key: config.get(key) for key in keys},
     }
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    return {"name": folder.resolve().name, "folder": str(folder)}
 
 
 def _safetensors(run: Run, number: int, radius: float | None) -> bytes:

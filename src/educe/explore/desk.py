@@ -70,6 +70,9 @@ class Desk:
         folders: Of the runs.
         options: How models are loaded, where this differs from how the runs had it.
         lm: The model of all of them, where it is loaded already.
+
+    Attributes:
+        changed: How models are loaded otherwise than the runs had it.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Desk:
         lm: LanguageModel | None = None,
     ) -> None:
         self.folders, self._given = list(folders), lm
-        self._changed = {
+        self.changed = {
             f.name: value
             for f in fields(ModelOptions)
             if (value := getattr(options, f.name)) != getattr(EMBEDDED, f.name)
@@ -89,11 +92,6 @@ class Desk:
         self._now: Job | None = None
         self._thread = threading.Thread(target=self._serve, name="writing", daemon=True)
         self._thread.start()
-
-    @property
-    def loaded(self) -> bool:
-        """Whether a model is in memory."""
-        return self._loaded is not None
 
     def take(self, job: Job) -> None:
         """Do a job when those before it are done.
@@ -142,14 +140,14 @@ class Desk:
         from educe.threads import choose
 
         own = {f.name: getattr(settings, f.name) for f in fields(ModelOptions)}
-        options = ModelOptions(**own | self._changed)
+        options = ModelOptions(**own | self.changed)
         if self._given is not None:
             return loaded(run, settings, job.say, self._given)
         if self._loaded is None or self._loaded[0] != options:
             self._loaded = None  # before the next one, so that only one is in memory
             job.say(f"loading {options.model}")
             choose(job.say)
-            lm = loaded(run, replace(settings, **self._changed), job.say)
+            lm = loaded(run, replace(settings, **self.changed), job.say)
             self._loaded = (options, lm)
             return lm
         return loaded(run, settings, lambda sentence: None, self._loaded[1])
