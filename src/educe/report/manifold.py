@@ -21,7 +21,17 @@ from educe.activations.report import (
 )
 from educe.report import words as report_words
 from educe.report.document import Block, Card, Fold, Part, Table, Text, heads, wrote
-from educe.report.drawing import PALETTE, WHOLE, colour, figure, over, percent, scale, share
+from educe.report.drawing import (
+    PALETTE,
+    WHOLE,
+    colour,
+    figure,
+    lines,
+    over,
+    percent,
+    scale,
+    share,
+)
 from educe.report.words import said
 from educe.run.store import Run
 
