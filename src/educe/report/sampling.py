@@ -75,6 +75,6 @@ def curves(told: dict[str, Any]) -> alt.Chart:
     ]
     across = alt.X("settings:Q", title="settings evaluated")
     up = alt.Y("best:Q", title="highest estimate", scale=alt.Scale(zero=False))
-    told = ("arm:N", *exact("settings", "best"))
-    drawn = lines(rows, across, up, colour("arm", ARMS), *told, interpolate="step-after")
+    beside = ("arm:N", *exact("settings", "best"))
+    drawn = lines(rows, across, up, colour("arm", ARMS), *beside, interpolate="step-after")
     return drawn.properties(height=220)
