@@ -24,7 +24,7 @@ from pathlib import Path
 import uvicorn
 from playwright.sync_api import sync_playwright
 
-from benchmarks.measuring import machine
+from benchmarks.measuring import cores
 from educe.explore.app import app
 from educe.explore.desk import Desk
 from educe.explore.shelf import Shelf
@@ -170,7 +170,7 @@ def main() -> None:
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as place:
         found = measured(made(Path(place) / "run", asked.completions))
-    print(f"{asked.completions} completions, {machine()}, {time.strftime('%Y-%m-%d')}")
+    print(f"{asked.completions} completions, {cores()} cores, {time.strftime('%Y-%m-%d')}")
     for what, seconds in found.items():
         print(f"{seconds:7.2f} s  {what}")
 

@@ -12,8 +12,8 @@ from educe.explore.bundle import SCRIPT, STYLE, VEGA, as_json, asset, palette, s
 
 @pytest.mark.parametrize("name", [SCRIPT, STYLE, VEGA])
 def test_the_bundle_names_no_host_that_it_could_ask(name: str) -> None:
-    """Names of formats, which begin like addresses, are never fetched; errors name their pages."""
-    formats = r"https?://(www\.w3\.org/|vega\.github\.io/schema/|svelte\.dev/e/|v?ega\.github\.io/)"
+    """Names of formats, which begin like addresses, and of pages on errors are never fetched."""
+    formats = r"https?://(www\.w3\.org/|vega\.github\.io/|svelte\.dev/e/|github\.com/vega/)"
     named = set(re.findall(r"https?://[^\"'`\s)\\]+", asset(name)))
     assert {host for host in named if not re.match(formats, host)} == set()
     assert not re.search(r"@import|url\((?!['\"]?data:)", asset(name)) or name != STYLE
