@@ -94,8 +94,10 @@ def made(folder: Path, completions: int) -> Path:
     run.add_prompts([PromptRow(0, "asked", "What is kept?", "What is kept?", 4)])
     arms = ("found", "control")
     run.add_perturbations(
-        PerturbationRow(i, None, "", arms[i % 2], "dct", "none", i, 1.0, 0.1, draw.random())
-        for i in range(1, n + 1)
+        [
+            PerturbationRow(i, None, "", arms[i % 2], "dct", "none", i, 1.0, 0.1, draw.random())
+            for i in range(1, n + 1)
+        ]
     )
     texts = [" ".join(draw.choices(WORDS, k=14)) for _ in range(300)]
     said = [draw.randrange(len(texts)) for _ in range(n * EACH)]
