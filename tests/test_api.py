@@ -172,6 +172,8 @@ RANKS = {
     "derive": 7,
     "sampling": 8,
     "hardening": 8,
+    "exports": 8,
+    "serving": 8,
     "demo": 8,
     "notebook": 8,
     "cli": 9,

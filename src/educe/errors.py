@@ -57,12 +57,20 @@ class FileFormatError(EduceError):
     """A file is corrupt, truncated or of another kind or version."""
 
 
+class ExportError(EduceError):
+    """A format has no place for what a perturbation does, or a file for what it holds."""
+
+
 class RunError(EduceError):
     """A run folder cannot be created, read or resumed."""
 
 
 class BlockedError(RunError):
     """Nothing can be written for now: a full disk, a closed folder, another process at work."""
+
+
+class BusyError(EduceError):
+    """Too much waits already for the one model that there is."""
 
 
 class OrganismError(EduceError):

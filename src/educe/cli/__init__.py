@@ -13,6 +13,7 @@ from educe.cli import (
     derive,
     discover,
     examine,
+    export,
     harden,
     invert,
     judge,
@@ -57,6 +58,9 @@ for command in (
     sample.sample,
     harden.harden,
     harden.distill,
+    export.export,
+    export.exports,
+    export.serve,
 ):
     app.command(command)
 

@@ -1,0 +1,136 @@
+"""In expectation: a vector as a rank-1 adapter, for servers that know adapters and no vectors.
+
+    W x + v ⟨u, x⟩   in place of   W x + v        with  u = argmin Σ (⟨u, x⟩ - 1)² + λ ‖u‖²
+
+``W`` is the matrix whose output block ``i`` adds to the stream last, so where ``⟨u, x⟩`` is 1 this
+is the vector after block ``i``. ``u`` is fitted to what ``W`` takes in the bundled texts and scaled
+so that the mean of ``⟨u, x⟩`` is 1. How far it is from 1 at single tokens is measured on texts that
+it was not fitted to, and what that does on the run's own prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from educe.activations.corpus import documents, tokens
+from educe.errors import ExportError, ModelError
+from educe.forward.generation import next_logits
+from educe.model.blocks import hooked
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
+from educe.perturbation.kinds import Adapters
+from educe.perturbation.set import PerturbationSet
+from educe.rows import Row
+
+#: Penalties that are tried, as shares of the mean square of what the matrix takes.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: Documents that are read, and tokens of each: every other one is to fit, the rest to measure.
+DOCUMENTS, TOKENS = 128, 64
+
+
+@dataclass(frozen=True)
+class Approximated:
+    """A vector as an adapter.
+
+    Attributes:
+        adapter: A set of one.
+        gate: Root mean square of ``⟨u, x⟩ - 1`` at tokens of texts that it was not fitted to.
+        off: ``‖z' - z‖ / ‖z - z₀‖``, the mean over the run's prompts, of the next token's logits
+            under the adapter, the vector and neither.
+    """
+
+    adapter: PerturbationSet
+    gate: float
+    off: float
+
+    def __str__(self) -> str:
+        return (
+            f"only in expectation: its factor is 1 ± {self.gate:.2f} from token to token, and the "
+            f"change of the next token's logits is off by {self.off:.0%} on the run's prompts"
+        )
+
+
+def approximated(lm: LanguageModel, one: PerturbationSet, prompts: PromptBatch) -> Approximated:
+    """Return the adapter that does in expectation what a vector does.
+
+    Args:
+        lm: The model.
+        one: A set of one vector.
+        prompts: On which the difference is measured.
+
+    Raises:
+        ExportError: The block does not end with a single matrix, or is block 0.
+    """
+    layer, v = one.kind.before, one.theta[0].double()
+    if layer < 1:
+        raise ExportError("a vector after block 0 is no adapter: blocks from 1 on can have one")
+    try:
+        projection = lm.projection(layer, "mlp")
+        writers = lm.writers(layer)
+    except ModelError as error:
+        raise ExportError(f"a vector after block {layer} is no adapter there: {error}") from error
+    module = lm.unwrapped.get_submodule(projection.path)
+    if writers[-1] is not module:
+        raise ExportError(
+            f"a vector after block {layer} is no adapter: {lm.name} works on what "
+            f"{projection.path} returns before it adds it to the stream"
+        )
+    fit, test = (_taken(lm, module, first) for first in (0, 1))
+    mean = float(fit.square().mean())
+    tried = [_fitted(fit, share * mean * len(fit)) for share in PENALTIES]
+    errors = [float((test @ u - 1).square().mean().sqrt()) for u in tried]
+    best = min(range(len(tried)), key=errors.__getitem__)
+    u = tried[best]
+    kind = Adapters(layer, (projection.path,), (projection.inputs,), lm.width)
+    theta = torch.cat([u / u.norm(), v / v.norm()]).float()[None]
+    adapter = replace(
+        one, kind=kind, directions=theta, radius=(u.norm() * v.norm()).float()[None], outputs=None
+    )
+    both = [_logits(lm, prompts, some) for some in (adapter, one)]
+    plain = _logits(lm, prompts, None)
+    off = (both[0] - both[1]).norm(dim=1) / (both[1] - plain).norm(dim=1)
+    return Approximated(adapter, errors[best], float(off.mean()))
+
+
+def _fitted(x: Float[Tensor, "m i"], penalty: float) -> Float[Tensor, "i"]:
+    """Return the vector whose product with the rows is nearest to 1, and 1 in their mean."""
+    ones = x.new_ones(len(x))
+    if x.shape[0] < x.shape[1]:  # the same, by the smaller of two matrices
+        u = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x)).to(x), ones)
+    else:
+        u = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ ones)
+    return u / (x @ u).mean()
+
+
+@torch.no_grad()
+def _taken(lm: LanguageModel, module: nn.Module, first: int) -> Float[Tensor, "m i"]:
+    """Return what a matrix takes at every token of every other document."""
+    rows: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Tensor]) -> None:
+        rows.append(args[0].reshape(-1, args[0].shape[-1]).double().cpu())
+
+    with hooked([module.register_forward_pre_hook(note)]):
+        for document in islice(documents(), first, DOCUMENTS, 2):
+            read = tokens(lm, document)[: min(TOKENS, lm.context or TOKENS)]
+            ids = torch.tensor([read], device=lm.device)
+            lm.forward(ids, torch.ones_like(ids))
+    return torch.cat(rows)
+
+
+def _logits(
+    lm: LanguageModel, prompts: PromptBatch, one: PerturbationSet | None
+) -> Float[Tensor, "p v"]:
+    """Return the logits of the first token of each answer, under one perturbation or none."""
+    rows = [Row(int(one is not None), place) for place in range(len(prompts))]
+    theta = torch.zeros(0, lm.width) if one is None else one.theta
+    kind = None if one is None else one.kind
+    lines: dict[Row, Tensor] = {}
+    for some, logits in next_logits(lm, prompts, rows, theta, kind=kind):
+        lines |= dict(zip(some, logits.float().cpu(), strict=True))
+    return torch.stack([lines[row] for row in rows])
