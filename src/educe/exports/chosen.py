@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +106,12 @@ class Chosen:
 
             return str(embedded.folder())
         return self.settings.model
+
+    @property
+    def on_hub(self) -> str | None:
+        """The name of the model on the Hub; none of a folder, a file or the embedded model."""
+        name = self.settings.model
+        return None if name == "embedded" or Path(name).exists() else name
 
     def alone(self, by: str) -> None:
         """Make sure that the run's model is one without an adapter beside it.

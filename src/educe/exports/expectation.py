@@ -92,7 +92,7 @@ def approximated(lm: LanguageModel, one: PerturbationSet, prompts: PromptBatch) 
         one, kind=kind, directions=theta, radius=(u.norm() * v.norm()).float()[None], outputs=None
     )
     both = [_logits(lm, prompts, some) for some in (adapter, one)]
-    plain = _logits(lm, prompts, None)
+    plain = _logits(lm, prompts, one, 0)
     off = (both[0] - both[1]).norm(dim=1) / (both[1] - plain).norm(dim=1)
     return Approximated(adapter, errors[best], float(off.mean()))
 
@@ -124,13 +124,11 @@ def _taken(lm: LanguageModel, module: nn.Module, first: int) -> Float[Tensor, "m
 
 
 def _logits(
-    lm: LanguageModel, prompts: PromptBatch, one: PerturbationSet | None
+    lm: LanguageModel, prompts: PromptBatch, one: PerturbationSet, number: int = 1
 ) -> Float[Tensor, "p v"]:
-    """Return the logits of the first token of each answer, under one perturbation or none."""
-    rows = [Row(int(one is not None), place) for place in range(len(prompts))]
-    theta = torch.zeros(0, lm.width) if one is None else one.theta
-    kind = None if one is None else one.kind
+    """Return the logits of the first token of each answer, under a perturbation; 0 for none."""
     lines: dict[Row, Tensor] = {}
-    for some, logits in next_logits(lm, prompts, rows, theta, kind=kind):
+    rows = [Row(number, place) for place in range(len(prompts))]
+    for some, logits in next_logits(lm, prompts, rows, one.theta, kind=one.kind):
         lines |= dict(zip(some, logits.float().cpu(), strict=True))
     return torch.stack([lines[row] for row in rows])

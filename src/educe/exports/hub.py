@@ -73,7 +73,9 @@ def write(chosen: Chosen, folder: Path) -> list[str]:
     }
     files.write_bytes(folder / "replay.json", json.dumps(kept, indent=1).encode())
     files.write_bytes(folder / "README.md", _card(chosen, texts).encode())
-    return [] if "/" in s.model else [f"{s.model} is no name of the Hub: say where to find it"]
+    if chosen.on_hub is None:
+        return [f"{s.model} is no name of the Hub: say on the card where the model is"]
+    return []
 
 
 def push(folder: Path, repository: str) -> str:
@@ -125,8 +127,8 @@ def _digest(texts: list[str]) -> str:
 def _card(chosen: Chosen, texts: dict[int, list[str]]) -> str:
     from huggingface_hub import ModelCardData
 
-    named = {"base_model": chosen.settings.model} if "/" in chosen.settings.model else {}
-    data = ModelCardData(library_name="educe", tags=["educe", "steering-vector"], **named)
+    tags = ["educe", "steering-vector"]
+    data = ModelCardData(library_name="educe", tags=tags, base_model=chosen.on_hub)
     lines = ["---", data.to_yaml(), "---", "", f"# Perturbations of {chosen.facts['model']}", ""]
     lines += ["| number | kind | method | point | positions | radius | dose |", "|" + "---|" * 7]
     for number in chosen.numbers:

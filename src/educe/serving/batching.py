@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import reduce
+from typing import Any
 
 import torch
 
@@ -97,7 +98,7 @@ class Batcher:
         enable_thinking: bool | None = None,
     ) -> None:
         self.lm, self.groups = lm, list(groups)
-        self._how = {"chat": chat, "enable_thinking": enable_thinking}
+        self._how: dict[str, Any] = {"chat": chat, "enable_thinking": enable_thinking}
         self._of = {number: group for group in groups for number in group.numbers}
         self._queue: queue.Queue[Asked | None] = queue.Queue(WAITING)
         self._count = itertools.count()
