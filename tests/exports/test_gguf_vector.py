@@ -1,7 +1,10 @@
-"""Control vectors, read by llama.cpp and the gguf package: what they do to the logits is ours."""
+"""Control vectors, read by llama.cpp, repeng and gguf: what they do to the logits is ours."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -91,3 +94,22 @@ def test_llama_cpp_refuses_block_0(tmp_path: Path, tiny_lm: LanguageModel) -> No
     out.close()
     model = Model(tmp_path / "model.gguf", tiny_lm.depth, tiny_lm.vocabulary)
     assert model.read(tmp_path / "0.gguf").n_embd < 0
+
+
+@pytest.mark.skipif("REPENG_PYTHON" not in os.environ, reason="needs make test-formats")
+@pytest.mark.parametrize(("architecture", "several"), [("qwen3", False), ("llama", True)])
+def test_repeng_does_what_the_perturbation_does(
+    tmp_path: Path, architecture: str, several: bool
+) -> None:
+    """It needs an older numpy, so it has an environment of its own."""
+    of = chosen(tmp_path, architecture, joint() if several else None, dose=0.3)
+    export(of, "gguf", tmp_path / "out")
+    files = {str(number): str(tmp_path / "out" / f"{number}.gguf") for number in of.numbers}
+    asked = {"model": of.settings.model, "ids": IDS, "files": files}
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    reader = Path(__file__).parents[1] / "repeng_reader.py"
+    subprocess.run([os.environ["REPENG_PYTHON"], str(reader), str(tmp_path)], check=True)
+    for number, theirs in json.loads((tmp_path / "logits.json").read_text()).items():
+        mine = ours(of, int(number))
+        assert np.linalg.norm(np.array(theirs) - mine) < 1e-4 * np.linalg.norm(mine)
+        assert np.linalg.norm(mine - ours(of, 0)) > 0.1 * np.linalg.norm(mine)

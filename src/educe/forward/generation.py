@@ -27,6 +27,7 @@ from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
+from educe.perturbation.kind import Keep
 from educe.perturbation.kinds import Kind, Vectors
 from educe.rows import Row
 
@@ -294,6 +295,10 @@ class _Decoder:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Change the model's blocks as the perturbations do, if they do."""
+        self._keep: Keep = lambda items: None
+        if not self.perturbed:
+            yield
+            return
         with self.kind.changing(self.lm, self.theta, self.items) as self._keep:
             yield
 
