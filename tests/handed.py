@@ -12,7 +12,6 @@ import tiny
 from educe import methods
 from educe.exports.chosen import Chosen
 from educe.forward.slice import Slice
-from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.perturbation.kinds import Kind
 from educe.rows import PromptRow
@@ -36,6 +35,7 @@ def chosen(
     kind: Kind | None = None,
     *,
     model: Path | None = None,
+    adapter: Path | None = None,
     positions: str = "all",
     source: int = 1,
     dose: float = 0.7,
@@ -43,8 +43,9 @@ def chosen(
 ) -> Chosen:
     """Return all of the two random perturbations of a run, about as large as the stream."""
     model = model or saved(folder / "model", architecture)
-    lm = load(str(model), device="cpu", dtype=torch.float32)
-    asked = Settings(PROMPTS, model=str(model), dtype="float32", max_new_tokens=8, **settings)
+    lm = load(str(model), device="cpu", dtype=torch.float32, adapter=adapter)
+    how = {"model": str(model), "adapter": None if adapter is None else str(adapter)}
+    asked = Settings(PROMPTS, **how, dtype="float32", max_new_tokens=8, **settings)
     run = Run.create(folder / "run", asdict(asked))
     part = Slice(lm, lm.encode(PROMPTS), source=source, target=3, positions=positions)
     if kind is not None:
@@ -58,8 +59,3 @@ def chosen(
     )
     add_set(run, "found", "found-0.safetensors", made, made.scores["effect"].tolist())
     return Chosen(run, [1, 2], lm=lm)
-
-
-def loaded(of: Chosen) -> LanguageModel:
-    """Return the model of what was chosen."""
-    return of.lm

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import tiny
 from educe.errors import ExportError
 from educe.exports import export
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import adapters
 from educe.rows import Row
-from handed import chosen
+from handed import chosen, saved
 
 
 def check(of: Any, folder: Path) -> None:
@@ -44,6 +46,20 @@ def test_transformers_alone_writes_what_the_perturbation_does(
     of = chosen(tmp_path, architecture)
     assert export(of, "baked", tmp_path / "out") == []
     check(of, tmp_path / "out")
+
+
+def test_an_adapter_beside_the_model_is_merged_too(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    beside = get_peft_model(
+        tiny.hf_model(),
+        LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False),
+    )
+    beside.save_pretrained(tmp_path / "beside")
+    of = chosen(tmp_path, model=model, adapter=tmp_path / "beside")
+    export(of, "baked", tmp_path / "out")
+    check(of, tmp_path / "out")
+    with pytest.raises(ExportError, match="has no place for two: merge it into the model"):
+        export(of, "vllm", tmp_path / "vllm")
 
 
 def test_adapters_are_merged(tmp_path: Path, tiny_lm: LanguageModel) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from educe.cli.opening import opened, telling
 from educe.cli.options import SCREEN, Debug, Output, RunFolder
@@ -13,7 +10,7 @@ from educe.cli.streams import print_text
 from educe.errors import ExportError
 from educe.exports import FORMATS, check
 from educe.exports import export as exported
-from educe.options import Natural
+from educe.options import Natural, Port
 
 
 def export(
@@ -63,7 +60,7 @@ def serve(
     /,
     *,
     host: str = "127.0.0.1",
-    port: Annotated[int, Parameter(help="the port; 0 for any that is free")] = 8000,
+    port: Port = 8000,
     debug: Debug = False,
 ) -> None:
     """Serve the perturbed models of a run by OpenAI's protocol: a request's model names one.
@@ -73,6 +70,7 @@ def serve(
 
     Args:
         host: where to listen; anything but loopback lets others on the network ask
+        port: 0 for any that is free
     """
     try:
         from educe.serving.server import LOOPBACK, application, listening
