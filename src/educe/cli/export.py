@@ -73,17 +73,17 @@ def serve(
         port: 0 for any that is free
     """
     try:
+        from educe.serving.batching import Batcher
         from educe.serving.server import LOOPBACK, application, listening
         from educe.serving.server import serve as answer
     except ImportError as error:
         raise ExportError("a server is needed: pip install 'educe[serve]'") from error
-    from educe.serving.opening import batcher_of
 
     with opened(run):
         pass
     with listening(host, port) as at:
         tells = telling()
-        batcher = batcher_of(run, say=tells.say)
+        batcher = Batcher.of_run(run, say=tells.say)
         here = host in LOOPBACK
         if not here:
             tells.say(f"whoever reaches {host} can ask: there is no key")

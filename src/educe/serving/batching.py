@@ -13,10 +13,13 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +31,9 @@ from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
 from educe.perturbation.kinds import Vectors
 from educe.rows import Row
-from educe.run.fill import Group
+from educe.run.fill import Group, check_known, groups
+from educe.run.settings import loaded, stored
+from educe.run.store import Run
 
 #: Seconds that a batch waits for others to come, the most rows of one, and the most that wait.
 WAIT, ROWS, WAITING = 0.01, 64, 1024
@@ -102,14 +107,49 @@ class Batcher:
         self._of = {number: group for group in groups for number in group.numbers}
         self._queue: queue.Queue[Asked | None] = queue.Queue(WAITING)
         self._count = itertools.count()
-        self.batches: list[int] = []  #: rows of each batch so far, the latest last
+        self.batches = deque[int](maxlen=WAITING)  #: rows of the latest batches
         self._thread = threading.Thread(target=self._work, name="educe-writing", daemon=True)
         self._thread.start()
 
+    @classmethod
+    def of_run(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        numbers: Sequence[int] | None = None,
+        lm: LanguageModel | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> Batcher:
+        """Return who writes under the perturbations of a run.
+
+        Args:
+            folder: The run.
+            model: Where its model is now; by default where it was. It must be the same one.
+            numbers: Which perturbations; by default all, derived ones too.
+            lm: The model, when it is loaded.
+            say: Is told what is no error.
+
+        Raises:
+            RunError: There is no such run or perturbation, or the model is another one.
+        """
+        with Run.open(folder) as run:
+            s = stored(run)
+            known = [p.id for p in run.perturbation_rows(derived=None)]
+            wanted = known if numbers is None else [number for number in numbers if number]
+            check_known(run, wanted, derived=None)
+            lm = loaded(run, s if model is None else replace(s, model=model), say, lm)
+            members = groups(run, wanted) if wanted else []
+        return cls(lm, members, chat=s.chat, enable_thinking=s.enable_thinking)
+
     @property
     def numbers(self) -> list[int]:
-        """The perturbations that there are, 0 among them."""
-        return [0, *sorted(self._of)]
+        """The perturbations that there are."""
+        return sorted(self._of)
+
+    def has(self, number: int) -> bool:
+        """Return whether there is such a perturbation; 0 is the unperturbed model."""
+        return number == 0 or number in self._of
 
     def ask(self, asked: Asked) -> Future[Completion]:
         """Ask for an answer; `Asked.heard` is called after each token, in the writing thread.
@@ -119,7 +159,7 @@ class Batcher:
             PromptError: The prompt is none, or does not fit the context with the tokens asked for.
             BusyError: Too much waits already.
         """
-        if asked.number and asked.number not in self._of:
+        if not self.has(asked.number):
             raise RunError(
                 f"the run has no perturbation {asked.number}: see educe show for its numbers"
             )
@@ -154,7 +194,11 @@ class Batcher:
                     some.append(self._queue.get(timeout=max(0.0, until - time.monotonic())))
                 except queue.Empty:
                     break
-            self._write([asked for asked in some if asked is not None and not asked.gone])
+            here = [asked for asked in some if asked is not None]
+            for asked in here:
+                if asked.gone:
+                    asked.done.cancel()
+            self._write([asked for asked in here if not asked.gone])
             if some[-1] is None:
                 break
         while not self._queue.empty():

@@ -29,7 +29,6 @@ from typing_extensions import override
 
 from educe.errors import RunError
 from educe.serving.batching import ROWS, Asked, Batcher
-from educe.serving.opening import batcher_of
 
 
 @modelapi(name="educe")
@@ -61,7 +60,7 @@ class EduceAPI(ModelAPI):
             extra = f", not {', '.join(model_args)}" if model_args else ""
             raise RunError(f"educe/{model_name} takes -M run=FOLDER and -M id=NUMBER{extra}")
         self.number = int(id)
-        self.batcher: Batcher = batcher_of(run, model=model_name, numbers=[self.number])
+        self.batcher: Batcher = Batcher.of_run(run, model=model_name, numbers=[self.number])
 
     @override
     def close(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 import uuid
@@ -26,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from educe.errors import BlockedError, BusyError, EduceError, PromptError, RunError
+from educe.errors import BlockedError, BusyError, EduceError, PromptError
 from educe.serving.batching import Asked, Batcher
 
 BASE = "base"
@@ -53,6 +54,13 @@ IDLE: dict[str, Any] = {
 
 class BadRequestError(EduceError):
     """A request that is none of the protocol, or asks for what there is not."""
+
+
+class UnknownModelError(EduceError):
+    """There is no model of that name."""
+
+
+STATUS = {UnknownModelError: 404, BusyError: 429, BadRequestError: 400, PromptError: 400}
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -86,7 +94,7 @@ def application(batcher: Batcher, *, anywhere: bool = False) -> Starlette:
     began = int(time.time())
 
     async def models(request: Request) -> Response:
-        names = [BASE, *map(str, batcher.numbers[1:])]
+        names = [BASE, *map(str, batcher.numbers)]
         about = {"object": "model", "created": began, "owned_by": "educe"}
         return JSONResponse({"object": "list", "data": [{"id": n, **about} for n in names]})
 
@@ -97,7 +105,7 @@ def application(batcher: Batcher, *, anywhere: bool = False) -> Starlette:
         def heard() -> None:  # in the writing thread
             loop.call_soon_threadsafe(news.put_nowait, None)
 
-        asked = _asked(body, heard)
+        asked = _asked(body, batcher, heard)
         done = asyncio.wrap_future(batcher.ask(asked))
         done.add_done_callback(lambda _: news.put_nowait(None))
         reply = _Reply(batcher, asked, body)
@@ -138,27 +146,34 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _asked(body: Mapping[str, Any], heard: Callable[[], None]) -> Asked:
+def _asked(body: Mapping[str, Any], batcher: Batcher, heard: Callable[[], None]) -> Asked:
     """Read what a request asks for."""
     model = str(body.get("model"))
-    if model != BASE and not (model.isascii() and model.isdigit()):
-        raise RunError(f"there is no model {model!r}: use base, or a perturbation's number")
-    stop = body.get("stop") or ()
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    top = body.get("top_logprobs") or 0
+    number = 0 if model == BASE else int(model) if re.fullmatch("[0-9]{1,9}", model) else -1
+    if not batcher.has(number):
+        raise UnknownModelError(f"there is no model {model!r}: use base, or one of the numbers")
+    stop = body.get("stop") or []
+    stop = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stop, list) or not all(isinstance(one, str) and one for one in stop):
+        raise BadRequestError(f"stop {stop!r}: give a text or a list of texts")
+    limit = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return Asked(
-        0 if model == BASE else int(model),
+        number,
         body["messages"],
-        limit=None if limit is None else _number("max_tokens", limit, 1, 2**20, whole=True),
-        temperature=_number("temperature", body.get("temperature", 1) or 0, 0, 100),
-        seed=None if body.get("seed") is None else int(body["seed"]),
-        stop=[stop] if isinstance(stop, str) else [s for s in stop if isinstance(s, str) and s],
-        top=_number("top_logprobs", top, 0, TOP, whole=True),
+        limit=_number(body, limit, None, 1, 2**20, whole=True),
+        temperature=_number(body, "temperature", 1, 0, 100),
+        seed=_number(body, "seed", None, -(2**63), 2**63, whole=True),
+        stop=stop,
+        top=_number(body, "top_logprobs", 0, 0, TOP, whole=True),
         heard=heard,
     )
 
 
-def _number(name: str, value: Any, low: int, high: int, *, whole: bool = False) -> Any:
+def _number(
+    body: Mapping[str, Any], name: str, usual: Any, low: int, high: int, *, whole: bool = False
+) -> Any:
+    if (value := body.get(name)) is None:
+        return usual
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         what = "a whole number" if whole else "a number"
@@ -167,13 +182,7 @@ def _number(name: str, value: Any, low: int, high: int, *, whole: bool = False) 
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    status = 400
-    if isinstance(error, RunError):
-        status = 404 if "no model" in str(error) or "no perturbation" in str(error) else 500
-    elif isinstance(error, BusyError):
-        status = 429
-    elif not isinstance(error, (BadRequestError, PromptError)):
-        status = 500
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     return JSONResponse({"error": _said(error)}, status)
 
 
@@ -221,7 +230,7 @@ class _Reply:
             if error := done.exception():
                 yield f"data: {json.dumps({'error': _said(error)})}\n\n"
                 return
-            yield self._event({}, self._reason())
+            yield self._event({}, self._reason(), self._logprobs(told))
             if (self.body.get("stream_options") or {}).get("include_usage"):
                 kind = {"object": "chat.completion.chunk", "choices": []}
                 yield f"data: {json.dumps(self.about | kind | {'usage': self._usage()})}\n\n"
