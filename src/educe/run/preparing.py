@@ -63,18 +63,18 @@ class Search:
         return foreign.read(file, self.work.lm, source=s.source, positions=s.positions)
 
     def _placed(self, given: PerturbationSet) -> PerturbationSet:
-        """Return what was given at the radii that were asked for, or at its own, with its dose."""
-        asked, part = self.settings.radius, self.part.on(given.kind)
+        """Return what was given with its dose; what has no length, at the radii asked for."""
+        part = self.part.on(given.kind)
         if given.method == "given":  # its file did not say how large activations are there
             here, there = methods.origin(part), given.origin
             known = {name: getattr(there, name) for name in ("model_id", "model_revision")}
             given = replace(given, origin=replace(here, **known, model_parts={}))
-        if asked == "auto" and given.config.get("scaled", True):
+        if given.config.get("scaled", True):
             return given
         if self.work.run.has("facts"):
             radii = self.work.run.note("facts")["radii"]
         else:
-            radii, _ = radius.parse(asked, part, seed=self.settings.seed)
+            radii, _ = radius.parse(self.settings.radius, part, seed=self.settings.seed)
         items = [item for item in range(len(given)) for _ in radii]
         sizes = torch.tensor([float(size) for _ in range(len(given)) for size in radii])
         return replace(given.select(items), radius=sizes)
