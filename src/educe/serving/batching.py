@@ -102,7 +102,7 @@ class Batcher:
         chat: bool | None = None,
         enable_thinking: bool | None = None,
     ) -> None:
-        self.lm, self.groups = lm, list(groups)
+        self.lm = lm
         self._how: dict[str, Any] = {"chat": chat, "enable_thinking": enable_thinking}
         self._of = {number: group for group in groups for number in group.numbers}
         self._queue: queue.Queue[Asked | None] = queue.Queue(WAITING)
@@ -157,6 +157,7 @@ class Batcher:
         Raises:
             RunError: There is no such perturbation.
             PromptError: The prompt is none, or does not fit the context with the tokens asked for.
+            PositionsError: It has not the tokens at which the perturbation is added.
             BusyError: Too much waits already.
         """
         if not self.has(asked.number):
@@ -164,6 +165,8 @@ class Batcher:
                 f"the run has no perturbation {asked.number}: see educe show for its numbers"
             )
         asked.read = self.lm.encode([self._plain(asked.prompt)], room=asked.limit or 1, **self._how)
+        if asked.number:  # here, where it is no error of others in its batch
+            asked.read.at(self._of[asked.number].kind.positions)
         if asked.limit is None:
             asked.limit = min(LIMIT, (self.lm.context or 2**30) - asked.read.lengths[0])
         try:
@@ -216,14 +219,11 @@ class Batcher:
             try:
                 self._batch(own)
             except Exception as error:  # whatever it is, each of them waits for an answer
-                said = (
-                    error
-                    if isinstance(error, EduceError)
-                    else RunError(f"the model could not answer: {type(error).__name__}: {error}")
-                )
+                if not isinstance(error, EduceError):
+                    error = RunError(f"the model could not answer: {type(error).__name__}: {error}")
                 for asked in own:
                     if not asked.done.done():
-                        asked.done.set_exception(said)
+                        asked.done.set_exception(error)
 
     def _batch(self, some: Sequence[Asked]) -> None:
         """Write requests under perturbations of one kind."""

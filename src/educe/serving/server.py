@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from educe.errors import BlockedError, BusyError, EduceError, PromptError
+from educe.errors import BlockedError, BusyError, EduceError, PositionsError, PromptError
 from educe.serving.batching import Asked, Batcher
 
 BASE = "base"
@@ -60,7 +60,11 @@ class UnknownModelError(EduceError):
     """There is no model of that name."""
 
 
-STATUS = {UnknownModelError: 404, BusyError: 429, BadRequestError: 400, PromptError: 400}
+STATUS: dict[type[EduceError], int] = {
+    **dict.fromkeys((BadRequestError, PromptError, PositionsError), 400),
+    UnknownModelError: 404,
+    BusyError: 429,
+}
 
 
 def listening(host: str, port: int) -> socket.socket:
