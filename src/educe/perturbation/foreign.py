@@ -202,10 +202,10 @@ def _read(path: Path) -> Read:
     if named and all(layers.values()) and all(v.squeeze().ndim == 1 for v in named.values()):
         by = {int(layers[n][1]): v.float().flatten() for n, v in named.items() if v.any()}  # type: ignore[index]
         return Read(torch.zeros(0, 0), by)
-    rows = [v.float().reshape(-1, v.shape[-1]) for v in named.values() if v.ndim in (1, 2)]
-    if not rows or len({part.shape[1] for part in rows}) > 1:
+    parts = [v.float().reshape(-1, v.shape[-1]) for v in named.values() if v.ndim in (1, 2)]
+    if not parts or len({part.shape[1] for part in parts}) > 1:
         raise FileFormatError(f"{path} holds no vectors of one width")
-    return Read(torch.cat(rows), {})
+    return Read(torch.cat(parts), {})
 
 
 def _tensors(path: Path) -> Any:

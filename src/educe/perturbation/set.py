@@ -218,9 +218,9 @@ class PerturbationSet:
             )
         found_on = " with ".join(filter(None, (self.origin.model_id, self.origin.adapter)))
         if not self.origin.model_parts:
-            if (theirs := self.origin.model_revision) not in ("", lm.revision):
+            if (revision := self.origin.model_revision) not in ("", lm.revision):
                 now = lm.revision or "unknown"
-                return [f"the perturbations are of {found_on}, revision {theirs}; this is {now}"]
+                return [f"the perturbations are of {found_on}, revision {revision}; this is {now}"]
             return [
                 f"the perturbations of {found_on} were kept without a digest of their model: "
                 f"whether it is {lm.name} as it is now cannot be checked"
