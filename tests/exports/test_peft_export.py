@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from educe.errors import ExportError
 from educe.exports import export
-from educe.exports.expectation import approximated
+from educe.exports.expectation import approximated, gate
 from educe.forward.generation import next_logits
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import adapters
@@ -90,7 +90,8 @@ def test_where_the_gate_is_constant_the_adapter_is_the_vector(tiny_lm: LanguageM
 
         batch = lm.pad([IDS])
         part = Slice(lm, batch, source=1, target=3)
-        made = approximated(lm, methods.search(part, "random", n=1, radius=2.0), batch)
+        one = methods.search(part, "random", n=1, radius=2.0)
+        made = approximated(lm, one, gate(lm, 1), batch)
     finally:
         handle.remove()
     assert made.gate < 0.02

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import tiny
 from educe.exports import export
-from educe.exports.expectation import approximated
+from educe.exports.expectation import approximated, gate
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import adapters
@@ -90,6 +90,6 @@ def test_adapters_and_vectors_in_expectation_write_the_same_there(
         for number in of.numbers:
             one = of.one(number)
             if name == "vectors":
-                one = approximated(of.lm, one, batch).adapter
+                one = approximated(of.lm, one, gate(of.lm, 1), batch).adapter
             assert texts[str(number)] == written(of, one, number)
         assert len({json.dumps(own) for own in texts.values()}) == 3

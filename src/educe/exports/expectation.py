@@ -10,8 +10,11 @@ it was not fitted to, and what that does on the run's own prompts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -55,18 +58,20 @@ class Approximated:
         )
 
 
-def approximated(lm: LanguageModel, one: PerturbationSet, prompts: PromptBatch) -> Approximated:
-    """Return the adapter that does in expectation what a vector does.
+class Gate(NamedTuple):
+    """What stands for 1 in a block: all vectors after it share this."""
 
-    Args:
-        lm: The model.
-        one: A set of one vector.
-        prompts: On which the difference is measured.
+    kind: Adapters  #: rank 1 on the matrix that the block adds to the stream last
+    u: Float[Tensor, "i"]
+    error: float  #: root mean square of ``⟨u, x⟩ - 1`` on texts that it was not fitted to
+
+
+def gate(lm: LanguageModel, layer: int) -> Gate:
+    """Fit what stands for 1 in a block.
 
     Raises:
         ExportError: The block does not end with a single matrix, or is block 0.
     """
-    layer, v = one.kind.before, one.theta[0].double()
     if layer < 1:
         raise ExportError("a vector after block 0 is no adapter: blocks from 1 on can have one")
     try:
@@ -81,30 +86,41 @@ def approximated(lm: LanguageModel, one: PerturbationSet, prompts: PromptBatch) 
             f"{projection.path} returns before it adds it to the stream"
         )
     fit, test = (_taken(lm, module, first) for first in (0, 1))
-    mean = float(fit.square().mean())
-    tried = [_fitted(fit, share * mean * len(fit)) for share in PENALTIES]
-    errors = [float((test @ u - 1).square().mean().sqrt()) for u in tried]
-    best = min(range(len(tried)), key=errors.__getitem__)
-    u = tried[best]
+    tried = [(float((test @ u - 1).square().mean().sqrt()), u) for u in _fitted(fit)]
+    error, u = min(tried, key=itemgetter(0))
     kind = Adapters(layer, (projection.path,), (projection.inputs,), lm.width)
+    return Gate(kind, u, error)
+
+
+def approximated(
+    lm: LanguageModel, one: PerturbationSet, by: Gate, prompts: PromptBatch
+) -> Approximated:
+    """Return the adapter that does in expectation what a vector does.
+
+    Args:
+        lm: The model.
+        one: A set of one vector.
+        by: What stands for 1 in its block.
+        prompts: On which the difference is measured.
+    """
+    u, v = by.u, one.theta[0].double()
     theta = torch.cat([u / u.norm(), v / v.norm()]).float()[None]
-    adapter = replace(
-        one, kind=kind, directions=theta, radius=(u.norm() * v.norm()).float()[None], outputs=None
-    )
-    both = [_logits(lm, prompts, some) for some in (adapter, one)]
-    plain = _logits(lm, prompts, one, 0)
-    off = (both[0] - both[1]).norm(dim=1) / (both[1] - plain).norm(dim=1)
-    return Approximated(adapter, errors[best], float(off.mean()))
+    radius = (u.norm() * v.norm()).float()[None]
+    adapter = replace(one, kind=by.kind, directions=theta, radius=radius, outputs=None)
+    came, wanted = (_logits(lm, prompts, some) for some in (adapter, one))
+    off = (came - wanted).norm(dim=1) / (wanted - _logits(lm, prompts, one, 0)).norm(dim=1)
+    return Approximated(adapter, by.error, float(off.mean()))
 
 
-def _fitted(x: Float[Tensor, "m i"], penalty: float) -> Float[Tensor, "i"]:
-    """Return the vector whose product with the rows is nearest to 1, and 1 in their mean."""
-    ones = x.new_ones(len(x))
-    if x.shape[0] < x.shape[1]:  # the same, by the smaller of two matrices
-        u = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x)).to(x), ones)
-    else:
-        u = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1]).to(x), x.T @ ones)
-    return u / (x @ u).mean()
+def _fitted(x: Float[Tensor, "m i"]) -> Iterator[Float[Tensor, "i"]]:
+    """Yield the vector whose product with the rows is nearest to 1, by each penalty."""
+    ones, wide = x.new_ones(len(x)), len(x) < x.shape[1]
+    gram = x @ x.T if wide else x.T @ x  # the smaller of two that lead to the same
+    for share in PENALTIES:
+        penalty = share * gram.trace() / x.shape[1] * torch.eye(len(gram)).to(gram)
+        right = torch.linalg.solve(gram + penalty, ones if wide else x.T @ ones)
+        u = x.T @ right if wide else right
+        yield u / (x @ u).mean()
 
 
 @torch.no_grad()

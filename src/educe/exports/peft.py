@@ -11,7 +11,7 @@ from pathlib import Path
 from educe import files
 from educe.errors import ExportError
 from educe.exports.chosen import Chosen
-from educe.exports.expectation import approximated
+from educe.exports.expectation import Gate, approximated, gate
 from educe.perturbation.kinds import Adapters, Vectors
 from educe.run.settings import encoded
 
@@ -22,7 +22,7 @@ def write(chosen: Chosen, folder: Path) -> list[str]:
     Raises:
         ExportError: One is neither an adapter nor a vector that is added at every token.
     """
-    said = []
+    said, gates = [], dict[int, Gate]()
     for number in chosen.numbers:
         one, inside = chosen.one(number), folder / str(number)
         if isinstance(one.kind, Adapters):
@@ -32,9 +32,11 @@ def write(chosen: Chosen, folder: Path) -> list[str]:
         if not isinstance(one.kind, Vectors):
             raise ExportError(f"perturbation {number} acts after several blocks: PEFT has no such")
         batch = encoded(chosen.lm, chosen.settings, chosen.settings.prompts)
-        made = approximated(chosen.lm, one, batch)
+        layer = one.kind.layer
+        gates[layer] = gates.get(layer) or gate(chosen.lm, layer)
+        made = approximated(chosen.lm, one, gates[layer], batch)
         made.adapter.save_peft(inside, 0)
-        told = f"{number} is a vector after block {one.kind.layer}, and this adapter is so {made}"
+        told = f"{number} is a vector after block {layer}, and this adapter is so {made}"
         files.write_bytes(inside / "README.md", f"{told}.\n".encode())
         said.append(told)
     if chosen.settings.adapter:
