@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from educe.exports import FORMATS
-from handed import chosen
+from educe.run import same_model
+from handed import chosen, saved
 from test_cli import educe, refused
 
 
@@ -55,18 +56,13 @@ def test_what_cannot_be_exported_is_one_line(run: Path) -> None:
 
 
 def test_another_model_in_the_place_of_the_run_s_is_refused(tmp_path: Path) -> None:
-    from handed import saved
-
     of = chosen(tmp_path)
-    dict(of.lm.parts)
-    from educe.run import same_model
-
     same_model.check(of.run, of.lm)
     of.run.close()
     saved(Path(of.settings.model), "qwen2")
     said = refused("export", of.run.folder, 1, "--to", "baked")
     assert "was made with another model" in said
-    assert not (of.run.folder / "exports").exists()
+    assert not (of.run.folder / "exports" / "baked-1").exists()
 
 
 def test_a_run_is_served_until_it_is_interrupted(run: Path) -> None:
