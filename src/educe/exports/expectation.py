@@ -87,9 +87,9 @@ def gate(lm: LanguageModel, layer: int) -> Gate:
         )
     fit, test = (_taken(lm, module, first) for first in (0, 1))
     tried = [(float((test @ u - 1).square().mean().sqrt()), u) for u in _fitted(fit)]
-    error, u = min(tried, key=itemgetter(0))
+    off, u = min(tried, key=itemgetter(0))
     kind = Adapters(layer, (projection.path,), (projection.inputs,), lm.width)
-    return Gate(kind, u, error)
+    return Gate(kind, u, off)
 
 
 def approximated(
