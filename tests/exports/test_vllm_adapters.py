@@ -1,7 +1,8 @@
 """Adapters, all in one batch of vLLM on the CPU: the text is that of each perturbation.
 
 vLLM needs another torch, so it has an environment of its own, and this test needs its Python in
-``VLLM_PYTHON``: ``make test-vllm`` makes and names it.
+``VLLM_PYTHON``: ``make test-vllm`` makes and names it. It fails as yet: on this model the text
+without an adapter differs between vLLM and transformers too.
 """
 
 from __future__ import annotations
