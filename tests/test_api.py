@@ -175,6 +175,8 @@ RANKS = {
     "derive": 7,
     "sampling": 8,
     "hardening": 8,
+    "exports": 8,
+    "serving": 8,
     "demo": 8,
     "notebook": 8,
     "cli": 9,
@@ -212,6 +214,11 @@ ONLY = {
     "bitsandbytes": {"model.quantized"},
     "sqlite3": {"run.schema", "run.store", "scores.cache"},
     "openai": {"scores.server"},
+    "starlette": {"explore.app", "serving.server"},
+    "uvicorn": {"cli.explore", "serving.server"},
+    "inspect_ai": {"serving.provider", "exports.inspect_log"},
+    "neuronpedia": {"exports.neuronpedia"},
+    "huggingface_hub": {"exports.hub"},
     "educe.organisms": {"organisms", "hardening", "demo", "cli"},
     "psutil": {"threads"},
     "altair": {
@@ -233,8 +240,6 @@ ONLY = {
     "cmaes": {"sampling.best"},
     "optuna": {"sampling.best"},
     "datasets": {"activations.corpus"},
-    "starlette": {"explore.app"},
-    "uvicorn": {"cli.explore"},
 }
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import tiny
 from educe.errors import LayerError, PositionsError, SteeringError
+from educe.forward.decoding import Way
 from educe.forward.generation import Completion, generate, next_logits, rows_of
 from educe.model.language import LanguageModel
-from educe.perturbation.kinds import Vectors
+from educe.perturbation.kinds import Vectors, adapters
 from educe.rows import CompletionRow, PromptRow, Row
 from educe.run.store import Run
 
@@ -519,3 +520,51 @@ def test_what_is_written_can_be_kept(tiny_lm: LanguageModel, tmp_path: Path) -> 
         run.add_completions([CompletionRow(Row(0, 0), 0.0, done.text, done.tokens, True)])
         (kept,) = run.completion_rows()
     assert kept.text == said
+
+
+# -- rows with a way of their own ------------------------------------------------------------------
+
+
+def test_rows_without_perturbation_meet_no_hook_of_the_others(tiny_lm: LanguageModel) -> None:
+    """Prompts that begin alike are read once for all of them, in a batch of one row."""
+    kind = adapters(tiny_lm, first=2, blocks=1)
+    theta = kind.draw(2, torch.Generator().manual_seed(0))
+    alike = [[5, 6, 7, 8], [5, 6, 7, 9]]
+    rows = [Row(0, 0), Row(0, 1)]
+    own = write(tiny_lm, rows, theta, kind=kind, prompts=alike)
+    plain = write(tiny_lm, rows, prompts=alike)
+    assert {row: c.tokens for row, c in own.items()} == {row: c.tokens for row, c in plain.items()}
+
+
+def test_each_row_has_its_own_limit_heat_and_draws_whatever_is_beside_it(
+    tiny_lm: LanguageModel,
+) -> None:
+    theta = vectors(tiny_lm)
+    ways = {
+        Row(1, 0): Way(3, 0.0, "a"),
+        Row(1, 1): Way(STEPS, 1.5, "b"),
+        Row(2, 1): Way(6, 1.5, "b"),
+        Row(0, 2): Way(STEPS, 1.5, "c"),
+    }
+    heard: dict[Row, list[dict[int, float]]] = {}
+
+    def told(row: Row, written: Any) -> bool:
+        heard[row] = list(written.top)
+        return row == Row(0, 2) and len(written.tokens) == 2
+
+    together = write(tiny_lm, list(ways), theta, ways=ways, told=told, top=4)
+    for row, way in ways.items():
+        alone = write(tiny_lm, [row], theta, ways=ways)[row]
+        own = together[row]
+        most = 2 if row == Row(0, 2) else way.limit
+        assert own.tokens == alone.tokens[:most]
+        assert len(own.tokens) == most or own.finished
+        assert [len(likeliest) for likeliest in heard[row]] == [4] * len(own.tokens)
+    greedy = write(tiny_lm, [Row(1, 0)], theta)[Row(1, 0)]
+    assert together[Row(1, 0)].tokens == greedy.tokens[:3]
+    for token, nats, likeliest in zip(
+        greedy.tokens, greedy.logprobs, heard[Row(1, 0)], strict=False
+    ):
+        assert next(iter(likeliest)) == token
+        assert likeliest[token] == pytest.approx(nats, abs=1e-4)
+        assert sorted(likeliest.values(), reverse=True) == list(likeliest.values())

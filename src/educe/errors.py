@@ -57,6 +57,10 @@ class FileFormatError(EduceError):
     """A file is corrupt, truncated or of another kind or version."""
 
 
+class ExportError(EduceError):
+    """A format has no place for what a perturbation does, or a file for what it holds."""
+
+
 class RunError(EduceError):
     """A run folder cannot be created, read or resumed."""
 

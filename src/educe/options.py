@@ -55,6 +55,7 @@ def _reads(hint: Any) -> Parameter:
 _Count = Annotated[int, AtLeast(1)]
 _Natural = Annotated[int, AtLeast(0)]
 _Seed = Annotated[int, AtLeast(0), AtMost(SEEDS)]
+_Port = Annotated[int, AtLeast(0), AtMost(65535)]
 _Positive = Annotated[float, Above(0)]
 _NonNegative = Annotated[float, AtLeast(0)]
 _Share = Annotated[float, Above(0), AtMost(1)]
@@ -67,6 +68,7 @@ _LayerOrAuto = Annotated[float | Literal["auto"], WholeOr(1)]
 Count = Annotated[_Count, _reads(_Count)]  #: 1 or more
 Natural = Annotated[_Natural, _reads(_Natural)]  #: 0 or more
 Seed = Annotated[_Seed, _reads(_Seed)]
+Port = Annotated[_Port, _reads(_Port)]  #: 0 for any that is free
 Real = Annotated[float, _reads(float)]
 Positive = Annotated[_Positive, _reads(_Positive)]
 NonNegative = Annotated[_NonNegative, _reads(_NonNegative)]

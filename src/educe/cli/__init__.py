@@ -14,6 +14,7 @@ from educe.cli import (
     discover,
     examine,
     explore,
+    export,
     harden,
     invert,
     judge,
@@ -60,6 +61,9 @@ for command in (
     sample.sample,
     harden.harden,
     harden.distill,
+    export.export,
+    export.exports,
+    export.serve,
 ):
     app.command(command)
 

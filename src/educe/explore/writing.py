@@ -21,6 +21,7 @@ from educe.run.store import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from educe.forward.decoding import Written
     from educe.model.language import LanguageModel
     from educe.model.rendering import PromptBatch
     from educe.perturbation.kind import Kind
@@ -110,13 +111,13 @@ def write(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
     lm, settings, batch, row, kind, theta = ready(desk, job, asked)
     last = 0.0
 
-    def told(row: Row, tokens: Sequence[int]) -> None:
+    def told(row: Row, written: Written) -> None:
         nonlocal last
         job.check()
         if time.monotonic() - last > PACE:
             last = time.monotonic()
-            text = lm.text(tokens, skip_special_tokens=True)
-            job.tell({"text": shown(text), "tokens": len(tokens)})
+            text = lm.text(written.tokens, skip_special_tokens=True)
+            job.tell({"text": shown(text), "tokens": len(written.tokens)})
 
     ((done,),) = generate(
         lm,

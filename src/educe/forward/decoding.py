@@ -9,7 +9,7 @@ beside any others. Rows that ended leave the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,6 @@ from educe.rows import COMMON, Row
 
 #: Takes the tokens written last, and which rows go on where some leave; returns the next logits.
 Step = Callable[[Tensor, Tensor | None], Tensor]
-#: Is told of the tokens of a row after each one; what it raises ends the writing.
-Told = Callable[[Row, Sequence[int]], None]
 
 
 class Written(NamedTuple):
@@ -31,6 +29,20 @@ class Written(NamedTuple):
     tokens: list[int]  #: without the one that ended it
     logprobs: list[float]  #: of each, in nats, at temperature 1
     finished: bool  #: whether a token ended it
+    top: list[dict[int, float]]  #: beside each the likeliest tokens, where they were asked for
+
+
+class Way(NamedTuple):
+    """How a row is written that has a way of its own."""
+
+    limit: int  #: the most tokens
+    temperature: float
+    draws: str  #: what its random numbers are drawn by
+
+
+#: Is told of a row after each token of it, and says whether it has heard enough; what it raises
+#: ends the writing.
+Told = Callable[[Row, Written], bool | None]
 
 
 def decoded(
@@ -42,6 +54,8 @@ def decoded(
     temperature: float,
     seed: int,
     told: Told | None = None,
+    ways: Mapping[Row, Way] | None = None,
+    top: int = 0,
 ) -> list[Written]:
     """Write rows to their end, or to ``limit`` tokens.
 
@@ -54,25 +68,36 @@ def decoded(
         temperature: 0 for the most likely token.
         seed: Of the draws.
         told: Is told of each token as it is written.
+        ways: Of rows that have a limit, a temperature and draws of their own.
+        top: How many of the likeliest tokens are kept beside each.
     """
-    draws = _draws(seed, rows, limit) if temperature > 0 else None
+    own = [(ways or {}).get(row) or Way(limit, temperature, _drawn_by(seed, row)) for row in rows]
+    heat = torch.tensor([way.temperature for way in own], dtype=torch.float64)
+    draws = _draws(own) if heat.any() else None
     alive = torch.arange(len(rows))  # the rows that are still being written
-    written = [Written([], [], False) for _ in rows]
-    for place in range(limit):
-        tokens = _choose(logits, temperature, None if draws is None else draws[alive, place])
-        said = logits.gather(1, tokens[:, None])[:, 0].float() - logits.float().logsumexp(1)
-        for line, token, nats in zip(alive.tolist(), tokens.tolist(), said.tolist(), strict=True):
-            if written[line].finished:
+    written = [Written([], [], False, []) for _ in rows]
+    over = [False] * len(rows)
+    for place in range(max(way.limit for way in own)):
+        tokens = _choose(logits, heat[alive], None if draws is None else draws[alive, place])
+        whole = logits.float().logsumexp(1)
+        said = logits.gather(1, tokens[:, None])[:, 0].float() - whole
+        likeliest = _likeliest(logits.float() - whole[:, None], top) if top else []
+        for at, (line, token, nats) in enumerate(
+            zip(alive.tolist(), tokens.tolist(), said.tolist(), strict=True)
+        ):
+            if over[line]:
                 continue
+            row = written[line]
             if token in ends:
-                written[line] = written[line]._replace(finished=True)
-            else:
-                written[line].tokens.append(token)
-                written[line].logprobs.append(nats)
-                if told:
-                    told(rows[line], written[line].tokens)
-        going = torch.tensor([not written[line].finished for line in alive.tolist()])
-        if place + 1 == limit or not going.any():
+                written[line], over[line] = row._replace(finished=True), True
+                continue
+            row.tokens.append(token)
+            row.logprobs.append(nats)
+            row.top.extend(likeliest[at : at + 1])
+            enough = bool(told and told(rows[line], row))
+            over[line] = enough or len(row.tokens) == own[line].limit
+        going = torch.tensor([not over[line] for line in alive.tolist()])
+        if not going.any():
             break
         keep = None
         if going.float().mean() <= 0.75:
@@ -101,24 +126,38 @@ def end_tokens(lm: LanguageModel) -> set[int]:
 
 
 def _choose(
-    logits: Float[Tensor, "r v"], temperature: float, draw: Float[Tensor, "r"] | None
+    logits: Float[Tensor, "r v"], heat: Float[Tensor, "r"], draw: Float[Tensor, "r"] | None
 ) -> Int[Tensor, "r"]:
-    """Pick a token a row: the most likely, or the one at quantile ``draw`` of the softmax."""
+    """Pick a token a row: the likeliest, or with heat that at quantile ``draw`` of the softmax."""
+    likeliest = logits.argmax(-1)
     if draw is None:
-        return logits.argmax(-1)
+        return likeliest
     # Below the largest, so that no temperature, however small, divides into infinity less infinity.
     below = logits.double() - logits.amax(-1, keepdim=True)
-    shares = (below / temperature).softmax(-1).cumsum(-1)
+    warm = (heat > 0).to(logits.device)
+    shares = (below / heat.where(heat > 0, 1.0).to(below)[:, None]).softmax(-1).cumsum(-1)
     quantile = draw.to(shares)[:, None] * shares[:, -1:]
-    return torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    drawn = torch.searchsorted(shares, quantile, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return drawn.where(warm, likeliest)
 
 
-def _draws(seed: int, rows: Sequence[Row], limit: int) -> Float[Tensor, "r s"]:
-    """Draw uniform numbers for each row from a stream of its own, or of all perturbations."""
+def _likeliest(logprobs: Float[Tensor, "r v"], top: int) -> list[dict[int, float]]:
+    """Return the log-likelihoods of the likeliest tokens of each row, the likeliest first."""
+    best = logprobs.topk(min(top, logprobs.shape[1]))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [dict(zip(tokens, nats, strict=True)) for tokens, nats in rows]
+
+
+def _drawn_by(seed: int, row: Row) -> str:
+    """Return what a row draws its random numbers by: its own, or those of all perturbations."""
+    return f"{seed}:{tuple(row._replace(perturbation=-1) if row.phase == COMMON else row)}"
+
+
+def _draws(ways: Sequence[Way]) -> Float[Tensor, "r s"]:
+    """Draw uniform numbers for each row from a stream of its own."""
     lines = []
-    for row in rows:
-        own_row = row._replace(perturbation=-1) if row.phase == COMMON else row
-        digest = hashlib.blake2b(f"{seed}:{tuple(own_row)}".encode(), digest_size=7).digest()
+    for way in ways:
+        digest = hashlib.blake2b(way.draws.encode(), digest_size=7).digest()
         own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        lines.append(torch.rand(limit, generator=own, dtype=torch.float64))
-    return torch.stack(lines)
+        lines.append(torch.rand(way.limit, generator=own, dtype=torch.float64))
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)

@@ -8,7 +8,7 @@ they end in, are handed to every row of that prompt, and only the blocks above r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -22,11 +22,12 @@ from transformers import DynamicCache
 from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved, split
 from educe.forward.continuations import prefilled
-from educe.forward.decoding import Told, Written, decoded, end_tokens, kept
+from educe.forward.decoding import Told, Way, Written, decoded, end_tokens, kept
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
+from educe.perturbation.kind import Keep
 from educe.perturbation.kinds import Kind, Vectors
 from educe.rows import Row
 
@@ -124,6 +125,8 @@ def generate(
     seed: int = 0,
     rows_per_batch: int | None = None,
     told: Told | None = None,
+    ways: Mapping[Row, Way] | None = None,
+    top: int = 0,
 ) -> Iterator[list[Completion]]:
     """Let the model write, one list of completions a batch, in no particular order.
 
@@ -139,7 +142,10 @@ def generate(
         seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
             batch in which it runs.
         rows_per_batch: Rows that decode together.
-        told: Is told of a row and its tokens after each token; what it raises ends the writing.
+        told: Is told of a row after each token, and says whether to end it; what it raises ends
+            the writing.
+        ways: Of rows that have a limit, a temperature and draws of their own.
+        top: How many of the likeliest tokens ``told`` hears of beside each token.
 
     Raises:
         LayerError: There is no such layer.
@@ -156,7 +162,7 @@ def generate(
     """
 
     def write(decoder: _Decoder) -> list[Completion]:
-        return decoder.write(max_new_tokens, temperature, seed, told)
+        return decoder.write(max_new_tokens, temperature, seed, told, ways, top)
 
     yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, write)
 
@@ -289,6 +295,10 @@ class _Decoder:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Change the model's blocks as the perturbations do, if they do."""
+        self._keep: Keep = lambda items: None
+        if not self.perturbed:
+            yield
+            return
         with self.kind.changing(self.lm, self.theta, self.items) as self._keep:
             yield
 
@@ -305,7 +315,13 @@ class _Decoder:
         return None if added is None else added[:, 0]
 
     def write(
-        self, limit: int, temperature: float, seed: int, told: Told | None = None
+        self,
+        limit: int,
+        temperature: float,
+        seed: int,
+        told: Told | None,
+        ways: Mapping[Row, Way] | None,
+        top: int,
     ) -> list[Completion]:
         """Write all rows to their end, or to ``limit`` tokens."""
         logits, cache, mask = self.prefill()
@@ -318,7 +334,8 @@ class _Decoder:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             return self._step(tokens[:, None], mask, cache)[:, -1]
 
-        written = decoded(self.rows, logits[:, -1], step, self.ends, limit, temperature, seed, told)
+        how = (limit, temperature, seed, told, ways, top)
+        written = decoded(self.rows, logits[:, -1], step, self.ends, *how)
         return [completed(self.lm, row, own) for row, own in zip(self.rows, written, strict=True)]
 
     def prefill(self) -> tuple[Tensor, Any, Tensor]:

@@ -18,6 +18,7 @@ from educe.model import complete, converted, embedded, quantized
 from educe.model.language import LanguageModel
 from educe.model.pair import auto_class, plain_model, plain_tokenizer
 from educe.model.quiet import quiet
+from educe.options import ModelOptions
 
 
 def load(
@@ -108,6 +109,19 @@ def load(
         what = adapter or f"in {name}"
         warn(f"the adapter {what} changes no logit: the model is as it is without it")
     return lm
+
+
+def configuration(options: ModelOptions) -> Any:
+    """Return the configuration of a model that need not be loaded for it.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    about = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    with as_model_error(options.model):
+        return AutoConfig.from_pretrained(_place(options.model, lambda sentence: None), **about)
 
 
 def _pair(model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:

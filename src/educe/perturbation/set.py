@@ -218,9 +218,11 @@ class PerturbationSet:
             )
         found_on = " with ".join(filter(None, (self.origin.model_id, self.origin.adapter)))
         if not self.origin.model_parts:
+            was, now = self.origin.model_revision, lm.revision or "unknown"
             return [
                 f"the perturbations of {found_on} were kept without a digest of their model: "
                 f"whether it is {lm.name} as it is now cannot be checked"
+                + (f" (its revision was {was}, this is {now})" if was not in ("", now) else "")
             ]
         # Another dtype rounds otherwise, and is the same model.
         if changed := [p for p in others(self.origin.model_parts, lm.parts) if p != "dtype"]:

@@ -17,6 +17,7 @@ from educe.layer_map.choice import CHEAP, choose, promising, thinned
 from educe.layer_map.survey import surveyed
 from educe.methods import radius, retain
 from educe.model import embedded
+from educe.perturbation import foreign
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
 from educe.run import scouting
@@ -49,16 +50,40 @@ class Search:
                 radius=",".join(f"{dose}d" for dose in place.doses),
             )
         s = self.settings
-        self.given = PerturbationSet.load(s.given) if s.given else None
+        self.given = self.read(s.given) if s.given else None
         self.config: Any = methods.configured(s.method, s.method_settings)
         with work.timed("slice"):
             self.part = self._cut()
+            if self.given is not None:
+                self.given = self._placed(self.given)
+
+    def read(self, file: str) -> PerturbationSet:
+        """Read perturbations that are given."""
+        s = self.settings
+        return foreign.read(file, self.work.lm, source=s.source, positions=s.positions)
+
+    def _placed(self, given: PerturbationSet) -> PerturbationSet:
+        """Return what was given with its dose; what has no length, at the radii asked for."""
+        part = self.part.on(given.kind)
+        if given.method == "given":  # its file did not say how large activations are there
+            here, there = methods.origin(part), given.origin
+            known = {name: getattr(there, name) for name in ("model_id", "model_revision")}
+            given = replace(given, origin=replace(here, **known, model_parts={}))
+        if given.config.get("scaled", True):
+            return given
+        if self.work.run.has("facts"):
+            radii = self.work.run.note("facts")["radii"]
+        else:
+            radii, _ = radius.parse(self.settings.radius, part, seed=self.settings.seed)
+        items = [item for item in range(len(given)) for _ in radii]
+        sizes = torch.tensor([float(size) for _ in range(len(given)) for size in radii])
+        return replace(given.select(items), radius=sizes)
 
     def _cut(self) -> Slice:
         work, positions, asked = self.work, self.settings.positions, self.work.asked
         if self.given is not None:
             control = self.settings.control
-            for some in (self.given, PerturbationSet.load(control) if control else self.given):
+            for some in (self.given, self.read(control) if control else self.given):
                 work.tell(some.check(work.lm))
             positions = self.given.kind.positions
         work.batch.at(positions)  # the fresh prompts too, before anything is searched

@@ -76,7 +76,7 @@ def _equally_loud(search: Search, listed: set[str]) -> None:
 def _control(search: Search, found: Path, seed: int) -> PerturbationSet:
     if search.settings.control:
         radii = PerturbationSet.load(found).radius
-        return _measured(search, PerturbationSet.load(search.settings.control), float(radii[0]))
+        return _measured(search, search.read(search.settings.control), float(radii[0]))
     with search.work.reporter.stage("random", 1, "") as step:
         made = methods.control(search.part, PerturbationSet.load(found), seed=seed)
         step()

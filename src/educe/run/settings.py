@@ -35,8 +35,9 @@ class JobOptions:
 
     Attributes:
         method: how to search; educe methods lists them
-        given: a file of perturbations to put through the job instead of searching; it says source,
-            positions and radii
+        given: a file of perturbations to put through the job instead of searching, ours or another
+            tool's (gguf, safetensors, pt, a PEFT folder, a sparse autoencoder; some rows as in
+            FILE:3,17); it says source, positions and radii as far as it knows them
         control: a file of perturbations as the control of those given; by default random
         within: search inside a subspace: its rank, as in 64, of the activations on ordinary text;
             or prompts:16 of those on the prompts alone, FILE:64 on another text, balanced:64 of
@@ -129,7 +130,7 @@ class Settings(JobOptions, ModelOptions):
         from educe import methods
         from educe.activations import inside
         from educe.methods import radius, retain
-        from educe.perturbation.set import PerturbationSet
+        from educe.perturbation import foreign
 
         if not self.prompts:
             raise PromptError("no prompt: give at least one, or a file with --prompts")
@@ -155,7 +156,7 @@ class Settings(JobOptions, ModelOptions):
         elif self.retain_prompts != BUNDLED:
             raise MethodError("retain prompts have no weight here: say how much with retain")
         for file in filter(None, (self.given, self.control)):
-            PerturbationSet.load(file)
+            foreign.check(file)
         radius.read(self.radius)
         if self.samples > 1 and self.temperature == 0:
             raise MethodError(

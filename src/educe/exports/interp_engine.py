@@ -1,0 +1,36 @@
+"""interp-engine: steering specifications, as its server takes them and its schema reads them.
+
+    {"point": "resid_post", "layers": {"9": [{"method": "additive", "vector": …, "scale": 1.0}]}}
+
+``SteeringWire(**json).to_spec(width)`` is the engine's own object.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from educe import files
+from educe.exports.chosen import Chosen
+
+
+def write(chosen: Chosen, folder: Path) -> list[str]:
+    """Write a file for each perturbation, ``17.json``.
+
+    Raises:
+        ExportError: One is no vector, or is not added at every token.
+    """
+    for number in chosen.numbers:
+        layers = {}
+        for layer, vector in chosen.added(number, "interp-engine").items():
+            raw = vector.numpy().astype("<f4").tobytes()
+            payload = {
+                "dtype": "float32",
+                "shape": list(vector.shape),
+                "data": base64.b64encode(raw).decode("ascii"),
+            }
+            layers[str(layer)] = [{"method": "additive", "vector": payload, "scale": 1.0}]
+        told = json.dumps({"point": "resid_post", "layers": layers}, indent=1)
+        files.write_bytes(folder / f"{number}.json", told.encode())
+    return []
