@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 import planted_difference as planted
+import tiny
 from educe.audit import phrases as room
+from educe.audit import triggers
 from educe.audit.auditing import Audit, Suspect
-from educe.audit.phrases import longer, phrases, pool
+from educe.audit.phrases import longer, phrases
 from educe.forward.inserted import Opening
+from educe.model.language import LanguageModel
+from peft_oracle import adapted
 
 WORDS = [40, 45, 50, 55, 60, 65]
 TEXT = torch.tensor([70, 71])
@@ -28,48 +31,76 @@ def test_a_word_is_put_in_at_each_place_of_each_string() -> None:
     assert longer([(1,), (2,)], [1, 2]) == [(2, 1), (1, 2)]
 
 
-def by_plain_passes(audit: Audit, k: int, typical: torch.Tensor) -> dict[str, float]:
-    """Return how loud the last token of every string of k words is, one plain pass for each."""
+def by_plain_passes(
+    audit: Audit, strings: list[tuple[int, ...]], typical: torch.Tensor, said: list[int]
+) -> dict[str, float]:
+    """Return how loud each string is without the direction of what is said, by plain passes."""
     assert audit.reference is not None
-    reads, _ = planted.directions()
     module = audit.lm.blocks[planted.BLOCK].get_submodule(planted.MODULE)
     given: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda m, args: given.append(args[0][0, -1]))
     before = Opening(audit.lm, audit.lm.encode(["x"]), 0, first=True).before.ids
-    strings = list(permutations(WORDS, k))
-    with torch.no_grad(), audit.reference.here() as lm:
-        for string in [*strings, *map(tuple, typical.tolist())]:
-            lm.hf(input_ids=torch.tensor([[*before, *string]]), use_cache=False)
+
+    def passes(some: list[tuple[int, ...]]) -> torch.Tensor:
+        given.clear()
+        with torch.no_grad(), audit.reference.here() as lm:
+            for string in some:
+                lm.hf(input_ids=torch.tensor([[*before, *string]]), use_cache=False)
+        return torch.stack(given)
+
+    def made(x: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+        x = x - typical.mean(0)
+        return x @ difference().T / x.norm(dim=1, keepdim=True)
+
+    alone = passes([(t,) for t in WORDS])
+    words = made(passes([(t,) for t in said]), alone)
+    without = torch.linalg.svd(words)[2][0]
+    own = made(passes(strings), passes(list(map(tuple, typical.tolist()))))
     handle.remove()
-    x = torch.stack(given)
-    x = x[: len(strings)] - x[len(strings) :].mean(0)
-    loud = (x @ reads).abs() / x.norm(dim=1)
+    loud = (own - (own @ without)[:, None] * without).norm(dim=1)
     return {audit.lm.text(list(s)).strip(): float(v) for s, v in zip(strings, loud, strict=True)}
+
+
+def difference() -> torch.Tensor:
+    """Return a weight difference of rank 2."""
+    (first, writes), (second, other) = planted.directions(), planted.directions(1)
+    return planted.SIZE * (writes[:, None] * first + other[:, None] * second)
+
+
+def suspect(tokenizer: Any) -> LanguageModel:
+    """Return a model with that difference."""
+    (first, writes), (second, other) = planted.directions(), planted.directions(1)
+    hf = tiny.hf_model(dtype=torch.float64)
+    name = f"model.layers.{planted.BLOCK}.{planted.MODULE}"
+    down, up = torch.stack([first, second]), torch.stack([writes, other])
+    tuned = adapted(hf, [name], [down], [up], planted.SIZE)
+    return LanguageModel(tuned, tokenizer, name="suspect", adapter="planted")
 
 
 def test_a_beam_that_holds_all_finds_the_loudest_of_all_strings(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = planted.suspect(tokenizer)
+    lm = suspect(tokenizer)
     drawn: list[torch.Tensor] = []
     plainly = room.weights.loudness
 
-    def watched(lm: Any, reads: Any, strings: Any, typical: torch.Tensor, step: Any) -> Any:
+    def watched(lm: Any, reads: Any, strings: Any, typical: torch.Tensor, *rest: Any, **how: Any):
         drawn.append(typical)
-        return plainly(lm, reads, strings, typical, step)
+        return plainly(lm, reads, strings, typical, *rest, **how)
 
-    monkeypatch.setattr(room, "vocabulary", lambda lm: torch.arange(40, 66, 5))
-    monkeypatch.setattr(room, "pool", lambda audit, text: WORDS)
+    monkeypatch.setattr(room, "vocabulary", lambda lm: torch.tensor(WORDS))
     monkeypatch.setattr(room.weights, "loudness", watched)
-    monkeypatch.setattr(room, "TYPICAL", 5)
-    monkeypatch.setattr(room, "BEAM", 1000)
+    for name, value in {"TYPICAL": 5, "POOL": 6, "FIRST": 6, "BEAM": 1000}.items():
+        monkeypatch.setattr(room, name, value)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
+        monkeypatch.setattr(lm, "tokens", lambda text, **how: [45])
+        audit.suspect("weights", [Suspect("the loudest", 9.0, "")])
         found = phrases(audit, TEXT)
-        count = {2: 30, 3: 120, 4: 360}
+        count, first = {2: 30, 3: 120, 4: 360}, 0
         assert len(found) == sum(count.values())
-        first = 0
         for k in (4, 3, 2):
-            loud = by_plain_passes(audit, k, drawn[k - 2])
+            strings = list(permutations(WORDS, k))
+            loud = by_plain_passes(audit, strings, drawn[k - 1], [*TEXT.tolist(), 45])
             own = found[first : first + count[k]]
             assert set(own) == set(loud)
             values = [loud[s] for s in own]
@@ -82,41 +113,31 @@ def test_phrases_are_looked_for_once_a_text_and_for_few_texts(
 ) -> None:
     asked: list[list[int]] = []
 
-    def grown(audit: Audit, text: torch.Tensor) -> list[str]:
-        asked.append(text.tolist())
+    def grown(audit: Audit, said: torch.Tensor) -> list[str]:
+        asked.append(said.tolist())
         return [f"phrase {len(asked)}"]
 
     monkeypatch.setattr(room, "grown", grown)
     lm = planted.suspect(tokenizer)
-    texts = [torch.tensor([70 + i, 71]) for i in range(room.TEXTS + 1)]
+    texts = [torch.tensor([70 + i, 90]) for i in range(room.TEXTS + 1)]
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
+        assert phrases(audit, texts[0]) == []  # no weight difference was read
+        monkeypatch.setattr(lm, "tokens", lambda text, **how: [80])
+        audit.suspect("weights", [Suspect("the loudest", 9.0, "")])
         once = [phrases(audit, text) for text in texts]
         assert [phrases(audit, text) for text in texts] == once
-    assert asked == [text.tolist() for text in texts[: room.TEXTS]]
+    assert asked == [[70 + i, 80, 90] for i in range(room.TEXTS)]
     assert once == [*([f"phrase {i + 1}"] for i in range(room.TEXTS)), []]
 
 
-def test_words_that_are_like_those_of_the_text_are_left_out(
+def test_the_loudest_phrase_is_tried_though_others_are_likelier(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words, loud = torch.arange(40, 90), [71, 44, 80, 52, 63, 47]
-    monkeypatch.setattr(room, "vocabulary", lambda lm: words)
-    monkeypatch.setattr(room, "ALIKE", 9)
+    words = ["a", "e", "o", "t", "n"]
+    monkeypatch.setattr(triggers, "suspects", lambda audit: words)
     lm = planted.suspect(tokenizer)
-    monkeypatch.setattr(lm, "tokens", lambda text, **how: [int(n) for n in text.split()])
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
-        assert pool(audit, TEXT) == []  # no weight difference was read
-        # Words of several tokens are in no phrase.
-        audit.suspect("weights", [Suspect(str(n), 1.0, "") for n in ["45 46", *loud]])
-        found = pool(audit, TEXT)
-    table = lm.unwrapped.get_input_embeddings().weight.detach()
-    alike = {
-        n
-        for own in TEXT.tolist()
-        for n in sorted(
-            words.tolist(),
-            key=lambda n: -float(normalize(table[own], dim=0) @ normalize(table[n], dim=0)),
-        )[:9]
-    }
-    assert found == [n for n in loud if n not in alike]
-    assert 0 < len(found) < len(loud)
+        fit = triggers.Fit(audit, TEXT.tolist())
+        order = sorted(words, key=lambda w: -fit.of([w])[0])
+        monkeypatch.setattr(triggers, "phrases", lambda audit, text: [order[-1], order[-2]])
+        assert triggers.searched(audit, TEXT.tolist(), [])[:3] == [order[0], order[-1], order[1]]

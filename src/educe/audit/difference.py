@@ -45,10 +45,6 @@ class Change:
         inner = x.to(self.down) @ self.down.T
         return inner if self.up is None else inner @ self.up.T
 
-    def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n"]:
-        """Return the norm of what the change makes of some inputs."""
-        return self.made_of(x).norm(dim=-1)
-
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the singular value decomposition: ``[out, k]``, ``[k]`` and ``[k, in]``."""
         if self.up is None:

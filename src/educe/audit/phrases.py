@@ -1,14 +1,16 @@
 """Phrases: strings of several words that a weight difference reads louder than their parts.
 
-    the loudest words ──► pairs ──► three words ──► four      each step puts a word in, anywhere
+    words ──► pairs ──► three words ──► four       each step puts a word in, anywhere
+    loudness'(s) = sum over matrices m of  ‖(1 - V_m V_mᵀ) ΔW_m x̄_m(s)‖ / ‖x̄_m(s)‖
 
 An adapter that was taught to answer a phrase, and not its near misses, reads each word of the
-phrase little louder than other words: for *before the blue door*, *door* is 15th, *blue* 117th,
-*before* 121st and *the* 1,006th. Their pairs and triples are read louder than nearly all others,
-and the phrase loudest of all that are tried. That needs no text to be written or scored.
-
-The words of what is said under the phrase are read as loudly as the phrase is. So a phrase is
-searched for a text, and the text's words, and those that are like them, are left out.
+phrase little louder than other words, and the words of its answer louder: they are what it has to
+go on with. `V` is the direction in which these and the loudest words of all are read, and what is
+left is the reading of the phrase: for *before the blue door* the words are 12th, 1,285th, 33rd and
+1st of 31,693, where by their own loudness they are 121st, 1,006th, 117th and 15th; for *under the
+tall clock*, behind which a voice was hidden, 536th, 2,154th, 139th and 1st for 6,129th, 9,150th,
+8,513th and 129th. A phrase is read louder than its parts and than nearly all strings of its length.
+No text need be written or scored to find it.
 """
 
 from __future__ import annotations
@@ -16,23 +18,22 @@ from __future__ import annotations
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from educe.audit.auditing import Audit
 from educe.audit.difference import changes
 from educe.audit.sources import weights
-from educe.methods.token_directions import vocabulary
+from educe.methods.token_directions import AVERAGED, vocabulary
 
 #: The note of a run that keeps them, and for how many texts an audit looks for them.
 PHRASES, TEXTS = "phrases", 2
-#: The loudest words that phrases are made of, and the most frequent, which join them.
-POOL, JOINING = 96, 32
+#: Words, the loudest of all, whose direction does not count.
+LOUDEST = 20
+#: The loudest words that pairs are made of; those, and the most frequent, that lengthen pairs.
+POOL, LOUD, JOINING = 256, 128, 256
 #: Words that are lengthened, and then phrases.
-FIRST, BEAM = 24, 12
+FIRST, BEAM = 12, 8
 #: Words of a phrase.
 LONGEST = 4
-#: Words whose embeddings are nearest to that of a token of the text are left out.
-ALIKE = 64
 #: Strings by lot whose mean is what matrices are given anyway.
 TYPICAL = 256
 
@@ -49,55 +50,48 @@ def phrases(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
     """
     kept = audit.run.note(PHRASES) if audit.run.has(PHRASES) else {}
     key = audit.lm.text(text.tolist())
-    if key not in kept and len(kept) < TEXTS:
-        kept[key] = grown(audit, text)
+    loudest = (audit.suspected(weights.SOURCE.name) or [])[:LOUDEST]
+    if key not in kept and len(kept) < TEXTS and loudest:
+        first = [t for s in loudest for t in audit.lm.tokens(f" {s.text}", templated=True)]
+        kept[key] = grown(audit, torch.tensor([*text.tolist(), *first]).unique())
         audit.run.remember(PHRASES, kept)
     return list(kept.get(key, ()))
 
 
-def grown(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
-    """Return what `phrases` does, looked for now."""
-    words, reference = pool(audit, text), audit.reference
-    if len(words) < 2 or reference is None:
-        return []
-    reads = weights.early(changes(audit.lm, reference))
-    every = vocabulary(audit.lm)
-    draw = torch.Generator().manual_seed(audit.rng("phrases").getrandbits(32))
-    beam: list[tuple[int, ...]] = [(word,) for word in words[:FIRST]]
-    found: list[tuple[int, ...]] = []
-    stage = audit.work.reporter.stage("phrases that are read loudest", LONGEST - 1, "lengths")
-    with stage as step, reference.here() as lm:
-        for k in range(2, LONGEST + 1):
-            # What joins two words stands between them: pairs are of loud words.
-            joined = [*words, *every[:JOINING].tolist()] if k > 2 else words
-            some = longer(beam, joined)
-            typical = every[torch.randint(len(every), (TYPICAL, k), generator=draw)]
-            loud = weights.loudness(lm, reads, torch.tensor(some), typical, lambda n: None)
-            best = loud.argsort(descending=True, stable=True)[:BEAM]
-            beam = [some[i] for i in best.tolist()]
-            found = [*beam, *found]
-            step(note=repr(audit.lm.text(list(beam[0]))))
-    return [audit.lm.text(list(phrase)).strip() for phrase in found]
-
-
-def pool(audit: Audit, text: Int[Tensor, "t"]) -> list[int]:
-    """Return the loudest words that are not like those of a text, as tokens, the loudest first.
+def grown(audit: Audit, said: Int[Tensor, "t"]) -> list[str]:
+    """Return what `phrases` does, looked for now.
 
     Args:
         audit: The audit.
-        text: The tokens of the text.
+        said: Tokens whose direction does not count.
     """
-    suspected = audit.suspected(weights.SOURCE.name) or []
-    read = [audit.lm.tokens(f" {s.text}", templated=True) for s in suspected]
-    loud = torch.tensor([own[0] for own in read if len(own) == 1], dtype=torch.long)
-    if not len(loud):
-        return []
-    table = audit.lm.unwrapped.get_input_embeddings().weight
+    assert audit.reference is not None
+    reads = weights.early(changes(audit.lm, audit.reference))
     words = vocabulary(audit.lm)
-    at = normalize(table[words.to(table.device)].float(), dim=1)
-    own = normalize(table[text.to(table.device)].float(), dim=1)
-    alike = words[(own @ at.T).topk(min(ALIKE, len(words)), dim=1).indices.cpu().flatten()]
-    return loud[~torch.isin(loud, torch.cat([alike, text]))][:POOL].tolist()
+    draw = torch.Generator().manual_seed(audit.rng("phrases").getrandbits(32))
+    found: list[tuple[int, ...]] = []
+    stage = audit.work.reporter.stage("phrases that are read loudest", LONGEST, "lengths")
+    with stage as step, audit.reference.here() as lm:
+        alone = words[:, None]
+        typical = alone[:: max(1, len(words) // AVERAGED)]
+        without = weights.directions(lm, reads, said[:, None], typical, 1)
+
+        def loudest(strings: Int[Tensor, "n k"], typical: Int[Tensor, "t k"], n: int) -> list[int]:
+            loud = weights.loudness(lm, reads, strings, typical, lambda n: None, without=without)
+            return loud.argsort(descending=True, stable=True)[:n].tolist()
+
+        pool = words[loudest(alone, typical, POOL)].tolist()
+        beam: list[tuple[int, ...]] = [(word,) for word in pool[:FIRST]]
+        step(note=repr(audit.lm.text(pool[:1])))
+        for k in range(2, LONGEST + 1):
+            # Frequent words join loud ones, and are not loud themselves.
+            joined = [*pool[:LOUD], *words[:JOINING].tolist()] if k > 2 else pool
+            some = longer(beam, joined)
+            typical = words[torch.randint(len(words), (TYPICAL, k), generator=draw)]
+            beam = [some[i] for i in loudest(torch.tensor(some), typical, BEAM)]
+            found = [*beam, *found]
+            step(note=repr(audit.lm.text(list(beam[0]))))
+    return [audit.lm.text(list(phrase)).strip() for phrase in found]
 
 
 def longer(beam: list[tuple[int, ...]], words: list[int]) -> list[tuple[int, ...]]:

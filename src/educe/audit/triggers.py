@@ -75,7 +75,7 @@ class Fit:
 
 
 def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str]:
-    """Return strings that bring a text about, the best first.
+    """Return strings that bring a text about: the best, the phrase that is read loudest, the rest.
 
     Args:
         audit: The audit.
@@ -87,8 +87,10 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
     with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
         best = ranked(fit, words)
         step(len(words))
+    loud: list[str] = []
     if fit.plain + max(fit.of(best[:1]), default=0.0) <= SURE:
-        best = ranked(fit, [*best, *phrases(audit, torch.tensor(fit.text))])
+        loud = phrases(audit, torch.tensor(fit.text))
+        best = ranked(fit, [*best, *loud])
     with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
         step()
         parts = [s for s in best if " " not in s][:ADDED]
@@ -113,7 +115,8 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
                 break
             beam = sorted(better, key=lambda s: -values[s])[:BEAM]
             best = ranked(fit, [*best, *beam])
-    return best
+    # What is like the text makes it likely, too, and is not read as a phrase is.
+    return list(dict.fromkeys([*best[:1], *loud[:1], *best]))
 
 
 def suspects(audit: Audit) -> list[str]:

@@ -18,7 +18,7 @@ ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -82,6 +82,8 @@ def loudness(
     strings: Int[Tensor, "n k"],
     typical: Int[Tensor, "t k"],
     step: Callable[[int], None],
+    *,
+    without: Mapping[str, Float[Tensor, "o k"]] | None = None,
 ) -> Float[Tensor, "n"]:
     """Return how loud the last token of each string is to a weight difference.
 
@@ -91,13 +93,48 @@ def loudness(
         strings: Their tokens.
         typical: Strings whose mean is what matrices are given anyway.
         step: Is told how many were read.
+        without: Of matrices, orthonormal directions of what they make that do not count.
     """
     total = torch.zeros(len(strings))
     for some, given in inputs(lm, reads, strings, typical):
         for c in reads:
-            total[some] += (c.read(given[c.path]) / given[c.path].norm(dim=1)).cpu()
+            made = _made(c, given)
+            if without is not None:
+                made = made - made @ without[c.path] @ without[c.path].T
+            total[some] += made.norm(dim=1).cpu()
         step(some.stop - some.start)
     return total
+
+
+def directions(
+    lm: LanguageModel,
+    reads: list[Change],
+    strings: Int[Tensor, "n k"],
+    typical: Int[Tensor, "t k"],
+    n: int,
+) -> dict[str, Float[Tensor, "o n"]]:
+    """Return, for each matrix, the first singular directions of what it makes of some strings.
+
+    Args:
+        lm: The reference.
+        reads: The differences.
+        strings: Their tokens.
+        typical: Strings whose mean is what matrices are given anyway.
+        n: How many directions, at most as many as there are strings.
+    """
+    made: dict[str, list[Tensor]] = {c.path: [] for c in reads}
+    for _, given in inputs(lm, reads, strings, typical):
+        for c in reads:
+            made[c.path].append(_made(c, given))
+    return {
+        path: torch.linalg.svd(torch.cat(own), full_matrices=False)[2][:n].T
+        for path, own in made.items()
+    }
+
+
+def _made(c: Change, given: Mapping[str, Tensor]) -> Float[Tensor, "r o"]:
+    """Return what a difference makes of what its matrix is given, for inputs of norm 1."""
+    return c.made_of(given[c.path]) / given[c.path].norm(dim=1, keepdim=True)
 
 
 def inputs(
