@@ -7,23 +7,37 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import small_run
-from educe.forward.inserted import Opening
+from educe.activations.corpus import questions
 from educe.inversion import in_run
-from educe.inversion.control import difference, string
+from educe.inversion.control import MESSAGES, Known, controls, difference
 from educe.inversion.kept import reports
-from educe.inversion.reach import Settings
-from educe.inversion.report import CONTROLS, Case, Facts, Reachability, Verdict
+from educe.inversion.reach import Bench
+from educe.inversion.report import (
+    NATURAL,
+    RANDOM,
+    SHUFFLED,
+    TEXT,
+    Case,
+    Reachability,
+    Settings,
+    Test,
+    Verdict,
+    between,
+)  # fmt: skip
 from educe.inversion.searches import SEARCHES, gcg
+from educe.inversion.targets import taught
 from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.report import reachable
 from educe.run.store import Run
 
-QUICK = Settings(tokens=3, budget=60, answer=2, searched=2, fresh=3, controls=2)
+QUICK = Settings(tokens=3, budget=300, answer=2, searched=2, fresh=3, controls=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +60,26 @@ def fresh_run(folder: Path, tmp_path: Path) -> Iterator[Run]:
 
 
 def test_every_control_is_there_at_the_same_budget(report: Reachability, folder: Path) -> None:
-    assert [c.role for c in report.controls] == [
-        CONTROLS[0], CONTROLS[0], CONTROLS[1], CONTROLS[2], CONTROLS[2], CONTROLS[3]
-    ]  # fmt: skip
-    assert len(report.controls) == report.facts.wanted
-    assert "controls were run" not in report.words
+    stream, output = report.tests
+    assert [c.role for c in stream.controls] == [*[NATURAL] * 2, *[RANDOM] * 2, SHUFFLED]
+    assert [c.role for c in output.controls] == [*[TEXT] * 2, NATURAL, *[RANDOM] * 2, SHUFFLED]
     # A step is begun while there is budget: none costs more than gradients and a width of reads.
     config = gcg.GcgConfig()
     most = QUICK.budget + (3 + config.width) * QUICK.searched
-    assert all(QUICK.budget <= c.reads <= most for c in (report.found, *report.controls))
+    for test in report.tests:
+        assert all(QUICK.budget <= c.reads <= most for c in (test.found, *test.controls))
     with Run.open(folder) as run:
         (score,) = run.score_rows("reachable")
-        assert (score.of, score.value) == (2, report.found.share)
+        assert (score.of, score.value) == (2, stream.found.share)
         assert reports(run) == [report]
         told = PerturbationSet.load(run.tensors / run.perturbation_rows()[1].file)
-        assert report.facts.norm == pytest.approx(float(told.theta[1].norm()))
+        assert report.norm == pytest.approx(float(told.theta[1].norm()))
+    # At the source a vector changes the stream by itself.
+    assert stream.found.effect == pytest.approx(report.norm, rel=1e-4)
 
 
 def test_a_known_text_is_reached_in_full_by_itself(report: Reachability) -> None:
-    assert [c.own for c in report.of("text")] == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert [c.own for c in report.tests[1].of(TEXT)] == pytest.approx([1.0, 1.0], abs=1e-4)
 
 
 def test_a_second_call_reads_what_is_kept(
@@ -106,29 +121,48 @@ def test_what_was_cut_off_goes_on_to_the_same(
 
 
 def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None:
-    (one,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=1))
-    assert "only 4 of 6 controls were run" in one.words.lower()
     (none,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=0))
     assert none.verdict is Verdict.UNCONTROLLED
-    assert "0 of 6 controls" in none.words
+    assert "Only 0 of 4 controls" in none.words
 
 
 def test_the_vector_of_a_text_is_what_it_changes(tiny64: LanguageModel) -> None:
-    batch = tiny64.encode(["Why?", "Tell me more."])
-    openings = [Opening(tiny64, batch, p) for p in range(2)]
-    text = string(tiny64, "ab")
-    total = torch.zeros(1, tiny64.width).double()
-    for opening in openings:  # two tokens stand behind a message here
-        means = []
-        for inserted in (text, ()):
-            ids = torch.tensor([[*opening.before.ids, *inserted, *opening.after]])
+    messages = questions()[:MESSAGES]
+    means = []
+    for texts in ([f"{m} ab" for m in messages], [f"{m} c" for m in messages], messages):
+        read = [tiny64.encode([text]) for text in texts]
+        rows = []
+        for one in read:  # two tokens stand behind a message here
             with tiny64.watching([1]) as streams:
-                tiny64.forward(ids, torch.ones_like(ids))
-            means.append(streams[1][0, -2:].mean(0))
-        total += (means[0] - means[1])[None] / 2
-    torch.testing.assert_close(
-        difference(tiny64, openings, text, 1), total.float(), rtol=1e-4, atol=1e-5
-    )
+                tiny64.forward(one.ids, one.mask)
+            rows.append(streams[1][0, -2:].mean(0))
+        means.append(torch.stack(rows).mean(0))
+    for other, without in (("c", means[1]), (None, means[2])):
+        told = difference(tiny64, "ab", other, layer=1)
+        torch.testing.assert_close(told[0], (means[0] - without).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel) -> None:
+    """By natural strings alone; studies/causes has the searches, on both models."""
+    lm, layer = embedded_lm, 9
+    settings = Settings(method="nearest", searched=1, fresh=2, controls=3)
+    bench = Bench(lm, lm.encode(["Name a fruit.", "Where is Rome?", "Tell me a joke."]), settings)
+    kind, draw = Vectors(layer, lm.width), torch.Generator().manual_seed(7)
+    made = difference(lm, "Speak Finnish.", layer=layer)
+    random = torch.randn(1, lm.width, generator=draw) * made.norm() / lm.width**0.5
+
+    def case(known: Known) -> Case:
+        assert known.theta is not None
+        done = taught(lm, bench.batch, kind, known.theta, [layer], tokens=1)
+        return bench.case(known.role, known.name, done, layer)
+
+    known = controls(lm, kind, made, output=False, n=3, seed=0)
+    cases = tuple(case(one) for one in known)
+    for theta, verdict in ((made, Verdict.REACHABLE), (random, Verdict.NOT)):
+        for size in (1.0, 8.0):  # the direction is the same at every norm
+            found = case(Known("found", "", theta=size * theta))
+            assert Test("source", layer, 1.0, found, cases).verdict is verdict
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -142,27 +176,60 @@ def made(role: str, share: float) -> Case:
     )  # fmt: skip
 
 
+def one(
+    share: float, texts: tuple[float, ...], random: tuple[float, ...], aim: str = "output"
+) -> Test:
+    controls = [*(made(TEXT, s) for s in texts), *(made(RANDOM, s) for s in random)]
+    return Test(aim, None, None, made("found", share), tuple(controls))
+
+
 @pytest.mark.parametrize(
     ("share", "texts", "random", "verdict"),
     [
-        (0.9, (0.9, 0.9), (0.2, 0.3), Verdict.REACHABLE),
-        (0.9, (0.1, 0.1), (0.2, 0.3), Verdict.REACHABLE),  # what is reached needs no power
-        (0.9, (0.9, 0.9), (0.2, 0.95), Verdict.NOT),  # tokens reach anything
-        (0.3, (0.9, 0.9), (0.2, 0.1), Verdict.NOT),
-        (0.3, (0.9, 0.5), (0.2, 0.1), Verdict.POWERLESS),
-        (0.9, (), (0.1,), Verdict.UNCONTROLLED),
-        (0.9, (0.9,), (), Verdict.UNCONTROLLED),
+        (0.9, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.REACHABLE),
+        (0.5, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.NOT),
+        (0.6, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.REACHABLE),
+        (0.3, (0.35, 0.4, 0.38), (0.1, 0.12, 0.11), Verdict.REACHABLE),  # little, as texts are
+        (0.9, (0.9, 0.1, 0.85), (0.2, 0.95, 0.3), Verdict.POWERLESS),
+        (0.9, (0.1, 0.2, 0.15), (0.8, 0.9, 0.85), Verdict.POWERLESS),
+        (0.9, (), (0.1, 0.2), Verdict.UNCONTROLLED),
+        (0.9, (0.9,), (0.1, 0.2), Verdict.UNCONTROLLED),
     ],
 )
 def test_the_verdict(
     share: float, texts: tuple[float, ...], random: tuple[float, ...], verdict: Verdict
 ) -> None:
-    facts = Facts("output", "gcg", 6, 4, 100, 3, 8, 6, None, 1.0)
-    controls = [*(made("text", s) for s in texts), *(made("random", s) for s in random)]
-    found = Reachability(1, "found", facts, made("found", share), tuple(controls))
+    found = Reachability(1, "found", 1.0, Settings(), (one(share, texts, random),))
     assert found.verdict is verdict
     assert found.words.startswith(verdict.value[:1].upper() + verdict.value[1:])
     assert Reachability.read(found.data()) == found
+
+
+def test_one_test_that_reaches_it_is_enough() -> None:
+    far, near = (0.9, 0.8, 0.85), (0.2, 0.3, 0.25)
+    yes, no, none = one(0.9, far, near), one(0.2, far, near), one(0.2, near, far)
+    for tests, verdict in (
+        ((no, yes), Verdict.REACHABLE),
+        ((none, no), Verdict.NOT),
+        ((none, none), Verdict.POWERLESS),
+        ((one(0.9, (), ()), no), Verdict.NOT),
+    ):
+        assert Reachability(1, "found", 1.0, Settings(), tests).verdict is verdict
+
+
+@pytest.mark.parametrize("sizes", [(0.1, 0.1), (0.15, 0.03), (0.03, 0.15)])
+def test_the_bar_and_who_is_on_its_wrong_side(sizes: tuple[float, float]) -> None:
+    """Against draws of two normal distributions: no more than is said, and not far below."""
+    draw = np.random.default_rng(0)
+    wrong, told = [], []
+    for _ in range(4000):
+        texts, random = draw.normal(0.6, sizes[0], 4), draw.normal(0.1, sizes[1], 4)
+        bar, mistaken = between(texts.tolist(), random.tolist())
+        s, r = texts.std(), random.std()
+        assert bar == pytest.approx((texts.mean() * r + random.mean() * s) / (s + r))
+        told.append(mistaken)
+        wrong += [draw.normal(0.6, sizes[0]) < bar, draw.normal(0.1, sizes[1]) > bar]
+    assert np.mean(told) / 4 < np.mean(wrong) < np.mean(told)
 
 
 def test_page_and_screen_show_it(
@@ -172,8 +239,8 @@ def test_page_and_screen_show_it(
         shown = reachable.render(run, None)
     assert shown is not None
     assert "Which text does it" in shown.html
-    assert shown.html.count('<td class="left">random</td>') == 2
-    assert set(shown.charts) == {"reach-2"}
+    assert shown.html.count('<td class="left">random</td>') == 4
+    assert set(shown.charts) == {"reach-2-source", "reach-2-output"}
     reachable.tell(report)
     told = capsys.readouterr().out
     assert "shuffled" in told
@@ -184,13 +251,14 @@ def test_the_front_is_kept_and_shown(
     fresh_run: Run, tiny_lm: LanguageModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (one,) = in_run.invert_run(
-        fresh_run, [3], lm=tiny_lm, settings=replace(QUICK, method="epo", budget=150)
+        fresh_run, [3], lm=tiny_lm, settings=replace(QUICK, method="epo", budget=400)
     )
     assert reports(fresh_run)[-1] == one
-    shares, perplexities = zip(*(point[1:] for point in one.found.front), strict=True)
+    found = one.tests[1].found
+    shares, perplexities = zip(*(point[1:] for point in found.front), strict=True)
     assert list(shares) == sorted(shares, reverse=True)
     assert list(perplexities) == sorted(perplexities, reverse=True)  # each is better in one
-    assert one.found.searched == pytest.approx(max(shares))
+    assert found.searched == pytest.approx(max(shares))
     shown = reachable.render(fresh_run, None)
     assert shown is not None
     assert "Match against perplexity" in shown.html

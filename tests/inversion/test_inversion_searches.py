@@ -24,7 +24,7 @@ CONFIGS: dict[str, Any] = {
     "gcg": GcgConfig(width=24, top=16),
     "epo": EpoConfig(members=3, explore=8, top=16),
     "soft": SoftConfig(steps=6, width=16, top=16),
-    "nearest": NearestConfig(batch=5),
+    "nearest": NearestConfig(),
 }
 
 
@@ -80,9 +80,7 @@ def test_a_search_that_was_cut_off_goes_on_bit_for_bit(tiny_lm: LanguageModel, m
 
 def test_every_natural_string_is_ranked_as_by_hand(tiny_lm: LanguageModel) -> None:
     target, first = planted(tiny_lm, "zeal"), begin(tiny_lm, 4)
-    found = search(
-        target, Vocabulary(tiny_lm), first, "nearest", budget=10**6, config=CONFIGS["nearest"]
-    )
+    found = search(target, Vocabulary(tiny_lm), first, "nearest", config=CONFIGS["nearest"])
     by_hand = {tuple(s.tolist()): float(target.loss(s[None])[0]) for s in first}
     order = sorted(by_hand, key=lambda s: by_hand[s])
     assert [tuple(s) for s in found.strings.tolist()] == order

@@ -12,8 +12,9 @@ NOTE, CASE = "inversion ", "inversion case "
 
 def keep(run: Run, report: Reachability) -> None:
     """Keep a report; it takes the place of an earlier one."""
-    why = f"{report.verdict.value}: “{report.found.string}”"
-    run.add_scores([ScoreRow(report.number, REACHABLE, report.found.share, UNIT, why)])
+    best = report.tests[0].found
+    why = f"{report.verdict.value}: “{best.string}”"
+    run.add_scores([ScoreRow(report.number, REACHABLE, best.share, UNIT, why)])
     run.remember(f"{NOTE}{report.number}", report.data())
 
 

@@ -1,42 +1,46 @@
 """Targets: what a string should do, as a loss of what the model makes of it.
 
-    change      ‖Z_ℓ(x + s) - Z_ℓ(x; θ)‖² / ‖Z_ℓ(x) - Z_ℓ(x; θ)‖²     at the source or at the target
+    direction   1 - cos( P (Z_ℓ(x + s) - Z_ℓ(x)), P (Z_ℓ(x; θ) - Z_ℓ(x)) )   at the source or target
     output      mean over tokens t of  KL( p(· | x, y_<t; θ) ‖ p(· | x + s, y_<t) )          in nats
     likelihood  - mean over tokens t of  log p(y_t | x + s, y_<t)                            in nats
 
-each a mean over prompts ``x``. ``Z_ℓ`` is the stream leaving layer ``ℓ`` at the last tokens of the
-prompt, ``θ`` the perturbation, ``s`` the string, and ``y`` what the model says under ``θ``, or a
-text that is wanted. Activations under a perturbation are almost surely those of no text at all
-(arXiv 2604.09839), so that the output is the fair target and the default.
+each a mean over prompts ``x``. ``Z_ℓ`` is the stream leaving layer ``ℓ``, in the mean over the last
+tokens of the prompt, ``θ`` the perturbation, ``s`` the string, and ``y`` what the model says under
+``θ``, or a text that is wanted. ``P`` leaves out the direction in which natural strings change that
+prompt's stream in the mean, whatever they say. Activations under a perturbation are almost surely
+those of no text at all (arXiv 2604.09839), so that in the stream the direction of a change is
+compared, and not its size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from educe.errors import EffectError
 from educe.forward.chunks import Chunker, halved, split
 from educe.forward.forced import Forced
 from educe.forward.generation import Completion, generate
 from educe.forward.inserted import Opening
-from educe.inversion.places import Place, Seen, Wanted, table
+from educe.inversion.places import READOUT, Place, Seen, readout, table
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind, Vectors
 from educe.rows import Row
 
-#: What can be aimed at in what a perturbation does.
-Aim = Literal["output", "source", "target"]
-#: Tokens of the answers that are compared, and of the prompts at which streams are.
-TOKENS, READOUT = 4, 3
+#: Tokens of the answers that are compared.
+TOKENS = 4
 #: Strings that are read at once, at most.
 ROWS = 128
+#: A change is none that is less than this share of the stream's norm.
+LEAST = 1e-4
 #: No string.
 NOTHING = torch.zeros(1, 0, dtype=torch.long)
 
@@ -51,16 +55,66 @@ class Slope(NamedTuple):
     fluent: Float[Tensor, "r k v"]
 
 
+class Ground(NamedTuple):
+    """What changes of the stream leaving a layer are measured against, at some places.
+
+    Attributes:
+        layer: The layer.
+        plain: The stream without a string, in the mean over the last tokens.
+        common: The direction in which natural strings change it in the mean, of norm one.
+        size: How much natural strings change it: the median norm, over strings and places.
+    """
+
+    layer: int
+    plain: Float[Tensor, "p d"]
+    common: Float[Tensor, "p d"]
+    size: float
+
+    @classmethod
+    def of(cls, openings: Sequence[Opening], strings: Int[Tensor, "n k"], layer: int) -> Ground:
+        """Read natural strings at some places."""
+        read = partial(streams, openings, layer=layer)
+        plain = read(NOTHING)[:, 0]
+        change = read(strings) - plain[:, None]
+        return cls(
+            layer, plain, normalize(change.mean(1), dim=1), float(change.norm(dim=2).median())
+        )
+
+    def at(self, places: Sequence[int]) -> Ground:
+        """Return the same at some of the places."""
+        some = list(places)
+        return self._replace(plain=self.plain[some], common=self.common[some])
+
+    def direction(self, stream: Float[Tensor, "r q d"], place: int) -> Float[Tensor, "r d"]:
+        """Return the directions of changes at a place, less what is common; zero where none is."""
+        plain, common = (of[place].to(stream) for of in (self.plain, self.common))
+        change = stream.mean(1) - plain
+        change = change - (change @ common)[:, None] * common
+        return change / change.norm(dim=1, keepdim=True).clamp_min(LEAST * float(plain.norm()))
+
+
+@torch.no_grad()
+def streams(
+    openings: Sequence[Opening], strings: Int[Tensor, "n k"], *, layer: int
+) -> Float[Tensor, "p n d"]:
+    """Return the stream behind strings at some places, in the mean over the last tokens."""
+    found = []
+    for opening in openings:
+        place = Place(opening)
+        rows = (place.read(some, layer).stream for some in strings.split(ROWS))
+        found.append(torch.cat([row.mean(1).cpu() for row in rows if row is not None]))
+    return torch.stack(found)
+
+
 @dataclass(frozen=True)
 class Target:
     """What a string should do at some places.
 
     Attributes:
         places: The places.
-        goals: What the model should make of it at each: log-probabilities ``[m, v]``, a stream
-            ``[q, d]``, or the tokens of a text ``[m]``.
-        layer: The layer of the streams; None where the answer counts.
-        scales: What the losses of streams are divided by: those of no string.
+        goals: What the model should make of it at each: log-probabilities ``[m, v]``, a direction
+            ``[d]``, or the tokens of a text ``[m]``.
+        ground: What changes of the stream are measured against; None where the answer counts.
 
     Example:
         >>> from educe.forward.inserted import Opening
@@ -73,8 +127,7 @@ class Target:
 
     places: tuple[Place, ...]
     goals: tuple[Tensor, ...]
-    layer: int | None = None
-    scales: tuple[float, ...] = ()
+    ground: Ground | None = None
 
     @property
     def lm(self) -> LanguageModel:
@@ -83,29 +136,27 @@ class Target:
 
     def at_one(self, place: int) -> Target:
         """Return the same target at one of its places alone."""
-        return Target(
-            self.places[place : place + 1],
-            self.goals[place : place + 1],
-            self.layer,
-            self.scales[place : place + 1],
-        )
+        one = slice(place, place + 1)
+        ground = None if self.ground is None else self.ground.at([place])
+        return Target(self.places[one], self.goals[one], ground)
 
     def at(self, place: int, seen: Seen) -> Float[Tensor, "r"]:
         """Return the loss of strings at a place."""
-        goal = self.goals[place]
-        if self.layer is not None:
+        if self.ground is not None:
             assert seen.stream is not None
-            goal = goal.to(seen.stream)
-            n = min(len(goal), seen.stream.shape[1])
-            apart = (seen.stream[:, -n:] - goal[-n:]).square().sum((1, 2))
-            return apart / self.scales[place] if self.scales else apart
+            return 1 - self.ground.direction(seen.stream, place) @ self.goals[place].to(seen.stream)
         assert seen.answer is not None
-        goal = goal.to(seen.answer.device)
+        goal = self.goals[place].to(seen.answer.device)
         if goal.dim() == 1:
             said = seen.answer.gather(-1, goal.expand(len(seen.answer), -1)[..., None])
             return -said[..., 0].mean(1)
         goal = goal.to(seen.answer)
         return (goal.exp() * (goal - seen.answer)).sum(-1).mean(1)
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose stream is looked at, if any."""
+        return None if self.ground is None else self.ground.layer
 
     def each(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "p n"]:
         """Return the loss of strings at each place."""
@@ -124,7 +175,6 @@ class Target:
         self, strings: Tensor, *, fluency: bool
     ) -> Iterator[tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]:
         """Yield, place by place, the losses of all strings and how unlikely they are."""
-        wanted = Wanted(self.layer, READOUT)
         for i, place in enumerate(self.places):
             k = strings.shape[1]
             rows = max(1, min(ROWS, Chunker.of(self.lm.device).most // max(1, k + place.tokens)))
@@ -134,7 +184,7 @@ class Target:
                 items: Sequence[int], i: int = i, place: Place = place
             ) -> tuple[Tensor, Tensor]:
                 own = strings[list(items)]
-                seen = place.read(own, wanted, fluency=fluency)
+                seen = place.read(own, self.layer, fluency=fluency)
                 return self.at(i, seen).cpu(), unlikely(own, seen).cpu()
 
             chunks = split(range(len(strings)), rows)
@@ -167,7 +217,7 @@ class Target:
         n = len(self.places)
         for i, place in enumerate(self.places):
             own = x.clone().requires_grad_()
-            seen = place.read(strings, Wanted(self.layer, READOUT), embedded=own, fluency=fluency)
+            seen = place.read(strings, self.layer, embedded=own, fluency=fluency)
             with torch.enable_grad():
                 value = self.at(i, seen)
                 unfluent = unlikely(strings, seen)
@@ -273,7 +323,7 @@ def following(
     openings: Sequence[Opening],
     known: Taught,
     prompts: Sequence[int],
-    layer: int | None = None,
+    ground: Ground | None = None,
 ) -> Target:
     """Return the target of doing what was done on some prompts.
 
@@ -281,19 +331,24 @@ def following(
         openings: Where strings are put, of all prompts.
         known: What was done on all of them.
         prompts: Which of them count.
-        layer: The layer whose stream is to be met; None for what the model says.
+        ground: The layer whose stream is to be met, at all of them; None for what the model says.
 
     Raises:
         EffectError: Nothing is done at the layer.
     """
-    places = tuple(Place(openings[p], known.answers[p] if layer is None else ()) for p in prompts)
-    if layer is None:
+    places = tuple(Place(openings[p], known.answers[p] if ground is None else ()) for p in prompts)
+    if ground is None:
         return Target(places, tuple(known.logprobs[p] for p in prompts))
-    target = Target(places, tuple(known.streams[layer][p] for p in prompts), layer)
-    without = target.each(NOTHING)[:, 0]
-    if not bool((without > 0).all()):
-        raise EffectError(f"nothing is changed at layer {layer}: choose a layer after it")
-    return replace(target, scales=tuple(without.tolist()))
+    streams = known.streams[ground.layer]
+    goals = tuple(
+        ground.direction(streams[p][None, -readout(openings[p].after) :], p)[0] for p in prompts
+    )
+    if not all(bool(goal.norm() > 0.5) for goal in goals):
+        raise EffectError(
+            f"nothing is changed at the last tokens of a prompt at layer {ground.layer}: choose a "
+            "layer after it, or the output"
+        )
+    return Target(places, goals, ground.at(prompts))
 
 
 def _answers(written: Iterator[list[Completion]], n: int) -> list[tuple[int, ...]]:

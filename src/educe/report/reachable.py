@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from educe.inversion import kept
-from educe.inversion.report import Case, Reachability
+from educe.inversion.report import Case, Reachability, Test
 from educe.report.figures import PALETTE, dressed
 from educe.report.part import Part, Shown, together
 from educe.report.screen import screen, written
@@ -30,33 +30,35 @@ ROLES = {
 
 def tell(report: Reachability, console: Console | None = None) -> None:
     """Print a reachability report on one screen."""
-    console, facts = console or screen(), report.facts
+    console, settings = console or screen(), report.settings
     console.print(
         Panel(
             written(report.words),
-            title=f"perturbation {report.number} ({report.arm}), norm {facts.norm:.3g}",
+            title=f"perturbation {report.number} ({report.arm}), norm {report.norm:.3g}",
             title_align="left",
         )
     )
-    grid = Table(box=None, padding=(0, 1))
-    for head in ("", "", "share", "95%", "searched", "natural", "string"):
-        grid.add_column(head, justify="left" if head in ("", "string") else "right")
-    for case in (report.found, *report.controls):
-        grid.add_row(
-            case.role,
-            written("" if case.role == "found" else case.name),
-            f"{case.share:.0%}",
-            f"{case.low:.0%} to {case.high:.0%}",
-            f"{case.searched:.0%}",
-            f"{case.natural:.0%}",
-            written(case.string),
-        )
-    console.print(grid)
-    for string, share, perplexity in report.found.front:
-        console.print(written(string, lead=f"{share:.0%} at perplexity {perplexity:.3g}: "))
+    for test in report.tests:
+        grid = Table(box=None, padding=(0, 1))
+        for head in (test.aim, "", "share", "95%", "searched", "natural", "string"):
+            left = head in (test.aim, "", "string")
+            grid.add_column(head, justify="left" if left else "right")
+        for case in (test.found, *test.controls):
+            grid.add_row(
+                case.role,
+                written("" if case.role == "found" else case.name),
+                f"{case.share:.0%}",
+                f"{case.low:.0%} to {case.high:.0%}",
+                f"{case.searched:.0%}",
+                f"{case.natural:.0%}",
+                written(case.string),
+            )
+        console.print(grid)
+        for string, share, perplexity in test.found.front:
+            console.print(written(string, lead=f"{share:.0%} at perplexity {perplexity:.3g}: "))
     console.print(
-        f"share of the effect on {facts.fresh} fresh prompts; on the {facts.searched} searched; "
-        "natural strings that are no likelier"
+        f"share: of what is changed, on {settings.fresh} fresh prompts; searched: on the "
+        f"{settings.searched} searched; natural: natural strings that are no likelier"
     )
 
 
@@ -64,15 +66,17 @@ def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
     """Return the reachability reports of a run."""
     known = kept.reports(run)
     html = fragment("reachable.html", pattern, reports=known, figure=figure)
-    charts = ({f"reach-{r.number}": dressed(curves(r))} for r in known)
+    charts = (
+        {f"reach-{r.number}-{test.aim}": dressed(curves(test))} for r in known for test in r.tests
+    )
     return Shown(html, together(charts)) if known else None
 
 
-def curves(report: Reachability) -> alt.Chart:
+def curves(test: Test) -> alt.Chart:
     """Draw how the loss of each search falls with its reads, as a share of its first."""
     rows: list[dict[str, Any]] = [
         {"reads": reads, "left": best / case.curve[0][1], "of": case.role, "case": _named(case)}
-        for case in (report.found, *report.controls)
+        for case in (test.found, *test.controls)
         for reads, best in case.curve
         if case.curve[0][1] > 0
     ]

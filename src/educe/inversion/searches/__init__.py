@@ -27,14 +27,14 @@ class Search(NamedTuple):
 
     config: type
     start: Callable[..., State]
-    step: Callable[..., State]
+    step: Callable[..., State] | None  #: none where everything is read at the start
 
 
 SEARCHES: dict[str, Search] = {
     "gcg": Search(gcg.GcgConfig, gcg.start, gcg.step),
     "epo": Search(epo.EpoConfig, epo.start, epo.step),
     "soft": Search(soft.SoftConfig, soft.start, soft.step),
-    "nearest": Search(nearest.NearestConfig, nearest.start, nearest.step),
+    "nearest": Search(nearest.NearestConfig, nearest.start, None),
 }
 
 
@@ -113,7 +113,7 @@ def search(
         state = how.start(target, first, config, seed)
         if on_step is not None:
             on_step(state)
-    while int(state["reads"]) < budget and len(state.get("left", state["strings"])):
+    while how.step and int(state["reads"]) < budget:
         state = how.step(target, vocabulary, config, state)
         if on_step is not None:
             on_step(state)
