@@ -29,9 +29,10 @@ from educe.activations.corpus import questions
 from educe.comparison.stats import rate
 from educe.forward.benign import ordinary_prompts
 from educe.inversion.control import Known, controls
+from educe.inversion.direction import streams
 from educe.inversion.reach import Bench
 from educe.inversion.report import SHUFFLED, Case, Settings, Test, Verdict
-from educe.inversion.targets import by_text, streams, taught
+from educe.inversion.taught import by_text, taught
 from educe.model.rendering import Prompt
 from educe.perturbation.kinds import Vectors
 

@@ -30,7 +30,7 @@ from educe.inversion.report import (
     between,
 )  # fmt: skip
 from educe.inversion.searches import SEARCHES, gcg
-from educe.inversion.targets import taught
+from educe.inversion.taught import taught
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors
 from educe.perturbation.set import PerturbationSet

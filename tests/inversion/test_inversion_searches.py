@@ -16,7 +16,8 @@ from educe.inversion.searches.gcg import GcgConfig
 from educe.inversion.searches.nearest import NearestConfig
 from educe.inversion.searches.soft import SoftConfig
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import NOTHING, Target, by_text, following
+from educe.inversion.targets import NOTHING, Target
+from educe.inversion.taught import by_text, following
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 

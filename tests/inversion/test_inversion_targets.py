@@ -12,8 +12,10 @@ from torch import Tensor
 from educe.errors import EffectError
 from educe.forward.inserted import Opening
 from educe.inversion.beyond import Beyond
+from educe.inversion.direction import Ground
 from educe.inversion.places import table
-from educe.inversion.targets import NOTHING, Ground, Target, by_text, following, taught, text
+from educe.inversion.targets import NOTHING, Target, text
+from educe.inversion.taught import by_text, following, taught
 from educe.model.asked import Span
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -76,42 +78,41 @@ def test_a_text_does_what_it_does_itself(tiny64: LanguageModel, layer: int | Non
     known = by_text(openings, string, [] if layer is None else [layer], tokens=3)
     ground = None if layer is None else Ground.of(openings, STRINGS, layer)
     target = following(openings, known, [0, 1], ground)
-    found = target.each(torch.cat([STRINGS, STRINGS[:1]]))
-    torch.testing.assert_close(found[:, 0], torch.zeros(2).double(), atol=1e-10, rtol=0)
-    assert bool((found[:, 1:3] > 1e-4).all())
+    found = target.loss(STRINGS)
+    torch.testing.assert_close(found[0], torch.tensor(0.0).double(), atol=1e-10, rtol=0)
+    assert bool((found[1:] > 1e-4).all())
     if layer is not None:  # no string has no direction
         torch.testing.assert_close(target.each(NOTHING), torch.ones(2, 1).double())
 
 
 @pytest.mark.parametrize("layer", [1, 2])
 def test_the_direction_is_that_of_whole_texts(tiny64: LanguageModel, layer: int) -> None:
-    """Against plain passes: changes of the mean stream, less what natural ones share."""
+    """Against plain passes: the mean change of the stream, less what natural strings share."""
     openings, natural = places(tiny64), STRINGS[:2]
     theta = torch.randn(1, tiny64.width, generator=torch.Generator().manual_seed(3)).double()
-    known = taught(tiny64, batch_of(tiny64), Vectors(1, tiny64.width), theta, [layer], tokens=1)
     ground = Ground.of(openings, natural, layer)
-    found = following(openings, known, [1], ground).each(STRINGS[2:])
+
+    def found(size: float) -> Tensor:
+        vectors = Vectors(1, tiny64.width)
+        known = taught(tiny64, batch_of(tiny64), vectors, size * theta, [layer], tokens=1)
+        return following(openings, known, [0, 1], ground).loss(STRINGS[2:])[0]
+
+    def stream(p: int, string: list[int]) -> Tensor:  # two tokens stand behind a string
+        return plain(tiny64, whole(p, string), layer)[1][-2:].mean(0)
 
     def change(string: list[int]) -> Tensor:
-        means = [plain(tiny64, whole(1, s), layer)[1][-2:].mean(0) for s in (string, [])]
-        return means[0] - means[1]
+        return torch.stack([stream(p, string) - stream(p, []) for p in (0, 1)]).mean(0)
 
-    each = [change(s) for s in natural.tolist()]
-    common = torch.stack(each).mean(0)
+    common = torch.stack([change(s) for s in natural.tolist()]).mean(0)
     with tiny64.adding(1, lambda stream: theta):
-        wanted = plain(tiny64, PROMPTS[1], layer)[1][-2:].mean(0)
-    wanted = wanted - plain(tiny64, PROMPTS[1], layer)[1][-2:].mean(0)
-    if layer == 1:
-        torch.testing.assert_close(wanted, theta[0])
+        wanted = torch.stack([stream(p, []) for p in (0, 1)]).mean(0)
+    wanted = wanted - torch.stack([stream(p, []) for p in (0, 1)]).mean(0)
     one, other = (
         v - (v @ common) / (common @ common) * common for v in (change(STRINGS[2].tolist()), wanted)
     )
-    torch.testing.assert_close(found[0, 0], 1 - one @ other / (one.norm() * other.norm()))
-    # At every norm of a vector where it is added.
-    if layer == 1:
-        more = taught(tiny64, batch_of(tiny64), Vectors(1, tiny64.width), 9 * theta, [1], tokens=1)
-        again = following(openings, more, [1], ground).each(STRINGS[2:])
-        torch.testing.assert_close(again, found)
+    torch.testing.assert_close(found(1.0), 1 - one @ other / (one.norm() * other.norm()))
+    if layer == 1:  # where a vector is added, its size does not matter
+        torch.testing.assert_close(found(9.0), found(1.0))
 
 
 def test_the_divergence_is_that_of_the_whole_texts(tiny64: LanguageModel) -> None:

@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 
 from educe.activations.corpus import questions
 from educe.forward.inserted import Opening
+from educe.inversion.direction import streams
 from educe.inversion.report import NATURAL, RANDOM, SHUFFLED, TEXT
-from educe.inversion.targets import streams
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
 from educe.perturbation.vectors import AfterBlock

@@ -21,7 +21,7 @@ from educe.inversion.control import Known, controls
 from educe.inversion.kept import CASE, keep
 from educe.inversion.reach import Bench
 from educe.inversion.report import SHUFFLED, Case, Reachability, Settings, Test, case
-from educe.inversion.targets import Taught, by_text, taught
+from educe.inversion.taught import Taught, by_text, taught
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind

@@ -19,13 +19,14 @@ from torch import Tensor
 from educe.errors import PromptError
 from educe.forward.generation import generate
 from educe.forward.inserted import Opening
+from educe.inversion.direction import Ground
 from educe.inversion.examples import natural, requests
-from educe.inversion.places import readout
 from educe.inversion.report import Case, Settings
 from educe.inversion.searches import Found, search
 from educe.inversion.searches.state import screened
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import NOTHING, Ground, Taught, following, text
+from educe.inversion.targets import NOTHING, text
+from educe.inversion.taught import Taught, changed, following
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -146,7 +147,11 @@ class Bench:
             low=low,
             high=high,
             searched=_share(found.loss[:1], train.loss(NOTHING)),
-            effect=float(without.mean()) if ground is None else self._changed(known, ground),
+            effect=float(
+                changed(self.openings, known, self.fresh, ground).norm()
+                if ground
+                else without.mean()
+            ),
             own=_share(count.each(torch.tensor([list(own)]))[:, 0], without) if own else None,
             perplexity=float(nll.exp()),
             natural=float((self.unlikely >= nll).double().mean()),
@@ -173,14 +178,6 @@ class Bench:
         for some in generate(self.lm, batch, rows, theta, kind=kind, max_new_tokens=WRITTEN):
             texts |= {c.row.prompt: c.text for c in some}
         return [texts[p] for p in range(len(batch))]
-
-    def _changed(self, known: Taught, ground: Ground) -> float:
-        """Return how much is changed at a layer, in the mean over the fresh prompts."""
-        apart = []
-        for p in self.fresh:
-            stream = known.streams[ground.layer][p][-readout(self.openings[p].after) :]
-            apart.append((stream.mean(0) - ground.plain[p].to(stream)).norm())
-        return float(torch.stack(apart).mean())
 
     def _front(self, found: Found, effect: float) -> tuple[tuple[str, float, float], ...]:
         """Return strings of a front with their shares on the prompts searched and perplexities."""
