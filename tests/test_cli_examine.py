@@ -75,6 +75,10 @@ def test_reports_are_kept_in_the_run_and_shown_on_the_page(run: Path, data: dict
         next(text for attrs, text in page.scripts if attrs.get("id") == "charts-specs")
     )
     assert {"spectrum-2", "depth-2", "growth-2", "spectrum-3"} <= set(specs)
+    standings = data["manifold"][0]["standings"]
+    two = [f"{standings[name][-1]['found']:.2f}" for name in ("energy_top", "read")]
+    three = " ".join(page.texts["three"][0].split())
+    assert three == "Present {}, read {}, reachable: not asked (educe invert).".format(*two)
     values = [v for layer in specs["depth-2"]["layer"] for v in layer["data"]["values"]]
     own = [v["at"] for v in values if v.get("of") == "perturbation"]
     layers = kept[0].facts.layers

@@ -37,24 +37,32 @@ class Ground(NamedTuple):
     Attributes:
         layer: The layer.
         plain: The stream without a string, at each place, in the mean over the last tokens.
-        common: The direction in which natural strings change it in the mean, of norm one.
-        size: How much a natural string changes it: the median norm.
+        natural: What natural strings change in it, at each place.
+        common: The direction in which they do in the mean, of norm one.
     """
 
     layer: int
     plain: Float[Tensor, "p d"]
+    natural: Float[Tensor, "p n d"]
     common: Float[Tensor, "d"]
-    size: float
 
     @classmethod
     def of(cls, openings: Sequence[Opening], strings: Int[Tensor, "n k"], layer: int) -> Ground:
         """Read natural strings at some places."""
         read = partial(streams, openings, layer=layer)
         plain = read(NOTHING)[:, 0]
-        change = (read(strings) - plain[:, None]).mean(0)
-        return cls(
-            layer, plain, normalize(change.mean(0), dim=0), float(change.norm(dim=1).median())
-        )
+        change = read(strings) - plain[:, None]
+        return cls(layer, plain, change, normalize(change.mean((0, 1)), dim=0))
+
+    @property
+    def size(self) -> float:
+        """How much a natural string changes the stream: the median norm."""
+        return float(self.natural.mean(0).norm(dim=1).median())
+
+    def at(self, places: Sequence[int]) -> Ground:
+        """Return the same at some of the places."""
+        some = list(places)
+        return self._replace(plain=self.plain[some], natural=self.natural[some])
 
     def apart(self, change: Float[Tensor, "*r d"]) -> Float[Tensor, "*r d"]:
         """Return changes less what is common."""
@@ -88,8 +96,13 @@ class Direction(Target):
     def at_one(self, place: int) -> Direction:
         """Return the same target at one of its places alone."""
         one = slice(place, place + 1)
-        ground = self.ground._replace(plain=self.ground.plain[one])
+        ground = self.ground.at([place])
         return replace(self, places=self.places[one], goals=self.goals[one], ground=ground)
+
+    @property
+    def nearest(self) -> Int[Tensor, "n"]:
+        """Which natural strings come near, the nearest first; they were read already."""
+        return self.losses(self.ground.apart(self.ground.natural)).mean(0).argsort(stable=True)
 
     def at(self, place: int, seen: Seen) -> Float[Tensor, "r ..."]:
         """Return the changes at a place, less what is common."""

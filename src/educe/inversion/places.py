@@ -113,7 +113,7 @@ class Place:
                 last=t if fluency else m,
                 differentiable=embedded is not None,
             )
-        logprobs = _precise(logits).log_softmax(-1)
+        logprobs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         answer = logprobs[:, -m:] if layer is None else None
         stream = None
         if layer is not None:
@@ -132,11 +132,7 @@ class Place:
             return torch.zeros(self.lm.vocabulary, device=self.lm.device)
         ids = torch.tensor([self.before.ids], device=self.lm.device)
         logits = self.lm.forward(ids, torch.ones_like(ids))[0, -1]
-        return _precise(logits).log_softmax(-1)
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def readout(after: Sequence[int]) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from educe.errors import PromptError
 from educe.forward.generation import generate
 from educe.forward.inserted import Opening
-from educe.inversion.direction import Ground
+from educe.inversion.direction import Direction, Ground
 from educe.inversion.examples import natural, requests
 from educe.inversion.report import Case, Settings
 from educe.inversion.searches import Found, search
@@ -123,7 +123,10 @@ class Bench:
         settings, ground = self.settings, None if layer is None else self.ground(layer)
         train = following(self.openings, known, self.searched, ground)
         count = following(self.openings, known, self.fresh, ground)
-        nearest, _, reads = screened(train, self.first)
+        if isinstance(train, Direction):
+            nearest, reads = self.first[train.nearest], 0
+        else:
+            nearest, _, reads = screened(train, self.first[::2])
         found = search(
             train,
             self.vocabulary,

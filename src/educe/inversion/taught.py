@@ -129,8 +129,7 @@ def following(
             f"nothing is changed at the last tokens of the prompts at layer {ground.layer}: choose "
             "a layer after it, or the output"
         )
-    here = ground._replace(plain=ground.plain[list(prompts)])
-    return Direction(places, (goal / goal.norm(),) * len(places), here)
+    return Direction(places, (goal / goal.norm(),) * len(places), ground.at(prompts))
 
 
 def _answers(written: Iterator[list[Completion]], n: int) -> list[tuple[int, ...]]:

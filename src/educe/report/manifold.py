@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from statistics import median
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -20,6 +21,9 @@ from educe.activations.report import (
     Range,
     words,
 )
+from educe.inversion import kept
+from educe.inversion.report import RANDOM as REACHED_RANDOM
+from educe.inversion.report import Test
 from educe.report.figures import PALETTE, dressed
 from educe.report.part import Part, Shown, together
 from educe.report.templates import figure, fragment
@@ -28,7 +32,7 @@ from educe.run.store import Run
 KINDS = {"perturbation": "accent", "natural differences": "rare", "random vectors": "control"}
 
 
-def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
+def charts(report: ManifoldReport, reached: Test | None = None) -> dict[str, dict[str, Any]]:
     """Return the specifications of a report's charts, by name."""
     drawn = {
         "spectrum": spectrum(report.spectrum),
@@ -36,7 +40,7 @@ def charts(report: ManifoldReport) -> dict[str, dict[str, Any]]:
         "growth": growth(report),
     }
     if report.facts.read_rank:
-        drawn["present-read"] = present_and_read(report)
+        drawn["present-read"] = present_and_read(report, reached)
     return {f"{name}-{report.number}": dressed(chart) for name, chart in drawn.items()}
 
 
@@ -160,15 +164,22 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
     return (ticks.encode(alt.X("layer:O"), up, tooltip=told) + bars + dots).properties(height=300)
 
 
-def present_and_read(report: ManifoldReport) -> alt.LayerChart:
-    """Draw how much of the vector, and of its controls, is present and read."""
+def present_and_read(report: ManifoldReport, reached: Test | None = None) -> alt.LayerChart:
+    """Draw how much of the vector, and of its controls, is present and read, and reachable."""
+    shares = dict.fromkeys(KINDS, "")
+    if reached is not None:
+        kinds = ([reached.found], reached.made, reached.of(REACHED_RANDOM))
+        for name, cases in zip(KINDS, kinds, strict=True):
+            if cases:
+                shares[name] = f"reached to {median(case.share for case in cases):.0%}"
     rows = []
     for name, field in zip(KINDS, ("found", "natural", "random"), strict=True):
         across, up = (getattr(report[judge], field) for judge in ("energy_top", "read"))
         if field == "found":
             across, up = (Range(value, value, value) for value in (across, up))
         ends = {"left": across.low, "right": across.high, "low": up.low, "high": up.high}
-        rows.append({"of": name, "present": across.median, "read": up.median, **ends})
+        at = {"present": across.median, "read": up.median, "reached": shares[name]}
+        rows.append({"of": name, **at, **ends})
     base = _chart(rows).encode(_colour(KINDS), tooltip=["of:N", "present:Q", "read:Q"])
     along = alt.X("present:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     wide = base.mark_rule().encode(
@@ -176,7 +187,8 @@ def present_and_read(report: ManifoldReport) -> alt.LayerChart:
     )
     tall = base.mark_rule().encode(along, alt.Y("low:Q", title="read"), alt.Y2("high:Q"))
     dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, _share("read"))
-    return (wide + tall + dots).properties(height=280)
+    told = base.mark_text(align="left", dx=9, dy=-9).encode(along, _share("read"), text="reached:N")
+    return (wide + tall + dots + told).properties(height=280)
 
 
 def growth(report: ManifoldReport) -> alt.LayerChart:
@@ -232,9 +244,12 @@ def _scale(roles: dict[str, str]) -> alt.Scale:
 def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
     """Return the manifold reports of a run."""
     examined = stored.reports(run)
+    reached = {one.number: one.tests[0] for one in kept.reports(run)}
     shown = {"words": words, "on_texts": on_texts, "ablated": ablated, "texts": texts}
+    shown["reached"] = reached
     html = fragment("manifold.html", pattern, reports=examined, figure=figure, **shown)
-    return Shown(html, together(map(charts, examined))) if examined else None
+    drawn = (charts(report, reached.get(report.number)) for report in examined)
+    return Shown(html, together(drawn)) if examined else None
 
 
 PART = Part("manifold", "On or off the manifold", render)
