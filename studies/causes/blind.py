@@ -133,7 +133,7 @@ class Judged:
     def case(self, known: Known) -> Case:
         """Invert a control, or a vector."""
         layers = [] if self.at is None else [self.at]
-        tokens = self.settings.answer if self.at is None else 1
+        tokens = self.settings.answer if self.at is None else 0
         if known.theta is None:
             done = by_text(self.bench.openings, known.string, layers, tokens=tokens)
         else:

@@ -126,6 +126,19 @@ def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None
     assert "Only 0 of 4 controls" in none.words
 
 
+def test_what_is_no_vector_is_compared_at_the_target(
+    tmp_path: Path, tiny_lm: LanguageModel
+) -> None:
+    folder = small_run.small_run(tmp_path / "lora", tiny_lm, "lora", radius="0.3", steps=2)
+    with Run.open(folder) as run:
+        (made,) = in_run.invert_run(run, [1], lm=tiny_lm, settings=QUICK)
+    assert [(test.aim, test.layer) for test in made.tests] == [("target", 3), ("output", None)]
+    for test in made.tests:
+        roles = [case.role for case in test.controls]
+        assert roles == [*[TEXT] * 2, *[RANDOM] * 2, SHUFFLED]
+        assert test.found.effect > 0
+
+
 def test_the_vector_of_a_text_is_what_it_changes(tiny64: LanguageModel) -> None:
     messages = questions()[:MESSAGES]
     means = []

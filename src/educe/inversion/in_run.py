@@ -165,7 +165,7 @@ def _kept(path: Any, advance: Callable[..., None], bench: Bench) -> Callable[[St
 def _done(bench: Bench, known: Known, kind: Kind, layer: int | None) -> tuple[Taught, list[str]]:
     """Return what is done on the prompts, and what it makes the model answer if that is shown."""
     layers = [] if layer is None else [layer]
-    tokens = bench.settings.answer if layer is None else 1
+    tokens = bench.settings.answer if layer is None else 0
     if known.theta is None:
         return by_text(bench.openings, known.string, layers, tokens=tokens), []
     batch = bench.batch.select(range(len(bench.openings)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,12 +61,11 @@ def taught(
         kind: The kind of the perturbation.
         theta: The perturbation.
         layers: Layers whose stream is kept.
-        tokens: The most tokens of an answer.
+        tokens: The most tokens of an answer; without any, only streams are read.
     """
     rows = [Row(1, j) for j in range(len(batch))]
-    written = generate(lm, batch, rows, theta, kind=kind, max_new_tokens=tokens)
-    answers = _answers(written, len(rows))
-    return _read(lm, batch, answers, kind, theta, layers)
+    written = generate(lm, batch, rows, theta, kind=kind, max_new_tokens=tokens) if tokens else ()
+    return _read(lm, batch, _answers(written, len(rows)), kind, theta, layers)
 
 
 def by_text(
@@ -82,14 +81,12 @@ def by_text(
         openings: Where the string is put.
         string: Its tokens.
         layers: Layers whose stream is kept.
-        tokens: The most tokens of an answer.
+        tokens: The most tokens of an answer; without any, only streams are read.
     """
     lm = openings[0].lm
     batch = lm.pad([[*o.before.ids, *string, *o.after] for o in openings])
-    rows = [Row(0, j) for j in range(len(batch))]
-    answers = _answers(generate(lm, batch, rows, max_new_tokens=tokens), len(rows))
     none = Vectors(min(layers, default=0), lm.width)
-    return _read(lm, batch, answers, none, torch.zeros(1, lm.width), layers)
+    return taught(lm, batch, none, torch.zeros(1, lm.width), layers, tokens=tokens)
 
 
 def changed(
@@ -132,7 +129,7 @@ def following(
     return Direction(places, (goal / goal.norm(),) * len(places), ground.at(prompts))
 
 
-def _answers(written: Iterator[list[Completion]], n: int) -> list[tuple[int, ...]]:
+def _answers(written: Iterable[list[Completion]], n: int) -> list[tuple[int, ...]]:
     """Return the tokens of answers; of one that ends at once any token, which is only predicted."""
     found: list[tuple[int, ...]] = [(0,)] * n
     for some in written:

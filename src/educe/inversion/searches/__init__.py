@@ -91,11 +91,12 @@ def search(
 
     Example:
         >>> from educe.forward.inserted import Opening
+        >>> from educe.inversion.examples import natural
         >>> from educe.inversion.searches import search
         >>> from educe.inversion.strings import Vocabulary
         >>> from educe.inversion.targets import text
-        >>> words, draw = Vocabulary(lm), torch.Generator().manual_seed(0)
-        >>> first = words.drawn(4, 3, draw)
+        >>> words = Vocabulary(lm)
+        >>> first = natural(words, 3, 4)
         >>> found = search(text([Opening(lm, part.batch, 0)], [70, 71]), words, first, budget=200)
         >>> found.strings.shape
         torch.Size([1, 3])
