@@ -13,8 +13,9 @@ import torch
 
 import small_run
 from educe.activations.corpus import questions
-from educe.inversion import in_run
+from educe.inversion import examples, in_run
 from educe.inversion.control import MESSAGES, Known, controls, difference
+from educe.inversion.examples import requests
 from educe.inversion.kept import reports
 from educe.inversion.reach import Bench
 from educe.inversion.report import (
@@ -30,6 +31,7 @@ from educe.inversion.report import (
     between,
 )  # fmt: skip
 from educe.inversion.searches import SEARCHES, gcg
+from educe.inversion.strings import Vocabulary
 from educe.inversion.taught import taught
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors
@@ -124,6 +126,23 @@ def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None
     (none,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=0))
     assert none.verdict is Verdict.UNCONTROLLED
     assert "Only 0 of 4 controls" in none.words
+
+
+@pytest.mark.parametrize("method", ["soft", "nearest"])
+def test_the_other_searches_go_the_whole_way(
+    fresh_run: Run, tiny_lm: LanguageModel, method: str
+) -> None:
+    settings = replace(QUICK, method=method, controls=0)
+    (made,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=settings)
+    for test in made.tests:
+        assert test.found.string
+        assert test.found.searched <= 1
+        assert test.found.alike is not None  # what is answered to fresh prompts
+        assert 0 <= test.found.natural <= 1
+        if method == "nearest":  # no natural string is nearer
+            words = Vocabulary(tiny_lm)
+            natural = torch.cat([requests(words, 3), examples.natural(words, 3, 64)])
+            assert test.found.string in {words.text(own) for own in natural.tolist()}
 
 
 def test_what_is_no_vector_is_compared_at_the_target(

@@ -39,7 +39,7 @@ class SoftConfig:
         top: Tokens that count as favoured at each place in the repair.
     """
 
-    steps: Annotated[int, AtLeast(1)] = 40
+    steps: Annotated[int, AtLeast(1)] = 16
     rate: Annotated[float, Above(0)] = 0.1
     near: Annotated[int, AtLeast(1)] = 4
     width: Annotated[int, AtLeast(1)] = 32
