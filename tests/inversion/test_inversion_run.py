@@ -102,7 +102,7 @@ def test_what_was_cut_off_goes_on_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with fresh_run.writing():
-        fresh_run.database.execute("DELETE FROM meta WHERE key LIKE 'inversion%'")
+        fresh_run.database.execute("DELETE FROM meta WHERE key LIKE 'reachability%'")
     left = 3
     step = gcg.step
 

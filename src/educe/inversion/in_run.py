@@ -103,6 +103,8 @@ def _aims(settings: Settings, kind: Kind) -> list[str]:
 def _tested(work: Work, bench: Bench, aim: str, number: int, kind: Kind, theta: Tensor) -> Test:
     """Invert a perturbation and its controls for one aim."""
     layer = None if aim == "output" else work.run.note("facts")[aim]
+    if aim == "source" and isinstance(kind, AfterBlock):
+        layer = kind.layer  # of vectors that were added to the run, perhaps another one
     n, seed = bench.settings.controls, bench.settings.seed + 1
     # The direction of what is added is the same at every norm.
     norm = "" if aim == "source" else f"{float(theta.norm()):.4g}"

@@ -7,7 +7,7 @@ from educe.rows import ScoreRow
 from educe.run.store import Run
 
 #: Notes of a run: the report of a perturbation, whose number follows; and a case, by its key.
-NOTE, CASE = "inversion ", "inversion case "
+NOTE, CASE = "reachability ", "reachability case "
 
 
 def keep(run: Run, report: Reachability) -> None:

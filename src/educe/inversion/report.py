@@ -194,6 +194,17 @@ class Test:
             return Verdict.POWERLESS
         return Verdict.REACHABLE if self.found.share > self.bar else Verdict.NOT
 
+    def data(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        bar = {"bar": self.bar, "mistaken": self.mistaken} if self.controlled else {}
+        return asdict(self) | {"verdict": self.verdict.value} | bar
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Test:
+        """Return what `data` wrote."""
+        own = (kept["aim"], kept["layer"], kept["usual"], case(kept["found"]))
+        return cls(*own, tuple(map(case, kept["controls"])))
+
     @property
     def words(self) -> str:
         """Say in a few sentences what the evidence allows."""
@@ -271,22 +282,15 @@ class Reachability:
 
     def data(self) -> dict[str, Any]:
         """Return all of it, and the words, as JSON can hold it."""
-        each = [
-            {"verdict": test.verdict.value}
-            | ({"bar": test.bar, "mistaken": test.mistaken} if test.controlled else {})
-            for test in self.tests
-        ]
-        return asdict(self) | {"verdict": self.verdict.value, "words": self.words, "said": each}
+        tests = [test.data() for test in self.tests]
+        said = {"verdict": self.verdict.value, "words": self.words}
+        return asdict(self) | {"tests": tests} | said
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Reachability:
         """Return what `data` wrote."""
-        tests = (
-            Test(**{**t, "found": case(t["found"]), "controls": tuple(map(case, t["controls"]))})
-            for t in kept["tests"]
-        )
-        settings = Settings(**kept["settings"])
-        return cls(kept["number"], kept["arm"], kept["norm"], settings, tuple(tests))
+        own, tests = (kept["number"], kept["arm"], kept["norm"]), map(Test.read, kept["tests"])
+        return cls(*own, Settings(**kept["settings"]), tuple(tests))
 
 
 def between(made: Sequence[float], random: Sequence[float]) -> tuple[float, float]:
