@@ -571,15 +571,17 @@ def test_how_much_is_read_is_its_share_in_the_top_gradients(
     assert report_of(reference, 4 * theta[:1]).facts.read_rank == 2
 
 
-def test_the_picture_says_how_far_a_text_reaches(unused: ManifoldReport) -> None:
+def test_the_picture_says_how_far_a_text_reaches(tiny_lm: LanguageModel, known: Gathered) -> None:
+    read = Moments.of(torch.randn(60, 32, dtype=torch.float64))
+    made = report_of(Reference(tiny_lm, known, 1, LAYERS, read=read), planted(known, "unused"))
+
     def case(role: str, share: float) -> Case:
         empty = ("x", "s", share, 0.0, 1.0, share, 1.0, None, 9.0, 0.5, "n", 0.1, None, None)
         return Case(role, *empty, (), 9, ())
 
     controls = (case("natural vector", 0.5), case("natural vector", 0.7), case("random", 0.2))
-    drawn = present_and_read(unused, Test("source", 1, 1.0, case("found", 0.3), controls))
-    (told,) = (one for one in drawn.to_dict()["layer"] if one["mark"]["type"] == "text")
-    assert {row["of"]: row["reached"] for row in told["data"]["values"]} == {
+    drawn = present_and_read(made, Test("source", 1, 1.0, case("found", 0.3), controls))
+    assert {row["of"]: row["reached"] for row in drawn.to_dict()["data"]["values"]} == {
         "perturbation": "reached to 30%",
         "natural differences": "reached to 60%",
         "random vectors": "reached to 20%",

@@ -246,8 +246,9 @@ def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
     examined = stored.reports(run)
     reached = {one.number: one.tests[0] for one in kept.reports(run)}
     shown = {"words": words, "on_texts": on_texts, "ablated": ablated, "texts": texts}
-    shown["reached"] = reached
-    html = fragment("manifold.html", pattern, reports=examined, figure=figure, **shown)
+    html = fragment(
+        "manifold.html", pattern, reports=examined, figure=figure, reached=reached, **shown
+    )
     drawn = (charts(report, reached.get(report.number)) for report in examined)
     return Shown(html, together(drawn)) if examined else None
 
