@@ -176,13 +176,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--model", default="embedded", help="an organism, or embedded")
     ask.add_argument("--aim", choices=["source", "output"], default="source")
+    ask.add_argument("--method", default=Settings.method, help="gcg, or nearest: no search")
     ask.add_argument("--layer", type=float, default=0.33)
     ask.add_argument("--reads", type=int, default=Settings.budget)
     ask.add_argument("--n", type=int, default=6)
     ask.add_argument("--few", type=int, default=0, help="at most so many vectors, at random")
     asked = quick.parsed(ask, argv)
     torch.set_num_threads(1)
-    settings = Settings(budget=asked.reads)
+    settings = Settings(budget=asked.reads, method=asked.method)
     if asked.quick:
         settings, asked.n = Settings(budget=40, tokens=3, fresh=2, controls=2), 2
     organism = None if asked.model == "embedded" else quick.organism(asked.model, quick=False)

@@ -100,9 +100,9 @@ class Direction(Target):
         return replace(self, places=self.places[one], goals=self.goals[one], ground=ground)
 
     @property
-    def nearest(self) -> Int[Tensor, "n"]:
-        """Which natural strings come near, the nearest first; they were read already."""
-        return self.losses(self.ground.apart(self.ground.natural)).mean(0).argsort(stable=True)
+    def natural(self) -> Float[Tensor, "n"]:
+        """The loss of natural strings; what they change was read already."""
+        return self.losses(self.ground.apart(self.ground.natural)).mean(0)
 
     def at(self, place: int, seen: Seen) -> Float[Tensor, "r ..."]:
         """Return the changes at a place, less what is common."""

@@ -123,20 +123,25 @@ class Bench:
         settings, ground = self.settings, None if layer is None else self.ground(layer)
         train = following(self.openings, known, self.searched, ground)
         count = following(self.openings, known, self.fresh, ground)
-        if isinstance(train, Direction):
-            nearest, reads = self.first[train.nearest], 0
+        if isinstance(train, Direction):  # what natural strings do there is known
+            loss, reads = train.natural, 0
+            order = loss.argsort(stable=True)
+            nearest, loss = self.first[order], loss[order]
         else:
-            nearest, _, reads = screened(train, self.first[::2])
-        found = search(
-            train,
-            self.vocabulary,
-            self.first if settings.method == "nearest" else nearest[:BEGUN],
-            settings.method,
-            budget=max(1, settings.budget - reads),
-            seed=settings.seed,
-            state=state,
-            on_step=on_step,
-        )
+            nearest, loss, reads = screened(train, self.first[::2])
+        if settings.method == "nearest":
+            found = Found(nearest, loss, torch.tensor([[0.0, float(loss[0])]]))
+        else:
+            found = search(
+                train,
+                self.vocabulary,
+                nearest[:BEGUN],
+                settings.method,
+                budget=max(1, settings.budget - reads),
+                seed=settings.seed,
+                state=state,
+                on_step=on_step,
+            )
         best = found.strings[:1]
         with_it, without = count.each(best)[:, 0], count.each(NOTHING)[:, 0]
         nll = self._fluency(best)

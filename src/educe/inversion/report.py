@@ -58,7 +58,8 @@ class Settings:
 
     Attributes:
         aim: What is to be met.
-        method: Which of `educe.inversion.searches.SEARCHES`.
+        method: Which of `educe.inversion.searches.SEARCHES`; or ``nearest``, the natural strings
+            that are read before any search.
         tokens: Of a string.
         budget: Strings that each search may read at one prompt.
         answer: Tokens of an answer that count.

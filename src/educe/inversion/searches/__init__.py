@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.errors import MethodError
-from educe.inversion.searches import epo, gcg, nearest, soft
+from educe.inversion.searches import epo, gcg, soft
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target
 from educe.methods.state import State
@@ -27,14 +27,13 @@ class Search(NamedTuple):
 
     config: type
     start: Callable[..., State]
-    step: Callable[..., State] | None  #: none where everything is read at the start
+    step: Callable[..., State]
 
 
 SEARCHES: dict[str, Search] = {
     "gcg": Search(gcg.GcgConfig, gcg.start, gcg.step),
     "epo": Search(epo.EpoConfig, epo.start, epo.step),
     "soft": Search(soft.SoftConfig, soft.start, soft.step),
-    "nearest": Search(nearest.NearestConfig, nearest.start, None),
 }
 
 
@@ -77,7 +76,7 @@ def search(
     Args:
         target: What it should do.
         vocabulary: What it may be made of.
-        first: The strings to begin with, all of one length; of `nearest`, all that are ranked.
+        first: The strings to begin with, all of one length.
         method: One of `SEARCHES`.
         budget: Strings that may be read at one place, after which no step is begun.
         seed: The same seed gives the same string.
@@ -114,7 +113,7 @@ def search(
         state = how.start(target, first, config, seed)
         if on_step is not None:
             on_step(state)
-    while how.step and int(state["reads"]) < budget:
+    while int(state["reads"]) < budget:
         state = how.step(target, vocabulary, config, state)
         if on_step is not None:
             on_step(state)
