@@ -13,8 +13,10 @@ import torch
 
 import small_run
 from educe.activations.corpus import questions
+from educe.forward.inserted import Opening
 from educe.inversion import examples, in_run
 from educe.inversion.control import MESSAGES, Known, controls, difference
+from educe.inversion.direction import Ground
 from educe.inversion.examples import requests
 from educe.inversion.kept import reports
 from educe.inversion.reach import Bench
@@ -32,7 +34,7 @@ from educe.inversion.report import (
 )  # fmt: skip
 from educe.inversion.searches import SEARCHES, gcg
 from educe.inversion.strings import Vocabulary
-from educe.inversion.taught import taught
+from educe.inversion.taught import changed, taught
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Vectors
 from educe.perturbation.set import PerturbationSet
@@ -156,6 +158,30 @@ def test_what_is_no_vector_is_compared_at_the_target(
         roles = [case.role for case in test.controls]
         assert roles == [*[TEXT] * 2, *[RANDOM] * 2, SHUFFLED]
         assert test.found.effect > 0
+
+
+@pytest.mark.parametrize(
+    ("positions", "aims"),
+    [
+        ("all", ["source", "output"]),
+        ("last:2", ["source", "output"]),
+        ("asked", ["target", "output"]),  # the last tokens are changed only above the source
+        ("generated", ["output"]),
+    ],
+)
+def test_a_stream_is_compared_where_its_last_tokens_change(
+    tiny64: LanguageModel, positions: str, aims: list[str]
+) -> None:
+    kind = Vectors(1, tiny64.width, positions=positions)
+    assert in_run._aims(Settings(), kind) == aims
+    batch = tiny64.encode(["Why is it so?"])
+    there = [Opening(tiny64, batch, 0)]
+    known = taught(tiny64, batch, kind, torch.ones(1, tiny64.width).double(), [1, 2], tokens=0)
+    moved = []
+    for layer in (1, 2):
+        ground = Ground.of(there, torch.tensor([[70, 71]]), layer)
+        moved.append(float(changed(there, known, [0], ground).norm()) > ground.least)
+    assert moved == [aims[0] == "source", aims[0] != "output"]
 
 
 def test_the_vector_of_a_text_is_what_it_changes(tiny64: LanguageModel) -> None:

@@ -94,10 +94,13 @@ def _inverted(work: Work, bench: Bench, number: int, kind: Kind, theta: Tensor) 
 
 
 def _aims(settings: Settings, kind: Kind) -> list[str]:
-    """Return what is aimed at: a vector is compared where it is added, all else at the target."""
+    """Return what is aimed at: a stream in which the last tokens are changed, and the output."""
     if settings.aim != "both":
         return [settings.aim]
-    return ["source" if isinstance(kind, AfterBlock) else "target", "output"]
+    if kind.positions == "generated":
+        return ["output"]
+    there = kind.positions in ("all", "prompt") or kind.positions.startswith("last:")
+    return ["source" if isinstance(kind, AfterBlock) and there else "target", "output"]
 
 
 def _tested(work: Work, bench: Bench, aim: str, number: int, kind: Kind, theta: Tensor) -> Test:
