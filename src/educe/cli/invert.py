@@ -16,7 +16,7 @@ def invert(
     aim: Literal["both", "output", "source", "target"] = "both",
     method: Literal["gcg", "epo", "soft", "nearest"] = "gcg",
     tokens: Count = 6,
-    reads: Count = 600,
+    reads: Count = 450,
     answer: Count = 4,
     searched: Count = 3,
     fresh: Count = 8,

@@ -72,7 +72,7 @@ class Settings:
     aim: Aim = "both"
     method: str = "gcg"
     tokens: Annotated[int, AtLeast(1)] = 6
-    budget: Annotated[int, AtLeast(1)] = 600
+    budget: Annotated[int, AtLeast(1)] = 450
     answer: Annotated[int, AtLeast(1)] = 4
     searched: Annotated[int, AtLeast(1)] = 3
     fresh: Annotated[int, AtLeast(2)] = 8
