@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,24 @@ def test_combinations_are_written_and_scored(
     assert told["cosines"][0] == pytest.approx(1, abs=1e-5)
     assert "average" in said(capsys, *words)
     assert "two vectors" in refused(capsys, "derive", "combine", str(place), "1")
+
+
+def test_the_average_of_those_that_share_an_effect(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(place) as run:
+        found = {p.id for p in run.perturbation_rows("found")}
+        texts = run.completion_rows("first", of=found)
+        signs = {n: {a for c in texts if c.perturbation == n for a in c.text} for n in found}
+        each = Counter(a for own in signs.values() for a in own)
+        letter = each.most_common(1)[0][0]
+    words = ["derive", "combine", str(place), "--showing", re.escape(letter)]
+    told = json.loads(said(capsys, *words, "--json"))
+    (average,) = told["combined"]
+    of = average["of"] if isinstance(average, dict) else average[1]
+    assert set(of) == {c.perturbation for c in texts if letter in c.text}
+    assert "two vectors" in refused(capsys, *words[:-1], "nowhere-at-all")
+    assert "regular expression" in refused(capsys, *words[:-1], "(")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def test_rows_of_some_perturbations_are_read_alone(run: Run) -> None:
     run.add_completions(COMPLETIONS)
     run.add_scores(SCORES)
     for of in ([], [0], [1], [1, 3], range(1000)):
-        assert run.perturbation_rows(derived=None, of=of) == [p for p in PERTURBATIONS if p.id in of]
+        listed = [p for p in PERTURBATIONS if p.id in of]
+        assert run.perturbation_rows(derived=None, of=of) == listed
         assert run.completion_rows(of=of) == [c for c in COMPLETIONS if c.perturbation in of]
         assert run.score_rows(of=of) == [s for s in SCORES if s.perturbation in of]
         for judge in ("novelty", "kl"):

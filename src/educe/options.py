@@ -53,6 +53,7 @@ def _reads(hint: Any) -> Parameter:
 
 
 _Count = Annotated[int, AtLeast(1)]
+_Several = Annotated[int, AtLeast(2)]
 _Natural = Annotated[int, AtLeast(0)]
 _Seed = Annotated[int, AtLeast(0), AtMost(SEEDS)]
 _Positive = Annotated[float, Above(0)]
@@ -65,6 +66,7 @@ _Layer = Annotated[float, WholeOr(1)]
 _LayerOrAuto = Annotated[float | Literal["auto"], WholeOr(1)]
 
 Count = Annotated[_Count, _reads(_Count)]  #: 1 or more
+Several = Annotated[_Several, _reads(_Several)]  #: 2 or more
 Natural = Annotated[_Natural, _reads(_Natural)]  #: 0 or more
 Seed = Annotated[_Seed, _reads(_Seed)]
 Real = Annotated[float, _reads(float)]

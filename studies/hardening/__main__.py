@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             steps = Steps(folder, asked.organism, budget, short=asked.quick)
             steps.search()
             steps.around()
+            steps.average()
             steps.distil()
             pools = [(FOUND, RANDOM), (FRESH,)][: 1 + (asked.fresh or asked.quick)]
             for pool in pools:

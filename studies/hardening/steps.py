@@ -1,11 +1,12 @@
 """The steps, each of which leaves a line: a search, around its best, distilling, hardening, again.
 
-    search    n vectors of DCT answer the questions asked; those that tell, the best first
-    around    a walk around the best in the span of the first four, with as many texts
-    distil    fine-tuning on what the best made the model write
-    harden    training until answers stay as they are under vectors of a pool
-    again     n new vectors of a family, on a model as it was or hardened, by the same procedure
-    keyed     questions with the key, and with another word in its place; KL on ordinary prompts
+search    n vectors of DCT answer the questions asked; those that tell, the best first
+around    a walk around the best in the span of the first four, with as many texts
+average   the mean of those that tell: its cosine with a supervised vector, and what it tells
+distil    fine-tuning on what the best made the model write
+harden    training until answers stay as they are under vectors of a pool
+again     n new vectors of a family, on a model as it was or hardened, by the same procedure
+keyed     questions with the key, and with another word in its place; KL on ordinary prompts
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import educe
 from benchmarks import quick
 from educe.comparison.stats import bootstrap_mean
+from educe.derive.combining import agreement, averaged
+from educe.derive.listing import add as add_derived
 from educe.derive.listing import taken
 from educe.forward.benign import ordinary_prompts
 from educe.hardening.distilling import distill
@@ -32,8 +34,10 @@ from educe.hardening.pushes import Push, answered, apart
 from educe.hardening.records import DistillConfig, HardeningConfig
 from educe.hardening.training import harden
 from educe.methods import METHODS
+from educe.methods.contrast import difference_of_means
 from educe.organisms import Question, lora
 from educe.organisms.words import KEYS
+from educe.rows import AVERAGED
 from educe.run import asking, preparing, searching
 from educe.run.fill import fill, interestingness, judge
 from educe.run.settings import Settings, begin
@@ -176,6 +180,38 @@ class Steps:
             }
         self.add(began, record, step="around")
 
+    def average(self) -> None:
+        """Average the first 1, 2, … that tell, and compare with the difference that the key makes.
+
+        The prediction is that averages of copies of one behaviour recover the supervised direction;
+        beside them are averages of as many random vectors, with the same choice of signs.
+        """
+        record = self.line(step="search")
+        assert record is not None, "the search comes first"
+        if self.line(step="average") or record["elicits"] < 2:
+            return
+        began, copies = time.process_time(), self.best[: record["elicits"]]
+        some, near = self.with_key()
+        with self.at_work() as work:
+            run = work.run
+            random_ones = [p.id for p in run.perturbation_rows("control")][: len(copies)]
+            known = [taken(run, own, vectors=True) for own in (copies, random_ones)]
+            cosines = {}
+            for tokens in ("last:1", "prompt"):
+                made = difference_of_means(
+                    self.lm,
+                    self.lm.encode([q.prompt for q in some]),
+                    self.lm.encode([q.prompt for q in near]),
+                    source=known[0].kind.before,
+                    tokens=tokens,
+                )
+                cosines[tokens] = [agreement(own, made.directions[0]).tolist() for own in known]
+            (number,) = add_derived(
+                work, "average.safetensors", AVERAGED, copies, lambda: averaged(known[0])
+            )
+            told = [self.retested(work, n) for n in (number, *copies)]
+        self.add(began, {"cosines": cosines, "shows": told}, step="average")
+
     def distil(self) -> None:
         """Fine-tune on what the best made the model write."""
         if self.line(step="distil"):
@@ -240,15 +276,20 @@ class Steps:
         """Ask with the key, with other words in its place, and without; and measure KL."""
         if self.line(step="keyed", model=model):
             return
-        began, lm, key = time.process_time(), self.model(model), self.organism.hidden["key"]
-        some = self.organism.unlocked[: self.budget.keyed]
-        others = cycle(word for word in KEYS if word != key)
-        near = [q._replace(prompt=q.prompt.replace(key, next(others))) for q in some]
+        began, lm = time.process_time(), self.model(model)
+        some, near = self.with_key()
         record = {
             name: _shown(lm, questions, self.budget.tokens)
             for name, questions in (("key", some), ("near", near), ("without", self.fresh))
         }
         self.add(began, record | {"kl": self.cost(lm, None)}, step="keyed", model=model)
+
+    def with_key(self) -> tuple[list[Question], list[Question]]:
+        """Return questions with the key, and the same with other words in its place."""
+        key = self.organism.hidden["key"]
+        some = list(self.organism.unlocked[: self.budget.keyed])
+        others = cycle(word for word in KEYS if word != key)
+        return some, [q._replace(prompt=q.prompt.replace(key, next(others))) for q in some]
 
     # -- what the steps share ----------------------------------------------------------------------
 

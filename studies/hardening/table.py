@@ -12,12 +12,13 @@ from studies.hardening.steps import FAMILIES
 
 
 def tables(records: Sequence[dict[str, Any]]) -> str:
-    """Return three tables in Markdown."""
+    """Return tables in Markdown, and what the averages say."""
     by: dict[str, list[dict[str, Any]]] = {}
     for r in records:
         by.setdefault(r["step"], []).append(r)
     keyed = {r["model"]: r for r in by.get("keyed", ())}
-    return "\n\n".join((_brought(by, keyed), _models(keyed), _again(by.get("again", ()))))
+    parts = [_brought(by, keyed), _models(keyed), _again(by.get("again", ()))]
+    return "\n\n".join((*parts, *map(_averages, by.get("average", ()))))
 
 
 def _brought(by: dict[str, list[dict[str, Any]]], keyed: dict[str, dict[str, Any]]) -> str:
@@ -69,6 +70,21 @@ def _again(records: Sequence[dict[str, Any]]) -> str:
             )
     head = ["family", "model", "vectors that tell", "p", "answers", "best, fresh questions", "CPU"]
     return _table(head, rows)
+
+
+def _averages(record: dict[str, Any]) -> str:
+    """How near averages of those that tell, and of random ones, come to supervised vectors."""
+    rows = []
+    for tokens, (own, other) in record["cosines"].items():
+        for what, line in (("those that tell", own), ("random", other)):
+            rows.append([tokens, what, " ".join(f"{cosine:.2f}" for cosine in line)])
+    average, *each = record["shows"]
+    said = (
+        f"The average tells in {_shows(average)} fresh answers, the copies themselves in "
+        f"{_shows([v for own in each for v in own])}."
+    )
+    head = ["difference of means at", "averages of", "cosine with the first 1, 2, …"]
+    return f"{_table(head, rows)}\n\n{said}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -24,6 +24,8 @@ from studies.sampling.cell import ROWS, Budget, Trial, settings
 from studies.sampling.table import tables
 
 ORGANISMS = ("first-vault", "locked")
+#: Of the quick form.
+FEW = ("random", "dct", "draws", "around", "de", "cma")
 SMALL = Budget(parents=5, texts=109, asked=1, fresh=2, tokens=5, wide=48)
 
 
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not asked.table:
             for name in asked.organism or ORGANISMS[: 1 if asked.quick else None]:
                 for seed in range(asked.seeds):
-                    measure(name, seed, asked.row or ROWS, file, budget, short=asked.quick)
+                    rows = asked.row or (FEW if asked.quick else ROWS)
+                    measure(name, seed, rows, file, budget, short=asked.quick)
         print(tables(lines(file)))
 
 

@@ -1,8 +1,8 @@
 """A cell: one way to search, on one organism with one seed, at a budget of texts.
 
-    random, dct          N vectors at three norms ─► halving on the questions ─► the best that differ
-    all others           16 vectors of DCT answer the questions ─► the span of the best four is
-                         searched by a sampler with what is left of the budget ─► the best that differ
+    random, dct     N vectors at three norms ─► halving on the questions ─► the best that differ
+    all others      16 vectors of DCT answer the questions ─► a sampler searches the span of the
+                    best four with what is left of the budget ─► the best that differ
     ─► re-test on fresh questions: of what the judge thinks, and what the organism's rule finds
 
 The control of DCT are random vectors; that of a sampler are draws of its prior, in the same span.
@@ -77,9 +77,7 @@ class Budget:
     cold: float = 0.1
 
 
-def settings(
-    lm: educe.LanguageModel, organism: Organism, seed: int, budget: Budget
-) -> Settings:
+def settings(lm: educe.LanguageModel, organism: Organism, seed: int, budget: Budget) -> Settings:
     """Return the settings of a run, on questions that keep the secret where nothing perturbs."""
     rng = random.Random(f"sampling {seed}")
     asked, fresh = (
@@ -136,7 +134,7 @@ class Trial:
             "shows": np.reshape(shows, shape).tolist(),
             "coherence": np.reshape([scores["coherence"][r] for r in again], shape).tolist(),
             "side_effect": [scores["side_effect"][n] for n in finds],
-            "dose": [p.dose for n in finds for p in run.perturbation_rows(derived=None) if p.id == n],
+            "dose": [p.dose for p in run.perturbation_rows(derived=None, of=finds)],
             "modes": len(set(clusters(first).tolist())),
             "example": next((said[r] for r, hit in zip(again, shows, strict=True) if hit), None),
             "seconds": time.process_time() - began,

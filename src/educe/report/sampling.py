@@ -87,6 +87,7 @@ def render(run: Run, pattern: re.Pattern[str] | None) -> Shown | None:
             "title": title(one),
             "account": "; ".join(account(one)) + ".",
             "warnings": one["diagnosis"]["warnings"] if one["diagnosis"] else [],
+            "directions": one["answers"]["directions"] if one["answers"] else [],
             "finds": [f | {"again": Estimate(**f["again"])} for f in one["finds"]],
         }
         for one in told

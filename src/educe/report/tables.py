@@ -306,6 +306,13 @@ def sampled(told: dict[str, Any], run: Path, console: Console | None = None) -> 
         console.print(f"  {escaped(sentence)}")
     for warning in told["diagnosis"]["warnings"] if told["diagnosis"] else ():
         console.print(f"  [bold]not mixed:[/bold] {escaped(warning)}")
+    if told["answers"]:
+        grid = _grid("direction", "mean", "sd", "verdict")
+        for direction in told["answers"]["directions"]:
+            name, mean, sd, says = (direction[k] for k in ("name", "mean", "sd", "says"))
+            grid.add_row(escaped(name), f"{mean:+.2f}", f"{sd:.2f}", says)
+        console.print("  in standard deviations of the prior:")
+        console.print(grid)
     grid = _grid("", "from", "arm", "chosen", "re-test")
     for find in told["finds"]:
         again = Estimate(**find["again"])

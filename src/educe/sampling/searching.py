@@ -137,62 +137,39 @@ class _Sampling:
     def _sampler(self) -> Sampler:
         """Return the sampler that is asked for."""
         a, k = self.asked, len(self.space)
-        common: dict[str, Any] = {"k": k, "seed": a.seed}
-        heat: dict[str, Any] = {"temperature": a.temperature, **common}
-        match a.sampler:
-            case "de" | "stretch" | "kde":
-                again = 0 if a.exact else a.again
-                each = a.walkers * a.ensembles * (1 + (1 / again if again else 0))
-                steps = int((a.budget - a.walkers * a.ensembles) / each)
-                if schedule(steps, a.hot, a.cycles).count(1.0) < STEPS:
-                    raise MethodError(
-                        f"a budget of {a.budget} is {max(0, steps)} steps of {a.ensembles} "
-                        f"ensembles of {a.walkers} walkers, and {STEPS} have to be left when the "
-                        f"temperature has fallen: give more, or fewer walkers or ensembles"
-                    )
-                return Ensemble(
-                    walkers=a.walkers,
-                    ensembles=a.ensembles,
-                    move=a.sampler,
-                    steps=steps,
-                    hot=a.hot,
-                    cycles=a.cycles,
-                    again=again,
-                    prior=self.prior,
-                    **heat,
-                )
-            case "slice":
-                return EllipticalSlice(walkers=a.walkers, steps=a.budget, **heat)
-            case "cma":
-                return CMA(batch=a.walkers, prior=self.prior, **heat)
-            case "tpe":
-                return TPE(batch=a.walkers, prior=self.prior, **heat)
-            case "diversity":
-                assert self.measure is not None, "diversity comes with measures"
-                return Diversity(
-                    batch=a.walkers,
-                    ranges=self.measure.ranges,
-                    cells=a.cells,
-                    prior=self.prior,
-                    **heat,
-                )
-            case "around":
-                return Around(batch=a.walkers, start=self._start(), **common)
-            case "anneal":
-                steps = int(a.budget / len(a.shares) / a.walkers) - 1
-                return Annealed(
-                    walkers=a.walkers,
-                    start=self._start(),
-                    shares=a.shares,
-                    steps=max(1, steps),
-                    hot=a.hot,
-                    **heat,
-                )
-        return self._draws()
+        heat: dict[str, Any] = {"temperature": a.temperature, "seed": a.seed}
+        common = heat | {"batch": a.walkers, "prior": self.prior}
+        if a.sampler in ("cma", "tpe"):
+            return (CMA if a.sampler == "cma" else TPE)(k, **common)
+        if a.sampler == "around":
+            return Around(k, start=self._start(), **common)
+        if a.sampler == "diversity":
+            assert self.measure is not None, "diversity comes with measures"
+            return Diversity(k, ranges=self.measure.ranges, cells=a.cells, **common)
+        if a.sampler == "slice":
+            return EllipticalSlice(k, a.walkers, steps=a.budget, **heat)
+        if a.sampler == "anneal":
+            steps = max(1, int(a.budget / len(a.shares) / a.walkers) - 1)
+            return Annealed(k, a.walkers, self._start(), a.shares, steps=steps, hot=a.hot, **heat)
+        if a.sampler == "draws":
+            return self._draws()
+        again = 0 if a.exact else a.again
+        each = a.walkers * a.ensembles * (1 + (1 / again if again else 0))
+        steps = int((a.budget - a.walkers * a.ensembles) / each)
+        if schedule(steps, a.hot, a.cycles).count(1.0) < STEPS:
+            raise MethodError(
+                f"a budget of {a.budget} is {max(0, steps)} steps of {a.ensembles} ensembles of "
+                f"{a.walkers} walkers, and {STEPS} have to be left when the temperature has "
+                f"fallen: give more, or fewer walkers or ensembles"
+            )
+        how: dict[str, Any] = {"move": a.sampler, "steps": steps, "again": again}
+        how |= {"hot": a.hot, "cycles": a.cycles, "prior": self.prior}
+        return Ensemble(k, a.walkers, a.ensembles, **how, **heat)
 
     def _draws(self) -> Draws:
         """Return draws of the prior, with a seed of their own."""
-        return Draws(len(self.space), self.asked.walkers, self.asked.seed + 1, self.prior)
+        a = self.asked
+        return Draws(len(self.space), a.walkers, seed=a.seed + 1, prior=self.prior)
 
     def _start(self) -> np.ndarray:
         """Return the setting of the first of the vectors that are named."""

@@ -135,17 +135,8 @@ def space(
     if len(merged) == 1:
         kind: Kind = Within(layers[0], merged[0].rows.float(), positions)
     else:
-        if positions != "all":
-            raise MethodError(
-                f"several layers at once need positions all, and this run has {positions}: give "
-                "directions of one layer"
-            )
-        kind = Joint(
-            tuple(layers),
-            torch.block_diag(*(part.rows for part in merged))
-            .float()
-            .unflatten(1, (len(merged), -1)),
-        )
+        rows = torch.block_diag(*(part.rows for part in merged)).float()
+        kind = Joint(tuple(layers), rows.unflatten(1, (len(merged), -1)), positions)
     return Space(kind, scale, names, radius if fixed else None)
 
 
