@@ -151,7 +151,7 @@ class _Trial:
             searches = step * config.rounds // config.steps + 1
             if FRESH in config.pool and searches > len(self.fresh):
                 _require(weights, False)
-                self.fresh.append([tuple(push) for push in self._searched(searches - 1)])
+                self.fresh.append([(p.layer, p.vector) for p in self._searched(searches - 1)])
             pool = rng.choice(config.pool)
             examples = self._examples(rng)
             yield pool, examples, self._drawn(pool, searches, rng, generator)

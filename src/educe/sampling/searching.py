@@ -10,7 +10,6 @@ is the luckiest.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +24,7 @@ from educe.derive.scaling import derived
 from educe.errors import MethodError
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
-from educe.rows import ARMS, CONTROL, FOUND, SAMPLED, SAMPLING
+from educe.rows import ARMS, CONTROL, FOUND, RETEST, SAMPLED, SAMPLING
 from educe.run import asking
 from educe.run.fill import fill, groups
 from educe.run.work import Work
@@ -316,30 +315,18 @@ class _Sampling:
     def _retested(self, finds: dict[str, list[int]], seen: dict[int, float]) -> list[Find]:
         """Return the finds with the same terms on fresh prompts, or on fresh samples."""
         work, numbers = self.work, [n for own in finds.values() for n in own]
-        asking.baseline(work, [*work.prompts("fresh", "asked")])
+        asking.baseline(work, work.prompts("fresh", "asked"))
         rows = asking.retest(work, numbers)
         fill(work, "re-test")
-        values = self.terms.of_texts(work, rows, "re-test")
+        shape = len(numbers), len({row.prompt for row in rows}), -1
+        values = self.terms.of_texts(work, rows, "re-test").reshape(shape)
         with quietly(work):
-            cost = dict(zip(numbers, self.terms.of_perturbations(work, numbers), strict=True))
-        told = {c.row: c.text for c in work.run.completion_rows()}
-        tables: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        texts: dict[int, tuple[float, str]] = {}
-        for row, value in zip(rows, values.tolist(), strict=True):
-            tables[row.perturbation][row.prompt].append(value - cost[row.perturbation])
-            texts[row.perturbation] = max(
-                texts.get(row.perturbation, (-np.inf, "")), (value, told[row])
-            )
-        parent = {p.id: p.parent for p in work.run.perturbation_rows(derived=True)}
-        return [
-            Find(
-                n,
-                parent[n] or 0,
-                arm,
-                seen[n],
-                estimate(np.array(list(tables[n].values())), False),
-                texts[n][1],
-            )
-            for arm, own in finds.items()
-            for n in own
-        ]
+            values -= self.terms.of_perturbations(work, numbers)[:, None, None]
+        said = {c.row: c.text for c in work.run.completion_rows(RETEST, of=numbers)}
+        lines = {p.id: p for p in work.run.perturbation_rows(derived=True, of=numbers)}
+        found = []
+        for i, n in enumerate(numbers):
+            best = rows[i * values[i].size + int(values[i].argmax())]
+            again = estimate(values[i], False)
+            found.append(Find(n, lines[n].parent or 0, lines[n].arm, seen[n], again, said[best]))
+        return found

@@ -33,6 +33,11 @@ def _shares(_type: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     return made
 
 
+#: Numbers above 0 with commas.
+Shares = Annotated[
+    tuple[float, ...],
+    Parameter(converter=_shares, n_tokens=1, negative="", show_default=False),
+]
 #: Words of an option that may be repeated.
 Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 
@@ -65,7 +70,8 @@ class Sampling:
         common: let all settings draw the same random numbers
         wanted: explore by how likely this continuation is, and judge only the best
         unwanted: against the likelihood of this one
-        shares: norms that anneal goes through, as shares of the radius
+        shares: norms that anneal goes through, as shares of the radius; by default
+            1,0.7,0.5,0.7,1,1.4
         measures: of behaviour, for diversity: texts (two principal components; so by default), or
             two of length and judges
         cells: of the archive, along each measure
@@ -91,10 +97,7 @@ class Sampling:
     common: Flag = False
     wanted: str | None = None
     unwanted: str = ""
-    shares: Annotated[tuple[float, ...], Parameter(converter=_shares, n_tokens=1, negative="")] = (
-        *(1.0, 0.7, 0.5),
-        *(0.7, 1.0, 1.4),
-    )
+    shares: Shares = (1.0, 0.7, 0.5, 0.7, 1.0, 1.4)
     measures: Annotated[Words, Parameter(name="--measure")] = ("texts",)
     cells: Several = 10
     keep: Count = 4
