@@ -101,6 +101,28 @@ LinesOf = Annotated[
     tuple[str, ...], Parameter(converter=_lines, n_tokens=1, negative="", show_default=False)
 ]
 
+
+def _shares(_type: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    try:
+        made = tuple(read_real(word) for word in tokens[0].value.split(","))
+    except ValueError:
+        made = (0.0,)
+    if min(made) <= 0:
+        raise ValueError("write numbers above 0 with commas, as in 1,0.7,0.5")
+    return made
+
+
+#: Of a sampling: several words, each an option of its own; shares with commas; numbers that are
+#: arguments of the command; options whose fields have other names, or another way to say no.
+Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+Shares = Annotated[
+    tuple[float, ...], Parameter(converter=_shares, n_tokens=1, negative="", show_default=False)
+]
+Unparsed = Annotated[tuple[int, ...], Parameter(parse=False)]
+Cold = Annotated[Positive, Parameter(name="--cold")]
+Measures = Annotated[Words, Parameter(name="--measure")]
+Control = Annotated[bool, Parameter(negative="--no-control", show_default=False)]
+
 #: An option that is there or not.
 FLAG = Parameter(negative="", show_default=False)
 Flag = Annotated[bool, FLAG]

@@ -13,8 +13,8 @@ from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.errors import JudgeError
-from educe.options import Natural, NonNegative
-from educe.sampling.settings import Sampling, Words
+from educe.options import Natural, NonNegative, Words
+from educe.sampling.settings import Sampling
 from educe.whole import read_real
 
 if TYPE_CHECKING:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter, Token
+from typing import Literal
 
 from educe.errors import MethodError
-from educe.options import AtLeastOne, Count, Flag, Natural, Positive, Seed, Several
-from educe.whole import check_fields, read_real
+from educe.options import (
+    AtLeastOne,
+    Cold,
+    Control,
+    Count,
+    Flag,
+    Measures,
+    Natural,
+    Positive,
+    Seed,
+    Several,
+    Shares,
+    Unparsed,
+    Words,
+)
+from educe.whole import check_fields
 
 SamplerName = Literal[
     "de", "stretch", "kde", "slice", "cma", "tpe", "diversity", "around", "anneal", "draws"
@@ -21,25 +32,6 @@ CHAINS = ("de", "stretch", "kde", "slice")
 
 #: What the extra ``sample`` installs.
 LIBRARIES = ("emcee", "cmaes", "ribs", "optuna", "arviz")
-
-
-def _shares(_type: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    try:
-        made = tuple(read_real(word) for word in tokens[0].value.split(","))
-    except ValueError:
-        made = (0.0,)
-    if min(made) <= 0:
-        raise ValueError("write numbers above 0 with commas, as in 1,0.7,0.5")
-    return made
-
-
-#: Numbers above 0 with commas.
-Shares = Annotated[
-    tuple[float, ...],
-    Parameter(converter=_shares, n_tokens=1, negative="", show_default=False),
-]
-#: Words of an option that may be repeated.
-Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 
 
 @dataclass(frozen=True)
@@ -82,14 +74,14 @@ class Sampling:
 
     sampler: SamplerName = "de"
     basis: Words = ("found:4",)
-    numbers: Annotated[tuple[int, ...], Parameter(parse=False)] = ()
+    numbers: Unparsed = ()
     budget: Count = 400
     walkers: Several = 16
     ensembles: Count = 2
     prior: Literal["gaussian", "natural", "laplace"] = "gaussian"
     norm: Literal["free", "fixed"] = "free"
     radius: Positive | None = None
-    temperature: Annotated[Positive, Parameter(name="--cold")] = 0.1
+    temperature: Cold = 0.1
     hot: AtLeastOne = 4.0
     cycles: Count = 1
     samples: Count = 4
@@ -98,10 +90,10 @@ class Sampling:
     wanted: str | None = None
     unwanted: str = ""
     shares: Shares = (1.0, 0.7, 0.5, 0.7, 1.0, 1.4)
-    measures: Annotated[Words, Parameter(name="--measure")] = ("texts",)
+    measures: Measures = ("texts",)
     cells: Several = 10
     keep: Count = 4
-    control: Annotated[Flag, Parameter(negative="--no-control")] = True
+    control: Control = True
     seed: Seed = 0
 
     def check(self) -> None:
