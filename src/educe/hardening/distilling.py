@@ -63,6 +63,8 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
     check_packing(work.lm, work.asked)
     ending(work.lm)
     perturbation, batch = taken(work.run, [number]), retested(work)
+    curve: list[float] = []
+    kept = Kept(out, repr((config, number, work.run.config)), {"curve": curve})
     with whole_folder(out) as folder:
         with work.reporter.stage("answers under the perturbation", 3, "groups of prompts") as step:
             taught = []
@@ -74,9 +76,6 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
         before = _texts(work, batch)
         how = {"rank": config.rank, "seed": config.seed}
         with adapter.beside(work.lm, -1, **how) as weights:
-            curve: list[float] = []
-            told = repr((config, number, work.run.config))
-            kept = Kept(out, told, {"curve": curve})
             _train(work, weights, taught, config, kept)
             after = _texts(work, batch)
             adapter.write(work.lm, folder)

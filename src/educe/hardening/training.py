@@ -59,7 +59,8 @@ def harden(
             the run cannot be searched anew.
         ModelError: The model's own adapter is no plain LoRA adapter.
         OrganismError: The model does not run several examples in one row.
-        RunError: The folder holds something or cannot be written.
+        RunError: The folder holds something or cannot be written, or a training with other settings
+            was cut off in its place.
     """
     config = config or HardeningConfig()
     config.check()
@@ -69,11 +70,11 @@ def harden(
         pools.check_searched(work)
     adapter.check(work.lm)
     check_packing(work.lm, work.asked)
+    kept = Kept(out, repr((config, numbers, work.run.config)))
     with whole_folder(out) as folder:
         known = material(work)
         trial = _Trial(work, found, config, known)
-        told = repr((config, numbers, work.run.config))
-        kept = Kept(out, told, {"curve": trial.curve, "fresh": trial.fresh})
+        kept.lists |= {"curve": trial.curve, "fresh": trial.fresh}
         before = trial.levels()
         above, how = found.kind.before, {"rank": config.rank, "seed": config.seed}
         with adapter.beside(work.lm, above, **how) as weights:

@@ -32,6 +32,9 @@ class Kept:
         out: The folder that the training is to fill.
         asked: Everything that it depends on, as text.
         lists: What it gathers: losses, vectors. They are filled in place when it goes on.
+
+    Raises:
+        BlockedError: There is a file of a training with other settings, or a damaged one.
     """
 
     out: Path
@@ -40,22 +43,13 @@ class Kept:
     _saved: float = field(default_factory=time.monotonic)
     _took: float = 0.0
 
-    @property
-    def file(self) -> Path:
-        """The file beside the folder."""
-        return self.out.with_name(f".{self.out.name}.training")
-
-    def read(self, weights: Sequence[Tensor], parts: Sequence[Any]) -> int:
-        """Take weights, and parts such as an optimiser, to where they were; return the step.
-
-        Raises:
-            BlockedError: The file is of a training with other settings, or damaged.
-        """
+    def __post_init__(self) -> None:
+        self._known: dict[str, Any] | None = None
         if not self.file.exists():
-            return 0
+            return
         try:
-            known = torch.load(self.file, weights_only=True)
-            same = known["asked"] == self.asked
+            self._known = torch.load(self.file, weights_only=True)
+            same = self._known["asked"] == self.asked
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise BlockedError(f"{self.file} cannot be read ({error}): remove it") from error
         if not same:
@@ -63,6 +57,16 @@ class Kept:
                 f"{self.file} is of a training with other settings that was cut off: remove it, or "
                 "choose another --out"
             )
+
+    @property
+    def file(self) -> Path:
+        """The file beside the folder."""
+        return self.out.with_name(f".{self.out.name}.training")
+
+    def read(self, weights: Sequence[Tensor], parts: Sequence[Any]) -> int:
+        """Take weights, and parts such as an optimiser, to where they were; return the step."""
+        if (known := self._known) is None:
+            return 0
         for weight, value in zip(weights, known["weights"], strict=True):
             weight.data.copy_(value)
         for part, state in zip(parts, known["parts"], strict=True):

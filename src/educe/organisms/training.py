@@ -109,6 +109,7 @@ def train(
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
+    kept = Kept(out, repr((name, seed, options)))
     secret = made.hidden(seed)
     lm = load_base(named)
     base.check(lm, options)
@@ -123,7 +124,6 @@ def train(
         blocks = base.adapted(lm.depth)
         model = lora.attach(lm.hf, rank=options.rank, blocks=blocks, seed=seed)
         rate = LEARNING_RATE
-    kept = Kept(out, repr((name, seed, options)))
     lora.fit(
         model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress, kept=kept
     )
