@@ -53,7 +53,6 @@ def _reads(hint: Any) -> Parameter:
 
 
 _Count = Annotated[int, AtLeast(1)]
-_Several = Annotated[int, AtLeast(2)]
 _Natural = Annotated[int, AtLeast(0)]
 _Seed = Annotated[int, AtLeast(0), AtMost(SEEDS)]
 _Positive = Annotated[float, Above(0)]
@@ -66,7 +65,6 @@ _Layer = Annotated[float, WholeOr(1)]
 _LayerOrAuto = Annotated[float | Literal["auto"], WholeOr(1)]
 
 Count = Annotated[_Count, _reads(_Count)]  #: 1 or more
-Several = Annotated[_Several, _reads(_Several)]  #: 2 or more
 Natural = Annotated[_Natural, _reads(_Natural)]  #: 0 or more
 Seed = Annotated[_Seed, _reads(_Seed)]
 Real = Annotated[float, _reads(float)]
@@ -101,24 +99,10 @@ LinesOf = Annotated[
     tuple[str, ...], Parameter(converter=_lines, n_tokens=1, negative="", show_default=False)
 ]
 
-
-def _shares(_type: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    try:
-        made = tuple(read_real(word) for word in tokens[0].value.split(","))
-    except ValueError:
-        made = (0.0,)
-    if min(made) <= 0:
-        raise ValueError("write numbers above 0 with commas, as in 1,0.7,0.5")
-    return made
-
-
-#: Of a sampling: several words, each an option of its own; shares with commas; numbers that are
-#: arguments of the command; options whose fields have other names, or another way to say no.
+#: Of a sampling: words, each an option of its own; numbers that the command reads in another way;
+#: options whose fields have other names, or another way to say no.
 Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
-Shares = Annotated[
-    tuple[float, ...], Parameter(converter=_shares, n_tokens=1, negative="", show_default=False)
-]
-Unparsed = Annotated[tuple[int, ...], Parameter(parse=False)]
+Unparsed = Parameter(parse=False)
 Cold = Annotated[Positive, Parameter(name="--cold")]
 Measures = Annotated[Words, Parameter(name="--measure")]
 Control = Annotated[bool, Parameter(negative="--no-control", show_default=False)]

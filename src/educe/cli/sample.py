@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
-from educe.errors import JudgeError
+from educe.errors import JudgeError, MethodError
 from educe.options import Natural, NonNegative, Words
 from educe.sampling.settings import Sampling
 from educe.whole import read_real
@@ -34,6 +34,7 @@ def sample(
     side_effect: NonNegative = 0.0,
     incoherence: NonNegative = 0.0,
     options: Annotated[Sampling, Parameter(name="*")] = USUAL,
+    shares: str = "1,0.7,0.5,0.7,1,1.4",
     output: Output = SCREEN,
 ) -> None:
     """Search around what a run found, with judges as the objective; random draws likewise.
@@ -47,6 +48,7 @@ def sample(
             repeated, a weighted sum; by default what the run looks for, or interestingness
         side_effect: what a nat of KL on ordinary prompts costs
         incoherence: what a text costs that is not coherent at all
+        shares: norms that anneal goes through, as shares of the radius
     """
     from educe.derive.listing import deriving
     from educe.report import tables
@@ -55,7 +57,8 @@ def sample(
     from educe.sampling.searching import sample as sampling
     from educe.sampling.searching import usual_terms
 
-    wish = replace(options, numbers=tuple(dict.fromkeys(numbers)))
+    own = tuple(dict.fromkeys(numbers))
+    wish = replace(options, numbers=own, shares=_shares(shares))
     wish.check()
     tells = telling()
     with going_on(), opened(run) as kept:
@@ -99,3 +102,18 @@ def _number(text: str) -> float:
         return read_real(text)
     except ValueError:
         raise JudgeError(f"weight {text!r}: write a judge as 0.5*refusal") from None
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """Read norms.
+
+    Raises:
+        MethodError: One is none.
+    """
+    try:
+        made = tuple(read_real(word) for word in text.split(","))
+    except ValueError:
+        made = (0.0,)
+    if min(made) <= 0:
+        raise MethodError(f"shares {text!r}: write numbers above 0 with commas, as in 1,0.7,0.5")
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
 from educe.errors import MethodError
 from educe.options import (
@@ -17,8 +17,6 @@ from educe.options import (
     Natural,
     Positive,
     Seed,
-    Several,
-    Shares,
     Unparsed,
     Words,
 )
@@ -62,8 +60,7 @@ class Sampling:
         common: let all settings draw the same random numbers
         wanted: explore by how likely this continuation is, and judge only the best
         unwanted: against the likelihood of this one
-        shares: norms that anneal goes through, as shares of the radius; by default
-            1,0.7,0.5,0.7,1,1.4
+        shares: norms that anneal goes through, as shares of the radius
         measures: of behaviour, for diversity: texts (two principal components; so by default), or
             two of length and judges
         cells: of the archive, along each measure
@@ -74,9 +71,9 @@ class Sampling:
 
     sampler: SamplerName = "de"
     basis: Words = ("found:4",)
-    numbers: Unparsed = ()
+    numbers: Annotated[tuple[int, ...], Unparsed] = ()
     budget: Count = 400
-    walkers: Several = 16
+    walkers: Count = 16
     ensembles: Count = 2
     prior: Literal["gaussian", "natural", "laplace"] = "gaussian"
     norm: Literal["free", "fixed"] = "free"
@@ -89,9 +86,9 @@ class Sampling:
     common: Flag = False
     wanted: str | None = None
     unwanted: str = ""
-    shares: Shares = (1.0, 0.7, 0.5, 0.7, 1.0, 1.4)
+    shares: Annotated[tuple[float, ...], Unparsed] = (1.0, 0.7, 0.5, 0.7, 1.0, 1.4)
     measures: Measures = ("texts",)
-    cells: Several = 10
+    cells: Count = 10
     keep: Count = 4
     control: Control = True
     seed: Seed = 0
@@ -103,6 +100,8 @@ class Sampling:
             MethodError: Numbers make no sense, or do not go together.
         """
         check_fields(self)
+        if min(self.walkers, self.cells) < 2:
+            raise MethodError("a sampling needs two walkers and two cells at least: give more")
         if missing := [name for name in LIBRARIES if find_spec(name) is None]:
             raise MethodError(f"sampling needs {', '.join(missing)}: pip install 'educe[sample]'")
         if self.sampler == "slice" and self.prior == "laplace":
