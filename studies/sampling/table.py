@@ -23,9 +23,8 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
         own = [r for r in records if r["organism"] == organism]
         seeds = len({r["seed"] for r in own})
         of = {row: [r for r in own if r["row"] == row] for row in ROWS}
-        lines = [HEAD, ("---",) * len(HEAD)]
-        lines += [_line(row, of) for row in ROWS if of[row]]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [f"| {' | '.join(_line(row, of))} |" for row in ROWS if of[row]]
+        body = "\n".join((f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines))
         parts.append(f"### {organism}, {seeds} seed{'s' * (seeds > 1)}\n\n{body}\n")
     return "\n".join(parts)
 
