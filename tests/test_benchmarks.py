@@ -279,9 +279,9 @@ SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
         audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
-        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, inside,
-        maxima, over, predict, reading, recovery, spectrum, speed, standing, turning, where,
-        word_ranks,
+        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, hardening,
+        inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed, standing,
+        turning, where, word_ranks,
     )
 }  # fmt: skip
 
