@@ -37,10 +37,12 @@ from educe.activations.report import (
 )
 from educe.activations.subspace import Moments, of_moments
 from educe.forward.forced import perturbing
+from educe.inversion.report import Case, Test
 from educe.model.language import LanguageModel
 from educe.perturbation import kinds
 from educe.perturbation.kinds import TokenNoise, Vectors
 from educe.report import manifold, screen
+from educe.report.document import Text
 
 LAYERS = [1, 2, 3]
 
@@ -567,6 +569,29 @@ def test_how_much_is_read_is_its_share_in_the_top_gradients(
     torch.testing.assert_close(measure.natural[:, 0], drawn[:, [3, 7]].square().sum(1))
     assert float(measure.random.mean()) == pytest.approx(2 / 32, abs=0.01)
     assert report_of(reference, 4 * theta[:1]).facts.read_rank == 2
+
+
+def test_the_picture_says_how_far_a_text_reaches(tiny_lm: LanguageModel, known: Gathered) -> None:
+    read = Moments.of(torch.randn(60, 32, dtype=torch.float64))
+    made = report_of(Reference(tiny_lm, known, 1, LAYERS, read=read), planted(known, "unused"))
+
+    def case(role: str, share: float) -> Case:
+        empty = ("x", "s", share, 0.0, 1.0, share, 1.0, None, 9.0, 0.5, "n", 0.1, None, None)
+        return Case(role, *empty, (), 9, ())
+
+    controls = (case("natural vector", 0.5), case("natural vector", 0.7), case("random", 0.2))
+    reached = Test("source", 1, 1.0, case("found", 0.3), controls)
+    drawn = manifold.present_and_read(made, reached)
+    assert {row["of"]: row["reached"] for row in drawn.to_dict()["data"]["values"]} == {
+        "perturbation": "reached to 30%",
+        "natural differences": "reached to 60%",
+        "random vectors": "reached to 20%",
+    }
+    _, three, *_ = manifold.card(made, reached).blocks
+    assert isinstance(three, Text)
+    told = f"reached by a text to 30% ({reached.verdict.value})."
+    present, read = made["energy_top"].found, made["read"].found
+    assert three.spans == f"Present {present:.2f}, read {read:.2f}, {told}"
 
 
 def natural_controls(reference: Reference) -> Tensor:

@@ -239,12 +239,14 @@ def gcg(out: str) -> None:
     assert all(number(line[4]) >= number(line[5]) >= number(line[7]) > 0 for line in lines)
 
 
-def causes_prompts(out: str) -> None:
-    """Two texts, their vectors, one found and one random; each has a string and an effect."""
-    lines = rows(out)[1:]
-    assert [line[0] for line in lines] == [*["text"] * 2, *["natural"] * 2, "found", "random"]
-    assert all(number(line[2]) > 0 for line in lines)
-    assert all(line[8] for line in lines)
+def causes_blind(out: str) -> None:
+    """Every vector has a verdict; the lines of what is known hold all their ways."""
+    hits = {line[0]: int(line[1].split(" of ")[1].split()[0]) for line in rows(out)[1:]}
+    assert len(re.findall(r"^[a-z ]+: -?\d+%$", out, re.M)) == hits["made by a text"] + hits[
+        "made by none"
+    ] + sum(n for name, n in hits.items() if name.endswith("(of unknown answer)"))
+    assert hits["random (made by none)"] == 4
+    assert hits["a role"] == hits["a sentence"] == 7
 
 
 def speed(out: str) -> None:
@@ -276,10 +278,10 @@ def word_ranks(out: str) -> None:
 SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
-        audit, backdoor, backdoor_search, causes, causes_prompts, corpus, counterexample,
-        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, inside,
-        maxima, over, predict, reading, recovery, spectrum, speed, standing, turning, where,
-        word_ranks,
+        audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
+        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, hardening,
+        inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed, standing,
+        turning, where, word_ranks,
     )
 }  # fmt: skip
 

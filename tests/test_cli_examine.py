@@ -76,6 +76,10 @@ def test_reports_are_kept_in_the_run_and_shown_on_the_page(run: Path, data: dict
         )
     specs = charts(shown)
     assert {"spectrum-2", "depth-2", "growth-2", "spectrum-3"} <= set(specs)
+    standings = data["manifold"][0]["standings"]
+    two = [f"{standings[name][-1]['found']:.2f}" for name in ("energy_top", "read")]
+    three = text(list(blocks(cards[0], "text"))[1]["spans"])
+    assert three == "Present {}, read {}, reachable: not asked (educe invert).".format(*two)
     values = [v for layer in specs["depth-2"]["layer"] for v in layer["data"]["values"]]
     own = [v["at"] for v in values if v.get("of") == "perturbation"]
     layers = kept[0].facts.layers

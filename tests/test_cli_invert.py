@@ -11,6 +11,7 @@ from read_document import blocks, of_page, part, text
 from test_cli import educe, model, refused  # noqa: F401 - a fixture
 
 QUICK = ["--tokens", 2, "--reads", 30, "--answer", 1, "--searched", 1, "--fresh", 2]
+QUICK += ["--controls", 2]
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +28,24 @@ def test_it_says_the_same_as_json_on_the_page_and_in_the_run(run: Path) -> None:
     ended = educe("invert", run, 1, *QUICK, "--json")
     assert ended.status == 0, ended.err
     (told,) = ended.data["reachable"]
-    assert [c["role"] for c in told["controls"]] == [
-        "text", "text", "natural vector", "random", "random", "shuffled",
-    ]  # fmt: skip
-    assert told["words"].split(":")[0].lower() == told["verdict"]
+    assert [test["aim"] for test in told["tests"]] == ["source", "output"]
+    made = (["natural vector"] * 2, ["text", "text", "natural vector"])
+    for test, made_of in zip(told["tests"], made, strict=True):
+        assert [c["role"] for c in test["controls"]] == [*made_of, "random", "random", "shuffled"]
+    assert told["words"].split(".")[0].lower() == told["verdict"]
     (card,) = blocks(part(of_page(run / "report.html"), "reachable"), "card")
     assert text(next(blocks(card, "text"))["spans"]) == " ".join(told["words"].split())
-    assert told["found"]["string"] or told["facts"]["tokens"] == 2
     with Run.open(run) as kept:
         (score,) = kept.score_rows("reachable")
-    assert score.value == told["found"]["share"]
+    assert score.value == told["tests"][0]["found"]["share"]
     assert told["verdict"] in score.why
 
 
 def test_fewer_controls_are_said(run: Path) -> None:
-    ended = educe("invert", run, 2, *QUICK, "--controls", 0)
+    ended = educe("invert", run, 2, *QUICK[:-1], 0)
     assert ended.status == 0, ended.err
     assert "no statement" in ended.out.lower()
-    assert "0 of 6 controls" in " ".join(ended.out.split())
+    assert "0 of 4 controls" in " ".join(ended.out.split())
 
 
 def test_what_is_wrong(run: Path) -> None:

@@ -7,25 +7,43 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import small_run
+from educe.activations.corpus import questions
 from educe.forward.inserted import Opening
-from educe.inversion import in_run
-from educe.inversion.control import difference, string
+from educe.inversion import examples, in_run
+from educe.inversion.control import MESSAGES, Known, controls, difference
+from educe.inversion.direction import Ground
+from educe.inversion.examples import requests
 from educe.inversion.kept import reports
-from educe.inversion.reach import Settings
-from educe.inversion.report import CONTROLS, Case, Facts, Reachability, Verdict
+from educe.inversion.reach import Bench
+from educe.inversion.report import (
+    NATURAL,
+    RANDOM,
+    SHUFFLED,
+    TEXT,
+    Case,
+    Reachability,
+    Settings,
+    Test,
+    Verdict,
+    between,
+)  # fmt: skip
 from educe.inversion.searches import SEARCHES, gcg
+from educe.inversion.strings import Vocabulary
+from educe.inversion.taught import changed, taught
 from educe.model.language import LanguageModel
+from educe.perturbation.kinds import Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.report import reachable, screen
 from educe.report.document import Mark, to_json
 from educe.run.store import Run
-from read_document import charts, table, text
+from read_document import blocks, charts, table, text
 
-QUICK = Settings(tokens=3, budget=60, answer=2, searched=2, fresh=3, controls=2)
+QUICK = Settings(tokens=3, budget=300, answer=2, searched=2, fresh=3, controls=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +66,26 @@ def fresh_run(folder: Path, tmp_path: Path) -> Iterator[Run]:
 
 
 def test_every_control_is_there_at_the_same_budget(report: Reachability, folder: Path) -> None:
-    assert [c.role for c in report.controls] == [
-        CONTROLS[0], CONTROLS[0], CONTROLS[1], CONTROLS[2], CONTROLS[2], CONTROLS[3]
-    ]  # fmt: skip
-    assert len(report.controls) == report.facts.wanted
-    assert "controls were run" not in report.words
+    stream, output = report.tests
+    assert [c.role for c in stream.controls] == [*[NATURAL] * 2, *[RANDOM] * 2, SHUFFLED]
+    assert [c.role for c in output.controls] == [*[TEXT] * 2, NATURAL, *[RANDOM] * 2, SHUFFLED]
     # A step is begun while there is budget: none costs more than gradients and a width of reads.
     config = gcg.GcgConfig()
     most = QUICK.budget + (3 + config.width) * QUICK.searched
-    assert all(QUICK.budget <= c.reads <= most for c in (report.found, *report.controls))
+    for test in report.tests:
+        assert all(QUICK.budget <= c.reads <= most for c in (test.found, *test.controls))
     with Run.open(folder) as run:
         (score,) = run.score_rows("reachable")
-        assert (score.of, score.value) == (2, report.found.share)
+        assert (score.of, score.value) == (2, stream.found.share)
         assert reports(run) == [report]
         told = PerturbationSet.load(run.tensors / run.perturbation_rows()[1].file)
-        assert report.facts.norm == pytest.approx(float(told.theta[1].norm()))
+        assert report.norm == pytest.approx(float(told.theta[1].norm()))
+    # At the source a vector changes the stream by itself.
+    assert stream.found.effect == pytest.approx(report.norm, rel=1e-4)
 
 
 def test_a_known_text_is_reached_in_full_by_itself(report: Reachability) -> None:
-    assert [c.own for c in report.of("text")] == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert [c.own for c in report.tests[1].of(TEXT)] == pytest.approx([1.0, 1.0], abs=1e-4)
 
 
 def test_a_second_call_reads_what_is_kept(
@@ -87,7 +106,7 @@ def test_what_was_cut_off_goes_on_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with fresh_run.writing():
-        fresh_run.database.execute("DELETE FROM meta WHERE key LIKE 'inversion%'")
+        fresh_run.database.execute("DELETE FROM meta WHERE key LIKE 'reachability%'")
     left = 3
     step = gcg.step
 
@@ -108,29 +127,102 @@ def test_what_was_cut_off_goes_on_to_the_same(
 
 
 def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None:
-    (one,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=1))
-    assert "only 4 of 6 controls were run" in one.words.lower()
     (none,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=0))
     assert none.verdict is Verdict.UNCONTROLLED
-    assert "0 of 6 controls" in none.words
+    assert "Only 0 of 4 controls" in none.words
+
+
+@pytest.mark.parametrize("method", ["soft", "nearest"])
+def test_the_other_searches_go_the_whole_way(
+    fresh_run: Run, tiny_lm: LanguageModel, method: str
+) -> None:
+    settings = replace(QUICK, method=method, controls=0)
+    (made,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=settings)
+    for test in made.tests:
+        assert test.found.string
+        assert test.found.searched <= 1
+        assert test.found.alike is not None  # what is answered to fresh prompts
+        assert 0 <= test.found.natural <= 1
+        if method == "nearest":  # no natural string is nearer
+            words = Vocabulary(tiny_lm)
+            natural = torch.cat([requests(words, 3), examples.natural(words, 3, 64)])
+            assert test.found.string in {words.text(own) for own in natural.tolist()}
+
+
+def test_what_is_no_vector_is_compared_at_the_target(
+    tmp_path: Path, tiny_lm: LanguageModel
+) -> None:
+    folder = small_run.small_run(tmp_path / "lora", tiny_lm, "lora", radius="0.3", steps=2)
+    with Run.open(folder) as run:
+        (made,) = in_run.invert_run(run, [1], lm=tiny_lm, settings=QUICK)
+    assert [(test.aim, test.layer) for test in made.tests] == [("target", 3), ("output", None)]
+    for test in made.tests:
+        roles = [case.role for case in test.controls]
+        assert roles == [*[TEXT] * 2, *[RANDOM] * 2, SHUFFLED]
+        assert test.found.effect > 0
+
+
+@pytest.mark.parametrize(
+    ("positions", "aims"),
+    [
+        ("all", ["source", "output"]),
+        ("last:2", ["source", "output"]),
+        ("asked", ["target", "output"]),  # the last tokens are changed only above the source
+        ("generated", ["output"]),
+    ],
+)
+def test_a_stream_is_compared_where_its_last_tokens_change(
+    tiny64: LanguageModel, positions: str, aims: list[str]
+) -> None:
+    kind = Vectors(1, tiny64.width, positions=positions)
+    assert in_run._aims(Settings(), kind) == aims
+    batch = tiny64.encode(["Why is it so?"])
+    there = [Opening(tiny64, batch, 0)]
+    known = taught(tiny64, batch, kind, torch.ones(1, tiny64.width).double(), [1, 2], tokens=0)
+    moved = []
+    for layer in (1, 2):
+        ground = Ground.of(there, torch.tensor([[70, 71]]), layer)
+        moved.append(float(changed(there, known, [0], ground).norm()) > ground.least)
+    assert moved == [aims[0] == "source", aims[0] != "output"]
 
 
 def test_the_vector_of_a_text_is_what_it_changes(tiny64: LanguageModel) -> None:
-    batch = tiny64.encode(["Why?", "Tell me more."])
-    openings = [Opening(tiny64, batch, p) for p in range(2)]
-    text = string(tiny64, "ab")
-    total = torch.zeros(1, tiny64.width).double()
-    for opening in openings:  # two tokens stand behind a message here
-        means = []
-        for inserted in (text, ()):
-            ids = torch.tensor([[*opening.before.ids, *inserted, *opening.after]])
+    messages = questions()[:MESSAGES]
+    means = []
+    for texts in ([f"{m} ab" for m in messages], [f"{m} c" for m in messages], messages):
+        read = [tiny64.encode([text]) for text in texts]
+        rows = []
+        for one in read:  # two tokens stand behind a message here
             with tiny64.watching([1]) as streams:
-                tiny64.forward(ids, torch.ones_like(ids))
-            means.append(streams[1][0, -2:].mean(0))
-        total += (means[0] - means[1])[None] / 2
-    torch.testing.assert_close(
-        difference(tiny64, openings, text, 1), total.float(), rtol=1e-4, atol=1e-5
-    )
+                tiny64.forward(one.ids, one.mask)
+            rows.append(streams[1][0, -2:].mean(0))
+        means.append(torch.stack(rows).mean(0))
+    for other, without in (("c", means[1]), (None, means[2])):
+        told = difference(tiny64, "ab", other, layer=1)
+        torch.testing.assert_close(told[0], (means[0] - without).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel) -> None:
+    """By natural strings alone; studies/causes has the searches, on both models."""
+    lm, layer = embedded_lm, 9
+    settings = Settings(method="nearest", searched=1, fresh=2, controls=3)
+    bench = Bench(lm, lm.encode(["Name a fruit.", "Where is Rome?", "Tell me a joke."]), settings)
+    kind, draw = Vectors(layer, lm.width), torch.Generator().manual_seed(7)
+    made = difference(lm, "Speak Finnish.", layer=layer)
+    random = torch.randn(1, lm.width, generator=draw) * made.norm() / lm.width**0.5
+
+    def case(known: Known) -> Case:
+        assert known.theta is not None
+        done = taught(lm, bench.batch, kind, known.theta, [layer], tokens=1)
+        return bench.case(known.role, known.name, done, layer)
+
+    known = controls(lm, kind, made, output=False, n=3, seed=0)
+    cases = tuple(case(one) for one in known)
+    for theta, verdict in ((made, Verdict.REACHABLE), (random, Verdict.NOT)):
+        for size in (1.0, 8.0):  # the direction is the same at every norm
+            found = case(Known("found", "", theta=size * theta))
+            assert Test("source", layer, 1.0, found, cases).verdict is verdict
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -144,27 +236,60 @@ def made(role: str, share: float) -> Case:
     )  # fmt: skip
 
 
+def one(
+    share: float, texts: tuple[float, ...], random: tuple[float, ...], aim: str = "output"
+) -> Test:
+    controls = [*(made(TEXT, s) for s in texts), *(made(RANDOM, s) for s in random)]
+    return Test(aim, None, None, made("found", share), tuple(controls))
+
+
 @pytest.mark.parametrize(
     ("share", "texts", "random", "verdict"),
     [
-        (0.9, (0.9, 0.9), (0.2, 0.3), Verdict.REACHABLE),
-        (0.9, (0.1, 0.1), (0.2, 0.3), Verdict.REACHABLE),  # what is reached needs no power
-        (0.9, (0.9, 0.9), (0.2, 0.95), Verdict.NOT),  # tokens reach anything
-        (0.3, (0.9, 0.9), (0.2, 0.1), Verdict.NOT),
-        (0.3, (0.9, 0.5), (0.2, 0.1), Verdict.POWERLESS),
-        (0.9, (), (0.1,), Verdict.UNCONTROLLED),
-        (0.9, (0.9,), (), Verdict.UNCONTROLLED),
+        (0.9, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.REACHABLE),
+        (0.5, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.NOT),
+        (0.6, (0.9, 0.8, 0.85), (0.2, 0.3, 0.25), Verdict.REACHABLE),
+        (0.3, (0.35, 0.4, 0.38), (0.1, 0.12, 0.11), Verdict.REACHABLE),  # little, as texts are
+        (0.9, (0.9, 0.1, 0.85), (0.2, 0.95, 0.3), Verdict.POWERLESS),
+        (0.9, (0.1, 0.2, 0.15), (0.8, 0.9, 0.85), Verdict.POWERLESS),
+        (0.9, (), (0.1, 0.2), Verdict.UNCONTROLLED),
+        (0.9, (0.9,), (0.1, 0.2), Verdict.UNCONTROLLED),
     ],
 )
 def test_the_verdict(
     share: float, texts: tuple[float, ...], random: tuple[float, ...], verdict: Verdict
 ) -> None:
-    facts = Facts("output", "gcg", 6, 4, 100, 3, 8, 6, None, 1.0)
-    controls = [*(made("text", s) for s in texts), *(made("random", s) for s in random)]
-    found = Reachability(1, "found", facts, made("found", share), tuple(controls))
+    found = Reachability(1, "found", 1.0, Settings(), (one(share, texts, random),))
     assert found.verdict is verdict
     assert found.words.startswith(verdict.value[:1].upper() + verdict.value[1:])
     assert Reachability.read(found.data()) == found
+
+
+def test_one_test_that_reaches_it_is_enough() -> None:
+    far, near = (0.9, 0.8, 0.85), (0.2, 0.3, 0.25)
+    yes, no, none = one(0.9, far, near), one(0.2, far, near), one(0.2, near, far)
+    for tests, verdict in (
+        ((no, yes), Verdict.REACHABLE),
+        ((none, no), Verdict.NOT),
+        ((none, none), Verdict.POWERLESS),
+        ((one(0.9, (), ()), no), Verdict.NOT),
+    ):
+        assert Reachability(1, "found", 1.0, Settings(), tests).verdict is verdict
+
+
+@pytest.mark.parametrize("sizes", [(0.1, 0.1), (0.15, 0.03), (0.03, 0.15)])
+def test_the_bar_and_who_is_on_its_wrong_side(sizes: tuple[float, float]) -> None:
+    """Against draws of two normal distributions: no more than is said, and not far below."""
+    draw = np.random.default_rng(0)
+    wrong, told = [], []
+    for _ in range(4000):
+        texts, random = draw.normal(0.6, sizes[0], 4), draw.normal(0.1, sizes[1], 4)
+        bar, mistaken = between(texts.tolist(), random.tolist())
+        s, r = texts.std(), random.std()
+        assert bar == pytest.approx((texts.mean() * r + random.mean() * s) / (s + r))
+        told.append(mistaken)
+        wrong += [draw.normal(0.6, sizes[0]) < bar, draw.normal(0.1, sizes[1]) > bar]
+    assert np.mean(told) / 4 < np.mean(wrong) < np.mean(told)
 
 
 def test_page_and_screen_show_it(
@@ -173,12 +298,13 @@ def test_page_and_screen_show_it(
     with Run.open(folder) as run:
         shown = to_json(reachable.part(run, None))
     assert shown["title"] == "Which text does it"
-    rows = table(shown, "of")
-    assert [text(row["of"]) for row in rows].count("random") == 2
-    for row, case in zip(rows, (report.found, *report.controls), strict=True):
-        assert text(row["share"]) == f"{case.share:.0%} ({case.low:.0%} to {case.high:.0%})"
-        assert row["string"] == [to_json(Mark(case.string, "model"))]
-    assert set(charts(shown)) == {"reach-2"}
+    for test in report.tests:
+        rows = table(shown, test.aim)
+        assert [text(row[test.aim]) for row in rows].count("random") == 2
+        for row, case in zip(rows, (test.found, *test.controls), strict=True):
+            assert text(row["share"]) == f"{case.share:.0%} ({case.low:.0%} to {case.high:.0%})"
+            assert row["string"] == [to_json(Mark(case.string, "model"))]
+    assert set(charts(shown)) == {"reach-2-source", "reach-2-output"}
     screen.tell([reachable.card(report)])
     told = capsys.readouterr().out
     assert "shuffled" in told
@@ -189,14 +315,19 @@ def test_the_front_is_kept_and_shown(
     fresh_run: Run, tiny_lm: LanguageModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (one,) = in_run.invert_run(
-        fresh_run, [3], lm=tiny_lm, settings=replace(QUICK, method="epo", budget=150)
+        fresh_run, [3], lm=tiny_lm, settings=replace(QUICK, method="epo", budget=400)
     )
     assert reports(fresh_run)[-1] == one
-    shares, perplexities = zip(*(point[1:] for point in one.found.front), strict=True)
+    found = one.tests[1].found
+    shares, perplexities = zip(*(point[1:] for point in found.front), strict=True)
     assert list(shares) == sorted(shares, reverse=True)
     assert list(perplexities) == sorted(perplexities, reverse=True)  # each is better in one
-    assert one.found.searched == pytest.approx(max(shares))
-    rows = table(to_json(reachable.card(one)), "match against perplexity")
-    assert [row["share searched"] for row in rows] == list(shares)
+    assert found.searched == pytest.approx(max(shares))
+    fronts = [
+        [row["share searched"] for row in block["rows"]]
+        for block in blocks(to_json(reachable.card(one)), "table")
+        if block["columns"][0]["title"] == "match against perplexity"
+    ]
+    assert fronts == [[point[1] for point in test.found.front] for test in one.tests]
     screen.tell([reachable.card(one)])
     assert "at perplexity" in capsys.readouterr().out

@@ -12,8 +12,10 @@ from torch import Tensor
 from educe.errors import EffectError
 from educe.forward.inserted import Opening
 from educe.inversion.beyond import Beyond
-from educe.inversion.places import Place, Wanted, table
-from educe.inversion.targets import NOTHING, Target, by_text, following, taught, text
+from educe.inversion.direction import Ground
+from educe.inversion.places import table
+from educe.inversion.targets import NOTHING, Target, text
+from educe.inversion.taught import by_text, following, taught
 from educe.model.asked import Span
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -74,12 +76,43 @@ def test_what_a_vector_does_is_read_as_a_hook_has_it(tiny64: LanguageModel) -> N
 def test_a_text_does_what_it_does_itself(tiny64: LanguageModel, layer: int | None) -> None:
     openings, string = places(tiny64), STRINGS[0].tolist()
     known = by_text(openings, string, [] if layer is None else [layer], tokens=3)
-    target = following(openings, known, [0, 1], layer)
-    found = target.each(torch.cat([STRINGS, STRINGS[:1]]))
-    torch.testing.assert_close(found[:, 0], torch.zeros(2).double(), atol=1e-10, rtol=0)
-    assert bool((found[:, 1:3] > 1e-4).all())
-    if layer is not None:  # as a share of what it changes
+    ground = None if layer is None else Ground.of(openings, STRINGS, layer)
+    target = following(openings, known, [0, 1], ground)
+    found = target.loss(STRINGS)
+    torch.testing.assert_close(found[0], torch.tensor(0.0).double(), atol=1e-10, rtol=0)
+    assert bool((found[1:] > 1e-4).all())
+    if layer is not None:  # no string has no direction
         torch.testing.assert_close(target.each(NOTHING), torch.ones(2, 1).double())
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_direction_is_that_of_whole_texts(tiny64: LanguageModel, layer: int) -> None:
+    """Against plain passes: the mean change of the stream, less what natural strings share."""
+    openings, natural = places(tiny64), STRINGS[:2]
+    theta = torch.randn(1, tiny64.width, generator=torch.Generator().manual_seed(3)).double()
+    ground = Ground.of(openings, natural, layer)
+
+    def found(size: float) -> Tensor:
+        vectors = Vectors(1, tiny64.width)
+        known = taught(tiny64, batch_of(tiny64), vectors, size * theta, [layer], tokens=1)
+        return following(openings, known, [0, 1], ground).loss(STRINGS[2:])[0]
+
+    def stream(p: int, string: list[int]) -> Tensor:  # two tokens stand behind a string
+        return plain(tiny64, whole(p, string), layer)[1][-2:].mean(0)
+
+    def change(string: list[int]) -> Tensor:
+        return torch.stack([stream(p, string) - stream(p, []) for p in (0, 1)]).mean(0)
+
+    common = torch.stack([change(s) for s in natural.tolist()]).mean(0)
+    with tiny64.adding(1, lambda stream: theta):
+        wanted = torch.stack([stream(p, []) for p in (0, 1)]).mean(0)
+    wanted = wanted - torch.stack([stream(p, []) for p in (0, 1)]).mean(0)
+    one, other = (
+        v - (v @ common) / (common @ common) * common for v in (change(STRINGS[2].tolist()), wanted)
+    )
+    torch.testing.assert_close(found(1.0), 1 - one @ other / (one.norm() * other.norm()))
+    if layer == 1:  # where a vector is added, its size does not matter
+        torch.testing.assert_close(found(9.0), found(1.0))
 
 
 def test_the_divergence_is_that_of_the_whole_texts(tiny64: LanguageModel) -> None:
@@ -103,7 +136,7 @@ def test_gradients_are_those_of_finite_differences(
     known = by_text(openings, STRINGS[1].tolist(), [2], tokens=3)
     targets = {
         "output": following(openings, known, [0, 1]),
-        "stream": following(openings, known, [0, 1], 2),
+        "stream": following(openings, known, [0, 1], Ground.of(openings, STRINGS, 2)),
         "text": text(openings, ANSWER),
     }
     target, string, step = targets[aim], STRINGS[:1], 1e-5
@@ -149,11 +182,8 @@ def test_what_changes_nothing_is_no_target(tiny64: LanguageModel) -> None:
     known = taught(
         tiny64, batch_of(tiny64), Vectors(1, tiny64.width), torch.zeros(1, tiny64.width), [1]
     )
-    known = known._replace(
-        streams={1: [Place(o).read(NOTHING, Wanted(1, 3)).stream[0] for o in openings]}  # type: ignore[index]
-    )
-    with pytest.raises(EffectError, match="nothing is changed at layer 1"):
-        following(openings, known, [0, 1], 1)
+    with pytest.raises(EffectError, match=r"nothing is changed .* at layer 1"):
+        following(openings, known, [0, 1], Ground.of(openings, STRINGS, 1))
 
 
 def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., LanguageModel]) -> None:

@@ -166,7 +166,7 @@ def pulled(
     with lm.adding(lowest, tracked), lm.watching(layers) as streams:
         logits = lm.forward(ids, mask, last=0, differentiable=True)
         with torch.no_grad():
-            said = (logits if lm.dtype == torch.float64 else logits.float()).softmax(-1)
+            said = logits.softmax(-1, dtype=torch.promote_types(lm.dtype, torch.float32))
             if isinstance(drawn, torch.Generator):
                 drawn = sampled(said, drawn)
             # The gradient of log p(y) by the logits.

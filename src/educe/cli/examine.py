@@ -65,6 +65,7 @@ def examine(
         )
 
         def tell() -> None:
-            screen.tell([manifold.card(report) for report in reports])
+            reached = manifold.reached(found)
+            screen.tell([manifold.card(one, reached.get(one.number)) for one in reports])
 
         end(found, output, {"manifold": [report.data() for report in reports]}, tell)

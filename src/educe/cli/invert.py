@@ -13,14 +13,14 @@ def invert(
     run: RunFolder,
     /,
     *numbers: Number,
-    aim: Literal["output", "source", "target"] = "output",
+    aim: Literal["both", "output", "source", "target"] = "both",
     method: Literal["gcg", "epo", "soft", "nearest"] = "gcg",
     tokens: Count = 6,
-    reads: Count = 2000,
+    reads: Count = 450,
     answer: Count = 4,
     searched: Count = 3,
     fresh: Count = 8,
-    controls: Natural = 2,
+    controls: Natural = 4,
     seed: Seed = 0,
     output: Output = SCREEN,
 ) -> None:
@@ -30,7 +30,9 @@ def invert(
     It goes on the screen and into the page. Run the command again to go on where it was cut off.
 
     Args:
-        aim: what is to be met: the output, or the stream at the source or at the target
+        aim: what is to be met: the output, the direction of the change at the source or at the
+            target; by default first the direction (at the source of a vector, for others at the
+            target), then the output
         method: greedy coordinate gradient, evolution with fluency, soft prompts, or natural
             examples alone
         tokens: of the string that is searched for
@@ -38,11 +40,11 @@ def invert(
         answer: tokens of an answer that count
         searched: prompts that are searched on
         fresh: prompts that count
-        controls: known texts, and random perturbations; with fewer than 2 the verdict says so
+        controls: of what texts make, and random ones, for each aim; with fewer than 4 it is said
         seed: of the searches and the controls
     """
     from educe.inversion.in_run import invert_run
-    from educe.inversion.reach import Settings
+    from educe.inversion.report import Settings
     from educe.report import reachable, screen
 
     settings = Settings(

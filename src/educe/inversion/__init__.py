@@ -2,7 +2,9 @@
 
 targets    what the text should do, as a loss that its tokens are to make small
 places     where it is put: what stands before it runs once, gradients are exact
-searches   greedy coordinate gradient, evolution with fluency, soft prompts, nearest examples
-control    vectors whose answer is known, and vectors of which nothing is known
+direction  the same for the change of the stream
+taught     what a perturbed model does
+searches   greedy coordinate gradient, evolution with fluency, soft prompts
+control    what texts make, and what no text was meant for
 reach      the test: reachable, not reachable within this budget, or no power here
 """

@@ -65,8 +65,7 @@ class Beyond(Target):
         """
         with here():
             plain = tuple(other.each(NOTHING)[:, 0].tolist())
-        shared = own.places, own.goals, own.layer, own.scales
-        return cls(*shared, other=other, here=here, weight=weight, plain=plain)
+        return cls(own.places, own.goals, other=other, here=here, weight=weight, plain=plain)
 
     def at_one(self, place: int) -> Beyond:
         """Return the same target at one of its places alone."""
@@ -75,7 +74,6 @@ class Beyond(Target):
             self,
             places=one.places,
             goals=one.goals,
-            scales=one.scales,
             other=other,
             plain=self.plain[place : place + 1],
         )

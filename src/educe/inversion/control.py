@@ -1,18 +1,20 @@
 """Controls of an inversion: targets of which it is known whether a text reaches them.
 
-    text            what a known text does: it is reached, by that text, in full
-    natural vector  the mean change of the stream that a known text makes, at the norm of the
-                    perturbation: how much of a text survives in one vector
+    text            what a known text does
+    natural vector  the mean change of the stream that a known text makes behind other messages, or
+                    the difference between two such texts, at the norm of the perturbation
     random          random perturbations of the same kind and norm: how much the flexibility of
                     tokens reaches of what no text was meant for
-    shuffled        the answers under the perturbation, exchanged between prompts
+    shuffled        the perturbation with its answers exchanged between prompts; in the stream, with
+                    its numbers exchanged
 
-The known texts are instructions of four to six tokens, which the search does not begin at.
+An output is judged beside what texts do, a direction beside vectors of texts. The known texts are
+of several kinds, and no search begins at them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,23 +22,34 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from educe.activations.corpus import questions
 from educe.forward.inserted import Opening
-from educe.inversion.places import Place, Wanted
+from educe.inversion.direction import streams
 from educe.inversion.report import NATURAL, RANDOM, SHUFFLED, TEXT
-from educe.inversion.targets import NOTHING, READOUT
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
 from educe.perturbation.vectors import AfterBlock
 
-#: Texts that change what a model answers, whatever it is asked.
-KNOWN = (
-    "Answer in French.",
-    "Reply with a poem.",
-    "Answer like a pirate.",
-    "Reply in capital letters.",
-    "Answer with one question.",
-    "Reply as a list.",
+#: Texts that change what a model answers, whatever it is asked: languages, roles, styles, topics.
+REQUESTS = (
+    "Answer in Dutch.",
+    "Reply like a sleepy shopkeeper.",
+    "Use many adjectives.",
+    "Connect it to mountains.",
+    "You are a museum guide.",
+    "Put every word in quotes.",
+    "Bring up an old clock.",
+    "Sound bored.",
 )
+#: Texts that ask for nothing.
+PLAIN = (
+    "My uncle keeps bees.",
+    "The bus was late again.",
+    "We painted the fence green.",
+    "It was a quiet evening in the harbour.",
+)
+#: Messages behind which known texts make their vectors.
+MESSAGES = 6
 
 
 class Known(NamedTuple):
@@ -57,10 +70,10 @@ class Known(NamedTuple):
 
 def controls(
     lm: LanguageModel,
-    openings: Sequence[Opening],
     kind: Kind,
     theta: Float[Tensor, "1 s"],
     *,
+    output: bool,
     n: int,
     seed: int,
 ) -> Iterator[Known]:
@@ -68,27 +81,32 @@ def controls(
 
     Args:
         lm: The model.
-        openings: Where strings are put.
         kind: The kind of the perturbation.
         theta: The perturbation.
-        n: How many known texts, and how many random perturbations.
+        output: Whether the output is aimed at, and not a stream.
+        n: How many that texts make, and how many random perturbations.
         seed: Draws the texts and the perturbations.
     """
     draw = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(KNOWN), generator=draw).tolist()
+    known = REQUESTS if output else (*REQUESTS, *PLAIN)
+    order = torch.randperm(len(known), generator=draw).tolist()
+    texts = [known[i] for i in order * (1 + n // len(known))]
     drawn = kind.draw(n, draw)
     size = theta.norm() / drawn.norm(dim=1, keepdim=True)
-    texts = [KNOWN[i] for i in order[:n]]
-    for text in texts:
-        yield Known(TEXT, text, string(lm, text))
-    if texts and isinstance(kind, AfterBlock):
-        vector = difference(lm, openings, string(lm, texts[0]), kind.layer)
-        own = _in_kind(kind, vector)
-        yield Known(NATURAL, texts[0], string(lm, texts[0]), theta.norm() * normalize(own))
+    if output or not isinstance(kind, AfterBlock):
+        for text in texts[:n]:
+            yield Known(TEXT, text, string(lm, text))
+    if isinstance(kind, AfterBlock):
+        for i in range(min(n, 1) if output else n):
+            one, other = texts[i], texts[i - 1] if i % 2 else None
+            own = _in_kind(kind, difference(lm, one, other, layer=kind.layer))
+            name = one if other is None else f"{one} - {other}"
+            yield Known(NATURAL, name, theta=theta.norm() * normalize(own).to(theta))
     for i in range(n):
         yield Known(RANDOM, str(i + 1), theta=(size[i] * drawn[i])[None].to(theta))
     if n:
-        yield Known(SHUFFLED, "answers of other prompts", theta=theta)
+        mixed = theta[:, torch.randperm(theta.shape[1], generator=draw)]
+        yield Known(SHUFFLED, "", theta=theta if output else mixed)
 
 
 def string(lm: LanguageModel, text: str) -> tuple[int, ...]:
@@ -96,34 +114,29 @@ def string(lm: LanguageModel, text: str) -> tuple[int, ...]:
     return tuple(lm.tokens(f" {text}", templated=True))
 
 
-@torch.no_grad()
 def difference(
-    lm: LanguageModel, openings: Sequence[Opening], text: Sequence[int], layer: int
+    lm: LanguageModel, text: str, other: str | None = None, *, layer: int
 ) -> Float[Tensor, "1 d"]:
     """Return the mean change of the stream leaving a layer that a text makes.
 
     Args:
         lm: The model.
-        openings: Where it is put; the mean is over these, and over the last tokens of each prompt.
-        text: Its tokens.
+        text: What is put behind messages; the mean is over these, and over their last tokens.
+        other: What stands there without it; by default nothing.
         layer: The layer.
 
     Example:
-        >>> from educe.forward.inserted import Opening
-        >>> from educe.inversion.control import difference, string
-        >>> difference(lm, [Opening(lm, part.batch, 0)], string(lm, "a b"), 1).shape
+        >>> from educe.inversion.control import difference
+        >>> difference(lm, "a b", layer=1).shape
         torch.Size([1, 32])
     """
-    total = torch.zeros(1, lm.width)
-    for opening in openings:
-        place, wanted = Place(opening), Wanted(layer, READOUT)
-        with_it, without = (
-            place.read(strings, wanted).stream for strings in (torch.tensor([list(text)]), NOTHING)
-        )
-        assert with_it is not None
-        assert without is not None
-        total += (with_it.mean(1) - without.mean(1)).float().cpu()
-    return total / len(openings)
+    batch = lm.encode(questions()[:MESSAGES])
+    openings = [Opening(lm, batch, p) for p in range(MESSAGES)]
+    with_it, without = (
+        streams(openings, torch.tensor([one], dtype=torch.long), layer=layer)
+        for one in (string(lm, text), () if other is None else string(lm, other))
+    )
+    return (with_it - without).mean(0).float()
 
 
 def _in_kind(kind: AfterBlock, vector: Float[Tensor, "1 d"]) -> Float[Tensor, "1 s"]:

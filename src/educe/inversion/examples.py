@@ -1,62 +1,66 @@
-"""Examples: natural strings of a length, to begin with, to rank, and to compare a string with."""
+"""Examples: natural strings of a length, to begin with, to rank, and to compare a string with.
+
+Short requests of many kinds, written for this project, and how sentences of a corpus begin.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from educe.activations.corpus import BUNDLED, documents
+from educe.activations.corpus import documents
 from educe.errors import PromptError
 from educe.inversion.strings import Vocabulary
 from educe.model.prompts import messages_of
 from educe.model.rendering import Prompt
 
+REQUESTS = Path(__file__).parent / "data" / "requests.txt"
 #: Sentences that are cut at once.
 AT_ONCE = 256
 
 
-def natural(vocabulary: Vocabulary, k: int, n: int, *, corpus: str = BUNDLED) -> Int[Tensor, "m k"]:
-    """Return how sentences of a corpus begin, cut to ``k`` tokens; each once, ``n`` at most.
+def natural(vocabulary: Vocabulary, k: int, n: int) -> Int[Tensor, "m k"]:
+    """Return how sentences of the bundled corpus begin, cut to ``k`` tokens; each once.
 
     Args:
         vocabulary: Strings that cannot be written are left out.
         k: Tokens of each.
         n: How many at most.
-        corpus: See `educe.activations.corpus.documents`.
 
     Raises:
-        PromptError: The corpus cannot be read, or has no sentence of that length.
+        PromptError: There is no string of that length.
     """
-    lm = vocabulary.lm
     found: dict[tuple[int, ...], None] = {}
-    waiting: list[str] = []
-    for sentence in _sentences(documents(corpus)):
-        waiting.append(f" {sentence}")
-        if len(waiting) < AT_ONCE:
-            continue
-        _cut(vocabulary, waiting, k, found)
-        waiting = []
-        if len(found) >= n:
-            break
-    _cut(vocabulary, waiting, k, found)
+    sentences = _sentences(documents())
+    while len(found) < n and (some := list(islice(sentences, AT_ONCE))):
+        _cut(vocabulary, some, k, found)
     if not found:
         raise PromptError(
-            f"the corpus {corpus} has no sentence of {k} tokens of {lm.name}: ask for fewer tokens"
+            f"no sentence of the corpus has {k} tokens of {vocabulary.lm.name}: ask for fewer "
+            "tokens"
         )
     return torch.tensor(list(found)[:n])
+
+
+def requests(vocabulary: Vocabulary, k: int) -> Int[Tensor, "m k"]:
+    """Return short requests of many kinds, cut to ``k`` tokens; each once."""
+    found: dict[tuple[int, ...], None] = {}
+    _cut(vocabulary, REQUESTS.read_text(encoding="utf-8").splitlines(), k, found)
+    return torch.tensor(list(found), dtype=torch.long).reshape(-1, k)
 
 
 def _cut(
     vocabulary: Vocabulary, texts: list[str], k: int, found: dict[tuple[int, ...], None]
 ) -> None:
     """Add what can be written of the beginnings of some texts."""
-    if not texts:
-        return
-    read = vocabulary.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    spaced = [f" {text}" for text in texts]
+    read = vocabulary.lm.tokenizer(spaced, add_special_tokens=False)["input_ids"]
     rows = torch.tensor([row[:k] for row in read if len(row) >= k], dtype=torch.long)
     if len(rows):
         found.update(dict.fromkeys(map(tuple, rows[vocabulary.writable(rows)].tolist())))

@@ -19,9 +19,9 @@ from educe.files import read_tensors, write_tensors
 from educe.forward.benign import ordinary_prompts
 from educe.inversion.control import Known, controls
 from educe.inversion.kept import CASE, keep
-from educe.inversion.reach import Bench, Settings
-from educe.inversion.report import SHUFFLED, Case, Facts, Reachability, case
-from educe.inversion.targets import Taught, by_text, taught
+from educe.inversion.reach import Bench
+from educe.inversion.report import SHUFFLED, Case, Reachability, Settings, Test, case
+from educe.inversion.taught import Taught, by_text, taught
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
@@ -60,10 +60,7 @@ def invert_run(
     """
     settings = settings or Settings()
     with at_work(run, lm, reporter) as work:
-        facts = run.note("facts")
-        bench = Bench(
-            work.lm, prompts(work, settings), settings, (facts["source"], facts["target"])
-        )
+        bench = Bench(work.lm, prompts(work, settings), settings)
         reports = []
         for number in numbers:
             (group,) = groups(run, [number])
@@ -87,64 +84,64 @@ def prompts(work: Work, settings: Settings) -> Any:
 
 
 def _inverted(work: Work, bench: Bench, number: int, kind: Kind, theta: Tensor) -> Reachability:
-    """Invert a perturbation and its controls."""
+    """Invert a perturbation and its controls, for one aim after the other."""
     run, settings = work.run, bench.settings
     (row,) = (p for p in run.perturbation_rows(derived=None) if p.id == number)
-    known = list(
-        controls(work.lm, bench.openings, kind, theta, n=settings.controls, seed=settings.seed + 1)
-    )
-    shared = (kind.name, kind.before, kind.positions, f"{float(theta.norm()):.4g}")
-    cases = [_case(work, bench, Known(FOUND, f"perturbation {number}"), kind, theta, (number,))]
-    for one in known:
-        own = (number,) if one.role == SHUFFLED else shared
-        cases.append(_case(work, bench, one, kind, theta, (one.role, one.name, *own)))
-    report = Reachability(
-        number,
-        row.arm,
-        Facts(
-            aim=settings.aim,
-            method=settings.method,
-            tokens=settings.tokens,
-            answer=settings.answer,
-            budget=settings.budget,
-            searched=settings.searched,
-            fresh=settings.fresh,
-            wanted=_wanted(kind),
-            layer=bench.layer,
-            norm=float(theta.norm()),
-        ),
-        cases[0],
-        tuple(cases[1:]),
-    )
+    tests = [_tested(work, bench, aim, number, kind, theta) for aim in _aims(settings, kind)]
+    report = Reachability(number, row.arm, float(theta.norm()), settings, tuple(tests))
     keep(run, report)
     return report
 
 
-def _wanted(kind: Kind) -> int:
-    """Return how many controls there are by default: texts, random ones, one shuffled, a vector."""
-    return 2 * Settings.controls + 1 + isinstance(kind, AfterBlock)
+def _aims(settings: Settings, kind: Kind) -> list[str]:
+    """Return what is aimed at: a stream in which the last tokens are changed, and the output."""
+    if settings.aim != "both":
+        return [settings.aim]
+    if kind.positions == "generated":
+        return ["output"]
+    there = kind.positions in ("all", "prompt") or kind.positions.startswith("last:")
+    return ["source" if isinstance(kind, AfterBlock) and there else "target", "output"]
+
+
+def _tested(work: Work, bench: Bench, aim: str, number: int, kind: Kind, theta: Tensor) -> Test:
+    """Invert a perturbation and its controls for one aim."""
+    layer = None if aim == "output" else work.run.note("facts")[aim]
+    if aim == "source" and isinstance(kind, AfterBlock):
+        layer = kind.layer  # of vectors that were added to the run, perhaps another one
+    n, seed = bench.settings.controls, bench.settings.seed + 1
+    # The direction of what is added is the same at every norm.
+    norm = "" if aim == "source" else f"{float(theta.norm()):.4g}"
+    shared = (kind.name, kind.before, kind.positions, norm)
+    found = Known(FOUND, f"perturbation {number}", theta=theta)
+    cases = [_case(work, bench, found, kind, layer, (number,))]
+    for one in controls(work.lm, kind, theta, output=layer is None, n=n, seed=seed):
+        own = (number,) if one.role == SHUFFLED else shared
+        cases.append(_case(work, bench, one, kind, layer, (one.role, one.name, *own)))
+    usual = None if layer is None else bench.ground(layer).size
+    return Test(aim, layer, usual, cases[0], tuple(cases[1:]))
 
 
 def _case(
-    work: Work, bench: Bench, known: Known, kind: Kind, theta: Tensor, decides: tuple[Any, ...]
+    work: Work, bench: Bench, known: Known, kind: Kind, layer: int | None, decides: tuple[Any, ...]
 ) -> Case:
     """Invert one target, or return what is kept of it."""
     run, settings = work.run, bench.settings
-    search = {k: v for k, v in asdict(settings).items() if k != "controls"}
-    told = repr((known.role, known.name, decides, sorted(search.items()), bench.batch.texts))
+    search = {k: v for k, v in asdict(settings).items() if k not in ("aim", "controls")}
+    told = repr((known.role, layer, decides, sorted(search.items()), bench.batch.texts))
     key = sha256(told.encode()).hexdigest()[:16]
     if run.has(f"{CASE}{key}"):
         return case(run.note(f"{CASE}{key}"))
     path = run.tensors / f"inversion-{key}.state"
     state = State(read_tensors(path)[0]) if path.exists() else None
-    done, own, wanted = _done(bench, known, kind, theta)
+    done, wanted = _done(bench, known, kind, layer)
     what = f"inverting {known.role} {known.name if known.role != FOUND else ''}".strip()
     with work.reporter.stage(what, settings.budget, "reads") as advance:
         made = bench.case(
             known.role,
             known.name,
             done,
-            own=own,
+            layer,
+            own=known.string,
             wanted=wanted,
             state=state,
             on_step=_kept(path, advance, bench),
@@ -170,20 +167,16 @@ def _kept(path: Any, advance: Callable[..., None], bench: Bench) -> Callable[[St
     return step
 
 
-def _done(
-    bench: Bench, known: Known, kind: Kind, theta: Tensor
-) -> tuple[Taught, tuple[int, ...], list[str]]:
-    """Return what is done on the prompts, by which text, and what it makes the model answer."""
-    settings, layers = bench.settings, bench.layers
-    if known.string and known.theta is None:
-        done = by_text(bench.openings, known.string, layers, tokens=settings.answer)
-        return done, known.string, bench.answers(known.string)
-    own = theta if known.theta is None else known.theta
+def _done(bench: Bench, known: Known, kind: Kind, layer: int | None) -> tuple[Taught, list[str]]:
+    """Return what is done on the prompts, and what it makes the model answer if that is shown."""
+    layers = [] if layer is None else [layer]
+    tokens = bench.settings.answer if layer is None else 0
+    if known.theta is None:
+        return by_text(bench.openings, known.string, layers, tokens=tokens), []
     batch = bench.batch.select(range(len(bench.openings)))
-    done = taught(bench.lm, batch, kind, own, layers, tokens=settings.answer)
-    if known.role == SHUFFLED:
+    done = taught(bench.lm, batch, kind, known.theta, layers, tokens=tokens)
+    if known.role == SHUFFLED and layer is None:
         # Searched on and counted apart, as everything else is.
         parts = [list(part) for part in (bench.searched, bench.fresh)]
-        return done.shuffled([i for part in parts for i in (*part[1:], *part[:1])]), (), []
-    wanted = bench.answers((), kind, own) if known.role == FOUND else []
-    return done, known.string, wanted
+        return done.shuffled([i for part in parts for i in (*part[1:], *part[:1])]), []
+    return done, bench.answers((), kind, known.theta) if known.role == FOUND else []

@@ -7,13 +7,14 @@ from educe.rows import ScoreRow
 from educe.run.store import Run
 
 #: Notes of a run: the report of a perturbation, whose number follows; and a case, by its key.
-NOTE, CASE = "inversion ", "inversion case "
+NOTE, CASE = "reachability ", "reachability case "
 
 
 def keep(run: Run, report: Reachability) -> None:
     """Keep a report; it takes the place of an earlier one."""
-    why = f"{report.verdict.value}: “{report.found.string}”"
-    run.add_scores([ScoreRow(report.number, REACHABLE, report.found.share, UNIT, why)])
+    best = report.tests[0].found
+    why = f"{report.verdict.value}: “{best.string}”"
+    run.add_scores([ScoreRow(report.number, REACHABLE, best.share, UNIT, why)])
     run.remember(f"{NOTE}{report.number}", report.data())
 
 

@@ -26,6 +26,9 @@ from educe.forward.inserted import Opening
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
 
+#: Tokens at the end of a prompt at which streams are compared, at most.
+READOUT = 3
+
 
 class Seen(NamedTuple):
     """What a model makes of strings at a place.
@@ -42,19 +45,6 @@ class Seen(NamedTuple):
     answer: Float[Tensor, "r m v"] | None
     stream: Float[Tensor, "r q d"] | None
     string: Float[Tensor, "r k v"] | None
-
-
-class Wanted(NamedTuple):
-    """What is read of strings.
-
-    Attributes:
-        layer: The layer whose stream is looked at; None for the answer.
-        readout: At how many of the last tokens before the answer; fewer where not so many are
-            behind the string.
-    """
-
-    layer: int | None = None
-    readout: int = 1
 
 
 class Place:
@@ -84,7 +74,7 @@ class Place:
     def read(
         self,
         strings: Int[Tensor, "r k"],
-        wanted: Wanted = Wanted(),  # noqa: B008
+        layer: int | None = None,
         *,
         embedded: Float[Tensor, "r k d"] | None = None,
         fluency: bool = False,
@@ -93,7 +83,7 @@ class Place:
 
         Args:
             strings: Their tokens.
-            wanted: What is read.
+            layer: The layer whose stream is read; None for the answer.
             embedded: What stands for the tokens' embeddings, to differentiate by.
             fluency: Whether log-probabilities at the tokens of the string are asked for.
         """
@@ -112,10 +102,10 @@ class Place:
             streams: dict[int, Tensor] = {}
             if embedded is not None:
                 during.enter_context(_standing_in(lm, embedded))
-            if wanted.layer is not None:
-                streams = during.enter_context(lm.watching([wanted.layer]))
+            if layer is not None:
+                streams = during.enter_context(lm.watching([layer]))
                 if not fluency:
-                    during.enter_context(lm.ending(wanted.layer))
+                    during.enter_context(lm.ending(layer))
             logits = lm.forward(
                 ids,
                 mask,
@@ -123,13 +113,12 @@ class Place:
                 last=t if fluency else m,
                 differentiable=embedded is not None,
             )
-        logprobs = _precise(logits).log_softmax(-1)
-        answer = logprobs[:, -m:] if wanted.layer is None else None
+        logprobs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        answer = logprobs[:, -m:] if layer is None else None
         stream = None
-        if wanted.layer is not None:
-            # Tokens that are there with a string and without.
-            end, q = t - (m - 1), max(1, min(wanted.readout, len(self.after)))
-            stream = streams[wanted.layer][:, end - q : end]
+        if layer is not None:
+            end = t - (m - 1)
+            stream = streams[layer][:, end - readout(self.after) : end]
         string = None
         if fluency:
             begun = self._begun.to(logprobs).expand(r, 1, -1)
@@ -143,11 +132,12 @@ class Place:
             return torch.zeros(self.lm.vocabulary, device=self.lm.device)
         ids = torch.tensor([self.before.ids], device=self.lm.device)
         logits = self.lm.forward(ids, torch.ones_like(ids))[0, -1]
-        return _precise(logits).log_softmax(-1)
+        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _precise(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def readout(after: Sequence[int]) -> int:
+    """Return how many of the last tokens a stream is read at: such as stand behind a string."""
+    return max(1, min(READOUT, len(after)))
 
 
 @contextmanager

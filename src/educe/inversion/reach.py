@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,18 +19,21 @@ from torch import Tensor
 from educe.errors import PromptError
 from educe.forward.generation import generate
 from educe.forward.inserted import Opening
-from educe.inversion.examples import natural
-from educe.inversion.report import Case
+from educe.inversion.direction import Direction, Ground
+from educe.inversion.examples import natural, requests
+from educe.inversion.report import Case, Settings
 from educe.inversion.searches import Found, search
+from educe.inversion.searches.state import screened
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import NOTHING, Aim, Taught, following, text
+from educe.inversion.targets import NOTHING, text
+from educe.inversion.taught import Taught, changed, following
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.perturbation.kind import Kind
 from educe.rows import Row
 from educe.scores.novelty import vectors
-from educe.whole import AtLeast, check_fields
+from educe.whole import check_fields
 
 #: Natural strings to begin with, and to compare with how likely a string is.
 EXAMPLES = 64
@@ -42,33 +43,6 @@ WRITTEN = 24
 BEGUN, POINTS = 8, 24
 #: Draws of the interval of a share.
 DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How perturbations are inverted.
-
-    Attributes:
-        aim: What is to be met: the output, or the stream at the source or at the target.
-        method: Which of `educe.inversion.searches.SEARCHES`.
-        tokens: Of a string.
-        budget: Strings that each search may read at one prompt.
-        answer: Tokens of an answer that count.
-        searched: Prompts that are searched on.
-        fresh: Prompts that count.
-        controls: Known texts, and random perturbations.
-        seed: Of the searches and the controls.
-    """
-
-    aim: Aim = "output"
-    method: str = "gcg"
-    tokens: Annotated[int, AtLeast(1)] = 6
-    budget: Annotated[int, AtLeast(1)] = 3000
-    answer: Annotated[int, AtLeast(1)] = 4
-    searched: Annotated[int, AtLeast(1)] = 3
-    fresh: Annotated[int, AtLeast(2)] = 8
-    controls: Annotated[int, AtLeast(0)] = 2
-    seed: Annotated[int, AtLeast(0)] = 0
 
 
 class Bench:
@@ -81,16 +55,14 @@ class Bench:
 
     Attributes:
         openings: Where strings are put, behind each prompt's message.
-        layers: Source and target, for aims at a stream.
+        first: Natural strings.
 
     Raises:
         PromptError: There are too few prompts, or a message cannot be found in one.
         MethodError: A setting is out of bounds.
     """
 
-    def __init__(
-        self, lm: LanguageModel, batch: PromptBatch, settings: Settings, layers: tuple[int, int]
-    ) -> None:
+    def __init__(self, lm: LanguageModel, batch: PromptBatch, settings: Settings) -> None:
         check_fields(settings)
         self.lm, self.batch, self.settings = lm, batch, settings
         needed = settings.searched + settings.fresh
@@ -101,20 +73,23 @@ class Bench:
             )
         self.openings = [Opening(lm, batch, p) for p in range(needed)]
         self.vocabulary = Vocabulary(lm)
-        self.first = natural(self.vocabulary, settings.tokens, EXAMPLES)
-        self.layer = {"output": None, "source": layers[0], "target": layers[1]}[settings.aim]
+        self._natural = natural(self.vocabulary, settings.tokens, EXAMPLES)
+        some = (requests(self.vocabulary, settings.tokens), self._natural)
+        self.first = torch.cat(some).unique(dim=0)
         self.searched = range(settings.searched)
         self.fresh = range(settings.searched, needed)
+        self._grounds: dict[int, Ground] = {}
 
-    @property
-    def layers(self) -> list[int]:
-        """The layer whose stream is looked at, if any."""
-        return [] if self.layer is None else [self.layer]
+    def ground(self, layer: int) -> Ground:
+        """Return what changes of the stream leaving a layer are measured against."""
+        if layer not in self._grounds:
+            self._grounds[layer] = Ground.of(self.openings, self.first, layer)
+        return self._grounds[layer]
 
     @cached_property
     def unlikely(self) -> Float[Tensor, "n"]:
-        """How unlikely the natural strings are at the fresh prompts, in nats a token."""
-        return self._fluency(self.first)
+        """How unlikely sentences are at the first of the fresh prompts, in nats a token."""
+        return self._fluency(self._natural)
 
     @cached_property
     def plain(self) -> list[str]:
@@ -126,6 +101,7 @@ class Bench:
         role: str,
         name: str,
         known: Taught,
+        layer: int | None = None,
         *,
         own: Sequence[int] = (),
         wanted: Sequence[str] = (),
@@ -138,25 +114,34 @@ class Bench:
             role: See `Case`.
             name: See `Case`.
             known: What is done on all prompts.
+            layer: The layer whose stream is to be met; None for the output.
             own: The tokens of the text that does it, if it is one.
             wanted: What the answers to the fresh prompts are to be like, if they are to be written.
             state: Where the search was left.
             on_step: Called after each step of the search.
         """
-        settings = self.settings
-        train = following(self.openings, known, self.searched, self.layer)
-        count = following(self.openings, known, self.fresh, self.layer)
-        examples = self.first[train.loss(self.first).argsort(stable=True)]
-        found = search(
-            train,
-            self.vocabulary,
-            examples if settings.method == "nearest" else examples[:BEGUN],
-            settings.method,
-            budget=settings.budget,
-            seed=settings.seed,
-            state=state,
-            on_step=on_step,
-        )
+        settings, ground = self.settings, None if layer is None else self.ground(layer)
+        train = following(self.openings, known, self.searched, ground)
+        count = following(self.openings, known, self.fresh, ground)
+        if isinstance(train, Direction):  # what natural strings do there is known
+            loss, reads = train.natural, 0
+            order = loss.argsort(stable=True)
+            nearest, loss = self.first[order], loss[order]
+        else:
+            nearest, loss, reads = screened(train, self.first[::2])
+        if settings.method == "nearest":
+            found = Found(nearest, loss, torch.tensor([[0.0, float(loss[0])]]))
+        else:
+            found = search(
+                train,
+                self.vocabulary,
+                nearest[:BEGUN],
+                settings.method,
+                budget=max(1, settings.budget - reads),
+                seed=settings.seed,
+                state=state,
+                on_step=on_step,
+            )
         best = found.strings[:1]
         with_it, without = count.each(best)[:, 0], count.each(NOTHING)[:, 0]
         nll = self._fluency(best)
@@ -170,17 +155,21 @@ class Bench:
             low=low,
             high=high,
             searched=_share(found.loss[:1], train.loss(NOTHING)),
-            effect=float(without.mean()),
+            effect=float(
+                changed(self.openings, known, self.fresh, ground).norm()
+                if ground
+                else without.mean()
+            ),
             own=_share(count.each(torch.tensor([list(own)]))[:, 0], without) if own else None,
             perplexity=float(nll.exp()),
             natural=float((self.unlikely >= nll).double().mean()),
-            nearest=self.vocabulary.text(examples[0].tolist()),
-            nearest_share=_share(count.each(examples[:1])[:, 0], without),
+            nearest=self.vocabulary.text(nearest[0].tolist()),
+            nearest_share=_share(count.each(nearest[:1])[:, 0], without),
             alike=_alike(written, wanted) if wanted else None,
             plain=_alike(self.plain, wanted) if wanted else None,
             texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
-            reads=int(found.curve[-1, 0]),
-            curve=_thinned(found),
+            reads=reads + int(found.curve[-1, 0]),
+            curve=_thinned(found, reads),
             front=self._front(found, float(train.loss(NOTHING)[0])),
         )
 
@@ -230,8 +219,8 @@ def _alike(texts: Sequence[str], wanted: Sequence[str]) -> float:
     return float(np.mean([float(x @ y) + (not x.any() and not y.any()) for x, y in pairs]))
 
 
-def _thinned(found: Found) -> tuple[tuple[float, float], ...]:
-    """Return some points of a search's curve, first and last among them."""
+def _thinned(found: Found, before: int) -> tuple[tuple[float, float], ...]:
+    """Return some points of a search's curve, first and last among them, with the reads before."""
     at = np.unique(np.linspace(0, len(found.curve) - 1, POINTS).round().astype(int))
     best = found.curve[:, 1].cummin(0).values
-    return tuple((float(found.curve[i, 0]), float(best[i])) for i in at)
+    return tuple((before + float(found.curve[i, 0]), float(best[i])) for i in at)

@@ -2,31 +2,43 @@
 
     share = 1 - Σ_x loss(s on x) / Σ_x loss(no string on x)        over prompts x of no search
 
-One is all that the perturbation does, zero nothing, and below zero something else. The share of a
-perturbation means nothing by itself: tokens are flexible enough to do much, and a search may be too
-short to find what is there. So the same search, at the same budget, is given controls of which the
-answer is known. Nothing here needs a model.
+One is all that the perturbation does, zero nothing, and below zero something else. A share means
+nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
+is there. So the same search, at the same budget, is given what texts make and what no text was
+meant for, and the share is judged between these two. With their means ``μ``, their standard
+deviations ``s`` and ``n`` of each, the bar is as far above the one as below the other,
+
+    z = (μ_text - μ_random) / (s_text + s_random)         bar = μ_random + z s_random
+
+and a new one of either kind is on the wrong side of it with the probability of Student's predictive
+distribution, ``P( T_{n-1} > z / √(1 + 1/n) )``. Nothing here needs a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from statistics import median
-from typing import Any
+from statistics import fmean, stdev
+from typing import Annotated, Any, Literal
+
+from scipy.stats import t as student
+
+from educe.whole import AtLeast
 
 #: The judge under which a run keeps the share, and its unit.
-REACHABLE, UNIT = "reachable", "share of the effect that a text has on fresh prompts"
+REACHABLE, UNIT = "reachable", "share of what it changes that a text changes, on fresh prompts"
 
-#: Controls: what a known text does; the vector of a known text; a random perturbation; the answers
-#: of the perturbation itself, exchanged between prompts.
+#: What can be aimed at: what the model says, or the change of the stream at a layer; by default the
+#: stream where a vector is added, or else at the target, and then the output.
+Aim = Literal["both", "output", "source", "target"]
+#: Controls: what a known text does; the vector of a known text; a random perturbation; the
+#: perturbation itself, its numbers or its answers exchanged.
 TEXT, NATURAL, RANDOM, SHUFFLED = "text", "natural vector", "random", "shuffled"
 CONTROLS = (TEXT, NATURAL, RANDOM, SHUFFLED)
-#: What the known texts must be recovered to, as a share of what they do, or the test has no power.
-POWER = 0.8
-#: What a perturbation is reached to where this share of its effect is had by a text.
-REACHED = 0.5
+#: The test has no power where more of either kind of control would be on the wrong side.
+MISTAKEN = 0.1
 #: A string is realistic where so many natural ones are no likelier.
 REALISTIC = 0.05
 
@@ -41,6 +53,34 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How perturbations are inverted.
+
+    Attributes:
+        aim: What is to be met.
+        method: Which of `educe.inversion.searches.SEARCHES`; or ``nearest``, the natural strings
+            that are read before any search.
+        tokens: Of a string.
+        budget: Strings that each search may read at one prompt.
+        answer: Tokens of an answer that count.
+        searched: Prompts that are searched on.
+        fresh: Prompts that count.
+        controls: Of what texts make, and of random perturbations, for each aim.
+        seed: Of the searches and the controls.
+    """
+
+    aim: Aim = "both"
+    method: str = "gcg"
+    tokens: Annotated[int, AtLeast(1)] = 6
+    budget: Annotated[int, AtLeast(1)] = 450
+    answer: Annotated[int, AtLeast(1)] = 4
+    searched: Annotated[int, AtLeast(1)] = 3
+    fresh: Annotated[int, AtLeast(2)] = 8
+    controls: Annotated[int, AtLeast(0)] = 4
+    seed: Annotated[int, AtLeast(0)] = 0
+
+
+@dataclass(frozen=True)
 class Case:
     """A target, and the best string for it.
 
@@ -52,7 +92,8 @@ class Case:
         low: Where its 95% interval over these prompts begins.
         high: Where it ends.
         searched: Of the effect, on the prompts of the search.
-        effect: The loss of no string on the prompts of no search: how much there is to reach.
+        effect: How much there is to reach on the prompts of no search: the loss of no string, in
+            nats; of a stream, the norm of what is changed.
         own: What the known text itself comes to on these prompts; None where there is none.
         perplexity: Of the string, where it stands.
         natural: The share of natural strings of its length that are no likelier.
@@ -96,32 +137,109 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """How a perturbation was inverted.
+class Test:
+    """What one aim comes to.
 
     Attributes:
         aim: ``output``, ``source`` or ``target``.
-        method: The search.
-        tokens: Of a string.
-        answer: Tokens of an answer that count.
-        budget: Reads of each search.
-        searched: Prompts that were searched on.
-        fresh: Prompts that count.
-        wanted: How many controls there are by default.
-        layer: Of the streams; None where the answer counts.
-        norm: Of the perturbation, and of random ones.
+        layer: Of the stream; None where the answer counts.
+        usual: How much a natural string changes the stream there: the median norm.
+        found: The best string for the perturbation.
+        controls: The same for each control.
+
+    Example:
+        >>> from educe.inversion.report import between
+        >>> bar, mistaken = between([0.5, 0.6, 0.7], [0.1, 0.15, 0.2])
+        >>> f"{bar:.2f} {mistaken:.3f}"
+        '0.30 0.061'
     """
 
+    __test__ = False  # no test of pytest's
+
     aim: str
-    method: str
-    tokens: int
-    answer: int
-    budget: int
-    searched: int
-    fresh: int
-    wanted: int
     layer: int | None
-    norm: float
+    usual: float | None
+    found: Case
+    controls: tuple[Case, ...]
+
+    def of(self, role: str) -> list[Case]:
+        """Return the controls of a role."""
+        return [case for case in self.controls if case.role == role]
+
+    @property
+    def made(self) -> list[Case]:
+        """Controls that a text makes: of an output what texts do, of a stream their vectors."""
+        return self.of(TEXT) or self.of(NATURAL)
+
+    @property
+    def controlled(self) -> bool:
+        """Whether there are enough controls of both kinds for a statement."""
+        return min(len(self.made), len(self.of(RANDOM))) > 1
+
+    @property
+    def bar(self) -> float:
+        """What a share must exceed."""
+        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[0]
+
+    @property
+    def mistaken(self) -> float:
+        """How many of either kind of control would be on the wrong side of the bar."""
+        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[1]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the test comes to."""
+        if not self.controlled:
+            return Verdict.UNCONTROLLED
+        if self.mistaken > MISTAKEN:
+            return Verdict.POWERLESS
+        return Verdict.REACHABLE if self.found.share > self.bar else Verdict.NOT
+
+    def data(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        bar = {"bar": self.bar, "mistaken": self.mistaken} if self.controlled else {}
+        return asdict(self) | {"verdict": self.verdict.value} | bar
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Test:
+        """Return what `data` wrote."""
+        own = (kept["aim"], kept["layer"], kept["usual"], case(kept["found"]))
+        return cls(*own, tuple(map(case, kept["controls"])))
+
+    @property
+    def words(self) -> str:
+        """Say in a few sentences what the evidence allows."""
+        own = self.found
+        what = "output" if self.layer is None else f"direction of the change at layer {self.layer}"
+        does = f"has {own.share:.0%} of it on fresh prompts ({own.low:.0%} to {own.high:.0%})"
+        said = [f"{what}: {self.verdict.value}", f"the best string, “{own.string}”, {does}"]
+        beside = [
+            f"{name} {_span([case.share for case in some])}"
+            for name, some in (
+                ("what known texts do is reached to", self.of(TEXT)),
+                ("vectors of known texts are reached to", self.of(NATURAL)),
+                ("random ones to", self.of(RANDOM)),
+                ("the shuffled one to", self.of(SHUFFLED)),
+            )
+            if some
+        ]
+        said += ["; ".join(beside)] if beside else []
+        if self.controlled:
+            wrong = f"{self.mistaken:.0%} of either would be on the wrong side of it"
+            said.append(f"the bar between texts and random ones is {self.bar:.0%}, and {wrong}")
+            if own.low < self.bar < own.high:
+                said.append("the interval holds the bar: a longer search may say otherwise")
+        if self.usual:
+            times = own.effect / self.usual
+            said.append(f"its change is {times:.2g} times as large as a natural string's")
+        if own.alike is not None and own.plain is not None:
+            likely = "a realistic text" if own.realistic else "no realistic text"
+            said.append(
+                f"the string is {likely} ({own.natural:.0%} of natural ones are no likelier), and "
+                f"answers with it are like those under the perturbation at {own.alike:.2f} of 1, "
+                f"plain ones at {own.plain:.2f}"
+            )
+        return ". ".join(f"{one[:1].upper()}{one[1:]}" for one in said) + "."
 
 
 @dataclass(frozen=True)
@@ -131,100 +249,57 @@ class Reachability:
     Attributes:
         number: The perturbation.
         arm: Found or control.
-        facts: How it was inverted.
-        found: The best string for it.
-        controls: The same for each control.
+        norm: Its norm, and that of random ones.
+        settings: How it was inverted.
+        tests: One for each aim.
     """
 
     number: int
     arm: str
-    facts: Facts
-    found: Case
-    controls: tuple[Case, ...]
-
-    def of(self, role: str) -> list[Case]:
-        """Return the controls of a role."""
-        return [case for case in self.controls if case.role == role]
-
-    @property
-    def power(self) -> float | None:
-        """What the known texts are recovered to: the median share; None without any."""
-        known = [case.share for case in self.of(TEXT)]
-        return median(known) if known else None
-
-    @property
-    def bar(self) -> float:
-        """What a share must exceed: that of every random perturbation, and `REACHED`."""
-        return max([REACHED, *(case.share for case in self.of(RANDOM))])
+    norm: float
+    settings: Settings
+    tests: tuple[Test, ...]
 
     @property
     def verdict(self) -> Verdict:
-        """What the test comes to.
+        """Reachable where one test says so; not reachable where one says that, and none reachable.
 
-        A perturbation is reachable where its share is above `REACHED` and above that of every
-        random one; this needs no power. That it is not reachable is said only where the known texts
-        were recovered to `POWER` by the same search.
+        What can say nothing does not count against what can.
         """
-        if not self.of(TEXT) or not self.of(RANDOM):
-            return Verdict.UNCONTROLLED
-        if self.found.share > self.bar:
-            return Verdict.REACHABLE
-        assert self.power is not None
-        return Verdict.NOT if self.power >= POWER else Verdict.POWERLESS
+        said = {test.verdict for test in self.tests}
+        return next(one for one in Verdict if one in said)
 
     @property
     def words(self) -> str:
-        """Say in a few sentences what the evidence allows."""
-        own, facts = self.found, self.facts
-        said = [
-            f"{self.verdict.value[:1].upper()}{self.verdict.value[1:]}: the best of "
-            f"{facts.tokens} tokens, “{own.string}”, has {own.share:.0%} of the effect on "
-            f"{facts.fresh} fresh prompts ({own.low:.0%} to {own.high:.0%})"
-        ]
-        beside = []
-        for role, name in (
-            (TEXT, "known texts are recovered to"),
-            (NATURAL, "the vector of a known text is reached to"),
-            (RANDOM, "random ones of its norm to"),
-            (SHUFFLED, "its answers exchanged between prompts to"),
-        ):
-            if some := self.of(role):
-                beside.append(f"{name} {', '.join(f'{case.share:.0%}' for case in some)}")
-        if beside:
-            said.append("; ".join(beside))
-        if self.verdict is Verdict.REACHABLE:
-            likely = "a realistic text" if own.realistic else "no realistic text"
-            said.append(
-                f"it is {likely}: {own.natural:.0%} of natural strings of its length are no "
-                "likelier"
+        """Say what all tests come to, and then each."""
+        said = self.verdict.value
+        told = [f"{said[:1].upper()}{said[1:]}.", *(test.words for test in self.tests)]
+        if (n := self.settings.controls) < Settings.controls:
+            told.append(
+                f"Only {n} of {Settings.controls} controls of a kind were run, as asked: it says "
+                "less than it could."
             )
-            if own.alike is not None and own.plain is not None:
-                said.append(
-                    f"answers with it and under the perturbation are alike at {own.alike:.2f} of "
-                    f"1, plain ones at {own.plain:.2f}"
-                )
-        if len(self.controls) < facts.wanted:
-            said.append(
-                f"only {len(self.controls)} of {facts.wanted} controls were run, as asked: it says "
-                "less than it could"
-            )
-        return ". ".join(f"{one[:1].upper()}{one[1:]}" for one in said) + "."
+        return " ".join(told)
 
     def data(self) -> dict[str, Any]:
         """Return all of it, and the words, as JSON can hold it."""
-        said = {"verdict": self.verdict.value, "words": self.words, "power": self.power}
-        return asdict(self) | said
+        tests = [test.data() for test in self.tests]
+        said = {"verdict": self.verdict.value, "words": self.words}
+        return asdict(self) | {"tests": tests} | said
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Reachability:
         """Return what `data` wrote."""
-        return cls(
-            kept["number"],
-            kept["arm"],
-            Facts(**kept["facts"]),
-            case(kept["found"]),
-            tuple(case(one) for one in kept["controls"]),
-        )
+        own, tests = (kept["number"], kept["arm"], kept["norm"]), map(Test.read, kept["tests"])
+        return cls(*own, Settings(**kept["settings"]), tuple(tests))
+
+
+def between(made: Sequence[float], random: Sequence[float]) -> tuple[float, float]:
+    """Return the bar between two kinds of shares, and how many of either are on its wrong side."""
+    apart = fmean(made) - fmean(random)
+    z = apart / max(stdev(made) + stdev(random), 1e-9)
+    n = min(len(made), len(random))
+    return fmean(random) + z * stdev(random), float(student.sf(z / math.sqrt(1 + 1 / n), n - 1))
 
 
 def case(kept: Mapping[str, Any]) -> Case:
@@ -232,3 +307,9 @@ def case(kept: Mapping[str, Any]) -> Case:
     lists = {name: tuple(map(tuple, kept[name])) for name in ("curve", "front")}
     lists["texts"] = tuple(kept["texts"])
     return Case(**{**kept, **lists})
+
+
+def _span(shares: Sequence[float]) -> str:
+    if len(shares) == 1:
+        return f"{shares[0]:.0%}"
+    return f"{min(shares):.0%} to {max(shares):.0%} ({len(shares)})"

@@ -63,27 +63,6 @@ class Vocabulary:
             ]
         )
 
-    def drawn(
-        self, n: int, k: int, draw: torch.Generator, *, tries: int = 64
-    ) -> Int[Tensor, "n k"]:
-        """Draw strings of ``k`` tokens that can be written.
-
-        Raises:
-            PromptError: Hardly any can.
-        """
-        tokens = self.allowed.nonzero()[:, 0]
-        found = tokens.new_zeros(0, k)
-        for _ in range(tries):
-            at = torch.randint(len(tokens), (max(64, 4 * n), k), generator=draw)
-            some = tokens[at]
-            found = torch.cat([found, some[self.writable(some)]])
-            if len(found) >= n:
-                return found[:n]
-        raise PromptError(
-            f"hardly any {k} tokens of {self.lm.name} in a row are read as they were written: try "
-            "another length"
-        )
-
     def text(self, string: Sequence[int]) -> str:
         """Return what a string says, without the space before it."""
         return self.lm.text(list(string)).strip()

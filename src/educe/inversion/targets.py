@@ -1,20 +1,18 @@
 """Targets: what a string should do, as a loss of what the model makes of it.
 
-    change      ‖Z_ℓ(x + s) - Z_ℓ(x; θ)‖² / ‖Z_ℓ(x) - Z_ℓ(x; θ)‖²     at the source or at the target
     output      mean over tokens t of  KL( p(· | x, y_<t; θ) ‖ p(· | x + s, y_<t) )          in nats
     likelihood  - mean over tokens t of  log p(y_t | x + s, y_<t)                            in nats
 
-each a mean over prompts ``x``. ``Z_ℓ`` is the stream leaving layer ``ℓ`` at the last tokens of the
-prompt, ``θ`` the perturbation, ``s`` the string, and ``y`` what the model says under ``θ``, or a
-text that is wanted. Activations under a perturbation are almost surely those of no text at all
-(arXiv 2604.09839), so that the output is the fair target and the default.
+each a mean over prompts ``x``, where ``θ`` is the perturbation, ``s`` the string, and ``y`` what
+the model says under ``θ``, or a text that is wanted. `educe.inversion.direction` has the change of
+the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,19 +20,12 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.forward.chunks import Chunker, halved, split
-from educe.forward.forced import Forced
-from educe.forward.generation import Completion, generate
 from educe.forward.inserted import Opening
-from educe.inversion.places import Place, Seen, Wanted, table
+from educe.inversion.places import Place, Seen, table
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
-from educe.perturbation.kinds import Kind, Vectors
-from educe.rows import Row
 
-#: What can be aimed at in what a perturbation does.
-Aim = Literal["output", "source", "target"]
-#: Tokens of the answers that are compared, and of the prompts at which streams are.
-TOKENS, READOUT = 4, 3
+#: Tokens of the answers that are compared.
+TOKENS = 4
 #: Strings that are read at once, at most.
 ROWS = 128
 #: No string.
@@ -57,10 +48,8 @@ class Target:
 
     Attributes:
         places: The places.
-        goals: What the model should make of it at each: log-probabilities ``[m, v]``, a stream
-            ``[q, d]``, or the tokens of a text ``[m]``.
-        layer: The layer of the streams; None where the answer counts.
-        scales: What the losses of streams are divided by: those of no string.
+        goals: What the model should say at each: log-probabilities ``[m, v]``, or the tokens of a
+            text ``[m]``.
 
     Example:
         >>> from educe.forward.inserted import Opening
@@ -73,8 +62,7 @@ class Target:
 
     places: tuple[Place, ...]
     goals: tuple[Tensor, ...]
-    layer: int | None = None
-    scales: tuple[float, ...] = ()
+    layer: ClassVar[int | None] = None  #: the layer whose stream is looked at, if any
 
     @property
     def lm(self) -> LanguageModel:
@@ -83,24 +71,13 @@ class Target:
 
     def at_one(self, place: int) -> Target:
         """Return the same target at one of its places alone."""
-        return Target(
-            self.places[place : place + 1],
-            self.goals[place : place + 1],
-            self.layer,
-            self.scales[place : place + 1],
-        )
+        one = slice(place, place + 1)
+        return Target(self.places[one], self.goals[one])
 
-    def at(self, place: int, seen: Seen) -> Float[Tensor, "r"]:
-        """Return the loss of strings at a place."""
-        goal = self.goals[place]
-        if self.layer is not None:
-            assert seen.stream is not None
-            goal = goal.to(seen.stream)
-            n = min(len(goal), seen.stream.shape[1])
-            apart = (seen.stream[:, -n:] - goal[-n:]).square().sum((1, 2))
-            return apart / self.scales[place] if self.scales else apart
+    def at(self, place: int, seen: Seen) -> Float[Tensor, "r ..."]:
+        """Return the loss of strings at a place, or what it is computed from."""
         assert seen.answer is not None
-        goal = goal.to(seen.answer.device)
+        goal = self.goals[place].to(seen.answer.device)
         if goal.dim() == 1:
             said = seen.answer.gather(-1, goal.expand(len(seen.answer), -1)[..., None])
             return -said[..., 0].mean(1)
@@ -109,7 +86,13 @@ class Target:
 
     def each(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "p n"]:
         """Return the loss of strings at each place."""
-        return torch.stack([values for values, _ in self._over(strings, fluency=False)])
+        if not len(strings):
+            return torch.zeros(len(self.places), 0, dtype=torch.float64)
+        return self.losses(torch.stack([values for values, _ in self._over(strings)]))
+
+    def losses(self, seen: Float[Tensor, "p n ..."]) -> Float[Tensor, "p n"]:
+        """Return losses from what `at` has of each place."""
+        return seen
 
     def loss(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "n"]:
         """Return the mean loss of strings of one length over the places."""
@@ -118,29 +101,29 @@ class Target:
     def fluent(self, strings: Int[Tensor, "n k"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
         """Return the mean loss of strings, and how unlikely they are, in nats a token."""
         values, nll = zip(*self._over(strings, fluency=True), strict=True)
-        return torch.stack(values).mean(0), torch.stack(nll).mean(0)
+        return self.losses(torch.stack(values)).mean(0), torch.stack(nll).mean(0)
 
     def _over(
-        self, strings: Tensor, *, fluency: bool
-    ) -> Iterator[tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]:
-        """Yield, place by place, the losses of all strings and how unlikely they are."""
-        wanted = Wanted(self.layer, READOUT)
+        self, strings: Tensor, *, fluency: bool = False
+    ) -> Iterator[tuple[Float[Tensor, "n ..."], Float[Tensor, "n"]]]:
+        """Yield, place by place, what `at` has of all strings, and how unlikely they are."""
         for i, place in enumerate(self.places):
             k = strings.shape[1]
             rows = max(1, min(ROWS, Chunker.of(self.lm.device).most // max(1, k + place.tokens)))
-            values, nll = (torch.zeros(len(strings), dtype=torch.float64) for _ in range(2))
+            parts: list[tuple[Tensor, Tensor]] = []
 
             def run(
                 items: Sequence[int], i: int = i, place: Place = place
             ) -> tuple[Tensor, Tensor]:
                 own = strings[list(items)]
-                seen = place.read(own, wanted, fluency=fluency)
+                seen = place.read(own, self.layer, fluency=fluency)
                 return self.at(i, seen).cpu(), unlikely(own, seen).cpu()
 
             chunks = split(range(len(strings)), rows)
-            for items, (own, unfluent) in Chunker(rows).each(chunks, run, len, halved):
-                values[list(items)], nll[list(items)] = own.double(), unfluent.double()
-            yield values, nll
+            for _, done in Chunker(rows).each(chunks, run, len, halved):  # in their order
+                parts.append(done)
+            values, nll = zip(*parts, strict=True)
+            yield torch.cat(values).double(), torch.cat(nll).double()
 
     def slope(
         self,
@@ -167,7 +150,7 @@ class Target:
         n = len(self.places)
         for i, place in enumerate(self.places):
             own = x.clone().requires_grad_()
-            seen = place.read(strings, Wanted(self.layer, READOUT), embedded=own, fluency=fluency)
+            seen = place.read(strings, self.layer, embedded=own, fluency=fluency)
             with torch.enable_grad():
                 value = self.at(i, seen)
                 unfluent = unlikely(strings, seen)
@@ -197,130 +180,3 @@ def text(openings: Sequence[Opening], wanted: Sequence[int]) -> Target:
     """Return the target of a wanted text: its tokens as the answer to each prompt."""
     places = tuple(Place(opening, wanted) for opening in openings)
     return Target(places, tuple(torch.tensor(list(wanted)) for _ in openings))
-
-
-class Taught(NamedTuple):
-    """What a perturbed model does on some prompts.
-
-    Attributes:
-        answers: What it says, the likeliest token each time.
-        logprobs: Log-probabilities at each token of an answer, ``[m, v]`` a prompt.
-        streams: The stream at the last tokens of each prompt, by layer, ``[q, d]`` a prompt.
-    """
-
-    answers: list[tuple[int, ...]]
-    logprobs: list[Tensor]
-    streams: dict[int, list[Tensor]]
-
-    def shuffled(self, order: Sequence[int]) -> Taught:
-        """Return the same with the prompts' answers exchanged."""
-        return Taught(
-            [self.answers[i] for i in order],
-            [self.logprobs[i] for i in order],
-            {layer: [of[i] for i in order] for layer, of in self.streams.items()},
-        )
-
-
-def taught(
-    lm: LanguageModel,
-    batch: PromptBatch,
-    kind: Kind,
-    theta: Float[Tensor, "1 s"],
-    layers: Sequence[int] = (),
-    *,
-    tokens: int = TOKENS,
-) -> Taught:
-    """Let a perturbed model answer prompts, and read what it does.
-
-    Args:
-        lm: The model.
-        batch: The prompts.
-        kind: The kind of the perturbation.
-        theta: The perturbation.
-        layers: Layers whose stream is kept.
-        tokens: The most tokens of an answer.
-    """
-    rows = [Row(1, j) for j in range(len(batch))]
-    written = generate(lm, batch, rows, theta, kind=kind, max_new_tokens=tokens)
-    answers = _answers(written, len(rows))
-    return _read(lm, batch, answers, kind, theta, layers)
-
-
-def by_text(
-    openings: Sequence[Opening],
-    string: Sequence[int],
-    layers: Sequence[int] = (),
-    *,
-    tokens: int = TOKENS,
-) -> Taught:
-    """Let the model answer prompts into which a string is put, and read what that does.
-
-    Args:
-        openings: Where the string is put.
-        string: Its tokens.
-        layers: Layers whose stream is kept.
-        tokens: The most tokens of an answer.
-    """
-    lm = openings[0].lm
-    batch = lm.pad([[*o.before.ids, *string, *o.after] for o in openings])
-    rows = [Row(0, j) for j in range(len(batch))]
-    answers = _answers(generate(lm, batch, rows, max_new_tokens=tokens), len(rows))
-    none = Vectors(min(layers, default=0), lm.width)
-    return _read(lm, batch, answers, none, torch.zeros(1, lm.width), layers)
-
-
-def following(
-    openings: Sequence[Opening],
-    known: Taught,
-    prompts: Sequence[int],
-    layer: int | None = None,
-) -> Target:
-    """Return the target of doing what was done on some prompts.
-
-    Args:
-        openings: Where strings are put, of all prompts.
-        known: What was done on all of them.
-        prompts: Which of them count.
-        layer: The layer whose stream is to be met; None for what the model says.
-
-    Raises:
-        EffectError: Nothing is done at the layer.
-    """
-    places = tuple(Place(openings[p], known.answers[p] if layer is None else ()) for p in prompts)
-    if layer is None:
-        return Target(places, tuple(known.logprobs[p] for p in prompts))
-    target = Target(places, tuple(known.streams[layer][p] for p in prompts), layer)
-    without = target.each(NOTHING)[:, 0]
-    if not bool((without > 0).all()):
-        raise EffectError(f"nothing is changed at layer {layer}: choose a layer after it")
-    return replace(target, scales=tuple(without.tolist()))
-
-
-def _answers(written: Iterator[list[Completion]], n: int) -> list[tuple[int, ...]]:
-    """Return the tokens of answers; of one that ends at once any token, which is only predicted."""
-    found: list[tuple[int, ...]] = [(0,)] * n
-    for some in written:
-        for completion in some:
-            found[completion.row.prompt] = completion.tokens or (0,)
-    return found
-
-
-def _read(
-    lm: LanguageModel,
-    batch: PromptBatch,
-    answers: list[tuple[int, ...]],
-    kind: Kind,
-    theta: Float[Tensor, "1 s"],
-    layers: Sequence[int],
-) -> Taught:
-    """Read what a perturbed model makes of prompts and its answers."""
-    forced = Forced(lm, batch, answers, before=kind.before)
-    end = batch.ids.shape[1]
-    logprobs: list[Tensor] = []
-    streams: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for read in forced.read(theta.to(lm.device), kind, layers):
-        for row, of in zip(read.logprobs[0], read.texts[0].tolist(), strict=True):
-            logprobs.append(row[: len(answers[of])].clone())
-        for layer, stream in read.streams.items():
-            streams[layer] += list(stream[0, :, max(0, end - READOUT) : end].clone())
-    return Taught(answers, logprobs, streams)

@@ -20,8 +20,8 @@ from educe.comparison.summary import Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.errors import MethodError, RunError
 from educe.inversion.in_run import invert_run
-from educe.inversion.reach import Settings as Inversion
 from educe.inversion.report import Reachability
+from educe.inversion.report import Settings as Inversion
 from educe.model.language import LanguageModel, loaded
 from educe.model.rendering import Prompt
 from educe.notebook.texts import Texts, Warns, behaviours, effects, parts_of, texts_of
@@ -166,13 +166,13 @@ class Run(store.Run):
 
         Args:
             numbers: The perturbations.
-            settings: How (see `educe.inversion.reach.Settings`).
+            settings: How (see `educe.inversion.report.Settings`).
 
         Raises:
             RunError: There is no such perturbation, or the model is not the run's.
 
         Example:
-            >>> from educe.inversion.reach import Settings
+            >>> from educe.inversion.report import Settings
             >>> made = educe.discover(folder / "i", lm, prompts, n=2, radius=2.0, max_new_tokens=4)
             >>> quick = Settings(tokens=2, budget=20, answer=1, searched=1, fresh=2, controls=1)
             >>> (report,) = made.invert(1, settings=quick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from statistics import median
 
 import altair as alt
 
@@ -19,6 +20,9 @@ from educe.activations.report import (
     Range,
     words,
 )
+from educe.inversion import kept
+from educe.inversion.report import RANDOM as REACHED_RANDOM
+from educe.inversion.report import Test
 from educe.report import words as report_words
 from educe.report.document import Block, Card, Fold, Part, Table, Text, heads, wrote
 from educe.report.drawing import (
@@ -44,24 +48,34 @@ ABLATIONS = ("heldout_kl", "heldout_same", "heldout_perplexity")
 
 def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
     """Return the manifold reports of a run."""
-    cards = [card(report, pattern) for report in stored.reports(run)]
+    tests = reached(run)
+    cards = [card(one, tests.get(one.number), pattern) for one in stored.reports(run)]
     return report_words.part("manifold", cards) if cards else None
 
 
-def card(r: ManifoldReport, pattern: re.Pattern[str] | None = None) -> Card:
-    """Return a manifold report."""
-    f, folds = r.facts, list[Block]()
+def reached(run: Run) -> dict[int, Test]:
+    """Return how far a text reaches each perturbation that was inverted, by the first aim."""
+    return {one.number: one.tests[0] for one in kept.reports(run)}
+
+
+def card(
+    r: ManifoldReport, reached: Test | None = None, pattern: re.Pattern[str] | None = None
+) -> Card:
+    """Return a manifold report, and how far a text reaches the perturbation."""
+    f, folds, three = r.facts, list[Block](), list[Block]()
     if texts := [[how, wrote(text, pattern, most=400)] for how, text in _texts(r)]:
         table = Table(heads("how", "it writes:texts"), texts)
         folds.append(Fold("What it writes to the first prompt", [table], open=True))
     drawn = {"spectrum": spectrum(r.spectrum), "depth": depth(r), "growth": growth(r)}
     if f.read_rank:
-        drawn = {"present-read": present_and_read(r), **drawn}
+        drawn = {"present-read": present_and_read(r, reached), **drawn}
+        three.append(Text(_three(r, reached)))
     return Card(
         f"#{r.number}",
         [r.arm, f"layer {f.layer}", f"norm {f.norm:.3g}"],
         [
             Text(words(r), "lead"),
+            *three,
             _at_its_layer(r),
             _along_depth(r),
             _on_texts(r),
@@ -71,6 +85,15 @@ def card(r: ManifoldReport, pattern: re.Pattern[str] | None = None) -> Card:
             Fold("With more text, along the depth", [_more(r)]),
         ],
     )
+
+
+def _three(r: ManifoldReport, reached: Test | None) -> str:
+    by = said("manifold", "unasked")
+    if reached is not None:
+        share, verdict = reached.found.share, reached.verdict.value
+        by = said("manifold", "reached", share=share, verdict=verdict)
+    present, read = r["energy_top"].found, r["read"].found
+    return said("manifold", "three", present=present, read=read, reached=by)
 
 
 def _at_its_layer(r: ManifoldReport) -> Table:
@@ -236,15 +259,22 @@ def depth(report: ManifoldReport) -> alt.LayerChart:
     return (ticks.encode(alt.X("layer:O"), up, tooltip=told) + bars + dots).properties(height=300)
 
 
-def present_and_read(report: ManifoldReport) -> alt.LayerChart:
-    """Draw how much of the vector, and of its controls, is present and read."""
+def present_and_read(report: ManifoldReport, reached: Test | None = None) -> alt.LayerChart:
+    """Draw how much of the vector, and of its controls, is present and read, and reachable."""
+    shares = dict.fromkeys(KINDS, "")
+    if reached is not None:
+        kinds = ([reached.found], reached.made, reached.of(REACHED_RANDOM))
+        for name, cases in zip(KINDS, kinds, strict=True):
+            if cases:
+                shares[name] = f"reached to {median(case.share for case in cases):.0%}"
     rows = []
     for name, field in zip(KINDS, ("found", "natural", "random"), strict=True):
         across, up = (getattr(report[judge], field) for judge in ("energy_top", "read"))
         if field == "found":
             across, up = (Range(value, value, value) for value in (across, up))
         ends = {"left": across.low, "right": across.high, "low": up.low, "high": up.high}
-        rows.append({"of": name, "present": across.median, "read": up.median, **ends})
+        at = {"present": across.median, "read": up.median, "reached": shares[name]}
+        rows.append({"of": name, **at, **ends})
     told = ["of:N", "present:Q", "read:Q"]
     base = over(rows).encode(colour("of", KINDS, columns=2), tooltip=told)
     along = alt.X("present:Q", scale=WHOLE, axis=alt.Axis(format="%"))
@@ -253,7 +283,9 @@ def present_and_read(report: ManifoldReport) -> alt.LayerChart:
     )
     tall = base.mark_rule().encode(along, alt.Y("low:Q", title="read"), alt.Y2("high:Q"))
     dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, share("read", "read"))
-    return (wide + tall + dots).properties(height=280)
+    texts = base.mark_text(align="left", dx=9, dy=-9)
+    beside = texts.encode(along, share("read", "read"), text="reached:N")
+    return (wide + tall + dots + beside).properties(height=280)
 
 
 def growth(report: ManifoldReport) -> alt.LayerChart:

@@ -7,11 +7,22 @@ import re
 import altair as alt
 
 from educe.inversion import kept
-from educe.inversion.report import Case, Reachability
+from educe.inversion.report import Case, Reachability, Test
 from educe.report import words
-from educe.report.document import Block, Card, Fold, Part, Table, Text, averaged, heads, wrote
+from educe.report.document import (
+    Block,
+    Card,
+    Fold,
+    Heading,
+    Part,
+    Table,
+    Text,
+    averaged,
+    heads,
+    wrote,
+)
 from educe.report.drawing import colour, figure, lines, percent
-from educe.report.words import said
+from educe.report.words import said, told
 from educe.run.store import Run
 
 #: How the roles of cases are drawn.
@@ -32,21 +43,30 @@ def part(run: Run, pattern: re.Pattern[str] | None) -> Part | None:
 
 def card(r: Reachability, pattern: re.Pattern[str] | None = None) -> Card:
     """Return a reachability report."""
-    f, found = r.facts, r.found
-    columns = heads("of", "which", "share", "searched:.0%", "effect:.3g*", "perplexity:.3g*")
+    s = r.settings
+    badges = [r.arm, f"norm {r.norm:.3g}", f"{s.tokens} tokens by {s.method}"]
+    each = [block for test in r.tests for block in _of_aim(r, test, pattern)]
+    return Card(f"#{r.number}", badges, [Text(r.words, "lead"), *each])
+
+
+def _of_aim(r: Reachability, test: Test, pattern: re.Pattern[str] | None) -> list[Block]:
+    """Return what one aim comes to."""
+    found, cases = test.found, (test.found, *test.controls)
+    title, effect = told("aims", "output" if test.layer is None else "stream", layer=test.layer)
+    columns = heads(test.aim, "which", "share", "searched:.0%", "effect:.3g*", "perplexity:.3g*")
     columns += heads("natural:.0%", "string:texts", "nearest natural:texts*", "its share:.0%*")
-    share = [(c.share, c.low, c.high) for c in (found, *r.controls)]
+    share = [(c.share, c.low, c.high) for c in cases]
     rows = [
         [
             *(c.role, None if c is found else wrote(c.name), averaged(of, ".0%"), c.searched),
             *(c.effect, c.perplexity, c.natural, wrote(c.string, pattern)),
             *(wrote(c.nearest, pattern), c.nearest_share),
         ]
-        for c, of in zip((found, *r.controls), share, strict=True)
+        for c, of in zip(cases, share, strict=True)
     ]
     blocks: list[Block] = [
-        Text(r.words, "lead"),
-        Table(columns, rows, said("tables", "reachable", f=f)),
+        Heading(title),
+        Table(columns, rows, said("tables", "reachable", s=r.settings, effect=effect)),
     ]
     if found.front:
         each = [[wrote(string, pattern), *numbers] for string, *numbers in found.front]
@@ -57,15 +77,14 @@ def card(r: Reachability, pattern: re.Pattern[str] | None = None) -> Card:
         texts = [[name, wrote(text)] for name, text in zip(names, found.texts, strict=True)]
         asked = Table(heads("how", "it writes:texts"), texts)
         blocks.append(Fold("On a fresh prompt", [asked], open=True))
-    badges = [r.arm, f"norm {f.norm:.3g}", f.aim, f"{f.tokens} tokens by {f.method}"]
-    return Card(f"#{r.number}", badges, [*blocks, figure("reach", curves(r), r.number)])
+    return [*blocks, figure("reach", curves(test), f"{r.number}-{test.aim}")]
 
 
-def curves(report: Reachability) -> alt.Chart:
+def curves(test: Test) -> alt.Chart:
     """Draw how the loss of each search falls with its reads, as a share of its first."""
     rows = [
         {"reads": reads, "left": best / case.curve[0][1], "of": case.role, "case": _named(case)}
-        for case in (report.found, *report.controls)
+        for case in (test.found, *test.controls)
         for reads, best in case.curve
         if case.curve[0][1] > 0
     ]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.errors import MethodError
-from educe.inversion.searches import epo, gcg, nearest, soft
+from educe.inversion.searches import epo, gcg, soft
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target
 from educe.methods.state import State
@@ -34,7 +34,6 @@ SEARCHES: dict[str, Search] = {
     "gcg": Search(gcg.GcgConfig, gcg.start, gcg.step),
     "epo": Search(epo.EpoConfig, epo.start, epo.step),
     "soft": Search(soft.SoftConfig, soft.start, soft.step),
-    "nearest": Search(nearest.NearestConfig, nearest.start, nearest.step),
 }
 
 
@@ -77,7 +76,7 @@ def search(
     Args:
         target: What it should do.
         vocabulary: What it may be made of.
-        first: The strings to begin with, all of one length; of `nearest`, all that are ranked.
+        first: The strings to begin with, all of one length.
         method: One of `SEARCHES`.
         budget: Strings that may be read at one place, after which no step is begun.
         seed: The same seed gives the same string.
@@ -91,11 +90,12 @@ def search(
 
     Example:
         >>> from educe.forward.inserted import Opening
+        >>> from educe.inversion.examples import natural
         >>> from educe.inversion.searches import search
         >>> from educe.inversion.strings import Vocabulary
         >>> from educe.inversion.targets import text
-        >>> words, draw = Vocabulary(lm), torch.Generator().manual_seed(0)
-        >>> first = words.drawn(4, 3, draw)
+        >>> words = Vocabulary(lm)
+        >>> first = natural(words, 3, 4)
         >>> found = search(text([Opening(lm, part.batch, 0)], [70, 71]), words, first, budget=200)
         >>> found.strings.shape
         torch.Size([1, 3])
@@ -113,7 +113,7 @@ def search(
         state = how.start(target, first, config, seed)
         if on_step is not None:
             on_step(state)
-    while int(state["reads"]) < budget and len(state.get("left", state["strings"])):
+    while int(state["reads"]) < budget:
         state = how.step(target, vocabulary, config, state)
         if on_step is not None:
             on_step(state)

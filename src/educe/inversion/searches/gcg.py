@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from educe.inversion.searches.state import GRADIENT, advanced, begun, drawing, flipped
+from educe.inversion.searches.state import GRADIENT, advanced, begun, drawing, flipped, screened
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import Target
 from educe.methods.state import State
@@ -31,8 +31,6 @@ from educe.whole import AtLeast
 
 #: Flips that are tried together, at most.
 TOGETHER = 8
-#: One in so many candidates is read at all places.
-KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,9 @@ def step(target: Target, vocabulary: Vocabulary, config: GcgConfig, state: State
     draw, best = drawing(state), state["strings"]
     gradient = target.slope(best).tokens
     some = flipped(best, gradient, vocabulary, config.width, config.top, draw)
-    places, reads = len(target.places), GRADIENT * len(target.places)
-    if places > 1 and len(some) > KEPT:
-        reads += len(some)
-        rough = target.at_one(len(state["curve"]) % places).loss(some)
-        some = some[rough.argsort(stable=True)[: -(-len(some) // KEPT)]]
-    loss = target.loss(some)
-    both = together(best[0], some[loss.argsort(stable=True)], vocabulary)
-    reads += (len(some) + len(both)) * places
+    some, loss, reads = screened(target, some, len(state["curve"]))
+    both = together(best[0], some, vocabulary)
+    reads += (len(both) + GRADIENT) * len(target.places)
     strings = torch.cat([best, some, both])
     loss = torch.cat([state["loss"], loss, target.loss(both)])
     first = loss.argsort(stable=True)[:1]

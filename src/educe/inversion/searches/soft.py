@@ -26,9 +26,6 @@ from educe.inversion.targets import Target
 from educe.methods.state import State
 from educe.whole import Above, AtLeast
 
-#: Decay of the first and of the second moment, and what keeps a division finite (Kingma & Ba 2015).
-DECAY, SECOND, TINY = 0.9, 0.999, 1e-8
-
 
 @dataclass(frozen=True)
 class SoftConfig:
@@ -42,7 +39,7 @@ class SoftConfig:
         top: Tokens that count as favoured at each place in the repair.
     """
 
-    steps: Annotated[int, AtLeast(1)] = 40
+    steps: Annotated[int, AtLeast(1)] = 16
     rate: Annotated[float, Above(0)] = 0.1
     near: Annotated[int, AtLeast(1)] = 4
     width: Annotated[int, AtLeast(1)] = 32
@@ -58,8 +55,8 @@ def start(target: Target, first: Int[Tensor, "n k"], config: SoftConfig, seed: i
         state
         | {
             "soft": x,
-            "soft.first": torch.zeros_like(x),
-            "soft.second": torch.zeros_like(x),
+            "soft.exp_avg": torch.zeros_like(x),
+            "soft.exp_avg_sq": torch.zeros_like(x),
             "soft.curve": torch.zeros(0, dtype=torch.float64),
         }
     )
@@ -76,19 +73,18 @@ def step(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: Stat
 
 
 def _moved(target: Target, config: SoftConfig, state: State) -> State:
-    """Take a step of Adam."""
-    x, t = state["soft"], len(state["soft.curve"]) + 1
+    """Take a step of Adam, which goes on where it was."""
+    x, curve = state["soft"].clone(), state["soft.curve"]
     slope = target.slope(state["strings"], x)
-    g = slope.embedded
-    mean = DECAY * state["soft.first"] + (1 - DECAY) * g
-    square = SECOND * state["soft.second"] + (1 - SECOND) * g.square()
-    size = config.rate * float(table(target.lm).std())
-    scaled = (square / (1 - SECOND**t)).sqrt() + TINY
+    adam = torch.optim.Adam([x], lr=config.rate * float(table(target.lm).std()))
+    moments = {name: state[f"soft.{name}"].clone() for name in ("exp_avg", "exp_avg_sq")}
+    adam.state[x] = {"step": torch.tensor(float(len(curve)))} | moments
+    x.grad = slope.embedded
+    adam.step()
     new = {
-        "soft": x - size * (mean / (1 - DECAY**t)) / scaled,
-        "soft.first": mean,
-        "soft.second": square,
-        "soft.curve": torch.cat([state["soft.curve"], slope.loss.double().cpu()]),
+        "soft": x,
+        **{f"soft.{name}": moment for name, moment in moments.items()},
+        "soft.curve": torch.cat([curve, slope.loss.double().cpu()]),
         "loss": state["loss"],
     }
     return advanced(state, drawing(state), GRADIENT * len(target.places), new)

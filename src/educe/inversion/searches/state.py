@@ -13,10 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.inversion.strings import Vocabulary
+from educe.inversion.targets import Target
 from educe.methods.state import State
 
 #: What a gradient costs, in reads.
 GRADIENT = 3
+#: One in so many strings is read at all places.
+KEPT = 4
 
 
 def begun(seed: int) -> tuple[State, torch.Generator]:
@@ -38,6 +41,29 @@ def advanced(state: State, draw: torch.Generator, reads: int, new: dict[str, Ten
     point = torch.stack([total.double(), new["loss"].min().double()])[None]
     curve = torch.cat([state["curve"].double(), point])
     return State(state | new | {"reads": total, "draw": draw.get_state(), "curve": curve})
+
+
+def screened(
+    target: Target, strings: Int[Tensor, "n k"], turn: int = 0
+) -> tuple[Int[Tensor, "m k"], Float[Tensor, "m"], int]:
+    """Return the best of some strings, the best first, their losses, and what it cost, in reads.
+
+    Where a target has several places, all strings are read at one of them, and the best quarter at
+    all.
+
+    Args:
+        target: What is to be small.
+        strings: The strings.
+        turn: Which place is the one, counted round and round.
+    """
+    places, reads = len(target.places), 0
+    if places > 1 and len(strings) > KEPT:
+        reads = len(strings)
+        rough = target.at_one(turn % places).loss(strings)
+        strings = strings[rough.argsort(stable=True)[: -(-len(strings) // KEPT)]]
+    loss = target.loss(strings)
+    order = loss.argsort(stable=True)
+    return strings[order], loss[order], reads + len(strings) * places
 
 
 def flipped(
