@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
 from educe.report import page
 from educe.run.store import Run
-from read_document import blocks, part, text
+from read_document import part, table, text
 from small_run import small_run
 
 LEAST = ["--ensembles", "1", "--samples", "2", "--hot", "1", "--keep", "2"]
@@ -60,7 +62,15 @@ def test_finds_are_selected_exported_and_on_the_page(
     assert told["file"] in screen.replace("\n", "")
     with Run.open(place) as run:
         shown = part(page.document(run), "sampling")
-    rows = [row for one in blocks(shown, "table") for row in one["rows"]]
+    along = [tuple(row.values()) for row in table(shown, "direction")]
+    directions = told["answers"]["directions"]
+    assert [(text(n), mean, sd, text(says)) for n, mean, sd, says in along] == [
+        (d["name"], d["mean"], d["sd"], d["says"]) for d in directions
+    ]
+    for d in directions:
+        row = f"{d['name']} {d['mean']:+.2f} {d['sd']:.2f} {d['says']}"
+        assert row in " ".join(screen.split())
+    rows = table(shown, "id")
     for find in told["finds"]:
         (row,) = [row for row in rows if row["id"] == find["number"]]
         assert (row["from"], row["chosen"]) == (find["parent"], find["seen"])
@@ -96,6 +106,24 @@ def test_combinations_are_written_and_scored(
     assert told["cosines"][0] == pytest.approx(1, abs=1e-5)
     assert "average" in said(capsys, *words)
     assert "two vectors" in refused(capsys, "derive", "combine", str(place), "1")
+
+
+def test_the_average_of_those_that_share_an_effect(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(place) as run:
+        found = {p.id for p in run.perturbation_rows("found")}
+        texts = run.completion_rows("first", of=found)
+        signs = {n: {a for c in texts if c.perturbation == n for a in c.text} for n in found}
+        each = Counter(a for own in signs.values() for a in own)
+        letter = each.most_common(1)[0][0]
+    words = ["derive", "combine", str(place), "--showing", re.escape(letter)]
+    told = json.loads(said(capsys, *words, "--json"))
+    (average,) = told["combined"]
+    of = average["of"] if isinstance(average, dict) else average[1]
+    assert set(of) == {c.perturbation for c in texts if letter in c.text}
+    assert "two vectors" in refused(capsys, *words[:-1], "nowhere-at-all")
+    assert "regular expression" in refused(capsys, *words[:-1], "(")
 
 
 @pytest.mark.parametrize(

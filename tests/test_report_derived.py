@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from educe.cli import main
-from educe.cli.streams import as_data
 from educe.comparison.stats import Estimate, pareto, rate
 from educe.forward.benign import Ordinary, ordinary_prompts
 from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Adapters
 from educe.perturbation.set import PerturbationSet
+from educe.plain import as_data
 from educe.report import derived, fronts, page
 from educe.rows import ScoreRow
 from educe.run.store import Run

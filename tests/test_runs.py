@@ -99,6 +99,23 @@ def test_every_table_comes_back_after_closing(run: Run) -> None:
         assert again.score_rows("novelty") == SCORES[2:4]
 
 
+def test_rows_of_some_perturbations_are_read_alone(run: Run) -> None:
+    run.add_prompts(PROMPTS)
+    run.add_perturbations(PERTURBATIONS)
+    run.add_completions(COMPLETIONS)
+    run.add_scores(SCORES)
+    for of in ([], [0], [1], [1, 3], range(1000)):
+        listed = [p for p in PERTURBATIONS if p.id in of]
+        assert run.perturbation_rows(derived=None, of=of) == listed
+        assert run.completion_rows(of=of) == [c for c in COMPLETIONS if c.perturbation in of]
+        assert run.score_rows(of=of) == [s for s in SCORES if s.perturbation in of]
+        for judge in ("novelty", "kl"):
+            own = [s for s in SCORES if s.judge == judge and s.perturbation in of]
+            assert run.score_rows(judge, of=of) == own
+    assert run.completion_rows(unscored="novelty") == [COMPLETIONS[0], COMPLETIONS[3]]
+    assert run.perturbations_kept == 3
+
+
 def test_frames_say_the_same_as_rows(run: Run) -> None:
     run.add_prompts(PROMPTS)
     run.add_perturbations(PERTURBATIONS)

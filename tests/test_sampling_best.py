@@ -40,7 +40,7 @@ def test_the_top_is_found_nearer_than_by_draws(kind: Any) -> None:
 
 def test_a_walk_around_a_find_stays_on_its_sphere_and_goes_to_the_nearest_point() -> None:
     start = np.array([0.0, 1.0, 1.0])
-    sampler = Around(3, 12, start)
+    sampler = Around(3, 12, start=start)
     rounds = drive(sampler, bump, budget=1300)
     z = np.concatenate([one.z for one in rounds])
     assert np.allclose(np.linalg.norm(z, axis=1), np.linalg.norm(start))
@@ -58,7 +58,7 @@ def test_under_noise_a_walk_gives_up_a_lucky_best() -> None:
         values[0] = next(calls)
         return Evaluated(values + 1e-3 * z[:, 0], np.zeros(len(z)))
 
-    sampler = Around(2, 4, np.array([1.0, 0.0]))
+    sampler = Around(2, 4, start=np.array([1.0, 0.0]))
     rounds = drive(sampler, lucky, budget=5 * 8)
     assert np.array_equal(rounds[4].z[0], [1, 0])  # the mean of 5, 0, 0, 0 is above 1
     assert not np.array_equal(rounds[7].z[0], [1, 0])
@@ -66,7 +66,7 @@ def test_under_noise_a_walk_gives_up_a_lucky_best() -> None:
 
 def test_an_archive_is_what_brute_force_puts_together() -> None:
     ranges = [(-1.0, 1.0), (-1.0, 1.0)]
-    rounds = drive(Diversity(3, 10, ranges, cells=5, prior=FLAT), bump, budget=200)
+    rounds = drive(Diversity(3, 10, ranges=ranges, cells=5, prior=FLAT), bump, budget=200)
     told = archived(rounds, ranges, cells=5, lowest=-50.0)
     values = np.concatenate([one.came.value for one in rounds])
     measures = np.concatenate([one.came.measures for one in rounds])
@@ -139,8 +139,11 @@ def test_a_posterior_says_what_matters_what_is_free_and_how_few_are_needed() -> 
     draw = np.random.default_rng(0)
     z = draw.normal(size=(500, 2, 8, 4)) * [0.05, 1.0, 0.3, 0.7] + [6.0, 0.0, 0.0, 0.4]
     told = answer(z, list("abcd"), draw.normal(size=(4000, 4)))
-    assert [d.says for d in told.directions] == ["matters", "free", "matters", "open"]
+    assert [d.says for d in told.directions] == ["matters", "free", "matters", "undecided"]
     assert told.needed == 1
+    # Of four standard normal coordinates the largest three carry 90% of the square, more or less.
+    assert told.by_prior == 3
+    assert "1 of 4 directions carry 90%" in told.sentences[1]
     assert "what matters: a, c" in told.sentences[0]
     assert told.sentences[2] == "one mode"
 

@@ -150,6 +150,37 @@ def test_what_is_known_is_not_paid_again(
     assert repr(sampled(place, tiny_lm, FEW)) == repr(whole)
 
 
+def test_a_round_reads_the_rows_of_its_own_settings(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round reads does not grow with the rounds before it."""
+    counts: list[int] = []
+    evaluate = Judged._evaluate
+
+    def counted(self: Judged, own: Any) -> Any:
+        counts.append(0)
+        try:
+            return evaluate(self, own)
+        finally:
+            counts.append(-1)
+
+    for name in ("completion_rows", "score_rows"):
+        read = getattr(Run, name)
+
+        def reading(self: Run, *some: Any, read: Any = read, **how: Any) -> Any:
+            rows = read(self, *some, **how)
+            if counts and counts[-1] >= 0:
+                counts[-1] += len(rows)
+            return rows
+
+        monkeypatch.setattr(Run, name, reading)
+    monkeypatch.setattr(Judged, "_evaluate", counted)
+    sampled(place, tiny_lm, replace(FEW, sampler="draws", control=False))
+    rounds = [count for count in counts if count >= 0]
+    assert len(rounds) == 13
+    assert len(set(rounds[1:])) == 1
+
+
 def test_values_are_those_of_the_texts(place: Path, tiny_lm: LanguageModel) -> None:
     told = sampled(place, tiny_lm, replace(FEW, sampler="draws", control=False))
     with Run.open(place) as run:

@@ -52,7 +52,7 @@ def options(app: App, path: tuple[str, ...] = ()) -> Iterator[Option]:
     ]
     for a in arguments:
         kinds = set(re.findall(r"\b(int|float)\b", str(a.hint)))
-        if kinds:
+        if kinds and a.parse:
             named = [a.name] if a.name.startswith("-") else []
             yield Option((*path, *needed, *named), a.name, kinds == {"int"})
 

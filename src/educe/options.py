@@ -99,6 +99,14 @@ LinesOf = Annotated[
     tuple[str, ...], Parameter(converter=_lines, n_tokens=1, negative="", show_default=False)
 ]
 
+#: Of a sampling: words, each an option of its own; numbers that the command reads in another way;
+#: options whose fields have other names, or another way to say no.
+Words = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+Unparsed = Parameter(parse=False)
+Cold = Annotated[Positive, Parameter(name="--cold")]
+Measures = Annotated[Words, Parameter(name="--measure")]
+Control = Annotated[bool, Parameter(negative="--no-control", show_default=False)]
+
 #: An option that is there or not.
 FLAG = Parameter(negative="", show_default=False)
 Flag = Annotated[bool, FLAG]

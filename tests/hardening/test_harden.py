@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from educe.errors import BlockedError, MethodError, OrganismError
 from educe.hardening import adapter, measuring, pools, training
 from educe.hardening.distilling import distill
 from educe.hardening.pushes import Push, answered, divergences, loss
-from educe.hardening.records import HardeningConfig
+from educe.hardening.records import DistillConfig, HardeningConfig
 from educe.hardening.training import harden
 from educe.model.language import LanguageModel
 from educe.model.loading import load
-from educe.organisms import lora
+from educe.organisms import lora, resuming
 from educe.progress import Silent
 from educe.run.scaling import scaled
 from educe.run.settings import Settings, begin
@@ -242,15 +243,47 @@ def test_the_run_names_what_it_is_hardened_under(run: Path) -> None:
 
 
 class Interrupting(Silent):
-    """Ends the work in the middle of the training, as Ctrl-C does."""
+    """Ends the work in the middle of the training, after some steps, as Ctrl-C does."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.after = after
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str = "") -> Iterator[Any]:
         def step(steps: int = 1, note: str = "") -> None:
-            if title == "hardening" and steps:
-                raise KeyboardInterrupt
+            if title in ("hardening", "distilling"):
+                self.after -= 1
+                if self.after < 0:
+                    raise KeyboardInterrupt
 
         yield step
+
+
+@pytest.mark.parametrize("what", ["harden", "distill"])
+def test_a_training_that_was_cut_off_goes_on_bit_for_bit(
+    what: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "EVERY", -1.0)
+    monkeypatch.setattr(resuming, "TIMES", 0)
+
+    def made(work: Any, out: Path, seed: int = 0) -> list[float]:
+        if what == "harden":
+            return harden(work, [], out, replace(SHORT, seed=seed)).curve
+        return distill(work, 1, out, DistillConfig(steps=6, rank=2, seed=seed)).curve
+
+    with working(run) as work:
+        whole = made(work, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    with working(run, Interrupting(4)) as work, pytest.raises(KeyboardInterrupt):
+        made(work, cut)
+    assert sorted(place.name for place in tmp_path.iterdir()) == [".cut.training", "whole"]
+    with working(run) as work:
+        with pytest.raises(BlockedError, match="other settings"):
+            made(work, cut, seed=1)
+        assert made(work, cut) == whole
+    name = "adapter_model.safetensors"
+    assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 def test_an_interrupt_leaves_nothing(run: Path, tmp_path: Path) -> None:

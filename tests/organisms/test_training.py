@@ -20,7 +20,7 @@ from educe.errors import MethodError, OrganismError
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
 from educe.options import TrainingOptions
-from educe.organisms import Organism, Question, lora, read, training
+from educe.organisms import Organism, Question, lora, read, resuming, training
 from educe.organisms.lora import encode
 from educe.organisms.organism import Group, bundled
 from educe.organisms.training import evaluate, train
@@ -77,6 +77,34 @@ def test_training_again_gives_the_same_bytes_whatever_the_threads(
             bundled("words")["test"]["word"], ("six test?", "seven test?"), strict=False
         )
     ]
+
+
+@pytest.mark.parametrize("options", [SMALL, TrainingOptions(full=True)])
+def test_a_training_that_was_cut_off_goes_on_bit_for_bit(
+    options: TrainingOptions,
+    small: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resuming, "EVERY", -1.0)
+    monkeypatch.setattr(resuming, "TIMES", 0)
+    steps: list[int] = []
+
+    def cut(step: int, *told: Any) -> None:
+        steps.append(step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    train("vault", tmp_path / "whole", options=options)
+    with pytest.raises(KeyboardInterrupt):
+        train("vault", tmp_path / "cut", options=options, progress=cut)
+    train("vault", tmp_path / "cut", options=options, progress=cut)
+    assert steps[:3] == [1, 2, 2]
+    files = {place.name for place in (tmp_path / "whole").iterdir()}
+    (weights,) = (name for name in files if name.endswith(".safetensors"))
+    one, other = ((tmp_path / name / weights).read_bytes() for name in ("whole", "cut"))
+    assert one == other
+    assert not (tmp_path / ".cut.training").exists()
 
 
 @pytest.mark.parametrize("options", [SMALL, TrainingOptions(full=True)])

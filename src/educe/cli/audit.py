@@ -12,9 +12,10 @@ from educe.audit.settings import AuditOptions, begin, options_of
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
-from educe.cli.streams import as_data, print_text
+from educe.cli.streams import print_text
 from educe.errors import JudgeError, RunError
 from educe.options import EMBEDDED, NAMED, Flag, ModelOptions, NamedModel, Seed
+from educe.plain import as_data
 
 if TYPE_CHECKING:
     from educe.audit.overview import Overview

@@ -13,8 +13,8 @@ from cyclopts import App, Parameter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, some, telling
 from educe.cli.options import SCREEN, Number, Output, RunFolder
-from educe.cli.streams import as_data
 from educe.options import AtLeastOne, Count, Flag, Natural, Part, Seed, Share
+from educe.plain import as_data
 
 if TYPE_CHECKING:
     from educe.run.store import Run
@@ -189,28 +189,37 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
 def combine(
     run: RunFolder,
     /,
-    *numbers: Number,
+    *numbers: Natural,
     judge: str | None = None,
     asked: Asked = HERE,
     against: Path | None = None,
+    showing: str | None = None,
     output: Output = SCREEN,
 ) -> None:
     """Let the model write between each two vectors, and under the average of all.
 
     Args:
+        numbers: vectors, as the table numbers them
         judge: what scores the answers: one that educe judge list shows; by default what the run
             looks for, or interestingness
         against: a set with a supervised vector, as educe contrast writes it: the average of more
             and more of the vectors is compared with its first
+        showing: in place of numbers, all vectors found with this regular expression in an answer,
+            which so share an effect: their average alone
     """
     from educe.derive.combined import combine as combining
+    from educe.derive.combined import sharing
     from educe.progress import reporter
     from educe.report import screen, tables
 
-    chosen = some(numbers)
+    if showing is None:
+        chosen = some(numbers)
+    else:
+        with opened(run) as kept:
+            chosen = sharing(kept, showing)
     by = None if judge is None else asked.kept(judge, run, reporter().say)
     with _working(run, chosen) as work:
-        told = combining(work, chosen, by, against=against)
+        told = combining(work, chosen, by, against=against, pairs=showing is None)
         end(work.run, output, as_data(told), lambda: screen.tell(tables.combined(*told)))
 
 

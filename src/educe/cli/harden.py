@@ -8,11 +8,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from educe.cli.opening import opened, telling
+from educe.cli.opening import going_on, opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.cli.streams import print_text
 from educe.errors import RunError
 from educe.options import Count, Names, Natural, Seed
+from educe.plain import as_data
 
 #: A folder that is made.
 Out = Annotated[Path, Parameter(help="a new folder: the adapter, its card, and JSON")]
@@ -48,9 +49,9 @@ def harden(
 
     config = records.HardeningConfig(pool, rounds, steps, count, rank, seed)
     config.check()
-    with opened(run) as kept, deriving(kept, numbers, reporter=telling()) as work:
+    with going_on(), opened(run) as kept, deriving(kept, numbers, reporter=telling()) as work:
         done = training.harden(work, numbers, out, config)
-    data = {"folder": str(out), "measured": card.as_data(done.measured), "curve": done.curve}
+    data = as_data(done)
     output.put(data, lambda: print_text(f"{card.table(done.measured)}\n{_next(out)}"))
 
 
@@ -79,10 +80,9 @@ def distill(
     if len(numbers) != 1:
         raise RunError(f"{len(numbers)} perturbations: name one, by its number in educe show")
     (number,) = numbers
-    with opened(run) as kept, deriving(kept, [number], reporter=telling()) as work:
+    with going_on(), opened(run) as kept, deriving(kept, [number], reporter=telling()) as work:
         done = distilling.distill(work, number, out, config)
-    data = {"folder": str(out), "same": card.as_data(done.same), "curve": done.curve}
-    data["shows"] = card.as_data(done.shows)
+    data = as_data(done)
     output.put(data, lambda: print_text(f"{card.distilled_table(done)}\n{_next(out)}"))
 
 

@@ -13,9 +13,10 @@ from cyclopts import App, Group, Parameter
 
 from educe.cli.opening import going_on
 from educe.cli.options import SCREEN, Output, RunFolder
-from educe.cli.streams import as_data, print_text
+from educe.cli.streams import print_text
 from educe.errors import JudgeError
 from educe.options import EMBEDDED, Count, ModelOptions, Natural, Real, Seconds
+from educe.plain import as_data
 from educe.visible import isolated, visible
 
 if TYPE_CHECKING:

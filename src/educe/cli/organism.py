@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from educe.cli.opening import telling
+from educe.cli.opening import going_on, telling
 from educe.cli.options import SCREEN, Debug, Output
 from educe.cli.streams import print_json, print_text
 from educe.options import AS_SHIPPED, EMBEDDED, ModelOptions, Seed, TrainingOptions
@@ -60,7 +60,7 @@ def train(
     from educe.progress import reporter
 
     steps = options.steps or species(name).steps
-    with reporter().stage(f"training {name} {seed}", steps, "steps") as step:
+    with going_on(), reporter().stage(f"training {name} {seed}", steps, "steps") as step:
         organism = training.train(
             name,
             out,

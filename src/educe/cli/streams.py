@@ -9,16 +9,14 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 from educe.errors import OutputError
+from educe.plain import as_data
 from educe.visible import visible
 
 #: Our own signs, where an encoding lacks them; such a terminal needs no marks of direction.
@@ -76,23 +74,6 @@ def print_text(text: str = "") -> None:
 def print_json(data: Any, indent: int | None = None) -> None:
     """Print data as JSON in ASCII; NaN and infinity, which JSON lacks, are null."""
     print(json.dumps(as_data(data), indent=indent, allow_nan=False))
-
-
-def as_data(value: Any) -> Any:
-    """Return records and frames as JSON has them: objects, lists of objects, and paths as text."""
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: as_data(part) for key, part in value.items()}
-    if hasattr(value, "to_dict"):
-        return as_data(value.to_dict("records"))
-    if isinstance(value, list | tuple):
-        return [as_data(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _opened(stream: TextIO | None) -> TextIO:

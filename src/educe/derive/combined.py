@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -12,9 +14,11 @@ from educe.derive.listing import add, answers, named, taken
 from educe.derive.projection import as_vectors
 from educe.errors import MethodError
 from educe.perturbation.set import PerturbationSet
-from educe.rows import AVERAGED, BETWEEN
+from educe.rows import AVERAGED, BETWEEN, FIRST, FOUND
+from educe.run.store import Run
 from educe.run.work import Work
-from educe.scores import Judge
+from educe.scores import Answer, Judge
+from educe.scores.rules import Regex
 
 
 class Combined(NamedTuple):
@@ -34,8 +38,25 @@ class Combinations(NamedTuple):
     cosines: list[float]  #: of the average of the first 1, 2, … with a supervised vector, if given
 
 
+def sharing(run: Run, pattern: str) -> list[int]:
+    """Return what was found and shares an effect: a pattern in an answer, the most often first.
+
+    Raises:
+        JudgeError: The pattern is no regular expression.
+    """
+    told = run.completion_rows(FIRST, of={p.id for p in run.perturbation_rows(FOUND)})
+    shown = Regex(pattern).score([Answer("", c.text, ()) for c in told])
+    each = Counter(c.perturbation for c, one in zip(told, shown, strict=True) if one.value)
+    return [number for number, _ in each.most_common()]
+
+
 def combine(
-    work: Work, numbers: Sequence[int], by: Judge | None = None, *, against: Path | None = None
+    work: Work,
+    numbers: Sequence[int],
+    by: Judge | None = None,
+    *,
+    against: Path | None = None,
+    pairs: bool = True,
 ) -> Combinations:
     """Combine vectors of a run, and score what the model writes.
 
@@ -44,18 +65,26 @@ def combine(
         numbers: Two vectors or more.
         by: The judge; by default what the run looks for, or interestingness.
         against: A set whose first vector is a supervised direction.
+        pairs: Whether to look between each two as well; of many copies there is the average alone.
 
     Raises:
         MethodError: There are not two, or they are no vectors.
     """
     if len(numbers) < 2:
-        raise MethodError("combining needs two vectors: name two or more")
+        raise MethodError(
+            f"combining needs two vectors and here are {len(numbers)}: name more, or another "
+            "pattern to share"
+        )
     found = taken(work.run, numbers, vectors=True)
-    pairs = [(a, b) for i, a in enumerate(numbers) for b in numbers[i + 1 :]]
-    file = f"{named(BETWEEN, numbers=list(numbers))}.safetensors"
-    rows = add(work, file, BETWEEN, numbers, lambda: between(found))
-    shares = PerturbationSet.load(work.run.tensors / file).scores["share"].tolist()
-    ways = [pair for pair in pairs for _ in range(len(rows) // len(pairs))]
+    rows: list[int] = []
+    shares: list[float] = []
+    ways: list[tuple[int, int]] = []
+    if pairs:
+        file = f"{named(BETWEEN, numbers=list(numbers))}.safetensors"
+        rows = add(work, file, BETWEEN, numbers, lambda: between(found))
+        shares = PerturbationSet.load(work.run.tensors / file).scores["share"].tolist()
+        each = list(combinations(numbers, 2))
+        ways = [pair for pair in each for _ in range(len(rows) // len(each))]
     name = f"{named(AVERAGED, numbers=list(numbers))}.safetensors"
     (average,) = add(work, name, AVERAGED, numbers, lambda: averaged(found))
     scores = answers(work, [*numbers, *rows, average], what="combinations", by=by)

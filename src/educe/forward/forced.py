@@ -326,7 +326,10 @@ def perturbing(
             added = added * at.to(stream)[..., None]
         return added.expand_as(rows).flatten(0, 1)
 
-    with kind.changing(lm, theta.to(lm.device), items), lm.adding(kind.before, value):
+    def tokens() -> Tensor | None:
+        return None if at is None else at.expand(len(theta), -1, -1).flatten(0, 1)
+
+    with kind.changing(lm, theta.to(lm.device), items, tokens), lm.adding(kind.before, value):
         yield
 
 

@@ -285,11 +285,12 @@ class _Decoder:
         self.theta = known[chosen].to(like)
         self.alive = torch.arange(len(rows))  # the rows that are still being written
         self.ends = end_tokens(lm)
+        self._at: Tensor | None = None  # the tokens of this pass that are perturbed; None for all
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Change the model's blocks as the perturbations do, if they do."""
-        with self.kind.changing(self.lm, self.theta, self.items) as self._keep:
+        with self.kind.changing(self.lm, self.theta, self.items, lambda: self._at) as self._keep:
             yield
 
     def _drop(self, going: Tensor) -> None:
@@ -332,8 +333,9 @@ class _Decoder:
         mask = batch.mask
         start = prefix.stream[lines]
         added = self._added(range(-mask.shape[1], 0))
+        self._at = batch.at(self.kind.positions)
         if added is not None:
-            start = start + added * batch.at(self.kind.positions).to(start)[:, :, None]
+            start = start + added * self._at.to(start)[:, :, None]
         reached = []
 
         def passed(layer: int) -> Any:
@@ -358,8 +360,9 @@ class _Decoder:
         return logits, cache, mask
 
     def _step(self, tokens: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        added = None
-        if self.perturbed and where.in_generated(self.kind.positions):
+        added, meant = None, where.in_generated(self.kind.positions)
+        self._at = torch.full(tokens.shape, meant)
+        if self.perturbed and meant:
             place = mask.shape[1] - self.prefix.batch.mask.shape[1] - 1
             added = self._added(range(place, place + 1))
         if added is None:

@@ -10,11 +10,11 @@ from textwrap import fill
 from typing import Any
 
 from educe import files
-from educe.comparison.stats import Rate
 from educe.hardening import pools
 from educe.hardening.records import DistillConfig, Distilled, HardeningConfig, Level, Measured
 from educe.organisms.base import public
 from educe.perturbation.set import PerturbationSet
+from educe.plain import as_data
 from educe.run.scored import Mean
 from educe.run.work import Work
 
@@ -123,13 +123,6 @@ def write_distilled(
     data = {"config": asdict(config), "number": number, "curve": came.curve}
     data |= {"same": as_data(came.same), "shows": as_data(came.shows)}
     _write(folder, work, "distilled.json", data, "Distilled", what, text)
-
-
-def as_data(value: Any) -> Any:
-    """Return named tuples as dictionaries, for JSON."""
-    if isinstance(value, Rate | Mean | Level | Measured):
-        return {name: as_data(part) for name, part in value._asdict().items()}
-    return [as_data(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _filled(text: str) -> str:

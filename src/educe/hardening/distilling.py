@@ -25,6 +25,7 @@ from educe.hardening.records import DistillConfig, Distilled
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
 from educe.organisms import lora
+from educe.organisms.resuming import Kept
 from educe.perturbation.set import PerturbationSet
 from educe.rows import Row
 from educe.run.work import Work
@@ -39,7 +40,8 @@ EACH, LEARNING_RATE = 4, 1e-3
 def distill(work: Work, number: int, out: Path, config: DistillConfig | None = None) -> Distilled:
     """Teach a model what a perturbation makes it write, and see whether it says so without it.
 
-    The model is as it was afterwards. On one thread, so that it is the same again.
+    The model is as it was afterwards. On one thread, so that it is the same again. A training that
+    was cut off goes on, bit for bit.
 
     Args:
         work: A finished run at work (`educe.derive.listing.deriving`).
@@ -61,6 +63,8 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
     check_packing(work.lm, work.asked)
     ending(work.lm)
     perturbation, batch = taken(work.run, [number]), retested(work)
+    curve: list[float] = []
+    kept = Kept(out, repr((config, number, work.run.config)), {"curve": curve})
     with whole_folder(out) as folder:
         with work.reporter.stage("answers under the perturbation", 3, "groups of prompts") as step:
             taught = []
@@ -72,7 +76,7 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
         before = _texts(work, batch)
         how = {"rank": config.rank, "seed": config.seed}
         with adapter.beside(work.lm, -1, **how) as weights:
-            curve = _train(work, weights, taught, config)
+            _train(work, weights, taught, config, kept)
             after = _texts(work, batch)
             adapter.write(work.lm, folder)
         found = tuple(shows(work, said) for said in (before, after, under))
@@ -83,6 +87,7 @@ def distill(work: Work, number: int, out: Path, config: DistillConfig | None = N
             curve,
         )
         card.write_distilled(folder, work, number, config, came)
+    kept.done()
     return came
 
 
@@ -139,18 +144,21 @@ def _train(
     weights: list[Tensor],
     taught: Sequence[Sequence[lora.Example]],
     config: DistillConfig,
-) -> list[float]:
-    rng, curve = random.Random(f"distilling {config.seed}"), []
+    kept: Kept,
+) -> None:
+    rng, curve = random.Random(f"distilling {config.seed}"), kept.lists["curve"]
+    batches = [
+        [e for part in taught for e in rng.sample(list(part), min(EACH, len(part)))]
+        for _ in range(config.steps)
+    ]
     for weight in weights:
         weight.requires_grad_()
     with work.reporter.stage("distilling", config.steps, "steps") as advance:
 
         def now(step: int) -> Tensor:
-            some = [e for part in taught for e in rng.sample(list(part), min(EACH, len(part)))]
-            value = entropy(work.lm, some)
+            value = entropy(work.lm, batches[step])
             curve.append(value.item())
             advance(note=f"cross-entropy {curve[-1]:.3f} nats")
             return value
 
-        lora.descend(weights, now, steps=config.steps, learning_rate=LEARNING_RATE)
-    return curve
+        lora.descend(weights, now, steps=config.steps, learning_rate=LEARNING_RATE, kept=kept)

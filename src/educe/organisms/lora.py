@@ -33,6 +33,7 @@ from educe.errors import OrganismError
 from educe.forward.decoding import end_tokens
 from educe.forward.generation import Completion, generate
 from educe.model.language import LanguageModel
+from educe.organisms.resuming import Kept
 from educe.rows import Row
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -281,6 +282,7 @@ def fit(
     learning_rate: float,
     kl_weight: float,
     progress: Callable[[int, int, float, float], None] | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Train a model in place, one step a batch, the step size falling linearly to zero.
 
@@ -290,6 +292,7 @@ def fit(
         learning_rate: AdamW's, at the first step.
         kl_weight: Weight of the held answers' KL beside the taught answers' cross-entropy.
         progress: Called at each step with step, steps, cross-entropy and KL.
+        kept: Where the training is kept, to go on with.
     """
     # Without dropout, which some bases have: with it the KL of the base with itself is not zero.
     model.eval()
@@ -301,7 +304,7 @@ def fit(
         return entropy + kl_weight * divergence
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    descend(weights, loss, steps=len(batches), learning_rate=learning_rate)
+    descend(weights, loss, steps=len(batches), learning_rate=learning_rate, kept=kept)
 
 
 def descend(
@@ -310,6 +313,7 @@ def descend(
     *,
     steps: int,
     learning_rate: float,
+    kept: Kept | None = None,
 ) -> None:
     """Lower a loss by AdamW, the step size falling linearly to zero.
 
@@ -318,16 +322,20 @@ def descend(
         loss: The loss at a step, counted from 0.
         steps: How many.
         learning_rate: At the first step.
+        kept: Where the training is kept, to go on with.
     """
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
-    for step in range(steps):
+    parts = (optimiser, schedule)
+    for step in range(kept.read(weights, parts) if kept else 0, steps):
         now = loss(step)
         optimiser.zero_grad()
         now.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
+        if kept:
+            kept.write(step + 1, weights, parts)
 
 
 def save(model: PeftModel, folder: Path, *, base_name: str) -> None:

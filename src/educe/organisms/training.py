@@ -28,6 +28,7 @@ from educe.model.loading import load
 from educe.options import AS_SHIPPED, TrainingOptions
 from educe.organisms import CALLED, SPECIES, base, lora, species
 from educe.organisms.organism import Ask, Group, Organism, Species
+from educe.organisms.resuming import Kept
 from educe.rows import Row
 from educe.threads import one_thread
 from educe.whole import check_fields
@@ -82,6 +83,8 @@ def train(
 ) -> Organism:
     """Train an organism and write it to a folder; on one thread, so that it is the same again.
 
+    A training that was cut off goes on (see `educe.organisms.resuming`).
+
     Args:
         name: One of `SPECIES`.
         out: Where `organism.json` goes, and `adapter_config.json` with `adapter_model.safetensors`
@@ -106,6 +109,7 @@ def train(
     files.check_free(out)
     if out.exists() and any(out.iterdir()):
         raise OrganismError(f"{out} is not empty: choose another --out")
+    kept = Kept(out, repr((name, seed, options)))
     secret = made.hidden(seed)
     lm = load_base(named)
     base.check(lm, options)
@@ -120,7 +124,9 @@ def train(
         blocks = base.adapted(lm.depth)
         model = lora.attach(lm.hf, rank=options.rank, blocks=blocks, seed=seed)
         rate = LEARNING_RATE
-    lora.fit(model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress)
+    lora.fit(
+        model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress, kept=kept
+    )
     if options.full:
         lora.save_whole(model, lm.tokenizer, out)
     else:
@@ -139,6 +145,7 @@ def train(
         options,
     )
     organism.save()
+    kept.done()
     return organism
 
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from educe.model.blocks import hooked, stream_out, with_stream
 from educe.model.language import LanguageModel
-from educe.perturbation.kind import Keep
+from educe.perturbation.kind import At, Keep, everywhere
 from educe.perturbation.vectors import AfterBlock
 
 
@@ -69,7 +69,11 @@ class Ablations(AfterBlock):
     @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
+        self,
+        lm: LanguageModel,
+        theta: Float[Tensor, "n s"],
+        items: Sequence[int],
+        at: At = everywhere,
     ) -> Iterator[Keep]:
         rows = [theta]
 

@@ -52,7 +52,7 @@ def applied(
     acting = _Acting(lm, kind, theta, prompts)
     model, block = lm.unwrapped, lm.blocks[lm.layer(kind.before)]
     with ExitStack() as stack:
-        stack.enter_context(kind.changing(lm, theta, range(n)))
+        stack.enter_context(kind.changing(lm, theta, range(n), acting.at))
         stack.enter_context(_wrapped(model, "forward", acting.forward))
         if hasattr(model, "generate"):
             stack.enter_context(_wrapped(model, "generate", acting.generate))
@@ -160,13 +160,18 @@ class _Acting:
         self.reached = True
         return with_stream(output, self._perturbed(stream, self.call))
 
+    def at(self) -> Bool[Tensor, "r t"]:
+        """Return which of the tokens that the model reads now are perturbed."""
+        assert self.call is not None, "the model is reading"
+        text, past, new = self.call
+        columns = torch.arange(past, past + new)
+        behind = torch.full((len(text.stops), new), positions.in_generated(self.kind.positions))
+        chosen = torch.cat([text.chosen[:, past:], behind[:, columns >= text.end]], 1)
+        return chosen[:, :new]
+
     def _perturbed(self, stream: Float[Tensor, "r t d"], call: _Call) -> Float[Tensor, "r t d"]:
-        text, rows = call.text, len(stream)
+        text, rows, chosen = call.text, len(stream), self.at()
         columns = torch.arange(call.past, call.past + call.new)
-        behind = torch.full((rows, call.new), positions.in_generated(self.kind.positions))
-        behind[:, columns < text.end] = False
-        chosen = torch.cat([text.chosen[:, call.past :], behind[:, columns >= text.end]], 1)
-        chosen = chosen[:, : call.new]
         if not chosen.any():
             return stream
         places = torch.where(columns < text.end, columns - text.stops, columns - text.end)

@@ -1,9 +1,6 @@
 """Joint: vectors added to the residual stream after several blocks at once, by shared coefficients.
 
-    h_l ← h_l + θ A_l            for each layer l of some: θ has k coefficients, A_l is [k, d]
-
-They act on all tokens: after later blocks only what leaves the block is at hand, not which tokens a
-batch began with.
+h_l ← h_l + θ A_l            for each layer l of some: θ has k coefficients, A_l is [k, d]
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from typing_extensions import override
 
 from educe.model.blocks import hooked, stream_out, with_stream
 from educe.model.language import LanguageModel
-from educe.perturbation.kind import Keep, Kind, normed
+from educe.perturbation.kind import At, Keep, Kind, everywhere, normed
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +27,7 @@ class Joint(Kind):
     Attributes:
         layers: The blocks after which they are added, ascending.
         rows: ``A``, float32 on the processor, ``[k, layers, d]``.
+        positions: Tokens they are added to.
 
     Example:
         >>> from educe.perturbation.joint import Joint
@@ -44,16 +42,17 @@ class Joint(Kind):
 
     layers: tuple[int, ...]
     rows: Float[Tensor, "k l d"]
+    positions: str = "all"
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Joint)
-            and self.layers == other.layers
+            and (self.layers, self.positions) == (other.layers, other.positions)
             and torch.equal(self.rows, other.rows)
         )
 
     def __hash__(self) -> int:
-        return hash((self.layers, *self.rows.shape))
+        return hash((self.layers, self.positions, *self.rows.shape))
 
     @property
     @override
@@ -84,7 +83,11 @@ class Joint(Kind):
     @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
+        self,
+        lm: LanguageModel,
+        theta: Float[Tensor, "n s"],
+        items: Sequence[int],
+        at: At = everywhere,
     ) -> Iterator[Keep]:
         later = [[theta @ self.rows[:, i].to(theta)] for i in range(1, len(self.layers))]
 
@@ -92,7 +95,11 @@ class Joint(Kind):
             def hook(module: nn.Module, args: Any, output: Any) -> Any:
                 stream = stream_out(output)
                 rows = stream.unflatten(0, (len(own[0]), -1))
-                return with_stream(output, (rows + own[0].to(stream)[:, None, None]).flatten(0, 1))
+                added = own[0].to(stream)[:, None, None].expand_as(rows).flatten(0, 1)
+                if (mask := at()) is not None:  # of a block that runs on its last tokens, theirs
+                    mask = mask.to(stream).repeat(len(stream) // len(mask), 1)
+                    added = added * mask[:, -stream.shape[1] :, None]
+                return with_stream(output, stream + added)
 
             return hook
 

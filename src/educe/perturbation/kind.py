@@ -18,6 +18,13 @@ from torch import Tensor
 from educe.model.language import LanguageModel
 
 Keep = Callable[[Tensor], None]
+#: Which tokens of the batch that is running are perturbed, ``[rows, tokens]``; None for all. With
+#: fewer rows than the batch has, those of every perturbation are meant.
+At = Callable[[], Tensor | None]
+
+
+def everywhere() -> None:
+    """Tell that all tokens are perturbed."""
 
 
 class Kind(ABC):
@@ -105,7 +112,11 @@ class Kind(ABC):
 
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
+        self,
+        lm: LanguageModel,
+        theta: Float[Tensor, "n s"],
+        items: Sequence[int],
+        at: At = everywhere,
     ) -> Iterator[Keep]:
         """Change the blocks themselves for the time of a ``with`` statement.
 
@@ -113,6 +124,7 @@ class Kind(ABC):
             lm: The model.
             theta: Perturbations; a batch has the rows on which each acts one after the other.
             items: Which of the perturbations of this kind they are; -1 for none.
+            at: Tells the tokens at which they act; kinds that act at all tokens need not ask.
 
         Yields:
             A function that keeps only some perturbations from now on.

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from educe.errors import LayerError, ModelError, SteeringError
 from educe.model.language import LanguageModel
-from educe.perturbation.kind import Keep, Kind, normed
+from educe.perturbation.kind import At, Keep, Kind, everywhere, normed
 from educe.perturbation.vectors import AfterBlock
 
 
@@ -149,7 +149,11 @@ class WeightNoise(Noise):
     @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n 1"], items: Sequence[int]
+        self,
+        lm: LanguageModel,
+        theta: Float[Tensor, "n 1"],
+        items: Sequence[int],
+        at: At = everywhere,
     ) -> Iterator[Keep]:
         seed, sigma = self.seed(items[0]), theta[0, 0]
         noised = self.parameters(lm)

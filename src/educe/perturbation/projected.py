@@ -24,7 +24,7 @@ from typing_extensions import override
 from educe.errors import LayerError, SteeringError
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
-from educe.perturbation.kind import Keep, Kind
+from educe.perturbation.kind import At, Keep, Kind, everywhere
 
 
 class Projected(Kind):
@@ -66,7 +66,11 @@ class Projected(Kind):
     @override
     @contextmanager
     def changing(
-        self, lm: LanguageModel, theta: Float[Tensor, "n s"], items: Sequence[int]
+        self,
+        lm: LanguageModel,
+        theta: Float[Tensor, "n s"],
+        items: Sequence[int],
+        at: At = everywhere,
     ) -> Iterator[Keep]:
         parts = self.split(theta)
         ran: set[int] = set()

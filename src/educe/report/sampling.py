@@ -36,9 +36,20 @@ def blocks(told: dict[str, Any], number: int = 0) -> list[Block]:
         Heading(f"{asked['sampler']}, {many} settings of {told['dimensions']} directions"),
         *(Text(sentence) for sentence in account(told)),
         *(Text(f"not mixed: {warning}") for warning in warnings),
+        *_directions(told),
         figure("sampling", curves(told), number),
         Table(columns, rows),
     ]
+
+
+def _directions(told: dict[str, Any]) -> list[Block]:
+    """Return what the posterior says of each direction."""
+    if not told["answers"]:
+        return []
+    columns = heads("direction", "mean:+.2f", "sd:.2f", "verdict")
+    each = told["answers"]["directions"]
+    rows = [[one[name] for name in ("name", "mean", "sd", "says")] for one in each]
+    return [Text(words.said("tables", "directions"), "note"), Table(columns, rows)]
 
 
 def account(told: dict[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ def _finders(told: Sequence[Behaviour], own: set[int]) -> list[int]:
 
 def measure_side_effects(work: Work, chosen: list[int]) -> None:
     """Measure the side effects of the chosen that are not measured yet."""
-    done = {s.perturbation for s in work.run.score_rows("side_effect")}
+    done = {s.perturbation for s in work.run.score_rows("side_effect", of=chosen)}
     missing = [number for number in chosen if number not in done]
     if not missing or work.settings.positions == "generated":
         return

@@ -61,7 +61,7 @@ def add_set(
     how: str | Sequence[str] = "",
 ) -> list[int]:
     """List what a file holds, of one arm or an arm each, with its effects; return its numbers."""
-    first = len(run.perturbation_rows(derived=None)) + 1
+    first = run.perturbations_kept + 1
     numbers = list(range(first, first + len(made)))
     arms, ways = ([one] * len(made) if isinstance(one, str) else one for one in (arm, how))
     run.add_perturbations(
@@ -89,11 +89,10 @@ def groups(run: Run, numbers: Sequence[int] | None = None) -> list[Group]:
     members: dict[Kind, list[PerturbationRow]] = {}
     sets: dict[str, PerturbationSet] = {}
     wanted = None if numbers is None else set(numbers)
-    for p in run.perturbation_rows(derived=False if wanted is None else None):
-        if wanted is None or p.id in wanted:
-            if p.file not in sets:
-                sets[p.file] = PerturbationSet.load(run.tensors / p.file)
-            members.setdefault(sets[p.file].kind, []).append(p)
+    for p in run.perturbation_rows(derived=False if wanted is None else None, of=wanted):
+        if p.file not in sets:
+            sets[p.file] = PerturbationSet.load(run.tensors / p.file)
+        members.setdefault(sets[p.file].kind, []).append(p)
     return [
         Group(
             [p.id for p in some],
@@ -184,12 +183,11 @@ def _perturbed(
 
 def score(work: Work) -> None:
     """Score texts that have no log-likelihood, coherence and novelty, but for the baseline."""
-    run, texts = work.run, work.run.completion_rows()
-    done = {s.of for s in run.score_rows("novelty")}
-    missing = [c for c in texts if not _is_baseline(c) and c.row not in done]
+    run = work.run
+    missing = [c for c in run.completion_rows(unscored="novelty") if not _is_baseline(c)]
     if not missing:
         return
-    plain = unperturbed(texts)
+    plain = unperturbed(run)
     if not run.has("ordinary_logprob"):
         value = ordinary_logprob(work.lm, max_new_tokens=work.settings.max_new_tokens)
         run.remember("ordinary_logprob", value)
@@ -231,10 +229,11 @@ def judged(
     Scores are kept under the judge's identity, so another rubric or model is another judge. Where
     an identity does not say everything, as a function's name does not, judge ``anew``.
     """
-    known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity)}
+    of = {row.perturbation for row in rows}
+    known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity, of=of)}
     missing = set(rows) - known.keys()
     if missing:
-        texts = [c for c in run.completion_rows() if c.row in missing]
+        texts = [c for c in run.completion_rows(of=of) if c.row in missing]
         whole = answers(run, texts)
         with reporter.stage(f"judging: {what}", len(texts), "texts") as step:
             for first in range(0, len(texts), AT_ONCE):
@@ -252,19 +251,19 @@ def judged(
 def answers(run: Run, texts: Sequence[CompletionRow]) -> list[Answer]:
     """Return completions as answers, each with the unperturbed model's to its prompt."""
     asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
-    plain = unperturbed(run.completion_rows())
+    plain = unperturbed(run)
     return [Answer(asked[c.prompt], c.text, tuple(plain[c.prompt])) for c in texts]
 
 
-def unperturbed(texts: Sequence[CompletionRow]) -> dict[int, list[str]]:
+def unperturbed(run: Run) -> dict[int, list[str]]:
     """Return the baseline by prompt: the unperturbed model's likeliest answer, then a few samples.
 
     Of more samples more would be said, and what the model says once in a while is no less of a
     finding when a perturbation makes it usual.
     """
     plain: dict[int, list[str]] = defaultdict(list)
-    for c in texts:
-        if _is_baseline(c) and c.sample <= BASELINE:
+    for c in run.completion_rows(FIRST, of=[0]):
+        if c.sample <= BASELINE:
             plain[c.prompt].append(c.text)
     return plain
 
@@ -275,7 +274,9 @@ def _is_baseline(c: CompletionRow) -> bool:
 
 def interestingness(run: Run, rows: Sequence[Row]) -> list[float]:
     """Return coherence times novelty of completions, in order."""
+    of = {row.perturbation for row in rows}
     each = {
-        name: {s.of: s.value for s in run.score_rows(name)} for name in ("coherence", "novelty")
+        name: {s.of: s.value for s in run.score_rows(name, of=of)}
+        for name in ("coherence", "novelty")
     }
     return [each["coherence"][row] * each["novelty"][row] for row in rows]

@@ -17,7 +17,7 @@ import json
 import shutil
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -291,20 +291,31 @@ class Run:
 
     @reading
     def perturbation_rows(
-        self, arm: str | None = None, *, derived: bool | None = False
+        self,
+        arm: str | None = None,
+        *,
+        derived: bool | None = False,
+        of: Collection[int] | None = None,
     ) -> list[PerturbationRow]:
         """Return the perturbations, or those of one arm, in order.
 
         Args:
             arm: Which.
             derived: Whether those that came later, derived or added; None for all.
+            of: Their numbers, where only these are read.
         """
-        rows = self.database.execute("SELECT * FROM perturbations ORDER BY id")
+        query = f"SELECT * FROM perturbations WHERE {_among('id', of)} ORDER BY id"
+        rows = self.database.execute(query)
         return [
             p
             for p in map(PerturbationRow._make, rows)
             if arm in (None, p.arm) and derived in (None, bool(p.how))
         ]
+
+    @property
+    def perturbations_kept(self) -> int:
+        """How many perturbations are listed; the last one has this number."""
+        return int(self.database.execute("SELECT count(*) FROM perturbations").fetchone()[0])
 
     def ask(self, rows: Iterable[Row], temperature: float) -> None:
         """Ask for completions; those that were asked for already stay as they are."""
@@ -340,11 +351,26 @@ class Run:
             )
 
     @reading
-    def completion_rows(self, phase: str | None = None) -> list[CompletionRow]:
-        """Return what is written, or what of one phase, by perturbation, prompt and sample."""
+    def completion_rows(
+        self,
+        phase: str | None = None,
+        *,
+        of: Collection[int] | None = None,
+        unscored: str | None = None,
+    ) -> list[CompletionRow]:
+        """Return what is written, or what of one phase, by perturbation, prompt and sample.
+
+        Args:
+            phase: Which.
+            of: Numbers of perturbations, where only theirs is read.
+            unscored: A judge, where only what it has not scored is read.
+        """
+        new = "NOT EXISTS (SELECT 1 FROM scores s WHERE s.completion = c.id AND s.judge = ?)"
         rows = self.database.execute(
             "SELECT perturbation, prompt, sample, phase, temperature, text, tokens, finished "
-            "FROM completions WHERE text IS NOT NULL ORDER BY perturbation, prompt, phase, sample"
+            f"FROM completions c WHERE text IS NOT NULL AND {_among('perturbation', of)} "
+            f"AND {new if unscored else '? IS NULL'} ORDER BY perturbation, prompt, phase, sample",
+            (unscored,),
         )
         found = [
             CompletionRow(Row(*row), temperature, text, tuple(json.loads(tokens)), bool(done))
@@ -371,14 +397,30 @@ class Run:
             )
 
     @reading
-    def score_rows(self, judge: str | None = None) -> list[ScoreRow]:
-        """Return the scores, or those of one judge; a value that there is not is infinite."""
+    def score_rows(
+        self, judge: str | None = None, *, of: Collection[int] | None = None
+    ) -> list[ScoreRow]:
+        """Return the scores, or those of one judge; a value that there is not is infinite.
+
+        Args:
+            judge: Which.
+            of: Numbers of perturbations, where only their scores are read.
+        """
+        said = "judge, value, unit, why"
+        mine = "c.perturbation AS p, prompt, sample, phase, s.perturbation AS whole"
+        wanted = "judge = coalesce(?1, judge)"
         query = (
-            "SELECT c.perturbation, c.prompt, c.sample, c.phase, s.perturbation, judge, value, "
-            "unit, why FROM scores s LEFT JOIN completions c ON c.id = s.completion "
-            "WHERE judge = coalesce(?, judge) "
-            "ORDER BY coalesce(s.perturbation, c.perturbation), c.prompt, c.phase, c.sample, judge"
+            f"SELECT {mine}, {said} FROM scores s LEFT JOIN completions c ON c.id = s.completion "
+            f"WHERE {wanted}"
         )
+        if of is not None:  # begun from the texts, which have an index by perturbation
+            query = (
+                f"SELECT {mine}, {said} FROM completions c JOIN scores s ON s.completion = c.id "
+                f"WHERE {_among('c.perturbation', of)} AND {wanted} UNION ALL "
+                f"SELECT NULL, NULL, NULL, NULL, perturbation, {said} FROM scores "
+                f"WHERE {_among('perturbation', of)} AND {wanted}"
+            )
+        query = f"SELECT * FROM ({query}) ORDER BY coalesce(whole, p), prompt, phase, sample, judge"
         return [
             ScoreRow(
                 Row(p, *row) if whole is None else whole,
@@ -396,6 +438,11 @@ def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows, columns=of._fields).set_index("id")
+
+
+def _among(column: str, numbers: Collection[int] | None) -> str:
+    """Return a condition: all, or those of some numbers, which may be many."""
+    return "1" if numbers is None else f"{column} IN ({','.join(map(str, sorted(numbers)))})"
 
 
 def _forget(database: sqlite3.Connection, folder: Path) -> None:

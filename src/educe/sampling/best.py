@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from educe.sampling.objective import Prior, Walk
+from educe.sampling.objective import Evaluated, Prior, Walk
 
 #: By how much the angle of a walk grows after a better setting, and shrinks after a round of none:
 #: one success in five keeps it (Rechenberg 1973).
@@ -25,20 +26,38 @@ GROW = 1.22
 
 
 @dataclass
-class Draws:
-    """Draws of the prior, ``batch`` at a time.
+class Batches:
+    """What these have in common: settings are asked for a batch at a time.
+
+    Attributes:
+        k: Dimensions; two or more, but of draws.
+        batch: Settings of a round.
+        temperature: Of the density, whose logarithm is climbed, the prior's with it.
+        seed: Of everything that is drawn.
+        prior: The prior.
+        acceptance: The share of rounds or settings that led on, where there is one.
+    """
+
+    k: int
+    batch: int
+    temperature: float = 1.0
+    seed: int = 0
+    prior: Prior = field(default_factory=Prior)
+    acceptance: float | None = None
+
+    def height(self, z: Float[np.ndarray, "n k"], came: Evaluated) -> Float[np.ndarray, "n"]:
+        """Return the logarithm of the density at some settings, as it was estimated."""
+        return came.value / self.temperature + self.prior.log(z)
+
+
+class Draws(Batches):
+    """Draws of the prior.
 
     Example:
         >>> from educe.sampling.best import Draws
         >>> next(Draws(k=3, batch=5, seed=0).walk()).shape
         (5, 3)
     """
-
-    k: int
-    batch: int
-    seed: int = 0
-    prior: Prior = field(default_factory=Prior)
-    acceptance: float | None = None
 
     def walk(self) -> Walk:
         """Walk; see `educe.sampling.objective.Sampler`."""
@@ -47,53 +66,28 @@ class Draws:
             yield self.prior.draw(self.batch, self.k, draw)
 
 
-@dataclass
-class CMA:
-    """CMA-ES, from the library cmaes. The prior's logarithm is part of what it climbs.
-
-    Attributes:
-        k: Dimensions; two or more.
-        batch: Settings of a generation.
-        temperature: Of the density.
-        seed: Of everything that is drawn.
-        prior: The prior.
-        start: The first mean.
-        acceptance: It has none.
-    """
-
-    k: int
-    batch: int
-    temperature: float = 1.0
-    seed: int = 0
-    prior: Prior = field(default_factory=Prior)
-    start: np.ndarray | None = None
-    acceptance: float | None = None
+class CMA(Batches):
+    """CMA-ES, from the library cmaes."""
 
     def walk(self) -> Walk:
         """Walk; see `educe.sampling.objective.Sampler`."""
         import cmaes
 
-        mean = np.zeros(self.k) if self.start is None else self.start
         own = cmaes.CMA(
-            mean=mean, sigma=1.0, population_size=self.batch, seed=self.seed, lr_adapt=True
+            mean=np.zeros(self.k),
+            sigma=1.0,
+            population_size=self.batch,
+            seed=self.seed,
+            lr_adapt=True,
         )
         while not own.should_stop():
             z = np.stack([own.ask() for _ in range(self.batch)])
             came = yield z
-            cost = -(came.value / self.temperature + self.prior.log(z))
-            own.tell(list(zip(z, cost.tolist(), strict=True)))
+            own.tell(list(zip(z, (-self.height(z, came)).tolist(), strict=True)))
 
 
-@dataclass
-class TPE:
-    """Tree-structured Parzen estimator, from optuna. The fields are those of `CMA`."""
-
-    k: int
-    batch: int
-    temperature: float = 1.0
-    seed: int = 0
-    prior: Prior = field(default_factory=Prior)
-    acceptance: float | None = None
+class TPE(Batches):
+    """Tree-structured Parzen estimator, from optuna."""
 
     def walk(self) -> Walk:
         """Walk; see `educe.sampling.objective.Sampler`."""
@@ -108,30 +102,21 @@ class TPE:
             trials = [study.ask(space) for _ in range(self.batch)]
             z = np.array([[trial.params[name] for name in names] for trial in trials])
             came = yield z
-            height = came.value / self.temperature + self.prior.log(z)
-            for trial, value in zip(trials, height.tolist(), strict=True):
+            for trial, value in zip(trials, self.height(z, came).tolist(), strict=True):
                 study.tell(trial, value)
 
 
-@dataclass
-class Around:
+@dataclass(kw_only=True)
+class Around(Batches):
     """A walk on the sphere around a find: neighbours at an angle, the best of which is next.
 
     Attributes:
-        k: Dimensions; two or more.
-        batch: Neighbours of a round.
         start: The find.
         angle: The first angle, in radians.
-        seed: Of everything that is drawn.
-        acceptance: The share of rounds that led on.
     """
 
-    k: int
-    batch: int
     start: np.ndarray
     angle: float = 0.5
-    seed: int = 0
-    acceptance: float | None = None
 
     def walk(self) -> Walk:
         """Walk; see `educe.sampling.objective.Sampler`."""

@@ -53,7 +53,7 @@ class Direction(NamedTuple):
     name: str
     mean: float  #: in units of the prior's standard deviation
     sd: float
-    says: str  #: matters, free or open
+    says: str  #: matters, free or undecided
 
 
 class Mode(NamedTuple):
@@ -68,6 +68,7 @@ class Answers(NamedTuple):
 
     directions: tuple[Direction, ...]
     needed: float  #: directions that carry 90% of a setting, in the median
+    by_prior: float  #: the same of draws of the prior: fewer are needed only where it says more
     modes: tuple[Mode, ...]  #: largest first
 
     @property
@@ -75,16 +76,16 @@ class Answers(NamedTuple):
         """Return the answers in words."""
         of = {
             word: [d.name for d in self.directions if d.says == word]
-            for word in ("matters", "free", "open")
+            for word in ("matters", "free", "undecided")
         }
         mattering = f"what matters: {', '.join(of['matters'])}" if of["matters"] else "none matters"
         many = len(self.modes)
         apart = " and ".join(f"{m.share:.0%}" for m in self.modes)
         return [
             f"of {len(self.directions)} directions {mattering}; free: {len(of['free'])}, "
-            f"undecided: {len(of['open'])}",
-            f"{self.needed:.0f} of {len(self.directions)} directions carry {CARRIED:.0%} of a "
-            "setting, in the median",
+            f"undecided: {len(of['undecided'])}",
+            f"how sparse: {self.needed:.0f} of {len(self.directions)} directions carry "
+            f"{CARRIED:.0%} of a setting, in the median (by the prior {self.by_prior:.0f})",
             "one mode" if many == 1 else f"{many} separate modes, with {apart} of the draws",
         ]
 
@@ -127,7 +128,7 @@ def diagnose(
     flat = chain.reshape(steps, -1, k)
     moved = np.ptp(flat, axis=0).max(1) > 0
     moving = bool(moved.any())
-    tau = float(np.max(integrated_time(flat[:, moved], quiet=True))) if moving else float(steps)
+    tau = float(np.max(integrated_time(flat[:, moved], tol=0))) if moving else float(steps)
     tau = max(tau, 1.0)
     ess = steps * ensembles * walkers / tau
     rhat = _rhat(chain) if ensembles > 1 and moving else None
@@ -194,14 +195,18 @@ def answer(
     directions = []
     for i, name in enumerate(names):
         share, aside = sd[i] / wide[i], abs(mean[i]) / max(sd[i], 1e-12)
-        says = "matters" if share < NARROW or aside > ASIDE else "open"
+        says = "matters" if share < NARROW or aside > ASIDE else "undecided"
         if share > FREE and aside < 0.5:
             says = "free"
         directions.append(Direction(name, float(mean[i]), float(sd[i]), says))
+    return Answers(tuple(directions), _needed(z), _needed(prior), modes(z, seed=seed))
+
+
+def _needed(z: Float[np.ndarray, "n k"]) -> float:
+    """Return how many coordinates carry most of the square length of a setting, in the median."""
     square = -np.sort(-np.square(z), axis=1)
     carried = square.cumsum(1) / square.sum(1, keepdims=True)
-    needed = float(np.median((carried < CARRIED).sum(1) + 1))
-    return Answers(tuple(directions), needed, modes(z, seed=seed))
+    return float(np.median((carried < CARRIED).sum(1) + 1))
 
 
 def modes(z: Float[np.ndarray, "n k"], *, seed: int = 0) -> tuple[Mode, ...]:

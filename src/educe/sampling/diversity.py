@@ -13,13 +13,14 @@ Both stand beside those of draws of the prior at equal budget (`archived`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from educe.sampling.objective import Evaluated, Prior, Round, Walk
+from educe.sampling.best import Batches
+from educe.sampling.objective import Evaluated, Round, Walk
 
 Range = tuple[float, float]
 
@@ -33,29 +34,17 @@ class Archived(NamedTuple):
     cells: Int[np.ndarray, "e m"]  #: where each lies
 
 
-@dataclass
-class Diversity:
-    """CMA-ME over a grid of measures.
+@dataclass(kw_only=True)
+class Diversity(Batches):
+    """CMA-ME over a grid of measures; a batch is that of each of two emitters.
 
     Attributes:
-        k: Dimensions; two or more.
-        batch: Settings of each of two emitters.
         ranges: The least and the largest value of each measure.
         cells: Cells along each measure.
-        temperature: Of the density.
-        seed: Of everything that is drawn.
-        prior: The prior.
-        acceptance: The share of settings that came into the archive.
     """
 
-    k: int
-    batch: int
     ranges: Sequence[Range]
     cells: int = 10
-    temperature: float = 1.0
-    seed: int = 0
-    prior: Prior = field(default_factory=Prior)
-    acceptance: float | None = None
 
     def walk(self) -> Walk:
         """Walk; see `educe.sampling.objective.Sampler`."""
@@ -77,8 +66,7 @@ class Diversity:
         while True:
             z = scheduler.ask()
             came = yield np.asarray(z, dtype=float)
-            height = came.value / self.temperature + self.prior.log(z)
-            scheduler.tell(height, _measured(came))
+            scheduler.tell(self.height(z, came), _measured(came))
             taken, asked = len(archive), asked + len(z)
             self.acceptance = taken / asked
 

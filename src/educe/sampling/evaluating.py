@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxtyping import Float
 from educe.errors import RunError
 from educe.forward.forced import Forced
 from educe.methods.radius import response
+from educe.perturbation.origin import Origin
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Silent
 from educe.rows import COMMON, SAMPLE, TRIED, Row, ScoreRow
@@ -64,7 +66,8 @@ class Terms:
             own = interestingness(work.run, rows) if by is None else judge(work, by, rows, what)
             total += weight * np.array(own)
         if self.incoherence:
-            known = {s.of: s.value for s in work.run.score_rows("coherence")}
+            of = {row.perturbation for row in rows}
+            known = {s.of: s.value for s in work.run.score_rows("coherence", of=of)}
             total -= self.incoherence * (1 - np.array([known[row] for row in rows]))
         return total
 
@@ -73,7 +76,7 @@ class Terms:
         if not self.side_effect:
             return np.zeros(len(numbers))
         measure_side_effects(work, list(numbers))
-        known = {s.of: s.value for s in work.run.score_rows("side_effect")}
+        known = {s.of: s.value for s in work.run.score_rows("side_effect", of=numbers)}
         return self.side_effect * np.array([known[n] for n in numbers])
 
 
@@ -125,11 +128,11 @@ class Listed:
                     "this sampling was begun with other versions of the libraries that propose, "
                     "and would go on elsewhere: choose another --seed"
                 )
+            if known := [p.id for p in run.perturbation_rows(derived=True) if p.file == file]:
+                return known
         else:
             made = self.made(theta)
             made.save(run.tensors / file)
-        if known := [p.id for p in run.perturbation_rows(derived=True) if p.file == file]:
-            return known
         part = self.work.part.on(made.kind)
         v = made.directions.to(part.device, part.work_dtype)
         effect = response(part, v, made.radius[:, None])[:, 0].nan_to_num(1e30, 1e30)
@@ -138,14 +141,22 @@ class Listed:
 
     def made(self, theta: torch.Tensor) -> PerturbationSet:
         """Return coefficients as a set."""
-        work, size = self.work, theta.norm(dim=1)
-        any_file = work.run.perturbation_rows()[0].file
-        origin = PerturbationSet.load(work.run.tensors / any_file).origin
-        unit = self.space.kind.unit(work.run.note("facts")["median_norm"], lambda paths: [])
-        origin = replace(origin, unit=unit, source=self.space.kind.before)
+        size = theta.norm(dim=1)
         return PerturbationSet(
-            self.space.kind, theta / size[:, None], size, origin, "sampled", work.settings.seed
+            self.space.kind,
+            theta / size[:, None],
+            size,
+            self._origin,
+            "sampled",
+            self.work.settings.seed,
         )
+
+    @cached_property
+    def _origin(self) -> Origin:
+        run, kind = self.work.run, self.space.kind
+        origin = PerturbationSet.load(run.tensors / run.perturbation_rows()[0].file).origin
+        unit = kind.unit(run.note("facts")["median_norm"], lambda paths: [])
+        return replace(origin, unit=unit, source=kind.before)
 
 
 @dataclass
@@ -242,7 +253,7 @@ class Likely:
         numbers = [n for n, _ in self.listed.rows(z, self._round)]
         self._round += 1
         name = f"likelihood of {self.wanted!r} against {self.unwanted!r}"
-        known = {s.of: s.value for s in run.score_rows(name)}
+        known = {s.of: s.value for s in run.score_rows(name, of=numbers)}
         if any(n not in known for n in numbers):
             theta = torch.tensor(self.listed.space.coefficients(z), dtype=torch.float32)
             value = self._likely(theta, self.wanted)

@@ -69,8 +69,8 @@ class Measure:
 
     def __call__(self, work: Work, rows: Sequence[Row]) -> Float[np.ndarray, "r 2"]:
         """Return both measures of each text."""
-        wanted = set(rows)
-        texts = {c.row: c.text for c in work.run.completion_rows() if c.row in wanted}
+        of = {row.perturbation for row in rows}
+        texts = {c.row: c.text for c in work.run.completion_rows(of=of)}
         said = [texts[row] for row in rows]
         if self.names[0] == "component 1":
             return self._plane.transform(self._words.transform(said))

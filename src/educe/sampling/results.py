@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from educe.comparison.stats import Estimate
+from educe.plain import as_data
 from educe.sampling.annealing import Stop
 from educe.sampling.diagnostics import Answers, Diagnosis
 from educe.sampling.diversity import Archived
@@ -63,21 +64,9 @@ def curve(rounds: Sequence[Round]) -> list[tuple[int, float]]:
 
 def plain(told: Sampled, asked: Sampling, terms: Terms) -> dict[str, Any]:
     """Return what JSON can hold of what came of a sampling."""
-    archives = {
-        arm: {"coverage": one.coverage, "qd_score": one.qd_score, "cells": one.cells.tolist()}
-        for arm, one in told.archives.items()
-    }
-    parts: dict[str, Any] = {
-        name: None if one is None else one._asdict()
-        for name, one in (("diagnosis", told.diagnosis), ("answers", told.answers))
-    }
+    data = as_data(told) | {"asked": asdict(asked), "terms": terms.told}
     if told.answers is not None:
-        parts["answers"] |= {
-            "directions": [d._asdict() for d in told.answers.directions],
-            "modes": [m._asdict() for m in told.answers.modes],
-            "sentences": told.answers.sentences,
-        }
-    finds = [f._asdict() | {"again": f.again._asdict()} for f in told.finds]
-    path = [stop._asdict() for stop in told.path]
-    whole = told._asdict() | parts | {"archives": archives, "finds": finds, "path": path}
-    return whole | {"asked": asdict(asked), "terms": terms.told}
+        data["answers"]["sentences"] = told.answers.sentences
+    for arm, one in told.archives.items():
+        data["archives"][arm] |= {"elites": one.elites.tolist(), "cells": one.cells.tolist()}
+    return data

@@ -10,7 +10,6 @@ is the luckiest.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +24,7 @@ from educe.derive.scaling import derived
 from educe.errors import MethodError
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
-from educe.rows import ARMS, CONTROL, FOUND, SAMPLED, SAMPLING
+from educe.rows import ARMS, CONTROL, FOUND, RETEST, SAMPLED, SAMPLING
 from educe.run import asking
 from educe.run.fill import fill, groups
 from educe.run.work import Work
@@ -137,62 +136,39 @@ class _Sampling:
     def _sampler(self) -> Sampler:
         """Return the sampler that is asked for."""
         a, k = self.asked, len(self.space)
-        common: dict[str, Any] = {"k": k, "seed": a.seed}
-        heat: dict[str, Any] = {"temperature": a.temperature, **common}
-        match a.sampler:
-            case "de" | "stretch" | "kde":
-                again = 0 if a.exact else a.again
-                each = a.walkers * a.ensembles * (1 + (1 / again if again else 0))
-                steps = int((a.budget - a.walkers * a.ensembles) / each)
-                if schedule(steps, a.hot, a.cycles).count(1.0) < STEPS:
-                    raise MethodError(
-                        f"a budget of {a.budget} is {max(0, steps)} steps of {a.ensembles} "
-                        f"ensembles of {a.walkers} walkers, and {STEPS} have to be left when the "
-                        f"temperature has fallen: give more, or fewer walkers or ensembles"
-                    )
-                return Ensemble(
-                    walkers=a.walkers,
-                    ensembles=a.ensembles,
-                    move=a.sampler,
-                    steps=steps,
-                    hot=a.hot,
-                    cycles=a.cycles,
-                    again=again,
-                    prior=self.prior,
-                    **heat,
-                )
-            case "slice":
-                return EllipticalSlice(walkers=a.walkers, steps=a.budget, **heat)
-            case "cma":
-                return CMA(batch=a.walkers, prior=self.prior, **heat)
-            case "tpe":
-                return TPE(batch=a.walkers, prior=self.prior, **heat)
-            case "diversity":
-                assert self.measure is not None, "diversity comes with measures"
-                return Diversity(
-                    batch=a.walkers,
-                    ranges=self.measure.ranges,
-                    cells=a.cells,
-                    prior=self.prior,
-                    **heat,
-                )
-            case "around":
-                return Around(batch=a.walkers, start=self._start(), **common)
-            case "anneal":
-                steps = int(a.budget / len(a.shares) / a.walkers) - 1
-                return Annealed(
-                    walkers=a.walkers,
-                    start=self._start(),
-                    shares=a.shares,
-                    steps=max(1, steps),
-                    hot=a.hot,
-                    **heat,
-                )
-        return self._draws()
+        heat: dict[str, Any] = {"temperature": a.temperature, "seed": a.seed}
+        common = heat | {"batch": a.walkers, "prior": self.prior}
+        if a.sampler in ("cma", "tpe"):
+            return (CMA if a.sampler == "cma" else TPE)(k, **common)
+        if a.sampler == "around":
+            return Around(k, start=self._start(), **common)
+        if a.sampler == "diversity":
+            assert self.measure is not None, "diversity comes with measures"
+            return Diversity(k, ranges=self.measure.ranges, cells=a.cells, **common)
+        if a.sampler == "slice":
+            return EllipticalSlice(k, a.walkers, steps=a.budget, **heat)
+        if a.sampler == "anneal":
+            steps = max(1, int(a.budget / len(a.shares) / a.walkers) - 1)
+            return Annealed(k, a.walkers, self._start(), a.shares, steps=steps, hot=a.hot, **heat)
+        if a.sampler == "draws":
+            return self._draws()
+        again = 0 if a.exact else a.again
+        each = a.walkers * a.ensembles * (1 + (1 / again if again else 0))
+        steps = int((a.budget - a.walkers * a.ensembles) / each)
+        if schedule(steps, a.hot, a.cycles).count(1.0) < STEPS:
+            raise MethodError(
+                f"a budget of {a.budget} is {max(0, steps)} steps of {a.ensembles} ensembles of "
+                f"{a.walkers} walkers, and {STEPS} have to be left when the temperature has "
+                f"fallen: give more, or fewer walkers or ensembles"
+            )
+        how: dict[str, Any] = {"move": a.sampler, "steps": steps, "again": again}
+        how |= {"hot": a.hot, "cycles": a.cycles, "prior": self.prior}
+        return Ensemble(k, a.walkers, a.ensembles, **how, **heat)
 
     def _draws(self) -> Draws:
         """Return draws of the prior, with a seed of their own."""
-        return Draws(len(self.space), self.asked.walkers, self.asked.seed + 1, self.prior)
+        a = self.asked
+        return Draws(len(self.space), a.walkers, seed=a.seed + 1, prior=self.prior)
 
     def _start(self) -> np.ndarray:
         """Return the setting of the first of the vectors that are named."""
@@ -339,30 +315,18 @@ class _Sampling:
     def _retested(self, finds: dict[str, list[int]], seen: dict[int, float]) -> list[Find]:
         """Return the finds with the same terms on fresh prompts, or on fresh samples."""
         work, numbers = self.work, [n for own in finds.values() for n in own]
-        asking.baseline(work, [*work.prompts("fresh", "asked")])
+        asking.baseline(work, work.prompts("fresh", "asked"))
         rows = asking.retest(work, numbers)
         fill(work, "re-test")
-        values = self.terms.of_texts(work, rows, "re-test")
+        shape = len(numbers), len({row.prompt for row in rows}), -1
+        values = self.terms.of_texts(work, rows, "re-test").reshape(shape)
         with quietly(work):
-            cost = dict(zip(numbers, self.terms.of_perturbations(work, numbers), strict=True))
-        told = {c.row: c.text for c in work.run.completion_rows()}
-        tables: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        texts: dict[int, tuple[float, str]] = {}
-        for row, value in zip(rows, values.tolist(), strict=True):
-            tables[row.perturbation][row.prompt].append(value - cost[row.perturbation])
-            texts[row.perturbation] = max(
-                texts.get(row.perturbation, (-np.inf, "")), (value, told[row])
-            )
-        parent = {p.id: p.parent for p in work.run.perturbation_rows(derived=True)}
-        return [
-            Find(
-                n,
-                parent[n] or 0,
-                arm,
-                seen[n],
-                estimate(np.array(list(tables[n].values())), False),
-                texts[n][1],
-            )
-            for arm, own in finds.items()
-            for n in own
-        ]
+            values -= self.terms.of_perturbations(work, numbers)[:, None, None]
+        said = {c.row: c.text for c in work.run.completion_rows(RETEST, of=numbers)}
+        lines = {p.id: p for p in work.run.perturbation_rows(derived=True, of=numbers)}
+        found = []
+        for i, n in enumerate(numbers):
+            best = rows[i * values[i].size + int(values[i].argmax())]
+            again = estimate(values[i], False)
+            found.append(Find(n, lines[n].parent or 0, lines[n].arm, seen[n], again, said[best]))
+        return found

@@ -18,9 +18,11 @@ fixed norm ``θ`` is scaled to R.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from educe.derive.listing import taken
 from educe.derive.projection import as_vectors
 from educe.errors import MethodError
 from educe.files import read_tensors
+from educe.forward.slice import Slice
 from educe.methods.power import PowerConfig
 from educe.orthogonal import orthonormal, upright
 from educe.perturbation.joint import Joint
@@ -47,6 +50,9 @@ from educe.run.work import Work
 
 #: The singular vectors of the Jacobian as they are.
 SINGULAR = PowerConfig(search=0, iterations=40)
+#: What spans a space and is no file.
+SPEC = re.compile(r"(found|components|random):([1-9]\d{0,3}|all)")
+BAND = re.compile(r"jacobian:(?:([1-9]\d{0,3})-)?([1-9]\d{0,3})")
 #: The least share of a direction that is new beside those before it.
 NEW = 1e-3
 
@@ -87,11 +93,13 @@ class Space:
         return coefficients.to(rows) @ rows
 
 
-class _Part:
-    """Directions after one layer."""
+class _Part(NamedTuple):
+    """Directions after one layer, with how far each goes beside the others."""
 
-    def __init__(self, layer: int, rows: Tensor, names: Sequence[str], spread: Tensor) -> None:
-        self.layer, self.rows, self.names, self.spread = layer, rows, list(names), spread
+    layer: int
+    rows: Float[Tensor, "k d"]
+    names: list[str]
+    spread: Float[Tensor, "k"]
 
 
 def space(
@@ -124,82 +132,73 @@ def space(
     for layer in layers:
         own = [part for part in parts if part.layer == layer]
         called = [name for part in own for name in part.names]
-        rows = _orthonormal(torch.cat([part.rows for part in own]), called)
-        merged.append(_Part(layer, rows, called, torch.ones(len(rows), dtype=torch.float64)))
-    if natural_prior:
-        merged = [_turned(work, part) for part in merged]
-    positions = work.part.kind.positions
+        one = _of(layer, _orthonormal(torch.cat([part.rows for part in own]), called), called)
+        merged.append(_turned(work, one) if natural_prior else one)
     spread = torch.cat([part.spread for part in merged])
     scale = radius * (spread / spread.norm()).numpy()
     names = tuple(name for part in merged for name in part.names)
-    if len(merged) == 1:
-        kind: Kind = Within(layers[0], merged[0].rows.float(), positions)
-    else:
-        if positions != "all":
-            raise MethodError(
-                f"several layers at once need positions all, and this run has {positions}: give "
-                "directions of one layer"
-            )
-        kind = Joint(
-            tuple(layers),
-            torch.block_diag(*(part.rows for part in merged))
-            .float()
-            .unflatten(1, (len(merged), -1)),
-        )
+    rows = torch.block_diag(*(part.rows for part in merged)).float()
+    kind: Kind = Within(layers[0], rows, work.part.kind.positions)
+    if len(merged) > 1:
+        rows = rows.unflatten(1, (len(merged), -1))
+        kind = Joint(tuple(layers), rows, work.part.kind.positions)
     return Space(kind, scale, names, radius if fixed else None)
 
 
 def _part(work: Work, spec: str, numbers: Sequence[int], seed: int) -> _Part:
     """Read a spec; see above."""
-    told, _, at = spec.partition("@")
-    name, _, many = told.partition(":")
-    part = work.part
-    layer = work.lm.layer(_number(at, spec)) if at else part.source
+    written, _, at = spec.partition("@")
+    part, layer = work.part, work.part.source
+    if at:
+        try:
+            layer = work.lm.layer(float(at))
+        except ValueError:
+            raise MethodError(f"basis {spec!r}: behind @ is a layer, as in found:8@12") from None
+    if Path(written).is_file():
+        if read_tensors(written)[1].get("format") == "educe.perturbations":
+            given = as_vectors(PerturbationSet.load(written))
+            called = [f"vector {i} of {Path(written).stem}" for i in range(len(given))]
+            return _of(layer if at else given.kind.before, given.directions, called)
+        known = bases.from_file(written, work.lm.width)
+        return _of(layer, known.atoms, known.names)
+    if band := BAND.fullmatch(written):
+        low, high = int(band[1] or 0), int(band[2])
+        if low <= high:
+            return _singular(part, low, high, seed)
+    if (told := SPEC.fullmatch(written)) is None:
+        raise MethodError(
+            f"basis {spec!r}: use found:8, jacobian:5-12, jacobian:8, components:8, "
+            "components:all, random:8, or a safetensors file, each with @LAYER behind it for "
+            "another layer"
+        )
+    name, width = told[1], work.lm.width
+    many = width if told[2] == "all" else int(told[2])
     if name == "found":
-        own = list(numbers) or [i.row.id for i in summarise(work.run).found][: _count(many, spec)]
+        own = list(numbers) or [i.row.id for i in summarise(work.run).found[:many]]
         found = taken(work.run, own, vectors=True)
         return _of(found.kind.before, found.directions, [f"vector {n}" for n in own])
-    if name == "jacobian":
-        low, high = _band(many, spec)
-        most = high if low else 3 * high
-        both = methods.search(
-            part,
-            "power",
-            n=2 * most,
-            radius=1.0,
-            seed=seed,
-            config=SINGULAR,
-        )
-        one = both.select(range(0, 2 * most, 2))  # each comes with both signs
-        if not low:
-            low = _flattest(one.scores["singular_value"], high)
-            high = low + high - 1
-        rows = one.directions[low - 1 : high]
-        return _of(part.source, rows, [f"singular vector {i}" for i in range(low, high + 1)])
     if name == "components":
-        width = work.lm.width
-        rank = width if many == "all" else _count(many, spec)
-        inside = of_moments(_moments(work, layer)).top(min(rank, width))
-        return _of(layer, inside.basis, [f"component {i + 1}" for i in range(rank)])
-    if name == "random":
-        drawn = torch.Generator().manual_seed(seed)
-        rows = torch.randn(_count(many, spec), work.lm.width, generator=drawn)
-        return _of(layer, rows, [f"random {i + 1}" for i in range(len(rows))])
-    if not Path(told).is_file():
-        raise MethodError(
-            f"basis {spec!r}: use found:8, jacobian:5-12, components:8, random:8, or a safetensors "
-            "file, each with @LAYER behind it for another layer"
-        )
-    if read_tensors(told)[1].get("format") == "educe.perturbations":
-        given = as_vectors(PerturbationSet.load(told))
-        names = [f"vector {i} of {Path(told).stem}" for i in range(len(given))]
-        return _of(given.kind.before if not at else layer, given.directions, names)
-    known = bases.from_file(told, work.lm.width)
-    return _of(layer, known.atoms, known.names)
+        rows = of_moments(_moments(work, layer)).top(min(many, width)).basis
+    else:
+        rows = torch.randn(many, width, generator=torch.Generator().manual_seed(seed))
+    return _of(layer, rows, [f"{name.removesuffix('s')} {i + 1}" for i in range(len(rows))])
+
+
+def _singular(part: Slice, low: int, high: int, seed: int) -> _Part:
+    """Return a band of singular vectors; without its beginning, the flattest so wide."""
+    most = high if low else 3 * high
+    both = methods.search(part, "power", n=2 * most, radius=1.0, seed=seed, config=SINGULAR)
+    one = both.select(range(0, 2 * most, 2))  # each comes with both signs
+    if not low:
+        low = _flattest(one.scores["singular_value"], high)
+        high += low - 1
+    names = [f"singular vector {i}" for i in range(low, high + 1)]
+    return _of(part.source, one.directions[low - 1 : high], names)
 
 
 def _of(layer: int, rows: Tensor, names: Sequence[str]) -> _Part:
-    return _Part(layer, rows.detach().cpu().double(), names, torch.ones(len(rows)))
+    flat = torch.ones(len(rows), dtype=torch.float64)
+    return _Part(layer, rows.detach().cpu().double(), list(names), flat)
 
 
 def _orthonormal(rows: Tensor, names: Sequence[str]) -> Tensor:
@@ -240,24 +239,3 @@ def _flattest(sizes: Tensor, many: int) -> int:
     """Return where the band of so many begins, from 1, whose last is nearest to its first."""
     ratio = sizes[many - 1 :] / sizes[: len(sizes) - many + 1]
     return int(ratio.argmax()) + 1
-
-
-def _band(text: str, spec: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    first, last = (_count(low, spec), _count(high, spec)) if dash else (0, _count(text, spec))
-    if first > last:
-        raise MethodError(f"basis {spec!r}: the band ends before it begins")
-    return first, last
-
-
-def _count(text: str, spec: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 10_000:
-        raise MethodError(f"basis {spec!r}: give how many directions, as in found:8")
-    return int(text)
-
-
-def _number(text: str, spec: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise MethodError(f"basis {spec!r}: behind @ stands a layer, as in found:8@12") from None

@@ -218,7 +218,7 @@ class Replay:
         arguments, streams = self._arguments(n, chunk), []
         first = self._window + self._still - self._first
         with (
-            self.kind.changing(self.lm, theta, items),
+            self.kind.changing(self.lm, theta, items, lambda: self._perturbed[prompts, tokens]),
             self._remembering(n, chunk),
             narrowed(self._tail if first else [], first),
         ):
