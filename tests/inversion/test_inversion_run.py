@@ -304,6 +304,7 @@ def test_page_and_screen_show_it(
         for row, case in zip(rows, (test.found, *test.controls), strict=True):
             assert text(row["share"]) == f"{case.share:.0%} ({case.low:.0%} to {case.high:.0%})"
             assert row["string"] == [to_json(Mark(case.string, "model"))]
+            assert (row["which"] is None) == (case.role in ("found", SHUFFLED))
     assert set(charts(shown)) == {"reach-2-source", "reach-2-output"}
     screen.tell([reachable.card(report)])
     told = capsys.readouterr().out

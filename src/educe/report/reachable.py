@@ -58,7 +58,8 @@ def _of_aim(r: Reachability, test: Test, pattern: re.Pattern[str] | None) -> lis
     share = [(c.share, c.low, c.high) for c in cases]
     rows = [
         [
-            *(c.role, None if c is found else wrote(c.name), averaged(of, ".0%"), c.searched),
+            *(c.role, wrote(c.name) if c.name and c is not found else None),
+            *(averaged(of, ".0%"), c.searched),
             *(c.effect, c.perplexity, c.natural, wrote(c.string, pattern)),
             *(wrote(c.nearest, pattern), c.nearest_share),
         ]
