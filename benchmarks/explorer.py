@@ -1,6 +1,6 @@
 """How long the explorer's screens take on a large run, in a real browser.
 
-    python -m benchmarks.explorer [--completions 5000]
+    python -m benchmarks.explorer [--completions 5000] [--quick]
 
 A run of that many texts is made up, without a model; the server and Chromium run on this machine.
 Times are medians from the address to the first row or heading that is seen, once the server is up;
@@ -17,13 +17,14 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import uvicorn
 from playwright.sync_api import sync_playwright
 
+from benchmarks import quick
 from benchmarks.measuring import cores
 from educe.explore.app import app
 from educe.explore.desk import Desk
@@ -32,8 +33,8 @@ from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.settings import Settings
 from educe.run.store import Run
 
-#: Texts of one perturbation, and how often each screen is opened.
-EACH, TURNS = 5, 5
+#: Texts of one perturbation, how often each screen is opened, and texts of the quick form.
+EACH, TURNS, QUICK = 5, 5, 60
 WORDS = [
     "the",
     "code",
@@ -123,8 +124,8 @@ def made(folder: Path, completions: int) -> Path:
     return folder
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """Return seconds by what was done."""
+def measured(folder: Path, turns: int = TURNS) -> dict[str, float]:
+    """Return seconds by what was done, each screen opened so many times."""
     began = time.monotonic()
     shelf = Shelf([folder])
     listening = socket.socket()
@@ -154,25 +155,22 @@ def measured(folder: Path) -> dict[str, float]:
                 context.close()
                 return taken
 
-            found[screen] = _median(once)
+            found[screen] = statistics.median(once() for _ in range(turns))
         browser.close()
     server.should_exit = True
     thread.join()
     return found
 
 
-def _median(once: Callable[[], float]) -> float:
-    return statistics.median(once() for _ in range(TURNS))
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the times."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     options.add_argument("--completions", type=int, default=5000)
-    asked = options.parse_args()
+    asked = quick.parsed(options, argv)
+    n, turns = (QUICK, 1) if asked.quick else (asked.completions, TURNS)
     with tempfile.TemporaryDirectory() as place:
-        found = measured(made(Path(place) / "run", asked.completions))
-    print(f"{asked.completions} completions, {cores()} cores, {time.strftime('%Y-%m-%d')}")
+        found = measured(made(Path(place) / "run", n), turns)
+    print(f"{n} completions, {cores()} cores, {time.strftime('%Y-%m-%d')}")
     for what, seconds in found.items():
         print(f"{seconds:7.2f} s  {what}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks.explorer
 from educe.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,14 @@ def backdoor_search(out: str) -> None:
     (line,) = rows(out)
     assert line[5].endswith("of 32")
     assert number(line[7]) <= number(line[6]) < 0
+
+
+def explorer(out: str) -> None:
+    """Every screen was seen."""
+    head, *lines = out.splitlines()
+    assert head.startswith("60 completions")
+    screens = [line.split(" s  ")[1] for line in lines]
+    assert screens[1:] == list(benchmarks.explorer.SCREENS)
 
 
 def corpus(out: str) -> None:
@@ -279,8 +289,8 @@ SAYS: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
         audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
-        elicitation, equal, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts, hardening,
-        inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed, standing,
+        elicitation, equal, explorer, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts,
+        hardening, inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed, standing,
         turning, where, word_ranks,
     )
 }  # fmt: skip
@@ -291,6 +301,8 @@ def test_the_quick_form_goes_the_whole_way(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A new one is found by its file, and fails here until what it says is checked."""
+    if name == "explorer" and not shutil.which("chromium"):
+        pytest.skip("there is no Chromium")
     monkeypatch.chdir(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in ROOT.rglob("src/**/*.jsonl")}
     threads = torch.get_num_threads()
