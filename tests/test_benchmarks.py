@@ -149,6 +149,32 @@ def turning(out: str) -> None:
         assert float(some[0][4]) < float(some[2][4])
 
 
+def sampling(out: str) -> None:
+    """Each search has its line beside its control; four finds answer two questions at most."""
+    by = {row[0]: row for row in rows(out)[1:]}
+    assert [*by] == ["random", "dct", "draws", "around", "de", "cma"]
+    hits = {name: row[1].split(" (")[0] for name, row in by.items()}
+    for name, row in by.items():
+        control = {"dct": "random", "random": None, "draws": None}.get(name, "draws")
+        assert row[2] == ("–" if control is None else hits[control])
+        assert int(hits[name].split(" of ")[1]) in (2, 4, 6, 8)
+        assert 0 <= number(row[5]) <= 1
+        assert number(row[10]) <= 8
+
+
+def hardening(out: str) -> None:
+    """A vector costs something, and the model itself nothing; families stand by their models."""
+    lines = rows(out)
+    models = ["as it was", "distilled", "hardened, found+random", "hardened, fresh"]
+    assert number({row[0]: row for row in lines}["best vector of the search"][4]) > 0
+    plain = [row for row in lines if len(row) == 5 and row[0] in models]
+    assert [row[0] for row in plain] == models
+    assert all(number(row[4]) < 1e-3 for row in plain)  # the stand-in loads no adapter
+    again = [row[:2] for row in lines if len(row) == 7][1:]
+    wanted = [models[0], *models[2:]]
+    assert again == [[f, model] for f in ("dct", "melbo", "random") for model in wanted]
+
+
 def inside(out: str) -> None:
     """As loud means as loud as the free search; four methods, six arms each."""
     lines = [row for row in rows(out) if row[0] != "method"]
@@ -290,8 +316,8 @@ SAYS: dict[str, Callable[[str], None]] = {
     for check in (
         audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
         elicitation, equal, explorer, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts,
-        hardening, inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed, standing,
-        turning, where, word_ranks,
+        hardening, inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed,
+        standing, turning, where, word_ranks,
     )
 }  # fmt: skip
 
