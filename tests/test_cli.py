@@ -23,6 +23,7 @@ import pytest
 import torch
 from rich.cells import cell_len
 
+import read_document
 import tiny
 from educe import cli, demo
 from educe.audit.settings import bundled
@@ -427,10 +428,9 @@ def test_a_layer_map_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> No
     assert len(layer_map.pairs) == 6  # of four blocks
     found = choose(layer_map)
     assert f"--source {found.source} --target {found.target}: {found.why}" in ended.out
-    drawn = (tmp_path / "a" / "layers.html").read_text()
-    assert found.why in drawn.replace("&#39;", "'")
-    assert 'id="chart-layer-map-gain"' in drawn
-    assert 'id="chart-layer-map-gap"' in drawn
+    drawn = read_document.of_page(tmp_path / "a" / "layers.html")
+    assert found.why in read_document.text(drawn)
+    assert {"layer-map-gain", "layer-map-gap"} <= set(read_document.charts(drawn))
     done = [pair for pair in layer_map.pairs if pair.source == 0]  # source after source is saved
     layer_map.select(done).save(tmp_path / "a" / "atlas.safetensors")
     again = educe(*asked, "--resume")

@@ -152,6 +152,7 @@ def test_tune_hands_on_flags_that_discover_takes(place: Path, tuned: Ended, tmp_
     assert ended.data["facts"]["source"] == 1
 
 
+@pytest.mark.usefixtures("tuned")
 def test_the_other_sign_is_handed_on_as_files(place: Path, tmp_path: Path) -> None:
     from educe.cli.select import _flags
     from educe.comparison.bandit import Setting

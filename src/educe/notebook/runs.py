@@ -176,8 +176,8 @@ class Run(store.Run):
             >>> made = educe.discover(folder / "i", lm, prompts, n=2, radius=2.0, max_new_tokens=4)
             >>> quick = Settings(tokens=2, budget=20, answer=1, searched=1, fresh=2, controls=1)
             >>> (report,) = made.invert(1, settings=quick)
-            >>> [case.role for case in report.controls]
-            ['text', 'natural vector', 'random', 'shuffled']
+            >>> [test.aim for test in report.tests]
+            ['source', 'output']
         """
         fill.check_known(self, numbers, derived=None)
         return invert_run(self, numbers, lm=self.lm, settings=settings)
