@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -80,11 +81,14 @@ class Summary:
     pushes: tuple[Push, ...]  #: what each arm does at each dose
     texts: pd.DataFrame  #: see `texts_of`
 
+    @cached_property
+    def items(self) -> dict[int, Item]:
+        """The perturbations of all arms, by their numbers."""
+        return {i.row.id: i for i in (*self.found, *self.control, *self.equal)}
+
     def item(self, number: int) -> Item | None:
         """Return a perturbation by its number."""
-        return next(
-            (i for i in (*self.found, *self.control, *self.equal) if i.row.id == number), None
-        )
+        return self.items.get(number)
 
 
 def summarise(run: Run) -> Summary:

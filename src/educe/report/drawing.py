@@ -118,6 +118,6 @@ def figure(kind: str, chart: alt.Chart | alt.LayerChart, of: str | int = "", **f
             gridColor=grey,
         )
         .configure_legend(labelColor=ink, labelFontSize=12, labelLimit=160)
-        .to_dict()
+        .to_dict(validate=False)  # it takes seconds for some thousand rows
     )
     return Chart(name, spec, *told("charts", kind, **facts))
