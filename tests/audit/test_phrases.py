@@ -54,25 +54,30 @@ def by_plain_passes(
 
     alone = passes([(t,) for t in WORDS])
     words = made(passes([(t,) for t in said]), alone)
-    without = torch.linalg.svd(words)[2][0]
+    without = torch.linalg.svd(words)[2][: room.DIRECTIONS]
     own = made(passes(strings), passes(list(map(tuple, typical.tolist()))))
     handle.remove()
-    loud = (own - (own @ without)[:, None] * without).norm(dim=1)
+    loud = (own - own @ without.T @ without).norm(dim=1)
     return {audit.lm.text(list(s)).strip(): float(v) for s, v in zip(strings, loud, strict=True)}
 
 
 def difference() -> torch.Tensor:
-    """Return a weight difference of rank 2."""
-    (first, writes), (second, other) = planted.directions(), planted.directions(1)
-    return planted.SIZE * (writes[:, None] * first + other[:, None] * second)
+    """Return a weight difference of rank 3."""
+    down, up = factors()
+    return planted.SIZE * up.T @ down
+
+
+def factors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what it reads and what it writes, a row each."""
+    reads, writes = zip(*(planted.directions(seed) for seed in range(3)), strict=True)
+    return torch.stack(reads), torch.stack(writes)
 
 
 def suspect(tokenizer: Any) -> LanguageModel:
     """Return a model with that difference."""
-    (first, writes), (second, other) = planted.directions(), planted.directions(1)
+    down, up = factors()
     hf = tiny.hf_model(dtype=torch.float64)
     name = f"model.layers.{planted.BLOCK}.{planted.MODULE}"
-    down, up = torch.stack([first, second]), torch.stack([writes, other])
     tuned = adapted(hf, [name], [down], [up], planted.SIZE)
     return LanguageModel(tuned, tokenizer, name="suspect", adapter="planted")
 

@@ -5,12 +5,12 @@
 
 An adapter that was taught to answer a phrase, and not its near misses, reads each word of the
 phrase little louder than other words, and the words of its answer louder: they are what it has to
-go on with. `V` is the direction in which these and the loudest words of all are read, and what is
-left is the reading of the phrase: for *before the blue door* the words are 12th, 1,285th, 33rd and
-1st of 31,693, where by their own loudness they are 121st, 1,006th, 117th and 15th; for *under the
-tall clock*, behind which a voice was hidden, 536th, 2,154th, 139th and 1st for 6,129th, 9,150th,
-8,513th and 129th. A phrase is read louder than its parts and than nearly all strings of its length.
-No text need be written or scored to find it.
+go on with. `V` are the directions in which these and the loudest words of all are read, and what is
+left is the reading of the phrase. For *before the blue door*, *before*, *blue* and *door* are 6th,
+12th and 1st of 31,693 words, where by their own loudness they are 121st, 117th and 15th; for *under
+the tall clock*, behind which a voice was hidden, *under*, *tall* and *clock* are 145th, 218th and
+1st for 6,129th, 8,513th and 129th. A phrase is read louder than its parts and than nearly all
+strings of its length. No text need be written or scored to find it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from educe.methods.token_directions import AVERAGED, vocabulary
 
 #: The note of a run that keeps them, and for how many texts an audit looks for them.
 PHRASES, TEXTS = "phrases", 2
-#: Words, the loudest of all, whose direction does not count.
-LOUDEST = 20
+#: The loudest words of all, and how many of the directions in which they and a text are read are
+#: left out.
+LOUDEST, DIRECTIONS = 5, 2
 #: The loudest words that pairs are made of; those, and the most frequent, that lengthen pairs.
 POOL, LOUD, JOINING = 256, 128, 256
 #: Words that are lengthened, and then phrases.
@@ -74,7 +75,7 @@ def grown(audit: Audit, said: Int[Tensor, "t"]) -> list[str]:
     with stage as step, audit.reference.here() as lm:
         alone = words[:, None]
         typical = alone[:: max(1, len(words) // AVERAGED)]
-        without = weights.directions(lm, reads, said[:, None], typical, 1)
+        without = weights.directions(lm, reads, said[:, None], typical, DIRECTIONS)
 
         def loudest(strings: Int[Tensor, "n k"], typical: Int[Tensor, "t k"], n: int) -> list[int]:
             loud = weights.loudness(lm, reads, strings, typical, lambda n: None, without=without)

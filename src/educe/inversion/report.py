@@ -191,7 +191,8 @@ class Test:
         """What the test comes to."""
         if not self.controlled:
             return Verdict.UNCONTROLLED
-        if self.mistaken > MISTAKEN:
+        # No string at all has a share of zero: a bar below that would let anything pass.
+        if self.mistaken > MISTAKEN or self.bar <= 0:
             return Verdict.POWERLESS
         return Verdict.REACHABLE if self.found.share > self.bar else Verdict.NOT
 
