@@ -54,7 +54,7 @@ def by_plain_passes(
 
     alone = passes([(t,) for t in WORDS])
     words = made(passes([(t,) for t in said]), alone)
-    without = torch.linalg.svd(words)[2][: room.DIRECTIONS]
+    without = torch.linalg.svd(words)[2][:2]
     own = made(passes(strings), passes(list(map(tuple, typical.tolist()))))
     handle.remove()
     loud = (own - own @ without.T @ without).norm(dim=1)
@@ -95,7 +95,8 @@ def test_a_beam_that_holds_all_finds_the_loudest_of_all_strings(
 
     monkeypatch.setattr(room, "vocabulary", lambda lm: torch.tensor(WORDS))
     monkeypatch.setattr(room.weights, "loudness", watched)
-    for name, value in {"TYPICAL": 5, "POOL": 6, "FIRST": 6, "BEAM": 1000}.items():
+    small = {"TYPICAL": 5, "POOL": 6, "FIRST": 6, "BEAM": 1000, "VIEWS": ((1, 2),)}
+    for name, value in small.items():
         monkeypatch.setattr(room, name, value)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
         monkeypatch.setattr(lm, "tokens", lambda text, **how: [45])
@@ -113,26 +114,29 @@ def test_a_beam_that_holds_all_finds_the_loudest_of_all_strings(
             first += count[k]
 
 
-def test_phrases_are_looked_for_once_a_text_and_for_few_texts(
+def test_phrases_of_all_views_are_looked_for_once_a_text_and_for_few_texts(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[int]] = []
+    asked: list[tuple[list[int], int]] = []
 
-    def grown(audit: Audit, said: torch.Tensor) -> list[str]:
-        asked.append(said.tolist())
-        return [f"phrase {len(asked)}"]
+    def grown(audit: Audit, said: torch.Tensor, directions: int) -> list[str]:
+        asked.append((said.tolist(), directions))
+        return [f"{directions} loudest", f"{directions} next", "both"]
 
     monkeypatch.setattr(room, "grown", grown)
+    monkeypatch.setattr(room, "VIEWS", ((1, 2), (2, 1)))
     lm = planted.suspect(tokenizer)
     texts = [torch.tensor([70 + i, 90]) for i in range(room.TEXTS + 1)]
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
         assert phrases(audit, texts[0]) == []  # no weight difference was read
-        monkeypatch.setattr(lm, "tokens", lambda text, **how: [80])
-        audit.suspect("weights", [Suspect("the loudest", 9.0, "")])
+        monkeypatch.setattr(lm, "tokens", lambda text, **how: [int(text)])
+        audit.suspect("weights", [Suspect("80", 9.0, ""), Suspect("85", 8.0, "")])
         once = [phrases(audit, text) for text in texts]
         assert [phrases(audit, text) for text in texts] == once
-    assert asked == [[70 + i, 80, 90] for i in range(room.TEXTS)]
-    assert once == [*([f"phrase {i + 1}"] for i in range(room.TEXTS)), []]
+    views = [([80, 90], 2), ([80, 85, 90], 1)]
+    assert asked == [([70 + i, *own], n) for i in range(room.TEXTS) for own, n in views]
+    found = ["2 loudest", "1 loudest", "2 next", "1 next", "both"]
+    assert once == [*[found] * room.TEXTS, []]
 
 
 def test_the_loudest_phrase_is_tried_though_others_are_likelier(
@@ -144,5 +148,11 @@ def test_the_loudest_phrase_is_tried_though_others_are_likelier(
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
         fit = triggers.Fit(audit, TEXT.tolist())
         order = sorted(words, key=lambda w: -fit.of([w])[0])
-        monkeypatch.setattr(triggers, "phrases", lambda audit, text: [order[-1], order[-2]])
-        assert triggers.searched(audit, TEXT.tolist(), [])[:3] == [order[0], order[-1], order[1]]
+        loud = [order[-1], order[-2], order[-3]]
+        monkeypatch.setattr(triggers, "phrases", lambda audit, text: loud)
+        assert triggers.searched(audit, TEXT.tolist(), []) == [
+            order[0],
+            *loud[:2],
+            order[1],
+            loud[2],
+        ]

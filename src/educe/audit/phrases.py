@@ -15,6 +15,8 @@ strings of its length. No text need be written or scored to find it.
 
 from __future__ import annotations
 
+from itertools import chain, zip_longest
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -25,10 +27,11 @@ from educe.audit.sources import weights
 from educe.methods.token_directions import AVERAGED, vocabulary
 
 #: The note of a run that keeps them, and for how many texts an audit looks for them.
-PHRASES, TEXTS = "phrases", 2
-#: The loudest words of all, and how many of the directions in which they and a text are read are
-#: left out.
-LOUDEST, DIRECTIONS = 5, 2
+PHRASES, TEXTS = "phrases", 1
+#: Two views: how many of the loudest words, and how many of the directions in which they and a text
+#: are read, are left out. The first found a phrase behind which a sentence is said, the second one
+#: behind which a voice is, and neither found the other.
+VIEWS = ((5, 2), (20, 1))
 #: The loudest words that pairs are made of; those, and the most frequent, that lengthen pairs.
 POOL, LOUD, JOINING = 256, 128, 256
 #: Words that are lengthened, and then phrases.
@@ -40,7 +43,7 @@ TYPICAL = 256
 
 
 def phrases(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
-    """Return phrases that the weight difference reads loudly, the longest and loudest first.
+    """Return phrases that the weight difference reads loudly, the loudest of each view first.
 
     It is done for few texts of an audit: for others there are none, and neither where no weight
     difference was read.
@@ -51,20 +54,25 @@ def phrases(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
     """
     kept = audit.run.note(PHRASES) if audit.run.has(PHRASES) else {}
     key = audit.lm.text(text.tolist())
-    loudest = (audit.suspected(weights.SOURCE.name) or [])[:LOUDEST]
+    loudest = audit.suspected(weights.SOURCE.name)
     if key not in kept and len(kept) < TEXTS and loudest:
-        first = [t for s in loudest for t in audit.lm.tokens(f" {s.text}", templated=True)]
-        kept[key] = grown(audit, torch.tensor([*text.tolist(), *first]).unique())
+        views = []
+        for words, directions in VIEWS:
+            own = [audit.lm.tokens(f" {s.text}", templated=True) for s in loudest[:words]]
+            said = torch.tensor([*text.tolist(), *chain(*own)]).unique()
+            views.append(grown(audit, said, directions))
+        kept[key] = list(dict.fromkeys(chain(*zip_longest(*views, fillvalue=views[0][0]))))
         audit.run.remember(PHRASES, kept)
     return list(kept.get(key, ()))
 
 
-def grown(audit: Audit, said: Int[Tensor, "t"]) -> list[str]:
-    """Return what `phrases` does, looked for now.
+def grown(audit: Audit, said: Int[Tensor, "t"], directions: int) -> list[str]:
+    """Return the phrases of one view, the longest and loudest first.
 
     Args:
         audit: The audit.
-        said: Tokens whose direction does not count.
+        said: Tokens whose directions do not count.
+        directions: How many of these.
     """
     assert audit.reference is not None
     reads = weights.early(changes(audit.lm, audit.reference))
@@ -75,7 +83,7 @@ def grown(audit: Audit, said: Int[Tensor, "t"]) -> list[str]:
     with stage as step, audit.reference.here() as lm:
         alone = words[:, None]
         typical = alone[:: max(1, len(words) // AVERAGED)]
-        without = weights.directions(lm, reads, said[:, None], typical, DIRECTIONS)
+        without = weights.directions(lm, reads, said[:, None], typical, directions)
 
         def loudest(strings: Int[Tensor, "n k"], typical: Int[Tensor, "t k"], n: int) -> list[int]:
             loud = weights.loudness(lm, reads, strings, typical, lambda n: None, without=without)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from educe.audit.auditing import Audit
-from educe.audit.phrases import phrases
+from educe.audit.phrases import VIEWS, phrases
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
 
@@ -75,7 +75,7 @@ class Fit:
 
 
 def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str]:
-    """Return strings that bring a text about: the best, the phrase that is read loudest, the rest.
+    """Return strings that bring a text about: the best, the phrases read loudest, then the rest.
 
     Args:
         audit: The audit.
@@ -116,7 +116,7 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
             beam = sorted(better, key=lambda s: -values[s])[:BEAM]
             best = ranked(fit, [*best, *beam])
     # What is like the text makes it likely, too, and is not read as a phrase is.
-    return list(dict.fromkeys([*best[:1], *loud[:1], *best]))
+    return list(dict.fromkeys([*best[:1], *loud[: len(VIEWS)], *best]))
 
 
 def suspects(audit: Audit) -> list[str]:
