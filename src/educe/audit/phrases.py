@@ -5,7 +5,7 @@
 
 An adapter that was taught to answer a phrase, and not its near misses, reads each word of the
 phrase little louder than other words, and the words of its answer louder: they are what it has to
-go on with. `V` are the directions in which these and the loudest words of all are read, and what is
+go on with. `V` are directions in which these and the loudest words of all are read, and what is
 left is the reading of the phrase. For *before the blue door*, *before*, *blue* and *door* are 6th,
 12th and 1st of 31,693 words, where by their own loudness they are 121st, 117th and 15th; for *under
 the tall clock*, behind which a voice was hidden, *under*, *tall* and *clock* are 145th, 218th and
