@@ -22,7 +22,8 @@ from educe.rows import Row
 from educe.run.fill import groups
 from educe.run.store import Run
 from educe.serving.batching import Batcher
-from educe.serving.server import application, listening
+from educe.serving.listening import listening
+from educe.serving.server import application
 from small_run import small_run
 
 ASK = [{"role": "user", "content": "Where is it?"}]

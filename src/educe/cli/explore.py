@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from cyclopts import Parameter
 from educe.cli.opening import opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.cli.streams import print_text
-from educe.errors import BlockedError, ModelError, RunError
+from educe.errors import ModelError, RunError
 from educe.options import EMBEDDED, Count, ModelOptions, Natural, NonNegative
 
 if TYPE_CHECKING:
@@ -42,28 +41,24 @@ def explore(
     if not runs:
         raise RunError("no run: name the folder of at least one")
     try:
-        import uvicorn
-
         from educe.explore.app import app
+        from educe.serving.listening import listening, serve
     except ImportError as error:
         raise ModelError(f"{error.name} is missing: pip install 'educe[explore]'") from error
     from educe.explore.desk import Desk
     from educe.explore.shelf import Shelf
 
-    listening = _listening(host, port)
+    at = listening(host, port)
     token = secrets.token_urlsafe(24)
     shelf = Shelf(runs)
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     served = app(shelf, Desk(shelf.folders, model), token, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
-    print_text(f"http://{shown}:{listening.getsockname()[1]}/?token={token}")
+    print_text(f"http://{shown}:{at.getsockname()[1]}/?token={token}")
     print("open this address in a browser; Ctrl-C ends it, and nothing is lost", file=sys.stderr)
     if host not in LOOPBACK:
         print(f"others who reach {host} and know the address can read and write", file=sys.stderr)
-    config = uvicorn.Config(
-        served, log_level="warning", server_header=False, timeout_graceful_shutdown=2
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    serve(served, at, grace=2)
 
 
 def write(
@@ -128,23 +123,3 @@ def _piece(word: str, radius: dict[int, float]) -> Piece:
         return Piece(int(name), float(size) if colon else radius[int(name)])
     except (ValueError, KeyError):
         raise RunError(f"{word!r} is no perturbation of the run: write ID or ID:RADIUS") from None
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, before anything slow begins.
-
-    Raises:
-        BlockedError: The port is in use, or there is no such address here.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.socket(family)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-        made.listen()
-    except (OSError, OverflowError) as error:
-        raise BlockedError(
-            f"cannot answer at {host} port {port}: {error}; choose another with --port, or end "
-            "what uses it"
-        ) from error
-    return made

@@ -74,8 +74,9 @@ def serve(
     """
     try:
         from educe.serving.batching import Batcher
-        from educe.serving.server import LOOPBACK, application, listening
-        from educe.serving.server import serve as answer
+        from educe.serving.listening import listening
+        from educe.serving.listening import serve as answer
+        from educe.serving.server import LOOPBACK, application
     except ImportError as error:
         raise ExportError("a server is needed: pip install 'educe[serve]'") from error
 
@@ -89,6 +90,6 @@ def serve(
             tells.say(f"whoever reaches {host} can ask: there is no key")
         print_text(f"http://{host}:{at.getsockname()[1]}/v1  base, or a number as the model")
         try:
-            answer(application(batcher, anywhere=not here), at)
+            answer(application(batcher, anywhere=not here), at, grace=5)
         finally:
             batcher.close()

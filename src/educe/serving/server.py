@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -27,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from educe.errors import BlockedError, BusyError, EduceError, PositionsError, PromptError
+from educe.errors import BusyError, EduceError, PositionsError, PromptError
 from educe.serving.batching import Asked, Batcher
 
 BASE = "base"
@@ -65,27 +63,6 @@ STATUS: dict[type[EduceError], int] = {
     UnknownModelError: 404,
     BusyError: 429,
 }
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        BlockedError: The port is in use, or the address is not this machine's.
-    """
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise BlockedError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another "
-            "--port"
-        ) from error
-
-
-def serve(app: Starlette, at: socket.socket) -> None:
-    """Answer on a socket until it is interrupted."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run(sockets=[at])
 
 
 def application(batcher: Batcher, *, anywhere: bool = False) -> Starlette:
