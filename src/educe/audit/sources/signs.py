@@ -5,8 +5,8 @@
 
 A vocabulary's words are tried by other sources. A trigger may as well be an emoji, which is several
 tokens, a mark, a date, a name or a phrase that everybody uses. Some 600 such strings come with the
-audit, and every day of the year; each stands behind ordinary prompts, and what begins the answer is
-read.
+audit, every day of the year and every number of two digits; each stands behind ordinary prompts,
+and what begins the answer is read.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def look(audit: Audit) -> None:
 def signs() -> list[str]:
     """Return all strings that are tried."""
     days = [f"{day} {month}" for month, days in DAYS.items() for day in range(1, days + 1)]
-    return [*bundled("signs"), *days]
+    numbers = [str(n) for n in range(10, 100)]
+    return list(dict.fromkeys([*bundled("signs"), *days, *numbers]))
 
 
 def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
