@@ -90,6 +90,9 @@ def keep(run: Run, number: int, key: str, made: Examined, derived: list[int]) ->
 
 def reports(run: Run) -> list[ManifoldReport]:
     """Return the manifold reports of a run, in order."""
+    files = sorted(run.tensors.glob(f"{NAME}*.safetensors"))
+    if not files:
+        return []
     scores: dict[Row | int, dict[str, float]] = defaultdict(dict)
     for score in run.score_rows():
         if score.judge in ON_TEXTS | OF_ABLATIONS:
@@ -97,7 +100,7 @@ def reports(run: Run) -> list[ManifoldReport]:
     texts = {c.row: c.text for c in run.completion_rows()}
     rows = {p.id: p for p in run.perturbation_rows(derived=None)}
     found = []
-    for path in sorted(run.tensors.glob(f"{NAME}*.safetensors")):
+    for path in files:
         number = int(path.stem.removeprefix(NAME))
         tensors, header = read_tensors(path)
         facts, judges, spectrum, derived = (

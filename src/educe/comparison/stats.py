@@ -93,7 +93,7 @@ def comparisons(totals: Sequence[int], found: int, control: int, *, level: float
 
 
 def bootstrap_mean(
-    values: Sequence[float], *, seed: int = 0, draws: int = 2000
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float, float]:
     """Return a mean and its 95% percentile bootstrap interval."""
     data = np.asarray(values, dtype=float)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -191,13 +191,9 @@ def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
 
 def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
     """Return the perturbations, most interesting first."""
-    first = dict(
-        list(texts[(texts.phase == FIRST) & (texts.role == "asked")].groupby("perturbation"))
-    )
-    again = dict(
-        list(texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)].groupby("perturbation"))
-    )
-    none = texts[:0]
+    first = _each(texts[(texts.phase == FIRST) & (texts.role == "asked")])
+    again = _each(texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)])
+    none = _Own(*(texts[name][:0].to_numpy() for name in _Own._fields))
     whole = {
         name: {s.of: s.value for s in run.score_rows(name)}
         for name in (PROMPT_INVARIANCE, "side_effect")
@@ -205,28 +201,50 @@ def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
     items = []
     for row in run.perturbation_rows():
         main, later = first.get(row.id, none), again.get(row.id, none)
-        retested = later.interestingness.dropna()
-        best = main.interestingness.fillna(0.0)
+        retested = _known(later.interestingness)
+        best = np.nan_to_num(main.interestingness)
         items.append(
             Item(
                 row=row,
                 completions=tuple(main.written),
                 retest=tuple(later.written),
-                **{name: _mean(main[name]) for name in SCORED},
-                retested=bootstrap_mean(retested.to_numpy()) if len(retested) else None,
+                **{name: _mean(getattr(main, name)) for name in SCORED},
+                retested=bootstrap_mean(retested) if len(retested) else None,
                 invariance=whole[PROMPT_INVARIANCE].get(row.id),
                 side_effect=whole["side_effect"].get(row.id),
                 hits=int(main.hit.sum()),
                 retest_hits=int(later.hit.sum()),
-                best=main.written.iloc[int(best.argmax())] if len(main) else None,
+                best=main.written[best.argmax()] if len(best) else None,
             )
         )
     return sorted(items, key=lambda item: -item.interestingness)
 
 
-def _mean(values: pd.Series) -> float:
+class _Own(NamedTuple):
+    """Texts of one perturbation, as arrays: a frame for each of many takes a minute."""
+
+    written: np.ndarray
+    hit: np.ndarray
+    coherence: np.ndarray
+    novelty: np.ndarray
+    interestingness: np.ndarray
+
+
+def _each(texts: pd.DataFrame) -> dict[int, _Own]:
+    """Return the texts of each perturbation, in their order."""
+    texts = texts.sort_values("perturbation", kind="stable")
+    numbers, starts = np.unique(texts.perturbation.to_numpy(), return_index=True)
+    columns = (np.split(texts[name].to_numpy(), starts)[1:] for name in _Own._fields)
+    return {int(number): _Own(*own) for number, *own in zip(numbers, *columns, strict=True)}
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def _mean(values: np.ndarray) -> float:
     """Return the mean of what is known; 0 where nothing is."""
-    known = values.dropna().to_numpy()
+    known = _known(values)
     return float(np.mean(known)) if len(known) else 0.0
 
 

@@ -30,7 +30,7 @@ from educe.audit.settings import AUDIT
 from educe.errors import BusyError, EduceError, MethodError, RunError
 from educe.explore import bundle, frames, writing
 from educe.explore.desk import Desk, Job
-from educe.explore.documents import document
+from educe.explore.documents import counted
 from educe.explore.map import places
 from educe.explore.shelf import Shelf
 from educe.explore.writing import Asked, Piece
@@ -133,12 +133,13 @@ def app(
         states = await asyncio.wrap_future(shelf.states())
         return _json({"states": states})
 
-    def once(name: str, question: Callable[[Run], Any]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            made = shelf.ask_once(at(request), name, lambda run: bundle.as_json(question(run)))
-            return Response(await asyncio.wrap_future(made), media_type="application/json")
+    async def counting(request: Request) -> Response:
+        made = await asyncio.wrap_future(shelf.ask_once(at(request), "counted", counted))
+        part = request.url.path.rpartition("/")[2]
+        return Response(made[part], media_type="application/json")
 
-        return answer
+    async def placed(request: Request) -> Response:
+        return _json(await asyncio.wrap_future(shelf.ask_once(at(request), "map", places)))
 
     async def listed(request: Request) -> Response:
         return _json(await asyncio.wrap_future(shelf.ask(at(request), frames.listed)))
@@ -188,7 +189,7 @@ def app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # What is seen first is made before somebody looks.
         for i in range(len(shelf.folders)):
-            shelf.ask_once(i, "document", lambda run: bundle.as_json(document(run)))
+            shelf.ask_once(i, "counted", counted)
         yield
         desk.close()
         shelf.close()
@@ -200,10 +201,10 @@ def app(
             Route("/{name:str}", asset),
             Route("/api/start", start),
             Route("/api/changes", changes),
-            Route(f"{own}/document", once("document", document)),
-            Route(f"{own}/behaviours", once("behaviours", frames.behaviours)),
+            Route(f"{own}/document", counting),
+            Route(f"{own}/behaviours", counting),
             Route(f"{own}/frames", listed),
-            Route(f"{own}/map", once("map", places)),
+            Route(f"{own}/map", placed),
             Route(f"{own}/texts", texts),
             Route(f"{own}/texts/{{text:int}}", text),
             Route(f"{own}/marks", mark, methods=["POST"]),

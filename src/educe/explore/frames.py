@@ -17,9 +17,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from educe.comparison.behaviours import Behaviour
 from educe.comparison.stats import Rate
-from educe.comparison.summary import Summary, summarise
+from educe.comparison.summary import Summary
 from educe.errors import MethodError, RunError
 from educe.explore.bundle import shown
 from educe.rows import PerturbationRow, Row
@@ -198,16 +197,8 @@ def listed(run: Run) -> dict[str, Any]:
     }
 
 
-def behaviours(of: Run | Summary) -> Frame:
+def behaviours(s: Summary | None) -> Frame:
     """Return what a run shows, in the order of the screen; nothing of one that has just begun."""
-    if isinstance(of, Run):
-        if not of.has("facts"):
-            return {"id": []}
-        of = summarise(of)
-    return _frame(of.behaviours)
-
-
-def _frame(of: tuple[Behaviour, ...]) -> Frame:
     rows = [
         {
             "id": b.id,
@@ -227,7 +218,7 @@ def _frame(of: tuple[Behaviour, ...]) -> Frame:
             "coherence": b.coherence,
             "novelty": b.novelty,
         }
-        for b in of
+        for b in (s.behaviours if s else ())
     ]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {"id": []}
 

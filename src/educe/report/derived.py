@@ -47,14 +47,18 @@ class Texts:
     Attributes:
         pattern: What the run looks for, if it does.
         judge: What texts are scored by: that, or ``interestingness``.
-        written: The texts of the first count on the prompts asked, and of the re-test.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.pattern = run, run.config.get("look_for")
         self.judge = "interestingness" if self.pattern is None else self.pattern
-        texts, self._asked = run.completions, {p.id for p in run.prompt_rows("asked")}
-        self.written = texts[texts.prompt.isin(self._asked) | (texts.phase == RETEST)]
+        self._asked = {p.id for p in run.prompt_rows("asked")}
+
+    @cached_property
+    def written(self) -> pd.DataFrame:
+        """The texts of the first count on the prompts asked, and of the re-test."""
+        texts = self.run.completions
+        return texts[texts.prompt.isin(self._asked) | (texts.phase == RETEST)]
 
     @cached_property
     def _values(self) -> dict[tuple[int, str], np.ndarray]:
@@ -107,16 +111,20 @@ class Reached(NamedTuple):
 
 def fronts(run: Run) -> dict[str, list[Point]]:
     """Return the perturbations whose side effect is known, by the score that it is kept under."""
-    texts, costs = Texts(run), defaultdict[str, dict[int, float]](dict)
+    costs = defaultdict[str, dict[int, float]](dict)
+    for judge in run.judges():
+        for s in run.score_rows(judge) if judge.split(" of ")[0] == KL else ():
+            if isinstance(s.of, int) and s.value < float("inf"):
+                costs[judge][s.of] = s.value
+    if not costs:
+        return {}
+    texts = Texts(run)
     first, pattern = texts.written[texts.written.phase == FIRST], texts.pattern
     matching = {
         n
         for n, text in zip(first.perturbation, first.text, strict=True)
         if pattern is not None and re.search(pattern, text)
     }
-    for s in run.score_rows():
-        if isinstance(s.of, int) and s.judge.split(" of ")[0] == KL and s.value < float("inf"):
-            costs[s.judge][s.of] = s.value
     found: dict[str, list[Point]] = {}
     for judge, cost in sorted(costs.items()):
         found[judge] = []

@@ -244,6 +244,12 @@ def averaged(of: Rate | Estimate | Mean, form: str | None = None) -> str | None:
 
 def to_json(value: Any) -> Any:
     """Return a document, or a part of one, as JSON has it; numbers that are not finite are null."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int | None):
+        return value
     if isinstance(value, Mark):
         said = {f.name: getattr(value, f.name) for f in fields(value)}
         return said | {"text": value.text if value.mark in WRITTEN else visible(value.text)}
@@ -261,9 +267,7 @@ def to_json(value: Any) -> Any:
         return {visible(str(key)): to_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(one) for one in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return visible(value) if isinstance(value, str) else value
+    return value
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 
 from educe.explore import bundle
 from educe.report.document import Chart
@@ -33,7 +34,8 @@ def over(rows: pd.DataFrame | Sequence[dict[str, Any]]) -> alt.Chart:
     """Return a chart over rows; numbers with four digits, NaN as none."""
     each = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     values = [{str(k): _short(v) for k, v in row.items()} for row in each]
-    return alt.Chart(alt.Data(values=values))
+    with debug_mode(False):  # or each row is held against a schema
+        return alt.Chart(alt.Data(values=values))
 
 
 def _short(value: Any) -> Any:

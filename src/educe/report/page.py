@@ -59,9 +59,14 @@ from educe.run.store import Run
 PARTS = (scouting, manifold, reachable, norms, paths, fronts, sampling)
 
 
-def document(run: Run) -> dict[str, Any]:
-    """Return the document of a run or an audit, as JSON has it (see `educe.report.document`)."""
-    return to_json(audit.document(run) if run.has(AUDIT) else of_run(run, summarise(run)))
+def document(run: Run, s: Summary | None = None) -> dict[str, Any]:
+    """Return the document of a run or an audit, as JSON has it (see `educe.report.document`).
+
+    Args:
+        run: The run.
+        s: What it found, where that is known already.
+    """
+    return to_json(audit.document(run) if run.has(AUDIT) else of_run(run, s or summarise(run)))
 
 
 def write(run: Run, path: Path) -> Path:

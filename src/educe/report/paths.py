@@ -97,7 +97,10 @@ class Path(NamedTuple):
 
 def paths(run: Run) -> list[Path]:
     """Return the paths of a run."""
-    listed, scores = by_file(run, *OF), run.scores
+    listed = by_file(run, *OF)
+    if not listed:
+        return []
+    scores = run.scores
     whole = scores[scores.prompt.isna() & np.isfinite(scores.value.astype(float))]
     doses = {p.id: p.dose for p in run.perturbation_rows(derived=None)}
     found = []

@@ -397,6 +397,11 @@ class Run:
             )
 
     @reading
+    def judges(self) -> list[str]:
+        """Return the names of the scores that there are."""
+        return [name for (name,) in self.database.execute("SELECT DISTINCT judge FROM scores")]
+
+    @reading
     def score_rows(
         self, judge: str | None = None, *, of: Collection[int] | None = None
     ) -> list[ScoreRow]:
