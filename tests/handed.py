@@ -52,7 +52,7 @@ def chosen(
         part = part.on(kind)
     made = methods.search(part, "random", n=2, radius=dose * part.unit, seed=2)
     made.save(run.tensors / "found-0.safetensors")
-    run.remember("facts", {"model": "tiny", "educe": "0", "width": lm.width})
+    run.remember("facts", {"model": "tiny", "educe": "0", "dtype": "float32", "width": lm.width})
     texts = [lm.render(prompt) for prompt in PROMPTS]
     run.add_prompts(
         [PromptRow(i, "asked", *pair, 9) for i, pair in enumerate(zip(PROMPTS, texts, strict=True))]

@@ -118,6 +118,6 @@ def test_the_command_for_vllm_names_every_adapter(tmp_path: Path, tiny_lm: Langu
     (said,) = export(of, "vllm", tmp_path / "out")
     script = (tmp_path / "out" / "serve.sh").read_text()
     assert "--lora-modules 1=adapters/1 2=adapters/2" in script
-    assert "--max-lora-rank 8" in script
+    assert "--max-loras 3 --max-lora-rank 8 --dtype float32" in script
     assert f"vllm serve {of.settings.model} " in said
     assert (tmp_path / "out" / "adapters" / "2" / "adapter_config.json").is_file()

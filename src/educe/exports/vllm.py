@@ -33,8 +33,11 @@ def write(chosen: Chosen, folder: Path) -> list[str]:
     kinds = [chosen.one(number).kind for number in chosen.numbers]
     most = max((kind.rank for kind in kinds if isinstance(kind, Adapters)), default=1)
     words = ["vllm", "serve", chosen.model, "--served-model-name", "base", "--enable-lora"]
-    words += ["--max-loras", str(len(chosen.numbers))]
+    # One place stays empty: on the CPU, vLLM adds what is in the last one to requests for the base
+    # that are written beside others (its pull request 48421).
+    words += ["--max-loras", str(len(chosen.numbers) + 1)]
     words += ["--max-lora-rank", str(next(rank for rank in RANKS if rank >= most))]
+    words += ["--dtype", chosen.facts["dtype"]]  # left to vLLM, float32 would be halved
     if chosen.settings.revision:
         words += ["--revision", chosen.settings.revision]
     named = [f"{number}=adapters/{number}" for number in chosen.numbers]
