@@ -40,7 +40,7 @@ bench: $(INSTALLED)
 # The page of reports and of the explorer: what is built is committed, so that only who changes it
 # needs Node.
 frontend:
-	cd frontend && npm ci && npm run build
+	cd frontend && npm install --no-audit --no-fund && npm run build
 
 # torch comes first and alone: asked for together with the rest, pip may weigh other builds of it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from safetensors.torch import load as read_safetensors
 from starlette.testclient import TestClient
 
+from educe.comparison.summary import summarise
 from educe.errors import BusyError, JudgeError
 from educe.explore import writing
 from educe.explore.app import LARGEST
@@ -173,8 +175,6 @@ def test_a_page_of_texts_is_what_the_frame_holds(tmp_path: Path) -> None:
 
 def test_perturbations_have_the_means_of_the_summary(tmp_path: Path) -> None:
     with build(tmp_path / "run", n=4) as run:
-        from educe.comparison.summary import summarise
-
         seen = summarise(run)
     with served(tmp_path / "run") as app, TestClient(app, headers=bearer()) as client:
         frame = client.get("/api/runs/0/frames").json()["perturbations"]
@@ -495,6 +495,40 @@ def test_stars_labels_and_notes_are_kept_in_the_run(client: TestClient, run: Pat
     assert mark(second, "label", None) == mark(first, "star", False) == 200
     assert client.get("/api/runs/0/texts?labelled=true").json()["total"] == 1
     assert client.get("/api/runs/0/texts?starred=true").json()["total"] == 0
+
+
+def test_a_text_written_anew_is_kept_and_counts_for_nothing(client: TestClient, run: Path) -> None:
+    def told_of(opened: Run) -> list[Any]:
+        seen = summarise(opened)
+        rows = [opened.completion_rows(), opened.prompt_rows(), opened.missing()]
+        unscored = opened.completion_rows(unscored="novelty")
+        return [*rows, unscored, seen.found, seen.control, seen.behaviours, seen.baseline]
+
+    with Run.open(run) as opened:
+        before, texts = told_of(opened), summarise(opened).texts
+    asked = {"prompt": "Who?", "pieces": [{"id": 1, "radius": -4.5}, {"id": 2, "radius": 2.25}]}
+    for how in ({}, {"temperature": 0.5, "sample": 3}, {"prompt": 1}):
+        done = told(client, "write", **asked | how, tokens=5)[-1]["done"]
+        keep = {**asked, **how, "tokens": 5, "text": done["tokens"]}
+        number = told(client, "keep", **keep)[-1]["done"]["id"]
+        assert told(client, "keep", **keep)[-1]["done"]["id"] == number, "once"
+        for what in ("star", "label"):
+            body = {"text": number, "what": what, "value": True}
+            assert client.post("/api/runs/0/marks", json=body).status_code == 200
+        assert client.get(f"/api/runs/0/texts/{number}").json()["text"] == done["text"]
+    shown = client.get("/api/runs/0/texts?starred=true").json()["rows"]
+    assert shown["phase"] == ["kept"] * 3
+    assert shown["prompt"] == [-1, -1, 1]
+    pieces = "1:-4.5 2:2.25"
+    assert shown["asked"] == [pieces, f"{pieces} --temperature 0.5 --sample 3", pieces]
+    with Run.open(run) as opened:
+        assert told_of(opened) == before
+        assert_frame_equal(summarise(opened).texts, texts)
+        said = [(each.answer.prompt, each.label) for each in marks.labelled(opened)]
+        assert said == [("Who?", True)] * 2 + [(opened.prompt_rows()[1].content, True)]
+        assert opened.score_rows("coherence", of=[1]), "the others have theirs"
+    nothing = told(client, "keep", **asked)[-1]
+    assert "no text to keep" in nothing["error"]
 
 
 def test_judges_are_measured_on_labels(run: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 #: What a text is written for: looking for where to push; the first count; a rung or a pull of a
-#: selection; sampling, with draws of each row's own or in common; the re-test.
-Phase = Literal["scout", "first", "rung", "sample", "common", "retest"]
+#: selection; sampling, with draws of each row's own or in common; the re-test; a person, who asked
+#: for it and kept it.
+Phase = Literal["scout", "first", "rung", "sample", "common", "retest", "kept"]
 SCOUT: Phase = "scout"
 FIRST: Phase = "first"
 RUNG: Phase = "rung"
@@ -17,10 +18,14 @@ SAMPLE: Phase = "sample"
 #: In this phase all perturbations draw by the same random numbers.
 COMMON: Phase = "common"
 RETEST: Phase = "retest"
+#: Texts of this phase count for nothing, and none is ever missing.
+KEPT: Phase = "kept"
 
 #: The role of prompts that ask for something else: what is said there too is said whatever is
 #: asked.
 ELSEWHERE = "elsewhere"
+#: The role of a person's own prompts, whose numbers are negative: a run counts its own from 0.
+OWN = "own"
 
 #: The arms of a run, and the control at equal effect, which stands beside them where the norm says
 #: little.

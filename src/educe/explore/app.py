@@ -210,6 +210,7 @@ def app(
             Route(f"{own}/marks", mark, methods=["POST"]),
             Route(f"{own}/write", told_of(writing.write), methods=["POST"]),
             Route(f"{own}/read", told_of(writing.read), methods=["POST"]),
+            Route(f"{own}/keep", told_of(writing.keep), methods=["POST"]),
             Route(f"{own}/curve", told_of(writing.curve), methods=["POST"]),
             Route(f"{own}/perturbations/{{perturbation:int}}/file", file),
         ],

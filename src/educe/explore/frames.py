@@ -21,9 +21,10 @@ from educe.comparison.stats import Rate
 from educe.comparison.summary import Summary
 from educe.errors import MethodError, RunError
 from educe.explore.bundle import shown
-from educe.rows import PerturbationRow, Row
+from educe.rows import OWN, PerturbationRow, Row
 from educe.run import marks
-from educe.run.marks import LABEL, NOTE, STAR
+from educe.run.marks import ASKED, LABEL, NOTE, STAR
+from educe.run.schema import COMPLETION
 from educe.run.store import Run
 
 #: Columns by name, all of one length.
@@ -54,6 +55,7 @@ _SCORED = {
     "star": (STAR, "value"),
     "label": (LABEL, "value"),
     "note": (NOTE, "why"),
+    "asked": (ASKED, "why"),
 }
 _TEXT = {
     "id": "c.id",
@@ -167,6 +169,12 @@ def mark(run: Run, text: int, what: marks.Mark, value: bool | str | None) -> Non
     marks.mark(run, Row(*found), what, value)
 
 
+def number(run: Run, row: Row) -> int:
+    """Return the number of a text's row."""
+    (found,) = run.database.execute(f"SELECT {COMPLETION}", row).fetchone()
+    return int(found)
+
+
 def frames(run: Run, summary: Summary) -> dict[str, Any]:
     """Return all frames of a run, for a page that can ask for nothing more."""
     everything = texts(run, Wanted(limit=-1), whole=True)["rows"]
@@ -183,7 +191,7 @@ def listed(run: Run) -> dict[str, Any]:
     )
     prompts = [
         (p.id, p.role, shown(_plain(p.content)), shown(p.rendered), p.parent, p.how)
-        for p in run.prompt_rows()
+        for p in (*run.prompt_rows(), *run.prompt_rows(OWN))
     ]
     facts = run.note("facts") if run.has("facts") else {}
     return {

@@ -1,7 +1,8 @@
 """Writing: what the desk is asked for, a text under perturbations at any radius, a look into it.
 
 `write` is `educe.generate` with a listener, `read` is teacher forcing of what was written, `curve`
-the effect at the run's target as the radius grows. Each returns plain JSON.
+the effect at the run's target as the radius grows, and `keep` has what was written in the run. Each
+returns plain JSON.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from educe.errors import MethodError, PromptError, SteeringError
+from educe.explore import frames
 from educe.explore.bundle import shown
 from educe.explore.desk import Desk, Job
-from educe.rows import FIRST, Row
+from educe.rows import FIRST, OWN, CompletionRow, PromptRow, Row
+from educe.run import marks
 from educe.run.store import Run
 
 if TYPE_CHECKING:
@@ -68,6 +71,14 @@ class Asked:
     sample: int = 0
     tokens: int | None = None
     text: tuple[int, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """How ``educe write`` is asked for the same; the prompt and the length are left out."""
+        said = [f"{piece.id}:{piece.radius}" for piece in self.pieces]
+        said += [f"--positions {self.positions}"] if self.positions else []
+        said += [f"--temperature {self.temperature}"] if self.temperature else []
+        return " ".join([*said, *([f"--sample {self.sample}"] if self.temperature else [])])
 
     def check(self) -> None:
         """Make sure that this can be asked for.
@@ -173,6 +184,22 @@ def read(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
         "layer": layers,
         "shift": shift,
     }
+
+
+def keep(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
+    """Keep a text that was written, so that it can be marked; return the ``id`` of its row."""
+    if not asked.text:
+        raise PromptError("there is no text to keep: write one first")
+    lm, settings, batch, row, *_ = ready(desk, job, asked)
+    text = lm.text(asked.text, skip_special_tokens=True)
+    ended = len(asked.text) < settings.max_new_tokens
+    written = CompletionRow(row, asked.temperature, text, asked.text, ended)
+    own = None
+    if isinstance(asked.prompt, str):
+        read = batch.read[row.prompt]
+        own = PromptRow(0, OWN, asked.prompt, lm.text(read), len(read))
+    with Run.open(desk.folders[asked.run]) as run:
+        return {"id": frames.number(run, marks.keep(run, written, asked.words, own))}
 
 
 def curve(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
-from educe.rows import FIRST, CompletionRow, PerturbationRow, Row, ScoreRow
+from educe.rows import FIRST, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work, Writer
 from educe.scores import Answer, Judge, asked_in
@@ -250,7 +250,8 @@ def judged(
 
 def answers(run: Run, texts: Sequence[CompletionRow]) -> list[Answer]:
     """Return completions as answers, each with the unperturbed model's to its prompt."""
-    asked = {p.id: asked_in(p.content) for p in run.prompt_rows()}
+    prompts = (*run.prompt_rows(), *run.prompt_rows(OWN))
+    asked = {p.id: asked_in(p.content) for p in prompts}
     plain = unperturbed(run)
     return [Answer(asked[c.prompt], c.text, tuple(plain[c.prompt])) for c in texts]
 

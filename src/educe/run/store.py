@@ -24,7 +24,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Self
 
 from educe.errors import BlockedError, FileFormatError, RunError
-from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.rows import KEPT, OWN, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.schema import (
     COMPLETION,
     SCHEMA_VERSION,
@@ -277,10 +277,10 @@ class Run:
 
     @reading
     def prompt_rows(self, role: str | None = None) -> list[PromptRow]:
-        """Return the prompts, or those of one role, in order."""
+        """Return the prompts, or those of one role, in order; `OWN` ones when asked for alone."""
         rows = self.database.execute("SELECT * FROM prompts ORDER BY id")
         found = [p._replace(content=json.loads(p.content)) for p in map(PromptRow._make, rows)]
-        return [p for p in found if role in (None, p.role)]
+        return [p for p in found if (p.role != OWN if role is None else p.role == role)]
 
     def add_perturbations(self, rows: Sequence[PerturbationRow]) -> None:
         """List perturbations."""
@@ -361,7 +361,7 @@ class Run:
         """Return what is written, or what of one phase, by perturbation, prompt and sample.
 
         Args:
-            phase: Which.
+            phase: Which; `KEPT` ones are left out where it is not this.
             of: Numbers of perturbations, where only theirs is read.
             unscored: A judge, where only what it has not scored is read.
         """
@@ -376,7 +376,7 @@ class Run:
             CompletionRow(Row(*row), temperature, text, tuple(json.loads(tokens)), bool(done))
             for *row, temperature, text, tokens, done in rows
         ]
-        return [c for c in found if phase in (None, c.phase)]
+        return [c for c in found if (c.phase != KEPT if phase is None else c.phase == phase)]
 
     def add_scores(self, rows: Iterable[ScoreRow]) -> None:
         """Keep scores, in place of what the same judge said before."""
