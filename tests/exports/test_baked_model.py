@@ -14,8 +14,7 @@ import tiny
 from educe.errors import ExportError
 from educe.exports import export
 from educe.forward.generation import generate
-from educe.model.language import LanguageModel
-from educe.perturbation.kinds import adapters
+from educe.perturbation.kinds import Biases, adapters
 from educe.rows import Row
 from handed import chosen, saved
 
@@ -62,8 +61,27 @@ def test_an_adapter_beside_the_model_is_merged_too(tmp_path: Path) -> None:
         export(of, "vllm", tmp_path / "vllm")
 
 
-def test_adapters_are_merged(tmp_path: Path, tiny_lm: LanguageModel) -> None:
-    of = chosen(tmp_path, "qwen2", adapters(tiny_lm, first=2, blocks=2))
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_adapters_are_merged(tmp_path: Path, architecture: str) -> None:
+    lm = chosen(tmp_path / "for-kind", architecture).lm
+    of = chosen(tmp_path, architecture, adapters(lm, first=2, blocks=2))
+    export(of, "baked", tmp_path / "out")
+    check(of, tmp_path / "out")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("projection", ["attention", "mlp"])
+def test_adapters_without_their_gate_are_biases(
+    tmp_path: Path, architecture: str, projection: Any
+) -> None:
+    lm = chosen(tmp_path / "for-kind", architecture).lm
+    gated = adapters(lm, first=2, blocks=2, projection=projection)
+    of = chosen(tmp_path, architecture, Biases.like(gated))
+    if architecture == "qwen2":
+        with pytest.raises(ExportError, match="takes no bias, and nothing in its configuration"):
+            export(of, "baked", tmp_path / "out")
+        return
     export(of, "baked", tmp_path / "out")
     check(of, tmp_path / "out")
 

@@ -42,8 +42,11 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=torch.tensor([IDS]), use_cache=False).logits[0, -1]
 
 
-def test_several_adapters_are_loaded_by_name(tmp_path: Path, tiny_lm: LanguageModel) -> None:
-    of = chosen(tmp_path, kind=adapters(tiny_lm, first=2, blocks=2))
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_several_adapters_are_loaded_by_name(tmp_path: Path, architecture: str) -> None:
+    lm = chosen(tmp_path / "for-kind", architecture).lm
+    of = chosen(tmp_path, architecture, adapters(lm, first=2, blocks=2))
     assert export(of, "peft", tmp_path / "out") == []
     model = by_peft(of, tmp_path / "out" / "1", "1")
     model.load_adapter(str(tmp_path / "out" / "2"), adapter_name="2")
