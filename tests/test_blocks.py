@@ -21,6 +21,7 @@ from educe.model.blocks import (
     stream_out,
     with_stream,
 )
+from educe.model.language import LanguageModel
 
 WIDTH = 6
 
@@ -230,3 +231,15 @@ def test_narrowed_modules_leave_out_the_first_tokens() -> None:
         torch.testing.assert_close(block.last(stream)[:, 3:], plain[:, 3:])
     assert seen == [5, 5]
     torch.testing.assert_close(block(stream), whole)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "opt"])
+def test_what_a_block_adds_is_found_in_half_precision_too(architecture: str) -> None:
+    """One of them adds both at once, the others one after the other."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        hf = tiny.hf_model(architecture, dtype=dtype)
+        lm = LanguageModel(hf, tiny.tokenizer(), name=architecture)
+        paths = {module: path for path, module in hf.named_modules()}
+        found.append([paths[module] for module in lm.writers(2)])
+    assert found[0] == found[1]

@@ -200,10 +200,13 @@ def find_writers(block: nn.Module, run: Callable[[], object]) -> list[nn.Module]
         for module, x in came.items()
         if x.shape[-1] == added.shape[-1] and x.numel() == added.numel()
     }
-    # Of modules that hand on the same output the innermost comes first.
+    # Of modules that hand on the same output the innermost comes first. In half precision the sum
+    # is rounded as the block's own: one is added after the other, or both together.
     for one, other in combinations(wide, 2):
-        if (wide[one] + wide[other] - added).norm() <= 1e-3 * added.norm():
-            return [one, other]
+        first, second = wide[one], wide[other]
+        for whole in (given + first + second, given + (first + second)):
+            if (whole - out).norm() <= 1e-3 * added.norm():
+                return [one, other]
     return []
 
 
