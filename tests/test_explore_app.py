@@ -507,6 +507,8 @@ def test_a_text_written_anew_is_kept_and_counts_for_nothing(client: TestClient, 
     with Run.open(run) as opened:
         before, texts = told_of(opened), summarise(opened).texts
     asked = {"prompt": "Who?", "pieces": [{"id": 1, "radius": -4.5}, {"id": 2, "radius": 2.25}]}
+    plain = told(client, "write", prompt="Who?", tokens=5)[-1]["done"]
+    told(client, "keep", prompt="Who?", tokens=5, text=plain["tokens"])
     for how in ({}, {"temperature": 0.5, "sample": 3}, {"prompt": 1}):
         done = told(client, "write", **asked | how, tokens=5)[-1]["done"]
         keep = {**asked, **how, "tokens": 5, "text": done["tokens"]}
@@ -526,6 +528,7 @@ def test_a_text_written_anew_is_kept_and_counts_for_nothing(client: TestClient, 
         assert_frame_equal(summarise(opened).texts, texts)
         said = [(each.answer.prompt, each.label) for each in marks.labelled(opened)]
         assert said == [("Who?", True)] * 2 + [(opened.prompt_rows()[1].content, True)]
+        assert [each.answer.plain for each in marks.labelled(opened)[:2]] == [(plain["text"],)] * 2
         assert opened.score_rows("coherence", of=[1]), "the others have theirs"
     nothing = told(client, "keep", **asked)[-1]
     assert "no text to keep" in nothing["error"]

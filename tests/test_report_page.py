@@ -15,6 +15,7 @@ from educe.report.document import Document, Part, Text
 from read_document import blocks, of_page
 
 playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed")
 NASTY = "</script><script>document.title = 'taken'</script><img src=x onerror=alert(1)>\u202e & <b>"
@@ -42,9 +43,10 @@ class Shown:
         self.tab.goto(file.as_uri())
         self.tab.wait_for_selector("section h2")
 
-    def draw(self) -> list[str]:
+    def draw(self, charts: int) -> list[str]:
         """Open every fold, go to every chart, and return the names of those that are drawn."""
         self.tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        expect(self.tab.locator("figure.chart")).to_have_count(charts)  # a fold is filled later
         names = []
         for chart in self.tab.query_selector_all("figure.chart"):
             chart.scroll_into_view_if_needed()
@@ -56,9 +58,10 @@ class Shown:
 def check(shown: Shown, file: Path) -> None:
     """Every part and chart of the document is there, without a word of complaint."""
     document = of_page(file)
-    heads = [head.inner_text() for head in shown.tab.query_selector_all("section > h2")]
-    assert heads[: len(document["parts"])] == [one["title"] for one in document["parts"]]
-    assert shown.draw() == [chart["name"] for chart in blocks(document["parts"], "chart")]
+    heads, charts = shown.tab.locator("section > h2"), list(blocks(document["parts"], "chart"))
+    for i, part in enumerate(document["parts"]):
+        expect(heads.nth(i)).to_have_text(part["title"])
+    assert shown.draw(len(charts)) == [chart["name"] for chart in charts]
     assert shown.told == []
     assert shown.asked == [file.as_uri()]
 
@@ -73,9 +76,8 @@ def test_a_run_is_drawn_whole_in_the_colours_of_the_page(
     shown = Shown(browser, file, color_scheme=scheme, viewport=size)
     check(shown, file)
     assert shown.tab.title() != "taken"
-    assert NASTY.split("\u202e")[0] in shown.tab.inner_text("body")
-    signs = [sign.inner_text() for sign in shown.tab.query_selector_all("bdi .sign")]
-    assert r"\u202e" in signs
+    expect(shown.tab.locator("body")).to_contain_text(NASTY.split("\u202e")[0])
+    expect(shown.tab.locator("bdi .sign", has_text=r"\u202e").first).to_be_visible()
     drawn = "".join(one.inner_html() for one in shown.tab.query_selector_all(".canvas svg"))
     accent, other = drawing.PALETTE["accent"][:: 1 if scheme == "light" else -1]
     assert accent in drawn.lower()
@@ -90,8 +92,7 @@ def test_an_audit_is_drawn_whole(browser: Any, tmp_path: Path) -> None:
         file = page.write(run, tmp_path / "report.html")
     shown = Shown(browser, file)
     check(shown, file)
-    marks = shown.tab.query_selector_all("mark.nats")
-    assert "+12.0 nats" in [mark.get_attribute("title") for mark in marks]
+    expect(shown.tab.locator("mark.nats[title='+12.0 nats']").first).to_be_visible()
 
 
 def test_what_a_person_needs_is_on_the_first_screen(browser: Any, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_what_a_person_needs_is_on_the_first_screen(browser: Any, tmp_path: Path
         files["the heron sings at noon"] = page.write(run, tmp_path / "audit.html")
     for said, file in files.items():
         shown = Shown(browser, file, viewport={"width": 1280, "height": 800})
+        expect(shown.tab.get_by_text(said).first).to_be_visible()
         place = shown.tab.get_by_text(said).first.bounding_box()
         assert place["y"] + place["height"] < 800
 
@@ -111,4 +113,4 @@ def test_a_document_without_a_run_is_shown_too(browser: Any, tmp_path: Path) -> 
     file = page.put(made, tmp_path / "layers.html")
     shown = Shown(browser, file)
     check(shown, file)
-    assert shown.tab.inner_text("h1") == "Layers"
+    expect(shown.tab.locator("h1")).to_have_text("Layers")

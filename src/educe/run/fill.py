@@ -23,7 +23,7 @@ from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
-from educe.rows import FIRST, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
+from educe.rows import FIRST, KEPT, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
 from educe.run.work import Work, Writer
 from educe.scores import Answer, Judge, asked_in
@@ -263,7 +263,8 @@ def unperturbed(run: Run) -> dict[int, list[str]]:
     finding when a perturbation makes it usual.
     """
     plain: dict[int, list[str]] = defaultdict(list)
-    for c in run.completion_rows(FIRST, of=[0]):
+    kept = (c for c in run.completion_rows(KEPT, of=[0]) if c.prompt < 0)  # a person's own prompts
+    for c in (*run.completion_rows(FIRST, of=[0]), *kept):
         if c.sample <= BASELINE:
             plain[c.prompt].append(c.text)
     return plain
