@@ -20,7 +20,7 @@ from educe.explore.desk import Desk
 from educe.explore.shelf import Shelf
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
-from educe.rows import Row
+from educe.rows import KEPT, Row
 from educe.run import marks
 from educe.run.fill import groups
 from educe.run.settings import encoded, stored
@@ -358,6 +358,37 @@ def test_by_keys_alone_a_text_is_found_starred_and_labelled(
     with Run.open(folder) as run:
         assert [each.label for each in marks.labelled(run)] == [True]
         assert run.scores[run.scores.judge == marks.NOTE].why.tolist() == ["as it should be"]
+
+
+def test_a_text_written_anew_is_in_the_run_once_it_is_starred(
+    browser: Any, tmp_path: Path, tiny_lm: LanguageModel, small: Path
+) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "run"))
+    with serving(folder, lm=tiny_lm) as address, watched(browser, address) as page:
+        page.go("0/perturbation/1", "[data-testid=slider]")
+        page.test("prompt").select_option(label="my own")
+        page.test("own").fill("Who is it?")
+        page.test("tokens").fill("6")
+        page.test("write").click()
+        finished(page)
+        with Run.open(folder) as run:
+            assert run.completion_rows(KEPT) == [], "nothing was said of it"
+        page.test("star").click()
+        expect(page.test("star")).to_have_attribute("aria-pressed", "true")
+        page.test("label-false").click()
+        expect(page.test("label-false")).to_have_attribute("aria-pressed", "true")
+        with Run.open(folder) as run:
+            plain, text = run.completion_rows(KEPT)
+            (said,) = marks.labelled(run)
+        assert (said.answer.prompt, said.answer.plain, said.label) == (
+            "Who is it?",
+            (plain.text,),
+            False,
+        )
+        go = page.go("0/texts?starred", "tbody tr[data-i]")
+        go.locator("tbody tr[data-i]").first.click()
+        for side, shown in ((".changed", text.text), ("figure:not(.changed)", plain.text)):
+            expect(page.test("text").locator(f"{side} bdi")).to_have_text(seen(shown))
 
 
 # -- whatever a model wrote ------------------------------------------------------------------------
