@@ -2,6 +2,7 @@
 again.
 
     python -m studies.hardening FOLDER [--organism NAME|DIR] [--steps N] [--fresh]
+                                [--dtype bfloat16]
     python -m studies.hardening FOLDER --table
     python -m studies.hardening --quick
 
@@ -35,13 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--organism", default="first-vault")
     parser.add_argument("--steps", type=int, default=Budget().steps, help="of each training")
     parser.add_argument("--fresh", action="store_true", help="harden with the pool fresh as well")
+    parser.add_argument("--dtype", default="auto", help="of the model, as in bfloat16")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     asked = quick.parsed(parser, argv)
     budget = SMALL if asked.quick else replace(Budget(), steps=asked.steps)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         if not asked.table:
-            steps = Steps(folder, asked.organism, budget, short=asked.quick)
+            steps = Steps(folder, asked.organism, budget, dtype=asked.dtype, short=asked.quick)
             steps.search()
             steps.around()
             steps.average()

@@ -84,11 +84,11 @@ class Budget:
 class Steps:
     """An organism, its run, the folder of adapters, and the lines that are there."""
 
-    def __init__(self, folder: Path, name: str, budget: Budget, *, short: bool) -> None:
-        self.folder, self.budget, self.short = folder, budget, short
+    def __init__(self, folder: Path, name: str, budget: Budget, *, dtype: str, short: bool) -> None:
+        self.folder, self.budget, self.dtype, self.short = folder, budget, dtype, short
         self.organism = quick.organism(name, quick=short)
         self.file = folder / "results.jsonl"
-        self.lm = quick.model(self.organism, quick=short)
+        self.lm = quick.model(self.organism, quick=short, dtype=dtype)
         rng = random.Random("hardening 0")
         self.asked, self.fresh = (
             locked(self.lm, rng.sample(some, len(some)), tokens=budget.tokens)[:n]
@@ -113,6 +113,7 @@ class Steps:
         settings = Settings(
             tuple(q.prompt for q in self.asked),
             **self.organism.how,
+            dtype=self.dtype,
             fresh=tuple(q.prompt for q in self.fresh),
             target=0.8,
             radius=f"{budget.dose}d",
@@ -308,7 +309,8 @@ class Steps:
         """Load a model: as it was, or with an adapter that was made here."""
         if name == "as it was" or self.short:  # the stand-in has no folder to put an adapter on
             return self.lm
-        return educe.load(**self.organism.how | {"adapter": str(self.place(name))})
+        how = {"adapter": str(self.place(name)), "dtype": self.dtype}
+        return educe.load(**self.organism.how | how)
 
     @cached_property
     def unit(self) -> float:

@@ -87,6 +87,7 @@ def settings(lm: educe.LanguageModel, organism: Organism, seed: int, budget: Bud
     return Settings(
         asked,
         **organism.how,
+        dtype=str(lm.dtype).removeprefix("torch."),
         fresh=fresh,
         target=0.8,
         radius=f"{budget.dose}d",
