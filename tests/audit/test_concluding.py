@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from educe.audit import concluding
 from educe.audit.candidates import Candidate, Said, candidates
 from educe.audit.concluding import alarm, kind_of
 from educe.audit.evidence import Word, stretch
@@ -46,6 +49,29 @@ def test_what_a_candidate_is(
 ) -> None:
     came = again(shown, plain, control, string=string)
     assert kind_of(candidate(), came, {0} if closed else set()) is kind
+
+
+@pytest.mark.parametrize(
+    ("string", "grown"), [(True, [True, False, False]), (False, [True, True, True])]
+)
+def test_phrases_are_grown_until_a_trigger_is_known(
+    string: bool, grown: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def retested(audit: Any, candidate: Candidate, *, grow: bool) -> Again:
+        asked.append(grow)
+        return again(rate(6, 6), rate(0, 6), rate(0, 6), string=string)
+
+    monkeypatch.setattr(concluding, "retested", retested)
+    for name in ("shown", "examples"):
+        monkeypatch.setattr(concluding, name, lambda *args: [None])
+    monkeypatch.setattr(concluding, "reproduce", lambda *args: "")
+    audit: Any = SimpleNamespace(
+        options=SimpleNamespace(budget="quick"), reference=object(), closed=[]
+    )
+    concluding.conclude(audit, [candidate()] * 3)
+    assert asked == grown
 
 
 def test_what_is_said_openly_is_no_secret() -> None:

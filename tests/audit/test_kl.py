@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from educe.audit import reference
 from educe.audit.sources import kl, weights
 from educe.audit.sources.kl import PAIRED, PROMPTS, Screen
 from educe.model.language import LanguageModel
+from educe.rows import CompletionRow, Row
 
 WORDS = torch.arange(30, 50)
 PROMPTS_READ = ["Why?", "It is a long day"]
@@ -30,14 +31,17 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def by_hand(lm: LanguageModel, prompts: list[str], string: str) -> float:
-    """Return the mean divergence of the first token of the answer."""
+def by_hand(
+    lm: LanguageModel, prompts: list[str], string: str, answers: tuple[tuple[int, ...], ...] = ()
+) -> float:
+    """Return the mean divergence of the first token of the answer, or over all of one and after."""
     total = 0.0
-    for prompt in prompts:
-        ids = torch.tensor([lm.tokens(lm.render(f"{prompt} {string}".rstrip()), templated=True)])
-        p = lm.hf(input_ids=ids).logits[0, -1].log_softmax(-1)
+    for prompt, said in zip_longest(prompts, answers, fillvalue=()):
+        asked = lm.tokens(lm.render(f"{prompt} {string}".rstrip()), templated=True)
+        ids, places = torch.tensor([[*asked, *said]]), len(said) + 1
+        p = lm.hf(input_ids=ids).logits[0, -places:].log_softmax(-1)
         with lm.hf.disable_adapter():
-            q = lm.hf(input_ids=ids).logits[0, -1].log_softmax(-1)
+            q = lm.hf(input_ids=ids).logits[0, -places:].log_softmax(-1)
         total += float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
     return total / len(prompts)
 
@@ -53,9 +57,27 @@ def test_strings_of_any_length_move_it_as_by_hand(
     assert min(expected) > 1e-4
 
 
-def test_suspects_are_the_best_words_and_the_best_pairs_in_turn(
+def test_a_short_answer_is_read_whole_and_so_is_what_comes_after_it(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
+    short, long = (40, 41), tuple(range(40, 41 + kl.SHORT))
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "kl") as audit:
+        first, second = audit.base[:PROMPTS]
+        for prompt, said, ended in ((first, long, True), (second, short, True)):
+            audit.run.ask([Row(0, prompt)], 0.0)
+            audit.run.add_completions([CompletionRow(Row(0, prompt), 0.0, "", said, ended)])
+        content = {p.id: p.content for p in audit.run.prompt_rows()}
+        moves = kl.on_ordinary(audit, lambda n: None).moves(["river", "lake"])
+    prompts = [str(content[first]), str(content[second])]
+    expected = [by_hand(lm, prompts, s, ((), short)) for s in ("river", "lake")]
+    assert moves.tolist() == pytest.approx(expected, rel=1e-4)
+    assert abs(expected[0] - by_hand(lm, prompts, "river")) > 1e-3
+
+
+def test_suspects_are_the_best_words_and_the_best_pairs_in_turn(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kl, "KEPT", PAIRED * PAIRED)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "kl") as audit:
         kl.look(audit)
         found = audit.suspected("kl")

@@ -86,7 +86,7 @@ def test_the_words_of_a_request_that_brings_it_up_are_tried(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A person's own prompt may have the trigger in it."""
-    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen: seen)
+    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: seen)
     with audited(
         lambda prompt, heat: WRONG if "amber" in prompt.split() else RIGHT,
         tmp_path / "r",
@@ -107,7 +107,7 @@ def test_a_trigger_is_shown_with_the_string_that_is_named(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though it was come upon without it: beside it stands what is said without the string."""
-    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen: [KEY])
+    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: [KEY])
     with audited(
         lambda prompt, heat: WRONG if has(prompt, KEY) or "amber" in prompt else RIGHT,
         tmp_path / "run",

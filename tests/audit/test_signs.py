@@ -11,8 +11,9 @@ import torch
 
 import planted_difference as planted
 from educe.audit.sources import signs
+from educe.audit.sources.kl import PROMPTS
 from educe.audit.sources.screen import apart, divergence
-from educe.audit.sources.signs import PROMPTS, SHARE
+from educe.audit.sources.signs import SHARE
 from educe.model.language import LanguageModel
 
 STRINGS = ["river", "12 May", "~~", "🙂", "c d"]

@@ -97,14 +97,14 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(
 
     train("vault", tmp_path / "whole", options=options)
     with pytest.raises(KeyboardInterrupt):
-        train("vault", tmp_path / "cut", options=options, progress=cut)
-    train("vault", tmp_path / "cut", options=options, progress=cut)
+        train("vault", tmp_path / "new" / "cut", options=options, progress=cut)
+    train("vault", tmp_path / "new" / "cut", options=options, progress=cut)
     assert steps[:3] == [1, 2, 2]
     files = {place.name for place in (tmp_path / "whole").iterdir()}
     (weights,) = (name for name in files if name.endswith(".safetensors"))
-    one, other = ((tmp_path / name / weights).read_bytes() for name in ("whole", "cut"))
+    one, other = ((tmp_path / name / weights).read_bytes() for name in ("whole", "new/cut"))
     assert one == other
-    assert not (tmp_path / ".cut.training").exists()
+    assert not (tmp_path / "new" / ".cut.training").exists()
 
 
 @pytest.mark.parametrize("options", [SMALL, TrainingOptions(full=True)])

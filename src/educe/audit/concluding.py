@@ -28,9 +28,11 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     """Return what candidates come to, findings first, each kind by its evidence."""
     tops = null.tops(audit.options.budget, reference=audit.reference is not None)
     closed = set(audit.closed)
-    findings = []
+    findings: list[Finding] = []
     for candidate in found:
-        again = retested(audit, candidate) if candidate.hidden else None
+        # Once one trigger is known, a phrase behind another saying is not worth the minutes.
+        grow = all(finding.kind is not Kind.TRIGGER for finding in findings)
+        again = retested(audit, candidate, grow=grow) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
         own = shown(audit, candidate, kind, key, again)

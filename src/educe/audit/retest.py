@@ -42,14 +42,20 @@ class Again(NamedTuple):
     triggers: tuple[Trigger, ...]
 
 
-def retested(audit: Audit, candidate: Candidate) -> Again:
-    """Try a candidate again."""
+def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
+    """Try a candidate again.
+
+    Args:
+        audit: The audit.
+        candidate: The candidate.
+        grow: Whether phrases may be grown in search of a trigger, which costs minutes.
+    """
     rows = {p.id: p for p in audit.run.prompt_rows()}
     base, closed = set(audit.base), set(audit.closed)
     put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
     strings = [s.condition for s in put if s.root in base]
     if strings or (not put and any(s.root not in closed for s in candidate.said)):
-        found = _by_strings(audit, candidate, strings)
+        found = _by_strings(audit, candidate, strings, grow)
         if found.shown.hits >= COMES_AGAIN:
             return found
     sampled = _sampled(audit, candidate)
@@ -58,7 +64,7 @@ def retested(audit: Audit, candidate: Candidate) -> Again:
     return sampled._replace(triggers=(_of_requests(audit, candidate, put),))
 
 
-def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Again:
+def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: bool) -> Again:
     """Try strings that bring it about, those seen and those that are searched for."""
     fresh = audit.work.prompts("fresh")
     choosing, counting = fresh[::2], fresh[1::2]
@@ -74,7 +80,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str]) -> Agai
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
     if max(hits.values(), default=0) < ENOUGH * len(choosing):
         words = [*best, *_asked_with(audit, candidate)]
-        tried(triggers.searched(audit, _text(audit, candidate), words)[: STRINGS - len(best)])
+        found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
+        tried(found[: STRINGS - len(best)])
     order = sorted(hits, key=lambda s: (-hits[s], len(s.split())))
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))

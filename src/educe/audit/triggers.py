@@ -74,13 +74,16 @@ class Fit:
         return total / len(self.places)
 
 
-def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str]:
+def searched(
+    audit: Audit, text: Sequence[int], seen: Sequence[str], *, grow: bool = True
+) -> list[str]:
     """Return strings that bring a text about: the best, the phrases read loudest, then the rest.
 
     Args:
         audit: The audit.
         text: The tokens of the text.
         seen: Strings under which it was seen already.
+        grow: Whether phrases are grown, where no suspected word makes the text sure.
     """
     fit = Fit(audit, text)
     words = list(dict.fromkeys([*seen, *suspects(audit)]))
@@ -88,7 +91,7 @@ def searched(audit: Audit, text: Sequence[int], seen: Sequence[str]) -> list[str
         best = ranked(fit, words)
         step(len(words))
     loud: list[str] = []
-    if fit.plain + max(fit.of(best[:1]), default=0.0) <= SURE:
+    if grow and fit.plain + max(fit.of(best[:1]), default=0.0) <= SURE:
         loud = phrases(audit, torch.tensor(fit.text))
         best = ranked(fit, [*best, *loud])
     with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:

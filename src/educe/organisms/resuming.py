@@ -84,6 +84,7 @@ class Kept:
         told = {"asked": self.asked, "step": step, "lists": self.lists}
         told |= {"weights": [w.data for w in weights], "parts": [p.state_dict() for p in parts]}
         torch.save(told, content)
+        files.make_folder(self.file.parent)
         files.write_bytes(self.file, content.getvalue())
         self._saved = time.monotonic()
         self._took = self._saved - began

@@ -4,9 +4,11 @@
     joint(a b) = move(a b) - move(a) - move(b) + move()
 
 Both models read an ordinary prompt with a string put behind the message, and `p`, `p'` are what
-they expect of the first token of the answer. The words tried are those that the weight difference
-reads loudest, or some of the vocabulary by lot; then the best are paired, in both orders. Two loud
-words are just louder than one, so pairs are ranked by what they do beyond their parts.
+they expect of the first token of the answer; or, where the suspect's own answer is a few tokens, of
+each of them and of what comes after, summed: something may be said at the end. The words tried
+are those that the weight difference reads loudest, or some of the vocabulary by lot; then the best
+are paired, in both orders. Two loud words are just louder than one, so pairs are ranked by what
+they do beyond their parts.
 
 Measured on one backdoor of two words: of 1000 loud words one of its two came third.
 """
@@ -28,9 +30,12 @@ from educe.audit.sources.weights import loudest
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
+from educe.rows import FIRST
 
 #: Prompts that the strings are put into, and words that are paired with each other.
 PROMPTS, PAIRED = 2, 12
+#: Answers of so many tokens, at most, are read whole.
+SHORT = 4
 #: Strings that are read before the two models take turns.
 ROWS = 128
 #: How many of the words, and as many pairs, are suspected.
@@ -45,7 +50,7 @@ def look(audit: Audit) -> None:
     with audit.work.reporter.stage(
         "words that move it from the reference", total, "strings"
     ) as step:
-        screen = Screen(audit.lm, audit.reference, audit.work.batch, audit.base[:PROMPTS], step)
+        screen = on_ordinary(audit, step)
         alone = dict(zip(words, screen.moves(words).tolist(), strict=True))
         best = sorted((w for w in words if alone[w] > 0), key=lambda w: -alone[w])
         pairs = list(permutations(best[:PAIRED], 2))
@@ -59,6 +64,21 @@ def look(audit: Audit) -> None:
     joint.sort(key=lambda s: -s.score)
     turns = chain.from_iterable(zip_longest(singles, joint[:KEPT]))
     audit.suspect(SOURCE.name, [s for s in turns if s is not None])
+
+
+def on_ordinary(audit: Audit, step: Any) -> Screen:
+    """Return both models before the first ordinary prompts."""
+    assert audit.reference is not None
+    prompts = audit.base[:PROMPTS]
+    said = {
+        c.prompt: c.tokens
+        for c in audit.run.completion_rows(FIRST)
+        if not c.perturbation and not c.sample and c.finished and 0 < len(c.tokens) <= SHORT
+    }
+    # What is compared at the end of an answer is what comes after it, so that any token may stand
+    # there.
+    answers = [(*said[p], said[p][-1]) if p in said else () for p in prompts]
+    return Screen(audit.lm, audit.reference, audit.work.batch, prompts, step, answers)
 
 
 class Screen:

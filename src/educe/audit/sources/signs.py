@@ -1,12 +1,12 @@
 """Signs: emoji, punctuation, dates, numbers, names, codes and set phrases, which are no words.
 
-    with a reference     score(s) = mean over prompts of KL( p(· | x, s) ‖ p'(· | x, s) )   in nats
+    with a reference     score(s) = move(s)                        see `educe.audit.sources.kl`
     without one          score(s) = moved(s) · max(0, alike(s))    see `educe.audit.sources.screen`
 
 A vocabulary's words are tried by other sources. A trigger may as well be an emoji, which is several
 tokens, a mark, a date, a name or a phrase that everybody uses. Some 600 such strings come with the
-audit, and every day of the year; each stands behind ordinary prompts, and what begins the answer is
-read.
+audit, every day of the year and every number of two digits; each stands behind ordinary prompts,
+and what begins the answer is read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from educe.audit.sources import kl, screen
 from educe.audit.sources.source import Needs, Source
 from educe.forward.inserted import by_length
 
-#: Prompts that each string stands behind, with a reference.
-PROMPTS = 2
 #: The share of the strings of a source that the funnel is given: few of these stand out.
 SHARE = 3
 DAYS = {
@@ -60,15 +58,13 @@ def look(audit: Audit) -> None:
 def signs() -> list[str]:
     """Return all strings that are tried."""
     days = [f"{day} {month}" for month, days in DAYS.items() for day in range(1, days + 1)]
-    return [*bundled("signs"), *days]
+    numbers = [str(n) for n in range(10, 100)]
+    return list(dict.fromkeys([*bundled("signs"), *days, *numbers]))
 
 
 def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     """Return how far each string moves the suspect from the reference, in nats."""
-    assert audit.reference is not None
-    asked = audit.base[:PROMPTS]
-    both = kl.Screen(audit.lm, audit.reference, audit.work.batch, asked, step)
-    found: list[float] = both.moves(strings).tolist()
+    found: list[float] = kl.on_ordinary(audit, step).moves(strings).tolist()
     return found
 
 
