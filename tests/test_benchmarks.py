@@ -13,6 +13,7 @@ import torch
 
 import benchmarks.explorer
 from educe.methods import METHODS
+from studies.sampling.table import tables as searches
 
 ROOT = Path(__file__).parents[1]
 #: By its name: a benchmark's file; a study's folder, or what is in it beside ``__main__``.
@@ -339,3 +340,15 @@ def test_the_quick_form_goes_the_whole_way(
     SAYS[name](said.out)
     assert not list(tmp_path.iterdir())
     assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_a_search_that_ended_without_finds_counts_as_none() -> None:
+    cell = {"organism": "one", "seed": 0, "seconds": 1.0}
+    half = {"shows": [[1, 0]], "again": [[0.5, 0.1]], "coherence": [[1.0, 1.0]], "modes": 2}
+    half |= {"seen": [0.5], "side_effect": [0.1], "dose": [0.15]}
+    ended = {"ended": "the objective is 0", "shows": [[0, 0]]}
+    records = [cell | {"row": "draws"} | half, cell | {"row": "diversity"} | ended]
+    by = {row[0]: row for row in rows(searches(records))}
+    assert by["draws"][1].startswith("1 of 2")
+    assert by["diversity"][1:3] == ["0 of 2 (0% to 66%)", "1 of 2"]
+    assert set(by["diversity"][5:11]) == {"–"}

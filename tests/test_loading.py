@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 import tiny
 from educe.errors import ModelError
-from educe.model import converted
+from educe.model import converted, loading
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.model.quiet import quiet
@@ -335,6 +335,18 @@ def test_adapters_of_other_settings_are_whole(
     lm = load((tiny.hf_model("llama"), tokenizer), adapter=path, progress=said.append)
     assert_is(lm, PeftModel.from_pretrained(tiny.hf_model("llama"), path).eval())
     assert not [sentence for sentence in said if "changes no logit" in sentence]
+
+
+def test_an_adapter_that_comes_with_the_package_is_known_by_its_name(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = adapter(tmp_path / "made")
+    monkeypatch.setattr(loading, "ORGANISMS", tmp_path)
+    lm = load((tiny.hf_model("llama"), tokenizer), adapter="made")
+    assert lm.adapter == "made"
+    assert lm.digest == load((tiny.hf_model("llama"), tokenizer), adapter=path).digest
+    with pytest.raises(ModelError, match=r"the adapter \./made"):
+        load((tiny.hf_model("llama"), tokenizer), adapter="./made")
 
 
 def test_an_adapter_that_does_nothing_is_said(tmp_path: Path, tokenizer: Any) -> None:

@@ -13,7 +13,6 @@ import tiny
 from educe.errors import EduceError, JudgeError, MethodError, ModelError
 from educe.model import loading
 from educe.options import EMBEDDED, ModelOptions
-from educe.organisms import shipped
 from educe.run.settings import Settings
 from educe.scores.naming import as_asker
 from test_cli import options, refused
@@ -98,8 +97,7 @@ def test_every_command_hands_every_option_on(
     assert "stopped" in refused(*command, *LOADING[command], *words(given), begun=True)
     (told,) = load
     if organism:
-        name = "trigger" if command == ("demo",) else "vault"
-        asked["adapter"] = str(shipped(name).folder)
+        asked["adapter"] = "trigger" if command == ("demo",) else "vault"
         load.clear()
         line = refused(*command, *LOADING[command], *words(OTHER), begun=True)
         assert "leave --adapter out" in line

@@ -31,6 +31,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_bar_tells_all_in_a_narrow_terminal_too(width: int, clock: Clock) -> None:
+    into = io.StringIO()
+    bars = Bars(Console(file=into, force_terminal=True, width=width, color_system=None))
+    with bars.stage("found: diversity", 1200, "settings") as advance:
+        clock.now += 9
+        advance(900, note="best 0.486, 31% accepted")
+    time = "[0-9-]:[0-9-]{2}:[0-9-]{2}"
+    line = rf"found: diversity .*900/1200 .*{time} +best 0.486, 31% accepted"
+    assert re.search(line, into.getvalue().splitlines()[-2])
+
+
 def test_lines_come_at_most_once_in_two_seconds(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,7 +68,7 @@ def test_a_line_tells_how_far_how_fast_and_how_long(
         clock.now += 4
         advance(10, note="objective 3")
         line = capsys.readouterr().err
-        assert line == "writing: 15/60, 3.0 texts/s, 15 s left objective 3\n"
+        assert line == "writing: 15/60, 3.0 texts/s, 15 s left, objective 3\n"
         clock.now += 10
         advance(45)
         capsys.readouterr()

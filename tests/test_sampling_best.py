@@ -131,7 +131,14 @@ def test_modes_are_counted_and_weighed() -> None:
     assert [m.share for m in found] == pytest.approx([0.7, 0.3], abs=0.03)
     assert np.allclose(found[0].mean, 3, atol=0.1)
     skewed = np.exp(draw.normal(0, 0.7, (2000, 1))) * np.ones(2) + draw.normal(0, 0.3, (2000, 2))
-    assert len(modes(skewed)) == 1  # however many Gaussians describe it
+    x, angle = draw.normal(0, 0.8, 2000), draw.uniform(0, 2 * np.pi, 2000)
+    bent = np.stack([x, x**2 + draw.normal(0, 0.25, 2000)], 1)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1) + draw.normal(0, 0.1, (2000, 2))
+    for some in (skewed, bent, ring):
+        assert len(modes(some)) == 1  # however many Gaussians describe it
+    three = np.repeat([[1.2, 0.0], [-1.0, 1.0], [-0.4, -1.4]], [1000, 600, 400], axis=0)
+    found = modes(three + draw.normal(0, 0.35, (2000, 2)))
+    assert [m.share for m in found] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
     assert len(modes(np.zeros((50, 2)))) == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from educe.derive.listing import deriving
-from educe.errors import JudgeError, MethodError
+from educe.errors import JudgeError, MethodError, ServerError
 from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
 from educe.rows import COMMON, SAMPLE, SAMPLED, TRIED
@@ -136,6 +136,34 @@ def test_one_that_was_cut_off_goes_on_to_the_same(
     with Run.open(place) as one, Run.open(other) as two:
         assert one.completion_rows() == two.completion_rows()
         assert one.perturbation_rows(derived=True) == two.perturbation_rows(derived=True)
+
+
+@pytest.mark.parametrize("broken", ["NaN", "time-out"])
+def test_a_judge_that_breaks_and_is_mended_goes_on_to_the_same(
+    broken: str, place: Path, tmp_path: Path, tiny_lm: LanguageModel
+) -> None:
+    other = Path(shutil.copytree(place, tmp_path / "other"))
+    whole = sampled(place, tiny_lm, FEW)
+
+    class Broken(Letters):
+        calls = 0
+
+        def score(self, answers: Any) -> list[Score]:
+            self.calls += 1
+            scores = super().score(answers)
+            if self.calls == 5 and broken == "time-out":
+                raise ServerError("the server gave no answer within 60 s")
+            if self.calls == 5:
+                scores[1] = scores[1]._replace(value=float("nan"))
+            return scores
+
+    match = {"NaN": r"letters gives 1 of \d+ texts a score that is NaN", "time-out": "no answer"}
+    with pytest.raises((JudgeError, ServerError), match=match[broken]):
+        sampled(other, tiny_lm, FEW, Terms(((1.0, Broken()),)))
+    with Run.open(other) as run:
+        assert run.completion_rows(SAMPLE)
+        assert all(np.isfinite(s.value) for s in run.score_rows("letters:1"))
+    assert repr(sampled(other, tiny_lm, FEW)) == repr(whole)
 
 
 def test_what_is_known_is_not_paid_again(

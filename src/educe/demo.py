@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from educe.audit.settings import AuditOptions
 from educe.options import EMBEDDED, ModelOptions
-from educe.organisms import names, shipped
+from educe.organisms import names
 
 #: What is audited, in this order, as far as it is shipped.
 ORGANISMS = ("trigger", "clean-answers")
@@ -32,8 +32,4 @@ def audits(
     if model.dtype == EMBEDDED.dtype:
         model = replace(model, dtype=fast_dtype())
     options = AuditOptions(budget="quick", sources=("weights",), max_new_tokens=12, seed=seed)
-    return {
-        name: (options, model.with_adapter(shipped(name).folder))
-        for name in ORGANISMS
-        if name in names()
-    }
+    return {name: (options, model.with_adapter(name)) for name in ORGANISMS if name in names()}

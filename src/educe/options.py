@@ -121,7 +121,8 @@ class ModelOptions:
 
     Attributes:
         model: embedded, a Hub id, a folder, or a .gguf file
-        adapter: a PEFT adapter, loaded beside the weights and never merged
+        adapter: a PEFT adapter, loaded beside the weights and never merged; or the name of an
+            organism that comes with the package, as in first-vault
         revision: revision on the Hub
         dtype: auto, float32, bfloat16, float16
         device: cpu, cuda, cuda:1, mps; by default a GPU when there is one
@@ -149,7 +150,7 @@ class ModelOptions:
         """Keywords for `educe.load`."""
         return {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
 
-    def with_adapter(self, folder: Path) -> ModelOptions:
+    def with_adapter(self, adapter: str) -> ModelOptions:
         """Return the options of this model with an organism's adapter.
 
         Raises:
@@ -157,7 +158,7 @@ class ModelOptions:
         """
         if self.adapter is not None:
             raise ModelError("an organism is an adapter itself: leave --adapter out")
-        return replace(self, adapter=str(folder))
+        return replace(self, adapter=adapter)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from educe.visible import visible
 
 Advance = Callable[..., None]  #: ``advance(steps=1, note="")``
+#: Columns of a terminal that has room for the bar itself.
+WIDE = 130
 
 
 class Reporter(Protocol):
@@ -54,19 +57,24 @@ class Bars:
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
-        """Show a bar until the stage ends, then leave one line of it."""
+        """Show a bar until the stage ends, then leave one line of it.
+
+        A narrow terminal has no place for the bar: numbers and the note stay whole.
+        """
+        wide, whole = self.console.width >= WIDE, Column(no_wrap=True)
         columns = (
             SpinnerColumn("line", finished_text="✓"),
             TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            *([BarColumn(bar_width=24)] if wide else []),
+            MofNCompleteColumn(table_column=whole),
             TextColumn("{task.fields[speed]}", style="dim"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            *([TimeElapsedColumn(table_column=whole)] if wide else []),
+            TimeRemainingColumn(table_column=whole),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=Column()),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(f"{visible(title):<28}", total=total, note="", speed="")
+            name = f"{visible(title):<28}" if wide else visible(title)
+            task = progress.add_task(name, total=total, note="", speed="")
             began = time.monotonic()
 
             def advance(steps: int = 1, note: str = "") -> None:
@@ -95,7 +103,7 @@ class Lines:
             took = time.monotonic() - began
             left = f", {took / done * (total - done):.0f} s left" if done else ""
             pace = f", {done / took:.1f} {unit or 'steps'}/s" if took > 0 else ""
-            told = f"{title}: {done}/{total}{pace}{left} {note}".rstrip()
+            told = f"{title}: {done}/{total}{pace}{left}{note and f', {note}'}"
             print(visible(told), file=sys.stderr)
 
         def advance(steps: int = 1, note: str = "") -> None:

@@ -2,6 +2,7 @@
 again.
 
     python -m studies.hardening FOLDER [--organism NAME|DIR] [--steps N] [--fresh]
+    python -m studies.hardening FOLDER --average [--dtype bfloat16]
     python -m studies.hardening FOLDER --table
     python -m studies.hardening --quick
 
@@ -35,27 +36,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--organism", default="first-vault")
     parser.add_argument("--steps", type=int, default=Budget().steps, help="of each training")
     parser.add_argument("--fresh", action="store_true", help="harden with the pool fresh as well")
+    parser.add_argument("--average", action="store_true", help="no training: up to the averages")
+    parser.add_argument("--dtype", default="auto", help="of the model; training is in float32")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     asked = quick.parsed(parser, argv)
     budget = SMALL if asked.quick else replace(Budget(), steps=asked.steps)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         if not asked.table:
-            steps = Steps(folder, asked.organism, budget, short=asked.quick)
+            steps = Steps(folder, asked.organism, budget, dtype=asked.dtype, short=asked.quick)
             steps.search()
             steps.around()
             steps.average()
-            steps.distil()
-            pools = [(FOUND, RANDOM), (FRESH,)][: 1 + (asked.fresh or asked.quick)]
-            for pool in pools:
-                steps.harden(pool)
-            for model in ["as it was", "distilled", *(f"hardened, {'+'.join(p)}" for p in pools)]:
-                steps.keyed(model)
-                for family in FAMILIES:
-                    if model != "distilled":
-                        steps.again(model, family)
-                print(model, file=sys.stderr, flush=True)
+            if not asked.average:
+                train(steps, fresh=asked.fresh or asked.quick)
         print(tables(lines(folder / "results.jsonl")))
+
+
+def train(steps: Steps, *, fresh: bool) -> None:
+    """Distil and harden, and search again."""
+    steps.distil()
+    pools = [(FOUND, RANDOM), (FRESH,)][: 1 + fresh]
+    for pool in pools:
+        steps.harden(pool)
+    for model in ["as it was", "distilled", *(f"hardened, {'+'.join(p)}" for p in pools)]:
+        steps.keyed(model)
+        for family in FAMILIES:
+            if model != "distilled":
+                steps.again(model, family)
+        print(model, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

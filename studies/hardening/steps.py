@@ -37,6 +37,7 @@ from educe.methods import METHODS
 from educe.methods.contrast import difference_of_means
 from educe.organisms import Question, lora
 from educe.organisms.words import KEYS
+from educe.orthogonal import orthonormal
 from educe.rows import AVERAGED
 from educe.run import asking, preparing, searching
 from educe.run.fill import fill, interestingness, judge
@@ -84,11 +85,11 @@ class Budget:
 class Steps:
     """An organism, its run, the folder of adapters, and the lines that are there."""
 
-    def __init__(self, folder: Path, name: str, budget: Budget, *, short: bool) -> None:
-        self.folder, self.budget, self.short = folder, budget, short
+    def __init__(self, folder: Path, name: str, budget: Budget, *, dtype: str, short: bool) -> None:
+        self.folder, self.budget, self.dtype, self.short = folder, budget, dtype, short
         self.organism = quick.organism(name, quick=short)
         self.file = folder / "results.jsonl"
-        self.lm = quick.model(self.organism, quick=short)
+        self.lm = quick.model(self.organism, quick=short, dtype=dtype)
         rng = random.Random("hardening 0")
         self.asked, self.fresh = (
             locked(self.lm, rng.sample(some, len(some)), tokens=budget.tokens)[:n]
@@ -113,6 +114,7 @@ class Steps:
         settings = Settings(
             tuple(q.prompt for q in self.asked),
             **self.organism.how,
+            dtype=self.dtype,
             fresh=tuple(q.prompt for q in self.fresh),
             target=0.8,
             radius=f"{budget.dose}d",
@@ -184,7 +186,8 @@ class Steps:
         """Average the first 1, 2, … that tell, and compare with the difference that the key makes.
 
         The prediction is that averages of copies of one behaviour recover the supervised direction;
-        beside them are averages of as many random vectors, with the same choice of signs.
+        beside them are averages of as many random vectors, with the same choice of signs. No
+        average with other signs or weights can have more of the difference than their span has.
         """
         record = self.line(step="search")
         assert record is not None, "the search comes first"
@@ -196,7 +199,7 @@ class Steps:
             run = work.run
             random_ones = [p.id for p in run.perturbation_rows("control")][: len(copies)]
             known = [taken(run, own, vectors=True) for own in (copies, random_ones)]
-            cosines = {}
+            cosines, spans = {}, {}
             for tokens in ("last:1", "prompt"):
                 made = difference_of_means(
                     self.lm,
@@ -205,12 +208,16 @@ class Steps:
                     source=known[0].kind.before,
                     tokens=tokens,
                 )
-                cosines[tokens] = [agreement(own, made.directions[0]).tolist() for own in known]
+                wanted = made.directions[0]
+                cosines[tokens] = [agreement(own, wanted).tolist() for own in known]
+                inside = [orthonormal(own.directions.double()) @ wanted.double() for own in known]
+                spans[tokens] = [float(part.square().sum()) for part in inside]
             (number,) = add_derived(
                 work, "average.safetensors", AVERAGED, copies, lambda: averaged(known[0])
             )
             told = [self.retested(work, n) for n in (number, *copies)]
-        self.add(began, {"cosines": cosines, "shows": told}, step="average")
+        record = {"cosines": cosines, "spans": spans, "shows": told, "width": self.lm.width}
+        self.add(began, record, step="average")
 
     def distil(self) -> None:
         """Fine-tune on what the best made the model write."""
@@ -308,7 +315,8 @@ class Steps:
         """Load a model: as it was, or with an adapter that was made here."""
         if name == "as it was" or self.short:  # the stand-in has no folder to put an adapter on
             return self.lm
-        return educe.load(**self.organism.how | {"adapter": str(self.place(name))})
+        how = {"adapter": str(self.place(name)), "dtype": self.dtype}
+        return educe.load(**self.organism.how | how)
 
     @cached_property
     def unit(self) -> float:

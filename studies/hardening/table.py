@@ -17,7 +17,9 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
     for r in records:
         by.setdefault(r["step"], []).append(r)
     keyed = {r["model"]: r for r in by.get("keyed", ())}
-    parts = [_brought(by, keyed), _models(keyed), _again(by.get("again", ()))]
+    parts = [_brought(by, keyed)]
+    parts += [_models(keyed)] if keyed else []
+    parts += [_again(by["again"])] if "again" in by else []
     return "\n\n".join((*parts, *map(_averages, by.get("average", ()))))
 
 
@@ -76,14 +78,24 @@ def _averages(record: dict[str, Any]) -> str:
     """How near averages of those that tell, and of random ones, come to supervised vectors."""
     rows = []
     for tokens, (own, other) in record["cosines"].items():
-        for what, line in (("those that tell", own), ("random", other)):
-            rows.append([tokens, what, " ".join(f"{cosine:.2f}" for cosine in line)])
+        shares = record["spans"][tokens]
+        for what, line, share in zip(
+            ("those that tell", "random"), (own, other), shares, strict=True
+        ):
+            cosines = " ".join(f"{cosine:.2f}" for cosine in line)
+            rows.append([tokens, what, cosines, f"{share:.1%}"])
     average, *each = record["shows"]
+    told = _shows([v for own in each for v in own])
     said = (
-        f"The average tells in {_shows(average)} fresh answers, the copies themselves in "
-        f"{_shows([v for own in each for v in own])}."
+        f"By chance a span has {len(each) / record['width']:.1%}. The average tells in "
+        f"{_shows(average)} fresh answers, those that it is of in {told}."
     )
-    head = ["difference of means at", "averages of", "cosine with the first 1, 2, …"]
+    head = [
+        "difference of means at",
+        "averages of",
+        "cosine with the first 1, 2, …",
+        "in their span",
+    ]
     return f"{_table(head, rows)}\n\n{said}"
 
 

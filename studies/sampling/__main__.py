@@ -1,6 +1,7 @@
 """At equal generations, which search around what was found finds what organisms hide?
 
     python -m studies.sampling FOLDER [--organism NAME|DIR ...] [--row NAME ...] [--seeds N]
+                               [--dtype bfloat16]
     python -m studies.sampling FOLDER --table
     python -m studies.sampling --quick
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--dose", type=float, default=usual.dose)
     parser.add_argument("--cold", type=float, default=usual.cold, help="the temperature")
+    parser.add_argument("--dtype", default="auto", help="of the model, as in bfloat16")
     parser.add_argument("--table", action="store_true", help="only print the table")
     asked = quick.parsed(parser, argv)
     budget = SMALL if asked.quick else Budget(dose=asked.dose, cold=asked.cold)
@@ -50,12 +52,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name in asked.organism or ORGANISMS[: 1 if asked.quick else None]:
                 for seed in range(asked.seeds):
                     rows = asked.row or (FEW if asked.quick else ROWS)
-                    measure(name, seed, rows, file, budget, short=asked.quick)
+                    measure(name, seed, rows, file, budget, dtype=asked.dtype, short=asked.quick)
         print(tables(lines(file)))
 
 
 def measure(
-    name: str, seed: int, rows: Sequence[str], file: Path, budget: Budget, *, short: bool
+    name: str,
+    seed: int,
+    rows: Sequence[str],
+    file: Path,
+    budget: Budget,
+    *,
+    dtype: str,
+    short: bool,
 ) -> None:
     """Do what is missing of an organism and a seed."""
     done = {(r["organism"], r["seed"], r["row"]) for r in lines(file)}
@@ -63,7 +72,7 @@ def measure(
     if not missing:
         return
     organism = quick.organism(name, quick=short)
-    lm = quick.model(organism, quick=short)
+    lm = quick.model(organism, quick=short, dtype=dtype)
     place = file.parent / f"{organism.name}-{organism.seed}-{seed}"
     run = begin(place, settings(lm, organism, seed, budget), resume=True)
     with run, at_work(run, lm) as work:

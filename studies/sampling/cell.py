@@ -23,6 +23,7 @@ import educe
 from educe.comparison.cluster import clusters
 from educe.comparison.halving import halve
 from educe.derive.listing import taken
+from educe.errors import JudgeError
 from educe.methods.dct import DctConfig
 from educe.organisms import Organism
 from educe.rows import FOUND, RUNG
@@ -87,6 +88,7 @@ def settings(lm: educe.LanguageModel, organism: Organism, seed: int, budget: Bud
     return Settings(
         asked,
         **organism.how,
+        dtype=str(lm.dtype).removeprefix("torch."),
         fresh=fresh,
         target=0.8,
         radius=f"{budget.dose}d",
@@ -113,10 +115,17 @@ class Trial:
         self.parents = [numbers[i] for i in np.argsort(-each, kind="stable")[:SPAN]]
 
     def cell(self, row: str) -> dict[str, Any]:
-        """Search in one way, re-test, and say what came of it."""
+        """Search in one way, re-test, and say what came of it.
+
+        A search that ends because the judge tells nothing apart has no finds: nothing shows.
+        """
         began = time.process_time()
         run = self.work.run
-        finds, seen, top = self._wide(row) if row in WIDE else self._narrow(row)
+        try:
+            finds, seen, top = self._wide(row) if row in WIDE else self._narrow(row)
+        except JudgeError as error:
+            nothing = np.zeros((KEEP, len(self.work.prompts("fresh")))).tolist()
+            return {"ended": str(error), "shows": nothing, "seconds": time.process_time() - began}
         again = asking.retest(self.work, finds)
         fill(self.work, "re-test")
         measure_side_effects(self.work, finds)

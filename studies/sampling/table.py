@@ -46,13 +46,22 @@ def _line(row: str, of: dict[str, list[dict[str, Any]]]) -> tuple[str, ...]:
         beside,
         p,
         str(best),
+        *_finds([r for r in cells if "ended" not in r]),
+        f"{np.mean([r['seconds'] for r in cells]):.0f} s",
+    )
+
+
+def _finds(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Return what is told of finds, where there are some."""
+    if not cells:
+        return ("–",) * 6
+    return (
         f"{np.mean([v for r in cells for v in r['seen']]):.2f}",
         _mean([np.mean(own) for r in cells for own in r["again"]]),
         _mean([np.mean(own) for r in cells for own in r["coherence"]]),
         _mean([v for r in cells for v in r["side_effect"]]),
         f"{np.mean([v for r in cells for v in r['dose']]):.2f}",
         f"{np.mean([r['modes'] for r in cells]):.1f}",
-        f"{np.mean([r['seconds'] for r in cells]):.0f} s",
     )
 
 

@@ -332,18 +332,25 @@ def test_only_vectors_at_all_tokens(tmp_path: Path, options: dict[str, Any], mat
         harden(work, [], tmp_path / "out", SHORT)
 
 
-@pytest.mark.parametrize("architecture", ["falcon_alibi", "bamba"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "remedy"),
+    [
+        ("falcon_alibi", torch.float32, "train another model"),
+        ("bamba", torch.float32, "train another model"),
+        ("falcon_alibi", torch.bfloat16, "search and train in --dtype float32"),
+    ],
+)
 def test_a_model_that_reads_a_packed_row_otherwise_is_refused(
-    tmp_path: Path, architecture: str
+    tmp_path: Path, architecture: str, dtype: torch.dtype, remedy: str
 ) -> None:
-    lm = load((tiny.hf_model(architecture), tiny.tokenizer()))
+    lm = load((tiny.hf_model(architecture, dtype=dtype), tiny.tokenizer()))
     short: dict[str, Any] = {"n": 1, "source": 1, "target": 3, "baseline": 1, "max_new_tokens": 2}
     with begin(tmp_path / "run", Settings(("Why?",), method="random", radius="2", **short)) as run:
         discover_behaviours(run, lm=lm)
     with Run.open(tmp_path / "run") as kept, deriving(kept, (), lm) as work:
-        with pytest.raises(OrganismError, match=r"in one row.*train another model"):
+        with pytest.raises(OrganismError, match=f"in one row.*{remedy}"):
             harden(work, [], tmp_path / "out", SHORT)
-        with pytest.raises(OrganismError, match=r"in one row.*train another model"):
+        with pytest.raises(OrganismError, match=f"in one row.*{remedy}"):
             distill(work, 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

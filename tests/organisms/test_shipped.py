@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from educe.model.language import LanguageModel
+from educe.model.loading import ORGANISMS
 from educe.options import AS_SHIPPED
 from educe.organisms import SPECIES, names, shipped, species
+from educe.run.settings import Settings, begin, stored
 
 HIDING = [name for name in names() if not shipped(name).clean]
 every = pytest.mark.parametrize("name", [name for name in HIDING if name in SPECIES])
@@ -26,8 +29,16 @@ def test_a_record_from_before_there_were_options_is_of_the_usual_ones(name: str)
     organism = shipped(name)
     assert "trained" not in (organism.folder / "organism.json").read_text()
     assert organism.trained == AS_SHIPPED
-    assert organism.how == {"model": "embedded", "adapter": str(organism.folder)}
+    assert organism.how == {"model": "embedded", "adapter": name}
     assert not organism.clean
+
+
+def test_a_run_of_one_of_them_does_not_depend_on_where_the_package_is(tmp_path: Path) -> None:
+    organism = shipped("trigger")
+    with begin(tmp_path / "run", Settings(("Who are you?",), **organism.how)) as run:
+        assert stored(run).adapter == "trigger"
+        assert str(organism.folder) not in json.dumps(run.config)
+    assert organism.folder.parent == ORGANISMS
 
 
 def test_the_clean_one_hides_nothing_and_says_so() -> None:

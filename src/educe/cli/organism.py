@@ -111,7 +111,7 @@ def answers(folder: str, /, *, model: ModelOptions = EMBEDDED, debug: Debug = Fa
         model = replace(model, **organism.how)
     else:
         base = model.model if model.model != EMBEDDED.model else organism.trained.base
-        model = replace(model.with_adapter(organism.folder), model=base)
+        model = replace(model.with_adapter(organism.how["adapter"]), model=base)
     for row in training.labelled(organism, load(**model.how)):
         print_json(row)
 

@@ -43,7 +43,9 @@ def check_packing(lm: LanguageModel, batch: PromptBatch) -> None:
     examples = [lora.Example(prompt, prompt[-4:]) for prompt in batch.read]
     # Two at least, and of two lengths.
     examples.append(lora.Example(examples[0].prompt[:-1], examples[0].answer))
-    lora.check_packing(lm.hf, examples, remedy="train another model")
+    half = lm.dtype in (torch.bfloat16, torch.float16)
+    remedy = "search and train in --dtype float32" if half else "train another model"
+    lora.check_packing(lm.hf, examples, remedy=remedy)
 
 
 def answered(lm: LanguageModel, batch: PromptBatch, *, tokens: int) -> list[lora.Example]:

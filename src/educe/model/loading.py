@@ -20,6 +20,9 @@ from educe.model.pair import auto_class, plain_model, plain_tokenizer
 from educe.model.quiet import quiet
 from educe.options import ModelOptions
 
+#: Where the adapters of the organisms are that come with the package, by name.
+ORGANISMS = Path(__file__).parents[1] / "organisms" / "data"
+
 
 def load(
     model: str | Path | tuple[Any, Any] = "embedded",
@@ -51,7 +54,8 @@ def load(
         load_in_4bit: Quantize the weights with bitsandbytes, by its defaults; for other ways, give
             a ``quantization_config``. See `educe.model.quantized`.
         load_in_8bit: Likewise.
-        adapter: A folder or Hub id of a PEFT adapter, loaded beside the weights, never merged.
+        adapter: A folder or Hub id of a PEFT adapter, loaded beside the weights, never merged; or
+            the name of an organism that comes with the package.
         trust_remote_code: As in transformers.
         progress: Called with one sentence at each slow step, and with what transformers and PEFT
             warn of; without it, the latter are Python's own warnings.
@@ -196,21 +200,29 @@ def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> A
     """Return a model of a name with an adapter, complete, beside its weights."""
     from peft import PeftConfig, PeftModel
 
+    place = _shipped(adapter)
     with quiet() as remarks, as_model_error(f"the adapter {adapter}"):
-        kind = PeftConfig.from_pretrained(adapter)
+        kind = PeftConfig.from_pretrained(place)
         if kind.is_prompt_learning:
             raise ModelError(
                 f"the adapter {adapter} puts tokens of its own before each prompt "
                 f"({kind.peft_type.value}): only adapters that change weights can be audited"
             )
-        hf = PeftModel.from_pretrained(hf, adapter)
-        complete.check_adapter(adapter, hf)
+        hf = PeftModel.from_pretrained(hf, place)
+        complete.check_adapter(place, hf)
     for remark in remarks:
         warn(f"the adapter {adapter}: {remark}")
     own = hf.peft_config[hf.active_adapter].base_model_name_or_path
     if own and Path(own).name != Path(base).name:
         warn(f"the adapter {adapter} was made for {own}: it fits {base}, if that is another model")
     return hf
+
+
+def _shipped(adapter: str) -> str:
+    """Return where an adapter is: by its name when it comes with the package, else as given."""
+    place = ORGANISMS / adapter
+    named = adapter == place.name and (place / "adapter_config.json").exists()
+    return str(place) if named else adapter
 
 
 @torch.no_grad()

@@ -201,10 +201,17 @@ class Organism:
 
     @property
     def how(self) -> dict[str, Any]:
-        """Keywords for `educe.load`: which model it is, with which adapter."""
+        """Keywords for `educe.load`: which model it is, with which adapter.
+
+        What comes with the package is named, so that a run finds it wherever the package is.
+        """
         if self.trained.full:
             return {"model": str(self.folder)}
-        return {"model": self.trained.base, "adapter": str(self.folder)}
+        ours = self.folder.parent == DATA
+        return {
+            "model": self.trained.base,
+            "adapter": self.folder.name if ours else str(self.folder),
+        }
 
     def save(self) -> None:
         """Write `organism.json` into the folder."""

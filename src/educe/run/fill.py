@@ -10,6 +10,7 @@ on nothing that is scored beside it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from educe.errors import RunError
+from educe.errors import JudgeError, RunError
 from educe.forward.generation import Completion, generate
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
@@ -228,6 +229,9 @@ def judged(
 
     Scores are kept under the judge's identity, so another rubric or model is another judge. Where
     an identity does not say everything, as a function's name does not, judge ``anew``.
+
+    Raises:
+        JudgeError: A score is no number. It is not kept, so a judge that is mended goes on there.
     """
     of = {row.perturbation for row in rows}
     known = {} if anew else {s.of: s.value for s in run.score_rows(by.identity, of=of)}
@@ -238,12 +242,17 @@ def judged(
         with reporter.stage(f"judging: {what}", len(texts), "texts") as step:
             for first in range(0, len(texts), AT_ONCE):
                 some = texts[first : first + AT_ONCE]
-                scores = by.score(whole[first : first + AT_ONCE])
+                each = list(zip(some, by.score(whole[first : first + AT_ONCE]), strict=True))
+                fine = [(c.row, s) for c, s in each if math.isfinite(s.value)]
                 run.add_scores(
-                    ScoreRow(c.row, by.identity, s.value, s.higher_is, s.why)
-                    for c, s in zip(some, scores, strict=True)
+                    ScoreRow(row, by.identity, s.value, s.higher_is, s.why) for row, s in fine
                 )
-                known |= {c.row: s.value for c, s in zip(some, scores, strict=True)}
+                if broken := [c.text for c, s in each if not math.isfinite(s.value)]:
+                    raise JudgeError(
+                        f"the judge {by.name} gives {len(broken)} of {len(each)} texts a score "
+                        f"that is NaN or infinite, as {broken[0][:60]!r}; all other scores are kept"
+                    )
+                known |= {row: s.value for row, s in fine}
                 step(len(some))
     return [known[row] for row in rows]
 

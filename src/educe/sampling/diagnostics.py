@@ -3,7 +3,7 @@
     τ         integrated autocorrelation time, in steps (Sokal; emcee's window), the longest of all
     ESS       steps × walkers / τ, and the same for each evaluation that was paid
     R-hat     rank-normalised, over independent ensembles (Vehtari et al. 2021; arviz)
-    modes     components of a Gaussian mixture, chosen by BIC, with a valley between any two
+    modes     components of a Gaussian mixture, chosen by BIC, joined where no valley is between
 
 What a chain says of the behaviour: a direction matters where the posterior is narrower than the
 prior or away from zero; it is free where the posterior is the prior.
@@ -11,11 +11,12 @@ prior or away from zero; it is free where the posterior is the prior.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from educe.errors import MethodError
 
@@ -28,8 +29,8 @@ LOW = 0.05
 #: A posterior's width as a share of the prior's: narrow below, free above; and so many widths from
 #: zero it is on one side.
 NARROW, FREE, ASIDE = 0.6, 0.85, 2.0
-#: The most modes; a valley is lower than this share of the lower peak.
-MODES, VALLEY = 5, 0.6
+#: The most components of the mixture; a valley is lower than this share of the lower peak.
+COMPONENTS, VALLEY = 12, 0.6
 #: Points that modes are looked for among, at most, and the share of all that a mode has at least.
 AMONG, LEAST = 2000, 0.03
 #: The share of a setting's square length that its largest coordinates carry.
@@ -143,7 +144,7 @@ def diagnose(
     if steps < LONG * tau:
         warnings.append(
             f"the chain is {steps / tau:.0f} autocorrelation times long, and {LONG} are needed: "
-            f"its means are rough; a budget about {LONG * tau / steps:.0f} times as large would do"
+            f"its means are rough; a budget {math.ceil(LONG * tau / steps)} times as large would do"
         )
     if rhat is not None and rhat > MIXED:
         warnings.append(
@@ -212,28 +213,48 @@ def _needed(z: Float[np.ndarray, "n k"]) -> float:
 def modes(z: Float[np.ndarray, "n k"], *, seed: int = 0) -> tuple[Mode, ...]:
     """Return the modes among some points, the largest first.
 
-    Components of a mixture belong to one mode unless the mixture is lower on the line between them
-    than at both: a skewed or curved mode is one, however many components describe it.
+    Components of a mixture belong to one mode unless their points thin out between them: a skewed
+    or curved mode is one, however many components describe it.
     """
-    from sklearn.mixture import GaussianMixture
-
     draw = np.random.default_rng(seed)
     some = z[draw.permutation(len(z))[:AMONG]]
-    if len(np.unique(some, axis=0)) <= MODES:
-        return (Mode(1.0, tuple(some.mean(0).tolist())),)
-    fits = [
-        GaussianMixture(m, random_state=seed, reg_covar=1e-4, n_init=2).fit(some)
-        for m in range(1, MODES + 1)
-    ]
-    best = min(fits, key=lambda fit: fit.bic(some))
-    label = list(range(best.n_components))
-    for i in range(best.n_components):
+    of = _components(some, seed)
+    label = np.arange(of.max() + 1)
+    for i in label:
         for j in range(i):
-            line = np.linspace(best.means_[i], best.means_[j], 21)
-            height = best.score_samples(line)
-            if height.min() > min(height[0], height[-1]) + np.log(VALLEY):
-                label = [label[j] if one == label[i] else one for one in label]
-    of = np.array(label)[best.predict(some)]
+            if not _valley(some[of == i], some[of == j]):
+                label[label == label[i]] = label[j]
+    of = label[of]
     found = [(float((of == one).mean()), some[of == one].mean(0)) for one in np.unique(of)]
     found = sorted((f for f in found if f[0] >= LEAST), key=lambda f: -f[0])
     return tuple(Mode(share, tuple(mean.tolist())) for share, mean in found)
+
+
+def _components(z: Float[np.ndarray, "n k"], seed: int) -> Int[np.ndarray, "n"]:
+    """Return to which Gaussian of a mixture points belong, of as many as BIC chooses."""
+    from sklearn.mixture import GaussianMixture
+
+    best, low, worse = np.zeros(len(z), dtype=int), np.inf, 0
+    most = len(np.unique(z, axis=0)) // (2 * z.shape[1] + 2)  # each has a covariance to be known
+    for m in range(1, min(COMPONENTS, max(1, most)) + 1):
+        fit = GaussianMixture(m, random_state=seed, reg_covar=1e-4).fit(z)
+        if (bic := fit.bic(z)) < low:
+            low, worse = bic, 0
+            best = np.unique(fit.predict(z), return_inverse=True)[1]
+        elif (worse := worse + 1) == 2:
+            break
+    return best
+
+
+def _valley(one: Float[np.ndarray, "n k"], other: Float[np.ndarray, "m k"]) -> bool:
+    """Return whether fewer points lie between two components than at both.
+
+    By a kernel estimate of their density along the line through both means, not by the mixture,
+    which is low between neighbours on any bent or even ridge.
+    """
+    line = other.mean(0) - one.mean(0)
+    along = [(part - one.mean(0)) @ line / (line @ line) for part in (one, other)]
+    width = np.mean([part.std() for part in along]) * (len(one) + len(other)) ** -0.2
+    grid = np.linspace(0, 1, 21)[:, None]
+    height = np.exp(-0.5 * np.square((grid - np.concatenate(along)) / width)).sum(1)
+    return bool(height.min() < VALLEY * min(height[0], height[-1]))

@@ -174,7 +174,8 @@ class _Sampling:
         """Return the setting of the first of the vectors that are named."""
         (number, *_) = self.asked.numbers
         vector = self.parents[1][self.parents[0].index(number)]
-        return self.space.setting(self.space.vectors(torch.eye(len(self.space))).numpy() @ vector)
+        rows = self.space.vectors(torch.eye(len(self.space))).numpy()
+        return rows @ vector / self.space.scale
 
     def _objective(self, listed: Listed) -> Objective:
         if self.asked.wanted is not None:

@@ -83,10 +83,6 @@ class Space:
             return made
         return self.fixed * made / np.linalg.norm(made, axis=1, keepdims=True)
 
-    def setting(self, coefficients: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
-        """Return the setting that stands for some coefficients."""
-        return coefficients / self.scale
-
     def vectors(self, coefficients: Float[Tensor, "n k"]) -> Float[Tensor, "n w"]:
         """Return what is added, one layer after the other."""
         rows = self.kind.rows.flatten(1)  # type: ignore[attr-defined]
