@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import spread_run
+from educe.errors import SpreadError
 from educe.options import SpreadOptions
 
 pytestmark = pytest.mark.slow
@@ -40,15 +41,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, A
 
 
 def test_workers_killed_at_random(tmp_path: Path, folder: Path, whole: dict[str, Any]) -> None:
-    killed = runs = 0
+    killed = runs = stopped = 0
     while killed < WORKERS:
         place, n = tmp_path / str(runs), 2 + runs % 2
-        killer = spread_run.Killer(runs, every=4, within=0.3, most=WORKERS - killed)
-        spread_run.carried_out(place, folder, SpreadOptions(on="devices", workers=n), killer.step)
-        killer.end()
-        killed, runs = killed + len(killer.dead), runs + 1
+        ended = False
+        while not ended:
+            killer = spread_run.Killer(killed, every=4, within=0.3, most=WORKERS - killed)
+            try:
+                who = SpreadOptions(on="devices", workers=n)
+                spread_run.carried_out(place, folder, who, killer.step)
+                ended = True
+            except SpreadError as error:  # the worker of one job was met again and again
+                stopped += 1
+                print(error, flush=True)
+            killer.end()
+            killed += len(killer.dead)
+        runs += 1
         assert spread_run.content(place) == whole
-        print(f"run {runs}: {killed} workers killed", flush=True)
+        print(f"run {runs}: {killed} workers killed, stopped {stopped} times", flush=True)
 
 
 def test_drivers_killed_at_random(tmp_path: Path, folder: Path, whole: dict[str, Any]) -> None:

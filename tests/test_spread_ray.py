@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ from educe.spread import Job, Shared, opened
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
-
-from educe.spread import cluster  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -39,11 +38,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, A
     return spread_run.content(place)
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes of one core each, and a head that has none, on this machine."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(os.sys.path))
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors know the modules that tests know."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def nodes(_known: None) -> Iterator[Cluster]:
+    """Two nodes of one core each, and a head that has none, on this machine."""
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     for _ in range(2):
@@ -92,15 +96,17 @@ def test_a_cluster_of_this_machine_begins_and_ends_with_the_work(folder: Path) -
     with opened(SpreadOptions(on="ray", workers=1)) as spread:
         jobs = [Job(length, shared, ("word" * i,)) for i in range(5)]
         assert sorted(done.value for done in spread.map(jobs)) == [(4 * i, 4) for i in range(5)]
-        with pytest.raises(SpreadError, match=r"has .* cores, and each worker needs one"):
-            check_room()
     assert not ray.is_initialized()
     assert actors() == []
 
 
-def check_room() -> None:
-    with cluster.actors("", 10**6):
+def test_more_workers_than_there_is_room_for_are_refused() -> None:
+    with (
+        pytest.raises(SpreadError, match=r"has .* cores, and each worker needs one"),
+        opened(SpreadOptions(on="ray", workers=10**6)),
+    ):
         pass
+    assert not ray.is_initialized()
 
 
 def test_no_cluster_is_one_sentence() -> None:

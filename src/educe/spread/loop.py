@@ -21,8 +21,9 @@ from educe.spread.packing import unpacked
 
 #: Jobs that a worker has at most.
 IN_FLIGHT = 2
-#: Workers that one job may end, and times that a worker may fail to begin.
-LOSSES = 3
+#: Workers that one job may end, and times that a worker may fail to begin. By chance it can happen
+#: a few times that the worker of one job is killed.
+LOSSES = 5
 #: Workers whose rates are told one by one.
 TOLD = 4
 
