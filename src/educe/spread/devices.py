@@ -34,7 +34,8 @@ class Process:
         device: The device that it computes on.
     """
 
-    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
+    #: The last two where it is killed in the instant in which it is forked.
+    lost: tuple[type[BaseException], ...] = (BrokenProcessPool, EOFError, ConnectionError)
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
@@ -47,9 +48,10 @@ class Process:
         held, self._leash = multiprocessing.Pipe(duplex=False)
         given = (self.device, os.getcwd(), held)
         self._pool = ProcessPoolExecutor(1, _context(), initializer=_prepare, initargs=given)
-        begun = self._pool.submit(_whoami)
-        held.close()  # it has its own end now
-        return begun
+        try:
+            return self._pool.submit(_whoami)
+        finally:
+            held.close()  # it has its own end now
 
     def submit(self, job: Job) -> Future[bytes]:
         """Give it a job."""
