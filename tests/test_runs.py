@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from educe.errors import BlockedError, EduceError, FileFormatError, RunError
 from educe.rows import FIRST, RETEST, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run import store
+from educe.run.lock import locked
 from educe.run.store import Run
 
 CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
@@ -616,3 +619,27 @@ def test_a_run_of_the_version_before_is_brought_up_to_this_one(tmp_path: Path) -
         put = PromptRow(3, "put:weights", "granite Größe?", "", 11, 0, "granite")
         run.add_prompts([put])
         assert run.prompt_rows()[3] == put
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        message = fails(BlockedError, lambda: enter(locked(run.folder)))
+    assert str(run.folder) in message
+    assert "on a file system with locks" in message
+    with locked(run.folder):
+        assert "another process is at work" in fails(
+            BlockedError, lambda: enter(locked(run.folder))
+        )
+    enter(locked(run.folder))
+
+
+def enter(context: AbstractContextManager[None]) -> None:
+    with context:
+        pass

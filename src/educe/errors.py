@@ -85,6 +85,10 @@ class ServerError(EduceError):
     """A server does not answer, or does not offer what a judge needs."""
 
 
+class SpreadError(EduceError):
+    """Work cannot be spread as asked, or no worker is left to do it; what is done is kept."""
+
+
 class OutputError(EduceError):
     """What a command says cannot be printed."""
 

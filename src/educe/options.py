@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Group, Parameter, Token
 
-from educe.errors import ModelError
+from educe.errors import ModelError, SpreadError
 from educe.whole import (
     SEEDS,
     Above,
@@ -171,6 +171,39 @@ class NamedModel(ModelOptions):
 #: The embedded model, as it is.
 EMBEDDED = ModelOptions()
 NAMED = NamedModel()
+
+
+@Parameter(name="*", group=Group("Workers", sort_key=3))
+@dataclass(frozen=True, kw_only=True)
+class SpreadOptions:
+    """Who works: it changes how long something takes, and nothing that comes of it.
+
+    Attributes:
+        on: local, in this process; devices, in a process for each GPU of this machine; ray, on a
+            Ray cluster of this machine's own, or ray://HOST:PORT on one that runs (see
+            docs/scale.md)
+        workers: how many processes or actors: by default one for each GPU, or for each core where
+            there is none
+    """
+
+    on: str = "local"
+    workers: Count | None = None
+
+    def check(self) -> None:
+        """Find what names nobody, before anything is loaded.
+
+        Raises:
+            SpreadError: It does.
+        """
+        address = self.on.removeprefix("ray://")
+        if self.on not in ("local", "devices", "ray") and address in ("", self.on):
+            raise SpreadError(f"--on {self.on}: give local, devices, ray, or ray://HOST:PORT")
+        if self.on == "local" and self.workers is not None:
+            raise SpreadError("this process works alone: give --workers with --on devices or ray")
+
+
+#: In this process.
+ALONE = SpreadOptions()
 
 
 @Parameter(name="*", group=Group("Training", sort_key=2))

@@ -1,7 +1,8 @@
-"""What JSON can hold of records."""
+"""What JSON can hold of records, and objects that come out of it."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -23,3 +24,18 @@ def as_data(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a text is.
+
+    Raises:
+        ValueError: It is no JSON, no object, or nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{type(found).__name__} where an object is meant")
+    return found

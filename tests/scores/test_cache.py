@@ -14,7 +14,8 @@ import pytest
 from educe.errors import FileFormatError, JudgeError
 from educe.progress import Silent
 from educe.scores import Answer, Judge, Score, Streaming
-from educe.scores.cache import BATCH, Cached
+from educe.scores.batches import AT_ONCE
+from educe.scores.cache import Cached
 from educe.scores.language_model import Theme
 
 
@@ -142,7 +143,7 @@ def test_a_killed_process_pays_nothing_twice(path: Path) -> None:
 def test_a_judge_that_does_not_stream_gets_batches(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("educe.scores.cache.BATCH", 4)
+    monkeypatch.setattr("educe.scores.batches.AT_ONCE", 4)
     judge = Whole()
     assert not isinstance(judge, Streaming)
     found = Cached(judge, path).score(ANSWERS)
@@ -231,7 +232,7 @@ class Refusing:
 
 @pytest.mark.parametrize("error", [JudgeError("no"), KeyboardInterrupt(), ValueError()], ids=repr)
 def test_a_file_that_nothing_was_kept_in_is_not_left(tmp_path: Path, error: BaseException) -> None:
-    answers = [Answer("a", str(i)) for i in range(BATCH + 1)]
+    answers = [Answer("a", str(i)) for i in range(AT_ONCE + 1)]
     with pytest.raises(type(error)):
         Cached(Refusing(error, 0), tmp_path / "scores").score(answers)
     assert list(tmp_path.iterdir()) == []

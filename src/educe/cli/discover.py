@@ -12,7 +12,7 @@ from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
 from educe.cli.streams import print_text
 from educe.errors import MethodError, RunError
-from educe.options import EMBEDDED, Flag, ModelOptions
+from educe.options import ALONE, EMBEDDED, Flag, ModelOptions, SpreadOptions
 from educe.run.settings import JobOptions, Settings
 
 #: The job as it is where nothing else is said.
@@ -26,6 +26,7 @@ def discover(
     setting: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     job: Annotated[JobOptions, Parameter(name="*")] = JOB,
     model: ModelOptions = EMBEDDED,
+    who: SpreadOptions = ALONE,
     out: NewFolder = None,
     resume: Flag = False,
     output: Output = SCREEN,
@@ -38,6 +39,7 @@ def discover(
         setting: a setting of the method, as name=value; may be repeated
         resume: go on with the run in --out, with the settings it has
     """
+    who.check()
     settings = Settings(
         prompts=(*prompts, *prompts_in(prompts_file)),
         fresh=prompts_in(fresh),
@@ -56,7 +58,7 @@ def discover(
     if not as_it_was:
         settings.check()
     where = out or new_folder(job.method)
-    carry_out(None if as_it_was else settings, where, resume=resume, output=output)
+    carry_out(None if as_it_was else settings, where, resume=resume, who=who, output=output)
 
 
 def methods(*, output: Output = SCREEN) -> None:
@@ -87,7 +89,14 @@ def _method_settings(words: list[str]) -> dict[str, Any]:
     return settings
 
 
-def carry_out(settings: Settings | None, out: Path, *, resume: bool, output: Output) -> None:
+def carry_out(
+    settings: Settings | None,
+    out: Path,
+    *,
+    resume: bool,
+    who: SpreadOptions = ALONE,
+    output: Output,
+) -> None:
     """Run the main job, or go on with one, and say what came out and where it lies."""
     from educe.report import page, terminal
     from educe.run.settings import begin
@@ -98,7 +107,7 @@ def carry_out(settings: Settings | None, out: Path, *, resume: bool, output: Out
     with going_on(resumed("discover", out), out):
         run = Run.open(out) if settings is None else begin(out, settings, resume=resume)
         with run:
-            summary = discover_behaviours(run, reporter=tells)
+            summary = discover_behaviours(run, reporter=tells, spread=who)
             written = page.write(run, out / "report.html")
 
     def tell() -> None:

@@ -15,7 +15,16 @@ from educe.cli.opening import going_on
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.cli.streams import print_text
 from educe.errors import JudgeError
-from educe.options import EMBEDDED, Count, ModelOptions, Natural, Real, Seconds
+from educe.options import (
+    ALONE,
+    EMBEDDED,
+    Count,
+    ModelOptions,
+    Natural,
+    Real,
+    Seconds,
+    SpreadOptions,
+)
 from educe.plain import as_data
 from educe.visible import isolated, visible
 
@@ -183,6 +192,7 @@ def score(
     asked: Asked = HERE,
     threshold: Real = 0.5,
     cache: Path | None = None,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Score the completions of a run: what was found beside the control.
@@ -196,10 +206,11 @@ def score(
     from educe.run.scored import score_run
     from educe.run.store import Run
 
+    who.check()
     tells = reporter()
     with going_on(), Run.open(run) as opened:
         cached = asked.kept(judge, run, tells.say, file=cache)
-        scored = score_run(opened, cached, threshold=threshold, reporter=tells)
+        scored = score_run(opened, cached, threshold=threshold, reporter=tells, spread=who)
     _paid(cached)
     data = as_data(scored)
     output.put(data | data.pop("arms"), lambda: _print_scored(scored))

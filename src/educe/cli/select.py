@@ -21,7 +21,7 @@ from educe.cli.options import (
 )
 from educe.cli.streams import print_text
 from educe.errors import MethodError, RunError
-from educe.options import EMBEDDED, Count, Flag, Layer, ModelOptions, N, Seed
+from educe.options import ALONE, EMBEDDED, Count, Flag, Layer, ModelOptions, N, Seed, SpreadOptions
 from educe.run.settings import Settings
 from educe.whole import read_layer, read_real, read_whole
 
@@ -50,6 +50,7 @@ def select(
     samples: Count = 1,
     derived: str = "",
     seed: Seed = 0,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Choose the best perturbations of a run and test them again; the control likewise.
@@ -72,6 +73,7 @@ def select(
     from educe.scores.rules import Regex
     from educe.selection.selecting import SelectionPlan, select_best
 
+    who.check()
     if (look_for is None) == (judge is None):
         raise MethodError("a selection goes by one thing: give --look-for or --judge")
     plan = SelectionPlan(
@@ -89,7 +91,7 @@ def select(
         by: Judge | None = Regex(look_for) if look_for is not None else None
         if judge not in (None, "interestingness"):
             by = asked.kept(judge, run, tells.say, reporter=tells)
-        selected = select_best(opened, plan, judge=by, reporter=tells)
+        selected = select_best(opened, plan, judge=by, reporter=tells, spread=who)
     output.put(selected, lambda: _tell(selected))
 
 
@@ -110,6 +112,7 @@ def tune(
     max_new_tokens: Count = 32,
     seed: Seed = 0,
     model: ModelOptions = EMBEDDED,
+    who: SpreadOptions = ALONE,
     out: NewFolder = None,
     resume: Flag = False,
     output: Output = SCREEN,
@@ -139,6 +142,7 @@ def tune(
     from educe.run.store import Run
     from educe.selection import tuning
 
+    who.check()
     if resume and out is None:
         raise RunError("--resume goes on with a tuning: name its folder with --out")
     example = "write indices or fractions of the depth, as in 0.2,0.33 or 8,12"
@@ -167,7 +171,8 @@ def tune(
     with going_on(resumed("tune", where), where):
         run = Run.open(where) if as_it_was else tuning.begin_tuning(where, wanted, resume=resume)
         with run:
-            tuned, was = tuning.tune(run, reporter=tells), tuning.stored_tuning(run)
+            tuned = tuning.tune(run, reporter=tells, spread=who)
+            was = tuning.stored_tuning(run)
     told = {
         "folder": where,
         "flags": _flags(tuned.found[0].setting, tuned, was),

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from educe.forward.chunks import split
 from educe.model.language import LanguageModel
 from educe.rows import COMMON, Row
 
@@ -161,3 +163,21 @@ def _draws(ways: Sequence[Way]) -> Float[Tensor, "r s"]:
         own = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         lines.append(torch.rand(way.limit, generator=own, dtype=torch.float64))
     return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True)
+
+
+def in_decodings(rows: Sequence[Row], alone: bool, most: int) -> list[Sequence[Row]]:
+    """Return rows as they decode together: those of one prompt, which share what precedes them.
+
+    Args:
+        rows: What to write.
+        alone: Whether only one perturbation can act at a time.
+        most: Rows of a batch.
+
+    Example:
+        >>> from educe.forward.decoding import in_decodings
+        >>> [len(some) for some in in_decodings(educe.rows_of(3, 2), alone=False, most=4)]
+        [4, 2]
+    """
+    todo = sorted(rows, key=lambda r: (alone and r.perturbation, r.prompt))
+    groups = groupby(todo, lambda r: alone and r.perturbation)
+    return [some for _, own in groups for some in split(list(own), most)]

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from educe.errors import SteeringError
-from educe.forward.chunks import Chunker, halved, split
+from educe.forward.chunks import Chunker, halved
 from educe.forward.continuations import prefilled
-from educe.forward.decoding import Told, Way, Written, decoded, end_tokens, kept
+from educe.forward.decoding import Told, Way, Written, decoded, end_tokens, in_decodings, kept
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -123,7 +122,7 @@ def generate(
     max_new_tokens: int = 32,
     temperature: float = 0.0,
     seed: int = 0,
-    rows_per_batch: int | None = None,
+    rows_per_batch: int | Chunker | None = None,
     told: Told | None = None,
     ways: Mapping[Row, Way] | None = None,
     top: int = 0,
@@ -141,7 +140,8 @@ def generate(
         temperature: 0 for the most likely token; else the softmax temperature.
         seed: Of the samples. What a row draws depends on the seed and the row alone, not on the
             batch in which it runs.
-        rows_per_batch: Rows that decode together.
+        rows_per_batch: Rows that decode together; or what learns, from one call to the next, how
+            many of them memory holds.
         told: Is told of a row after each token, and says whether to end it; what it raises ends
             the writing.
         ways: Of rows that have a limit, a temperature and draws of their own.
@@ -188,6 +188,11 @@ def next_logits(
     yield from _in_batches(lm, batch, rows, theta, kind, numbers, rows_per_batch, first)
 
 
+def rows_at_once(lm: LanguageModel) -> int:
+    """Return how many rows of a model decode together, where memory is enough."""
+    return ROWS_PER_BATCH.get(lm.device.type, 64)
+
+
 def _in_batches(
     lm: LanguageModel,
     batch: PromptBatch,
@@ -195,7 +200,7 @@ def _in_batches(
     theta: Tensor | None,
     kind: Kind | None,
     numbers: Sequence[int] | None,
-    rows_per_batch: int | None,
+    rows_per_batch: int | Chunker | None,
     work: Callable[[_Decoder], T],
 ) -> Iterator[T]:
     """Do some work for all rows, as many at a time as fit into memory."""
@@ -212,7 +217,8 @@ def _in_batches(
     if unknown := [row for row in rows if row.perturbation not in items]:
         raise SteeringError(f"{unknown[0]} names none of {len(theta)} perturbations")
     layer = lm.source(kind.before)
-    chunker = Chunker(rows_per_batch or ROWS_PER_BATCH.get(lm.device.type, 64))
+    chunker = rows_per_batch or rows_at_once(lm)
+    chunker = chunker if isinstance(chunker, Chunker) else Chunker(chunker)
     prefix: Prefix | None = None
 
     def run(now: Sequence[Row]) -> T:
@@ -224,10 +230,7 @@ def _in_batches(
         with decoder.at_work():
             return work(decoder)
 
-    # Rows of one prompt stay together, so that a batch needs the prefixes of few prompts.
-    todo = sorted(rows, key=lambda r: (kind.alone and r.perturbation, r.prompt))
-    groups = groupby(todo, lambda r: kind.alone and r.perturbation)
-    chunks = [some for _, own in groups for some in split(list(own), chunker.most)]
+    chunks = in_decodings(rows, kind.alone, chunker.most)
     for _, done in chunker.each(chunks, run, len, halved):
         yield done
 

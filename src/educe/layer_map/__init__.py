@@ -21,6 +21,7 @@ from torch import Tensor
 
 from educe import files
 from educe.errors import FileFormatError
+from educe.plain import read_object
 
 FORMAT_VERSION = "2"
 #: Version 1 knew its model by name alone.
@@ -159,7 +160,7 @@ class LayerMap:
                 model=header["model"],
                 model_parts=json.loads("{}" if version == "1" else header["model_parts_json"]),
                 prompts_sha256=header["prompts_sha256"],
-                config=LayerMapConfig(**json.loads(header["config_json"])),
+                config=LayerMapConfig(**read_object(header["config_json"])),
                 readouts=int(header["readouts"]),
                 norms=tensors["norms"],
                 pairs=tuple(Pair(*pair) for pair in tensors["pairs"].tolist()),

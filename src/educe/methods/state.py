@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,10 @@ class State(dict[str, Tensor]):
 
     def __or__(self, other: dict[str, Tensor]) -> State:  # type: ignore[override]
         return State({**self, **other})
+
+    def to(self, device: torch.device) -> State:
+        """Return the tensors on a device."""
+        return State({name: tensor.to(device) for name, tensor in self.items()})
 
 
 def directed(effect: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n"]]:

@@ -64,6 +64,7 @@ class LanguageModel(Reads):
         name: What was asked for: a Hub id, a path, ``"embedded"``.
         revision: The Hub revision that was asked for, if any.
         adapter: The PEFT adapter beside the weights, if any.
+        how: Keywords of `educe.load` that load it again; None where it was given as a loaded pair.
         stack: The decoder blocks.
 
     Example:
@@ -81,11 +82,12 @@ class LanguageModel(Reads):
         name: str,
         revision: str | None = None,
         adapter: str | None = None,
+        how: Mapping[str, Any] | None = None,
     ) -> None:
         self.hf = plain_model(hf).eval()
         self.hf.requires_grad_(False)
         self.tokenizer = plain_tokenizer(tokenizer)
-        self.name, self.revision, self.adapter = name, revision, adapter
+        self.name, self.revision, self.adapter, self.how = name, revision, adapter, how
         # A PeftModel's forward takes anything; the model inside it says what it really takes.
         accepted = inspect.signature(self.unwrapped.forward).parameters
         self._takes = {k for k in ("position_ids", "logits_to_keep", "use_cache") if k in accepted}

@@ -80,9 +80,11 @@ def load(
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
     }
+    how = None
     if isinstance(model, str | Path):
         name = str(model)
         options["dtype"] = _dtype(dtype, device if device_map is None else None)
+        how = {"model": name, "adapter": adapter, "trust_remote_code": trust_remote_code} | options
         if not quantization_config:
             del options["quantization_config"]
         elif device_map is None:  # such weights cannot always be moved when they are loaded
@@ -108,6 +110,7 @@ def load(
         name=name,
         revision=revision,
         adapter=str(adapter) if adapter is not None else None,
+        how=how,
     )
     if hasattr(hf, "disable_adapter") and _idle(lm):
         what = adapter or f"in {name}"

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from educe.errors import OrganismError
 from educe.options import AS_SHIPPED, TrainingOptions
+from educe.plain import read_object
 
 DATA = Path(__file__).parent / "data"
 #: The parts into which every source of prompts is divided; they share nothing.
@@ -234,7 +235,7 @@ def read(folder: str | Path) -> Organism:
     """
     folder = Path(folder)
     try:
-        record: dict[str, Any] = json.loads((folder / "organism.json").read_text(encoding="utf-8"))
+        record = read_object((folder / "organism.json").read_text(encoding="utf-8"))
         for part in ("search", "fresh", "unlocked"):
             record[part] = tuple(Question(*pair) for pair in record[part])
         record["trained"] = TrainingOptions(**record.get("trained", {}))

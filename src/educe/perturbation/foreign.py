@@ -13,7 +13,6 @@ with its norm at every layer, of which its control is made. Nothing is unpickled
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,9 +32,12 @@ from educe.perturbation.kind import Kind, normed
 from educe.perturbation.kinds import Vectors, adapters
 from educe.perturbation.origin import Origin
 from educe.perturbation.set import PerturbationSet
+from educe.plain import read_object
 
 #: Random vectors beside one of several layers.
 BESIDE = 63
+#: Rows that a range may name.
+MOST = 1_000_000
 #: Rows of a decoder that are taken without being named.
 ROWS = 256
 #: What files of sparse autoencoders call a decoder, and whether its columns are the directions.
@@ -162,13 +164,20 @@ def _within(given: str, wanted: list[int], count: int) -> list[int]:
 
 def _split(given: str) -> tuple[Path, list[int] | None]:
     """Return a file, and the rows of it that are named behind a colon."""
-    found = re.fullmatch(r"(.+):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)", given)
-    if Path(given).exists() or not found:
+    found = re.fullmatch(r"(.+):(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)", given)
+    try:
+        there = Path(given).exists()
+    except OSError as error:
+        raise FileFormatError(f"cannot read {given[:99]}: {error.strerror}") from error
+    if there or not found:
         return Path(given), None
     rows: list[int] = []
     for part in found[2].split(","):
         first, _, last = part.partition("-")
-        rows += range(int(first), int(last or first) + 1)
+        some = range(int(first), int(last or first) + 1)
+        if not 0 < len(some) <= MOST:
+            raise FileFormatError(f"{given}: {part} is no row, and no range of at most {MOST}")
+        rows += some
     return Path(found[1]), rows
 
 
@@ -198,7 +207,7 @@ def _read(path: Path) -> Read:
         if name in named:
             rows = named[name].T if columns else named[name]
             return Read(rows.float(), {}, _layer_of(path.parent / "cfg.json"), True)
-    layers = {name: re.search(r"(?<![^._])(\d+)(?![^._])", name) for name in named}
+    layers = {name: re.search(r"(?<![^._])(\d{1,9})(?![^._])", name) for name in named}
     if named and all(layers.values()) and all(v.squeeze().ndim == 1 for v in named.values()):
         by = {int(layers[n][1]): v.float().flatten() for n, v in named.items() if v.any()}  # type: ignore[index]
         return Read(torch.zeros(0, 0), by)
@@ -232,8 +241,11 @@ def _layer_of(config: Path) -> int | None:
     """Return the block after which a sparse autoencoder reads, by its configuration."""
     if not config.is_file():
         return None
-    told = config.read_text(encoding="utf-8")
-    found = re.search(r'"hook_(?:name|point)":\s*"blocks\.(\d+)\.hook_resid_(pre|post)"', told)
+    try:
+        told = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"cannot read {config}: {error}") from error
+    found = re.search(r'"hook_(?:name|point)":\s*"blocks\.(\d{1,9})\.hook_resid_(pre|post)"', told)
     return None if found is None else int(found[1]) - (found[2] == "pre")
 
 
@@ -249,7 +261,10 @@ def _control_vector(path: Path) -> Read:
         raise FileFormatError(f"{path} is damaged: {error}") from error
     if (kind := fields.get("general.architecture")) != "controlvector":
         raise FileFormatError(f"{path} is no control vector, but a {kind}: give it as --model")
-    layers = {int(n.removeprefix("direction.")): v.float() for n, v in tensors.items()}
+    found = {name: re.fullmatch(r"direction\.(\d{1,9})", name) for name in tensors}
+    if other := [name for name, layer in found.items() if layer is None]:
+        raise FileFormatError(f"{path} has {other[0]!r}, which is no direction of a layer")
+    layers = {int(layer[1]): tensors[name].float() for name, layer in found.items() if layer}
     about = {
         name.rpartition(".")[2]: str(value)
         for name, value in fields.items()
@@ -261,11 +276,11 @@ def _control_vector(path: Path) -> Read:
 def _lora(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
     """Read the configuration of an adapter, and ``A`` and ``B`` of each module."""
     try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object((path / "adapter_config.json").read_text(encoding="utf-8"))
         scale = float(config["lora_alpha"]) / float(config["r"]) ** (
             0.5 if config.get("use_rslora") else 1.0
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise FileFormatError(f"{path} is no low-rank adapter of PEFT: {error!r}") from error
     held = _tensors(path / "adapter_model.safetensors")
     parts: dict[str, dict[str, Tensor]] = {}

@@ -31,6 +31,7 @@ from educe.perturbation import peft as peft_folder
 from educe.perturbation.applied import applied
 from educe.perturbation.kinds import Adapters, Kind
 from educe.perturbation.origin import Origin
+from educe.plain import read_object
 from educe.whole import check_whole
 
 FORMAT_VERSION = "3"
@@ -297,8 +298,8 @@ class PerturbationSet:
                 for name, values in tensors.items()
                 if name.startswith("kind.")
             }
-            kind = kinds.read(header["kind"], json.loads(header["kind_json"]), of_kind)
-            place = json.loads(header["origin_json"])
+            kind = kinds.read(header["kind"], read_object(header["kind_json"]), of_kind)
+            place = read_object(header["origin_json"])
             if version == "1":
                 del place["mean_resid_norm"]
             return cls(
@@ -314,7 +315,7 @@ class PerturbationSet:
                     for name, values in tensors.items()
                     if name.startswith("score.")
                 },
-                config=json.loads(header["config_json"]),
+                config=read_object(header["config_json"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -12,29 +12,33 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from educe.errors import JudgeError, RunError
-from educe.forward.generation import Completion, generate
+from educe.forward.chunks import Chunker
+from educe.forward.decoding import in_decodings
+from educe.forward.generation import Completion, generate, rows_at_once
+from educe.model.language import LanguageModel
+from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import FIRST, KEPT, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
 from educe.run.store import Run
-from educe.run.work import Work, Writer
+from educe.run.work import Work
 from educe.scores import Answer, Judge, asked_in
-from educe.scores.coherence import coherence, ordinary_logprob, read
+from educe.scores.batches import in_batches
+from educe.scores.cache import Cached
+from educe.scores.coherence import Reading, coherence, in_readings, ordinary_logprob, read
 from educe.scores.novelty import novelty
+from educe.spread import Job, Local, Shared, Spread
 
 #: Samples of the unperturbed model that a text is to be unlike, beside its likeliest answer.
 BASELINE = 8
-#: Texts that a judge is given at once; after each such batch the scores are kept.
-AT_ONCE = 64
 
 
 class Group(NamedTuple):
@@ -136,50 +140,66 @@ def write(work: Work, what: str = "texts") -> None:
     if not total:
         return
     with work.reporter.stage(f"writing: {what}", total, "texts") as step:
-        for temperature, wanted in missing.items():
-            for rows, writer in _writers(work, wanted):
-                for came in writer(rows, temperature):
-                    run.add_completions(
-                        [
-                            CompletionRow(c.row, temperature, c.text, c.tokens, c.finished)
-                            for c in came
-                        ]
-                    )
-                    if work.likelihoods is not None:
-                        work.likelihoods |= {c.row: c.logprobs for c in came}
-                    step(len(came))
+        for temperature, came, note in _coming(work, missing):
+            run.add_completions(
+                [CompletionRow(c.row, temperature, c.text, c.tokens, c.finished) for c in came]
+            )
+            if work.likelihoods is not None:
+                work.likelihoods |= {c.row: c.logprobs for c in came}
+            step(len(came), note)
 
 
-def _writers(work: Work, wanted: Sequence[Row]) -> Iterator[tuple[list[Row], Writer]]:
-    """Yield who writes, and what: the model as it is, each kind of perturbation, other models."""
+def _coming(
+    work: Work, missing: Mapping[float, Sequence[Row]]
+) -> Iterator[tuple[float, list[Completion], str]]:
+    """Yield texts, a batch at a time: those of other models, then those of the run's own."""
+    own = {temperature: list(rows) for temperature, rows in missing.items()}
+    for temperature, rows in own.items():
+        for number, writer in work.writers.items():
+            if theirs := [row for row in rows if row.perturbation == number]:
+                for came in writer(theirs, temperature):
+                    yield temperature, came, ""
+        own[temperature] = [row for row in rows if row.perturbation not in work.writers]
+    for done in work.spread.map(_batches(work, own)):
+        yield done.job.given[1], done.value, done.note
+
+
+def _batches(work: Work, missing: Mapping[float, Sequence[Row]]) -> Iterator[Job]:
+    """Yield what is to be written: the model as it is, and each kind of perturbation, in batches.
+
+    They are cut in one way whoever writes them, since rounding depends on the rows of a batch.
+    """
     unperturbed = Vectors(0, work.lm.width)
     nothing = Group([0], unperturbed, torch.zeros(0, unperturbed.size), torch.zeros(0))
-    numbers = sorted({row.perturbation for row in wanted} - {0, *work.writers})
-    members: list[tuple[Sequence[int], Writer]] = [
-        (group.numbers, partial(_perturbed, work, group))
-        for group in (nothing, *(groups(work.run, numbers) if numbers else []))
-    ]
-    members += [([number], writer) for number, writer in work.writers.items()]
-    for own, writer in members:
-        if rows := [row for row in wanted if row.perturbation in set(own)]:
-            yield rows, writer
+    numbers = sorted({row.perturbation for rows in missing.values() for row in rows} - {0})
+    s, most = work.settings, rows_at_once(work.lm)
+    for group in (nothing, *(groups(work.run, numbers) if numbers else [])):
+        own, theta = set(group.numbers), group.theta
+        how = {
+            "kind": group.kind,
+            "numbers": group.numbers[: len(theta)],
+            "max_new_tokens": s.max_new_tokens,
+            "seed": s.seed,
+            "rows_per_batch": Chunker(most),  # a worker keeps it from one job to the next
+        }
+        shared = Shared((work.lm, work.batch, theta, how))
+        for temperature, rows in missing.items():
+            wanted = [row for row in rows if row.perturbation in own]
+            for some in in_decodings(wanted, group.kind.alone, most):
+                yield Job(_written, shared, (some, temperature), len(some))
 
 
-def _perturbed(
-    work: Work, group: Group, rows: Sequence[Row], temperature: float
-) -> Iterator[list[Completion]]:
-    """Let the model write under perturbations of one kind."""
-    return generate(
-        work.lm,
-        work.batch,
-        rows,
-        group.theta,
-        kind=group.kind,
-        numbers=group.numbers[: len(group.theta)],
-        temperature=temperature,
-        max_new_tokens=work.settings.max_new_tokens,
-        seed=work.settings.seed,
-    )
+def _written(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    theta: Tensor,
+    how: Mapping[str, Any],
+    rows: Sequence[Row],
+    temperature: float,
+) -> list[Completion]:
+    """Let a model write one batch."""
+    written = generate(lm, batch, rows, theta, temperature=temperature, **how)
+    return [completion for some in written for completion in some]
 
 
 def score(work: Work) -> None:
@@ -194,10 +214,12 @@ def score(work: Work) -> None:
         run.remember("ordinary_logprob", value)
     ordinary = run.note("ordinary_logprob")
     written = [Completion(c.row, c.text, c.tokens, c.finished) for c in missing]
+    shared = Shared((work.lm, work.batch))
+    jobs = (Job(_read, shared, (some,), len(some)) for some in in_readings(written))
     with work.reporter.stage("reading what was written", len(missing), "texts") as step:
-        for batch in read(work.lm, work.batch, written):
+        for done in work.spread.map(jobs):
             rows = []
-            for r in batch:
+            for r in done.value:
                 row, text = r.completion.row, r.completion.text
                 rows.append(ScoreRow(row, "logprob", r.logprob, "nats a token", ""))
                 for s in (
@@ -206,14 +228,22 @@ def score(work: Work) -> None:
                 ):
                     rows.append(ScoreRow(row, s.judge, s.value, s.higher_is, s.why))
             run.add_scores(rows)
-            step(len(batch))
+            step(len(done.value), done.note)
+
+
+def _read(
+    lm: LanguageModel, batch: PromptBatch, completions: Sequence[Completion]
+) -> list[Reading]:
+    """Let the unperturbed model read some texts."""
+    return [reading for some in read(lm, batch, completions) for reading in some]
 
 
 def judge(
     work: Work, by: Judge, rows: Sequence[Row], what: str = "texts", *, anew: bool = False
 ) -> list[float]:
     """Return what a judge says of completions of a run at work: see `judged`."""
-    return judged(work.run, by, rows, what, reporter=work.reporter, anew=anew)
+    told, who = work.reporter, work.spread
+    return judged(work.run, by, rows, what, reporter=told, anew=anew, spread=who)
 
 
 def judged(
@@ -224,6 +254,7 @@ def judged(
     *,
     reporter: Reporter,
     anew: bool = False,
+    spread: Spread | None = None,
 ) -> list[float]:
     """Return what a judge says of completions, in order; what is missing is judged and kept.
 
@@ -239,10 +270,11 @@ def judged(
     if missing:
         texts = [c for c in run.completion_rows(of=of) if c.row in missing]
         whole = answers(run, texts)
+        who = spread or Local()
+        coming = by.coming(whole, who) if isinstance(by, Cached) else in_batches(by, whole, who)
         with reporter.stage(f"judging: {what}", len(texts), "texts") as step:
-            for first in range(0, len(texts), AT_ONCE):
-                some = texts[first : first + AT_ONCE]
-                each = list(zip(some, by.score(whole[first : first + AT_ONCE]), strict=True))
+            for came, note in coming:
+                each = [(texts[place], s) for place, s in came]
                 fine = [(c.row, s) for c, s in each if math.isfinite(s.value)]
                 run.add_scores(
                     ScoreRow(row, by.identity, s.value, s.higher_is, s.why) for row, s in fine
@@ -253,7 +285,7 @@ def judged(
                         f"that is NaN or infinite, as {broken[0][:60]!r}; all other scores are kept"
                     )
                 known |= {row: s.value for row, s in fine}
-                step(len(some))
+                step(len(each), note)
     return [known[row] for row in rows]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from educe import files, methods
 from educe.activations import inside
@@ -17,12 +18,48 @@ from educe.layer_map.choice import CHEAP, choose, promising, thinned
 from educe.layer_map.survey import surveyed
 from educe.methods import radius, retain
 from educe.model import embedded
+from educe.model.language import LanguageModel
+from educe.model.rendering import Prompt
 from educe.perturbation import foreign
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet
 from educe.run import scouting
-from educe.run.settings import encoded
+from educe.run.settings import Settings, encoded
 from educe.run.work import WITHIN, Work
+
+
+class Recipe(NamedTuple):
+    """What a slice is made of, beside the model: so another process can make the same one."""
+
+    settings: Settings
+    source: float
+    target: float
+    positions: str
+    rows: Tensor | None = None  #: of the subspace that is searched, if not all
+    retained: list[Prompt] | None = None  #: prompts that the search keeps as they are
+
+    def sliced(self, lm: LanguageModel) -> Slice:
+        """Return the slice of a model."""
+        s = self.settings
+        whole = Slice(
+            lm,
+            encoded(lm, s, s.prompts),
+            source=self.source,
+            target=self.target,
+            positions=self.positions,
+            readout=s.readout,
+        )
+        return self.restricted(whole)
+
+    def restricted(self, part: Slice) -> Slice:
+        """Return a slice for the subspace that is searched, with what is kept beside it."""
+        s = self.settings
+        if self.rows is not None:
+            part = part.on(Within(part.source, self.rows, part.positions))
+        if self.retained is not None:
+            batch = encoded(part.lm, s, self.retained)
+            part = retain.with_retain_prompts(part, batch, weight=s.retain, by=s.retain_by)
+        return part
 
 
 class Search:
@@ -34,6 +71,7 @@ class Search:
     Attributes:
         given: Perturbations to put through the job instead of searching, if any.
         config: The configuration of the method.
+        recipe: What the slice is made of.
         part: The slice.
     """
 
@@ -80,7 +118,7 @@ class Search:
         return replace(given.select(items), radius=sizes)
 
     def _cut(self) -> Slice:
-        work, positions, asked = self.work, self.settings.positions, self.work.asked
+        work, s, positions = self.work, self.settings, self.settings.positions
         if self.given is not None:
             control = self.settings.control
             for some in (self.given, self.read(control) if control else self.given):
@@ -88,15 +126,10 @@ class Search:
             positions = self.given.kind.positions
         work.batch.at(positions)  # the fresh prompts too, before anything is searched
         source, target = self._layers(positions)
-        part = Slice(
-            work.lm,
-            asked,
-            source=source,
-            target=target,
-            positions=positions,
-            readout=self.settings.readout,
-        )
-        return self._retaining(self._inside(part))
+        whole = Recipe(s, source, target, positions)
+        part = whole.sliced(work.lm)
+        self.recipe = whole._replace(rows=self._rows(part.source), retained=self._retained())
+        return self.recipe.restricted(part)
 
     def _layers(self, positions: str) -> tuple[float, float]:
         """Return source and target; those that are ``auto`` are chosen from a layer map."""
@@ -118,34 +151,32 @@ class Search:
         layers = work.run.note("layers")
         return layers["source"], layers["target"]
 
-    def _inside(self, part: Slice) -> Slice:
-        """Restrict the search to the subspace that was asked for; computed once, and kept."""
+    def _rows(self, source: int) -> Tensor | None:
+        """Return the subspace to search in, if one was asked for; computed once, and kept."""
         s, work = self.settings, self.work
         if not s.within:
-            return part
+            return None
         path = work.run.folder / WITHIN
         if not path.exists():
             subspace = inside.described(
-                work.lm, work.asked, part.source, s.within, seed=s.seed, reporter=work.reporter
+                work.lm, work.asked, source, s.within, seed=s.seed, reporter=work.reporter
             )
-            kind = inside.within(subspace, part.source, ball=s.ball)
+            kind = inside.within(subspace, source, ball=s.ball)
             files.write_tensors(path, {"rows": kind.rows}, {})
-        rows = files.read_tensors(path)[0]["rows"]
-        return part.on(Within(part.source, rows, part.positions))
+        return files.read_tensors(path)[0]["rows"]
 
-    def _retaining(self, part: Slice) -> Slice:
-        """Put the other prompts beside the slice that the search is to keep as they are."""
+    def _retained(self) -> list[Prompt] | None:
+        """Return the other prompts that the search is to keep as they are, if there are any."""
         s, work = self.settings, self.work
-        if methods.retains(s.method, s.retain):
-            if not work.run.has("retain"):  # a file can change
-                encode = partial(encoded, work.lm, s)
-                others = retain.retain_prompts(s.retain_prompts)
-                kept, said = retain.drawn(others, encode, work.asked, seed=s.seed)
-                work.tell(said)
-                work.run.remember("retain", kept)
-            batch = encoded(work.lm, s, work.run.note("retain"))
-            return retain.with_retain_prompts(part, batch, weight=s.retain, by=s.retain_by)
-        return part
+        if not methods.retains(s.method, s.retain):
+            return None
+        if not work.run.has("retain"):  # a file can change
+            encode = partial(encoded, work.lm, s)
+            others = retain.retain_prompts(s.retain_prompts)
+            kept, said = retain.drawn(others, encode, work.asked, seed=s.seed)
+            work.tell(said)
+            work.run.remember("retain", kept)
+        return work.run.note("retain")
 
     def remember_facts(self) -> None:
         """Keep the facts of a run: its model, layers, radii, versions."""

@@ -102,7 +102,7 @@ def reading(method: Read) -> Read:
     def checked(run: Any, *arguments: Any, **named: Any) -> Any:
         try:
             return method(run, *arguments, **named)
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
             raise unreadable(run.folder / "run.sqlite", error) from error
 
     return checked  # type: ignore[return-value]

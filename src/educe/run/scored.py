@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
-from educe.errors import BlockedError, RunError
+from educe.errors import RunError
+from educe.options import ALONE, SpreadOptions
 from educe.progress import Reporter, Silent
 from educe.rows import CONTROL, FIRST, FOUND, RETEST, CompletionRow, Row, ScoreRow
 from educe.run.fill import answers, judged
+from educe.run.lock import locked
 from educe.run.store import Run
 from educe.scores import Answer, Judge, compares
+from educe.spread import opened
 
 #: Perturbations named as the best.
 BEST = 5
@@ -71,7 +73,12 @@ class Scored(NamedTuple):
 
 
 def score_run(
-    run: Run, judge: Judge, *, threshold: float, reporter: Reporter | None = None
+    run: Run,
+    judge: Judge,
+    *,
+    threshold: float,
+    reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Scored:
     """Score both arms of a run and the unperturbed model, and keep the scores in the run.
 
@@ -82,6 +89,7 @@ def score_run(
         judge: The judge; what the run has by its identity is not scored again.
         threshold: A score from here on says that a completion shows the behaviour.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who judges, where a model of this process does.
 
     Raises:
         RunError: It has no completions yet, or another process is at work on it.
@@ -95,14 +103,12 @@ def score_run(
     ]
     if not any(c.perturbation for c in texts):
         raise RunError(f"the run in {run.folder} has no completions yet: let its job go on")
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            if compares(judge):
-                _compare(run, judge, [c for c in texts if c.perturbation and c.phase == FIRST])
-            else:
-                judged(run, judge, [c.row for c in texts], reporter=reporter or Silent())
-    except Timeout:
-        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
+    tells = reporter or Silent()
+    with locked(run.folder), opened(spread, tells.say) as workers:
+        if compares(judge):
+            _compare(run, judge, [c for c in texts if c.perturbation and c.phase == FIRST])
+        else:
+            judged(run, judge, [c.row for c in texts], reporter=tells, spread=workers)
     said: dict[Row | int, str] = {c.row: c.text for c in texts}
     wanted = arms if compares(judge) else said
     scores = pd.DataFrame(

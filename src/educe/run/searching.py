@@ -1,7 +1,7 @@
 """The search: perturbations at each radius, and their control, kept as files of the run.
 
-A method that is still searching saves its state now and then, and a run that was cut off goes on
-from there.
+A method that is still searching in this process saves its state now and then, and a run that was
+cut off goes on from there. Workers search at several radii at once, and begin a radius anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -16,11 +17,14 @@ from educe import files, methods
 from educe.errors import MethodError
 from educe.methods.equal_effect import at_equal_effect, louder
 from educe.methods.state import Progress, State
+from educe.model.language import LanguageModel
 from educe.perturbation.kinds import Noise
 from educe.perturbation.set import PerturbationSet
-from educe.rows import ARMS, EQUAL
+from educe.rows import ARMS, CONTROL, EQUAL, FOUND
 from educe.run.fill import add_set
-from educe.run.preparing import Search
+from educe.run.preparing import Recipe, Search
+from educe.run.work import Work
+from educe.spread import Job, Shared
 
 #: Seconds between two saves of a method that is still searching.
 SAVE_EVERY = 5.0
@@ -30,24 +34,76 @@ def search(search: Search) -> None:
     """Search at each radius, make the control of what was found, and list both in the run."""
     work = search.work
     listed = {p.file for p in work.run.perturbation_rows()}
+    if not work.spread.here and search.given is None:
+        _found_elsewhere(search)
     for k, size in enumerate(work.run.note("facts")["radii"]):
-        for arm in ("found", "control"):
-            name = f"{arm}-{k}.safetensors"
-            if name not in listed:
-                path = work.run.tensors / name
+        for arm in ARMS:
+            path = _place(work, arm, k)
+            if path.name not in listed:
                 if not path.exists():
-                    # The control draws from its own seed; each radius as well.
-                    seed = 2 * (1000 * work.settings.seed + k) + (arm == "control")
+                    seed = _seed(work, arm, k)
                     made = (
                         _found(search, path, size, seed)
-                        if arm == "found"
-                        else _control(search, work.run.tensors / f"found-{k}.safetensors", seed)
+                        if arm == FOUND
+                        else _control(search, _place(work, FOUND, k), seed)
                     )
                     made.save(path)
                 path.with_suffix(".state").unlink(missing_ok=True)
                 made = PerturbationSet.load(path)
-                add_set(work.run, arm, name, made, made.scores["effect"].tolist())
+                add_set(work.run, arm, path.name, made, made.scores["effect"].tolist())
     _equally_loud(search, listed)
+
+
+def _found_elsewhere(search: Search) -> None:
+    """Let workers search at the radii where nothing was found yet, and keep what they find."""
+    work, s = search.work, search.settings
+    shared = Shared((work.lm, search.recipe, search.config))
+    places, jobs = {}, []
+    for k, size in enumerate(work.run.note("facts")["radii"]):
+        path, seed = _place(work, FOUND, k), _seed(work, FOUND, k)
+        if not path.exists():
+            places[seed] = path
+            jobs.append(Job(_searched, shared, (seed, size, _state(path))))
+    if not jobs:
+        return
+    with work.reporter.stage(f"{s.method} at {len(jobs)} radii", len(jobs), "") as step:
+        for done in work.spread.map(jobs):
+            done.value.save(places[done.job.given[0]])
+            step()
+
+
+def _searched(
+    lm: LanguageModel,
+    recipe: Recipe,
+    config: Any,
+    seed: int,
+    size: float,
+    state: State | None,
+) -> PerturbationSet:
+    """Search at one radius."""
+    part, s = recipe.sliced(lm), recipe.settings
+    how: dict[str, Any] = {
+        "over": s.over,
+        "config": config,
+        "state": state and state.to(part.device),
+    }
+    return methods.search(part, s.method, n=s.n, radius=size, seed=seed, **how)
+
+
+def _place(work: Work, arm: str, k: int) -> Path:
+    """Return the file of an arm at the ``k``-th radius."""
+    return work.run.tensors / f"{arm}-{k}.safetensors"
+
+
+def _seed(work: Work, arm: str, k: int) -> int:
+    """Return a seed: the control draws from its own; each radius as well."""
+    return 2 * (1000 * work.settings.seed + k) + (arm == CONTROL)
+
+
+def _state(place: Path) -> State | None:
+    """Return where a search was cut off that saved its state, if it was."""
+    partial = place.with_suffix(".state")
+    return State(load_file(partial)) if partial.exists() else None
 
 
 def _equally_loud(search: Search, listed: set[str]) -> None:
@@ -59,9 +115,7 @@ def _equally_loud(search: Search, listed: set[str]) -> None:
         name = f"equal-{k}.safetensors"
         if name in listed:
             continue
-        found, control = (
-            PerturbationSet.load(work.run.tensors / f"{arm}-{k}.safetensors") for arm in ARMS
-        )
+        found, control = (PerturbationSet.load(_place(work, arm, k)) for arm in ARMS)
         if isinstance(found.kind, Noise) or not louder(found, control):
             continue
         path = work.run.tensors / name
@@ -101,7 +155,7 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
     rounds = getattr(config, "iterations", getattr(config, "steps", 0))
     # What is only drawn has no rounds, and is drawn once over all prompts.
     steps = max(1, rounds * (len(search.part.batch) if s.over == "each" else 1))
-    state = State(load_file(partial)) if partial.exists() else None
+    state = _state(path)
     dose = size / search.work.run.note("facts")["unit"]
     with search.work.reporter.stage(f"{s.method} at dose {dose:.2f}", steps, "") as step:
         step(sum(len(t) for name, t in (state or {}).items() if name.endswith("curve")))
@@ -125,8 +179,6 @@ def _found(search: Search, path: Path, size: float, seed: int) -> PerturbationSe
             seed=seed,
             over=s.over,
             config=config,
-            state=None
-            if state is None
-            else State({n: t.to(search.part.device) for n, t in state.items()}),
+            state=state and state.to(search.part.device),
             on_step=on_step,
         )

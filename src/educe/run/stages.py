@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from educe.comparison.summary import Summary, summarise
 from educe.model.language import LanguageModel
+from educe.options import ALONE, SpreadOptions
 from educe.progress import Reporter
 from educe.run import asking, chosen, judging, preparing, searching
 from educe.run.fill import fill
@@ -19,7 +20,11 @@ from educe.run.work import Work, at_work
 
 
 def discover_behaviours(
-    run: Run, *, lm: LanguageModel | None = None, reporter: Reporter | None = None
+    run: Run,
+    *,
+    lm: LanguageModel | None = None,
+    reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Summary:
     """Do what is missing in a run.
 
@@ -27,11 +32,13 @@ def discover_behaviours(
         run: The run, from `begin`.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes, scores and searches.
 
     Raises:
         RunError: Another process is at work on the run, or its model is another now.
+        SpreadError: There are no such workers, or none is left.
     """
-    with at_work(run, lm, reporter) as work:
+    with at_work(run, lm, reporter, spread) as work:
         _do(work)
     return summarise(run)
 

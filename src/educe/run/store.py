@@ -134,7 +134,7 @@ class Run:
             database.execute("PRAGMA synchronous = NORMAL")
             run = cls(folder, database)
             run.config  # noqa: B018 - a run without settings is none
-        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
+        except (sqlite3.DatabaseError, ValueError, KeyError, AttributeError) as error:
             database.close()
             raise unreadable(file, error) from error
         except BaseException:

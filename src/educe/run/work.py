@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 
-from filelock import FileLock, Timeout
-
-from educe.errors import BlockedError
 from educe.forward.generation import Completion, left_out
 from educe.forward.slice import Slice
 from educe.layer_map import LAYER_MAP
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt, PromptBatch
+from educe.options import ALONE, SpreadOptions
 from educe.progress import Reporter, Silent
 from educe.rows import ELSEWHERE, PromptRow, Row
+from educe.run.lock import locked
 from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
+from educe.spread import Local, Spread, opened
 
 #: Writes rows at a temperature, a list of completions a batch.
 Writer = Callable[[Sequence[Row], float], Iterator[list[Completion]]]
@@ -37,13 +37,20 @@ class Work:
         settings: What was asked for.
         seconds: What each stage took, over all sittings.
         lm: The model.
+        spread: Who writes, scores and searches.
         writers: Who writes for perturbations that are another model, by their numbers.
         likelihoods: What the writer of each text of this sitting expected of its tokens, in nats,
             where somebody wants to know; they are not kept in the run.
     """
 
-    def __init__(self, run: Run, lm: LanguageModel | None, reporter: Reporter) -> None:
-        self.run, self.reporter = run, reporter
+    def __init__(
+        self,
+        run: Run,
+        lm: LanguageModel | None,
+        reporter: Reporter,
+        spread: Spread | None = None,
+    ) -> None:
+        self.run, self.reporter, self.spread = run, reporter, spread or Local()
         self.settings = stored(run)
         self.seconds: dict[str, float] = run.note("seconds") if run.has("seconds") else {}
         with self.timed("load"):
@@ -162,7 +169,10 @@ class Work:
 
 @contextmanager
 def at_work(
-    run: Run, lm: LanguageModel | None = None, reporter: Reporter | None = None
+    run: Run,
+    lm: LanguageModel | None = None,
+    reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Iterator[Work]:
     """Work on a run in a ``with`` statement; no other process does meanwhile.
 
@@ -170,16 +180,16 @@ def at_work(
         run: The run.
         lm: Its model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes, scores and searches.
 
     Raises:
         RunError: Another process is at work on the run, or its model is another now.
+        SpreadError: There are no such workers, or none is left.
     """
-    try:
-        with FileLock(run.folder / ".lock", timeout=0):
-            own = (run.folder.glob(f".{file}.*") for file in (LAYER_MAP, WITHIN))
-            left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
-            for scratch in left:  # by a process that was killed while it wrote
-                scratch.unlink()
-            yield Work(run, lm, reporter or Silent())
-    except Timeout:
-        raise BlockedError(f"another process is at work on {run.folder}: wait for it") from None
+    tells = reporter or Silent()
+    with locked(run.folder), opened(spread, tells.say) as workers:
+        own = (run.folder.glob(f".{file}.*") for file in (LAYER_MAP, WITHIN))
+        left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
+        for scratch in left:  # by a process that was killed while it wrote
+            scratch.unlink()
+        yield Work(run, lm, tells, workers)

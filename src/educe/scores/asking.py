@@ -142,6 +142,12 @@ class Local:
         return said
 
 
+def runs_here(judge: Any) -> bool:
+    """Return whether a language model of this process judges: one that is asked, or that reads."""
+    asked = getattr(judge, "asker", None)
+    return isinstance(asked, Local) or isinstance(getattr(judge, "lm", None), LanguageModel)
+
+
 def word_of(token: str) -> str:
     """Return the word that a token says, without white space (or its signs) and case."""
     return token.strip(" \n\tĠ▁").lower()

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from educe.errors import FileFormatError, JudgeError
 from educe.progress import Reporter, Silent
-from educe.scores import Answer, Judge, Score, Streaming, compares
+from educe.scores import Answer, Judge, Score, Streaming, compares, in_order
+from educe.scores.asking import runs_here
+from educe.scores.batches import in_batches
+from educe.spread import Local, Spread
 
 #: The file in a run's folder.
 FILE = "judging.sqlite"
-#: Answers that a judge without batches of its own gets at once.
-BATCH = 64
 #: Keys that one query asks for.
 ASKED = 500
 
@@ -70,34 +71,56 @@ class Cached:
             JudgeError: The file cannot be written.
             FileFormatError: It is something else.
         """
+        return in_order(came for came, _ in self.coming(answers))
+
+    def coming(
+        self, answers: Sequence[Answer | Sequence[Answer]], spread: Spread | None = None
+    ) -> Iterator[tuple[list[tuple[int, Score]], str]]:
+        """Score answers; yield what came with the places of its answers, those kept first.
+
+        Args:
+            answers: What is judged.
+            spread: Who judges, in batches, where a model of this process does (see
+                `educe.scores.batches`). By default, and where a server does, the judge's own
+                batches are kept, which can be single answers.
+        """
         keys = [_key(self.identity, each) for each in answers]
         with _opened(self.path) as database:
             known = dict(_read(database, keys))
+            yield [(line, known[key]) for line, key in enumerate(keys) if key in known], ""
             # Equal answers are judged once.
-            first = {key: line for line, key in reversed([*enumerate(keys)]) if key not in known}
-            todo = sorted(first.values())
+            lines: dict[str, list[int]] = {}
+            for line, key in enumerate(keys):
+                if key not in known:
+                    lines.setdefault(key, []).append(line)
+            todo = [own[0] for own in lines.values()]
             self.judged += len(todo)
             if not todo:
-                return [known[key] for key in keys]
+                return
+            texts = [answers[line] for line in todo]
+            if spread is not None and runs_here(self.judge):
+                coming = in_batches(self.judge, texts, spread)
+            else:
+                coming = _coming(self.judge, texts)
             with self.reporter.stage(f"judging: {self.name[:19]}", len(todo), "answers") as step:
-                for came in _coming(self.judge, [answers[line] for line in todo]):
+                for came, note in coming:
                     made = {keys[todo[place]]: score for place, score in came}
                     with database:
                         database.executemany(
                             "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
                             [(key, *score) for key, score in made.items()],
                         )
-                    known |= made
-                    step(len(came))
-        return [known[key] for key in keys]
+                    step(len(came), note)
+                    yield [(line, s) for key, s in made.items() for line in lines[key]], note
 
 
-def _coming(judge: Judge, answers: Sequence) -> Iterator[list[tuple[int, Score]]]:
+def _coming(judge: Judge, answers: Sequence) -> Iterator[tuple[list[tuple[int, Score]], str]]:
+    """Yield scores as a judge has them: in its own batches, where it has some."""
     if isinstance(judge, Streaming):
-        yield from judge.stream(answers)
-        return
-    for at in range(0, len(answers), BATCH):
-        yield list(enumerate(judge.score(answers[at : at + BATCH]), at))
+        for came in judge.stream(answers):
+            yield came, ""
+    else:
+        yield from in_batches(judge, answers, Local())
 
 
 def _key(identity: str, answer: Answer | Sequence[Answer]) -> str:

@@ -182,7 +182,7 @@ def read_labelled(
 def _labelled(line: str, where: str) -> Labelled:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JudgeError(f"{where} is no JSON: {error}") from error
     whole: Any = {"plain": [], "group": None} | (row if isinstance(row, dict) else {})
     match whole:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from educe.forward.benign import ordinary_prompts
-from educe.forward.continuations import continued
+from educe.forward.chunks import split
+from educe.forward.continuations import ROWS_PER_BATCH, continued
 from educe.forward.generation import Completion, generate
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -34,6 +35,8 @@ from educe.scores.traits import variety
 
 #: The longest ordinary answer, in tokens.
 ORDINARY_TOKENS = 32
+#: Completions that `in_readings` puts together, in whole batches of `continued`.
+READ_TOGETHER = 4 * ROWS_PER_BATCH
 
 
 def coherence(text: str, logprob: float, ordinary: float) -> Score:
@@ -76,6 +79,17 @@ def read(
         own = [said[i] for i in some.items]
         logprob = some.logprobs.sum(1).cpu() / torch.tensor([len(c.tokens) for c in own])
         yield [Reading(c, float(lp)) for c, lp in zip(own, logprob, strict=True)]
+
+
+def in_readings(completions: Sequence[Completion]) -> list[list[Completion]]:
+    """Return completions as they are read together: some of one prompt, of similar length.
+
+    They are cut where `read` would cut them, so each is read beside the same ones wherever.
+    """
+    of: dict[int, list[Completion]] = {}
+    for c in sorted(completions, key=lambda c: (c.row.prompt, len(c.tokens))):
+        of.setdefault(c.row.prompt, []).append(c)
+    return [list(some) for own in of.values() for some in split(own, READ_TOGETHER)]
 
 
 def ordinary_logprob(lm: LanguageModel, *, max_new_tokens: int = ORDINARY_TOKENS) -> float:

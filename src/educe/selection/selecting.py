@@ -22,7 +22,7 @@ from educe.comparison.stats import Estimate, estimate, more_often, rate
 from educe.errors import PromptError, RunError
 from educe.model.language import LanguageModel
 from educe.model.rendering import Prompt
-from educe.options import Count, Seed
+from educe.options import ALONE, Count, Seed, SpreadOptions
 from educe.progress import Reporter
 from educe.rows import ARMS, RETEST, RUNG, Row
 from educe.run import asking
@@ -112,6 +112,7 @@ def select_best(
     judge: Judge | None = None,
     lm: LanguageModel | None = None,
     reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Selected:
     """Choose among the perturbations of a run, or go on with it.
 
@@ -121,6 +122,7 @@ def select_best(
         judge: What it goes by; by default the interestingness of each text.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes and judges.
 
     Raises:
         RunError: The run is not finished, its model is another now, or another process is at work
@@ -131,7 +133,7 @@ def select_best(
     plan.check()
     if not run.has("chosen"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
-    with at_work(run, lm, reporter) as work:
+    with at_work(run, lm, reporter, spread) as work:
         return _Selection(work, plan, judge).all()
 
 

@@ -26,7 +26,7 @@ from educe.errors import MethodError, RadiusError, RunError
 from educe.forward.slice import Slice
 from educe.methods import radius
 from educe.model.language import LanguageModel
-from educe.options import Count
+from educe.options import ALONE, Count, SpreadOptions
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import ARMS, RETEST, RUNG, Phase, Row
@@ -189,18 +189,25 @@ def stored_tuning(run: Run) -> Tuning:
     return Tuning(**config | {"job": Settings(**tupled(renamed(config["job"])))})
 
 
-def tune(run: Run, *, lm: LanguageModel | None = None, reporter: Reporter | None = None) -> Tuned:
+def tune(
+    run: Run,
+    *,
+    lm: LanguageModel | None = None,
+    reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
+) -> Tuned:
     """Do what is missing in a tuning.
 
     Args:
         run: From `begin_tuning`.
         lm: The model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes.
 
     Raises:
         RunError: Another process is at work on it, or its model is another now.
     """
-    with at_work(run, lm, reporter) as work:
+    with at_work(run, lm, reporter, spread) as work:
         return _Tuning(work).all()
 
 
