@@ -84,10 +84,6 @@ def test_every_control_is_there_at_the_same_budget(report: Reachability, folder:
     assert stream.found.effect == pytest.approx(report.norm, rel=1e-4)
 
 
-def test_a_known_text_is_reached_in_full_by_itself(report: Reachability) -> None:
-    assert [c.own for c in report.tests[1].of(TEXT)] == pytest.approx([1.0, 1.0], abs=1e-4)
-
-
 def test_a_second_call_reads_what_is_kept(
     report: Reachability, folder: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +174,8 @@ def test_a_stream_is_compared_where_its_last_tokens_change(
     assert in_run._aims(Settings(), kind) == aims
     batch = tiny64.encode(["Why is it so?"])
     there = [Opening(tiny64, batch, 0)]
-    known = taught(tiny64, batch, kind, torch.ones(1, tiny64.width).double(), [1, 2], tokens=0)
+    theta = torch.ones(1, tiny64.width).double()
+    known = taught(tiny64, batch, kind, theta, [(70,)], [1, 2])
     moved = []
     for layer in (1, 2):
         ground = Ground.of(there, torch.tensor([[70, 71]]), layer)
@@ -212,16 +209,11 @@ def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel
     made = difference(lm, "Speak Finnish.", layer=layer)
     random = torch.randn(1, lm.width, generator=draw) * made.norm() / lm.width**0.5
 
-    def case(known: Known) -> Case:
-        assert known.theta is not None
-        done = taught(lm, bench.batch, kind, known.theta, [layer], tokens=1)
-        return bench.case(known.role, known.name, done, layer)
-
     known = controls(lm, kind, made, output=False, n=3, seed=0)
-    cases = tuple(case(one) for one in known)
+    cases = tuple(bench.case(one, kind, layer) for one in known)
     for theta, verdict in ((made, Verdict.REACHABLE), (random, Verdict.NOT)):
         for size in (1.0, 8.0):  # the direction is the same at every norm
-            found = case(Known("found", "", theta=size * theta))
+            found = bench.case(Known("found", "", theta=size * theta), kind, layer)
             assert Test("source", layer, 1.0, found, cases).verdict is verdict
 
 
@@ -231,7 +223,7 @@ def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel
 def made(role: str, share: float) -> Case:
     """A case that reaches a share."""
     return Case(
-        role, "x", "s", share, 0, 1, share, 1.0, None, 9.0, 0.5, "n", 0.1, None, None, (), 9,
+        role, "x", "s", share, 0, 1, share, 1.0, 9.0, 0.5, "n", 0.1, None, None, (), 9,
         ((9.0, 1.0),),
     )  # fmt: skip
 
@@ -240,7 +232,7 @@ def one(
     share: float, texts: tuple[float, ...], random: tuple[float, ...], aim: str = "output"
 ) -> Test:
     controls = [*(made(TEXT, s) for s in texts), *(made(RANDOM, s) for s in random)]
-    return Test(aim, None, None, made("found", share), tuple(controls))
+    return Test(aim, None, 1.0, made("found", share), tuple(controls))
 
 
 @pytest.mark.parametrize(

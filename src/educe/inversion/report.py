@@ -92,9 +92,8 @@ class Case:
         low: Where its 95% interval over these prompts begins.
         high: Where it ends.
         searched: Of the effect, on the prompts of the search.
-        effect: How much there is to reach on the prompts of no search: the loss of no string, in
-            nats; of a stream, the norm of what is changed.
-        own: What the known text itself comes to on these prompts; None where there is none.
+        effect: How large the change is on the prompts of no search: of a stream its norm, of what
+            is said the KL, in nats a token.
         perplexity: Of the string, where it stands.
         natural: The share of natural strings of its length that are no likelier.
         nearest: The natural string that came nearest on the prompts of the search, of those that
@@ -118,7 +117,6 @@ class Case:
     high: float
     searched: float
     effect: float
-    own: float | None
     perplexity: float
     natural: float
     nearest: str
@@ -143,7 +141,7 @@ class Test:
     Attributes:
         aim: ``output``, ``source`` or ``target``.
         layer: Of the stream; None where the answer counts.
-        usual: How much a natural string changes the stream there: the median norm.
+        usual: How large a change a natural string makes there, in the median.
         found: The best string for the perturbation.
         controls: The same for each control.
 
@@ -158,7 +156,7 @@ class Test:
 
     aim: str
     layer: int | None
-    usual: float | None
+    usual: float
     found: Case
     controls: tuple[Case, ...]
 
@@ -211,7 +209,8 @@ class Test:
     def words(self) -> str:
         """Say in a few sentences what the evidence allows."""
         own = self.found
-        what = "output" if self.layer is None else f"direction of the change at layer {self.layer}"
+        where = "of what is said" if self.layer is None else f"at layer {self.layer}"
+        what = f"direction of the change {where}"
         does = f"has {own.share:.0%} of it on fresh prompts ({own.low:.0%} to {own.high:.0%})"
         said = [f"{what}: {self.verdict.value}", f"the best string, “{own.string}”, {does}"]
         beside = [
@@ -230,9 +229,8 @@ class Test:
             said.append(f"the bar between texts and random ones is {self.bar:.0%}, and {wrong}")
             if own.low < self.bar < own.high:
                 said.append("the interval holds the bar: a longer search may say otherwise")
-        if self.usual:
-            times = own.effect / self.usual
-            said.append(f"its change is {times:.2g} times as large as a natural string's")
+        times = own.effect / self.usual
+        said.append(f"its change is {times:.2g} times as large as a natural string's")
         if own.alike is not None and own.plain is not None:
             likely = "a realistic text" if own.realistic else "no realistic text"
             said.append(
