@@ -103,10 +103,11 @@ def mixed(test: Judged, n: int) -> list[tuple[str, str, str, Known]]:
         mixture = torch.randn(1, len(change), generator=draw).to(change) @ change
         found.append((OTHER, "mixture of texts", "", mixture[0]))
     found += [(OTHER, "text turned round", "", -vector) for vector in own[: n // 2]]
-    dct = educe.search(test.part, "dct", n=n, radius=test.norm)
-    found += [(OTHER, "DCT", "", vector) for vector in dct.theta]
     if test.at is None:
         found += [(OTHER, "vector of a text", "", vector) for vector in own[::3]]
+    else:
+        dct = educe.search(test.part, "dct", n=n, radius=test.norm)
+        found += [(OTHER, "DCT", "", vector) for vector in dct.theta]
     theta = [test.norm * normalize(vector[None].float()) for *_, vector in found]
     told = [(*one[:3], Known("found", str(i), theta=theta[i])) for i, one in enumerate(found)]
     if test.at is None:
@@ -127,7 +128,9 @@ class Judged:
         self.lm, self.settings, self.keep = lm, settings, keep
         batch = lm.encode(ordinary_prompts()[: settings.searched + settings.fresh])
         self.bench = Bench(lm, batch, settings)
-        self.part = educe.Slice(lm, batch.select([0, 1, 2]), source=layer, target=0.6)
+        self.part = educe.Slice(
+            lm, batch.select([0, 1, 2]), source=layer, target=min(layer + 0.27, 0.9)
+        )
         self.layer, self.norm = self.part.source, DOSE * self.part.unit
         self.kind = Vectors(self.layer, lm.width)
         self.at = None if aim == "output" else self.layer
