@@ -220,11 +220,11 @@ def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def made(role: str, share: float) -> Case:
-    """A case that reaches a share."""
+def made(role: str, share: float, error: float = 0) -> Case:
+    """A case that reaches a share, with half its interval."""
     return Case(
-        role, "x", "s", share, 0, 1, share, 1.0, 9.0, 0.5, "n", 0.1, None, None, (), 9,
-        ((9.0, 1.0),),
+        role, "x", "s", share, share - error, share + error, share, 1.0, 9.0, 0.5, "n", 0.1,
+        None, None, (), 9, ((9.0, 1.0),),
     )  # fmt: skip
 
 
@@ -278,12 +278,21 @@ def test_the_bar_and_who_is_on_its_wrong_side(sizes: tuple[float, float]) -> Non
     wrong, told = [], []
     for _ in range(4000):
         texts, random = draw.normal(0.6, sizes[0], 4), draw.normal(0.1, sizes[1], 4)
-        bar, mistaken = between(texts.tolist(), random.tolist())
+        bar, mistaken = between(*([made("", x) for x in some] for some in (texts, random)))
         s, r = texts.std(), random.std()
         assert bar == pytest.approx((texts.mean() * r + random.mean() * s) / (s + r))
         told.append(mistaken)
         wrong += [draw.normal(0.6, sizes[0]) < bar, draw.normal(0.1, sizes[1]) > bar]
     assert np.mean(told) / 4 < np.mean(wrong) < np.mean(told)
+
+
+def test_few_that_agree_by_chance_set_no_low_bar() -> None:
+    """What each share could be told to from its prompts is the least that they lie apart."""
+    texts, random = [made(TEXT, s) for s in (0.7, 0.8, 0.9)], (0.1, 0.11, 0.12)
+    close, told = (between(texts, [made(RANDOM, s, e) for s in random]) for e in (0, 0.196))
+    assert close[0] == pytest.approx(0.11 + 0.01 * 0.69 / 0.11)
+    assert told[0] == pytest.approx(0.11 + 0.1 * 0.69 / 0.2)
+    assert told[1] > close[1]
 
 
 def test_page_and_screen_show_it(

@@ -5,8 +5,9 @@
 One is all that the perturbation does, zero nothing, and below zero something else. A share means
 nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
 is there. So the same search, at the same budget, is given what texts make and what no text was
-meant for, and the share is judged between these two. With their means ``μ``, their standard
-deviations ``s`` and ``n`` of each, the bar is as far above the one as below the other,
+meant for, and the share is judged between these two. With their means ``μ``, ``n`` of each, and
+their standard deviations ``s``, at least their standard errors over prompts, the bar is as far
+above the one as below the other,
 
     z = (μ_text - μ_random) / (s_text + s_random)         bar = μ_random + z s_random
 
@@ -39,6 +40,8 @@ TEXT, NATURAL, RANDOM, SHUFFLED = "text", "natural vector", "random", "shuffled"
 CONTROLS = (TEXT, NATURAL, RANDOM, SHUFFLED)
 #: The test has no power where more of either kind of control would be on the wrong side.
 MISTAKEN = 0.1
+#: A 95% interval reaches so many standard errors to either side.
+NORMAL = 1.96
 #: A string is realistic where so many natural ones are no likelier.
 REALISTIC = 0.05
 
@@ -144,12 +147,6 @@ class Test:
         usual: How large a change a natural string makes there, in the median.
         found: The best string for the perturbation.
         controls: The same for each control.
-
-    Example:
-        >>> from educe.inversion.report import between
-        >>> bar, mistaken = between([0.5, 0.6, 0.7], [0.1, 0.15, 0.2])
-        >>> f"{bar:.2f} {mistaken:.3f}"
-        '0.30 0.061'
     """
 
     __test__ = False  # no test of pytest's
@@ -177,12 +174,12 @@ class Test:
     @property
     def bar(self) -> float:
         """What a share must exceed."""
-        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[0]
+        return between(self.made, self.of(RANDOM))[0]
 
     @property
     def mistaken(self) -> float:
         """How many of either kind of control would be on the wrong side of the bar."""
-        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[1]
+        return between(self.made, self.of(RANDOM))[1]
 
     @property
     def verdict(self) -> Verdict:
@@ -293,12 +290,20 @@ class Reachability:
         return cls(*own, Settings(**kept["settings"]), tuple(tests))
 
 
-def between(made: Sequence[float], random: Sequence[float]) -> tuple[float, float]:
-    """Return the bar between two kinds of shares, and how many of either are on its wrong side."""
-    apart = fmean(made) - fmean(random)
-    z = apart / max(stdev(made) + stdev(random), 1e-9)
-    n = min(len(made), len(random))
-    return fmean(random) + z * stdev(random), float(student.sf(z / math.sqrt(1 + 1 / n), n - 1))
+def between(made: Sequence[Case], random: Sequence[Case]) -> tuple[float, float]:
+    """Return the bar between two kinds of cases, and how many of either are on its wrong side."""
+    (m, s), (n, r) = _spread(made), _spread(random)
+    z, few = (m - n) / max(s + r, 1e-9), min(len(made), len(random))
+    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), few - 1))
+
+
+def _spread(cases: Sequence[Case]) -> tuple[float, float]:
+    """Return the mean of shares, and how far they lie apart.
+
+    Few that happen to agree lie no closer than each could be told from its prompts.
+    """
+    shares, errors = [c.share for c in cases], [(c.high - c.low) / (2 * NORMAL) for c in cases]
+    return fmean(shares), max(stdev(shares), fmean(errors))
 
 
 def case(kept: Mapping[str, Any]) -> Case:
