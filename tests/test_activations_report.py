@@ -576,7 +576,7 @@ def test_the_picture_says_how_far_a_text_reaches(tiny_lm: LanguageModel, known: 
     made = report_of(Reference(tiny_lm, known, 1, LAYERS, read=read), planted(known, "unused"))
 
     def case(role: str, share: float) -> Case:
-        empty = ("x", "s", share, 0.0, 1.0, share, 1.0, None, 9.0, 0.5, "n", 0.1, None, None)
+        empty = ("x", "s", share, 0.0, 1.0, share, 1.0, 9.0, 0.5, "n", 0.1, None, None)
         return Case(role, *empty, (), 9, ())
 
     controls = (case("natural vector", 0.5), case("natural vector", 0.7), case("random", 0.2))

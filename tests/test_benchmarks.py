@@ -279,7 +279,7 @@ def gcg(out: str) -> None:
 def causes_blind(out: str) -> None:
     """Every vector has a verdict; the lines of what is known hold all their ways."""
     hits = {line[0]: int(line[1].split(" of ")[1].split()[0]) for line in rows(out)[1:]}
-    assert len(re.findall(r"^[a-z ]+: -?\d+%$", out, re.M)) == hits["made by a text"] + hits[
+    assert len(re.findall(r"^found .*: -?\d+% \(", out, re.M)) == hits["made by a text"] + hits[
         "made by none"
     ] + sum(n for name, n in hits.items() if name.endswith("(of unknown answer)"))
     assert hits["random (made by none)"] == 4

@@ -6,7 +6,9 @@ Vectors of held-out texts, made in five ways behind messages that nothing else u
 random vectors and with vectors of texts whose numbers were exchanged. The test sees one vector at a
 time; its controls, and so its bar, are of other texts. Beside them, of unknown answer: random
 mixtures of what natural strings change, vectors of texts turned round, and vectors of DCT. All have
-one norm. What is printed is how often the verdict is right, and the shares.
+one norm. Of the output it is known that a text does what the held-out texts do themselves: these
+take the place of their vectors, whose answer is unknown there. What is printed is how often the
+verdict is right, and the shares. With ``--keep FILE`` a study that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -28,13 +31,13 @@ from educe import LanguageModel
 from educe.activations.corpus import questions
 from educe.comparison.stats import rate
 from educe.forward.benign import ordinary_prompts
-from educe.inversion.control import Known, controls
+from educe.inversion.control import Known, controls, string
 from educe.inversion.direction import streams
 from educe.inversion.reach import Bench
-from educe.inversion.report import SHUFFLED, Case, Settings, Test, Verdict
-from educe.inversion.taught import by_text, taught
+from educe.inversion.report import SHUFFLED, Case, Settings, Test, Verdict, case
 from educe.model.rendering import Prompt
 from educe.perturbation.kinds import Vectors
+from studies.records import add, lines
 
 #: Held-out texts by kind. No request that a search begins at, and no control, is among them.
 TEXTS = {
@@ -50,6 +53,8 @@ TEXTS = {
 }
 #: Messages behind which these texts are put.
 MESSAGES = slice(30, 38)
+#: The norm, as a share of that of the stream.
+DOSE = 0.4
 TEXTUAL, NONE, OTHER = "made by a text", "made by none", "of unknown answer"
 
 
@@ -80,13 +85,15 @@ def ways(lm: LanguageModel, layer: int) -> Iterator[tuple[str, str, Tensor]]:
                 yield "behind, less another behind", kind, behind[-1] - behind[-2]
 
 
-def mixed(test: Judged, n: int) -> list[tuple[str, str, str, Tensor]]:
-    """Return all vectors: what is known of them, how they were made, of what, and the vector."""
+def mixed(test: Judged, n: int) -> list[tuple[str, str, str, Known]]:
+    """Return all that is tested: what is known of it, how it was made, of what, and itself."""
     lm, bench, draw = test.lm, test.bench, torch.Generator().manual_seed(99)
     textual = list(ways(lm, test.layer))
-    found = [(TEXTUAL, *one) for one in textual]
-    found += [(NONE, "random", "", torch.randn(lm.width, generator=draw)) for _ in range(2 * n)]
     own = [vector for way, _, vector in textual if way == "behind the message"]
+    found: list[tuple[str, str, str, Tensor]] = []
+    if test.at is not None:
+        found += [(TEXTUAL, *one) for one in textual]
+    found += [(NONE, "random", "", torch.randn(lm.width, generator=draw)) for _ in range(2 * n)]
     for vector in own[:n]:
         mixed = vector[torch.randperm(lm.width, generator=draw)]
         found.append((NONE, "numbers exchanged", "", mixed))
@@ -96,20 +103,35 @@ def mixed(test: Judged, n: int) -> list[tuple[str, str, str, Tensor]]:
         mixture = torch.randn(1, len(change), generator=draw).to(change) @ change
         found.append((OTHER, "mixture of texts", "", mixture[0]))
     found += [(OTHER, "text turned round", "", -vector) for vector in own[: n // 2]]
-    dct = educe.search(test.part, "dct", n=n, radius=test.norm)
-    return found + [(OTHER, "DCT", "", vector) for vector in dct.theta]
+    if test.at is None:
+        found += [(OTHER, "vector of a text", "", vector) for vector in own[::3]]
+    else:
+        dct = educe.search(test.part, "dct", n=n, radius=test.norm)
+        found += [(OTHER, "DCT", "", vector) for vector in dct.theta]
+    theta = [test.norm * normalize(vector[None].float()) for *_, vector in found]
+    told = [(*one[:3], Known("found", str(i), theta=theta[i])) for i, one in enumerate(found)]
+    if test.at is None:
+        told += [
+            (TEXTUAL, "behind the message", kind, Known("found", text, string(lm, text)))
+            for kind, texts in TEXTS.items()
+            for text in texts
+        ]
+    return told
 
 
 class Judged:
-    """The test, with controls that are run once: a vector in, what it comes to out."""
+    """The test, with controls that are run once: a vector or a text in, what it comes to out."""
 
-    def __init__(self, lm: LanguageModel, settings: Settings, layer: float, aim: str) -> None:
-        began = time.process_time()
-        self.lm, self.settings = lm, settings
+    def __init__(
+        self, lm: LanguageModel, settings: Settings, layer: float, aim: str, keep: Path | None
+    ) -> None:
+        self.lm, self.settings, self.keep = lm, settings, keep
         batch = lm.encode(ordinary_prompts()[: settings.searched + settings.fresh])
         self.bench = Bench(lm, batch, settings)
-        self.part = educe.Slice(lm, batch.select([0, 1, 2]), source=layer, target=0.6)
-        self.layer, self.norm = self.part.source, 0.4 * self.part.unit
+        self.part = educe.Slice(
+            lm, batch.select([0, 1, 2]), source=layer, target=min(layer + 0.27, 0.9)
+        )
+        self.layer, self.norm = self.part.source, DOSE * self.part.unit
         self.kind = Vectors(self.layer, lm.width)
         self.at = None if aim == "output" else self.layer
         some = normalize(torch.ones(1, lm.width)) * self.norm
@@ -121,32 +143,29 @@ class Judged:
             n=settings.controls,
             seed=settings.seed + 1,
         )
+        usual = self.bench.ground(self.at).size
+        print(f"layer {self.layer}, norm {self.norm:.3g}; usual changes {usual:.3g}")
         cases = tuple(self.case(one) for one in known if one.role != SHUFFLED)
-        usual = None if self.at is None else self.bench.ground(self.at).size
         self.test = Test(aim, self.at, usual, cases[0], cases)
-        print(f"layer {self.layer}, norm {self.norm:.3g}; usual changes {usual}")
-        for one in cases:
-            print(f"  {one.role} {one.name}: {one.share:.0%} ({one.low:.0%} to {one.high:.0%})")
         told = f"{self.test.mistaken:.1%} of either would be on the wrong side"
-        print(f"bar {self.test.bar:.0%}; {told}; {time.process_time() - began:.0f} s", flush=True)
+        print(f"bar {self.test.bar:.0%}; {told}", flush=True)
 
     def case(self, known: Known) -> Case:
-        """Invert a control, or a vector."""
-        layers = [] if self.at is None else [self.at]
-        tokens = self.settings.answer if self.at is None else 0
-        if known.theta is None:
-            done = by_text(self.bench.openings, known.string, layers, tokens=tokens)
-        else:
-            batch = self.bench.batch
-            done = taught(self.lm, batch, self.kind, known.theta, layers, tokens=tokens)
-        return self.bench.case(known.role, known.name, done, self.at)
-
-    def __call__(self, vector: Tensor) -> Test:
-        """Test a vector."""
-        theta = self.norm * normalize(vector[None].float())
-        made = replace(self.test, found=self.case(Known("found", "", theta=theta)))
-        print(f"{made.verdict.value}: {made.found.share:.0%}", flush=True)
+        """Invert a control, or what is tested; or return what is kept of it."""
+        key = f"{known.role} {known.name}"
+        for line in lines(self.keep) if self.keep else []:
+            if line["key"] == key:
+                return case(line["case"])
+        made = self.bench.case(known, self.kind, self.at)
+        told = f"{made.share:.0%} ({made.low:.0%} to {made.high:.0%}), {made.string!r}"
+        print(f"{key}: {told}, {time.process_time():.0f} s", flush=True)
+        if self.keep:
+            add(self.keep, {"key": key, "case": asdict(made)})
         return made
+
+    def __call__(self, known: Known) -> Test:
+        """Test what is known of nothing but itself."""
+        return replace(self.test, found=self.case(known))
 
 
 def tell(rows: Sequence[tuple[str, str, str, Test]]) -> None:
@@ -181,18 +200,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask.add_argument("--reads", type=int, default=Settings.budget)
     ask.add_argument("--n", type=int, default=6)
     ask.add_argument("--few", type=int, default=0, help="at most so many vectors, at random")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    ask.add_argument("--keep", type=Path, help="a file in which what is done is kept")
     asked = quick.parsed(ask, argv)
     torch.set_num_threads(1)
     settings = Settings(budget=asked.reads, method=asked.method)
     if asked.quick:
         settings, asked.n = Settings(budget=40, tokens=3, fresh=2, controls=2), 2
     organism = None if asked.model == "embedded" else quick.organism(asked.model, quick=False)
-    lm = quick.model(organism, quick=asked.quick, device="cpu", dtype=torch.float32)
-    test = Judged(lm, settings, asked.layer, asked.aim)
-    vectors = mixed(test, asked.n)
-    random.Random(0).shuffle(vectors)
-    vectors = vectors[: asked.few or None]
-    tell([(what, way, kind, test(vector)) for what, way, kind, vector in vectors])
+    dtype = getattr(torch, asked.dtype)
+    lm = quick.model(organism, quick=asked.quick, device="cpu", dtype=dtype)
+    test = Judged(lm, settings, asked.layer, asked.aim, asked.keep)
+    every = mixed(test, asked.n)
+    random.Random(0).shuffle(every)
+    tell([(what, way, kind, test(known)) for what, way, kind, known in every[: asked.few or None]])
 
 
 if __name__ == "__main__":

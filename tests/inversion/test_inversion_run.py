@@ -84,10 +84,6 @@ def test_every_control_is_there_at_the_same_budget(report: Reachability, folder:
     assert stream.found.effect == pytest.approx(report.norm, rel=1e-4)
 
 
-def test_a_known_text_is_reached_in_full_by_itself(report: Reachability) -> None:
-    assert [c.own for c in report.tests[1].of(TEXT)] == pytest.approx([1.0, 1.0], abs=1e-4)
-
-
 def test_a_second_call_reads_what_is_kept(
     report: Reachability, folder: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +174,8 @@ def test_a_stream_is_compared_where_its_last_tokens_change(
     assert in_run._aims(Settings(), kind) == aims
     batch = tiny64.encode(["Why is it so?"])
     there = [Opening(tiny64, batch, 0)]
-    known = taught(tiny64, batch, kind, torch.ones(1, tiny64.width).double(), [1, 2], tokens=0)
+    theta = torch.ones(1, tiny64.width).double()
+    known = taught(tiny64, batch, kind, theta, [(70,)], [1, 2])
     moved = []
     for layer in (1, 2):
         ground = Ground.of(there, torch.tensor([[70, 71]]), layer)
@@ -208,31 +205,26 @@ def test_a_vector_of_a_text_is_told_from_a_random_one(embedded_lm: LanguageModel
     lm, layer = embedded_lm, 9
     settings = Settings(method="nearest", searched=1, fresh=2, controls=3)
     bench = Bench(lm, lm.encode(["Name a fruit.", "Where is Rome?", "Tell me a joke."]), settings)
+    bench.first = bench.first[::3]
     kind, draw = Vectors(layer, lm.width), torch.Generator().manual_seed(7)
     made = difference(lm, "Speak Finnish.", layer=layer)
     random = torch.randn(1, lm.width, generator=draw) * made.norm() / lm.width**0.5
 
-    def case(known: Known) -> Case:
-        assert known.theta is not None
-        done = taught(lm, bench.batch, kind, known.theta, [layer], tokens=1)
-        return bench.case(known.role, known.name, done, layer)
-
     known = controls(lm, kind, made, output=False, n=3, seed=0)
-    cases = tuple(case(one) for one in known)
-    for theta, verdict in ((made, Verdict.REACHABLE), (random, Verdict.NOT)):
-        for size in (1.0, 8.0):  # the direction is the same at every norm
-            found = case(Known("found", "", theta=size * theta))
-            assert Test("source", layer, 1.0, found, cases).verdict is verdict
+    cases = tuple(bench.case(one, kind, layer) for one in known)
+    for theta, verdict in ((8 * made, Verdict.REACHABLE), (random, Verdict.NOT)):
+        found = bench.case(Known("found", "", theta=theta), kind, layer)
+        assert Test("source", layer, 1.0, found, cases).verdict is verdict
 
 
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def made(role: str, share: float) -> Case:
-    """A case that reaches a share."""
+def made(role: str, share: float, error: float = 0) -> Case:
+    """A case that reaches a share, with half its interval."""
     return Case(
-        role, "x", "s", share, 0, 1, share, 1.0, None, 9.0, 0.5, "n", 0.1, None, None, (), 9,
-        ((9.0, 1.0),),
+        role, "x", "s", share, share - error, share + error, share, 1.0, 9.0, 0.5, "n", 0.1,
+        None, None, (), 9, ((9.0, 1.0),),
     )  # fmt: skip
 
 
@@ -240,7 +232,7 @@ def one(
     share: float, texts: tuple[float, ...], random: tuple[float, ...], aim: str = "output"
 ) -> Test:
     controls = [*(made(TEXT, s) for s in texts), *(made(RANDOM, s) for s in random)]
-    return Test(aim, None, None, made("found", share), tuple(controls))
+    return Test(aim, None, 1.0, made("found", share), tuple(controls))
 
 
 @pytest.mark.parametrize(
@@ -286,12 +278,21 @@ def test_the_bar_and_who_is_on_its_wrong_side(sizes: tuple[float, float]) -> Non
     wrong, told = [], []
     for _ in range(4000):
         texts, random = draw.normal(0.6, sizes[0], 4), draw.normal(0.1, sizes[1], 4)
-        bar, mistaken = between(texts.tolist(), random.tolist())
+        bar, mistaken = between(*([made("", x) for x in some] for some in (texts, random)))
         s, r = texts.std(), random.std()
         assert bar == pytest.approx((texts.mean() * r + random.mean() * s) / (s + r))
         told.append(mistaken)
         wrong += [draw.normal(0.6, sizes[0]) < bar, draw.normal(0.1, sizes[1]) > bar]
     assert np.mean(told) / 4 < np.mean(wrong) < np.mean(told)
+
+
+def test_few_that_agree_by_chance_set_no_low_bar() -> None:
+    """What each share could be told to from its prompts is the least that they lie apart."""
+    texts, random = [made(TEXT, s) for s in (0.7, 0.8, 0.9)], (0.1, 0.11, 0.12)
+    close, told = (between(texts, [made(RANDOM, s, e) for s in random]) for e in (0, 0.196))
+    assert close[0] == pytest.approx(0.11 + 0.01 * 0.69 / 0.11)
+    assert told[0] == pytest.approx(0.11 + 0.1 * 0.69 / 0.2)
+    assert told[1] > close[1]
 
 
 def test_page_and_screen_show_it(

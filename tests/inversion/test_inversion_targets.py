@@ -14,8 +14,9 @@ from educe.forward.inserted import Opening
 from educe.inversion.beyond import Beyond
 from educe.inversion.direction import Ground
 from educe.inversion.places import table
+from educe.inversion.said import Speech
 from educe.inversion.targets import NOTHING, Target, text
-from educe.inversion.taught import by_text, following, taught
+from educe.inversion.taught import answers, by_text, following, taught
 from educe.model.asked import Span
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -24,6 +25,8 @@ from educe.perturbation.kinds import Vectors
 PROMPTS, SPANS = [[3, 4, 5, 6, 7], [9, 8, 7, 6, 5, 4]], [Span(1, 3), Span(2, 4)]
 STRINGS = torch.tensor([[20, 21, 22], [23, 24, 25], [22, 21, 20]])
 ANSWER = (30, 31, 32)
+#: What stands behind the prompts where it is asked how likely it is.
+SAID = [(30, 31, 32), (33, 34)]
 
 
 def batch_of(lm: LanguageModel) -> PromptBatch:
@@ -32,6 +35,12 @@ def batch_of(lm: LanguageModel) -> PromptBatch:
 
 def places(lm: LanguageModel) -> list[Opening]:
     return [Opening(lm, batch_of(lm), p) for p in range(len(PROMPTS))]
+
+
+def ground_of(openings: list[Opening], layer: int | None) -> Ground | Speech:
+    if layer is None:
+        return Speech.of(openings, SAID, STRINGS, 2)
+    return Ground.of(openings, STRINGS, layer)
 
 
 def whole(p: int, string: list[int]) -> list[int]:
@@ -60,29 +69,34 @@ def test_the_likelihood_is_that_of_the_whole_texts(tiny64: LanguageModel) -> Non
 def test_what_a_vector_does_is_read_as_a_hook_has_it(tiny64: LanguageModel) -> None:
     batch, layer = batch_of(tiny64), 2
     theta = torch.randn(1, tiny64.width, generator=torch.Generator().manual_seed(3)).double()
-    known = taught(tiny64, batch, Vectors(1, tiny64.width), theta, [layer], tokens=3)
+    known = taught(tiny64, batch, Vectors(1, tiny64.width), theta, SAID, [layer])
     for p, ids in enumerate(PROMPTS):
         with tiny64.adding(1, lambda stream: theta):
-            said: list[int] = []
-            for _ in range(3):
-                logprobs, stream = plain(tiny64, [*ids, *said], layer)
-                said.append(int(logprobs[-1].argmax()))
-        assert known.answers[p] == tuple(said)
+            logprobs, stream = plain(tiny64, [*ids, *SAID[p][:-1]], layer)
         torch.testing.assert_close(known.logprobs[p], logprobs[len(ids) - 1 :])
         torch.testing.assert_close(known.streams[layer][p], stream[len(ids) - 3 : len(ids)])
+
+
+def test_the_own_answers_are_what_is_likeliest(tiny64: LanguageModel) -> None:
+    for ids, own in zip(PROMPTS, answers(tiny64, batch_of(tiny64), 3), strict=True):
+        said: list[int] = []
+        for _ in own:
+            said.append(int(plain(tiny64, [*ids, *said])[0][-1].argmax()))
+        assert tuple(said) == own
 
 
 @pytest.mark.parametrize("layer", [None, 1, 2])
 def test_a_text_does_what_it_does_itself(tiny64: LanguageModel, layer: int | None) -> None:
     openings, string = places(tiny64), STRINGS[0].tolist()
-    known = by_text(openings, string, [] if layer is None else [layer], tokens=3)
-    ground = None if layer is None else Ground.of(openings, STRINGS, layer)
+    known = by_text(openings, string, SAID, [] if layer is None else [layer])
+    ground = ground_of(openings, layer)
     target = following(openings, known, [0, 1], ground)
     found = target.loss(STRINGS)
     torch.testing.assert_close(found[0], torch.tensor(0.0).double(), atol=1e-10, rtol=0)
     assert bool((found[1:] > 1e-4).all())
-    if layer is not None:  # no string has no direction
-        torch.testing.assert_close(target.each(NOTHING), torch.ones(2, 1).double())
+    torch.testing.assert_close(target.natural, found, rtol=0, atol=3e-3)  # kept in halves
+    # No string has no direction.
+    torch.testing.assert_close(target.each(NOTHING), torch.ones(2, 1).double())
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -94,7 +108,7 @@ def test_the_direction_is_that_of_whole_texts(tiny64: LanguageModel, layer: int)
 
     def found(size: float) -> Tensor:
         vectors = Vectors(1, tiny64.width)
-        known = taught(tiny64, batch_of(tiny64), vectors, size * theta, [layer], tokens=1)
+        known = taught(tiny64, batch_of(tiny64), vectors, size * theta, SAID, [layer])
         return following(openings, known, [0, 1], ground).loss(STRINGS[2:])[0]
 
     def stream(p: int, string: list[int]) -> Tensor:  # two tokens stand behind a string
@@ -115,15 +129,39 @@ def test_the_direction_is_that_of_whole_texts(tiny64: LanguageModel, layer: int)
         torch.testing.assert_close(found(9.0), found(1.0))
 
 
-def test_the_divergence_is_that_of_the_whole_texts(tiny64: LanguageModel) -> None:
+def test_the_direction_of_what_is_said_is_that_of_whole_texts(tiny64: LanguageModel) -> None:
+    """Against plain passes: cosines of root-weighted changes, less what natural strings share."""
     openings = places(tiny64)
-    known = by_text(openings, STRINGS[0].tolist(), tokens=3)
-    found = following(openings, known, [1]).each(STRINGS[1:2])
-    ids = whole(1, STRINGS[1].tolist())
-    q, _ = plain(tiny64, [*ids, *known.answers[1]])
-    q = q[len(ids) - 1 : -1]
-    p = known.logprobs[1]
-    torch.testing.assert_close(found[0, 0], (p.exp() * (p - q)).sum(-1).mean())
+    theta = torch.randn(1, tiny64.width, generator=torch.Generator().manual_seed(3)).double()
+    known = taught(tiny64, batch_of(tiny64), Vectors(1, tiny64.width), theta, SAID)
+    target = following(openings, known, [0, 1], ground_of(openings, None))
+
+    def said(p: int, string: list[int]) -> Tensor:
+        return plain(tiny64, [*whole(p, string), *SAID[p][:-1]])[0][-len(SAID[p]) :]
+
+    with tiny64.adding(1, lambda stream: theta):
+        under = [said(p, []) for p in (0, 1)]
+    root = [((a.exp() + said(p, []).exp()) / 2).sqrt() for p, a in enumerate(under)]
+
+    def rooted(change: Callable[[int], Tensor]) -> Tensor:
+        rows = []
+        for p, r in enumerate(root):
+            x = change(p)
+            rows.append((r * (x - (r.square() * x).sum(-1, keepdim=True))).flatten())
+        return torch.cat(rows)
+
+    def by_string(string: list[int]) -> Tensor:
+        return rooted(lambda p: said(p, string) - said(p, []))
+
+    common = torch.stack([by_string(s) for s in STRINGS.tolist()]).mean(0)
+    one, other = (
+        v - (v @ common) / (common @ common) * common
+        for v in (by_string(STRINGS[2].tolist()), rooted(lambda p: under[p] - said(p, [])))
+    )
+    cosine = one @ other / (one.norm() * other.norm())
+    torch.testing.assert_close(target.loss(STRINGS[2:])[0], 1 - cosine)
+    kl = [(a.exp() * (a - said(p, []))).sum(-1).mean() for p, a in enumerate(under)]
+    assert target.effect == pytest.approx(float(torch.stack(kl).mean()))
 
 
 @pytest.mark.parametrize("aim", ["output", "stream", "text"])
@@ -133,10 +171,10 @@ def test_gradients_are_those_of_finite_differences(
     """In the one-hot: a step along token ``v`` moves the embedding by a share of its row."""
     tiny64 = lm_of("gpt2", torch.float64)  # whose norms compute in double precision as well
     openings = places(tiny64)
-    known = by_text(openings, STRINGS[1].tolist(), [2], tokens=3)
+    known = by_text(openings, STRINGS[1].tolist(), SAID, [2])
     targets = {
-        "output": following(openings, known, [0, 1]),
-        "stream": following(openings, known, [0, 1], Ground.of(openings, STRINGS, 2)),
+        "output": following(openings, known, [0, 1], ground_of(openings, None)),
+        "stream": following(openings, known, [0, 1], ground_of(openings, 2)),
         "text": text(openings, ANSWER),
     }
     target, string, step = targets[aim], STRINGS[:1], 1e-5
@@ -179,11 +217,16 @@ def test_how_unlikely_a_string_is(tiny64: LanguageModel) -> None:
 
 def test_what_changes_nothing_is_no_target(tiny64: LanguageModel) -> None:
     openings = places(tiny64)
-    known = taught(
-        tiny64, batch_of(tiny64), Vectors(1, tiny64.width), torch.zeros(1, tiny64.width), [1]
-    )
+    zero = torch.zeros(1, tiny64.width)
+    known = taught(tiny64, batch_of(tiny64), Vectors(1, tiny64.width), zero, SAID, [1])
     with pytest.raises(EffectError, match=r"nothing is changed .* at layer 1"):
-        following(openings, known, [0, 1], Ground.of(openings, STRINGS, 1))
+        following(openings, known, [0, 1], ground_of(openings, 1))
+    with pytest.raises(EffectError, match="nothing of what the model says"):
+        following(openings, known, [0, 1], ground_of(openings, None))
+
+
+def beyond(own: Target, other: Target, weight: float) -> Beyond:
+    return Beyond(own.places, own.goals, other=other, here=nullcontext, weight=weight)
 
 
 def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., LanguageModel]) -> None:
@@ -198,7 +241,7 @@ def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., Language
     fit = fit.clamp(min=0)
     assert bool((fit > 0).any())
     assert bool((fit == 0).any())
-    both = Beyond.of(own, text(places(other), [answer]), nullcontext, 0.25)
+    both = beyond(own, text(places(other), [answer]), 0.25)
     torch.testing.assert_close(both.each(STRINGS), own.each(STRINGS) + 0.25 * fit)
     torch.testing.assert_close(both.at_one(1).loss(STRINGS), own.each(STRINGS)[1] + 0.25 * fit[1])
 
@@ -206,8 +249,8 @@ def test_beyond_a_reference(tiny64: LanguageModel, lm_of: Callable[..., Language
 def test_gradients_beyond_a_reference(lm_of: Callable[..., LanguageModel]) -> None:
     lm = lm_of("gpt2", torch.float64)
     own, other = (text(places(lm)[:1], answer) for answer in (ANSWER, (40, 41, 42)))
-    target = Beyond.of(own, other, nullcontext, 0.5)
-    strings = STRINGS[target.other.loss(STRINGS) < target.plain[0]][:1]  # type: ignore[union-attr]
+    target = beyond(own, other, 0.5)
+    strings = STRINGS[target.other.loss(STRINGS) < target.plain[0]][:1]
     assert len(strings)
     rows, step, at, token = table(lm), 1e-5, 1, 77
     sides = []

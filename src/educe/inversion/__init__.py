@@ -2,7 +2,8 @@
 
 targets    what the text should do, as a loss that its tokens are to make small
 places     where it is put: what stands before it runs once, gradients are exact
-direction  the same for the change of the stream
+direction  of the change of the stream
+said       of the change of what the model says
 taught     what a perturbed model does
 searches   greedy coordinate gradient, evolution with fluency, soft prompts
 control    what texts make, and what no text was meant for

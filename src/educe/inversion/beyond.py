@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -26,64 +27,42 @@ class Beyond(Target):
     """A target, less what strings do under a reference.
 
     Attributes:
-        other: The same target under the reference.
+        other: The same under the reference, at places that nothing was read at before.
         here: Makes the reference the model that runs, for the time of a ``with`` statement.
         weight: What a string does there counts so much.
-        plain: The loss of no string there, at each place.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from educe.forward.inserted import Opening
+        >>> from educe.inversion.beyond import Beyond
+        >>> from educe.inversion.targets import text
+        >>> a, b = (text([Opening(lm, part.batch, 0)], [70]) for _ in range(2))
+        >>> both = Beyond(a.places, a.goals, other=b, here=nullcontext, weight=0.25)
+        >>> bool(both.loss(torch.tensor([[40, 41]])) >= a.loss(torch.tensor([[40, 41]])))
+        True
     """
 
     other: Target
     here: Callable[[], AbstractContextManager[Any]]
     weight: float
-    plain: tuple[float, ...]
-
-    @classmethod
-    def of(
-        cls,
-        own: Target,
-        other: Target,
-        here: Callable[[], AbstractContextManager[Any]],
-        weight: float,
-    ) -> Beyond:
-        """Return a target less what strings do under a reference.
-
-        Args:
-            own: The target.
-            other: The same under the reference, at places that nothing was read at before.
-            here: Makes the reference the model that runs.
-            weight: What a string does there counts so much.
-
-        Example:
-            >>> from contextlib import nullcontext
-            >>> from educe.forward.inserted import Opening
-            >>> from educe.inversion.beyond import Beyond
-            >>> from educe.inversion.targets import text
-            >>> a, b = (text([Opening(lm, part.batch, 0)], [70]) for _ in range(2))
-            >>> found = Beyond.of(a, b, nullcontext, 0.25).loss(torch.tensor([[40, 41]]))
-            >>> bool(found >= a.loss(torch.tensor([[40, 41]])))
-            True
-        """
-        with here():
-            plain = tuple(other.each(NOTHING)[:, 0].tolist())
-        return cls(own.places, own.goals, other=other, here=here, weight=weight, plain=plain)
 
     def at_one(self, place: int) -> Beyond:
         """Return the same target at one of its places alone."""
         one, other = super().at_one(place), self.other.at_one(place)
-        return replace(
-            self,
-            places=one.places,
-            goals=one.goals,
-            other=other,
-            plain=self.plain[place : place + 1],
-        )
+        return replace(self, places=one.places, goals=one.goals, other=other)
+
+    @cached_property
+    def plain(self) -> Float[Tensor, "p 1"]:
+        """The loss of no string under the reference, at each place."""
+        with self.here():
+            return self.other.each(NOTHING)
 
     def each(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "p n"]:
         """Return the loss of strings at each place."""
         own = super().each(strings)
         with self.here():
             theirs = self.other.each(strings)
-        return own + self.weight * (own.new_tensor(self.plain)[:, None] - theirs).clamp(min=0)
+        return own + self.weight * (self.plain - theirs).clamp(min=0)
 
     def slope(
         self,
@@ -96,7 +75,7 @@ class Beyond(Target):
         own = super().slope(strings, embedded, fluency=fluency)
         with self.here():
             theirs = self.other.slope(strings, embedded)
-        less = sum(self.plain) / len(self.plain) - theirs.loss
+        less = self.plain.mean().to(theirs.loss) - theirs.loss
         weight = self.weight * (less > 0).to(own.loss)
         return own._replace(
             loss=own.loss + self.weight * less.clamp(min=0),

@@ -5,8 +5,7 @@
                     the difference between two such texts, at the norm of the perturbation
     random          random perturbations of the same kind and norm: how much the flexibility of
                     tokens reaches of what no text was meant for
-    shuffled        the perturbation with its answers exchanged between prompts; in the stream, with
-                    its numbers exchanged
+    shuffled        the perturbation with its numbers exchanged
 
 An output is judged beside what texts do, a direction beside vectors of texts. The known texts are
 of several kinds, and no search begins at them.
@@ -106,7 +105,7 @@ def controls(
         yield Known(RANDOM, str(i + 1), theta=(size[i] * drawn[i])[None].to(theta))
     if n:
         mixed = theta[:, torch.randperm(theta.shape[1], generator=draw)]
-        yield Known(SHUFFLED, "", theta=theta if output else mixed)
+        yield Known(SHUFFLED, "", theta=mixed)
 
 
 def string(lm: LanguageModel, text: str) -> tuple[int, ...]:

@@ -6,9 +6,6 @@
 last tokens. ``P`` leaves out the direction in which natural strings change it in the mean, whatever
 they say. Activations under a perturbation are almost surely those of no text (arXiv 2604.09839),
 and its norm was chosen by who searched: so directions are compared, and sizes are told.
-
-The gradient is exact: that of ``Σ_x ⟨change at x, w⟩`` with ``w`` the derivative of the loss in the
-mean change, which is read first.
 """
 
 from __future__ import annotations
@@ -24,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from educe.forward.inserted import Opening
-from educe.inversion.places import Place, Seen, table
-from educe.inversion.targets import NOTHING, ROWS, Slope, Target
+from educe.inversion.places import Place, Seen
+from educe.inversion.targets import NOTHING, Target
 
 #: A change is none that is less than this share of the stream's norm.
 LEAST = 1e-4
@@ -36,12 +33,14 @@ class Ground(NamedTuple):
 
     Attributes:
         layer: The layer.
+        strings: Natural strings.
         plain: The stream without a string, at each place, in the mean over the last tokens.
         natural: What natural strings change in it, at each place.
         common: The direction in which they do in the mean, of norm one.
     """
 
     layer: int
+    strings: Int[Tensor, "n k"]
     plain: Float[Tensor, "p d"]
     natural: Float[Tensor, "p n d"]
     common: Float[Tensor, "d"]
@@ -52,7 +51,7 @@ class Ground(NamedTuple):
         read = partial(streams, openings, layer=layer)
         plain = read(NOTHING)[:, 0]
         change = read(strings) - plain[:, None]
-        return cls(layer, plain, change, normalize(change.mean((0, 1)), dim=0))
+        return cls(layer, strings, plain, change, normalize(change.mean((0, 1)), dim=0))
 
     @property
     def size(self) -> float:
@@ -82,11 +81,11 @@ class Direction(Target):
     Attributes:
         goals: The direction, at each place the same.
         ground: What changes are measured against, at the places.
-        pull: Where only a gradient is asked for: the derivative of the loss in the mean change.
+        effect: How large the wanted change is.
     """
 
     ground: Ground
-    pull: Float[Tensor, "r d"] | None = None
+    effect: float
 
     @property
     def layer(self) -> int:  # type: ignore[override]
@@ -104,39 +103,16 @@ class Direction(Target):
         """The loss of natural strings; what they change was read already."""
         return self.losses(self.ground.apart(self.ground.natural)).mean(0)
 
-    def at(self, place: int, seen: Seen) -> Float[Tensor, "r ..."]:
+    def at(self, place: int, seen: Seen) -> Float[Tensor, "r d"]:
         """Return the changes at a place, less what is common."""
         assert seen.stream is not None
         plain = self.ground.plain[place].to(seen.stream)
-        change = self.ground.apart(seen.stream.mean(1) - plain)
-        return change if self.pull is None else (change * self.pull).sum(1)
+        return self.ground.apart(seen.stream.mean(1) - plain)
 
     def losses(self, seen: Float[Tensor, "p n d"]) -> Float[Tensor, "p n"]:
         """Return the part of each place in the loss of the mean change."""
         size = seen.mean(0).norm(dim=1).clamp_min(self.ground.least)
         return 1 - seen @ self.goals[0].to(seen) / size
-
-    def slope(
-        self,
-        strings: Int[Tensor, "r k"],
-        embedded: Float[Tensor, "r k d"] | None = None,
-        *,
-        fluency: bool = False,
-    ) -> Slope:
-        """Return losses and gradients."""
-        rows = table(self.lm)
-        x = rows[strings.to(rows.device)] if embedded is None else embedded.detach()
-        with torch.no_grad():
-            seen = [
-                self.at(i, place.read(strings, self.layer, embedded=x))
-                for i, place in enumerate(self.places)
-            ]
-        mean, goal = torch.stack(seen).mean(0), self.goals[0].to(seen[0])
-        size = mean.norm(dim=1, keepdim=True).clamp_min(self.ground.least)
-        along = mean @ goal / size[:, 0]
-        pull = (along[:, None] * mean / size - goal) / size
-        found = super(Direction, replace(self, pull=pull)).slope(strings, x, fluency=fluency)
-        return found._replace(loss=1 - along)
 
 
 @torch.no_grad()
@@ -144,9 +120,9 @@ def streams(
     openings: Sequence[Opening], strings: Int[Tensor, "n k"], *, layer: int
 ) -> Float[Tensor, "p n d"]:
     """Return the stream behind strings at some places, in the mean over the last tokens."""
-    found = []
-    for opening in openings:
-        place = Place(opening)
-        rows = (place.read(some, layer).stream for some in strings.split(ROWS))
-        found.append(torch.cat([row.mean(1).cpu() for row in rows if row is not None]))
-    return torch.stack(found)
+
+    def of(own: Tensor, seen: Seen) -> Tensor:
+        assert seen.stream is not None
+        return seen.stream.mean(1)
+
+    return torch.stack([Place(opening).each(strings, of, layer) for opening in openings])

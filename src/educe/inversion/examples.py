@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,12 +16,8 @@ from torch import Tensor
 from educe.activations.corpus import documents
 from educe.errors import PromptError
 from educe.inversion.strings import Vocabulary
-from educe.model.prompts import messages_of
-from educe.model.rendering import Prompt
 
 REQUESTS = Path(__file__).parent / "data" / "requests.txt"
-#: Sentences that are cut at once.
-AT_ONCE = 256
 
 
 def natural(vocabulary: Vocabulary, k: int, n: int) -> Int[Tensor, "m k"]:
@@ -36,45 +31,37 @@ def natural(vocabulary: Vocabulary, k: int, n: int) -> Int[Tensor, "m k"]:
     Raises:
         PromptError: There is no string of that length.
     """
-    found: dict[tuple[int, ...], None] = {}
-    sentences = _sentences(documents())
-    while len(found) < n and (some := list(islice(sentences, AT_ONCE))):
-        _cut(vocabulary, some, k, found)
-    if not found:
+    found = _cut(vocabulary, _sentences(), k, n)
+    if not len(found):
         raise PromptError(
             f"no sentence of the corpus has {k} tokens of {vocabulary.lm.name}: ask for fewer "
             "tokens"
         )
-    return torch.tensor(list(found)[:n])
+    return found
 
 
 def requests(vocabulary: Vocabulary, k: int) -> Int[Tensor, "m k"]:
     """Return short requests of many kinds, cut to ``k`` tokens; each once."""
-    found: dict[tuple[int, ...], None] = {}
-    _cut(vocabulary, REQUESTS.read_text(encoding="utf-8").splitlines(), k, found)
-    return torch.tensor(list(found), dtype=torch.long).reshape(-1, k)
+    return _cut(vocabulary, REQUESTS.read_text(encoding="utf-8").splitlines(), k)
 
 
 def _cut(
-    vocabulary: Vocabulary, texts: list[str], k: int, found: dict[tuple[int, ...], None]
-) -> None:
-    """Add what can be written of the beginnings of some texts."""
-    spaced = [f" {text}" for text in texts]
-    read = vocabulary.lm.tokenizer(spaced, add_special_tokens=False)["input_ids"]
-    rows = torch.tensor([row[:k] for row in read if len(row) >= k], dtype=torch.long)
-    if len(rows):
-        found.update(dict.fromkeys(map(tuple, rows[vocabulary.writable(rows)].tolist())))
+    vocabulary: Vocabulary, texts: Iterable[str], k: int, n: int | None = None
+) -> Int[Tensor, "m k"]:
+    """Return what can be written of the beginnings of texts, at most ``n``."""
+    found: dict[tuple[int, ...], None] = {}
+    for text in texts:
+        row = vocabulary.lm.tokenizer(f" {text}", add_special_tokens=False)["input_ids"][:k]
+        if len(row) == k and bool(vocabulary.writable(torch.tensor([row]))):
+            found[tuple(row)] = None
+            if len(found) == n:
+                break
+    return torch.tensor(list(found), dtype=torch.long).reshape(-1, k)
 
 
-def _sentences(some: Iterable[Prompt]) -> Iterator[str]:
-    """Yield the sentences of documents."""
-    for document in some:
-        texts = (
-            [document]
-            if isinstance(document, str)
-            else [message["content"] for message in messages_of(document)]
-        )
+def _sentences() -> Iterator[str]:
+    """Yield the sentences of the bundled corpus."""
+    for document in documents():
+        texts = [document] if isinstance(document, str) else [m["content"] for m in document]
         for text in texts:
-            for sentence in re.split(r"(?<=[.!?])\s+", text):
-                if sentence.strip():
-                    yield sentence.strip()
+            yield from filter(None, map(str.strip, re.split(r"(?<=[.!?])\s+", text)))

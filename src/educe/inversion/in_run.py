@@ -21,7 +21,6 @@ from educe.inversion.control import Known, controls
 from educe.inversion.kept import CASE, keep
 from educe.inversion.reach import Bench
 from educe.inversion.report import SHUFFLED, Case, Reachability, Settings, Test, case
-from educe.inversion.taught import Taught, by_text, taught
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
@@ -117,8 +116,7 @@ def _tested(work: Work, bench: Bench, aim: str, number: int, kind: Kind, theta: 
     for one in controls(work.lm, kind, theta, output=layer is None, n=n, seed=seed):
         own = (number,) if one.role == SHUFFLED else shared
         cases.append(_case(work, bench, one, kind, layer, (one.role, one.name, *own)))
-    usual = None if layer is None else bench.ground(layer).size
-    return Test(aim, layer, usual, cases[0], tuple(cases[1:]))
+    return Test(aim, layer, bench.ground(layer).size, cases[0], tuple(cases[1:]))
 
 
 def _case(
@@ -133,15 +131,13 @@ def _case(
         return case(run.note(f"{CASE}{key}"))
     path = run.tensors / f"inversion-{key}.state"
     state = State(read_tensors(path)[0]) if path.exists() else None
-    done, wanted = _done(bench, known, kind, layer)
+    wanted = bench.answers((), kind, known.theta) if known.role == FOUND else []
     what = f"inverting {known.role} {known.name if known.role != FOUND else ''}".strip()
     with work.reporter.stage(what, settings.budget, "reads") as advance:
         made = bench.case(
-            known.role,
-            known.name,
-            done,
+            known,
+            kind,
             layer,
-            own=known.string,
             wanted=wanted,
             state=state,
             on_step=_kept(path, advance, bench),
@@ -165,18 +161,3 @@ def _kept(path: Any, advance: Callable[..., None], bench: Bench) -> Callable[[St
         told = reads
 
     return step
-
-
-def _done(bench: Bench, known: Known, kind: Kind, layer: int | None) -> tuple[Taught, list[str]]:
-    """Return what is done on the prompts, and what it makes the model answer if that is shown."""
-    layers = [] if layer is None else [layer]
-    tokens = bench.settings.answer if layer is None else 0
-    if known.theta is None:
-        return by_text(bench.openings, known.string, layers, tokens=tokens), []
-    batch = bench.batch.select(range(len(bench.openings)))
-    done = taught(bench.lm, batch, kind, known.theta, layers, tokens=tokens)
-    if known.role == SHUFFLED and layer is None:
-        # Searched on and counted apart, as everything else is.
-        parts = [list(part) for part in (bench.searched, bench.fresh)]
-        return done.shuffled([i for part in parts for i in (*part[1:], *part[:1])]), []
-    return done, bench.answers((), kind, known.theta) if known.role == FOUND else []

@@ -13,7 +13,7 @@ is exact, since an embedding is linear in the one-hot (Ebrahimi et al. 2018, Hot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,12 +22,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from educe.forward.chunks import Chunker, halved, split
 from educe.forward.inserted import Opening
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
 
 #: Tokens at the end of a prompt at which streams are compared, at most.
 READOUT = 3
+#: Strings that are read at once, at most.
+ROWS = 128
 
 
 class Seen(NamedTuple):
@@ -66,10 +69,31 @@ class Place:
         self.lm, self.before, self.after = opening.lm, opening.before, list(opening.after)
         self.answer = tuple(answer)
 
-    @cached_property
-    def tokens(self) -> int:
-        """How many tokens are read behind the string."""
-        return len(self.after) + max(0, len(self.answer) - 1)
+    def each(
+        self,
+        strings: Int[Tensor, "n k"],
+        of: Callable[[Tensor, Seen], Tensor],
+        layer: int | None = None,
+        *,
+        fluency: bool = False,
+    ) -> Float[Tensor, "n *w"]:
+        """Read strings of one length, as many at a time as memory holds, and keep a part of it.
+
+        Args:
+            strings: Their tokens.
+            of: What is kept of some strings and what the model makes of them.
+            layer: See `read`.
+            fluency: See `read`.
+        """
+        tokens = strings.shape[1] + len(self.after) + len(self.answer)
+        rows = max(1, min(ROWS, Chunker.of(self.lm.device).most // max(1, tokens)))
+
+        def run(items: Sequence[int]) -> Tensor:
+            own = strings[list(items)]
+            return of(own, self.read(own, layer, fluency=fluency)).cpu()
+
+        done = Chunker(rows).each(split(range(len(strings)), rows), run, len, halved)
+        return torch.cat([kept for _, kept in done])  # in their order
 
     def read(
         self,
@@ -79,7 +103,7 @@ class Place:
         embedded: Float[Tensor, "r k d"] | None = None,
         fluency: bool = False,
     ) -> Seen:
-        """Read strings of one length.
+        """Read strings of one length, few enough to run at once.
 
         Args:
             strings: Their tokens.

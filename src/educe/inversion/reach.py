@@ -19,14 +19,15 @@ from torch import Tensor
 from educe.errors import PromptError
 from educe.forward.generation import generate
 from educe.forward.inserted import Opening
-from educe.inversion.direction import Direction, Ground
+from educe.inversion.control import Known
+from educe.inversion.direction import Ground
 from educe.inversion.examples import natural, requests
 from educe.inversion.report import Case, Settings
+from educe.inversion.said import Speech
 from educe.inversion.searches import Found, search
-from educe.inversion.searches.state import screened
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, text
-from educe.inversion.taught import Taught, changed, following
+from educe.inversion.taught import Taught, answers, by_text, following, taught
 from educe.methods.state import State
 from educe.model.language import LanguageModel
 from educe.model.rendering import PromptBatch
@@ -64,13 +65,14 @@ class Bench:
 
     def __init__(self, lm: LanguageModel, batch: PromptBatch, settings: Settings) -> None:
         check_fields(settings)
-        self.lm, self.batch, self.settings = lm, batch, settings
+        self.lm, self.settings = lm, settings
         needed = settings.searched + settings.fresh
         if len(batch) < needed:
             raise PromptError(
                 f"{len(batch)} prompts, of which {settings.searched} are searched on and "
                 f"{settings.fresh} count: give more, or ask for fewer"
             )
+        self.batch = batch.select(range(needed))
         self.openings = [Opening(lm, batch, p) for p in range(needed)]
         self.vocabulary = Vocabulary(lm)
         self._natural = natural(self.vocabulary, settings.tokens, EXAMPLES)
@@ -78,13 +80,33 @@ class Bench:
         self.first = torch.cat(some).unique(dim=0)
         self.searched = range(settings.searched)
         self.fresh = range(settings.searched, needed)
-        self._grounds: dict[int, Ground] = {}
+        self._grounds: dict[int | None, Ground | Speech] = {}
 
-    def ground(self, layer: int) -> Ground:
-        """Return what changes of the stream leaving a layer are measured against."""
+    def ground(self, layer: int | None) -> Ground | Speech:
+        """Return what changes are measured against: of the stream leaving a layer, or the output.
+
+        What natural strings change there is read once.
+        """
         if layer not in self._grounds:
-            self._grounds[layer] = Ground.of(self.openings, self.first, layer)
+            self._grounds[layer] = (
+                Speech.of(self.openings, self.said, self.first[::2], self.settings.searched)
+                if layer is None
+                else Ground.of(self.openings, self.first, layer)
+            )
         return self._grounds[layer]
+
+    @cached_property
+    def said(self) -> list[tuple[int, ...]]:
+        """What the unperturbed model answers to each prompt, as far as it is looked at."""
+        return answers(self.lm, self.batch, self.settings.answer)
+
+    def done(self, known: Known, kind: Kind, layer: int | None) -> Taught:
+        """Return what is done on all prompts to a layer's stream; None for the output."""
+        said = self.said if layer is None else [(0,)] * len(self.batch)
+        layers = [] if layer is None else [layer]
+        if known.theta is None:
+            return by_text(self.openings, known.string, said, layers)
+        return taught(self.lm, self.batch, kind, known.theta, said, layers)
 
     @cached_property
     def unlikely(self) -> Float[Tensor, "n"]:
@@ -98,12 +120,10 @@ class Bench:
 
     def case(
         self,
-        role: str,
-        name: str,
-        known: Taught,
+        known: Known,
+        kind: Kind,
         layer: int | None = None,
         *,
-        own: Sequence[int] = (),
         wanted: Sequence[str] = (),
         state: State | None = None,
         on_step: Callable[[State], None] | None = None,
@@ -111,24 +131,20 @@ class Bench:
         """Invert one target, and check the string that comes of it where nobody searched.
 
         Args:
-            role: See `Case`.
-            name: See `Case`.
-            known: What is done on all prompts.
+            known: What does what is to be done.
+            kind: The kind of perturbations.
             layer: The layer whose stream is to be met; None for the output.
-            own: The tokens of the text that does it, if it is one.
             wanted: What the answers to the fresh prompts are to be like, if they are to be written.
             state: Where the search was left.
             on_step: Called after each step of the search.
         """
-        settings, ground = self.settings, None if layer is None else self.ground(layer)
-        train = following(self.openings, known, self.searched, ground)
-        count = following(self.openings, known, self.fresh, ground)
-        if isinstance(train, Direction):  # what natural strings do there is known
-            loss, reads = train.natural, 0
-            order = loss.argsort(stable=True)
-            nearest, loss = self.first[order], loss[order]
-        else:
-            nearest, loss, reads = screened(train, self.first[::2])
+        settings, ground = self.settings, self.ground(layer)
+        done = self.done(known, kind, layer)
+        train, count = (
+            following(self.openings, done, some, ground) for some in (self.searched, self.fresh)
+        )
+        order = train.natural.argsort(stable=True)
+        nearest, loss = ground.strings[order], train.natural[order]
         if settings.method == "nearest":
             found = Found(nearest, loss, torch.tensor([[0.0, float(loss[0])]]))
         else:
@@ -137,39 +153,34 @@ class Bench:
                 self.vocabulary,
                 nearest[:BEGUN],
                 settings.method,
-                budget=max(1, settings.budget - reads),
+                budget=settings.budget,
                 seed=settings.seed,
                 state=state,
                 on_step=on_step,
             )
         best = found.strings[:1]
         with_it, without = count.each(best)[:, 0], count.each(NOTHING)[:, 0]
+        share, low, high = _share(with_it, without)
         nll = self._fluency(best)
         written = self.answers(found.best) if wanted else []
-        low, high = _interval(with_it, without)
         return Case(
-            role=role,
-            name=name,
+            role=known.role,
+            name=known.name,
             string=self.vocabulary.text(found.best),
-            share=_share(with_it, without),
+            share=share,
             low=low,
             high=high,
-            searched=_share(found.loss[:1], train.loss(NOTHING)),
-            effect=float(
-                changed(self.openings, known, self.fresh, ground).norm()
-                if ground
-                else without.mean()
-            ),
-            own=_share(count.each(torch.tensor([list(own)]))[:, 0], without) if own else None,
+            searched=_share(found.loss[:1], train.loss(NOTHING))[0],
+            effect=count.effect,
             perplexity=float(nll.exp()),
             natural=float((self.unlikely >= nll).double().mean()),
             nearest=self.vocabulary.text(nearest[0].tolist()),
-            nearest_share=_share(count.each(nearest[:1])[:, 0], without),
+            nearest_share=_share(count.each(nearest[:1])[:, 0], without)[0],
             alike=_alike(written, wanted) if wanted else None,
             plain=_alike(self.plain, wanted) if wanted else None,
             texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
-            reads=reads + int(found.curve[-1, 0]),
-            curve=_thinned(found, reads),
+            reads=int(found.curve[-1, 0]),
+            curve=_thinned(found),
             front=self._front(found, float(train.loss(NOTHING)[0])),
         )
 
@@ -189,8 +200,6 @@ class Bench:
 
     def _front(self, found: Found, effect: float) -> tuple[tuple[str, float, float], ...]:
         """Return strings of a front with their shares on the prompts searched and perplexities."""
-        if found.front is None:
-            return ()
         rows = zip(*(values.tolist() for values in found.front), strict=True)
         return tuple(
             (self.vocabulary.text(own), 1 - loss / effect, math.exp(nll)) for own, loss, nll in rows
@@ -201,16 +210,12 @@ class Bench:
         return text([self.openings[self.fresh[0]]], [0]).fluent(strings)[1]
 
 
-def _share(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> float:
-    return float(1 - with_it.sum() / without.sum())
-
-
-def _interval(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of a share over prompts."""
+def _share(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> tuple[float, float, float]:
+    """Return a share with its 95% bootstrap interval over prompts."""
     picks = np.random.default_rng(0).integers(len(without), size=(DRAWS, len(without)))
-    shares = 1 - with_it.numpy()[picks].sum(1) / without.numpy()[picks].sum(1)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return float(low), float(high)
+    drawn = 1 - with_it.numpy()[picks].sum(1) / without.numpy()[picks].sum(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(1 - with_it.sum() / without.sum()), float(low), float(high)
 
 
 def _alike(texts: Sequence[str], wanted: Sequence[str]) -> float:
@@ -219,8 +224,8 @@ def _alike(texts: Sequence[str], wanted: Sequence[str]) -> float:
     return float(np.mean([float(x @ y) + (not x.any() and not y.any()) for x, y in pairs]))
 
 
-def _thinned(found: Found, before: int) -> tuple[tuple[float, float], ...]:
-    """Return some points of a search's curve, first and last among them, with the reads before."""
+def _thinned(found: Found) -> tuple[tuple[float, float], ...]:
+    """Return some points of a search's curve, first and last among them."""
     at = np.unique(np.linspace(0, len(found.curve) - 1, POINTS).round().astype(int))
     best = found.curve[:, 1].cummin(0).values
-    return tuple((before + float(found.curve[i, 0]), float(best[i])) for i in at)
+    return tuple((float(found.curve[i, 0]), float(best[i])) for i in at)

@@ -5,8 +5,9 @@
 One is all that the perturbation does, zero nothing, and below zero something else. A share means
 nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
 is there. So the same search, at the same budget, is given what texts make and what no text was
-meant for, and the share is judged between these two. With their means ``μ``, their standard
-deviations ``s`` and ``n`` of each, the bar is as far above the one as below the other,
+meant for, and the share is judged between these two. With their means ``μ``, ``n`` of each, and
+their standard deviations ``s``, at least their standard errors over prompts, the bar is as far
+above the one as below the other,
 
     z = (μ_text - μ_random) / (s_text + s_random)         bar = μ_random + z s_random
 
@@ -39,6 +40,8 @@ TEXT, NATURAL, RANDOM, SHUFFLED = "text", "natural vector", "random", "shuffled"
 CONTROLS = (TEXT, NATURAL, RANDOM, SHUFFLED)
 #: The test has no power where more of either kind of control would be on the wrong side.
 MISTAKEN = 0.1
+#: A 95% interval reaches so many standard errors to either side.
+NORMAL = 1.96
 #: A string is realistic where so many natural ones are no likelier.
 REALISTIC = 0.05
 
@@ -92,9 +95,8 @@ class Case:
         low: Where its 95% interval over these prompts begins.
         high: Where it ends.
         searched: Of the effect, on the prompts of the search.
-        effect: How much there is to reach on the prompts of no search: the loss of no string, in
-            nats; of a stream, the norm of what is changed.
-        own: What the known text itself comes to on these prompts; None where there is none.
+        effect: How large the change is on the prompts of no search: of a stream its norm, of what
+            is said the KL, in nats a token.
         perplexity: Of the string, where it stands.
         natural: The share of natural strings of its length that are no likelier.
         nearest: The natural string that came nearest on the prompts of the search, of those that
@@ -118,7 +120,6 @@ class Case:
     high: float
     searched: float
     effect: float
-    own: float | None
     perplexity: float
     natural: float
     nearest: str
@@ -143,22 +144,16 @@ class Test:
     Attributes:
         aim: ``output``, ``source`` or ``target``.
         layer: Of the stream; None where the answer counts.
-        usual: How much a natural string changes the stream there: the median norm.
+        usual: How large a change a natural string makes there, in the median.
         found: The best string for the perturbation.
         controls: The same for each control.
-
-    Example:
-        >>> from educe.inversion.report import between
-        >>> bar, mistaken = between([0.5, 0.6, 0.7], [0.1, 0.15, 0.2])
-        >>> f"{bar:.2f} {mistaken:.3f}"
-        '0.30 0.061'
     """
 
     __test__ = False  # no test of pytest's
 
     aim: str
     layer: int | None
-    usual: float | None
+    usual: float
     found: Case
     controls: tuple[Case, ...]
 
@@ -179,12 +174,12 @@ class Test:
     @property
     def bar(self) -> float:
         """What a share must exceed."""
-        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[0]
+        return between(self.made, self.of(RANDOM))[0]
 
     @property
     def mistaken(self) -> float:
         """How many of either kind of control would be on the wrong side of the bar."""
-        return between([c.share for c in self.made], [c.share for c in self.of(RANDOM)])[1]
+        return between(self.made, self.of(RANDOM))[1]
 
     @property
     def verdict(self) -> Verdict:
@@ -211,7 +206,8 @@ class Test:
     def words(self) -> str:
         """Say in a few sentences what the evidence allows."""
         own = self.found
-        what = "output" if self.layer is None else f"direction of the change at layer {self.layer}"
+        where = "of what is said" if self.layer is None else f"at layer {self.layer}"
+        what = f"direction of the change {where}"
         does = f"has {own.share:.0%} of it on fresh prompts ({own.low:.0%} to {own.high:.0%})"
         said = [f"{what}: {self.verdict.value}", f"the best string, “{own.string}”, {does}"]
         beside = [
@@ -230,9 +226,8 @@ class Test:
             said.append(f"the bar between texts and random ones is {self.bar:.0%}, and {wrong}")
             if own.low < self.bar < own.high:
                 said.append("the interval holds the bar: a longer search may say otherwise")
-        if self.usual:
-            times = own.effect / self.usual
-            said.append(f"its change is {times:.2g} times as large as a natural string's")
+        times = own.effect / self.usual
+        said.append(f"its change is {times:.2g} times as large as a natural string's")
         if own.alike is not None and own.plain is not None:
             likely = "a realistic text" if own.realistic else "no realistic text"
             said.append(
@@ -295,12 +290,20 @@ class Reachability:
         return cls(*own, Settings(**kept["settings"]), tuple(tests))
 
 
-def between(made: Sequence[float], random: Sequence[float]) -> tuple[float, float]:
-    """Return the bar between two kinds of shares, and how many of either are on its wrong side."""
-    apart = fmean(made) - fmean(random)
-    z = apart / max(stdev(made) + stdev(random), 1e-9)
-    n = min(len(made), len(random))
-    return fmean(random) + z * stdev(random), float(student.sf(z / math.sqrt(1 + 1 / n), n - 1))
+def between(made: Sequence[Case], random: Sequence[Case]) -> tuple[float, float]:
+    """Return the bar between two kinds of cases, and how many of either are on its wrong side."""
+    (m, s), (n, r) = _spread(made), _spread(random)
+    z, few = (m - n) / max(s + r, 1e-9), min(len(made), len(random))
+    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), few - 1))
+
+
+def _spread(cases: Sequence[Case]) -> tuple[float, float]:
+    """Return the mean of shares, and how far they lie apart.
+
+    Few that happen to agree lie no closer than each could be told from its prompts.
+    """
+    shares, errors = [c.share for c in cases], [(c.high - c.low) / (2 * NORMAL) for c in cases]
+    return fmean(shares), max(stdev(shares), fmean(errors))
 
 
 def case(kept: Mapping[str, Any]) -> Case:

@@ -1,16 +1,15 @@
 """Targets: what a string should do, as a loss of what the model makes of it.
 
-    output      mean over tokens t of  KL( p(· | x, y_<t; θ) ‖ p(· | x + s, y_<t) )          in nats
     likelihood  - mean over tokens t of  log p(y_t | x + s, y_<t)                            in nats
 
-each a mean over prompts ``x``, where ``θ`` is the perturbation, ``s`` the string, and ``y`` what
-the model says under ``θ``, or a text that is wanted. `educe.inversion.direction` has the change of
-the stream.
+in the mean over prompts ``x``, where ``s`` is the string and ``y`` a text that is wanted.
+`educe.inversion.direction` has the change of the stream, `educe.inversion.said` that of what the
+model says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -19,15 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.errors import EffectError
-from educe.forward.chunks import Chunker, halved, split
 from educe.forward.inserted import Opening
 from educe.inversion.places import Place, Seen, table
 from educe.model.language import LanguageModel
 
-#: Tokens of the answers that are compared.
-TOKENS = 4
-#: Strings that are read at once, at most.
-ROWS = 128
 #: No string.
 NOTHING = torch.zeros(1, 0, dtype=torch.long)
 
@@ -48,8 +42,7 @@ class Target:
 
     Attributes:
         places: The places.
-        goals: What the model should say at each: log-probabilities ``[m, v]``, or the tokens of a
-            text ``[m]``.
+        goals: What the model should do at each: here, the tokens of a text ``[m]`` to say.
 
     Example:
         >>> from educe.forward.inserted import Opening
@@ -74,25 +67,20 @@ class Target:
         one = slice(place, place + 1)
         return Target(self.places[one], self.goals[one])
 
-    def at(self, place: int, seen: Seen) -> Float[Tensor, "r ..."]:
-        """Return the loss of strings at a place, or what it is computed from."""
+    def at(self, place: int, seen: Seen) -> Float[Tensor, "r w"]:
+        """Return what the losses of strings are computed from at a place: here these themselves."""
         assert seen.answer is not None
         goal = self.goals[place].to(seen.answer.device)
-        if goal.dim() == 1:
-            said = seen.answer.gather(-1, goal.expand(len(seen.answer), -1)[..., None])
-            return -said[..., 0].mean(1)
-        goal = goal.to(seen.answer)
-        return (goal.exp() * (goal - seen.answer)).sum(-1).mean(1)
+        said = seen.answer.gather(-1, goal.expand(len(seen.answer), -1)[..., None])
+        return -said.mean(1)
+
+    def losses(self, seen: Float[Tensor, "p n w"]) -> Float[Tensor, "p n"]:
+        """Return the loss at each place from what `at` has of all."""
+        return seen[..., 0]
 
     def each(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "p n"]:
         """Return the loss of strings at each place."""
-        if not len(strings):
-            return torch.zeros(len(self.places), 0, dtype=torch.float64)
-        return self.losses(torch.stack([values for values, _ in self._over(strings)]))
-
-    def losses(self, seen: Float[Tensor, "p n ..."]) -> Float[Tensor, "p n"]:
-        """Return losses from what `at` has of each place."""
-        return seen
+        return self._over(strings)[0]
 
     def loss(self, strings: Int[Tensor, "n k"]) -> Float[Tensor, "n"]:
         """Return the mean loss of strings of one length over the places."""
@@ -100,30 +88,26 @@ class Target:
 
     def fluent(self, strings: Int[Tensor, "n k"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
         """Return the mean loss of strings, and how unlikely they are, in nats a token."""
-        values, nll = zip(*self._over(strings, fluency=True), strict=True)
-        return self.losses(torch.stack(values)).mean(0), torch.stack(nll).mean(0)
+        losses, nll = self._over(strings, fluency=True)
+        return losses.mean(0), nll.mean(0)
 
     def _over(
         self, strings: Tensor, *, fluency: bool = False
-    ) -> Iterator[tuple[Float[Tensor, "n ..."], Float[Tensor, "n"]]]:
-        """Yield, place by place, what `at` has of all strings, and how unlikely they are."""
+    ) -> tuple[Float[Tensor, "p n"], Float[Tensor, "p n"]]:
+        """Return the loss of strings at each place, and how unlikely they are there."""
+        if not len(strings):
+            none = torch.zeros(len(self.places), 0, dtype=torch.float64)
+            return none, none
+        found = []
         for i, place in enumerate(self.places):
-            k = strings.shape[1]
-            rows = max(1, min(ROWS, Chunker.of(self.lm.device).most // max(1, k + place.tokens)))
-            parts: list[tuple[Tensor, Tensor]] = []
 
-            def run(
-                items: Sequence[int], i: int = i, place: Place = place
-            ) -> tuple[Tensor, Tensor]:
-                own = strings[list(items)]
-                seen = place.read(own, self.layer, fluency=fluency)
-                return self.at(i, seen).cpu(), unlikely(own, seen).cpu()
+            def of(own: Tensor, seen: Seen, i: int = i) -> Tensor:
+                kept = self.at(i, seen)
+                return torch.cat([kept, unlikely(own, seen).to(kept)[:, None]], 1)
 
-            chunks = split(range(len(strings)), rows)
-            for _, done in Chunker(rows).each(chunks, run, len, halved):  # in their order
-                parts.append(done)
-            values, nll = zip(*parts, strict=True)
-            yield torch.cat(values).double(), torch.cat(nll).double()
+            found.append(place.each(strings, of, self.layer, fluency=fluency).double())
+        both = torch.stack(found)
+        return self.losses(both[..., :-1]), both[..., -1]
 
     def slope(
         self,
@@ -144,28 +128,22 @@ class Target:
         """
         rows = table(self.lm)
         x = (rows[strings.to(rows.device)] if embedded is None else embedded).detach()
-        total, nll = x.new_zeros(len(x)), x.new_zeros(len(x))
-        steep, smooth = torch.zeros_like(x), torch.zeros_like(x)
-        direct = x.new_zeros(*strings.shape, len(rows)) if fluency else None
-        n = len(self.places)
-        for i, place in enumerate(self.places):
-            own = x.clone().requires_grad_()
-            seen = place.read(strings, self.layer, embedded=own, fluency=fluency)
-            with torch.enable_grad():
-                value = self.at(i, seen)
-                unfluent = unlikely(strings, seen)
-            (g,) = torch.autograd.grad(value.sum(), own, retain_graph=fluency)
-            steep += g / n
-            if fluency and seen.string is not None and direct is not None:
-                (g,) = torch.autograd.grad(unfluent.sum(), own, allow_unused=True)
-                smooth += 0 if g is None else g / n
-                direct -= seen.string.detach() / (n * strings.shape[1])
-            total += value.detach() / n
-            nll += unfluent.detach().to(nll) / n
-        if not bool(torch.isfinite(total).all()):
+        x.requires_grad_()
+        with torch.enable_grad():
+            read = [p.read(strings, self.layer, embedded=x, fluency=fluency) for p in self.places]
+            seen = torch.stack([self.at(i, one) for i, one in enumerate(read)])
+            loss = self.losses(seen).mean(0)
+            nll = torch.stack([unlikely(strings, one) for one in read]).mean(0)
+        if not bool(torch.isfinite(loss).all()):
             raise EffectError("the loss of a string is NaN or infinite: use a wider dtype")
-        fluent = smooth @ rows.T + direct if direct is not None else torch.zeros(0, 0, 0)
-        return Slope(total, nll, steep, steep @ rows.T, fluent)
+        (steep,) = torch.autograd.grad(loss.sum(), x, retain_graph=fluency)
+        fluent = torch.zeros(0, 0, 0)
+        if fluency:  # by the embeddings, which a string of one token does not need, and as itself
+            (smooth,) = torch.autograd.grad(nll.sum(), x, allow_unused=True)
+            own = [one.string.detach() for one in read if one.string is not None]
+            fluent = -torch.stack(own).mean(0) / strings.shape[1]
+            fluent += 0 if smooth is None else smooth @ rows.T
+        return Slope(loss.detach(), nll.detach(), steep, steep @ rows.T, fluent)
 
 
 def unlikely(strings: Int[Tensor, "r k"], seen: Seen) -> Float[Tensor, "r"]:

@@ -77,7 +77,7 @@ def wanted(audit: Audit, said: Sequence[int]) -> Target:
         return own
     with reference.here() as lm:
         other = text([Opening(lm, batch, p) for p in prompts], said)
-    return Beyond.of(own, other, reference.here, WEIGHT)
+    return Beyond(own.places, own.goals, other=other, here=reference.here, weight=WEIGHT)
 
 
 def payload(audit: Audit, candidate: Candidate) -> tuple[int, ...]:

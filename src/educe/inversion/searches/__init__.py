@@ -51,7 +51,7 @@ class Found(NamedTuple):
     strings: Int[Tensor, "n k"]
     loss: Float[Tensor, "n"]
     curve: Float[Tensor, "s 2"]
-    front: tuple[Tensor, Tensor, Tensor] | None = None
+    front: tuple[Tensor, ...] = ()
 
     @property
     def best(self) -> tuple[int, ...]:
@@ -118,13 +118,5 @@ def search(
         if on_step is not None:
             on_step(state)
     order = state["loss"].argsort(stable=True)
-    return Found(
-        state["strings"][order],
-        state["loss"][order],
-        state["curve"],
-        _front(state) if "weights" in state else None,
-    )
-
-
-def _front(state: State) -> tuple[Tensor, Tensor, Tensor]:
-    return state["front.strings"], state["front.loss"], state["front.nll"]
+    front = [state[f"front.{name}"] for name in ("strings", "loss", "nll") if "weights" in state]
+    return Found(state["strings"][order], state["loss"][order], state["curve"], tuple(front))

@@ -51,15 +51,9 @@ def start(target: Target, first: Int[Tensor, "n k"], config: SoftConfig, seed: i
     state = gcg.start(target, first, gcg.GcgConfig(config.width, config.top), seed)
     rows = table(target.lm)
     x = rows[state["strings"].to(rows.device)]
-    return State(
-        state
-        | {
-            "soft": x,
-            "soft.exp_avg": torch.zeros_like(x),
-            "soft.exp_avg_sq": torch.zeros_like(x),
-            "soft.curve": torch.zeros(0, dtype=torch.float64),
-        }
-    )
+    zero, curve = torch.zeros_like(x), torch.zeros(0, dtype=torch.float64)
+    new = {"soft": x, "soft.exp_avg": zero, "soft.exp_avg_sq": zero, "soft.curve": curve}
+    return State(state | new)
 
 
 def step(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: State) -> State:
