@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 PACKAGE = "batched-melbo"
 RATE = 1e-3  #: Learning rate of MELBO's reference code; batched-melbo has no other.

@@ -19,8 +19,8 @@ from benchmarks.measuring import Section, counting, flops, in_turns, matmul_rate
 from educe.forward.slice import Slice
 from educe.methods import METHODS, prepared, search
 from educe.methods.retain import retain_prompts, with_retain_prompts
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 DOSE = 0.3
 

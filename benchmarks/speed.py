@@ -49,7 +49,7 @@ from educe.forward.slice import Slice
 from educe.methods import METHODS, search
 from educe.methods.melbo import MelboConfig
 from educe.methods.state import Progress, State
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 from educe.perturbation.kinds import Vectors
 
 PROMPT = "Tell me a story about a dragon."

@@ -17,8 +17,8 @@ from educe.errors import LayerError, ModelError, PositionsError, SteeringError
 from educe.forward.generation import generate, next_logits, rows_of
 from educe.forward.slice import Slice
 from educe.model.asked import NOWHERE
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.orthogonal import orthonormal
 from educe.perturbation.applied import message_of
 from educe.perturbation.kinds import (

@@ -21,8 +21,8 @@ from educe.forward.slice import Slice
 from educe.layer_map import LayerMap, LayerMapConfig, Pair, grid
 from educe.layer_map.choice import CHEAP, choose, promising, thinned
 from educe.layer_map.survey import _octaves, cost, survey
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 ROWS = tiny.ragged([6, 11, 2])
 READ = 3 + 3 + 2

@@ -21,7 +21,7 @@ import torch
 import educe
 from benchmarks import quick
 from educe.methods import token_directions
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 from educe.perturbation.kinds import Vectors
 from studies.answers import answers
 

@@ -35,7 +35,7 @@ from educe.inversion.control import Known, controls, string
 from educe.inversion.direction import streams
 from educe.inversion.reach import Bench
 from educe.inversion.report import SHUFFLED, Case, Settings, Test, Verdict, case
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.perturbation.kinds import Vectors
 from studies.records import add, lines
 

@@ -22,7 +22,7 @@ from educe.errors import MethodError
 from educe.methods import METHODS, prepared
 from educe.methods.contrast import difference_of_means, optimised
 from educe.methods.radius import DIRECTIONS
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from educe.activations.distance import differences, learning, random_vectors
 from educe.activations.natural import Natural, gather
 from educe.activations.reading import Place, pieces, read
 from educe.activations.report import Facts, ManifoldReport, Measure, verdict
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from studies.standing.__main__ import outside
 
 N, MANY = 500, 2000

@@ -36,7 +36,7 @@ from educe.comparison import stats
 from educe.methods.dct import DctConfig
 from educe.methods.melbo import MelboConfig
 from educe.methods.power import PowerConfig
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 from educe.organisms import Question
 from educe.perturbation.kinds import Within
 from educe.scores.coherence import coherence, ordinary_logprob, read

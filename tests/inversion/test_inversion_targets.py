@@ -18,8 +18,8 @@ from educe.inversion.said import Speech
 from educe.inversion.targets import NOTHING, Target, text
 from educe.inversion.taught import answers, by_text, following, taught
 from educe.model.asked import Span
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Vectors
 
 PROMPTS, SPANS = [[3, 4, 5, 6, 7], [9, 8, 7, 6, 5, 4]], [Span(1, 3), Span(2, 4)]

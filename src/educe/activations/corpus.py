@@ -16,8 +16,7 @@ from typing import Any
 
 from educe.errors import PromptError
 from educe.model.language import LanguageModel
-from educe.model.prompts import messages_of, well_formed
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt, messages_of, well_formed
 
 DATA = Path(__file__).parent / "data"
 BUNDLED, HUB = "bundled", "hub:"

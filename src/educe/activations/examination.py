@@ -38,7 +38,7 @@ from educe.activations.report import (
     at_layer,
 )
 from educe.activations.subspace import of_rows
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 from educe.perturbation.kinds import Ablations, Kind, Noise, Vectors, Within
 from educe.progress import Reporter, Silent
 

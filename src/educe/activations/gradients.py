@@ -34,7 +34,7 @@ from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved
 from educe.model import digest
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.progress import Reporter, Silent
 
 #: Tokens of a corpus whose gradients are taken, where nothing else is said.

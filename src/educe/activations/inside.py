@@ -20,8 +20,8 @@ from educe.activations import balanced, corpus, gradients, natural
 from educe.activations.reading import Place, read_prompts
 from educe.activations.subspace import Subspace, of_moments, of_rows, random_subspace
 from educe.errors import MethodError
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Within
 from educe.progress import Reporter
 

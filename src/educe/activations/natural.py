@@ -29,7 +29,7 @@ from educe.activations.subspace import Moments
 from educe.errors import PromptError
 from educe.model import digest
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.progress import Reporter, Silent
 
 #: Every so many documents one is held out, and which of eight others belong to which part.

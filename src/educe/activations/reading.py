@@ -20,9 +20,10 @@ from torch import Tensor
 
 from educe.activations import corpus
 from educe.forward.slice.norms import after_first
+from educe.model.batch import PromptBatch
 from educe.model.blocks import stream_out
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 
 #: A token whose largest coordinate is so many times its median one has a massive activation.
 MASSIVE = 1000.0

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from educe.forward.continuations import continued, likelihoods
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 #: What an ordinary word may differ by, in nats.
 ORDINARY = 1.0

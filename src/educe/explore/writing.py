@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from educe.forward.decoding import Written
+    from educe.model.batch import PromptBatch
     from educe.model.language import LanguageModel
-    from educe.model.rendering import PromptBatch
     from educe.perturbation.kind import Kind
     from educe.run.settings import Settings
 

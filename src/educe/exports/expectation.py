@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from educe.activations.corpus import documents, tokens
 from educe.errors import ExportError, ModelError
 from educe.forward.generation import next_logits
+from educe.model.batch import PromptBatch
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Adapters
 from educe.perturbation.set import PerturbationSet
 from educe.rows import Row

@@ -22,8 +22,8 @@ from educe.forward.chunks import Chunker, halved, split
 from educe.forward.continuations import prefilled
 from educe.forward.decoding import decoded, end_tokens, kept
 from educe.forward.generation import ROWS_PER_BATCH, Completion, completed
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.rows import Row
 
 #: Makes the other model be there for the time of a ``with`` statement.

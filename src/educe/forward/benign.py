@@ -26,9 +26,9 @@ from torch import Tensor
 from educe.errors import PositionsError
 from educe.forward.forced import Forced, finite
 from educe.forward.generation import generate
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.model.prompts import read_prompts
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind
 from educe.rows import Row
 

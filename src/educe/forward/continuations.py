@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer
 
 from educe.forward.chunks import Chunker, halved, split
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 #: Continuations read together; their logits over the vocabulary are the memory that counts.
 ROWS_PER_BATCH = 32

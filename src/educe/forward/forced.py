@@ -23,8 +23,8 @@ from torch import Tensor
 
 from educe.errors import EffectError, LayerError
 from educe.forward.chunks import Chunk, Chunker, Result
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
 from educe.perturbation.kinds import Kind
 

@@ -22,9 +22,9 @@ from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved
 from educe.forward.continuations import prefilled
 from educe.forward.decoding import Told, Way, Written, decoded, end_tokens, in_decodings, kept
+from educe.model.batch import PromptBatch
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
 from educe.perturbation.kind import Keep
 from educe.perturbation.kinds import Kind, Vectors

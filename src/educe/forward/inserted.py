@@ -26,8 +26,8 @@ from transformers import DynamicCache, DynamicLayer
 from educe.errors import PromptError
 from educe.forward.chunks import Chunker, halved, split
 from educe.forward.continuations import Cached
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 
 #: Strings that are read at once, at most: logits over a vocabulary weigh more than what they are
 #: computed from.

@@ -22,8 +22,8 @@ from educe.hardening import adapter, card
 from educe.hardening.measuring import ordinary, plain_batch, retested, same, shows
 from educe.hardening.pushes import check_packing
 from educe.hardening.records import DistillConfig, Distilled
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.organisms import lora
 from educe.organisms.resuming import Kept
 from educe.perturbation.set import PerturbationSet

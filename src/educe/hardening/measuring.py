@@ -17,7 +17,8 @@ from educe.derive.listing import looked_for
 from educe.forward.benign import ordinary_prompts
 from educe.hardening.pushes import Push, answered, apart, written
 from educe.hardening.records import Level
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.batch import PromptBatch
+from educe.model.prompts import Prompt
 from educe.organisms import lora
 from educe.run.scored import Mean
 from educe.run.settings import encoded

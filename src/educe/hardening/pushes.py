@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.forward.generation import Completion, generate
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.organisms import lora
 from educe.perturbation.kinds import Vectors
 from educe.rows import Row

@@ -29,8 +29,8 @@ from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, text
 from educe.inversion.taught import Taught, answers, by_text, following, taught
 from educe.methods.state import State
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kind import Kind
 from educe.rows import Row
 from educe.scores.novelty import vectors

@@ -16,8 +16,8 @@ from educe.forward.inserted import Opening
 from educe.inversion.direction import Direction, Ground
 from educe.inversion.places import READOUT, Place, Seen, readout
 from educe.inversion.said import Said, Speech, answered
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind
 from educe.rows import Row
 

@@ -29,9 +29,9 @@ from educe.forward.slice import Slice
 from educe.forward.slice.norms import median_norm
 from educe.layer_map import LayerMap, LayerMapConfig, Pair
 from educe.methods.power import beyond
+from educe.model.batch import PromptBatch
 from educe.model.digest import others
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.orthogonal import orthonormal, upright
 from educe.perturbation.origin import digest
 from educe.progress import Reporter

@@ -39,8 +39,8 @@ from educe.forward.forced import Forced, finite
 from educe.forward.slice import Slice
 from educe.methods import origin
 from educe.methods.state import Progress
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation import positions as where
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.origin import Origin

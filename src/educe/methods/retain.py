@@ -36,9 +36,9 @@ from educe.forward.benign import Ordinary
 from educe.forward.slice import Retain, Slice
 from educe.forward.slice.shift import Shift
 from educe.methods.state import State
+from educe.model.batch import PromptBatch
 from educe.model.once import distinct
-from educe.model.prompts import read_prompts
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt, read_prompts
 from educe.perturbation.kinds import Kind
 
 By = Literal["effect", "kl"]

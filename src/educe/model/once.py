@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from educe.errors import PromptError
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 
 
 def distinct(

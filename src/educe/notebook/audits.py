@@ -17,7 +17,7 @@ from educe.audit.settings import AuditOptions, begin
 from educe.audit.stages import carry_out
 from educe.errors import MethodError
 from educe.model.language import LanguageModel, loaded
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.notebook.texts import Warns
 from educe.options import ModelOptions
 from educe.progress import Reporter

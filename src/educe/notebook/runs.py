@@ -23,7 +23,7 @@ from educe.inversion.in_run import invert_run
 from educe.inversion.report import Reachability
 from educe.inversion.report import Settings as Inversion
 from educe.model.language import LanguageModel, loaded
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.notebook.texts import Texts, Warns, behaviours, effects, parts_of, texts_of
 from educe.perturbation.set import PerturbationGroup, PerturbationSet
 from educe.progress import Reporter

@@ -20,8 +20,9 @@ import pandas as pd
 from educe.comparison.summary import summarise
 from educe.errors import JudgeError, MethodError
 from educe.forward.slice import Slice
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel, loaded
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 from educe.perturbation.set import PerturbationGroup, PerturbationSet
 from educe.progress import Silent
 from educe.rows import FOUND, Row

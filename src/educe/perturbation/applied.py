@@ -27,9 +27,9 @@ from torch import Tensor
 
 from educe.errors import PositionsError, PromptError, SteeringError
 from educe.model.asked import NOWHERE, Span
+from educe.model.batch import PromptBatch
 from educe.model.blocks import stream_out, with_stream
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation import positions
 from educe.perturbation.kinds import Kind
 

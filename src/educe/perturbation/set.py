@@ -23,9 +23,9 @@ from torch import Tensor
 
 from educe import files
 from educe.errors import FileFormatError, MethodError, ModelError
+from educe.model.batch import PromptBatch
 from educe.model.digest import others
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation import kinds
 from educe.perturbation import peft as peft_folder
 from educe.perturbation.applied import applied

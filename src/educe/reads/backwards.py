@@ -35,7 +35,7 @@ from educe.activations import reading
 from educe.activations.natural import is_held
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.progress import Reporter, Silent
 from educe.reads.parts import Heads, Norm, Part, dense, last_norm, parts_of
 

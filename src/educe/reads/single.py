@@ -29,8 +29,9 @@ from educe.errors import PromptError
 from educe.forward.chunks import split
 from educe.forward.generation import generate
 from educe.forward.slice.norms import after_first
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 from educe.progress import Advance, Reporter, Silent
 from educe.reads.thinning import thinned
 from educe.rows import Row

@@ -26,7 +26,7 @@ from educe.activations import reading
 from educe.activations.gradients import Layer
 from educe.activations.reading import Piece, Place
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.progress import Reporter, Silent
 from educe.reads.parts import Heads, Part, dense
 

@@ -22,8 +22,8 @@ from educe.errors import JudgeError, RunError
 from educe.forward.chunks import Chunker
 from educe.forward.decoding import in_decodings
 from educe.forward.generation import Completion, generate, rows_at_once
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter

@@ -19,7 +19,7 @@ from educe.layer_map.survey import surveyed
 from educe.methods import radius, retain
 from educe.model import embedded
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.perturbation import foreign
 from educe.perturbation.kinds import Within
 from educe.perturbation.set import PerturbationSet

@@ -18,8 +18,8 @@ from educe.run.store import Run
 from educe.whole import check_fields
 
 if TYPE_CHECKING:
+    from educe.model.batch import PromptBatch
     from educe.model.language import LanguageModel
-    from educe.model.rendering import PromptBatch
 
 #: The note of a run that says which of its prompts count.
 DISTINCT = "distinct"

@@ -11,8 +11,9 @@ from itertools import chain
 from educe.forward.generation import Completion, left_out
 from educe.forward.slice import Slice
 from educe.layer_map import LAYER_MAP
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 from educe.options import ALONE, SpreadOptions
 from educe.progress import Reporter, Silent
 from educe.rows import ELSEWHERE, PromptRow, Row

@@ -21,8 +21,8 @@ import torch
 
 from educe.errors import JudgeError
 from educe.forward.generation import generate, next_logits
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Vectors
 from educe.rows import Row
 

@@ -27,8 +27,8 @@ from educe.forward.benign import ordinary_prompts
 from educe.forward.chunks import split
 from educe.forward.continuations import ROWS_PER_BATCH, continued
 from educe.forward.generation import Completion, generate
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.rows import Row
 from educe.scores import Answer, Score, Streaming
 from educe.scores.traits import variety

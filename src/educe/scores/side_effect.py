@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from educe.forward.benign import Ordinary
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.perturbation.kinds import Kind
 from educe.scores import Score
 

@@ -21,7 +21,7 @@ from educe.comparison.halving import RUNGS, Halving, checked, halve
 from educe.comparison.stats import Estimate, estimate, more_often, rate
 from educe.errors import PromptError, RunError
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt
+from educe.model.prompts import Prompt
 from educe.options import ALONE, Count, Seed, SpreadOptions
 from educe.progress import Reporter
 from educe.rows import ARMS, RETEST, RUNG, Row

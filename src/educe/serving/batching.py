@@ -27,8 +27,9 @@ import torch
 from educe.errors import BusyError, EduceError, RunError
 from educe.forward.decoding import Way, Written
 from educe.forward.generation import Completion, generate
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 from educe.perturbation.kinds import Vectors
 from educe.rows import Row
 from educe.run.fill import Group, check_known, groups

@@ -28,8 +28,8 @@ from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
 from educe.forward.inserted import Inserted, Opening, by_length
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.rows import FIRST
 
 #: Prompts that the strings are put into, and words that are paired with each other.

@@ -33,7 +33,7 @@ from educe.audit.sources.source import Needs, Source
 from educe.forward.forced import Forced
 from educe.forward.slice import Slice
 from educe.methods.cpe import CpeConfig
-from educe.model.rendering import PromptBatch
+from educe.model.batch import PromptBatch
 from educe.perturbation.set import PerturbationSet
 from educe.rows import CONTROL, FOUND, CompletionRow, ScoreRow
 from educe.run import fill

@@ -37,8 +37,8 @@ from educe.forward.chunks import split
 from educe.forward.generation import generate
 from educe.forward.inserted import Inserted, Opening
 from educe.methods.token_directions import vocabulary
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.model.rendering import PromptBatch
 from educe.rows import Row
 from educe.scores.invariance import prompt_invariance
 

@@ -28,9 +28,10 @@ from educe.errors import EffectError, LayerError, PositionsError
 from educe.forward.chunks import Chunk, Chunker
 from educe.forward.slice.norms import after_first, median_norm
 from educe.forward.slice.shift import Shift
+from educe.model.batch import PromptBatch
 from educe.model.blocks import Call, narrowed, replaced, stream_in, stream_out
 from educe.model.language import LanguageModel, loaded
-from educe.model.rendering import Prompt, PromptBatch
+from educe.model.prompts import Prompt
 from educe.perturbation.kinds import Kind, Vectors
 
 # For so many shapes of a batch it is remembered how the model calls its blocks. Asking again costs
