@@ -21,10 +21,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import KEPT, OWN, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.run.frames import Frames
 from educe.run.schema import (
     COMPLETION,
     SCHEMA_VERSION,
@@ -37,11 +38,8 @@ from educe.run.schema import (
     unreadable,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-class Run:
+class Run(Frames):
     """An open run. Use `create` or `open`; close it, or use it in a ``with`` statement.
 
     Where an error or an interrupt ends the ``with`` statement of a run that was created for it,
@@ -218,53 +216,6 @@ class Run:
         with reporting(self.folder), self.database:
             yield
 
-    # -- frames ------------------------------------------------------------------------------
-
-    @property
-    def prompts(self) -> pd.DataFrame:
-        """The prompts: role, content, rendered, tokens, parent, how."""
-        return _frame(self.prompt_rows(), PromptRow)
-
-    @property
-    def perturbations(self) -> pd.DataFrame:
-        """The perturbations, derived ones too: parent, how, arm, method, radius, dose, effect."""
-        return _frame(self.perturbation_rows(derived=None), PerturbationRow)
-
-    @property
-    def completions(self) -> pd.DataFrame:
-        """What was written: perturbation, arm, prompt, phase, sample, temperature, text, finished.
-
-        The arm of the unperturbed model is ``unperturbed``.
-        """
-        import pandas as pd
-
-        arms = {p.id: p.arm for p in self.perturbation_rows(derived=None)} | {0: "unperturbed"}
-        rows = [
-            (c.perturbation, arms[c.perturbation], *c.row[1:], *c[1:])
-            for c in self.completion_rows()
-        ]
-        return pd.DataFrame(
-            rows,
-            columns=[
-                *("perturbation", "arm", "prompt", "sample", "phase"),
-                *CompletionRow._fields[1:],
-            ],
-        )
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """What judges said: perturbation, prompt, sample, phase, judge, value, unit, why.
-
-        Prompt, sample and phase are missing where it was said of a perturbation as a whole.
-        """
-        import pandas as pd
-
-        rows = [
-            (*((s.of, None, None, None) if isinstance(s.of, int) else s.of), *s[1:])
-            for s in self.score_rows()
-        ]
-        return pd.DataFrame(rows, columns=[*Row._fields, *ScoreRow._fields[1:]])
-
     # -- rows --------------------------------------------------------------------------------
 
     def add_prompts(self, prompts: Sequence[PromptRow]) -> None:
@@ -436,13 +387,6 @@ class Run:
             )
             for p, *row, whole, name, value, unit, why in self.database.execute(query, (judge,))
         ]
-
-
-def _frame(rows: Sequence[Any], of: Any) -> pd.DataFrame:
-    """Return rows as a frame whose index is their number."""
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=of._fields).set_index("id")
 
 
 def _among(column: str, numbers: Collection[int] | None) -> str:
