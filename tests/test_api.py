@@ -166,6 +166,7 @@ RANKS = {
     "comparison.verdict": 0,
     "run": 5,
     "run.schema": 1,
+    "run.frames": 1,
     "run.store": 1,
     "run.same_model": 3,
     "audit": 6,
@@ -321,9 +322,9 @@ def test_libraries_are_known_only_where_they_belong(known: dict[str, set[str]]) 
 
 
 def test_a_run_knows_pandas_and_nothing_above_its_rows(known: dict[str, set[str]]) -> None:
-    both = known["run.store"] | known["run.schema"]
+    both = known["run.store"] | known["run.schema"] | known["run.frames"]
     ours = {other for other in both if other.startswith("educe")}
-    assert ours == {"educe.errors", "educe.rows", "educe.run.schema"}
+    assert ours == {"educe.errors", "educe.rows", "educe.run.schema", "educe.run.frames"}
     rest = {other.split(".")[0] for other in both - ours}
     assert rest - set(sys.stdlib_module_names) == {"pandas"}
 
