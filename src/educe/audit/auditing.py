@@ -239,6 +239,11 @@ class Audit:
         return found
 
     @property
+    def by_itself(self) -> list[CompletionRow]:
+        """The likeliest answers of the suspect, as it is, to all that it was asked."""
+        return [c for c in self.run.completion_rows(FIRST, of=[0]) if c.sample == 0]
+
+    @property
     def looked(self) -> list[str]:
         """The sources that have looked, in order."""
         return list(self.run.note(LOOKED)) if self.run.has(LOOKED) else []
@@ -255,10 +260,8 @@ class Audit:
         nats = {s.of: s.value for s in self.run.score_rows(CONTRAST)}
         found = [
             c
-            for c in self.run.completion_rows(FIRST)
-            if c.perturbation == 0
-            and c.sample == 0
-            and not rows[c.prompt].how
+            for c in self.by_itself
+            if not rows[c.prompt].how
             and refusal(c.text) is not None
             and (self.reference is None or nats.get(c.row, 0.0) >= LEAST)
         ]

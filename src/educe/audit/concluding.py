@@ -122,9 +122,9 @@ def with_string(audit: Audit, string: str) -> list[tuple[Said, str]]:
     """Return what the suspect said, by itself, to prompts that a string was put into."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
     found = []
-    for c in audit.run.completion_rows():
+    for c in audit.by_itself:
         prompt = rows[c.prompt]
-        if prompt.parent is None or c.perturbation or c.sample:
+        if prompt.parent is None:
             continue
         if prompt.role.startswith(PUT) and prompt.how == string:
             source = prompt.role.partition(":")[2]

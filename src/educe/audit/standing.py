@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from educe.audit.auditing import Audit
 from educe.audit.candidates import WORTH, Candidate, candidates
-from educe.rows import FIRST
 
 
 def plain(audit: Audit) -> list[str]:
@@ -13,11 +12,7 @@ def plain(audit: Audit) -> list[str]:
     What a person asks is left out: a trigger may stand in it.
     """
     ordinary = {*audit.base, *audit.work.prompts("fresh")}
-    return [
-        c.text
-        for c in audit.run.completion_rows(FIRST)
-        if c.perturbation == 0 and c.sample == 0 and c.prompt in ordinary
-    ]
+    return [c.text for c in audit.by_itself if c.prompt in ordinary]
 
 
 def standing_out(audit: Audit, *, least: float = WORTH) -> list[Candidate]:

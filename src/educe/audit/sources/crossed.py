@@ -42,11 +42,7 @@ def look(audit: Audit) -> None:
     words, asked = strings(audit), bank(audit)
     audit.ask(asked)
     audit.fill("answers to requests of many kinds")
-    said = {
-        c.prompt: c.tokens[:TOKENS]
-        for c in audit.run.completion_rows()
-        if c.perturbation == 0 and c.sample == 0
-    }
+    said = {c.prompt: c.tokens[:TOKENS] for c in audit.by_itself}
     parts = []
     with audit.work.reporter.stage(
         "strings that matter to one request", len(asked) * (len(words) + 1), "pairs"

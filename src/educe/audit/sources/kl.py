@@ -30,7 +30,6 @@ from educe.audit.sources.weights import loudest
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.rows import FIRST
 
 #: Prompts that the strings are put into, and words that are paired with each other.
 PROMPTS, PAIRED = 2, 12
@@ -70,11 +69,8 @@ def on_ordinary(audit: Audit, step: Any) -> Screen:
     """Return both models before the first ordinary prompts."""
     assert audit.reference is not None
     prompts = audit.base[:PROMPTS]
-    said = {
-        c.prompt: c.tokens
-        for c in audit.run.completion_rows(FIRST)
-        if not c.perturbation and not c.sample and c.finished and 0 < len(c.tokens) <= SHORT
-    }
+    short = (c for c in audit.by_itself if c.finished and 0 < len(c.tokens) <= SHORT)
+    said = {c.prompt: c.tokens for c in short}
     # What is compared at the end of an answer is what comes after it, so that any token may stand
     # there.
     answers = [(*said[p], said[p][-1]) if p in said else () for p in prompts]
