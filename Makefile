@@ -31,11 +31,11 @@ test-vllm: $(INSTALLED)
 
 # Clusters of several nodes on this machine, some of which are killed: two minutes.
 test-ray: $(INSTALLED)
-	$(BIN)/python -m pytest -m ray tests/test_spread_ray.py
+	$(BIN)/python -m pytest -m ray tests/spread/test_spread_ray.py
 
 # Two hundred kills at random instants: an hour. KILLS=20 for fewer.
 test-kills: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/test_spread_kills.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/spread/test_spread_kills.py
 
 # A million damaged files: a few hours. FUZZ=10000 for fewer.
 fuzz: $(INSTALLED)

@@ -25,19 +25,6 @@ from ray.cluster_utils import Cluster  # noqa: E402
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return spread_run.model(tmp_path_factory.mktemp("model") / "llama")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Any]:
-    """What the run of this process keeps."""
-    place = tmp_path_factory.mktemp("whole") / "run"
-    spread_run.carried_out(place, folder)
-    return spread_run.content(place)
-
-
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Actors know the modules that tests know."""

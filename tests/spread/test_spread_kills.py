@@ -27,19 +27,6 @@ KILLS = int(os.environ.get("KILLS", 200))
 WORKERS, DRIVERS = KILLS - KILLS // 4, KILLS // 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return spread_run.model(tmp_path_factory.mktemp("model") / "llama")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[str, Any]:
-    """What the run of this process keeps."""
-    place = tmp_path_factory.mktemp("whole") / "run"
-    spread_run.carried_out(place, folder)
-    return spread_run.content(place)
-
-
 def test_workers_killed_at_random(tmp_path: Path, folder: Path, whole: dict[str, Any]) -> None:
     killed = runs = stopped = 0
     while killed < WORKERS:

@@ -32,27 +32,8 @@ from test_cli import refused
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return spread_run.model(tmp_path_factory.mktemp("model") / "llama")
-
-
-@pytest.fixture(scope="module")
 def lm(folder: Path) -> LanguageModel:
     return load(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
-    """The run of this process."""
-    place = tmp_path_factory.mktemp("whole") / "run"
-    spread_run.carried_out(place, folder)
-    return place
-
-
-@pytest.fixture(scope="module")
-def whole(finished: Path) -> dict[str, Any]:
-    """What it keeps."""
-    return spread_run.content(finished)
 
 
 @pytest.fixture(scope="module")
