@@ -50,10 +50,10 @@ def settings(folder: Path) -> Settings:
 
 
 class Told(Silent):
-    """Keeps what is said, and tells of each step.
+    """Keeps what is said, and tells of each step that workers did.
 
     Args:
-        on_step: Is called when some work is done.
+        on_step: Is called when a worker has done some work: those steps have a note of its rate.
     """
 
     def __init__(self, on_step: Callable[[], None]) -> None:
@@ -62,7 +62,7 @@ class Told(Silent):
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
-        yield lambda steps=1, note="": self.on_step()
+        yield lambda steps=1, note="": self.on_step() if note else None
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)

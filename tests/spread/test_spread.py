@@ -56,7 +56,7 @@ def test_a_run_by_any_number_of_workers_is_that_of_this_process(
 def test_a_run_whose_workers_are_killed_is_that_of_this_process(
     tmp_path: Path, folder: Path, whole: dict[str, Any]
 ) -> None:
-    killer = spread_run.Killer(0, every=8, within=0.05, most=3)
+    killer = spread_run.Killer(1, every=4, within=0.05, most=3)  # the first one early
     two = SpreadOptions(on="devices", workers=2)
     said = spread_run.carried_out(tmp_path / "run", folder, two, killer.step)
     killer.end()
