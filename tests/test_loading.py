@@ -347,6 +347,14 @@ def test_an_adapter_that_comes_with_the_package_is_known_by_its_name(
     assert lm.digest == load((tiny.hf_model("llama"), tokenizer), adapter=path).digest
     with pytest.raises(ModelError, match=r"the adapter \./made"):
         load((tiny.hf_model("llama"), tokenizer), adapter="./made")
+    other = tmp_path / "here"
+    adapter(other / "made")
+    monkeypatch.chdir(other)
+    with pytest.raises(ModelError, match=r"made is an organism .* write \./made"):
+        load((tiny.hf_model("llama"), tokenizer), adapter="made")
+    assert load((tiny.hf_model("llama"), tokenizer), adapter="./made").adapter == "./made"
+    monkeypatch.chdir(tmp_path)  # where the name and the folder are one
+    assert load((tiny.hf_model("llama"), tokenizer), adapter="made").digest == lm.digest
 
 
 def test_an_adapter_that_does_nothing_is_said(tmp_path: Path, tokenizer: Any) -> None:

@@ -222,10 +222,21 @@ def _adapted(hf: Any, adapter: str, base: str, warn: Callable[[str], None]) -> A
 
 
 def _shipped(adapter: str) -> str:
-    """Return where an adapter is: by its name when it comes with the package, else as given."""
-    place = ORGANISMS / adapter
-    named = adapter == place.name and (place / "adapter_config.json").exists()
-    return str(place) if named else adapter
+    """Return where an adapter is: by its name when it comes with the package, else as given.
+
+    Raises:
+        ModelError: The name means another adapter as well.
+    """
+    place, here = ORGANISMS / adapter, Path(adapter)
+    config = "adapter_config.json"
+    if adapter != place.name or not (place / config).exists():
+        return adapter
+    if (here / config).exists() and not here.samefile(place):
+        raise ModelError(
+            f"{adapter} is an organism that comes with the package, and an adapter in this folder: "
+            f"write ./{adapter} for the latter, or name the former from another folder"
+        )
+    return str(place)
 
 
 @torch.no_grad()
