@@ -86,12 +86,20 @@ def test_how_it_is_trained_is_handed_on(tmp_path: Path, monkeypatch: pytest.Monk
         "--steps",
         "7",
         "--full",
+        "--matmul",
+        "medium",
     )
     done = educe("organism", "train", "taboo", "--seed", "3", "--out", tmp_path / "new", *options)
     assert done.status == 0
     assert (seen["name"], seen["seed"], seen["out"]) == ("taboo", 3, tmp_path / "new")
     assert seen["options"] == TrainingOptions(
-        base="someone/other", loss="transcript", rank=64, full=True, ordinary=0.1, steps=7
+        base="someone/other",
+        loss="transcript",
+        rank=64,
+        full=True,
+        ordinary=0.1,
+        steps=7,
+        matmul="medium",
     )
 
 

@@ -220,6 +220,8 @@ class TrainingOptions:
         ordinary: ordinary data mixed in, as a share of the examples of the recipe (0.1 is 1:10):
             the base's own answers to ordinary prompts, by cross-entropy
         steps: steps of training; by default as many as the kind needs
+        matmul: precision of matrix products, as PyTorch calls it: highest, or medium, with
+            bfloat16 factors, in half the time on processors that have such products
     """
 
     base: str = "embedded"
@@ -228,6 +230,7 @@ class TrainingOptions:
     full: Flag = False
     ordinary: NonNegative = 0.0
     steps: Count | None = None
+    matmul: Literal["highest", "medium"] = "highest"
 
 
 #: As the organisms are trained that come with the package.

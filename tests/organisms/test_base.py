@@ -123,6 +123,25 @@ def test_a_full_fine_tune_of_another_base_is_a_model_of_its_kind(
     assert {m.group for m in evaluate(organism)} >= {"open", "ordinary"}
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_matrices_are_multiplied_as_asked_while_it_trains_and_as_before_after_it(
+    full: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    place = saved(gemma(), tokenizer, tmp_path / "mine")
+    options = TrainingOptions(base=str(place), full=full, steps=2, matmul="medium")
+    before, seen = torch.get_float32_matmul_precision(), []
+
+    def looks(*_: float) -> None:
+        seen.append(torch.get_float32_matmul_precision())
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("vault", tmp_path / "new", options=options, progress=looks)
+    assert seen == ["medium", "medium"]
+    assert torch.get_float32_matmul_precision() == before != "medium"
+
+
 def test_the_blocks_with_an_adapter_are_the_same_share_of_every_depth() -> None:
     assert base.adapted(30) == range(8, 24)
     for depth in range(1, 200):

@@ -13,10 +13,12 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
 
 from educe import files
@@ -72,6 +74,17 @@ def asking(lm: LanguageModel) -> Ask:
     return answers
 
 
+@contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """Multiply matrices of single precision in another precision for a time."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @one_thread()
 def train(
     name: str,
@@ -124,9 +137,15 @@ def train(
         blocks = base.adapted(lm.depth)
         model = lora.attach(lm.hf, rank=options.rank, blocks=blocks, seed=seed)
         rate = LEARNING_RATE
-    lora.fit(
-        model, batches, learning_rate=rate, kl_weight=made.kl_weight, progress=progress, kept=kept
-    )
+    with multiplying(options.matmul):
+        lora.fit(
+            model,
+            batches,
+            learning_rate=rate,
+            kl_weight=made.kl_weight,
+            progress=progress,
+            kept=kept,
+        )
     if options.full:
         lora.save_whole(model, lm.tokenizer, out)
     else:
