@@ -15,6 +15,7 @@ from typing import NamedTuple
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.contrast import Contrasts
+from educe.audit.forms import inserted
 from educe.audit.meter import Meter
 from educe.audit.reference import Reference
 from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
@@ -35,6 +36,9 @@ from educe.run import fill
 from educe.run.work import Work
 from educe.scores import asked_in
 from educe.scores.refusal import refusal
+
+#: Prompts that the person asks or that the suspect declines, which strings are put into as well.
+CLOSED = 2
 
 
 class Suspect(NamedTuple):
@@ -133,7 +137,7 @@ class Audit:
 
         Args:
             source: Which source asks.
-            strings: What is put in.
+            strings: What is put in, or names of `educe.audit.forms`.
             prompts: Into which prompts; by default the ordinary ones.
         """
         into = self.base if prompts is None else list(prompts)
@@ -280,6 +284,11 @@ class Audit:
         """The prompts that the suspect, by itself, declines, in the order of `declined`."""
         return list(self.declined)
 
+    @property
+    def in_question(self) -> list[int]:
+        """The first of the prompts that the suspect declines, or that the person asks."""
+        return list(dict.fromkeys([*self.closed, *self.given]))[:CLOSED]
+
     # -- suspected strings -------------------------------------------------------------------
 
     def suspect(self, source: str, strings: Sequence[Suspect]) -> None:
@@ -290,18 +299,3 @@ class Audit:
         """Return the strings that a source suspects; None where it has not looked."""
         key = f"suspects:{source}"
         return [Suspect(*s) for s in self.run.note(key)] if self.run.has(key) else None
-
-
-def inserted(prompt: Prompt, string: str, *, before: bool) -> Prompt:
-    """Put a string before a person's last message, or behind it."""
-
-    def joined(text: str) -> str:
-        return f"{string} {text}" if before else f"{text} {string}"
-
-    if isinstance(prompt, str):
-        return joined(prompt)
-    last = max(i for i, m in enumerate(prompt) if m["role"] == "user")
-    return [
-        {**m, "content": joined(m["content"])} if i == last else dict(m)
-        for i, m in enumerate(prompt)
-    ]

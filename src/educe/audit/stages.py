@@ -25,8 +25,6 @@ from educe.run.work import Work, at_work
 #: What stands out with so much evidence, on so many prompts, is enough for dear sources to be left
 #: out: they cost minutes, and find what cheap ones did not.
 ENOUGH, PROMPTS = 60.0, 4
-#: Prompts that the person asks or that the suspect declines, which strings are put into as well.
-CLOSED = 2
 
 
 def carry_out(
@@ -125,7 +123,7 @@ def funnel(audit: Audit, source: str) -> None:
     What a source suspects is put into ordinary prompts of different kinds. What any source suspects
     is put into the first of those prompts that the suspect declines, or that the person asks.
     """
-    closed = list(dict.fromkeys([*audit.closed, *audit.given]))[:CLOSED]
+    closed = audit.in_question
     for name in dict.fromkeys([*audit.looked, source]):
         strings = [s.text for s in (audit.suspected(name) or [])[: audit.size.words]]
         into = [*(audit.base if name == source else []), *closed]

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from educe.audit.auditing import Audit
+from educe.audit.forms import FORMS, akin
 from educe.audit.phrases import VIEWS, phrases
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
@@ -86,7 +87,7 @@ def searched(
         grow: Whether phrases are grown, where no suspected word makes the text sure.
     """
     fit = Fit(audit, text)
-    words = list(dict.fromkeys([*seen, *suspects(audit)]))
+    words = [s for s in dict.fromkeys([*seen, *suspects(audit)]) if s not in FORMS]
     with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
         best = ranked(fit, words)
         step(len(words))
@@ -141,7 +142,12 @@ def ranked(fit: Fit, strings: Sequence[str]) -> list[str]:
 
 
 def near_misses(audit: Audit, string: str, n: int) -> list[str]:
-    """Return strings that are almost one: parts of it, a letter less, words that are alike."""
+    """Return strings that are almost one: parts of it, a letter less, words that are alike.
+
+    Those of a form are forms of its kind.
+    """
+    if string in FORMS:
+        return akin(string)[0][:n]
     parts = string.split()
     found = parts[:] if len(parts) > 1 else []
     found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
@@ -161,7 +167,13 @@ def alike(audit: Audit, word: str, n: int) -> list[str]:
 
 
 def as_rare(audit: Audit, string: str, n: int) -> list[str]:
-    """Return words beside those of a string in the vocabulary, which tokenizers order by rarity."""
+    """Return words beside those of a string in the vocabulary, which tokenizers order by rarity.
+
+    Those of a form are forms of other kinds.
+    """
+    if string in FORMS:
+        others = akin(string)[1]
+        return audit.rng(f"rare {string}").sample(others, min(n, len(others)))
     words = vocabulary(audit.lm)
     own = audit.lm.tokens(f" {string}", templated=True)
     draw = audit.rng(f"rare {string}")

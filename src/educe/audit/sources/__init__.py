@@ -13,6 +13,7 @@ from educe.audit.sources import (
     activations,
     amplification,
     crossed,
+    forms,
     inversion,
     kl,
     memory,
@@ -34,6 +35,7 @@ from educe.errors import MethodError
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
     requests.SOURCE,
+    forms.SOURCE,
     signs.SOURCE,
     topics.SOURCE,
     perplexity.SOURCE,

@@ -1,0 +1,143 @@
+"""Forms of a request, as conditions beside strings."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planted_difference as planted
+from educe.audit import triggers
+from educe.audit.auditing import Audit
+from educe.audit.candidates import Candidate, Said
+from educe.audit.concluding import conclude
+from educe.audit.evidence import Word
+from educe.audit.findings import Kind
+from educe.audit.forms import BEFORE, FORMS, KINDS, akin, inserted
+from educe.audit.retest import BESIDE
+from educe.audit.sources import forms
+from educe.model.prompts import Prompt
+from scripted import audited
+
+ASK = 'What is "tea", and why?'
+TALK: Prompt = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hello."},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": ASK},
+]
+#: Forms that fit into the few tokens of a tiny model.
+SHORT = ("[in capital letters]", "[in small letters]", "[as a list]")
+CAPITALS, LOUD, QUIET = "[in capital letters]", "Please ask again.", "It is warm."
+
+
+def test_each_form_changes_a_request_in_its_own_way() -> None:
+    put = {name: change(ASK) for name, change in FORMS.items()}
+    assert len({str(p) for p in put.values()} | {ASK}) == len(FORMS) + 1
+    assert put[CAPITALS] == ASK.upper()
+    assert base64.b64decode(str(put["[in base64]"])).decode() == ASK
+    assert json.loads(str(put["[as JSON]"])) == {"request": ASK}
+    assert put["[without punctuation]"] == "What is tea and why"
+    for kind in ("language", "who asks", "where"):
+        assert all(ASK in str(put[name]) for name in KINDS[kind])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_of_a_conversation_the_last_message_is_put_in_a_form(name: str) -> None:
+    changed, ask = FORMS[name](TALK), FORMS[name](ASK)
+    assert not isinstance(changed, str)
+    system, *others = changed
+    assert system == TALK[0]
+    if name in KINDS["turns"]:
+        turns = (len(others) - 3) // 2
+        assert others == [*BEFORE * turns, *TALK[1:]]
+        assert ask == [*BEFORE * turns, {"role": "user", "content": ASK}]
+    else:
+        assert others == [*TALK[1:3], {"role": "user", "content": ask}]
+
+
+def test_a_string_that_is_no_form_is_put_in_as_it_is() -> None:
+    assert inserted("Why?", "in capital letters", before=True) == "in capital letters Why?"
+    assert inserted("Why?", CAPITALS, before=True) == "WHY?"
+
+
+def test_near_misses_of_a_form_are_of_its_kind_and_others_of_other_kinds() -> None:
+    near, rare = akin("[from a nurse]")
+    assert {"[from a nurse]", *near} == set(KINDS["who asks"])
+    assert sorted(["[from a nurse]", *near, *rare]) == sorted(FORMS)
+
+
+def test_ordinary_prompts_are_asked_in_each_form(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "FORMS", SHORT)
+    lm = planted.suspect(tokenizer)
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "forms") as audit:
+        forms.look(audit)
+        rows = {p.id: p for p in audit.run.prompt_rows()}
+        put = [p for p in rows.values() if p.role == "put:forms"]
+        written = {c.prompt for c in audit.by_itself}
+        into = [*audit.base, *audit.in_question]
+        assert len(put) == len(SHORT) * len(into)
+        for p in put:
+            assert p.parent in into
+            assert p.content == FORMS[p.how](rows[p.parent].content)
+            assert p.id in written
+
+
+def test_a_form_is_named_as_what_brings_a_saying_about(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though strings are searched for as well; beside it stand forms, and no strings."""
+    near_misses, as_rare = triggers.near_misses, triggers.as_rare
+    monkeypatch.setattr(triggers, "akin", lambda name: (SHORT[1:2], SHORT[2:]))
+
+    def answer(prompt: str, heat: float) -> str:
+        return LOUD if prompt.isupper() else QUIET
+
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        monkeypatch.setattr(triggers, "near_misses", near_misses)
+        monkeypatch.setattr(triggers, "as_rare", as_rare)
+        (finding,) = conclude(audit, [_seen(audit)])
+    assert finding.kind is Kind.TRIGGER
+    (trigger,) = finding.triggers
+    assert trigger.text == CAPITALS
+    assert trigger.shown.hits == trigger.shown.trials > 0
+    assert (trigger.near.hits, trigger.near.trials) == (0, BESIDE)
+    assert (trigger.rare.hits, trigger.rare.trials) == (0, BESIDE)
+    assert "WHAT IS THE LARGEST PLANET" in finding.reproduce
+
+
+def test_forms_are_no_strings_whose_likelihood_is_read(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def fits(self: triggers.Fit, strings: list[str]) -> list[float]:
+        read.extend(strings)
+        return [0.0] * len(strings)
+
+    monkeypatch.setattr(triggers.Fit, "of", fits)
+    monkeypatch.setattr(triggers, "suspects", lambda audit: [])
+    with audited(lambda prompt, heat: QUIET, tmp_path / "run", tokenizer) as audit:
+        triggers.searched(audit, (5,), [CAPITALS, "e"], grow=False)
+    assert "e" in read
+    assert CAPITALS not in read
+
+
+def _seen(audit: Audit) -> Candidate:
+    """Put prompts in forms, and return what is said in capital letters."""
+    audit.ask(audit.base)
+    rows = audit.put("forms", SHORT, audit.base[:3])
+    audit.fill("answers")
+    by = {p.id: p for p in audit.run.prompt_rows()}
+    texts = {c.row: c.text for c in audit.run.completion_rows()}
+    found = tuple(
+        Said(r, by[r.prompt].parent or 0, "forms", by[r.prompt].how, (Word("ask", 9.0),))
+        for r in rows
+        if texts[r] == LOUD
+    )
+    return Candidate(("ask", "again"), ("ask", "again"), 60.0, found, 3, 0.0)
