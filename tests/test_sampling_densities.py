@@ -81,6 +81,32 @@ def test_two_modes_with_their_weights(name: str) -> None:
     assert kstest(z[:, 1], norm(0, WIDTH).cdf).statistic < 0.06
 
 
+def banana(z: np.ndarray) -> np.ndarray:
+    return norm.logpdf(z[:, 0], 0, 1.2) + norm.logpdf(z[:, 1], np.square(z[:, 0]) / 2, WIDTH)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_bent_ridge(name: str) -> None:
+    z = sampled(name, banana, {"stretch": 800, "slice": 160}.get(name, 400))
+    assert kstest(z[:, 0], norm(0, 1.2).cdf).statistic < 0.06
+    assert kstest(z[:, 1] - np.square(z[:, 0]) / 2, norm(0, WIDTH).cdf).statistic < 0.06
+
+
+def test_a_funnel_in_many_dimensions() -> None:
+    """The width of seven coordinates is the exponential of half the first."""
+
+    def funnel(z: np.ndarray) -> np.ndarray:
+        widths = np.exp(z[:, :1] / 2)
+        return norm.logpdf(z[:, 0]) + norm.logpdf(z[:, 1:], 0, widths).sum(1)
+
+    sampler = Ensemble(8, 128, ensembles=2, steps=600, seed=5)
+    drive(sampler, given(funnel), budget=10**9)
+    chain = np.array(sampler.chain)[np.array(sampler.kept)]
+    z = chain[len(chain) // 3 :: 20].reshape(-1, 8)
+    assert kstest(z[:, 0], norm.cdf).statistic < 0.05
+    assert kstest(z[:, 1] * np.exp(-z[:, 0] / 2), norm.cdf).statistic < 0.05
+
+
 def test_snooker_alone_is_right_in_many_dimensions() -> None:
     """emcee's own gives 0.63 here."""
     sampler = Ensemble(8, 200, ensembles=1, steps=500, prior=Prior("flat"), seed=1)
