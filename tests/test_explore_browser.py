@@ -369,7 +369,7 @@ def test_by_keys_alone_a_text_is_found_starred_and_labelled(
         expect(go.get_by_role("region", name="Keys")).to_be_visible()
         go.reload()
         go.get_by_label("starred").check()
-        expect(page.test("total")).to_have_text("1 texts")
+        expect(page.test("total")).to_have_text("1 text")
     with Run.open(folder) as run:
         assert [each.label for each in marks.labelled(run)] == [True]
         assert run.scores[run.scores.judge == marks.NOTE].why.tolist() == ["as it should be"]
