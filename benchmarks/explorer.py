@@ -2,34 +2,33 @@
 
     python -m benchmarks.explorer [--completions 5000] [--quick]
 
-A run of that many texts is made up, without a model; the server and Chromium run on this machine.
-Times are medians from the address to the first row or heading that is seen, once the server has
-made of the run what findings and behaviours show; what that takes of the processor is told apart.
+A run of that many texts is made up, without a model; the server is a process of its own, and
+Chromium runs on the same machine. The first two lines are of a page that is opened as soon as the
+command has printed its address: the first screen says what the run is, and what was found comes
+once it is counted. The others are medians from the address to the first row or heading, after that.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
-import socket
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import uvicorn
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks import quick
 from benchmarks.measuring import cores
-from educe.explore.app import app
-from educe.explore.desk import Desk
-from educe.explore.documents import counted
-from educe.explore.shelf import Shelf
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.settings import Settings
 from educe.run.store import Run
@@ -59,7 +58,7 @@ WORDS = [
 ]
 #: What is seen first on each screen.
 SCREENS = {
-    "findings": ".document h1",
+    "findings": ".parts h2",
     "perturbations": "tbody tr[data-i]",
     "behaviours": "tbody tr[data-i]",
     "texts": "tbody tr[data-i]",
@@ -125,41 +124,56 @@ def made(folder: Path, completions: int) -> Path:
     return folder
 
 
+@contextmanager
+def exploring(folder: Path) -> Iterator[tuple[str, int]]:
+    """Run the command; yield its address and the number of its process."""
+    command = [sys.executable, "-m", "educe", "explore", str(folder), "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        assert one.stdout is not None
+        yield one.stdout.readline().strip(), one.pid
+        one.send_signal(signal.SIGINT)
+
+
+def opened(browser: Browser, address: str, screen: str, *first: str) -> list[float]:
+    """Open a screen in a browser that has seen none; return when each of some things is there."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto("about:blank")
+    begun, seen = time.monotonic(), list[float]()
+    page.goto(f"{address}#/0/{screen}")
+    for each in first:
+        page.locator(each).first.wait_for()
+        seen.append(time.monotonic() - begun)
+    context.close()
+    return seen
+
+
+def spent(process: int) -> float:
+    """Return the seconds of processor time of a process (Linux)."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def measured(folder: Path, turns: int = TURNS) -> dict[str, float]:
     """Return seconds by what was done, each screen opened so many times."""
-    began = time.process_time()
-    shelf = Shelf([folder])
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    served = app(shelf, Desk([folder]), "token")
-    server = uvicorn.Server(uvicorn.Config(served, log_level="error"))
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    shelf.ask_once(0, "counted", counted).result()
-    found = {"processor time of what is made before anybody looks": time.process_time() - began}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        for screen, first in SCREENS.items():
-
-            def once(screen: str = screen, first: str = first) -> float:
-                context = browser.new_context()
-                page = context.new_page()
-                page.goto(f"{address}app.css")
-                begun = time.monotonic()
-                page.goto(f"{address}?token=token#/0/{screen}")
-                page.locator(first).first.wait_for()
-                taken = time.monotonic() - begun
-                context.close()
-                return taken
-
-            found[screen] = statistics.median(once() for _ in range(turns))
+        with exploring(folder) as (address, process):
+            before = spent(process)
+            first, findings = opened(browser, address, "findings", "h1", ".parts h2")
+            found = {
+                "the first screen, at once": first,
+                "findings, at once": findings,
+                "processor time of the server for them": spent(process) - before,
+            }
+            for screen, what in SCREENS.items():
+                times = [opened(browser, address, screen, what)[0] for _ in range(turns)]
+                found[screen] = statistics.median(times)
         browser.close()
-    server.should_exit = True
-    thread.join()
     return found
 
 

@@ -162,6 +162,7 @@ RANKS = {
     "inversion": 6,
     "organisms": 4,
     "comparison": 4,
+    "comparison.arrays": 0,
     "comparison.stats": 0,
     "comparison.verdict": 0,
     "run": 5,

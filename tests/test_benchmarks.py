@@ -61,7 +61,7 @@ def explorer(out: str) -> None:
     head, *lines = out.splitlines()
     assert head.startswith("60 completions")
     screens = [line.split(" s  ")[1] for line in lines]
-    assert screens[1:] == list(benchmarks.explorer.SCREENS)
+    assert screens[3:] == list(benchmarks.explorer.SCREENS)
 
 
 def corpus(out: str) -> None:

@@ -302,6 +302,7 @@ def test_the_curve_is_the_effect_that_the_run_measured(client: TestClient, run: 
     at = dict(zip(curve["radius"], curve["effect"], strict=True))
     assert at[row.radius] == pytest.approx(row.effect, rel=1e-4)
     assert min(at) == -max(at) == -2 * row.radius
+    assert at[0.0] == 0
 
 
 def test_vectors_add_up(made: Path) -> None:

@@ -139,6 +139,21 @@ def test_findings_come_first(page: Watched) -> None:
     expect(go.get_by_text("orchid-7913").first).to_be_visible()
 
 
+def test_the_first_screen_does_not_wait_for_what_is_counted(page: Watched, small: Path) -> None:
+    with Run.open(small) as run:
+        texts = len(run.completion_rows())
+    go, held = page.page, list[Any]()
+    go.route("**/document", lambda route: held.append(route))
+    go.goto("about:blank")
+    page.go("0/findings")
+    expect(go.locator("h1")).to_have_text("small")
+    expect(go.get_by_role("status")).to_contain_text(f"in {texts} texts")
+    held[0].continue_()
+    expect(go.locator(".parts h2")).not_to_have_count(0)
+    parts = go.locator(".contents li").count()
+    expect(go.locator(".parts > section[id]")).to_have_count(parts)
+
+
 def test_the_table_of_perturbations_sorts_searches_and_opens(page: Watched, large: Path) -> None:
     with Run.open(large) as run:
         effects = run.perturbations.effect.dropna()
@@ -354,7 +369,7 @@ def test_by_keys_alone_a_text_is_found_starred_and_labelled(
         expect(go.get_by_role("region", name="Keys")).to_be_visible()
         go.reload()
         go.get_by_label("starred").check()
-        expect(page.test("total")).to_have_text("1 texts")
+        expect(page.test("total")).to_have_text("1 text")
     with Run.open(folder) as run:
         assert [each.label for each in marks.labelled(run)] == [True]
         assert run.scores[run.scores.judge == marks.NOTE].why.tolist() == ["as it should be"]

@@ -19,7 +19,10 @@ from educe.errors import FileFormatError
 from educe.forward.generation import next_logits
 from educe.model.language import LanguageModel
 from educe.perturbation import foreign
+from educe.perturbation.kinds import KINDS
 from educe.perturbation.set import PerturbationSet
+from educe.report import page
+from educe.report.words import WORDS
 from educe.rows import CONTROL, FOUND, Row
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
@@ -171,12 +174,17 @@ def test_a_folder_of_peft(tmp_path: Path, tiny_lm: LanguageModel, module: str) -
     assert (theirs - hooked(tiny_lm, {})).norm() > 1
 
 
+def test_a_report_has_words_for_every_kind() -> None:
+    assert set(WORDS["kinds"]) == set(KINDS)
+
+
 def discovered(folder: Path, lm: LanguageModel, **how: Any) -> Any:
     asked = Settings(
         ("Where is it?",), target=3, baseline=2, max_new_tokens=3, temperature=0.0, **how
     )
     with begin(folder, asked) as run:
         discover_behaviours(run, lm=lm)
+        assert page.document(run)["parts"], "what came of it can be shown"
         rows = {arm: run.perturbation_rows(arm) for arm in (FOUND, CONTROL)}
         return rows, run.note("facts")
 

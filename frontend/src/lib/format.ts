@@ -15,6 +15,9 @@ const percent = format(".0%");
 export const rate = (r: Rate) =>
   `${r.hits} of ${r.trials} (${percent(r.low)} to ${percent(r.high)})`;
 
+/** Write how many there are. */
+export const many = (n: number, what: string) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
+
 /** Everything that says something, as one text. */
 export function plain(value: unknown): string {
   if (typeof value === "string") return value;

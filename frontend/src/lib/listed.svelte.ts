@@ -38,12 +38,12 @@ export function perturbations(listed: Listed): Row[] {
 }
 
 /** Scores that a person knows by another name, and what they say. */
-const NAMES: Record<string, [string, string]> = {
+export const NAMES: Record<string, [string, string]> = {
   side_effect: ["KL", "KL(unperturbed ‖ perturbed) on benign prompts, in nats"],
   kl_p95: ["KL p95", "95th percentile of the KL on benign prompts over the first tokens, in nats"],
   prompt_invariance: ["invariance", "how alike its answers to different prompts are"],
   read: ["read", "share of its energy in what later layers read"],
-  energy_top: ["natural", "share of its energy in the directions in which natural activations vary"],
+  energy_top: ["present", "share of its energy in the directions in which natural activations vary"],
   reachable: ["reachable", "share of its effect that a text has"],
 };
 

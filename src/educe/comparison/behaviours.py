@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from educe.comparison.arrays import apart, arrays, where
 from educe.comparison.fragility import SAMPLES, answers
 from educe.comparison.stats import Rate, comparisons, more_often, rate
 from educe.comparison.verdict import (
@@ -85,20 +86,33 @@ def behaviours(texts: pd.DataFrame, samples: int = 1) -> tuple[Behaviour, ...]:
 
 
 class _Texts(NamedTuple):
-    """Some texts as arrays: every behaviour counts among them, and selecting rows is slow."""
+    """Some texts, among which every behaviour is counted."""
 
     behaviour: np.ndarray
     perturbation: np.ndarray
     prompt: np.ndarray
     arm: np.ndarray
 
-    @classmethod
-    def of(cls, texts: pd.DataFrame) -> _Texts:
-        return cls(*(texts[n].to_numpy() for n in (BEHAVIOUR, "perturbation", "prompt", "arm")))
-
     def says(self, b: int, some: np.ndarray) -> Rate:
         """Return how many of some of them say a behaviour."""
         return rate(int((some & (self.behaviour == b)).sum()), int(some.sum()))
+
+
+class _Said(NamedTuple):
+    """The answers that say one behaviour."""
+
+    arm: np.ndarray
+    perturbation: np.ndarray
+    prompt: np.ndarray
+    unit: np.ndarray
+    dose: np.ndarray
+    text: np.ndarray
+    written: np.ndarray
+    traits: np.ndarray
+    refused: np.ndarray
+    coherence: np.ndarray
+    novelty: np.ndarray
+    interestingness: np.ndarray
 
 
 class _Told:
@@ -108,19 +122,19 @@ class _Told:
         self.plain = known[(known.perturbation == 0) & (known.phase == FIRST)]
         likeliest = self.plain[self.plain["sample"] == 0]
         self.greedy = dict(zip(likeliest.prompt, likeliest[BEHAVIOUR], strict=True))
-        self.drawn = _Texts.of(self.plain[self.plain["sample"] > 0])
+        self.drawn = arrays(_Texts, self.plain[self.plain["sample"] > 0])
         self.usual = {prompt: list(own) for prompt, own in self.plain.groupby("prompt").traits}
         self.asked, self.changed = asked, asked[asked[BEHAVIOUR] != asked.greedy]
         self.sizes = asked.groupby("arm").unit.nunique()
         self.doses = asked[asked.arm == FOUND].groupby("dose").unit.nunique()
         again = known[(known.phase == RETEST) & (known.perturbation > 0)]
-        self.elsewhere = _Texts.of(again[again.role == ELSEWHERE])
+        self.elsewhere = arrays(_Texts, again[again.role == ELSEWHERE])
         self.retested = again[again.role != ELSEWHERE]
-        self.again = _Texts.of(self.retested)
+        self.again = arrays(_Texts, self.retested)
 
     def behaviours(self) -> list[Behaviour]:
         """Return all, in order."""
-        shown = dict(list(self.changed.groupby(BEHAVIOUR)))
+        shown = apart(_Said, self.changed, BEHAVIOUR)
         counts = self._counts(self.changed)
         recurring = (counts[SAMPLES] >= OWN) | (counts[CONTROL] >= OWN)
         told = [b for b in shown if counts[FOUND][b] or recurring[b]]
@@ -133,9 +147,7 @@ class _Told:
         first = self._more_often(counts, (FOUND,), CONTROL, self.sizes)
         second = self._more_often(repeated, (FOUND,), CONTROL, retested)
         pushed = self._more_often(counts, (FOUND, CONTROL, EQUAL), SAMPLES, self.sizes)
-        made = [
-            self._one(int(b), shown[b], counts.loc[b], first[b], second[b], pushed[b]) for b in told
-        ]
+        made = [self._one(b, shown[b], counts.loc[b], first[b], second[b], pushed[b]) for b in told]
         return sorted(made, key=lambda b: (-b.weight, b.id))
 
     def _counts(self, some: pd.DataFrame) -> pd.DataFrame:
@@ -158,17 +170,18 @@ class _Told:
         }
 
     def _one(
-        self, b: int, own: pd.DataFrame, counts: pd.Series, p: float, p_retest: float, p_push: float
+        self, b: int, own: _Said, counts: pd.Series, p: float, p_retest: float, p_push: float
     ) -> Behaviour:
         rates = {arm: rate(int(counts[arm]), int(self.sizes.get(arm, 0))) for arm in counts.index}
-        shown = next(s for arm in (FOUND, CONTROL, EQUAL, SAMPLES) if len(s := own[own.arm == arm]))
-        finders = own.perturbation[own.arm == FOUND].unique()
+        arm = next(arm for arm in (FOUND, CONTROL, EQUAL, SAMPLES) if arm in own.arm)
+        found, shown = where(own, own.arm == FOUND), where(own, own.arm == arm)
+        finders = np.unique(found.perturbation)
         again, far = self.again, self.elsewhere
         theirs = np.isin(again.perturbation, finders)
         elsewhere = self._elsewhere(b, finders)
         stock = far.says(b, far.arm != FOUND).hits
-        means = {n: float(shown[n].fillna(0.0).mean()) for n in ("coherence", "novelty")}
-        change = self._change(shown, rates, means["coherence"], elsewhere, stock)
+        coherence = float(np.nan_to_num(shown.coherence).mean())
+        change = self._change(shown, rates, coherence, elsewhere, stock)
         retest, loud = again.says(b, theirs), again.says(b, again.arm == EQUAL)
         samples = self.drawn.says(b, np.isin(self.drawn.prompt, again.prompt[theirs]))
         evidence = Evidence(
@@ -193,7 +206,7 @@ class _Told:
             change=change,
             verdict=evidence.verdict,
             greedy=self._greedy(b),
-            by_dose=self._by_dose(own[own.arm == FOUND]),
+            by_dose=self._by_dose(found),
             retest=retest,
             retest_control=again.says(b, again.arm != FOUND),
             retest_samples=samples,
@@ -201,21 +214,21 @@ class _Told:
             p_value=p,
             p_retest=p_retest,
             p_samples=p_push,
-            interestingness=float(shown.interestingness.fillna(0.0).mean()),
-            weight=weight(evidence, means["coherence"]),
+            interestingness=float(np.nan_to_num(shown.interestingness).mean()),
+            weight=weight(evidence, coherence),
             samples=rates[SAMPLES],
             control=rates[CONTROL],
             found=rates[FOUND],
             equal=evidence.equal,
-            coherence=means["coherence"],
-            novelty=means["novelty"],
+            coherence=coherence,
+            novelty=float(np.nan_to_num(shown.novelty).mean()),
         )
 
     def _greedy(self, b: int) -> Rate:
         prompts = self.asked.prompt.unique()
         return rate(sum(self.greedy[p] == b for p in prompts), len(prompts))
 
-    def _by_dose(self, own: pd.DataFrame) -> dict[float, Rate]:
+    def _by_dose(self, own: _Said) -> dict[float, Rate]:
         hits = Counter(dose for dose, _ in {*zip(own.dose, own.unit, strict=True)})
         return {float(d): rate(hits[d], int(n)) for d, n in self.doses.items()}
 
@@ -224,7 +237,7 @@ class _Told:
         far = self.elsewhere
         usual = [p for p, said in self.greedy.items() if said == b]
         new = ~np.isin(far.prompt, usual)
-        there = [far.perturbation == n for n in np.unique(finders)]
+        there = [far.perturbation == n for n in finders]
         return max(
             (rate(far.says(b, own & new).hits, int(own.sum())) for own in there if own.any()),
             key=lambda r: r.share,
@@ -238,7 +251,7 @@ class _Told:
 
     def _change(
         self,
-        shown: pd.DataFrame,
+        shown: _Said,
         rates: dict[str, Rate],
         coherence: float,
         elsewhere: Rate,
@@ -282,14 +295,15 @@ def _most(values: Iterable[str]) -> str:
     return value if count > counts.total() / 2 else ""
 
 
-def _example(shown: pd.DataFrame) -> CompletionRow:
+def _example(shown: _Said) -> CompletionRow:
     """Return the commonest text, of the perturbation under which it is most interesting."""
-    counts = shown.text.map(shown.text.value_counts())
-    order = np.lexsort((shown.interestingness.fillna(0.0), counts))
-    return shown.written.iloc[int(order[-1])]
+    each = Counter(shown.text)
+    order = np.lexsort((np.nan_to_num(shown.interestingness), [each[t] for t in shown.text]))
+    written: CompletionRow = shown.written[order[-1]]
+    return written
 
 
-def _numbers(own: pd.DataFrame) -> tuple[int, ...]:
+def _numbers(own: _Said) -> tuple[int, ...]:
     """Return the perturbations that say it: found ones first, those that say it most often."""
     said: dict[tuple[str, int], list[float]] = defaultdict(list)
     for arm, number, value in zip(own.arm, own.perturbation, own.interestingness, strict=True):
@@ -299,7 +313,7 @@ def _numbers(own: pd.DataFrame) -> tuple[int, ...]:
     return tuple(int(number) for _, number in order)
 
 
-def _words(texts: pd.Series) -> Counter[str]:
+def _words(texts: Iterable[str]) -> Counter[str]:
     """Count the words of a behaviour that mean something, each once a completion."""
     each = (set(re.findall(r"[^\W_]{3,}", text.lower())) for text in texts)
     return Counter(w for words in each for w in words - ENGLISH_STOP_WORDS)

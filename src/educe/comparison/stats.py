@@ -42,6 +42,7 @@ def rate(hits: int, trials: int) -> Rate:
     return Rate(hits, trials, float(between.low), float(between.high))
 
 
+@cache
 def more_often(found: Rate, control: Rate) -> float:
     """Return the one-sided p-value of Fisher's exact test that ``found`` is the larger rate."""
     table = [

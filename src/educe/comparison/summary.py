@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from educe.comparison.arrays import apart, arrays
 from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.fragility import Push, pushes
 from educe.comparison.stats import Rate, bootstrap_mean, rate
@@ -191,29 +192,31 @@ def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
 
 def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
     """Return the perturbations, most interesting first."""
-    first = _each(texts[(texts.phase == FIRST) & (texts.role == "asked")])
-    again = _each(texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)])
-    none = _Own(*(texts[name][:0].to_numpy() for name in _Own._fields))
+    asked = texts[(texts.phase == FIRST) & (texts.role == "asked")]
+    first = apart(_Own, asked, "perturbation")
+    again = texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)]
+    later = apart(_Own, again, "perturbation")
+    none = arrays(_Own, texts[:0])
     whole = {
         name: {s.of: s.value for s in run.score_rows(name)}
         for name in (PROMPT_INVARIANCE, "side_effect")
     }
     items = []
     for row in run.perturbation_rows():
-        main, later = first.get(row.id, none), again.get(row.id, none)
-        retested = _known(later.interestingness)
+        main, second = first.get(row.id, none), later.get(row.id, none)
+        retested = _known(second.interestingness)
         best = np.nan_to_num(main.interestingness)
         items.append(
             Item(
                 row=row,
                 completions=tuple(main.written),
-                retest=tuple(later.written),
+                retest=tuple(second.written),
                 **{name: _mean(getattr(main, name)) for name in SCORED},
                 retested=bootstrap_mean(retested) if len(retested) else None,
                 invariance=whole[PROMPT_INVARIANCE].get(row.id),
                 side_effect=whole["side_effect"].get(row.id),
                 hits=int(main.hit.sum()),
-                retest_hits=int(later.hit.sum()),
+                retest_hits=int(second.hit.sum()),
                 best=main.written[best.argmax()] if len(best) else None,
             )
         )
@@ -221,21 +224,13 @@ def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
 
 
 class _Own(NamedTuple):
-    """Texts of one perturbation, as arrays: a frame for each of many takes a minute."""
+    """Texts of one perturbation."""
 
     written: np.ndarray
     hit: np.ndarray
     coherence: np.ndarray
     novelty: np.ndarray
     interestingness: np.ndarray
-
-
-def _each(texts: pd.DataFrame) -> dict[int, _Own]:
-    """Return the texts of each perturbation, in their order."""
-    texts = texts.sort_values("perturbation", kind="stable")
-    numbers, starts = np.unique(texts.perturbation.to_numpy(), return_index=True)
-    columns = (np.split(texts[name].to_numpy(), starts)[1:] for name in _Own._fields)
-    return {int(number): _Own(*own) for number, *own in zip(numbers, *columns, strict=True)}
 
 
 def _known(values: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ TOGETHER = 8
 #: Seconds between two tellings of a text that is being written.
 PACE = 0.05
 #: Shares of its radius at which the effect of a perturbation is measured, for both signs.
-SHARES = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def curve(desk: Desk, job: Job, asked: Asked) -> dict[str, Any]:
     with Run.open(desk.folders[asked.run]) as run:
         facts = run.note("facts")
         first = asked.pieces[0]
-        radii = sorted(s * sign * abs(first.radius) for s in SHARES for sign in (-1, 1))
+        radii = sorted({s * sign * abs(first.radius) for s in SHARES for sign in (-1, 1)})
         rows = [together(run, [Piece(first.id, radius)], asked.positions)[1] for radius in radii]
     part = Slice(
         lm,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from educe.comparison.account import dose
 from educe.comparison.behaviours import Behaviour
 from educe.comparison.stats import Rate, rate
@@ -65,14 +67,13 @@ Near = list[tuple[float, Behaviour]]
 def relatives(s: Summary) -> list[Near]:
     """Return, for each behaviour, those that say something near, and how near."""
     at = vectors([b.example.text for b in s.behaviours])
-    near = [
-        sorted(
-            ((float(own[j]), b) for j, b in enumerate(s.behaviours) if j != i),
-            key=lambda pair: -pair[0],
-        )
-        for i, own in enumerate(at @ at.T)
+    likeness = at @ at.T
+    np.fill_diagonal(likeness, 0.0)
+    order = np.argsort(-likeness, axis=1, kind="stable")[:, :RELATIVES]
+    return [
+        [(float(own[j]), s.behaviours[j]) for j in near if own[j] > LIKENESS]
+        for own, near in zip(likeness, order, strict=True)
     ]
-    return [[pair for pair in own[:RELATIVES] if pair[0] > LIKENESS] for own in near]
 
 
 def grouped(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:

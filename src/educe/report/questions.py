@@ -41,7 +41,8 @@ def questions(s: Summary) -> list[Block]:
             f": {f['kind'].replace('-', ' ')} acting from resid_post.{f['source']} on, their "
             f"effect read at resid_post.{f['target']}{places}"
         )
-    given = f"{f.get('method')}, {len(s.found)} perturbations from {c.get('given')}"
+    n = len(s.found)
+    given = f"{f.get('method')}, {n} perturbation{'s' * (n > 1)} from {c.get('given')}"
     search = given if c.get("given") else f"{c['method']}, {c['n']} perturbations at each radius"
     unit, usual = told("kinds", f.get("kind", "vectors"))
     control = f"perturbations from {c['control']}" if c.get("control") else usual

@@ -120,8 +120,8 @@ class Search:
     def _cut(self) -> Slice:
         work, s, positions = self.work, self.settings, self.settings.positions
         if self.given is not None:
-            control = self.settings.control
-            for some in (self.given, self.read(control) if control else self.given):
+            control = [self.read(s.control)] if s.control else []
+            for some in (self.given, *control):
                 work.tell(some.check(work.lm))
             positions = self.given.kind.positions
         work.batch.at(positions)  # the fresh prompts too, before anything is searched
