@@ -15,7 +15,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -122,9 +122,10 @@ def _work(pipe: Connection, device: str, folder: str) -> None:
     jobs: SimpleQueue[tuple[bytes, str, bytes]] = SimpleQueue()
     Thread(target=_listen, args=(pipe, jobs), daemon=True).start()
     bench = Bench(device, folder)
-    pipe.send(f"process {os.getpid()}")
-    while True:
-        pipe.send_bytes(bench.do(*jobs.get()))
+    with suppress(OSError):  # whoever would read it is gone
+        pipe.send(f"process {os.getpid()}")
+        while True:
+            pipe.send_bytes(bench.do(*jobs.get()))
 
 
 def _listen(pipe: Connection, jobs: SimpleQueue[tuple[bytes, str, bytes]]) -> None:
