@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -36,6 +37,7 @@ import tiny
 from educe import files, methods
 from educe.comparison.summary import Summary, summarise
 from educe.errors import (
+    BlockedError,
     EduceError,
     FileFormatError,
     MethodError,
@@ -314,6 +316,34 @@ def test_a_run_killed_at_every_step_equals_an_uninterrupted_one(
     assert kept <= written <= kept + 8 * lost  # nothing twice but a batch that was in flight
 
 
+def test_two_processes_do_not_work_on_one_run(
+    tmp_path: Path, settings: Settings, lm: LanguageModel, whole: Path
+) -> None:
+    place = tmp_path / "run"
+    begin(place, settings).close()
+    with begin(place, settings, resume=True) as first, at_work(first, lm):
+        with pytest.raises(BlockedError, match="another process is at work"):
+            carry_out(place, settings, lm, resume=True)
+        assert rows(place, WRITTEN) == []
+    carry_out(place, settings, lm, resume=True)
+    same(content(place), content(whole))
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path,
+    settings: Settings,
+    lm: LanguageModel,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jumps = itertools.cycle([2e9, 0.0, 1e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    carry_out(tmp_path / "run", settings, lm)
+    same(content(tmp_path / "run"), content(whole))
+    with Run.open(tmp_path / "run") as run:
+        assert all(seconds >= 0 for seconds in run.note("seconds").values())
+
+
 # What there is of a run; states that differ only in how much of it are of one kind.
 KIND = (
     "SELECT DISTINCT role FROM prompts",
@@ -567,13 +597,14 @@ def test_the_real_command_killed_from_outside(
     same(content(place), content(commanded))
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(
-    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path
+    tmp_path: Path, command: Commanded, asked: list[str], commanded: Path, how: signal.Signals
 ) -> None:
     place = tmp_path / "a run"
     running = command(place, [*asked, "--out", place])
     waited(place, STAGES[2], running.alive)
-    assert running.send(signal.SIGINT) == 130
+    assert running.send(how) == 130
     assert "Traceback" not in running.told
     (line,) = [line for line in running.told.splitlines() if line.startswith("educe:")]
     assert running.told.endswith(f"{line}\n")

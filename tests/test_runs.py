@@ -435,7 +435,54 @@ def test_a_run_killed_while_it_was_created_can_be_created(
     fails(RunError, lambda: Run.open(folder))
     with Run.create(folder, {"n": 2}) as run:
         assert run.config == {"n": 2}
-    assert sorted(p.name for p in folder.iterdir()) == ["run.sqlite", "tensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "run.sqlite", "tensors"]
+
+
+def test_a_run_that_appears_while_another_is_begun_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = store.locked
+
+    def late(folder: Path) -> Any:
+        """Another process was quicker."""
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "locked", own)
+            Run.create(folder, {"n": 1}).close()
+        return own(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "locked", late)
+        assert "holds another run" in fails(
+            RunError, lambda: Run.create(tmp_path / "run", {"n": 2})
+        )
+    with Run.open(tmp_path / "run") as run:
+        assert run.config == {"n": 1}
+    with locked(run.folder):
+        assert "another process is at work" in fails(
+            BlockedError, lambda: Run.create(run.folder, {})
+        )
+
+
+@pytest.fixture
+def closed(small_disk: Path) -> Iterator[Path]:
+    """A run in a folder that can be read and not written, whoever asks."""
+    with Run.create(small_disk / "run", CONFIG) as run:
+        run.add_prompts(PROMPTS)
+        run.add_completions(COMPLETIONS)
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    return small_disk
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(closed: Path) -> None:
+    for work in (
+        lambda: Run.create(closed / "other", CONFIG),
+        lambda: Run.open(closed / "run"),
+        lambda: enter(locked(closed / "run")),
+    ):
+        message = fails(RunError, work)
+        assert str(closed) in message
+        assert "ead-only" in message
 
 
 # -- a full disk -----------------------------------------------------------------------------------
@@ -593,32 +640,6 @@ def test_a_run_of_another_process_stays(tmp_path: Path) -> None:
         ended(Run.open(tmp_path / "run"), _begun, FileFormatError)
     with Run.open(tmp_path / "run") as run:
         assert run.config == CONFIG
-
-
-def test_a_run_of_the_version_before_is_brought_up_to_this_one(tmp_path: Path) -> None:
-    """Prompts had neither a parent nor a way in which they were made."""
-    with Run.create(tmp_path / "run", CONFIG) as made:
-        made.add_prompts(PROMPTS)
-        made.add_perturbations(PERTURBATIONS)
-    database = sqlite3.connect(tmp_path / "run" / "run.sqlite", isolation_level=None)
-    database.execute("PRAGMA foreign_keys = OFF")
-    database.execute(
-        "CREATE TABLE old (id INTEGER PRIMARY KEY, role TEXT, content TEXT, rendered TEXT, "
-        "tokens INTEGER)"
-    )
-    database.execute("INSERT INTO old SELECT id, role, content, rendered, tokens FROM prompts")
-    database.execute("DROP TABLE prompts")
-    database.execute("ALTER TABLE old RENAME TO prompts")
-    database.execute("PRAGMA user_version = 2")
-    database.close()
-    for _ in range(2):  # and it stays so
-        with Run.open(tmp_path / "run") as run:
-            assert run.prompt_rows() == PROMPTS
-            assert run.perturbation_rows(derived=None) == PERTURBATIONS
-    with Run.open(tmp_path / "run") as run:
-        put = PromptRow(3, "put:weights", "granite Größe?", "", 11, 0, "granite")
-        run.add_prompts([put])
-        assert run.prompt_rows()[3] == put
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

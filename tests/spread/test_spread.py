@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_a_model_is_loaded_there_once_and_does_not_travel(
     assert str(os.getpid()) not in {text.split()[-1] for text in said}
     assert len({job.key for job in jobs}) == 6
     assert jobs[0].key == Job(named, Shared((lm,)), ("0",)).key
+
+
+def dying_while_it_hands_over(mark: Path) -> bytes:
+    """Return more than a pipe holds; the first process to do so dies when half of it is gone."""
+    whole = bytes(range(256)) * 4096
+    own = connection.Connection._send
+
+    def half(pipe: Any, data: Any) -> None:
+        if len(data) > len(whole) // 2:
+            own(pipe, data[: len(whole) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        own(pipe, data)
+
+    if not mark.exists():
+        mark.touch()
+        connection.Connection._send = half  # type: ignore[method-assign]
+    return whole
+
+
+def test_a_worker_that_dies_while_it_hands_over_is_missed(tmp_path: Path) -> None:
+    said: list[str] = []
+    with opened(SpreadOptions(on="devices", workers=1), said.append) as spread:
+        jobs = [Job(dying_while_it_hands_over, Shared(()), (tmp_path / "mark",))]
+        assert [done.value for done in spread.map(jobs)] == [bytes(range(256)) * 4096]
+    assert [line.split(" (")[0] for line in said] == ["worker cpu 1"]
 
 
 def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:

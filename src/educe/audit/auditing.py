@@ -10,17 +10,19 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.contrast import Contrasts
 from educe.audit.forms import inserted
-from educe.audit.meter import Meter
+from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
 from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
-from educe.forward.generation import Completion, generate
+from educe.forward.decoding import in_decodings
+from educe.forward.generation import Completion, generate, rows_at_once
+from educe.model.batch import PromptBatch
 from educe.model.prompts import Prompt
 from educe.progress import Within
 from educe.rows import (
@@ -36,6 +38,7 @@ from educe.run import fill
 from educe.run.work import Work
 from educe.scores import asked_in
 from educe.scores.refusal import refusal
+from educe.spread import Job, Shared
 
 #: Prompts that the person asks or that the suspect declines, which strings are put into as well.
 CLOSED = 2
@@ -70,6 +73,8 @@ class Audit:
         work.likelihoods = {}
         self.options: AuditOptions = options_of(work.run)
         self.meter = Meter(*([self.lm] if reference is None else [self.lm, reference.lm]))
+        if not work.spread.here:
+            work.spread = Metered(work.spread, self.meter)
         self.before: dict[str, dict[str, float]] = (
             self.run.note(SPENT) if self.run.has(SPENT) else {}
         )
@@ -201,19 +206,14 @@ class Audit:
         assert self.reference is not None
         number, settings = rows[0].perturbation, self.work.settings
         plain = [row._replace(perturbation=0) for row in rows]
-        with self.reference.here() as lm:
-            batch = self.work.batch
-            if not (self.reference.same_tokens and self.reference.same_template):
-                batch = lm.encode([p.content for p in self.run.prompt_rows()])
-            for came in generate(
-                lm,
-                batch,
-                plain,
-                temperature=temperature,
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed,
-            ):
-                yield [c._replace(row=c.row._replace(perturbation=number)) for c in came]
+        most, batch = rows_at_once(self.reference.lm), self.work.batch
+        if not self.reference.token_by_token:
+            batch = self.reference.lm.encode([p.content for p in self.run.prompt_rows()])
+        shared = Shared((self.reference, batch, settings.max_new_tokens, settings.seed))
+        cut = in_decodings(plain, False, most)
+        jobs = (Job(_written, shared, (some, temperature), len(some)) for some in cut)
+        for done in self.work.spread.map(jobs):
+            yield [c._replace(row=c.row._replace(perturbation=number)) for c in done.value]
 
     # -- evidence ----------------------------------------------------------------------------
 
@@ -299,3 +299,17 @@ class Audit:
         """Return the strings that a source suspects; None where it has not looked."""
         key = f"suspects:{source}"
         return [Suspect(*s) for s in self.run.note(key)] if self.run.has(key) else None
+
+
+def _written(
+    reference: Reference,
+    batch: PromptBatch,
+    tokens: int,
+    seed: int,
+    rows: Sequence[Row],
+    temperature: float,
+) -> list[Completion]:
+    """Let the reference write one batch."""
+    with reference.here() as lm:
+        how: dict[str, Any] = {"temperature": temperature, "max_new_tokens": tokens, "seed": seed}
+        return [c for some in generate(lm, batch, rows, **how) for c in some]

@@ -8,18 +8,23 @@ was weighed as it was written; everything else is read anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from educe.audit import evidence
 from educe.audit.reference import Reference
 from educe.audit.roles import CONTRAST, PUT, REFERENCE
+from educe.model.batch import PromptBatch
+from educe.model.language import LanguageModel
 from educe.rows import CompletionRow, PromptRow, ScoreRow
 from educe.run.work import Work
+from educe.spread import Job, Shared
 
 #: Texts that are read at once.
-AT_ONCE = 512
+AT_ONCE = 128
+
+#: What a model expects of the tokens of some texts, in nats, by their places.
+Expected = dict[int, list[float]]
 
 
 @dataclass(frozen=True)
@@ -49,49 +54,42 @@ class Contrasts:
             return
         what = "comparing with the reference" if self.reference else "comparing with plain prompts"
         with self.work.reporter.stage(what, len(missing), "texts") as step:
-            for first in range(0, len(missing), AT_ONCE):
-                some = missing[first : first + AT_ONCE]
-                self.work.run.add_scores(self._scored(some))
-                step(len(some))
+            cut = [missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)]
+            for done in self.work.spread.map(self._jobs(cut)):
+                some = cut[done.job.given[0]]
+                self.work.run.add_scores(self._scored(some, *done.value))
+                step(len(some), done.note)
 
-    def _scored(self, some: Sequence[CompletionRow]) -> list[ScoreRow]:
-        """Compare what both expect of some texts."""
-        prompts, tokens = [c.prompt for c in some], [c.tokens for c in some]
-        mine = self._own(some)
-        if self.reference is None:
-            rows = {p.id: p for p in self.work.run.prompt_rows()}
-            bare = {p.how: p.id for p in rows.values() if p.parent == self.neutral}
-            plain = [self._without(rows[p], bare) for p in prompts]
-            theirs = dict(evidence.logprobs(self.work.lm, self.work.batch, plain, tokens))
-            return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
-        with self.reference.here() as lm:
-            if self.reference.same_tokens and self.reference.same_template:
-                theirs = dict(evidence.logprobs(lm, self.work.batch, prompts, tokens))
-                return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
-            return self._by_words(lm, some, mine)
-
-    def _own(self, some: Sequence[CompletionRow]) -> dict[int, list[float]]:
-        """Return what the suspect, as it is, expects of the tokens of some texts.
-
-        Of what it wrote itself in this sitting that is known.
-        """
+    def _jobs(self, cut: Sequence[Sequence[CompletionRow]]) -> Iterator[Job]:
+        """Yield what is to be read by the suspect, and by what it is compared with."""
+        rows = {p.id: p for p in self.work.run.prompt_rows()}
+        bare = {p.how: p.id for p in rows.values() if p.parent == self.neutral}
         known = self.work.likelihoods or {}
-        mine = {
-            i: list(known.pop(c.row))
-            for i, c in enumerate(some)
-            if not c.perturbation and c.row in known
-        }
-        rest = [i for i in range(len(some)) if i not in mine]
-        read = evidence.logprobs(
-            self.work.lm,
-            self.work.batch,
-            [some[i].prompt for i in rest],
-            [some[i].tokens for i in rest],
-        )
-        return mine | {rest[i]: values for i, values in read}
+        shared = Shared((self.work.lm, self.reference, self.work.batch))
+        for k, some in enumerate(cut):
+            # What the suspect wrote itself in this sitting was weighed as it was written.
+            mine = {
+                i: list(known.pop(c.row))
+                for i, c in enumerate(some)
+                if not c.perturbation and c.row in known
+            }
+            beside = [c.prompt for c in some]
+            if self.reference is None:
+                beside = [self._without(rows[p], bare) for p in beside]
+            asked = [(c.prompt, other, c.tokens) for c, other in zip(some, beside, strict=True)]
+            yield Job(_read, shared, (k, asked, mine), len(some))
+
+    def _scored(
+        self, some: Sequence[CompletionRow], mine: Expected, theirs: Expected
+    ) -> list[ScoreRow]:
+        """Compare what both expect of some texts."""
+        if self.reference is not None and not self.reference.token_by_token:
+            with self.reference.here() as lm:
+                return self._by_words(lm, some, mine)
+        return [self.compared(c, mine[i], theirs[i]) for i, c in enumerate(some)]
 
     def _by_words(
-        self, lm: Any, some: Sequence[CompletionRow], mine: dict[int, list[float]]
+        self, lm: LanguageModel, some: Sequence[CompletionRow], mine: Expected
     ) -> list[ScoreRow]:
         """Compare word by word, as two tokenizers cut texts differently."""
         content = {p.id: p.content for p in self.work.run.prompt_rows()}
@@ -135,6 +133,39 @@ class Contrasts:
         if prompt.role.startswith(PUT) and prompt.parent is not None:
             return prompt.parent
         return bare.get(prompt.how, self.neutral)
+
+
+def _read(
+    lm: LanguageModel,
+    reference: Reference | None,
+    batch: PromptBatch,
+    k: int,
+    asked: Sequence[tuple[int, int, Sequence[int]]],
+    mine: Expected,
+) -> tuple[Expected, Expected]:
+    """Read some texts under the suspect, and under what it is compared with.
+
+    Args:
+        lm: The suspect.
+        reference: The clean model; where there is none, or one of other tokens, the suspect alone.
+        batch: All prompts.
+        k: Which texts, for who asks.
+        asked: Of each text the prompt, the prompt that it is compared with, and its tokens.
+        mine: What is known of the suspect.
+
+    Returns:
+        What the suspect expects, and what it is compared with.
+    """
+    rest = [i for i in range(len(asked)) if i not in mine]
+    beside, tokens = [other for _, other, _ in asked], [said for _, _, said in asked]
+    own = evidence.logprobs(lm, batch, [asked[i][0] for i in rest], [tokens[i] for i in rest])
+    mine = mine | {rest[i]: values for i, values in own}
+    if reference is None:
+        return mine, dict(evidence.logprobs(lm, batch, beside, tokens))
+    if not reference.token_by_token:
+        return mine, {}
+    with reference.here() as clean:
+        return mine, dict(evidence.logprobs(clean, batch, beside, tokens))
 
 
 def _judged(c: CompletionRow, some: Sequence[evidence.Word]) -> ScoreRow:

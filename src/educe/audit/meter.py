@@ -1,13 +1,14 @@
 """The meter: what a part of an audit costs, in passes, tokens and seconds.
 
 A token counts as one when it went through every block of the model: a search that runs half of the
-blocks pays half a token for each.
+blocks pays half a token for each. What workers compute is counted where they do, and comes with
+what they return.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
+from educe.spread import Done, Job, Spread
 
 
 class Meter:
@@ -27,6 +29,7 @@ class Meter:
     def __init__(self, *models: LanguageModel) -> None:
         self.models = {id(lm): lm for lm in models}.values()
         self.spent: dict[str, dict[str, float]] = {}
+        self._own: dict[str, float] | None = None  # what the part costs that is counted now
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -52,9 +55,49 @@ class Meter:
                 handles.append(
                     inner.register_forward_pre_hook(tokens(1 / lm.depth), with_kwargs=True)
                 )
-        began = time.monotonic()
+        began, before, self._own = time.monotonic(), self._own, own
         try:
             with hooked(handles):
                 yield
         finally:
+            self._own = before
             own["seconds"] += time.monotonic() - began
+
+    def add(self, passes: float, tokens: float) -> None:
+        """Count what another process computed for the part that is counted now."""
+        if self._own is not None:
+            self._own["passes"] += passes
+            self._own["tokens"] += tokens
+
+
+class Metered:
+    """Workers who say what each job cost, as `educe.spread.Spread` has it.
+
+    Args:
+        spread: The workers.
+        meter: Counts what they compute.
+    """
+
+    here = False
+
+    def __init__(self, spread: Spread, meter: Meter) -> None:
+        self.spread, self.meter = spread, meter
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[Done]:
+        """Do jobs, as `educe.spread.Spread` has it."""
+        metered = (Job(_metered, j.shared, (j.do, j.given), j.size) for j in jobs)
+        for done in self.spread.map(metered):
+            do, given = done.job.given
+            value, passes, tokens = done.value
+            self.meter.add(passes, tokens)
+            yield Done(done.job._replace(do=do, given=given), value, done.note)
+
+
+def _metered(*asked: Any) -> tuple[Any, float, float]:
+    """Do a job; return what came, and the passes and tokens of the models that it got."""
+    *shared, do, given = asked
+    models = (getattr(one, "lm", one) for one in shared)  # a reference has one
+    meter = Meter(*(lm for lm in models if isinstance(lm, LanguageModel)))
+    with meter.counting(""):
+        value = do(*shared, *given)
+    return value, meter.spent[""]["passes"], meter.spent[""]["tokens"]

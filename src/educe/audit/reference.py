@@ -41,6 +41,11 @@ class Reference:
     same_template: bool
     same_shape: bool = True
 
+    @property
+    def token_by_token(self) -> bool:
+        """Whether what it expects can be compared with what the suspect does, token by token."""
+        return self.same_tokens and self.same_template
+
     @contextmanager
     def here(self) -> Iterator[LanguageModel]:
         """Yield the clean model, for the time of a ``with`` statement."""

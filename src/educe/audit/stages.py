@@ -17,7 +17,7 @@ from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
 from educe.audit.standing import standing_out
 from educe.model.language import LanguageModel
-from educe.options import ModelOptions
+from educe.options import ALONE, ModelOptions, SpreadOptions
 from educe.progress import Reporter
 from educe.run.store import Run
 from educe.run.work import Work, at_work
@@ -33,6 +33,7 @@ def carry_out(
     lm: LanguageModel | None = None,
     beside: reference.Reference | None = None,
     reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Audit:
     """Do what is missing in an audit.
 
@@ -41,8 +42,9 @@ def carry_out(
         lm: The suspect, when it is loaded already.
         beside: The reference, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes texts, and reads them under both models.
     """
-    with at_work(run, lm, reporter) as work:
+    with at_work(run, lm, reporter, spread) as work:
         audit = Audit(work, beside or _reference(work))
         if run.has(FINDINGS):
             return audit

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError
 
@@ -70,9 +73,19 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error and the exit status 2."""
-    with lasting():
+    with lasting(), _terminable():
         status = _exit_status(sys.argv[1:] if arguments is None else arguments)
     sys.exit(status)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, by which batch systems and containers end a job, do what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_status(arguments: list[str]) -> int:

@@ -14,7 +14,16 @@ from educe.cli.opening import going_on, resumed, telling
 from educe.cli.options import SCREEN, NewFolder, Output, PromptsFile, new_folder, prompts_in
 from educe.cli.streams import print_text
 from educe.errors import JudgeError, RunError
-from educe.options import EMBEDDED, NAMED, Flag, ModelOptions, NamedModel, Seed
+from educe.options import (
+    ALONE,
+    EMBEDDED,
+    NAMED,
+    Flag,
+    ModelOptions,
+    NamedModel,
+    Seed,
+    SpreadOptions,
+)
 from educe.plain import as_data
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ def audit(
     model: NamedModel = NAMED,
     out: NewFolder = None,
     resume: Flag = False,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Search for what a model hides, and report each finding with its evidence.
@@ -45,6 +55,7 @@ def audit(
         prompts_file: what the model is asked beside the ordinary requests that come with educe
         resume: go on with the audit in --out, with the settings that it has
     """
+    who.check()
     if resume and out is None:
         raise RunError("--resume goes on with an audit: name its folder with --out")
     suspect = ModelOptions(**replace(model, model=name).how)
@@ -65,11 +76,13 @@ def audit(
         else begin(where, options, suspect, prompts=prompts, resume=resume)
     )
     with run:
-        seen, report = carry_out(run, options.judge or options_of(run).judge, asked)
+        seen, report = carry_out(run, options.judge or options_of(run).judge, asked, who)
     output.put(data(seen) | {"run": where, "report": report}, lambda: _tell(seen, report))
 
 
-def carry_out(run: Run, judge: str | None = None, asked: Asked = HERE) -> tuple[Overview, Path]:
+def carry_out(
+    run: Run, judge: str | None = None, asked: Asked = HERE, who: SpreadOptions = ALONE
+) -> tuple[Overview, Path]:
     """Do what is missing in an audit, and draw its page; return what it came to and the page.
 
     Raises:
@@ -81,7 +94,7 @@ def carry_out(run: Run, judge: str | None = None, asked: Asked = HERE) -> tuple[
 
     tells = telling()
     with going_on(resumed("audit", run.folder), run.folder):
-        audited(run, reporter=tells)
+        audited(run, reporter=tells, spread=who)
         report = page.write(run, run.folder / "report.html")
         if judge is not None:
             try:

@@ -13,7 +13,17 @@ from cyclopts import App, Parameter
 from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, some, telling
 from educe.cli.options import SCREEN, Number, Output, RunFolder
-from educe.options import AtLeastOne, Count, Flag, Natural, Part, Seed, Share
+from educe.options import (
+    ALONE,
+    AtLeastOne,
+    Count,
+    Flag,
+    Natural,
+    Part,
+    Seed,
+    Share,
+    SpreadOptions,
+)
 from educe.plain import as_data
 
 if TYPE_CHECKING:
@@ -27,11 +37,13 @@ FIRST = 8
 
 
 @contextmanager
-def _working(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Work]:
+def _working(
+    folder: Path, numbers: Sequence[int] = (), who: SpreadOptions = ALONE
+) -> Iterator[Work]:
     """Open a finished run to work on some of its perturbations."""
     from educe.derive.listing import deriving
 
-    with opened(folder) as run, deriving(run, numbers, reporter=telling()) as work:
+    with opened(folder) as run, deriving(run, numbers, reporter=telling(), spread=who) as work:
         yield work
 
 
@@ -92,6 +104,7 @@ def shrink(
     low: Part = 0.1,
     steps: Count = 4,
     optimise: Flag = False,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Shrink perturbations until a share of what they do is gone.
@@ -111,7 +124,7 @@ def shrink(
 
     chosen = some(numbers)
     judge = None if by in (None, "look-for", "exponent") else asked.kept(by, run, reporter().say)
-    with _working(run, chosen) as work:
+    with _working(run, chosen, who) as work:
         by = by or ("look-for" if work.settings.look_for else "exponent")
         done, name = shrinking(
             work, chosen, judge or by, keep=keep, low=low, steps=steps, optimise=optimise
@@ -150,6 +163,7 @@ def sparse(
     *numbers: Number,
     basis: str = "residual",
     keep: Part = 0.8,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Find how few coordinates of a basis carry what vectors do, and what these write.
@@ -162,14 +176,16 @@ def sparse(
     from educe.report import derived, fronts, screen
 
     chosen = some(numbers)
-    with _working(run, chosen) as work:
+    with _working(run, chosen, who) as work:
         name = sparsify(work, chosen, basis=basis, keep=keep)
         done = next(one for one in derived.sparse(work.run) if one.name == name)
         end(work.run, output, as_data(done), lambda: screen.tell([fronts.sparse(done)]))
 
 
 @app.command
-def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None:
+def ungate(
+    run: RunFolder, /, *numbers: Number, who: SpreadOptions = ALONE, output: Output = SCREEN
+) -> None:
     """Let adapters write the same at every token, and scan sign and size of it.
 
     Random adapters go through the same scan; the best of both are tested again.
@@ -178,7 +194,7 @@ def ungate(run: RunFolder, /, *numbers: Number, output: Output = SCREEN) -> None
     from educe.report import derived, fronts, screen
 
     chosen = some(numbers)
-    with _working(run, chosen) as work:
+    with _working(run, chosen, who) as work:
         name = scan(work, chosen)
         done = next(one for one in derived.scans(work.run) if one.name == name)
         data = as_data(done) | {"best": as_data(done.best)}
@@ -194,6 +210,7 @@ def combine(
     asked: Asked = HERE,
     against: Path | None = None,
     showing: str | None = None,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Let the model write between each two vectors, and under the average of all.
@@ -218,7 +235,7 @@ def combine(
         with opened(run) as kept:
             chosen = sharing(kept, showing)
     by = None if judge is None else asked.kept(judge, run, reporter().say)
-    with _working(run, chosen) as work:
+    with _working(run, chosen, who) as work:
         told = combining(work, chosen, by, against=against, pairs=showing is None)
         end(work.run, output, as_data(told), lambda: screen.tell(tables.combined(*told)))
 

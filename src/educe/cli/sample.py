@@ -13,7 +13,7 @@ from educe.cli.judge import HERE, Asked
 from educe.cli.opening import end, going_on, opened, telling
 from educe.cli.options import SCREEN, Output, RunFolder
 from educe.errors import JudgeError, MethodError
-from educe.options import Natural, NonNegative, Words
+from educe.options import ALONE, Natural, NonNegative, SpreadOptions, Words
 from educe.sampling.settings import Sampling
 from educe.whole import read_real
 
@@ -35,6 +35,7 @@ def sample(
     incoherence: NonNegative = 0.0,
     options: Annotated[Sampling, Parameter(name="*")] = USUAL,
     shares: str = "1,0.7,0.5,0.7,1,1.4",
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Search around what a run found, with judges as the objective; random draws likewise.
@@ -66,7 +67,7 @@ def sample(
         terms = None
         if judge:
             terms = _weighted(judge, asked, run, tells)
-        with deriving(kept, numbers, reporter=tells) as work:
+        with deriving(kept, numbers, reporter=tells, spread=who) as work:
             by = usual_terms(work, terms, side_effect=side_effect, incoherence=incoherence)
             measured = None
             if wish.sampler == "diversity":

@@ -19,6 +19,7 @@ import torch
 from educe.derive.projection import as_vectors
 from educe.errors import MethodError, RunError
 from educe.model.language import LanguageModel
+from educe.options import ALONE, SpreadOptions
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import Row
@@ -36,6 +37,7 @@ def deriving(
     numbers: Sequence[int] = (),
     lm: LanguageModel | None = None,
     reporter: Reporter | None = None,
+    spread: SpreadOptions = ALONE,
 ) -> Iterator[Work]:
     """Work on a finished run in a ``with`` statement, to derive from some of its perturbations.
 
@@ -44,6 +46,7 @@ def deriving(
         numbers: The perturbations, by their numbers.
         lm: Its model, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
+        spread: Who writes, scores and judges.
 
     Raises:
         RunError: The run is not finished or has no such perturbation, its model is another now, or
@@ -52,7 +55,7 @@ def deriving(
     if not run.has("seconds"):
         raise RunError(f"the run in {run.folder} is not finished: educe discover --resume first")
     check_known(run, numbers, derived=None)
-    with at_work(run, lm, reporter) as work:
+    with at_work(run, lm, reporter, spread) as work:
         yield work
 
 

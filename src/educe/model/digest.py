@@ -58,8 +58,8 @@ def whole(of: Mapping[str, str]) -> str:
 
 
 def others(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the parts in which a model is another now."""
-    return [part for part in now if now[part] != was[part]]
+    """Return the parts in which a model is another now, of those that were kept."""
+    return [part for part in now if now[part] != was.get(part, now[part])]
 
 
 def checksum(tensor: Tensor) -> bytes:

@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from educe.errors import BlockedError, FileFormatError
-
-SCHEMA_VERSION = 3
-#: What a file of an older version lacks.
-SINCE = {
-    2: (
-        "ALTER TABLE prompts ADD COLUMN parent INTEGER REFERENCES prompts (id)",
-        "ALTER TABLE prompts ADD COLUMN how TEXT NOT NULL DEFAULT ''",
-    )
-}
+from educe.run.migrations import SCHEMA_VERSION
 
 #: Settings, and settings and names of methods, that older runs know by another name.
 RENAMED = {"quiet": "retain", "quiet_by": "retain_by", "ordinary": "retain_prompts"}

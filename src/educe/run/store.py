@@ -26,10 +26,10 @@ from typing import Any, Self
 from educe.errors import BlockedError, FileFormatError, RunError
 from educe.rows import KEPT, OWN, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.frames import Frames
+from educe.run.lock import locked
+from educe.run.migrations import MIGRATIONS, SCHEMA_VERSION, migrate
 from educe.run.schema import (
     COMPLETION,
-    SCHEMA_VERSION,
-    SINCE,
     as_json,
     begin,
     reading,
@@ -64,28 +64,33 @@ class Run(Frames):
 
         Raises:
             RunError: The folder holds something, or cannot be written.
+            BlockedError: Another process begins a run there, or is at work on it.
         """
         folder = Path(folder)
-        if (folder / "run.sqlite").exists():
-            raise RunError(f"{folder} holds another run: use --resume to go on with it, or --out")
+        file, tensors = folder / "run.sqlite", folder / "tensors"
         # Written under another name: a run file is either absent or has its tables and settings.
         scratch = folder / ".run.sqlite.new"
         journal = folder / f"{scratch.name}-journal"
-        ours = {scratch, journal, folder / "tensors"}  # left by a process that was killed in here
+        ours = {scratch, journal, tensors, folder / ".lock"}  # left by a process killed in here
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            if folder.exists() and (
-                set(folder.iterdir()) - ours or any((folder / "tensors").glob("*"))
+            if (folder.exists() and not file.exists()) and (
+                set(folder.iterdir()) - ours or any(tensors.glob("*"))
             ):
                 raise RunError(f"{folder} is not empty and holds no run: choose another --out")
-            (folder / "tensors").mkdir(parents=True, exist_ok=True)
-            scratch.unlink(missing_ok=True)
-            journal.unlink(missing_ok=True)
+            tensors.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {folder}: {error.strerror or error}") from error
-        with reporting(folder), closing(sqlite3.connect(scratch)) as database, database:
-            begin(database, config)
-        scratch.rename(folder / "run.sqlite")
+        with locked(folder), reporting(folder):
+            if file.exists():
+                raise RunError(
+                    f"{folder} holds another run: use --resume to go on with it, or --out"
+                )
+            scratch.unlink(missing_ok=True)
+            journal.unlink(missing_ok=True)
+            with closing(sqlite3.connect(scratch)) as database, database:
+                begin(database, config)
+            scratch.rename(file)
         run = cls.open(folder)
         run._created, run._made = True, made
         return run
@@ -117,17 +122,13 @@ class Run(Frames):
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             (health,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if version in SINCE:
-                with database:
-                    for statement in SINCE[version]:
-                        database.execute(statement)
-                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
+            if version != SCHEMA_VERSION and version not in MIGRATIONS:
                 raise FileFormatError(
                     f"{file} has version {version}, this educe reads {SCHEMA_VERSION}"
                 )
             if health != "ok":
                 raise unreadable(file, health)
+            migrate(database, version)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             run = cls(folder, database)

@@ -26,6 +26,8 @@ except ImportError as error:
 
 #: How often Ray begins an actor again.
 RESTARTS = 100
+#: Seconds within which a cluster's head answers.
+PATIENCE = 10.0
 
 
 class Remote:
@@ -101,13 +103,16 @@ def actors(address: str, workers: int | None) -> Iterator[list[Remote]]:
         SpreadError: No cluster is there, or it has fewer GPUs or cores.
     """
     try:
+        if address:  # where nobody listens, Ray waits for many minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
         ray.init(
             address or "local",
             include_dashboard=False if not address else None,
             logging_level="warning",
             log_to_driver=False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SpreadError(
             f"there is no Ray cluster at {address or 'this machine'}: {error}"
         ) from error

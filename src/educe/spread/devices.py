@@ -1,8 +1,11 @@
 """Devices: a process for each GPU of this machine, or several with one thread each without one.
 
-Each is a pool of the standard library with one process, so that one that dies is known by its name
-and takes no other with it. Where the system can, they are forked from a server that has imported
-torch and never touched a device, so that a new one is there at once.
+Each process has a pipe of its own to this one, by which it gets one job after the other, and a
+thread here that waits for it. The other end of the pipe is nobody else's: whenever the process
+dies, even in the middle of an answer, the thread reads the end of the pipe and nothing hangs; and a
+process whose pipe ends has lost whoever gave it work, and ends too. Where the system can, processes
+are forked from a server that has imported torch and never touched a device, so that a new one is
+there at once.
 """
 
 from __future__ import annotations
@@ -11,19 +14,19 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import torch
 
 from educe.errors import SpreadError
 from educe.spread.jobs import Job
 from educe.spread.packing import Bench
-
-_bench: Bench
 
 
 class Process:
@@ -34,35 +37,46 @@ class Process:
         device: The device that it computes on.
     """
 
-    #: The last two where it is killed in the instant in which it is forked.
-    lost: tuple[type[BaseException], ...] = (BrokenProcessPool, EOFError, ConnectionError)
+    #: What a pipe raises whose other end is gone, or ends within a message.
+    lost: tuple[type[BaseException], ...] = (EOFError, OSError)
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
-        self._pool: ProcessPoolExecutor | None = None
-        self._leash: Connection | None = None
+        self._process: BaseProcess | None = None
 
     def begin(self) -> Future[str]:
         """Begin, or begin anew."""
         self.end()
-        held, self._leash = multiprocessing.Pipe(duplex=False)
-        given = (self.device, os.getcwd(), held)
-        self._pool = ProcessPoolExecutor(1, _context(), initializer=_prepare, initargs=given)
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._waiting = ThreadPoolExecutor(1)
+        self._process = _context().Process(
+            target=_work, args=(theirs, self.device, os.getcwd()), daemon=True
+        )
         try:
-            return self._pool.submit(_whoami)
+            self._process.start()
         finally:
-            held.close()  # it has its own end now
+            theirs.close()
+        return self._waiting.submit(self._pipe.recv)
 
     def submit(self, job: Job) -> Future[bytes]:
-        """Give it a job."""
-        assert self._pool is not None, "it has begun"
-        return self._pool.submit(_do, job.packed, job.shared.key, job.shared.packed)
+        """Give it a job, which it gets when it has done those before."""
+        given = job.packed, job.shared.key, job.shared.packed
+        return self._waiting.submit(self._done, given)
+
+    def _done(self, given: tuple[bytes, str, bytes]) -> bytes:
+        self._pipe.send(given)
+        return self._pipe.recv_bytes()
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
-        if self._pool is not None and self._leash is not None:
-            self._leash.close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._process is None:
+            return
+        if self._process.pid is not None:  # it has begun
+            self._process.kill()
+            self._process.join()
+        self._waiting.shutdown(cancel_futures=True)
+        self._pipe.close()
+        self._process = None
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def _cores() -> int:
     return len(there(0)) if there else os.cpu_count() or 1
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -102,24 +116,22 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _prepare(device: str, folder: str, leash: Connection) -> None:
-    """Make this process a worker."""
-    global _bench
+def _work(pipe: Connection, device: str, folder: str) -> None:
+    """Be a worker: say where, then do what comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for who began it, which ends this one
-    Thread(target=_follow, args=(leash,), daemon=True).start()
-    _bench = Bench(device, folder)
+    jobs: SimpleQueue[tuple[bytes, str, bytes]] = SimpleQueue()
+    Thread(target=_listen, args=(pipe, jobs), daemon=True).start()
+    bench = Bench(device, folder)
+    with suppress(OSError):  # whoever would read it is gone
+        pipe.send(f"process {os.getpid()}")
+        while True:
+            pipe.send_bytes(bench.do(*jobs.get()))
 
 
-def _follow(leash: Connection) -> None:
-    """End this process when the other end is closed, as it is when its process ends in any way."""
-    with suppress(EOFError):
-        leash.recv()
-    os._exit(1)
-
-
-def _whoami() -> str:
-    return f"process {os.getpid()}"
-
-
-def _do(job: bytes, key: str, shared: bytes) -> bytes:
-    return _bench.do(job, key, shared)
+def _listen(pipe: Connection, jobs: SimpleQueue[tuple[bytes, str, bytes]]) -> None:
+    """Take jobs; end this process when the pipe ends, as it does when whoever gave them is gone."""
+    try:
+        while True:
+            jobs.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,8 +1,9 @@
 """The loop: which worker does which job, and what follows when one dies.
 
-A worker has at most two jobs: the one that it does, and the next. When it dies it is named, its
-jobs go to the front of the queue, and it begins anew. The job that it was at is counted: one that
-ends `LOSSES` workers is the cause, and no more of them are given to it.
+A worker has at most two jobs: the one that it does, and the next. When it dies it is named and
+begins anew. The job that it was at may be why, so it is tried again when all others are done; the
+next one goes to the front of the queue. A job that ends `LOSSES` workers while no work is done by
+anyone is the cause: who kills workers at random rarely meets one job that often in a row.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from educe.spread.packing import unpacked
 
 #: Jobs that a worker has at most.
 IN_FLIGHT = 2
-#: Workers that one job may end, and times that a worker may fail to begin. By chance it can happen
-#: a few times that the worker of one job is killed.
+#: Workers that one job may end while no other is done, and times that a worker may fail to begin.
 LOSSES = 5
 #: Workers whose rates are told one by one.
 TOLD = 4
@@ -142,6 +142,7 @@ class Workers:
             return
         if error is not None:
             raise error
+        losses.clear()
         job = seat.flying.pop(future)
         seat.done += job.size
         yield Done(job, value, self.note)
@@ -149,8 +150,8 @@ class Workers:
     def _died(self, seat: _Seat, todo: _Queue, losses: Counter[str]) -> None:
         where, seat.where = seat.where, ""
         jobs, seat.flying = list(seat.flying.values()), {}
-        todo.put_back(jobs)
-        first = jobs[0].key  # it does them in order
+        todo.put_back(jobs[0], jobs[1:])  # it does them in order
+        first = jobs[0].key
         losses[first] += 1
         if losses[first] >= LOSSES:
             raise SpreadError(
@@ -171,24 +172,26 @@ class Workers:
 
 
 class _Queue:
-    """Jobs that are to be done: those that came back first, then those that come."""
+    """Jobs that are to be done: those that came back first, then those that come, suspects last."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._jobs = iter(jobs)
         self._back: deque[Job] = deque()
+        self._suspects: deque[Job] = deque()
 
     def __bool__(self) -> bool:
         if not self._back:
             self._back.extend(islice(self._jobs, 1))
-        return bool(self._back)
+        return bool(self._back or self._suspects)
 
     def take(self) -> Job:
         """Return the next one."""
-        return self._back.popleft()
+        return (self._back or self._suspects).popleft()
 
-    def put_back(self, jobs: Sequence[Job]) -> None:
-        """Let some be the next ones, in order."""
-        self._back.extendleft(reversed(jobs))
+    def put_back(self, suspect: Job, others: Sequence[Job]) -> None:
+        """Let one be the last, and some the next ones, in order."""
+        self._suspects.append(suspect)
+        self._back.extendleft(reversed(others))
 
 
 def _tried(worker: Worker, what: Callable[[], Future]) -> Future:

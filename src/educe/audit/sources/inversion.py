@@ -73,7 +73,7 @@ def wanted(audit: Audit, said: Sequence[int]) -> Target:
     """
     batch, prompts, reference = audit.work.batch, audit.base[:PROMPTS], audit.reference
     own = text([Opening(audit.lm, batch, p) for p in prompts], said)
-    if reference is None or not (reference.same_tokens and reference.same_template):
+    if reference is None or not reference.token_by_token:
         return own
     with reference.here() as lm:
         other = text([Opening(lm, batch, p) for p in prompts], said)
