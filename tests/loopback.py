@@ -18,6 +18,7 @@ import torch
 
 from educe.model.language import LanguageModel
 
+CHAT = "/v1/chat/completions"
 Reply = tuple[int, Any, dict[str, str]]  #: status, body (bytes go out as they are), headers
 
 
@@ -68,8 +69,10 @@ class Loopback:
 
 
 @contextmanager
-def serving(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[Loopback]:
-    """Serve replies on loopback, each call in a thread of its own."""
+def serving(
+    answer: Callable[[dict[str, Any]], Reply], paths: tuple[str, ...] = (CHAT,)
+) -> Iterator[Loopback]:
+    """Serve replies on loopback, each call in a thread of its own; others are told their path."""
     seen = Loopback(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,8 +86,8 @@ def serving(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[Loopback]:
                 seen.most_in_flight = max(seen.most_in_flight, seen.in_flight)
             try:
                 status, content, headers = (
-                    seen.answer(body)
-                    if self.path == "/v1/chat/completions"
+                    seen.answer(body if self.path == CHAT else body | {"path": self.path})
+                    if self.path in paths
                     else (404, {"error": {"message": "no such path"}}, {})
                 )
             finally:

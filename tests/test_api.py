@@ -166,6 +166,8 @@ RANKS = {
     "comparison.stats": 0,
     "comparison.verdict": 0,
     "run": 5,
+    "run.lock": 1,
+    "run.migrations": 0,
     "run.schema": 1,
     "run.frames": 1,
     "run.store": 1,
@@ -216,8 +218,8 @@ ONLY = {
     },
     "cyclopts": {"cli", "options"},
     "bitsandbytes": {"model.quantized"},
-    "sqlite3": {"run.schema", "run.store", "scores.cache"},
-    "openai": {"scores.server"},
+    "sqlite3": {"run.migrations", "run.schema", "run.store", "scores.cache"},
+    "openai": {"scores.server", "run.served"},
     "starlette": {"explore.app", "serving.server", "serving.listening"},
     "uvicorn": {"serving.listening"},
     "inspect_ai": {"serving.provider", "exports.inspect_log"},
@@ -325,7 +327,8 @@ def test_libraries_are_known_only_where_they_belong(known: dict[str, set[str]]) 
 def test_a_run_knows_pandas_and_nothing_above_its_rows(known: dict[str, set[str]]) -> None:
     both = known["run.store"] | known["run.schema"] | known["run.frames"]
     ours = {other for other in both if other.startswith("educe")}
-    assert ours == {"educe.errors", "educe.rows", "educe.run.schema", "educe.run.frames"}
+    beside = {f"educe.run.{name}" for name in ("frames", "lock", "migrations", "schema")}
+    assert ours == {"educe.errors", "educe.rows", *beside}
     rest = {other.split(".")[0] for other in both - ours}
     assert rest - set(sys.stdlib_module_names) == {"pandas"}
 

@@ -184,10 +184,13 @@ class SpreadOptions:
             docs/scale.md)
         workers: how many processes or actors: by default one for each GPU, or for each core where
             there is none
+        writer: the address of a vLLM server that writes likeliest texts under adapters, as in
+            http://localhost:8000/v1 (see docs/scale.md)
     """
 
     on: str = "local"
     workers: Count | None = None
+    writer: str | None = None
 
     def check(self) -> None:
         """Find what names nobody, before anything is loaded.
@@ -200,6 +203,8 @@ class SpreadOptions:
             raise SpreadError(f"--on {self.on}: give local, devices, ray, or ray://HOST:PORT")
         if self.on == "local" and self.workers is not None:
             raise SpreadError("this process works alone: give --workers with --on devices or ray")
+        if self.writer is not None and not self.writer.startswith(("http://", "https://")):
+            raise SpreadError(f"--writer {self.writer}: give an address, http://HOST:PORT/v1")
 
 
 #: In this process.

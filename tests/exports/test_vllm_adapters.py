@@ -1,4 +1,4 @@
-"""The command that is written for vLLM, run on the CPU: each name answers as its perturbation does.
+"""vLLM on the CPU: by the command that is written for it, and as the writer of a run.
 
 vLLM needs another torch, so it has an environment of its own, and this test needs its Python in
 ``VLLM_PYTHON``: ``make test-vllm`` makes and names it.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+import spread_run
 import tiny
 from educe.exports import export
 from educe.exports.chosen import Chosen
 from educe.exports.expectation import approximated, gate
+from educe.options import SpreadOptions
 from educe.perturbation.kinds import adapters
 from educe.perturbation.set import PerturbationSet
+from educe.run.settings import begin
+from educe.run.stages import discover_behaviours
 from handed import chosen
 
 PYTHON = os.environ.get("VLLM_PYTHON")
@@ -68,23 +73,24 @@ def model(folder: Path, architecture: str) -> Path:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[openai.OpenAI]:
-    """Run ``serve.sh`` as it was written, with what makes vLLM small."""
+def serving(command: list[str], inside: Path) -> Iterator[openai.OpenAI]:
+    """Run vLLM by a command, with what makes it small."""
     assert PYTHON
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = folder.parent / "bin" / "vllm"
-    command.parent.mkdir()
-    command.write_text(COMMAND.format(python=Path(PYTHON).absolute()))
-    command.chmod(0o755)
-    places = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+    vllm = inside / "bin" / "vllm"
+    vllm.parent.mkdir()
+    vllm.write_text(COMMAND.format(python=Path(PYTHON).absolute()))
+    vllm.chmod(0o755)
+    places = {"PATH": f"{vllm.parent}:{os.environ['PATH']}"}
     few = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
     alone = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    words = [folder / "serve.sh", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    with (folder.parent / "vllm.log").open("w+") as log:
+    alone |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    words = [*command, "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    with (inside / "vllm.log").open("w+") as log:
         server = subprocess.Popen(
-            list(map(str, words)),
+            words,
             env=os.environ | places | few | alone,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -148,7 +154,8 @@ def test_each_name_answers_as_its_perturbation(
     export(of, "vllm", tmp_path / "out")
     batch = of.lm.encode(of.settings.prompts)
     rows = [(number, ids) for number in (0, *of.numbers) for ids in batch.read]
-    with serving(tmp_path / "out") as client, ThreadPoolExecutor(len(rows)) as asking:
+    script = [str(tmp_path / "out" / "serve.sh")]
+    with serving(script, tmp_path) as client, ThreadPoolExecutor(len(rows)) as asking:
         names = [model.id for model in client.models.list()]
         assert names == ["base", *map(str, of.numbers)]
         # All at once: vLLM writes different adapters, and the base, in one batch.
@@ -167,3 +174,20 @@ def test_each_name_answers_as_its_perturbation(
         assert number == 0 or float((ours - plain).abs().mean()) > 100 * OFF
         texts.add(tuple(tokens))
     assert len(texts) == len(rows)
+
+
+def test_a_run_that_it_writes_is_the_run_of_this_process(tmp_path: Path) -> None:
+    """Adapters come and go while the server runs, more of them than it has at a time."""
+    place = model(tmp_path / "model", "llama")
+    own = spread_run.settings(place)
+    cpe = {"iterations": 2, "blocks": 1}
+    own = replace(own, method="cpe", method_settings=cpe, radius="1x", n=6, max_new_tokens=STEPS)
+    came = []
+    words = ["vllm", "serve", place, "--enable-lora", "--max-loras", 9, "--max-lora-rank", 8]
+    with serving([*map(str, words), "--dtype", "float32"], tmp_path) as client:
+        for name, writer in (("here", None), ("there", str(client.base_url).rstrip("/"))):
+            with begin(tmp_path / name, own) as run:
+                discover_behaviours(run, spread=SpreadOptions(writer=writer))
+                came.append([(c.row, c.tokens, c.finished) for c in run.completion_rows()])
+    assert came[0] == came[1]
+    assert len({tokens for row, tokens, _ in came[0] if row.perturbation}) > 6

@@ -18,6 +18,8 @@ from educe.options import ALONE, ModelOptions, SpreadOptions
 from educe.run.store import Run
 
 TWO = SpreadOptions(on="devices", workers=2)
+#: A few draws.
+FEW = ("--basis", "random:2", "--sampler", "draws", "--walkers", "4", "--budget", "4")
 #: Enough of everything, and no more.
 SMALL = settings.Size(2, 3, 3, 2, 3, 20, 2, 2)
 
@@ -61,7 +63,7 @@ def test_an_audit(tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "command",
     [
-        ["sample", "RUN", *"--basis random:2 --sampler draws --walkers 4 --budget 4".split()],
+        ["sample", "RUN", *FEW],
         ["derive", "combine", "RUN", "1", "2"],
     ],
     ids=" ".join,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from educe.forward.generation import Completion, left_out
 from educe.forward.slice import Slice
@@ -21,6 +22,9 @@ from educe.run.lock import locked
 from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
 from educe.spread import Local, Spread, opened
+
+if TYPE_CHECKING:
+    from educe.run.served import Server
 
 #: Writes rows at a temperature, a list of completions a batch.
 Writer = Callable[[Sequence[Row], float], Iterator[list[Completion]]]
@@ -39,6 +43,7 @@ class Work:
         seconds: What each stage took, over all sittings.
         lm: The model.
         spread: Who writes, scores and searches.
+        server: Who writes the likeliest texts under adapters, where it is not `spread`.
         writers: Who writes for perturbations that are another model, by their numbers.
         likelihoods: What the writer of each text of this sitting expected of its tokens, in nats,
             where somebody wants to know; they are not kept in the run.
@@ -62,6 +67,7 @@ class Work:
             run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
             self.settings = stored(run)
         self.writers: dict[int, Writer] = {}
+        self.server: Server | None = None
         self.likelihoods: dict[Row, tuple[float, ...]] | None = None
         self._batch: PromptBatch | None = None
         self.add_prompts("asked", self.settings.prompts)
@@ -193,4 +199,9 @@ def at_work(
         left = (*run.tensors.glob(".*"), *chain.from_iterable(own))
         for scratch in left:  # by a process that was killed while it wrote
             scratch.unlink()
-        yield Work(run, lm, tells, workers)
+        work = Work(run, lm, tells, workers)
+        if spread.writer:
+            from educe.run.served import Server
+
+            work.server = Server(spread.writer, run.folder / ".served", tells.say)
+        yield work
