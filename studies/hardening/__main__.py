@@ -1,7 +1,7 @@
 """What the finds are for: around the best, distilling from it, hardening against it, and searching
 again.
 
-    python -m studies.hardening FOLDER [--organism NAME|DIR] [--steps N] [--fresh]
+    python -m studies.hardening FOLDER [--organism NAME|DIR] [--steps N] [--fresh] [--matmul medium]
     python -m studies.hardening FOLDER --average [--dtype bfloat16]
     python -m studies.hardening FOLDER --table
     python -m studies.hardening --quick
@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from benchmarks import quick
 from educe.hardening.records import FOUND, FRESH, RANDOM
@@ -38,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="harden with the pool fresh as well")
     parser.add_argument("--average", action="store_true", help="no training: up to the averages")
     parser.add_argument("--dtype", default="auto", help="of the model; training is in float32")
+    parser.add_argument("--matmul", default="highest", help="or medium: bfloat16 factors")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     asked = quick.parsed(parser, argv)
+    torch.set_float32_matmul_precision(asked.matmul)
     budget = SMALL if asked.quick else replace(Budget(), steps=asked.steps)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
         folder.mkdir(parents=True, exist_ok=True)
