@@ -16,6 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ from typing import Any
 
 from benchmarks import quick
 from benchmarks.measuring import cores
+from educe.comparison.cluster import clusters
 from educe.comparison.summary import summarise
 from educe.report import page
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
@@ -32,8 +34,8 @@ from educe.run.store import Run
 
 #: Texts of one perturbation, on so many prompts; rows of a batch; different texts.
 EACH, PROMPTS, BATCH, DIFFERENT = 50, 50, 128, 300
-#: Texts of the quick form; bytes of memory that a step may have.
-QUICK, MOST = 3000, 8 * 2**30
+#: Texts of the quick form; texts that are grouped; bytes of memory that a step may have.
+QUICK, GROUPED, MOST = 3000, 4000, 8 * 2**30
 SCORES = ("logprob", "coherence", "novelty", "behaviour")
 
 
@@ -111,12 +113,20 @@ def draw(folder: Path) -> None:
         page.write(run, folder / "report.html")
 
 
+def group(folder: Path) -> None:
+    """Put texts into groups of which no two are the same: its memory grows with their square."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(2000)]
+    clusters([" ".join(draw.choices(words, k=24)) for _ in range(GROUPED)])
+
+
 STEPS: dict[str, Callable[[Path], None]] = {
     "keep all": keep,
     "open": open_,
     "ask what is missing": resume,
     "make the numbers of the report": count,
     "write the report": draw,
+    f"group {GROUPED} texts": group,
 }
 
 
@@ -142,13 +152,16 @@ def alone(step: Callable[[Path], None], folder: Path) -> tuple[float, int] | Non
 
 def _measured(step: Callable[[Path], None], folder: Path, told: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MOST, MOST))
+    with suppress(MemoryError):
+        told.send(here(step, folder))
+
+
+def here(step: Callable[[Path], None], folder: Path) -> tuple[float, int]:
+    """Return the processor time of a step, and the most memory that this process had in bytes."""
     began = time.process_time()
-    try:
-        step(folder)
-    except MemoryError:
-        return
+    step(folder)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    told.send((time.process_time() - began, most))
+    return time.process_time() - began, most
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,10 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     n = QUICK if asked.quick else asked.completions
     with tempfile.TemporaryDirectory() as place:
         folder = begun(Path(place) / "run", n)
-        least = (alone(nothing, folder) or (0.0, 0))[1]
+        how = here if asked.quick else alone
+        least = (how(nothing, folder) or (0.0, 0))[1]
         print(f"{n} completions, {cores()} cores, {time.strftime('%Y-%m-%d')}", flush=True)
         for what, step in STEPS.items():
-            came = alone(step, folder)
+            came = how(step, folder)
             told = f"more than {MOST / 2**30:.0f} GB"
             if came is not None:
                 told = f"{came[0]:.2f} s, {max(0, came[1] - least) / 2**20:.0f} MB"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import benchmarks.explorer
+import benchmarks.keeping
 from educe.methods import METHODS
 from studies.sampling.table import tables as searches
 
@@ -220,6 +221,15 @@ def gathering(out: str) -> None:
     assert sizes[1] >= 6000
 
 
+def keeping(out: str) -> None:
+    """A step after the other, each with its seconds and memory, and the size in the end."""
+    head, *steps, size = out.splitlines()
+    assert head.startswith("3000 completions")
+    assert [step.split(":")[0] for step in steps] == list(benchmarks.keeping.STEPS)
+    assert all(re.fullmatch(r".*: [\d.]+ s, \d+ MB", step) for step in steps)
+    assert 300 < number(size.split(", ")[1]) < 1500  # bytes of a text, its tokens and four scores
+
+
 def over(out: str) -> None:
     """Each way has 24 perturbations on three questions asked and three fresh ones."""
     lines = rows(out)[1:]
@@ -317,8 +327,8 @@ SAYS: dict[str, Callable[[str], None]] = {
     for check in (
         audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
         elicitation, equal, explorer, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts,
-        hardening, inside, maxima, over, predict, reading, recovery, sampling, spectrum, speed,
-        standing, turning, where, word_ranks,
+        hardening, inside, keeping, maxima, over, predict, reading, recovery, sampling, spectrum,
+        speed, standing, turning, where, word_ranks,
     )
 }  # fmt: skip
 

@@ -223,6 +223,7 @@ def test_a_bench_keeps_the_last_that_jobs_share() -> None:
         (["--on", "mars"], "give local, devices, ray, or ray://HOST:PORT"),
         (["--on", "ray://"], "give local, devices, ray, or ray://HOST:PORT"),
         (["--workers", "2"], "this process works alone"),
+        (["--writer", "localhost:8000"], "give an address, http://HOST:PORT/v1"),
     ],
 )
 def test_nobody_is_refused_before_anything_begins(
@@ -250,6 +251,9 @@ def test_every_command_says_who_works(
         ["tune", "Hi.", "--look-for", "a", *of],
         ["select", finished, "--look-for", "a", *rungs],
         ["judge", "score", finished, "--judge", "refusal"],
+        ["audit", folder, "--out", tmp_path / "audit"],
+        ["sample", finished, "1", "2"],
+        *(["derive", way, finished, "1", "2"] for way in ("shrink", "sparse", "ungate", "combine")),
     ):
         assert "stopped 3" in refused(*command, "--on", "devices", "--workers", 3, begun=True)
 
