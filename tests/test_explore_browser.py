@@ -423,6 +423,9 @@ def test_hostile_texts_are_shown_as_they_are(browser: Any, tmp_path: Path) -> No
             row = go.locator("tbody tr[data-i]", has_text=there).first
             row.click()
             expect(page.test("text").locator(".changed bdi")).to_have_text(there)
+        bidi = "getComputedStyle(document.querySelector('.sign'))"
+        how = go.evaluate(f"[{bidi}.unicodeBidi, {bidi}.direction]")
+        assert how == ["isolate", "ltr"], "beside Arabic, an escape reads from left to right"
         page.test("search").fill("xxxxxxxxxx")
         row = go.locator("tbody tr[data-i]", has_text="xxxxxxxxxx").first
         row.click()
