@@ -20,7 +20,7 @@ from educe.explore.desk import Desk
 from educe.explore.shelf import Shelf
 from educe.forward.generation import generate
 from educe.model.language import LanguageModel
-from educe.rows import KEPT, Row
+from educe.rows import KEPT, Row, ScoreRow
 from educe.run import marks
 from educe.run.fill import groups
 from educe.run.settings import encoded, stored
@@ -113,7 +113,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_lm: LanguageModel) -> P
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browsed") / "large"
-    build(folder, n=32).close()
+    with build(folder, n=32) as run:
+        parent = run.perturbation_rows(derived=True)[0].parent
+        shares = {"energy_top": 0.42, "read": 0.31, "reachable": 0.18}
+        run.add_scores(ScoreRow(parent, name, share, "", "") for name, share in shares.items())
     return folder
 
 
@@ -196,6 +199,8 @@ def test_a_perturbation_s_page(page: Watched, large: Path) -> None:
         parent = scaled[0].parent
     go = page.go(f"1/perturbation/{parent}", ".pair")
     expect(go.locator(".pair mark.differs").first).to_be_attached()
+    shares = re.compile(r"present\s*0\.42\s*read\s*0\.31\s*reachable\s*0\.18")
+    expect(go.locator(".strip")).to_contain_text(shares)
     go.get_by_test_id("chart-response").scroll_into_view_if_needed()
     expect(go.locator("[data-testid=chart-response] svg")).to_be_visible()
     children = go.get_by_role("region", name="Derived from it").first
@@ -418,6 +423,9 @@ def test_hostile_texts_are_shown_as_they_are(browser: Any, tmp_path: Path) -> No
             row = go.locator("tbody tr[data-i]", has_text=there).first
             row.click()
             expect(page.test("text").locator(".changed bdi")).to_have_text(there)
+        bidi = "getComputedStyle(document.querySelector('.sign'))"
+        how = go.evaluate(f"[{bidi}.unicodeBidi, {bidi}.direction]")
+        assert how == ["isolate", "ltr"], "beside Arabic, an escape reads from left to right"
         page.test("search").fill("xxxxxxxxxx")
         row = go.locator("tbody tr[data-i]", has_text="xxxxxxxxxx").first
         row.click()

@@ -42,8 +42,8 @@ export const NAMES: Record<string, [string, string]> = {
   side_effect: ["KL", "KL(unperturbed ‖ perturbed) on benign prompts, in nats"],
   kl_p95: ["KL p95", "95th percentile of the KL on benign prompts over the first tokens, in nats"],
   prompt_invariance: ["invariance", "how alike its answers to different prompts are"],
-  read: ["read", "share of its energy in what later layers read"],
   energy_top: ["present", "share of its energy in the directions in which natural activations vary"],
+  read: ["read", "share of its energy in what later layers read"],
   reachable: ["reachable", "share of its effect that a text has"],
 };
 

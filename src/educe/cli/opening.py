@@ -49,7 +49,7 @@ def opened(folder: Path, numbers: Sequence[int] = ()) -> Iterator[Run]:
 
     with Run.open(folder) as run:
         if run.has(AUDIT):
-            raise RunError(f"{folder} holds an audit: educe show and educe report read it")
+            raise RunError(f"{folder} holds an audit: educe show, report and explore read it")
         if not run.has("facts"):
             raise RunError(
                 f"the run in {folder} was cut off before it found anything: go on with educe "

@@ -112,8 +112,9 @@ class Wanted:
                 said.append(f"{_TEXT[name]} = ?")
                 values.append(value)
         if self.search:
-            said.append("c.text LIKE ? ESCAPE '\\'")
-            values.append(f"%{_literal(self.search)}%")
+            # LIKE reads a text as far as its first null character.
+            said.append("instr(lower(c.text), lower(?)) > 0")
+            values.append(self.search)
         if self.starred:
             said.append("star.value = 1")
         if self.labelled:
@@ -242,13 +243,6 @@ def _columns(names: list[str], rows: list[Any]) -> Frame:
 
 def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _literal(search: str) -> str:
-    """Return what stands for itself in SQL's LIKE."""
-    for sign in "\\%_":
-        search = search.replace(sign, f"\\{sign}")
-    return search
 
 
 def _plain(content: Any) -> str:

@@ -17,7 +17,7 @@ from educe.scores.novelty import vectors
 
 #: Distinct texts that are placed at most; those of the unperturbed model count too.
 MOST = 1_000
-#: Signs of a text that are read, and that are shown.
+#: Bytes of a text that are read, and signs that are shown.
 READ, SHOWN = 2_000, 220
 
 
@@ -26,14 +26,16 @@ def places(run: Run) -> dict[str, Any]:
 
     The columns are x, y, text, arm, perturbation and id of the first, completions, behaviour.
     """
-    rows = run.database.execute(
-        "SELECT substr(c.text, 1, ?), coalesce(p.arm, 'unperturbed') AS arm, min(c.perturbation), "
-        "min(c.id), count(*), min(b.value) FROM completions c "
+    # As bytes: SQLite cuts a text at its first null character.
+    found = run.database.execute(
+        "SELECT substr(CAST(c.text AS BLOB), 1, ?), coalesce(p.arm, 'unperturbed') AS arm, "
+        "min(c.perturbation), min(c.id), count(*), min(b.value) FROM completions c "
         "LEFT JOIN perturbations p ON p.id = c.perturbation "
         "LEFT JOIN scores b ON b.completion = c.id AND b.judge = 'behaviour' "
         "WHERE c.text IS NOT NULL AND c.phase = 'first' GROUP BY 1, 2 ORDER BY 4",
         [READ],
-    ).fetchall()
+    )
+    rows = [(text.decode("utf-8", "backslashreplace"), *rest) for text, *rest in found]
     there = len(rows)
     if there > MOST:
         rows = [

@@ -128,7 +128,7 @@ def _with_biases(hf: Any, vectors: Mapping[str, Tensor]) -> Any:
     path = next(iter(vectors))
     raise ExportError(
         f"{type(hf).__name__} has no place for a vector: {path} takes no bias, and nothing in its "
-        "configuration gives it one; export it as gguf, peft or interp-engine"
+        "configuration gives it one; export it as gguf or interp-engine"
     )
 
 

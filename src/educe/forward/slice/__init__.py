@@ -78,8 +78,8 @@ class Slice(Differentiable):
         if kind.before != self.source or kind.last > self.target:
             raise LayerError(
                 f"{kind.name} in blocks {kind.before + 1} to {kind.last} do not fit a slice of "
-                f"blocks {self.source + 1} to {self.target}: they begin where it does and end in it, "
-                "as with --target -1"
+                f"blocks {self.source + 1} to {self.target}: they begin where it does and end in "
+                "it, as with --target -1"
             )
         part = copy.copy(self)
         part._take(kind)
