@@ -156,7 +156,7 @@ def test_the_divergence_is_that_of_the_model_run_by_hand(tiny64: LanguageModel) 
     thin = tiny.run(tiny64.hf, ids)[0].log_softmax(-1)
     handle.remove()
     kl = (plain.exp() * (plain - thin)).sum(1)[2:].mean()
-    other = tiny.ragged([5], seed=1)[0]  # a batch with padding
+    other = tiny.ragged([5], seed=1)[0]  # of another length
     alone = Texts(tiny64, [Piece(0, ids, 2)]).under({1: kept})
     assert alone.kl == pytest.approx(float(kl), rel=1e-4)
     one = Texts(tiny64, [Piece(1, other, 1)]).under({1: kept}).kl
