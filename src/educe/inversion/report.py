@@ -1,6 +1,6 @@
 """The reachability report: which texts do what a perturbation does, beside their controls.
 
-    share = 1 - Σ_x loss(s on x) / Σ_x loss(no string on x)        over prompts x of no search
+    share = 1 - mean over x of loss(s on x)        x: prompts of no search
 
 One is all that the perturbation does, zero nothing, and below zero something else. A share means
 nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from scipy.stats import t as student
 
-from educe.whole import AtLeast
+from educe.whole import AtLeast, AtMost
 
 #: The judge under which a run keeps the share, and its unit.
 REACHABLE, UNIT = "reachable", "share of what it changes that a text changes, on fresh prompts"
@@ -79,7 +79,7 @@ class Settings:
     answer: Annotated[int, AtLeast(1)] = 4
     searched: Annotated[int, AtLeast(1)] = 3
     fresh: Annotated[int, AtLeast(2)] = 8
-    controls: Annotated[int, AtLeast(0)] = 4
+    controls: Annotated[int, AtLeast(0), AtMost(8)] = 4  # as many known texts are there
     seed: Annotated[int, AtLeast(0)] = 0
 
 
