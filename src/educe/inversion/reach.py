@@ -18,7 +18,6 @@ from torch import Tensor
 
 from educe.comparison.stats import bootstrap_mean
 from educe.errors import PromptError
-from educe.forward.generation import generate
 from educe.forward.inserted import Opening
 from educe.inversion.control import Known
 from educe.inversion.direction import Ground
@@ -28,12 +27,11 @@ from educe.inversion.said import Speech
 from educe.inversion.searches import Found, search
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import text
-from educe.inversion.taught import Taught, answers, by_text, following, taught
+from educe.inversion.taught import Taught, by_text, following, taught, written
 from educe.methods.state import State
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
-from educe.rows import Row
 from educe.scores.novelty import vectors
 from educe.whole import check_fields
 
@@ -97,7 +95,8 @@ class Bench:
     @cached_property
     def said(self) -> list[tuple[int, ...]]:
         """What the unperturbed model answers to each prompt, as far as it is looked at."""
-        return answers(self.lm, self.batch, self.settings.answer)
+        made = written(self.lm, self.batch, self.settings.answer)
+        return [completion.tokens or (0,) for completion in made]  # of one that ends at once, any
 
     def done(self, known: Known, kind: Kind, layer: int | None) -> Taught:
         """Return what is done on all prompts to a layer's stream; None for the output."""
@@ -160,7 +159,7 @@ class Bench:
         losses, nearly = count.each(torch.cat([found.strings[:1], nearest[:1]])).T
         share, low, high = bootstrap_mean(1 - losses.numpy())
         nll = self._fluency(found.strings[:1])
-        written = self.answers(found.best) if wanted else []
+        with_it = self.answers(found.best) if wanted else []
         return Case(
             role=known.role,
             name=known.name,
@@ -174,9 +173,9 @@ class Bench:
             natural=float((self.unlikely >= nll).double().mean()),
             nearest=self.vocabulary.text(nearest[0].tolist()),
             nearest_share=1 - float(nearly.mean()),
-            alike=_alike(written, wanted) if wanted else None,
+            alike=_alike(with_it, wanted) if wanted else None,
             plain=_alike(self.plain, wanted) if wanted else None,
-            texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
+            texts=(self.plain[0], wanted[0], with_it[0]) if wanted else (),
             reads=int(found.curve[-1, 0]),
             curve=_thinned(found),
             front=self._front(found),
@@ -190,11 +189,7 @@ class Bench:
         batch = self.batch.select(list(self.fresh))
         if string:
             batch = self.lm.pad([[*o.before.ids, *string, *o.after] for o in openings])
-        rows = [Row(0 if theta is None else 1, p) for p in range(len(batch))]
-        texts: dict[int, str] = {}
-        for some in generate(self.lm, batch, rows, theta, kind=kind, max_new_tokens=WRITTEN):
-            texts |= {c.row.prompt: c.text for c in some}
-        return [texts[p] for p in range(len(batch))]
+        return [c.text for c in written(self.lm, batch, WRITTEN, kind, theta)]
 
     def _front(self, found: Found) -> tuple[tuple[str, float, float], ...]:
         """Return strings of a front with their shares on the prompts searched and perplexities."""

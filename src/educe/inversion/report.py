@@ -6,13 +6,15 @@ One is all that the perturbation does, zero nothing, and below zero something el
 nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
 is there. So the same search, at the same budget, is given what texts make and what no text was
 meant for, and the share is judged between these two. With their means ``μ``, ``n`` of each, and
-their standard deviations ``s``, at least their standard errors over prompts, the bar is as far
-above the one as below the other,
+their standard deviations ``s``, at least their standard errors over prompts, and both kinds taken
+together where an F-test does not tell them apart, the bar is as far above the one as below the
+other,
 
     z = (μ_text - μ_random) / (s_text + s_random)         bar = μ_random + z s_random
 
 and a new one of either kind is on the wrong side of it with the probability of Student's predictive
-distribution, ``P( T_{n-1} > z / √(1 + 1/n) )``. Nothing here needs a model.
+distribution, ``P( T > z / √(1 + 1/n) )``, with ``n - 1`` degrees of freedom, or twice as many where
+both are taken together. Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from enum import Enum
 from statistics import fmean, stdev
 from typing import Annotated, Any, Literal
 
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from educe.whole import AtLeast, AtMost
@@ -40,6 +43,8 @@ TEXT, NATURAL, RANDOM, SHUFFLED = "text", "natural vector", "random", "shuffled"
 CONTROLS = (TEXT, NATURAL, RANDOM, SHUFFLED)
 #: The test has no power where more of either kind of control would be on the wrong side.
 MISTAKEN = 0.1
+#: The two kinds spread alike unless an F-test says otherwise at this level.
+ONE = 0.05
 #: A 95% interval reaches so many standard errors to either side.
 NORMAL = 1.96
 #: A string is realistic where so many natural ones are no likelier.
@@ -293,8 +298,14 @@ class Reachability:
 def between(made: Sequence[Case], random: Sequence[Case]) -> tuple[float, float]:
     """Return the bar between two kinds of cases, and how many of either are on its wrong side."""
     (m, s), (n, r) = _spread(made), _spread(random)
-    z, few = (m - n) / max(s + r, 1e-9), min(len(made), len(random))
-    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), few - 1))
+    few = min(len(made), len(random))
+    free = few - 1
+    low, high = sorted((s, r))
+    if high**2 <= low**2 * fisher.isf(ONE / 2, free, free):  # they may well spread alike
+        s = r = math.sqrt((s**2 + r**2) / 2)
+        free *= 2
+    z = (m - n) / max(s + r, 1e-9)
+    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), free))
 
 
 def _spread(cases: Sequence[Case]) -> tuple[float, float]:
