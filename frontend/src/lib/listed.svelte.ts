@@ -43,7 +43,7 @@ const NAMES: Record<string, [string, string]> = {
   kl_p95: ["KL p95", "95th percentile of the KL on benign prompts over the first tokens, in nats"],
   prompt_invariance: ["invariance", "how alike its answers to different prompts are"],
   read: ["read", "share of its energy in what later layers read"],
-  energy_top: ["natural", "share of its energy in the directions in which natural activations vary"],
+  energy_top: ["present", "share of its energy in the directions in which natural activations vary"],
   reachable: ["reachable", "share of its effect that a text has"],
 };
 
