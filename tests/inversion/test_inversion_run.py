@@ -127,7 +127,7 @@ def test_what_was_cut_off_goes_on_to_the_same(
 def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None:
     (none,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=0))
     assert none.verdict is Verdict.UNCONTROLLED
-    assert "Only 0 of 4 controls" in none.words
+    assert "Only 0 of 8 controls" in none.words
 
 
 def test_prompts_that_count_are_enough_and_made_no_control(

@@ -80,11 +80,11 @@ class Settings:
     aim: Aim = "both"
     method: str = "gcg"
     tokens: Annotated[int, AtLeast(1)] = 6
-    budget: Annotated[int, AtLeast(1)] = 450
+    budget: Annotated[int, AtLeast(1)] = 225
     answer: Annotated[int, AtLeast(1)] = 4
     searched: Annotated[int, AtLeast(1)] = 3
-    fresh: Annotated[int, AtLeast(2)] = 8
-    controls: Annotated[int, AtLeast(0), AtMost(8)] = 4  # as many known texts are there
+    fresh: Annotated[int, AtLeast(2)] = 16
+    controls: Annotated[int, AtLeast(0), AtMost(8)] = 8  # as many known texts are there
     seed: Annotated[int, AtLeast(0)] = 0
 
 
