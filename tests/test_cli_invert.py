@@ -45,7 +45,7 @@ def test_fewer_controls_are_said(run: Path) -> None:
     ended = educe("invert", run, 2, *QUICK[:-1], 0)
     assert ended.status == 0, ended.err
     assert "no statement" in ended.out.lower()
-    assert "0 of 4 controls" in " ".join(ended.out.split())
+    assert "0 of 8 controls" in " ".join(ended.out.split())
 
 
 def test_what_is_wrong(run: Path) -> None:

@@ -126,7 +126,8 @@ class Judged:
         self, lm: LanguageModel, settings: Settings, layer: float, aim: str, keep: Path | None
     ) -> None:
         self.lm, self.settings, self.keep = lm, settings, keep
-        batch = lm.encode(ordinary_prompts()[: settings.searched + settings.fresh])
+        asked = [*ordinary_prompts(), *questions()[MESSAGES.stop :]]
+        batch = lm.encode(asked[: settings.searched + settings.fresh])
         self.bench = Bench(lm, batch, settings)
         self.part = educe.Slice(
             lm, batch.select([0, 1, 2]), source=layer, target=min(layer + 0.27, 0.9)
@@ -198,13 +199,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     ask.add_argument("--method", default=Settings.method, help="gcg, or nearest: no search")
     ask.add_argument("--layer", type=float, default=0.33)
     ask.add_argument("--reads", type=int, default=Settings.budget)
+    ask.add_argument("--controls", type=int, default=Settings.controls)
+    ask.add_argument("--fresh", type=int, default=Settings.fresh)
     ask.add_argument("--n", type=int, default=6)
     ask.add_argument("--few", type=int, default=0, help="at most so many vectors, at random")
     ask.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     ask.add_argument("--keep", type=Path, help="a file in which what is done is kept")
     asked = quick.parsed(ask, argv)
     torch.set_num_threads(1)
-    settings = Settings(budget=asked.reads, method=asked.method)
+    settings = Settings(
+        budget=asked.reads, method=asked.method, controls=asked.controls, fresh=asked.fresh
+    )
     if asked.quick:
         settings, asked.n = Settings(budget=40, tokens=3, fresh=2, controls=2), 2
     organism = None if asked.model == "embedded" else quick.organism(asked.model, quick=False)

@@ -13,6 +13,7 @@ import torch
 
 import small_run
 from educe.activations.corpus import questions
+from educe.errors import MethodError
 from educe.forward.inserted import Opening
 from educe.inversion import examples, in_run
 from educe.inversion.control import MESSAGES, Known, controls, difference
@@ -41,6 +42,7 @@ from educe.perturbation.set import PerturbationSet
 from educe.report import reachable, screen
 from educe.report.document import Mark, to_json
 from educe.run.store import Run
+from educe.run.work import at_work
 from read_document import blocks, charts, table, text
 
 QUICK = Settings(tokens=3, budget=300, answer=2, searched=2, fresh=3, controls=2)
@@ -125,7 +127,19 @@ def test_what_was_cut_off_goes_on_to_the_same(
 def test_fewer_controls_are_said(fresh_run: Run, tiny_lm: LanguageModel) -> None:
     (none,) = in_run.invert_run(fresh_run, [1], lm=tiny_lm, settings=replace(QUICK, controls=0))
     assert none.verdict is Verdict.UNCONTROLLED
-    assert "Only 0 of 4 controls" in none.words
+    assert "Only 0 of 8 controls" in none.words
+
+
+def test_prompts_that_count_are_enough_and_made_no_control(
+    folder: Path, tiny_lm: LanguageModel
+) -> None:
+    with Run.open(folder) as run:
+        with at_work(run, tiny_lm) as work:
+            found = in_run.prompts(work, replace(QUICK, fresh=30)).texts
+        with pytest.raises(MethodError, match="controls is 9"):  # a text would count as two
+            in_run.invert_run(run, [1], lm=tiny_lm, settings=replace(QUICK, controls=9))
+    assert len(set(found)) == 30 + QUICK.searched
+    assert not set(found) & set(tiny_lm.encode(questions()[:MESSAGES]).texts)
 
 
 @pytest.mark.parametrize("method", ["soft", "nearest"])
@@ -280,6 +294,8 @@ def test_the_bar_and_who_is_on_its_wrong_side(sizes: tuple[float, float]) -> Non
         texts, random = draw.normal(0.6, sizes[0], 4), draw.normal(0.1, sizes[1], 4)
         bar, mistaken = between(*([made("", x) for x in some] for some in (texts, random)))
         s, r = texts.std(), random.std()
+        if max(s, r) < 3.929 * min(s, r):  # the root of the F-test's bound for four and four
+            s = r = 1
         assert bar == pytest.approx((texts.mean() * r + random.mean() * s) / (s + r))
         told.append(mistaken)
         wrong += [draw.normal(0.6, sizes[0]) < bar, draw.normal(0.1, sizes[1]) > bar]

@@ -16,7 +16,7 @@ from educe.inversion.direction import Ground
 from educe.inversion.places import table
 from educe.inversion.said import Speech
 from educe.inversion.targets import NOTHING, Target, text
-from educe.inversion.taught import answers, by_text, following, taught
+from educe.inversion.taught import by_text, following, taught, written
 from educe.model.asked import Span
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
@@ -78,11 +78,11 @@ def test_what_a_vector_does_is_read_as_a_hook_has_it(tiny64: LanguageModel) -> N
 
 
 def test_the_own_answers_are_what_is_likeliest(tiny64: LanguageModel) -> None:
-    for ids, own in zip(PROMPTS, answers(tiny64, batch_of(tiny64), 3), strict=True):
+    for ids, own in zip(PROMPTS, written(tiny64, batch_of(tiny64), 3), strict=True):
         said: list[int] = []
-        for _ in own:
+        for _ in own.tokens:
             said.append(int(plain(tiny64, [*ids, *said])[0][-1].argmax()))
-        assert tuple(said) == own
+        assert tuple(said) == own.tokens
 
 
 @pytest.mark.parametrize("layer", [None, 1, 2])

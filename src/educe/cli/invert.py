@@ -16,11 +16,11 @@ def invert(
     aim: Literal["both", "output", "source", "target"] = "both",
     method: Literal["gcg", "epo", "soft", "nearest"] = "gcg",
     tokens: Count = 6,
-    reads: Count = 450,
+    reads: Count = 225,
     answer: Count = 4,
     searched: Count = 3,
-    fresh: Count = 8,
-    controls: Natural = 4,
+    fresh: Count = 16,
+    controls: Natural = 8,
     seed: Seed = 0,
     output: Output = SCREEN,
 ) -> None:
@@ -40,7 +40,7 @@ def invert(
         answer: tokens of an answer that count
         searched: prompts that are searched on
         fresh: prompts that count
-        controls: of what texts make, and random ones, for each aim; with fewer than 4 it is said
+        controls: of what texts make, and random ones, for each aim; with fewer than 8 it is said
         seed: of the searches and the controls
     """
     from educe.inversion.in_run import invert_run

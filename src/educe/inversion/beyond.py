@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,10 +46,9 @@ class Beyond(Target):
     here: Callable[[], AbstractContextManager[Any]]
     weight: float
 
-    def at_one(self, place: int) -> Beyond:
+    def at_one(self, place: int) -> Self:
         """Return the same target at one of its places alone."""
-        one, other = super().at_one(place), self.other.at_one(place)
-        return replace(self, places=one.places, goals=one.goals, other=other)
+        return replace(super().at_one(place), other=self.other.at_one(place))
 
     @cached_property
     def plain(self) -> Float[Tensor, "p 1"]:

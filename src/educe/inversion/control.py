@@ -83,13 +83,14 @@ def controls(
         kind: The kind of the perturbation.
         theta: The perturbation.
         output: Whether the output is aimed at, and not a stream.
-        n: How many that texts make, and how many random perturbations.
+        n: How many that texts make, and how many random perturbations; no more than there are
+            `REQUESTS`, or one text would count as two.
         seed: Draws the texts and the perturbations.
     """
     draw = torch.Generator().manual_seed(seed)
     known = REQUESTS if output else (*REQUESTS, *PLAIN)
     order = torch.randperm(len(known), generator=draw).tolist()
-    texts = [known[i] for i in order * (1 + n // len(known))]
+    texts = [known[i] for i in order]
     drawn = kind.draw(n, draw)
     size = theta.norm() / drawn.norm(dim=1, keepdim=True)
     if output or not isinstance(kind, AfterBlock):

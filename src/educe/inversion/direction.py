@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -92,11 +92,9 @@ class Direction(Target):
         """The layer whose stream is looked at."""
         return self.ground.layer
 
-    def at_one(self, place: int) -> Direction:
+    def at_one(self, place: int) -> Self:
         """Return the same target at one of its places alone."""
-        one = slice(place, place + 1)
-        ground = self.ground.at([place])
-        return replace(self, places=self.places[one], goals=self.goals[one], ground=ground)
+        return replace(super().at_one(place), ground=self.ground.at([place]))
 
     @property
     def natural(self) -> Float[Tensor, "n"]:

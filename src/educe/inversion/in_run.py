@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from educe.activations.corpus import questions
 from educe.files import read_tensors, write_tensors
 from educe.forward.benign import ordinary_prompts
-from educe.inversion.control import Known, controls
+from educe.inversion.control import MESSAGES, Known, controls
 from educe.inversion.kept import CASE, keep
 from educe.inversion.reach import Bench
 from educe.inversion.report import SHUFFLED, Case, Reachability, Settings, Test, case
@@ -71,12 +72,13 @@ def prompts(work: Work, settings: Settings) -> Any:
     """Return the prompts to search on, then those that count, each once.
 
     The first that the run asked are searched on, as the perturbations were; its others count, its
-    fresh ones and then benign ones.
+    fresh ones, and then benign ones and questions behind which no control was made.
     """
     wanted = settings.searched + settings.fresh
     asked, fresh = list(work.settings.prompts), list(work.settings.fresh)
     own = asked[: settings.searched]
-    others = [*asked[settings.searched :], *fresh, *ordinary_prompts()]
+    plain = [*ordinary_prompts(), *questions()[MESSAGES:]]
+    others = [*asked[settings.searched :], *fresh, *plain]
     made = encoded(work.lm, work.settings, [*own, *others])
     distinct = {text: i for i, text in reversed(list(enumerate(made.texts)))}
     return made.select(sorted(distinct.values())[:wanted])

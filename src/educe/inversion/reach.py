@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from educe.comparison.stats import bootstrap_mean
 from educe.errors import PromptError
-from educe.forward.generation import generate
 from educe.forward.inserted import Opening
 from educe.inversion.control import Known
 from educe.inversion.direction import Ground
@@ -26,13 +26,12 @@ from educe.inversion.report import Case, Settings
 from educe.inversion.said import Speech
 from educe.inversion.searches import Found, search
 from educe.inversion.strings import Vocabulary
-from educe.inversion.targets import NOTHING, text
-from educe.inversion.taught import Taught, answers, by_text, following, taught
+from educe.inversion.targets import text
+from educe.inversion.taught import Taught, by_text, following, taught, written
 from educe.methods.state import State
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.perturbation.kind import Kind
-from educe.rows import Row
 from educe.scores.novelty import vectors
 from educe.whole import check_fields
 
@@ -42,8 +41,6 @@ EXAMPLES = 64
 WRITTEN = 24
 #: The natural strings that a search begins at, and points of its curve that are kept.
 BEGUN, POINTS = 8, 24
-#: Draws of the interval of a share.
-DRAWS = 2000
 
 
 class Bench:
@@ -98,7 +95,8 @@ class Bench:
     @cached_property
     def said(self) -> list[tuple[int, ...]]:
         """What the unperturbed model answers to each prompt, as far as it is looked at."""
-        return answers(self.lm, self.batch, self.settings.answer)
+        made = written(self.lm, self.batch, self.settings.answer)
+        return [completion.tokens or (0,) for completion in made]  # of one that ends at once, any
 
     def done(self, known: Known, kind: Kind, layer: int | None) -> Taught:
         """Return what is done on all prompts to a layer's stream; None for the output."""
@@ -158,11 +156,10 @@ class Bench:
                 state=state,
                 on_step=on_step,
             )
-        best = found.strings[:1]
-        with_it, without = count.each(best)[:, 0], count.each(NOTHING)[:, 0]
-        share, low, high = _share(with_it, without)
-        nll = self._fluency(best)
-        written = self.answers(found.best) if wanted else []
+        losses, nearly = count.each(torch.cat([found.strings[:1], nearest[:1]])).T
+        share, low, high = bootstrap_mean(1 - losses.numpy())
+        nll = self._fluency(found.strings[:1])
+        with_it = self.answers(found.best) if wanted else []
         return Case(
             role=known.role,
             name=known.name,
@@ -170,18 +167,18 @@ class Bench:
             share=share,
             low=low,
             high=high,
-            searched=_share(found.loss[:1], train.loss(NOTHING))[0],
+            searched=1 - float(found.loss[0]),
             effect=count.effect,
             perplexity=float(nll.exp()),
             natural=float((self.unlikely >= nll).double().mean()),
             nearest=self.vocabulary.text(nearest[0].tolist()),
-            nearest_share=_share(count.each(nearest[:1])[:, 0], without)[0],
-            alike=_alike(written, wanted) if wanted else None,
+            nearest_share=1 - float(nearly.mean()),
+            alike=_alike(with_it, wanted) if wanted else None,
             plain=_alike(self.plain, wanted) if wanted else None,
-            texts=(self.plain[0], wanted[0], written[0]) if wanted else (),
+            texts=(self.plain[0], wanted[0], with_it[0]) if wanted else (),
             reads=int(found.curve[-1, 0]),
             curve=_thinned(found),
-            front=self._front(found, float(train.loss(NOTHING)[0])),
+            front=self._front(found),
         )
 
     def answers(
@@ -192,30 +189,18 @@ class Bench:
         batch = self.batch.select(list(self.fresh))
         if string:
             batch = self.lm.pad([[*o.before.ids, *string, *o.after] for o in openings])
-        rows = [Row(0 if theta is None else 1, p) for p in range(len(batch))]
-        texts: dict[int, str] = {}
-        for some in generate(self.lm, batch, rows, theta, kind=kind, max_new_tokens=WRITTEN):
-            texts |= {c.row.prompt: c.text for c in some}
-        return [texts[p] for p in range(len(batch))]
+        return [c.text for c in written(self.lm, batch, WRITTEN, kind, theta)]
 
-    def _front(self, found: Found, effect: float) -> tuple[tuple[str, float, float], ...]:
+    def _front(self, found: Found) -> tuple[tuple[str, float, float], ...]:
         """Return strings of a front with their shares on the prompts searched and perplexities."""
         rows = zip(*(values.tolist() for values in found.front), strict=True)
         return tuple(
-            (self.vocabulary.text(own), 1 - loss / effect, math.exp(nll)) for own, loss, nll in rows
+            (self.vocabulary.text(own), 1 - loss, math.exp(nll)) for own, loss, nll in rows
         )
 
     def _fluency(self, strings: Tensor) -> Float[Tensor, "n"]:
         """Return how unlikely strings are behind the first of the fresh prompts."""
         return text([self.openings[self.fresh[0]]], [0]).fluent(strings)[1]
-
-
-def _share(with_it: Float[Tensor, "p"], without: Float[Tensor, "p"]) -> tuple[float, float, float]:
-    """Return a share with its 95% bootstrap interval over prompts."""
-    picks = np.random.default_rng(0).integers(len(without), size=(DRAWS, len(without)))
-    drawn = 1 - with_it.numpy()[picks].sum(1) / without.numpy()[picks].sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(1 - with_it.sum() / without.sum()), float(low), float(high)
 
 
 def _alike(texts: Sequence[str], wanted: Sequence[str]) -> float:

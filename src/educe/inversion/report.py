@@ -1,18 +1,20 @@
 """The reachability report: which texts do what a perturbation does, beside their controls.
 
-    share = 1 - Σ_x loss(s on x) / Σ_x loss(no string on x)        over prompts x of no search
+    share = 1 - mean over x of loss(s on x)        x: prompts of no search
 
 One is all that the perturbation does, zero nothing, and below zero something else. A share means
 nothing by itself: tokens are flexible enough to do much, and a search may be too short to find what
 is there. So the same search, at the same budget, is given what texts make and what no text was
 meant for, and the share is judged between these two. With their means ``μ``, ``n`` of each, and
-their standard deviations ``s``, at least their standard errors over prompts, the bar is as far
-above the one as below the other,
+their standard deviations ``s``, at least their standard errors over prompts, and both kinds taken
+together where an F-test does not tell them apart, the bar is as far above the one as below the
+other,
 
     z = (μ_text - μ_random) / (s_text + s_random)         bar = μ_random + z s_random
 
 and a new one of either kind is on the wrong side of it with the probability of Student's predictive
-distribution, ``P( T_{n-1} > z / √(1 + 1/n) )``. Nothing here needs a model.
+distribution, ``P( T > z / √(1 + 1/n) )``, with ``n - 1`` degrees of freedom, or twice as many where
+both are taken together. Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from enum import Enum
 from statistics import fmean, stdev
 from typing import Annotated, Any, Literal
 
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
-from educe.whole import AtLeast
+from educe.whole import AtLeast, AtMost
 
 #: The judge under which a run keeps the share, and its unit.
 REACHABLE, UNIT = "reachable", "share of what it changes that a text changes, on fresh prompts"
@@ -40,6 +43,8 @@ TEXT, NATURAL, RANDOM, SHUFFLED = "text", "natural vector", "random", "shuffled"
 CONTROLS = (TEXT, NATURAL, RANDOM, SHUFFLED)
 #: The test has no power where more of either kind of control would be on the wrong side.
 MISTAKEN = 0.1
+#: The two kinds spread alike unless an F-test says otherwise at this level.
+ONE = 0.05
 #: A 95% interval reaches so many standard errors to either side.
 NORMAL = 1.96
 #: A string is realistic where so many natural ones are no likelier.
@@ -75,11 +80,11 @@ class Settings:
     aim: Aim = "both"
     method: str = "gcg"
     tokens: Annotated[int, AtLeast(1)] = 6
-    budget: Annotated[int, AtLeast(1)] = 450
+    budget: Annotated[int, AtLeast(1)] = 225
     answer: Annotated[int, AtLeast(1)] = 4
     searched: Annotated[int, AtLeast(1)] = 3
-    fresh: Annotated[int, AtLeast(2)] = 8
-    controls: Annotated[int, AtLeast(0)] = 4
+    fresh: Annotated[int, AtLeast(2)] = 16
+    controls: Annotated[int, AtLeast(0), AtMost(8)] = 8  # as many known texts are there
     seed: Annotated[int, AtLeast(0)] = 0
 
 
@@ -293,8 +298,14 @@ class Reachability:
 def between(made: Sequence[Case], random: Sequence[Case]) -> tuple[float, float]:
     """Return the bar between two kinds of cases, and how many of either are on its wrong side."""
     (m, s), (n, r) = _spread(made), _spread(random)
-    z, few = (m - n) / max(s + r, 1e-9), min(len(made), len(random))
-    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), few - 1))
+    few = min(len(made), len(random))
+    free = few - 1
+    low, high = sorted((s, r))
+    if high**2 <= low**2 * fisher.isf(ONE / 2, free, free):  # they may well spread alike
+        s = r = math.sqrt((s**2 + r**2) / 2)
+        free *= 2
+    z = (m - n) / max(s + r, 1e-9)
+    return n + z * r, float(student.sf(z / math.sqrt(1 + 1 / few), free))
 
 
 def _spread(cases: Sequence[Case]) -> tuple[float, float]:

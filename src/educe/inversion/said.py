@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -104,10 +104,9 @@ class Said(Target):
             raise EffectError("nothing of what the model says is changed: choose a layer to aim at")
         return made
 
-    def at_one(self, place: int) -> Said:
+    def at_one(self, place: int) -> Self:
         """Return the same target at one of its places alone."""
-        one = slice(place, place + 1)
-        return replace(self, places=self.places[one], goals=self.goals[one], where=self.where[one])
+        return replace(super().at_one(place), where=self.where[place : place + 1])
 
     @property
     def effect(self) -> float:

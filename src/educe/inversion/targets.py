@@ -10,8 +10,8 @@ model says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -62,10 +62,10 @@ class Target:
         """The model."""
         return self.places[0].lm
 
-    def at_one(self, place: int) -> Target:
+    def at_one(self, place: int) -> Self:
         """Return the same target at one of its places alone."""
         one = slice(place, place + 1)
-        return Target(self.places[one], self.goals[one])
+        return replace(self, places=self.places[one], goals=self.goals[one])
 
     def at(self, place: int, seen: Seen) -> Float[Tensor, "r w"]:
         """Return what the losses of strings are computed from at a place: here these themselves."""

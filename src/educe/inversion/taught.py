@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from educe.errors import EffectError
 from educe.forward.forced import Forced
-from educe.forward.generation import generate
+from educe.forward.generation import Completion, generate
 from educe.forward.inserted import Opening
 from educe.inversion.direction import Direction, Ground
 from educe.inversion.places import READOUT, Place, Seen, readout
@@ -34,14 +35,17 @@ class Taught(NamedTuple):
     streams: dict[int, list[Tensor]]
 
 
-def answers(lm: LanguageModel, batch: PromptBatch, tokens: int) -> list[tuple[int, ...]]:
-    """Return how the model's own answers to prompts begin; of one that ends at once, any token."""
-    found: list[tuple[int, ...]] = [(0,)] * len(batch)
-    rows = [Row(0, j) for j in range(len(batch))]
-    for some in generate(lm, batch, rows, max_new_tokens=tokens):
-        for completion in some:
-            found[completion.row.prompt] = completion.tokens or (0,)
-    return found
+def written(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    most: int,
+    kind: Kind | None = None,
+    theta: Float[Tensor, "1 s"] | None = None,
+) -> list[Completion]:
+    """Return what is answered to each prompt, in `most` tokens; by a perturbed model, if given."""
+    rows = [Row(0 if theta is None else 1, p) for p in range(len(batch))]
+    made = generate(lm, batch, rows, theta, kind=kind, max_new_tokens=most)
+    return sorted(chain.from_iterable(made), key=lambda completion: completion.row.prompt)
 
 
 def taught(

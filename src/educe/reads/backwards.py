@@ -181,8 +181,7 @@ class _Statistics:
         norm: Norm = part.norm
         scale = self.squares[norm.module, "in"] / self.tokens if norm.module else 1.0
         found = torch.zeros_like(importance)
-        for matrix in part.matrices.values():
-            rows = norm.folded(dense(matrix, len(importance)))
+        for matrix, rows in zip(part.matrices.values(), part.rows, strict=True):
             taken = self.squares[matrix, "out"] / self.tokens
             found += rows.T @ (rows * of_rows(mattering, taken, size)[:, None])
         return found * scale / len(part.matrices)

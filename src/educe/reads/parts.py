@@ -71,10 +71,10 @@ class Part(NamedTuple):
     output: nn.Module
 
     @property
-    def weight(self) -> Float[Tensor, "m d"]:
-        """All that it reads by, one below the other, with the gain folded in."""
+    def rows(self) -> list[Float[Tensor, "m d"]]:
+        """What each matrix reads by, with the gain folded in."""
         width = len(self.norm.gain)
-        return torch.cat([self.norm.folded(dense(m, width)) for m in self.matrices.values()])
+        return [self.norm.folded(dense(m, width)) for m in self.matrices.values()]
 
 
 class Heads(NamedTuple):

@@ -37,7 +37,7 @@ LOOKED = 4096
 #: Held-out texts are drawn from so many times the tokens that are read.
 AMONG = 10
 #: Counts up whenever other numbers would come out.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

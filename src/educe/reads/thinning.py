@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,8 +163,11 @@ class Texts:
 
     def __init__(self, lm: LanguageModel, pieces: Sequence[Piece]) -> None:
         self.lm = lm
-        ordered = sorted(pieces, key=lambda piece: len(piece.ids))
-        self.batches = [self._read(some) for some in split(ordered, TEXTS_PER_BATCH)]
+        # Texts of one length, so that no padding is read at each pass.
+        by_length = groupby(sorted(pieces, key=_length), _length)
+        self.batches = [
+            self._read(some) for _, same in by_length for some in split(list(same), TEXTS_PER_BATCH)
+        ]
 
     @torch.no_grad()
     def _read(self, pieces: Sequence[Piece]) -> _Batch:
@@ -176,7 +180,8 @@ class Texts:
         counted = counted[:, -most:]
         said = logits[counted.to(logits.device)].float().log_softmax(-1)
         tokens = after_first(batch.mask) & ~massive
-        return _Batch(batch.ids, batch.mask, counted, tokens, streams, said)
+        likely, first = said.exp(), said.argmax(-1)
+        return _Batch(batch.ids, batch.mask, counted, tokens, streams, said, likely, first)
 
     @torch.no_grad()
     def under(self, kept: Mapping[int, Components], *, away: bool = False) -> Loss:
@@ -189,8 +194,8 @@ class Texts:
             ):
                 logits = self.lm.forward(b.ids, b.mask, last=b.counted.shape[1])
             said = logits[b.counted.to(logits.device)].float().log_softmax(-1)
-            kl.append((b.said.exp() * (b.said - said)).sum(-1).clamp(min=0))
-            same.append((b.said.argmax(-1) == said.argmax(-1)).float())
+            kl.append((b.likely * (b.said - said)).sum(-1).clamp(min=0))
+            same.append((b.first == said.argmax(-1)).float())
         return Loss(float(torch.cat(kl).mean()), float(torch.cat(same).mean()))
 
 
@@ -201,6 +206,12 @@ class _Batch(NamedTuple):
     tokens: Tensor  #: that are thinned
     streams: dict[int, Tensor]
     said: Tensor  #: log-probabilities after each counted token
+    likely: Tensor  #: probabilities
+    first: Tensor  #: the likeliest next token
+
+
+def _length(piece: Piece) -> int:
+    return len(piece.ids)
 
 
 def dimensions(width: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from educe.activations.reading import Piece, Place
 from educe.model.language import LanguageModel
 from educe.model.prompts import Prompt
 from educe.progress import Reporter, Silent
-from educe.reads.parts import Heads, Part, dense
+from educe.reads.parts import Heads, Part
 
 #: Ways that are shown of a part, and of a head; places that each is shown by.
 SHOWN, OF_HEAD, WHERE = 3, 1, 5
@@ -119,19 +119,19 @@ def groups(
         if layer + 1 == lm.depth:
             continue
         for part in blocks[layer + 1]:
-            read = {part.name: part.weight} | _by_head(part, heads)
+            rows = part.rows
+            read = {part.name: torch.cat(rows)}
+            if part.name == "attention":
+                read |= _by_head(rows, heads)
             for reader, weight in read.items():
-                value, rows = ways(known.activations.covariance, weight, known.massive)
+                value, by = ways(known.activations.covariance, weight, known.massive)
                 some = SHOWN if reader == part.name else OF_HEAD
-                found.append(Group(layer, reader, value, rows[:some].clone()))
+                found.append(Group(layer, reader, value, by[:some].clone()))
     return found
 
 
-def _by_head(part: Part, heads: Heads) -> dict[str, Tensor]:
+def _by_head(whole: Sequence[Tensor], heads: Heads) -> dict[str, Tensor]:
     """Return what each head reads by, where queries, keys and values are matrices of their own."""
-    width = len(part.norm.gain)
-    matrices = part.matrices.values() if part.name == "attention" else ()
-    whole = [part.norm.folded(dense(matrix, width)) for matrix in matrices]
     if len(whole) != 3 or any(len(rows) % heads.width for rows in whole):
         return {}
     split = [rows.split(heads.width) for rows in whole]

@@ -283,7 +283,7 @@ def present_and_read(report: ManifoldReport, reached: Test | None = None) -> alt
     )
     tall = base.mark_rule().encode(along, alt.Y("low:Q", title="read"), alt.Y2("high:Q"))
     dots = base.mark_point(size=90, filled=True, opacity=1).encode(along, share("read", "read"))
-    texts = base.mark_text(align="left", dx=9, dy=-9)
+    texts = base.mark_text(dy=-12)
     beside = texts.encode(along, share("read", "read"), text="reached:N")
     return (wide + tall + dots + beside).properties(height=280)
 

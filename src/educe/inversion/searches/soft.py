@@ -28,27 +28,23 @@ from educe.whole import Above, AtLeast
 
 
 @dataclass(frozen=True)
-class SoftConfig:
-    """Settings of soft prompts.
+class SoftConfig(gcg.GcgConfig):
+    """Settings of soft prompts, and of the repair; `width` strings are projected to as well.
 
     Attributes:
         steps: Steps among embeddings.
         rate: Their size, as a share of the standard deviation of the embeddings.
         near: Tokens that count as near at each place.
-        width: Strings that are projected to, and flips in a step of the repair.
-        top: Tokens that count as favoured at each place in the repair.
     """
 
     steps: Annotated[int, AtLeast(1)] = 16
     rate: Annotated[float, Above(0)] = 0.1
     near: Annotated[int, AtLeast(1)] = 4
-    width: Annotated[int, AtLeast(1)] = 32
-    top: Annotated[int, AtLeast(1)] = 128
 
 
 def start(target: Target, first: Int[Tensor, "n k"], config: SoftConfig, seed: int) -> State:
     """Begin at the embeddings of the best string that is given."""
-    state = gcg.start(target, first, gcg.GcgConfig(config.width, config.top), seed)
+    state = gcg.start(target, first, config, seed)
     rows = table(target.lm)
     x = rows[state["strings"].to(rows.device)]
     zero, curve = torch.zeros_like(x), torch.zeros(0, dtype=torch.float64)
@@ -63,7 +59,7 @@ def step(target: Target, vocabulary: Vocabulary, config: SoftConfig, state: Stat
         return _moved(target, config, state)
     if done == config.steps:
         return _projected(target, vocabulary, config, state)
-    return gcg.step(target, vocabulary, gcg.GcgConfig(config.width, config.top), state)
+    return gcg.step(target, vocabulary, config, state)
 
 
 def _moved(target: Target, config: SoftConfig, state: State) -> State:
