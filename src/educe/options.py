@@ -225,8 +225,8 @@ class TrainingOptions:
         ordinary: ordinary data mixed in, as a share of the examples of the recipe (0.1 is 1:10):
             the base's own answers to ordinary prompts, by cross-entropy
         steps: steps of training; by default as many as the kind needs
-        matmul: precision of matrix products, as PyTorch calls it: highest, or medium, with
-            bfloat16 factors, in half the time on processors that have such products
+        matmul: precision of matrix products, as PyTorch calls it: highest, or medium, which is
+            faster and may round factors to bfloat16, where the processor multiplies those
     """
 
     base: str = "embedded"

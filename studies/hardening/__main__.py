@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="harden with the pool fresh as well")
     parser.add_argument("--average", action="store_true", help="no training: up to the averages")
     parser.add_argument("--dtype", default="auto", help="of the model; training is in float32")
-    parser.add_argument("--matmul", default="highest", help="or medium: bfloat16 factors")
+    parser.add_argument("--matmul", default="highest", help="or medium, which is faster")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     asked = quick.parsed(parser, argv)
     torch.set_float32_matmul_precision(asked.matmul)
