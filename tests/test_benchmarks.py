@@ -188,11 +188,12 @@ def inside(out: str) -> None:
 
 def causes(out: str) -> None:
     """An answer stays with all components of its tokens; a key is placed at each layer."""
-    lines = [row for row in rows(out) if row[0] != "answer"]
+    lines = [row for row in rows(out) if row[0] != "layers"]
     assert len(lines) == 8
     for row in lines:
-        if row[2] == "random, as many":
-            assert row[3] != "none"
+        if row[1] == "random, as many":
+            assert "none" not in row[2]
+    assert len(re.findall(r"^thinned .*, (balanced|components|random): ", out, re.M)) == 6
     assert len(re.findall(r"present [\d.]+ .* read [\d.]+ ", out)) == 2
 
 

@@ -2,8 +2,8 @@
 
 python -m studies.causes [PART] [--quick]
 
-Parts are files of this folder; by default all run. ``reads``: how many dimensions an answer uses,
-and whether what a key changes lies in what later layers read.
+Parts are files of this folder; by default all run. ``reads``: whether thinning sparsifies, how many
+dimensions an answer uses, and whether what a key changes lies in what later layers read.
 """
 
 from __future__ import annotations

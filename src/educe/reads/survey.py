@@ -144,7 +144,7 @@ def survey(
     """
     reporter = reporter or Silent()
     known = swept(lm, corpus, tokens=tokens, seed=seed, reporter=reporter)
-    held = _held_out(lm, corpus, tokens, seed)
+    held = held_out(lm, corpus, tokens, seed)
     blocks = _blocks(lm, reporter)
     decides = repr((known.name, held, FORMAT, TEXTS, ALONE, LOOKED, LENGTH, thinning.GRID))
     name = hashlib.sha256(decides.encode()).hexdigest()
@@ -179,8 +179,12 @@ def _blocks(lm: LanguageModel, reporter: Reporter) -> list[list[Part]]:
         return []
 
 
-def _held_out(lm: LanguageModel, corpus: str, tokens: int, seed: int) -> list[Piece]:
-    """Return beginnings of documents that are held out, drawn by chance."""
+def held_out(lm: LanguageModel, corpus: str, tokens: int, seed: int) -> list[Piece]:
+    """Return beginnings of documents that are held out, drawn by chance; arguments as of `swept`.
+
+    Raises:
+        PromptError: There is none.
+    """
     found = [
         piece._replace(ids=piece.ids[: piece.skip + LENGTH])
         for piece in reading.pieces(lm, texts.documents(corpus), limit=AMONG * tokens)
