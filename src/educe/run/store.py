@@ -69,7 +69,7 @@ class Run(Frames):
         folder = Path(folder)
         file, tensors = folder / "run.sqlite", folder / "tensors"
         # Written under another name: a run file is either absent or has its tables and settings.
-        scratch, journal = (folder / f".run.sqlite.new{end}" for end in ("", "-journal"))
+        scratch, journal = folder / ".run.sqlite.new", folder / ".run.sqlite.new-journal"
         ours = {scratch, journal, tensors, folder / ".lock"}  # left by a process killed in here
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
