@@ -165,7 +165,8 @@ def _coming(
             if isinstance(group.kind, Adapters):
                 how = (group.kind, group.numbers, group.theta, work.settings.max_new_tokens)
                 for came in work.server.write(work.lm, work.batch, own[0.0], *how):
-                    own[0.0] = [r for r in own[0.0] if r not in {c.row for c in came}]
+                    written = {c.row for c in came}
+                    own[0.0] = [row for row in own[0.0] if row not in written]
                     yield 0.0, came, ""
     for done in work.spread.map(_batches(work, own)):
         yield done.job.given[1], done.value, done.note
