@@ -81,6 +81,21 @@ def test_a_second_one_can_be_put_beside_the_written(tmp_path: Path) -> None:
         torch.testing.assert_close(logits(lm), together, atol=1e-4, rtol=1e-4)
 
 
+def test_one_that_was_there_before_leaves_nothing_in_what_is_written(tmp_path: Path) -> None:
+    """PEFT leaves its layers where an adapter was, also in blocks that have none any more."""
+    lm = made(own_adapter(tmp_path / "own"))
+    with adapter.beside(lm, 0, rank=2, seed=0) as weights:
+        scramble(weights)
+    with adapter.beside(lm, 2, rank=2, seed=1) as weights:
+        scramble(weights)
+        together = logits(lm)
+        adapter.write(lm, tmp_path / "both")
+    again = made(tmp_path / "both")
+    torch.testing.assert_close(logits(again), together, atol=1e-4, rtol=1e-4)
+    config = json.loads((tmp_path / "both" / "adapter_config.json").read_text())
+    assert not any("layers.1." in name for name in config["target_modules"])
+
+
 def test_only_weights_of_the_new_one_above_the_block_are_trained(tmp_path: Path) -> None:
     lm = made(own_adapter(tmp_path))
     assert isinstance(lm.hf, PeftModel)

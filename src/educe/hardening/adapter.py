@@ -119,9 +119,10 @@ def write(lm: LanguageModel, folder: Path) -> None:
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     transposed = False
     for path, layer in lm.unwrapped.named_modules():
-        if isinstance(layer, LoraLayer):
-            transposed |= layer.fan_in_fan_out
-            names = [name for name in layer.active_adapters if name in layer.lora_A]
+        if not isinstance(layer, LoraLayer):
+            continue
+        transposed |= layer.fan_in_fan_out
+        if names := [name for name in layer.active_adapters if name in layer.lora_A]:
             parts[path] = (
                 torch.cat([layer.lora_A[n].weight.data * layer.scaling[n] for n in names]),
                 torch.cat([layer.lora_B[n].weight.data for n in names], 1),
