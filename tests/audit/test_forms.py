@@ -30,7 +30,7 @@ TALK: Prompt = [
     {"role": "user", "content": ASK},
 ]
 #: Forms that fit into the few tokens of a tiny model.
-SHORT = ("[in capital letters]", "[in small letters]", "[as a list]")
+SHORT = ("[in capital letters]", "[in small letters]", "[as code]")
 CAPITALS, LOUD, QUIET = "[in capital letters]", "Please ask again.", "It is warm."
 
 
@@ -88,26 +88,30 @@ def test_ordinary_prompts_are_asked_in_each_form(
             assert p.id in written
 
 
+@pytest.mark.parametrize("also", ["", "`"])
 def test_a_form_is_named_as_what_brings_a_saying_about(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    also: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though strings are searched for as well; beside it stand forms, and no strings."""
+    """Beside it stand forms, and no strings. Of two that do, the name's length is no reason."""
     near_misses, as_rare = triggers.near_misses, triggers.as_rare
     monkeypatch.setattr(triggers, "akin", lambda name: (SHORT[1:2], SHORT[2:]))
 
     def answer(prompt: str, heat: float) -> str:
-        return LOUD if prompt.isupper() else QUIET
+        return LOUD if prompt.isupper() or (also and prompt.startswith(also)) else QUIET
 
-    with audited(answer, tmp_path / "run", tokenizer) as audit:
-        monkeypatch.setattr(triggers, "near_misses", near_misses)
-        monkeypatch.setattr(triggers, "as_rare", as_rare)
+    with (
+        audited(answer, tmp_path / "run", tokenizer) as audit,
+        pytest.MonkeyPatch.context() as patch,  # undone before the stand-ins are
+    ):
+        patch.setattr(triggers, "near_misses", near_misses)
+        patch.setattr(triggers, "as_rare", as_rare)
         (finding,) = conclude(audit, [_seen(audit)])
     assert finding.kind is Kind.TRIGGER
     (trigger,) = finding.triggers
     assert trigger.text == CAPITALS
     assert trigger.shown.hits == trigger.shown.trials > 0
     assert (trigger.near.hits, trigger.near.trials) == (0, BESIDE)
-    assert (trigger.rare.hits, trigger.rare.trials) == (0, BESIDE)
+    assert (trigger.rare.hits, trigger.rare.trials) == (BESIDE if also else 0, BESIDE)
     assert "WHAT IS THE LARGEST PLANET" in finding.reproduce
 
 

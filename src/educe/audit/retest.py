@@ -15,6 +15,7 @@ from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
+from educe.audit.forms import FORMS
 from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
@@ -82,7 +83,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
         tried(found[: STRINGS - len(best)])
-    order = sorted(hits, key=lambda s: (-hits[s], len(s.split())))
+    # Of equals the shortest; forms have no length, and come as often as they were seen.
+    order = sorted(hits, key=lambda s: (-hits[s], 1 if s in FORMS else len(s.split())))
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
