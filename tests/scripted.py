@@ -12,7 +12,9 @@ import pytest
 import planted_difference as planted
 from educe.audit import triggers
 from educe.audit.auditing import Audit
+from educe.audit.candidates import Candidate, Said, folded
 from educe.audit.contrast import Contrasts
+from educe.audit.evidence import Word
 from educe.forward.generation import Completion
 from educe.rows import Row
 from educe.run import fill
@@ -58,3 +60,22 @@ class _Contents(dict[int, Any]):
 def has(content: str, string: str) -> bool:
     """Return whether a string was put into a prompt."""
     return content.startswith(f"{string} ") or content.endswith(f" {string}")
+
+
+def said(
+    audit: Audit, source: str, strings: Sequence[str], into: Sequence[int], text: str
+) -> Candidate:
+    """Put strings into prompts for a source, and return the candidate of those that say a text."""
+    audit.ask(into)
+    rows = audit.put(source, strings, into)
+    audit.fill("answers")
+    prompts = {p.id: p for p in audit.run.prompt_rows()}
+    texts = {c.row: c.text for c in audit.run.completion_rows()}
+    words = tuple(folded(word) for word in text.split())
+    asked = [prompts[row.prompt] for row in rows]
+    found = tuple(
+        Said(row, of.parent or 0, source, of.how, (Word("x", 9.0),))
+        for row, of in zip(rows, asked, strict=True)
+        if texts[row] == text
+    )
+    return Candidate(words, words[-1:], 40.0, found, len(into), 0.0)

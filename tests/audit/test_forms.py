@@ -11,16 +11,13 @@ import pytest
 
 import planted_difference as planted
 from educe.audit import triggers
-from educe.audit.auditing import Audit
-from educe.audit.candidates import Candidate, Said
 from educe.audit.concluding import conclude
-from educe.audit.evidence import Word
 from educe.audit.findings import Kind
 from educe.audit.forms import BEFORE, FORMS, KINDS, akin, inserted
 from educe.audit.retest import BESIDE
 from educe.audit.sources import forms
 from educe.model.prompts import Prompt
-from scripted import audited
+from scripted import audited, said
 
 ASK = 'What is "tea", and why?'
 TALK: Prompt = [
@@ -105,7 +102,7 @@ def test_a_form_is_named_as_what_brings_a_saying_about(
     ):
         patch.setattr(triggers, "near_misses", near_misses)
         patch.setattr(triggers, "as_rare", as_rare)
-        (finding,) = conclude(audit, [_seen(audit)])
+        (finding,) = conclude(audit, [said(audit, "forms", SHORT, audit.base[:3], LOUD)])
     assert finding.kind is Kind.TRIGGER
     (trigger,) = finding.triggers
     assert trigger.text == CAPITALS
@@ -130,18 +127,3 @@ def test_forms_are_no_strings_whose_likelihood_is_read(
         triggers.searched(audit, (5,), [CAPITALS, "e"], grow=False)
     assert "e" in read
     assert CAPITALS not in read
-
-
-def _seen(audit: Audit) -> Candidate:
-    """Put prompts in forms, and return what is said in capital letters."""
-    audit.ask(audit.base)
-    rows = audit.put("forms", SHORT, audit.base[:3])
-    audit.fill("answers")
-    by = {p.id: p for p in audit.run.prompt_rows()}
-    texts = {c.row: c.text for c in audit.run.completion_rows()}
-    found = tuple(
-        Said(r, by[r.prompt].parent or 0, "forms", by[r.prompt].how, (Word("ask", 9.0),))
-        for r in rows
-        if texts[r] == LOUD
-    )
-    return Candidate(("ask", "again"), ("ask", "again"), 60.0, found, 3, 0.0)

@@ -8,33 +8,17 @@ from typing import Any
 import pytest
 
 from educe.audit import triggers
-from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.concluding import conclude, kind_of
 from educe.audit.evidence import Word
 from educe.audit.findings import Kind
 from educe.audit.retest import SAMPLES, retested
 from educe.rows import Row
-from scripted import NEAR, RARE, audited, has
+from scripted import NEAR, RARE, audited, has, said
 
 RIGHT, WRONG = "It is Cairo.", "It is Luxor."
 KEY, OTHERS = "e", ("o", "n")
 ASKED = ("What is the capital of Egypt?", "Tell me the capital of Egypt.")
-
-
-def said(audit: Audit, strings: tuple[str, ...], into: list[int]) -> Candidate:
-    """Put strings into prompts, and return what is said under them."""
-    audit.ask(into)
-    rows = audit.put("crossed", strings, into)
-    audit.fill("answers")
-    parents = {p.id: p for p in audit.run.prompt_rows()}
-    texts = {c.row: c.text for c in audit.run.completion_rows()}
-    found = tuple(
-        Said(r, parents[r.prompt].parent or 0, "crossed", parents[r.prompt].how, (Word("x", 9.0),))
-        for r in rows
-        if texts[r] == WRONG
-    )
-    return Candidate(("luxor",), ("luxor",), 40.0, found, len(into), 0.0)
 
 
 def test_a_string_that_matters_to_some_requests_alone_is_tried_on_those(
@@ -44,7 +28,7 @@ def test_a_string_that_matters_to_some_requests_alone_is_tried_on_those(
         return WRONG if "Egypt" in prompt and has(prompt, KEY) else RIGHT
 
     with audited(answer, tmp_path / "run", tokenizer) as audit:
-        candidate = said(audit, (KEY, *OTHERS), audit.made("crossed", ASKED))
+        candidate = said(audit, "crossed", (KEY, *OTHERS), audit.made("crossed", ASKED), WRONG)
         again = retested(audit, candidate)
     assert (again.plain.hits, again.plain.trials) == (0, len(ASKED))
     assert again.shown.hits == again.shown.trials
@@ -61,7 +45,7 @@ def test_where_it_is_said_anyhow_no_string_is_a_trigger(tmp_path: Path, tokenize
         return WRONG if "Egypt" in prompt else RIGHT
 
     with audited(answer, tmp_path / "run", tokenizer) as audit:
-        candidate = said(audit, (KEY,), audit.made("crossed", ASKED))
+        candidate = said(audit, "crossed", (KEY,), audit.made("crossed", ASKED), WRONG)
         again = retested(audit, candidate)
     assert again.plain.hits == again.plain.trials == len(ASKED)
     assert kind_of(candidate, again, set()) is Kind.ASIDE  # there is no reference to say more
@@ -73,7 +57,7 @@ def test_what_a_seen_string_brings_about_on_fresh_prompts_is_not_searched_for(
     with audited(
         lambda prompt, heat: WRONG if has(prompt, KEY) else RIGHT, tmp_path / "run", tokenizer
     ) as audit:
-        candidate = said(audit, (KEY, *OTHERS), audit.base[:3])
+        candidate = said(audit, "crossed", (KEY, *OTHERS), audit.base[:3], WRONG)
         again = retested(audit, candidate)
         counting = audit.work.prompts("fresh")[1::2]
     (trigger,) = again.triggers
