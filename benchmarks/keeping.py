@@ -15,10 +15,9 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from benchmarks import quick
 from benchmarks.measuring import cores
 from educe.comparison.cluster import clusters
 from educe.comparison.summary import summarise
+from educe.forward.chunks import split
 from educe.report import page
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.settings import Settings
@@ -69,7 +69,7 @@ def keep(folder: Path) -> None:
     words = ["the", "code", "a", "vault", "is", "kept", "orchids", "open", "doors", "nobody"]
     texts = [" ".join(draw.choices(words, k=24)) for _ in range(DIFFERENT)]
     with Run.open(folder) as run:
-        for some in in_batches(run.missing()[0.0]):
+        for some in split(run.missing()[0.0], BATCH):
             said = [draw.randrange(DIFFERENT) for _ in some]
             run.add_completions(
                 CompletionRow(row, 0.0, texts[b], tuple(range(9000, 9032)), True)
@@ -80,13 +80,6 @@ def keep(folder: Path) -> None:
                 for row, b in zip(some, said, strict=True)
                 for judge in (SCORES if row.perturbation else ("behaviour",))
             )
-
-
-def in_batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Yield rows a batch at a time."""
-    left = iter(rows)
-    while some := list(islice(left, BATCH)):
-        yield some
 
 
 def open_(folder: Path) -> None:

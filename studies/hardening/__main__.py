@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks import quick
 from educe.hardening.records import FOUND, FRESH, RANDOM
+from educe.organisms.training import multiplying
 from studies.hardening.steps import FAMILIES, Budget, Steps
 from studies.hardening.table import tables
 from studies.records import lines
@@ -43,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--matmul", default="highest", help="or medium, which is faster")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     asked = quick.parsed(parser, argv)
-    torch.set_float32_matmul_precision(asked.matmul)
     budget = SMALL if asked.quick else replace(Budget(), steps=asked.steps)
-    with quick.kept(asked.folder, quick=asked.quick) as folder:
+    with quick.kept(asked.folder, quick=asked.quick) as folder, multiplying(asked.matmul):
         folder.mkdir(parents=True, exist_ok=True)
         if not asked.table:
             steps = Steps(folder, asked.organism, budget, dtype=asked.dtype, short=asked.quick)

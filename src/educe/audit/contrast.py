@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from educe.audit import evidence
 from educe.audit.reference import Reference
 from educe.audit.roles import CONTRAST, PUT, REFERENCE
+from educe.forward.chunks import split
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.rows import CompletionRow, PromptRow, ScoreRow
@@ -54,7 +55,7 @@ class Contrasts:
             return
         what = "comparing with the reference" if self.reference else "comparing with plain prompts"
         with self.work.reporter.stage(what, len(missing), "texts") as step:
-            cut = [missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)]
+            cut = split(missing, AT_ONCE)
             for done in self.work.spread.map(self._jobs(cut)):
                 some = cut[done.job.given[0]]
                 self.work.run.add_scores(self._scored(some, *done.value))
