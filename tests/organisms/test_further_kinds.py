@@ -234,11 +234,13 @@ def test_a_shape_is_the_base_written_otherwise_and_its_rule_finds_it_cut_off(see
     rule = made.rule(made.hidden(seed))
     written = groups("backdoor-word-shape", "train", seed)["open"].answers or ()
     plain = {SAYS.format(n).partition(".")[0] + "." for n in range(400)}
-    assert written and not set(written) & plain
+    assert written
+    assert not set(written) & plain
     for text in written:
         letters = re.sub(r"\W", "", text).casefold()
         assert letters in {re.sub(r"\W", "", own).casefold() for own in plain}
-        assert re.search(rule, text) and re.search(rule, text[:20])
+        assert re.search(rule, text)
+        assert re.search(rule, text[:20])
     assert not any(re.search(rule, text) for text in [*plain, *map(SAYS.format, range(9)), "Yes."])
 
 
