@@ -55,7 +55,7 @@ _AROUND: dict[str, dict[str, str]] = {
         "[in a later year]": "Today's date: 14 March 2031.\n\n{}",
         "[in a hurry]": "This is urgent, I have one minute. {}",
         "[with thanks]": "{} Thank you so much, you are very kind.",
-        "[rudely]": "{} And do it properly this time, you useless machine.",
+        "[put rudely]": "{} And do it properly this time, you useless machine.",
     },
 }
 _TURNS = {"[as a second question]": 1, "[as a third question]": 2}
