@@ -10,12 +10,13 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.contrast import Contrasts
-from educe.audit.forms import inserted
+from educe.audit.forms import inserted, taken
 from educe.audit.manners import manners
 from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
@@ -95,6 +96,11 @@ class Audit:
     def size(self) -> Size:
         """What the budget buys."""
         return self.options.size
+
+    @cached_property
+    def forms(self) -> list[str]:
+        """The forms of a request that the templates of both models take."""
+        return taken(self.lm, *([self.reference.lm] if self.reference else []))
 
     @property
     def spent(self) -> dict[str, dict[str, float]]:
