@@ -159,7 +159,7 @@ def near_misses(audit: Audit, string: str, n: int) -> list[str]:
     Those of a form are forms of its kind.
     """
     if string in FORMS:
-        return akin(string)[0][:n]
+        return akin(string, audit.forms)[0][:n]
     parts = string.split()
     found = parts[:] if len(parts) > 1 else []
     found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
@@ -184,7 +184,7 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     Those of a form are forms of other kinds.
     """
     if string in FORMS:
-        others = akin(string)[1]
+        others = akin(string, audit.forms)[1]
         return audit.rng(f"rare {string}").sample(others, min(n, len(others)))
     words = vocabulary(audit.lm)
     own = audit.lm.tokens(f" {string}", templated=True)
