@@ -13,7 +13,7 @@ import spread_run
 from benchmarks import quick
 from educe.audit import settings, stages
 from educe.audit.settings import AuditOptions, begin
-from educe.audit.sources import crossed, inversion, kl, perturbations, screen, weights
+from educe.audit.sources import crossed, inversion, kl, perturbations, screen, signs, weights
 from educe.options import ALONE, ModelOptions, SpreadOptions
 
 TWO = SpreadOptions(on="devices", workers=2)
@@ -41,6 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SIZES, "quick", SMALL)
     monkeypatch.setattr("educe.audit.contrast.AT_ONCE", 8)
+    monkeypatch.setattr(signs, "signs", lambda: ["river", "12 May", "~~", "c d", *"0123456789"])
     for name in ("TOGETHER", "TRIED", "SHARE"):
         monkeypatch.setattr(crossed, name, 1)
     monkeypatch.setattr(inversion, "BUDGET", 100)
@@ -89,7 +90,7 @@ def test_an_audit_by_workers_is_that_of_this_process(
     for part, own in cost.items():  # each worker reads what its strings follow, and looks at models
         theirs = spent[part]
         assert own["passes"] <= theirs["passes"] <= own["passes"] + 16
-        assert own["tokens"] <= theirs["tokens"] + 1e-6 <= own["tokens"] * 1.1
+        assert own["tokens"] - 1e-6 <= theirs["tokens"] <= own["tokens"] * 1.1 + 1e-6
 
 
 def test_an_audit_whose_workers_are_killed_is_that_of_this_process(
