@@ -42,6 +42,8 @@ Inputs = Mapping[str, Tensor]
 Directions = Mapping[str, Tensor]
 #: Strings that are read together.
 ROWS = 512
+#: Strings of one job: each finds out anew how the weights differ, which of full ones takes a while.
+JOB = 4 * ROWS
 #: How many of the loudest are kept: the funnel takes the first, other sources may take more.
 KEPT = 4000
 
@@ -100,7 +102,7 @@ def heard(
     with audit.reference.here() as lm:
         usual = means(lm, reads, typical)
     shared = Shared((audit.lm, audit.reference, usual, without))
-    cut = split(strings.tolist(), ROWS)
+    cut = split(strings.tolist(), JOB)
     jobs = (Job(_heard, shared, (some,), len(some)) for some in cut)
     return torch.cat(list(gathered(audit.work.spread, jobs, step)))
 
