@@ -20,7 +20,7 @@ TWO = SpreadOptions(on="devices", workers=2)
 #: Enough of everything, and no more.
 SMALL = settings.Size(2, 3, 3, 3, 3, 20, 2, 2)
 #: Pieces so small that each search is many jobs.
-PIECES = ((kl, "ROWS", 16), (screen, "ROWS", 16), (screen, "GLANCED", 64), (weights, "ROWS", 64))
+PIECES = ((kl, "ROWS", 16), (screen, "ROWS", 16), (screen, "GLANCED", 64), (weights, "JOB", 64))
 
 
 @pytest.fixture(scope="module")
