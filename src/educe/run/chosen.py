@@ -42,8 +42,9 @@ def choose(work: Work) -> list[int]:
                 continue
             own, told = [i.row.id for i in items], seen.behaviours
             if arm != FOUND:
-                swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
-                told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
+                rows = seen.texts.rows
+                swapped = rows.assign(arm=rows.arm.replace({arm: FOUND, FOUND: arm}))
+                told = behaviours(seen.texts.of(swapped), work.settings.samples)
             numbers += list(dict.fromkeys((*_finders(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")

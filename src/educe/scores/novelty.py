@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from educe.errors import JudgeError
@@ -21,11 +22,16 @@ from educe.scores import Answer, Score
 
 def vectors(texts: Sequence[str]) -> np.ndarray:
     """Return TF-IDF vectors of unit norm, ``[texts, terms]``; zero for a text of no word."""
+    return weighed(texts).toarray()
+
+
+def weighed(texts: Sequence[str]) -> csr_array:
+    """Return the same as a sparse array, which many texts need."""
     known = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     try:
-        return known.fit_transform(texts).toarray()
+        return csr_array(known.fit_transform(texts))
     except ValueError:  # no text has a word
-        return np.zeros((len(texts), 1))
+        return csr_array((len(texts), 1))
 
 
 def novelty(text: str, baseline: Sequence[str]) -> Score:
