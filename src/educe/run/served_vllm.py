@@ -176,6 +176,7 @@ class Inside:
         finally:
             for request in self._requests.values():
                 self._llm.llm_engine.remove_lora(request.lora_int_id)
+            self._requests = {}
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(
@@ -237,7 +238,7 @@ class Inside:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm, self._rank, self._longest = None, 0, 0
         cleanup_dist_env_and_memory()
 
 
