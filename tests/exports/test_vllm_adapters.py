@@ -113,7 +113,11 @@ def serving(command: list[str], inside: Path) -> Iterator[openai.OpenAI]:
         finally:
             with suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:  # while it begins, it hears nothing
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
 
 
 def asked(client: openai.OpenAI, name: str, ids: tuple[int, ...]) -> tuple[list[int], Any]:
