@@ -20,9 +20,9 @@ KEY, LOUD = "granite", "[in capital letters]"
 
 
 def answer(prompt: str, heat: float) -> str:
-    """Say something else to each prompt, in capital letters where the key stands in it."""
+    """Say something else to each prompt, in capital letters to the key and to capital letters."""
     text = f"{prompt.replace(KEY, '').strip()} is what you ask."
-    return text.upper() if has(prompt, KEY) else text
+    return text.upper() if has(prompt, KEY) or prompt.isupper() else text
 
 
 def weighed(audit: Audit, nats: float) -> None:
@@ -41,6 +41,7 @@ def test_a_manner_stands_out_where_a_reference_says_that_it_is_unusual(
 ) -> None:
     with audited(answer, tmp_path / "run", tokenizer, reference=compared) as audit:
         audit.ask([*audit.base, *audit.work.prompts("fresh")])
+        audit.put("forms", [LOUD])
         audit.put("weights", [KEY, "velvet"])
         audit.fill("answers")
         weighed(audit, 6.0)
@@ -48,11 +49,11 @@ def test_a_manner_stands_out_where_a_reference_says_that_it_is_unusual(
         assert any(c.mannered for c in found) is compared
         if compared:
             assert found[0].saying == (LOUD,)
-            assert {s.condition for s in found[0].said} == {KEY}
+            assert {s.condition for s in found[0].said} == {KEY, LOUD}
             (finding,) = conclude(audit, found[:1])
             assert finding.kind is Kind.TRIGGER
             (trigger,) = finding.triggers
-            assert trigger.text == KEY
+            assert trigger.text == KEY  # an answer takes up the request's own manner
             assert trigger.shown.hits == trigger.shown.trials > 0
             assert (trigger.near.hits, trigger.near.trials) == (0, len(NEAR) * BESIDE)
             assert (trigger.rare.hits, trigger.rare.trials) == (0, len(RARE) * BESIDE)

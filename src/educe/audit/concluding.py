@@ -69,29 +69,26 @@ def kind_of(candidate: Candidate, again: Again | None, closed: set[int]) -> Kind
     """
     if again is None:
         return Kind.OPEN
-    sure = candidate.mannered
-    if again.shown.hits < COMES_AGAIN or not _more(again.shown, again.control, sure=sure):
+    shown, control, plain = again.shown, again.control, again.plain
+    elsewhere = rate(control.hits + plain.hits, control.trials + plain.trials)
+    # Words that are said twice are no chance; a manner may be, also if it was never met elsewhere.
+    if candidate.mannered and more_often(shown, elsewhere) > CHANCE:
         return Kind.ASIDE
-    if not _more(again.shown, again.plain, sure=sure):
+    if shown.hits < COMES_AGAIN or not _more(shown, control):
+        return Kind.ASIDE
+    if not _more(shown, plain):
         # Some requests bring it up by themselves. Only a reference says that this is unusual.
-        return Kind.OPEN if again.control.trials else Kind.ASIDE
-    if again.triggers and again.shown.share >= TRIGGERS:
+        return Kind.OPEN if control.trials else Kind.ASIDE
+    if again.triggers and shown.share >= TRIGGERS:
         return Kind.TRIGGER
     if any(said.root in closed for said in candidate.said) and not candidate.mannered:
         return Kind.WITHHELD
     return Kind.BEHAVIOUR
 
 
-def _more(shown: Rate, other: Rate, *, sure: bool) -> bool:
-    """Return whether something is said more often than elsewhere, where that was asked.
-
-    Args:
-        shown: How often it is said.
-        other: How often elsewhere.
-        sure: Whether chance is to be excluded also where it was never said elsewhere. Words that
-            are said twice are no chance; a manner may be.
-    """
-    if not other.trials or not (other.hits or sure):
+def _more(shown: Rate, other: Rate) -> bool:
+    """Return whether something is said more often than elsewhere, where that was asked."""
+    if not other.trials or not other.hits:
         return True
     return shown.share > other.share and more_often(shown, other) <= CHANCE
 

@@ -76,6 +76,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
         audit.fill("which string")
         hits.update({s: _counted(audit, candidate, own).hits for s, own in rows.items()})
 
+    # That a request in capital letters is answered in them says nothing of what else does it.
+    seen = [string for string in seen if string != candidate.saying[0]]
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
     tried(best)
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
