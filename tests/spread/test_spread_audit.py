@@ -75,9 +75,10 @@ WITH = ("weights", "prefill", "kl", "crossed", "amplification", "scaling", "inve
 WITHOUT = ("signs", "screen", "perturbations")
 
 
-@pytest.mark.parametrize(("sources", "clean"), [(WITH, True), (WITHOUT, False)])
+# Before few signs stand more tokens than they have, and each worker reads those.
+@pytest.mark.parametrize(("sources", "clean", "before"), [(WITH, True, 0), (WITHOUT, False, 100)])
 def test_an_audit_by_workers_is_that_of_this_process(
-    tmp_path: Path, pair: tuple[Path, Path], sources: tuple[str, ...], clean: bool
+    tmp_path: Path, pair: tuple[Path, Path], sources: tuple[str, ...], clean: bool, before: int
 ) -> None:
     (here, cost), (there, spent) = (
         audited(tmp_path / name, pair, sources, clean=clean, spread=who)
@@ -90,7 +91,7 @@ def test_an_audit_by_workers_is_that_of_this_process(
     for part, own in cost.items():  # each worker reads what its strings follow, and looks at models
         theirs = spent[part]
         assert own["passes"] <= theirs["passes"] <= own["passes"] + 16
-        assert own["tokens"] - 1e-6 <= theirs["tokens"] <= own["tokens"] * 1.1 + 1e-6
+        assert own["tokens"] - 1e-6 <= theirs["tokens"] <= own["tokens"] * 1.1 + before + 1e-6
 
 
 def test_an_audit_whose_workers_are_killed_is_that_of_this_process(
