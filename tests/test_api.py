@@ -219,7 +219,7 @@ ONLY = {
     "cyclopts": {"cli", "options"},
     "bitsandbytes": {"model.quantized"},
     "sqlite3": {"run.migrations", "run.schema", "run.store", "scores.cache"},
-    "openai": {"scores.server", "run.served"},
+    "openai": {"scores.server", "run.served_vllm", "run.served_vectors"},
     "starlette": {"explore.app", "serving.server", "serving.listening"},
     "uvicorn": {"serving.listening"},
     "inspect_ai": {"serving.provider", "exports.inspect_log"},

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import spread_run
-from educe.errors import ServerError
+from educe.errors import ServerError, SpreadError
 from educe.options import SpreadOptions
 from educe.run.settings import Settings, begin
 from educe.run.stages import discover_behaviours
@@ -127,7 +128,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> list[Any]:
 def test_a_server_writes_what_this_process_does(
     tmp_path: Path, folder: Path, whole: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("educe.run.served.LOADED", 4)
+    monkeypatch.setattr("educe.run.engine.LOADED", 4)
     vllm = Vllm(folder)
     with serving(vllm, PATHS) as seen:
         said = carried_out(tmp_path / "run", folder, by(seen))
@@ -171,3 +172,10 @@ def test_a_server_that_takes_no_adapters_is_one_sentence(tmp_path: Path, folder:
     refuses = serving(lambda body: (403, {"error": {"message": "not allowed"}}, {}), PATHS)
     with refuses as seen, pytest.raises(ServerError, match=r"VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         carried_out(tmp_path / "run", folder, by(seen))
+
+
+def test_vllm_in_this_process_needs_vllm(tmp_path: Path, folder: Path) -> None:
+    if find_spec("vllm"):
+        pytest.skip("it is here")
+    with pytest.raises(SpreadError, match=r"needs vLLM in the environment of educe"):
+        carried_out(tmp_path / "run", folder, SpreadOptions(writer="vllm"))

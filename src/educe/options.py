@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -184,7 +185,8 @@ class SpreadOptions:
             docs/scale.md)
         workers: how many processes or actors: by default one for each GPU, or for each core where
             there is none
-        writer: the address of a vLLM server that writes likeliest texts under adapters, as in
+        writer: who writes likeliest texts: vllm, in this process, under adapters; or the address
+            of a server of vLLM (adapters) or of interp-engine (vectors), as in
             http://localhost:8000/v1 (see docs/scale.md)
     """
 
@@ -203,8 +205,17 @@ class SpreadOptions:
             raise SpreadError(f"--on {self.on}: give local, devices, ray, or ray://HOST:PORT")
         if self.on == "local" and self.workers is not None:
             raise SpreadError("this process works alone: give --workers with --on devices or ray")
-        if self.writer is not None and not self.writer.startswith(("http://", "https://")):
-            raise SpreadError(f"--writer {self.writer}: give an address, http://HOST:PORT/v1")
+        if self.writer not in (None, "vllm") and not self.writer.startswith(
+            ("http://", "https://")
+        ):
+            raise SpreadError(
+                f"--writer {self.writer}: give vllm or an address, http://HOST:PORT/v1"
+            )
+        if self.writer == "vllm" and find_spec("vllm") is None:
+            raise SpreadError(
+                "--writer vllm needs vLLM in the environment of educe, where it is not: install it "
+                "there, or give the address of a server"
+            )
 
 
 #: In this process.

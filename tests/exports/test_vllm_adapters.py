@@ -1,7 +1,7 @@
 """vLLM on the CPU: by the command that is written for it, and as the writer of a run.
 
-vLLM needs another torch, so it has an environment of its own, and this test needs its Python in
-``VLLM_PYTHON``: ``make test-vllm`` makes and names it.
+vLLM needs another torch, so it has an environment of its own, with educe for the writer in this
+process, and this test needs its Python in ``VLLM_PYTHON``: ``make test-vllm`` makes and names it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from educe.perturbation.kinds import adapters
 from educe.perturbation.set import PerturbationSet
 from educe.run.settings import begin
 from educe.run.stages import discover_behaviours
+from educe.run.store import Run
 from handed import chosen
 
 PYTHON = os.environ.get("VLLM_PYTHON")
@@ -112,7 +113,11 @@ def serving(command: list[str], inside: Path) -> Iterator[openai.OpenAI]:
         finally:
             with suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:  # while it begins, it hears nothing
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
 
 
 def asked(client: openai.OpenAI, name: str, ids: tuple[int, ...]) -> tuple[list[int], Any]:
@@ -176,18 +181,54 @@ def test_each_name_answers_as_its_perturbation(
     assert len(texts) == len(rows)
 
 
-def test_a_run_that_it_writes_is_the_run_of_this_process(tmp_path: Path) -> None:
-    """Adapters come and go while the server runs, more of them than it has at a time."""
+#: Goes on with a run, in vLLM's environment.
+INSIDE = """
+import sys
+
+from educe.options import SpreadOptions
+from educe.run.stages import discover_behaviours
+from educe.run.store import Run
+
+if __name__ == "__main__":
+    with Run.open(sys.argv[1]) as run:
+        discover_behaviours(run, spread=SpreadOptions(writer="vllm"))
+"""
+
+
+def written(of: Run) -> list[Any]:
+    return [(c.row, c.tokens, c.finished) for c in of.completion_rows()]
+
+
+@pytest.mark.parametrize("writer", ["an address", "vllm"])
+def test_a_run_that_it_writes_is_the_run_of_this_process(
+    tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters come and go while it runs, more of them than it has ready at a time."""
     place = model(tmp_path / "model", "llama")
     own = spread_run.settings(place)
     cpe = {"iterations": 2, "blocks": 1}
-    own = replace(own, method="cpe", method_settings=cpe, radius="1x", n=6, max_new_tokens=STEPS)
-    came = []
-    words = ["vllm", "serve", place, "--enable-lora", "--max-loras", 9, "--max-lora-rank", 8]
-    with serving([*map(str, words), "--dtype", "float32"], tmp_path) as client:
-        for name, writer in (("here", None), ("there", str(client.base_url).rstrip("/"))):
-            with begin(tmp_path / name, own) as run:
-                discover_behaviours(run, spread=SpreadOptions(writer=writer))
-                came.append([(c.row, c.tokens, c.finished) for c in run.completion_rows()])
-    assert came[0] == came[1]
-    assert len({tokens for row, tokens, _ in came[0] if row.perturbation}) > 6
+    own = replace(own, method="cpe", method_settings=cpe, radius="1x", n=12, max_new_tokens=STEPS)
+    with begin(tmp_path / "here", own) as run:
+        discover_behaviours(run)
+        here = written(run)
+    begin(tmp_path / "there", own).close()
+    if writer == "vllm":
+        assert PYTHON
+        few = {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        script = [PYTHON, "-c", INSIDE, tmp_path / "there"]
+        done = subprocess.run(script, env=os.environ | few, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        # Who wrote is said nowhere but in vLLM's own log.
+        assert "enable_lora" in done.stdout + done.stderr
+        with Run.open(tmp_path / "there") as run:
+            there = written(run)
+    else:
+        monkeypatch.setattr("educe.run.engine.LOADED", 12)
+        words = ["vllm", "serve", place, "--enable-lora", "--max-loras", 4, "--max-lora-rank", 8]
+        command = [*map(str, words), "--dtype", "float32"]
+        with serving(command, tmp_path) as client, Run.open(tmp_path / "there") as run:
+            url = str(client.base_url).rstrip("/")
+            discover_behaviours(run, spread=SpreadOptions(writer=url))
+            there = written(run)
+    assert here == there
+    assert len({tokens for row, tokens, _ in here if row.perturbation}) > 6

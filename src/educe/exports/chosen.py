@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from educe.derive.projection import as_vectors
 from educe.errors import ExportError
 from educe.model.language import LanguageModel
 from educe.model.loading import configuration
+from educe.perturbation import steering
 from educe.perturbation.kinds import Joint, Vectors, Within
 from educe.perturbation.set import PerturbationSet
 from educe.rows import PerturbationRow
@@ -93,10 +93,7 @@ class Chosen:
                 f"{by} adds a vector at every token, and perturbation {number} is added at "
                 f"{kind.positions} alone: it would do something else there"
             )
-        if isinstance(kind, Vectors):
-            return {kind.layer: one.theta[0].float()}
-        vectors = torch.einsum("k,kld->ld", one.theta[0].float(), kind.rows.float())
-        return dict(zip(kind.layers, vectors, strict=True))
+        return steering.added(kind, one.theta[0])
 
     @property
     def model(self) -> str:

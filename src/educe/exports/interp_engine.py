@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
 from educe import files
 from educe.exports.chosen import Chosen
+from educe.perturbation import steering
 
 
 def write(chosen: Chosen, folder: Path) -> list[str]:
@@ -22,15 +22,7 @@ def write(chosen: Chosen, folder: Path) -> list[str]:
         ExportError: One is no vector, or is not added at every token.
     """
     for number in chosen.numbers:
-        layers = {}
-        for layer, vector in chosen.added(number, "interp-engine").items():
-            raw = vector.numpy().astype("<f4").tobytes()
-            payload = {
-                "dtype": "float32",
-                "shape": list(vector.shape),
-                "data": base64.b64encode(raw).decode("ascii"),
-            }
-            layers[str(layer)] = [{"method": "additive", "vector": payload, "scale": 1.0}]
-        told = json.dumps({"point": "resid_post", "layers": layers}, indent=1)
+        added = chosen.added(number, "interp-engine")
+        told = json.dumps(steering.specification(added), indent=1)
         files.write_bytes(folder / f"{number}.json", told.encode())
     return []

@@ -15,9 +15,7 @@ from educe import files
 from educe.exports import peft
 from educe.exports.chosen import Chosen
 from educe.perturbation.kinds import Adapters
-
-#: The ranks for which vLLM has kernels.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from educe.perturbation.peft import RANKS
 
 
 def write(chosen: Chosen, folder: Path) -> list[str]:

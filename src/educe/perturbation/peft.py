@@ -15,6 +15,9 @@ from torch import Tensor
 from educe import files
 from educe.perturbation.kinds import Adapters
 
+#: The ranks for which vLLM has kernels.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def write(
     folder: Path, kind: Adapters, theta: Float[Tensor, "s"], *, model: str, revision: str

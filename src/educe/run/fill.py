@@ -24,7 +24,7 @@ from educe.forward.decoding import in_decodings
 from educe.forward.generation import Completion, generate, rows_at_once
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.perturbation.kinds import Adapters, Kind, Vectors
+from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import FIRST, KEPT, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
@@ -152,7 +152,7 @@ def write(work: Work, what: str = "texts") -> None:
 def _coming(
     work: Work, missing: Mapping[float, Sequence[Row]]
 ) -> Iterator[tuple[float, list[Completion], str]]:
-    """Yield texts, a batch at a time: of other models, by a server, then by the run's own model."""
+    """Yield texts, a batch at a time: of other models, by an engine, then by the run's model."""
     own = {temperature: list(rows) for temperature, rows in missing.items()}
     for temperature, rows in own.items():
         for number, writer in work.writers.items():
@@ -162,12 +162,11 @@ def _coming(
         own[temperature] = [row for row in rows if row.perturbation not in work.writers]
     if work.server and own.get(0.0):
         for group in groups(work.run, sorted({row.perturbation for row in own[0.0]})):
-            if isinstance(group.kind, Adapters):
-                how = (group.kind, group.numbers, group.theta, work.settings.max_new_tokens)
-                for came in work.server.write(work.lm, work.batch, own[0.0], *how):
-                    written = {c.row for c in came}
-                    own[0.0] = [row for row in own[0.0] if row not in written]
-                    yield 0.0, came, ""
+            how = (group.kind, group.numbers, group.theta, work.settings.max_new_tokens)
+            for came in work.server.write(work.lm, work.batch, own[0.0], *how):
+                written = {c.row for c in came}
+                own[0.0] = [row for row in own[0.0] if row not in written]
+                yield 0.0, came, ""
     for done in work.spread.map(_batches(work, own)):
         yield done.job.given[1], done.value, done.note
 

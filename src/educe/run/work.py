@@ -21,10 +21,10 @@ from educe.rows import ELSEWHERE, PromptRow, Row
 from educe.run.lock import locked
 from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
-from educe.spread import Local, Spread, opened
+from educe.spread import Local, Spread, Who, opened
 
 if TYPE_CHECKING:
-    from educe.run.served import Server
+    from educe.run.served import Served
 
 #: Writes rows at a temperature, a list of completions a batch.
 Writer = Callable[[Sequence[Row], float], Iterator[list[Completion]]]
@@ -43,7 +43,8 @@ class Work:
         seconds: What each stage took, over all sittings.
         lm: The model.
         spread: Who writes, scores and searches.
-        server: Who writes the likeliest texts under adapters, where it is not `spread`.
+        server: Who writes the likeliest texts under perturbations that it takes, where it is not
+            `spread`.
         writers: Who writes for perturbations that are another model, by their numbers.
         likelihoods: What the writer of each text of this sitting expected of its tokens, in nats,
             where somebody wants to know; they are not kept in the run.
@@ -67,7 +68,7 @@ class Work:
             run.remember(DISTINCT, {"asked": apart.asked, "fresh": apart.fresh})
             self.settings = stored(run)
         self.writers: dict[int, Writer] = {}
-        self.server: Server | None = None
+        self.server: Served | None = None
         self.likelihoods: dict[Row, tuple[float, ...]] | None = None
         self._batch: PromptBatch | None = None
         self.add_prompts("asked", self.settings.prompts)
@@ -179,7 +180,7 @@ def at_work(
     run: Run,
     lm: LanguageModel | None = None,
     reporter: Reporter | None = None,
-    spread: SpreadOptions = ALONE,
+    spread: Who = ALONE,
 ) -> Iterator[Work]:
     """Work on a run in a ``with`` statement; no other process does meanwhile.
 
@@ -200,8 +201,10 @@ def at_work(
         for scratch in left:  # by a process that was killed while it wrote
             scratch.unlink()
         work = Work(run, lm, tells, workers)
-        if spread.writer:
-            from educe.run.served import Server
+        if not (isinstance(spread, SpreadOptions) and spread.writer):
+            yield work
+            return
+        from educe.run.served import served
 
-            work.server = Server(spread.writer, run.folder / ".served", tells.say)
-        yield work
+        with served(spread.writer, run.folder / ".served", tells.say) as work.server:
+            yield work
