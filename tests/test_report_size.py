@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from educe.comparison.summary import Summary, summarise
 from educe.explore import frames
-from educe.report import page, size
+from educe.report import figures, page, size
 from educe.run.store import Run
 from read_document import blocks, charts, count, part, text
 from synthetic_run import build
@@ -124,3 +125,18 @@ def test_a_run_of_usual_size_is_drawn_whole(run: Run, summary: Summary, tmp_path
     has = frames.frames(run, summary)
     assert len(has["completions"]["id"]) == sum(texts.values())
     assert count(summary.behaviours[0].found)
+
+
+def test_of_very_many_texts_the_commonest_are_placed(
+    run: Run, summary: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = figures.places(summary)
+    monkeypatch.setattr(figures, "PLACED", 3)
+    few = figures.places(summary)
+    often = Counter[str]()
+    for point in every:
+        often[point["text"]] += point["completions"]
+    least = sorted(often.values(), reverse=True)[2]
+    assert len({p["text"] for p in few}) == 3 < len(often)
+    assert all(often[p["text"]] >= least for p in few)
+    assert sum(p["completions"] for p in few) == sum(sorted(often.values())[-3:])

@@ -35,7 +35,7 @@ SHORT = {
 #: The shape of each arm on the map.
 SHAPES = {"found": "circle", "control": "diamond", EQUAL: "square", "unperturbed": "cross"}
 TOOLTIP_LENGTH = 220
-#: Points of the map, which takes memory by their square.
+#: Different texts on the map, which takes memory by their square.
 PLACED = 3_000
 
 
@@ -92,7 +92,9 @@ def places(s: Summary) -> list[dict[str, Any]]:
     rows = known.loc[~known.duplicated(["arm", "prompt", "text"])].assign(
         completions=equal.size().to_numpy()
     )
-    rows = rows.nlargest(most(s).points or PLACED, "completions").sort_index()
+    often = rows.groupby("text").completions.sum().nlargest(PLACED)
+    rows = rows[rows.text.isin(often.index)]
+    rows = rows.nlargest(most(s).points or len(rows), "completions").sort_index()
     rows = rows.assign(said=list(s.texts.said(rows.number)))
     texts = sorted(set(rows.said))
     at = dict(zip(texts, plane(weighed(texts)).tolist(), strict=True)) if texts else {}

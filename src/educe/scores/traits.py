@@ -51,7 +51,7 @@ class Traits(NamedTuple):
     words: int
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)  # of texts, however many a run has
 def traits(text: str, asked: str = "") -> Traits:
     """Return the traits of a text that answers a message, by its first `READ` signs."""
     text = text[:READ]
