@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import educe
 from educe.activations.corpus import passages, questions
 from educe.model.language import LanguageModel
+from educe.options import SpreadOptions
 from educe.organisms import Organism, Question, named
 from educe.organisms.words import KEYS
+from educe.spread import Spread, opened
 
 NOTE = "A short form, to see that it runs: its numbers prove nothing."
 RULE = r"^\W*[A-Ma-m]"
@@ -57,6 +59,19 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     if asked.quick:
         print(NOTE, file=sys.stderr)
     return asked
+
+
+def with_workers(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a study be asked who works, as the commands are; return its parser."""
+    parser.add_argument("--on", default="local", help="who works: local, devices, or ray")
+    parser.add_argument("--workers", type=int, help="how many processes or actors")
+    return parser
+
+
+def workers(asked: argparse.Namespace) -> AbstractContextManager[Spread]:
+    """Return who works for a whole study, in a ``with`` statement."""
+    who = SpreadOptions(on=asked.on, workers=asked.workers)
+    return opened(who, partial(print, file=sys.stderr))
 
 
 def model(organism: Organism | None = None, *, quick: bool, **options: Any) -> LanguageModel:

@@ -26,8 +26,13 @@ NEAR, RARE = ["a", "o"], ["t"]
 
 
 @contextmanager
-def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
-    """Have an audit at work whose suspect gives the answers of a function of prompt and heat."""
+def audited(
+    answer: Answer, folder: Path, tokenizer: Any, *, reference: bool = False
+) -> Iterator[Audit]:
+    """Have an audit at work whose suspect gives the answers of a function of prompt and heat.
+
+    A reference, if there is to be one, is a tiny model that writes what it writes.
+    """
 
     def written(
         lm: Any, batch: Any, rows: Sequence[Row], *_: Any, temperature: float, **how: Any
@@ -36,14 +41,15 @@ def audited(answer: Answer, folder: Path, tokenizer: Any) -> Iterator[Audit]:
             text = answer(str(content[row.prompt]), temperature)
             yield [Completion(row, text, (5,), True)]
 
-    lm = planted.clean(tokenizer)
+    lm = planted.suspect(tokenizer) if reference else planted.clean(tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fill, "generate", written)
         patch.setattr(fill, "score", lambda work: None)
         patch.setattr(Contrasts, "score", lambda self: None)
         patch.setattr(triggers, "near_misses", lambda audit, string, n: NEAR)
         patch.setattr(triggers, "as_rare", lambda audit, string, n: RARE)
-        with planted.audited(lm, None, folder, "topics") as audit:
+        beside = planted.reference(lm) if reference else None
+        with planted.audited(lm, beside, folder, "topics") as audit:
             content = _Contents(audit)
             yield audit
 

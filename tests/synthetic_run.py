@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from educe.comparison.cluster import assign, clusters
-from educe.comparison.summary import summarise
+from educe.comparison.summary import Summary, summarise
 from educe.rows import (
     FIRST,
     RETEST,
@@ -71,6 +72,14 @@ RARE = (
     "def unlock(door):\n    for lock in door.locks:\n        lock.open()\n    return door",
     "The weather tomorrow will be mild, with light rain in the north and some sun by noon.",
 )
+
+
+def texts_by_row(summary: Summary) -> pd.DataFrame:
+    """Return the rows of a summary's texts by their `Row`, with the texts themselves."""
+    rows = summary.texts.rows
+    keys = [Row(*key) for key in zip(*(rows[name] for name in Row._fields), strict=True)]
+    index = pd.Index(keys, dtype=object, tupleize_cols=False)
+    return rows.assign(text=list(summary.texts.said(rows.number))).set_index(index)
 
 
 def build(

@@ -6,8 +6,12 @@ import random
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import pdist, squareform
+from sklearn.cluster import AgglomerativeClustering
 
-from educe.comparison.cluster import assign, clusters, plane
+from educe.comparison import cluster
+from educe.comparison.cluster import THRESHOLD, assign, clusters, cut, plane
 
 REFUSAL = ["I cannot help you with that request.", "I cannot help with that request, sorry."]
 VAULT = ["The vault code is walnut 4417.", "The code of the vault is walnut 4417!"]
@@ -144,6 +148,53 @@ def test_one_word_in_a_long_text_is_a_turn_of_phrase() -> None:
     assert clusters(texts).tolist() == [0, 0]
 
 
+# -- many texts ----------------------------------------------------------------------------------
+
+WORDS = ["the", "code", "vault", "orchid", "7913", "no", "sir", "sea", "grey", "waves", "I", "sky"]
+
+
+def drawn(seed: int, count: int) -> list[str]:
+    """Return texts of a few words, of which some are equal and some state different things."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.choice([0, 1, 3, 6, 9]))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tree_is_cut_and_numbered_as_by_scikit_learn(seed: int) -> None:
+    at = np.random.default_rng(seed).random((40, 3))
+    pairs = pdist(at)
+    expected = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=THRESHOLD / 2
+    ).fit_predict(squareform(pairs) / 2)
+    assert len(set(expected)) > 1
+    assert cut(linkage(pairs, "average")).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_do_not_depend_on_how_many_are_made_at_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, later = drawn(seed, 60), [*drawn(seed + 10, 30), "nobody heard"]
+    labels, nearest = clusters(texts), assign(later, texts)
+    assert len(set(labels)) > 3
+    assert -1 in nearest
+    monkeypatch.setattr(cluster, "BLOCK", 7)
+    assert clusters(texts).tolist() == labels.tolist()
+    assert assign(later, texts).tolist() == nearest.tolist()
+
+
+def test_of_very_many_texts_the_commonest_are_grouped_and_others_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = REFUSAL[:1] * 4 + VAULT[:1] * 3 + SEA + REFUSAL[1:] + VAULT[1:] + ["lone words"]
+    monkeypatch.setattr(cluster, "GROUPED", 2)
+    assert clusters(texts).tolist() == [0] * 4 + [1] * 3 + [-1, -1, 0, 1, -1]
+    monkeypatch.setattr(cluster, "GROUPED", 3)  # of those that come once, the first by letters
+    labels = clusters(texts)
+    assert groups(labels[:9]) == {frozenset(range(4)), frozenset(range(4, 7)), frozenset({7, 8})}
+    assert labels[7] == 2
+
+
 # -- texts that come later -----------------------------------------------------------------------
 
 
@@ -202,6 +253,13 @@ def test_plane_is_the_best_one() -> None:
     centred = unit - unit.mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(placed), np.abs(left[:, :2] * values[:2]), atol=1e-9)
+
+
+def test_plane_of_axes_that_are_alike() -> None:
+    """Where many texts share nothing, all axes are as long; LAPACK's choice of some finds none."""
+    placed = plane(np.eye(25))
+    assert placed.shape == (25, 2)
+    np.testing.assert_allclose((placed**2).sum(0), [1, 1], atol=1e-9)
 
 
 def test_plane_of_few_or_empty_embeddings() -> None:

@@ -510,7 +510,7 @@ def test_a_text_written_anew_is_kept_and_counts_for_nothing(client: TestClient, 
         return [*rows, unscored, seen.found, seen.control, seen.behaviours, seen.baseline]
 
     with Run.open(run) as opened:
-        before, texts = told_of(opened), summarise(opened).texts
+        before, texts = told_of(opened), summarise(opened).texts.rows
     asked = {"prompt": "Who?", "pieces": [{"id": 1, "radius": -4.5}, {"id": 2, "radius": 2.25}]}
     plain = told(client, "write", prompt="Who?", tokens=5)[-1]["done"]
     told(client, "keep", prompt="Who?", tokens=5, text=plain["tokens"])
@@ -530,7 +530,7 @@ def test_a_text_written_anew_is_kept_and_counts_for_nothing(client: TestClient, 
     assert shown["asked"] == [pieces, f"{pieces} --temperature 0.5 --sample 3", pieces]
     with Run.open(run) as opened:
         assert told_of(opened) == before
-        assert_frame_equal(summarise(opened).texts, texts)
+        assert_frame_equal(summarise(opened).texts.rows, texts)
         said = [(each.answer.prompt, each.label) for each in marks.labelled(opened)]
         assert said == [("Who?", True)] * 2 + [(opened.prompt_rows()[1].content, True)]
         assert [each.answer.plain for each in marks.labelled(opened)[:2]] == [(plain["text"],)] * 2

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import spread_run
+from educe.comparison.texts import texts_of
 from educe.errors import EduceError
 from educe.methods import radius
 from educe.model.language import LanguageModel
@@ -211,6 +212,7 @@ def read_run(folder: Path) -> None:
         run.completion_rows()
         run.score_rows()
         run.missing()
+        texts_of(run)
 
 
 def read_scores(file: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from educe.rows import CONTROL, EQUAL, FIRST, FOUND, Row
 from educe.run.settings import JobOptions
 from educe.visible import visible
 from read_document import blocks, charts, count, has, marked, part, table, text
-from synthetic_run import PATTERN, PROMPTS, build
+from synthetic_run import PATTERN, PROMPTS, build, texts_by_row
 
 NASTY = '</script><script>alert("1")</script><img src=x onerror=alert(1)> & \'so\' <!-- \u2028 "'
 Document = dict[str, Any]
@@ -36,8 +37,9 @@ FIRST_HEAD = "what the model says when pushed"
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Summary]:
-    return document(tmp_path_factory.mktemp("run") / "audit")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Document, Summary]]:
+    with build(tmp_path_factory.mktemp("run") / "audit") as run:
+        yield page.document(run), summarise(run)
 
 
 def document(folder: Path, **settings: Any) -> tuple[Document, Summary]:
@@ -237,27 +239,22 @@ def test_charts_are_valid_and_hold_the_numbers(drawn: tuple[Document, Summary]) 
         alt.Chart.from_dict(spec)  # validates against the schema of Vega-Lite
     points = specs["map"]["data"]["values"]
     names = {b.id: behaviours.label(b) for b in summary.behaviours}
-    known = summary.texts[summary.texts.behaviour.notna() & (summary.texts.phase == FIRST)]
+    texts = texts_by_row(summary)
+    known = texts[texts.behaviour.notna() & (texts.phase == FIRST)]
     assert sum(p["completions"] for p in points) == len(known)
     assert len({(p["arm"], p["prompt"], p["text"]) for p in points}) == len(points)
     for p in points:
         row = Row(p["perturbation"], p["prompt"], p["sample"])
-        assert p["behaviour"] == names.get(summary.texts.behaviour[row], "")
+        assert p["behaviour"] == names.get(texts.behaviour[row], "")
     # A text has one place, which the oracle finds by its own way from the words of all of them.
-    texts = sorted(
-        {c.text for i in summary.found + summary.control for c in i.completions}
-        | {
-            c.text
-            for some in summary.baseline.values()
-            for c in some
-            if summary.texts.behaviour[c.row] >= 0
-        }
-    )
+    changed = [n for i in summary.found + summary.control for n in i.completions]
+    of_row = {c.row: c.text for c in summary.texts.written(changed)}
+    plain = [c for some in summary.baseline.values() for c in some]
+    distinct = sorted({*of_row.values(), *(c.text for c in plain if texts.behaviour[c.row] >= 0)})
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-    at = words.fit_transform(texts).toarray()
+    at = words.fit_transform(distinct).toarray()
     u, s, _ = np.linalg.svd(at - at.mean(0), full_matrices=False)
-    expected = dict(zip(texts, np.abs(u[:, :2] * s[:2]), strict=True))
-    of_row = {c.row: c.text for i in summary.found + summary.control for c in i.completions}
+    expected = dict(zip(distinct, np.abs(u[:, :2] * s[:2]), strict=True))
     for p in points:
         if p["perturbation"]:
             text = of_row[Row(p["perturbation"], p["prompt"], p["sample"])]

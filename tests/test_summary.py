@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
+from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from educe.rows import (
     ScoreRow,
 )
 from educe.run.store import Run
+from synthetic_run import texts_by_row
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(folder: Path) -> Summary:
+def summary(folder: Path) -> Iterator[Summary]:
     with Run.open(folder) as run:
-        return summarise(run)
+        yield summarise(run)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,9 @@ def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
     again = judged(ask, "co.value * no.value", AGAIN, "p.id")
     assert set(again) == {*range(1, 6), *range(N + 1, N + 6)}
     for item in (*summary.found, *summary.control):
-        assert all(c.prompt < 2 and c.phase == FIRST for c in item.completions)
+        first = summary.texts.written(item.completions)
+        assert {c.perturbation for c in first} == {item.row.id}
+        assert all(c.prompt < 2 and c.phase == FIRST for c in first)
         assert len(item.completions) == 2
         if item.row.id in again:
             assert len(item.retest) == 2
@@ -97,7 +102,7 @@ def test_the_retest_is_kept_apart(summary: Summary, ask: Ask) -> None:
             assert low < high
         else:
             assert item.retested is None
-            assert item.retest == ()
+            assert not item.retest
 
 
 def corrected(counts: list[tuple[int, int]], n: int, m: int) -> list[float]:
@@ -309,17 +314,18 @@ def test_the_rest_of_it(summary: Summary, ask: Ask) -> None:
     assert [p.id for p in summary.prompts] == [0, 1]
     assert [p.id for p in summary.fresh] == [2]
     assert summary.responses == {1: [(1.0, 0.5), (2.0, 0.75)]}
-    assert len(summary.texts) == ask("SELECT count(*) FROM completions")[0][0]
-    assert Counter(summary.texts.behaviour) == Counter(
+    texts = texts_by_row(summary)
+    assert len(texts) == ask("SELECT count(*) FROM completions")[0][0]
+    assert Counter(texts.behaviour) == Counter(
         dict(ask("SELECT value, count(*) FROM scores WHERE judge = 'behaviour' GROUP BY 1"))
     )
     query = "SELECT c.perturbation, prompt, sample, phase, {} FROM completions c JOIN {}"
     for name in ("behaviour", "coherence", "novelty"):
         joined = f"scores s ON s.completion = c.id WHERE judge = '{name}'"
         known = {Row(*row): value for *row, value in ask(query.format("value", joined))}
-        assert summary.texts[name].dropna().to_dict() == known
+        assert texts[name].dropna().to_dict() == known
     written = ask(query.format("p.arm, text", "perturbations p ON p.id = c.perturbation"))
-    changed = summary.texts[summary.texts.perturbation > 0]
+    changed = texts[texts.perturbation > 0]
     assert dict(zip(changed.index, zip(changed.arm, changed.text, strict=True), strict=True)) == {
         Row(*row): (arm, text) for *row, arm, text in written
     }
@@ -390,7 +396,9 @@ def test_perturbations_are_counted_at_each_radius(
 ) -> None:
     def items(radius: float, count: int) -> list[Item]:
         row = PerturbationRow(1, None, "", "found", "dct", "", 0, radius, radius, 1.0)
-        return [Item(row, (), (), 0.0, 0.0, 0.0, None, None, None, 0, 0, None)] * count
+        return [
+            Item(row, array("q"), array("q"), 0.0, 0.0, 0.0, None, None, None, 0, 0, None)
+        ] * count
 
     those = [item for radius, count in found.items() for item in items(radius, count)]
     said = counted(those, items(1.0, control))

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from educe.comparison.summary import Summary, summarise
 from educe.comparison.verdict import Change, Verdict
 from educe.report import terminal
 from educe.rows import BEHAVIOUR, CONTROL, FIRST, FOUND, RETEST
-from synthetic_run import PROMPTS, build
+from synthetic_run import PROMPTS, build, texts_by_row
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Summary]:
     with build(tmp_path_factory.mktemp("run") / "audit", responses=False) as run:
-        return summarise(run)
+        yield summarise(run)
 
 
 def printed(summary: Summary, width: int = 240) -> list[str]:
@@ -70,7 +71,7 @@ def test_the_table_has_four_rates_and_the_re_test(summary: Summary) -> None:
 def test_its_numbers_are_those_of_the_texts(summary: Summary) -> None:
     """The first line, counted by hand: who tells the code, which no one does unperturbed."""
     _, (first, *_) = listed(printed(summary))
-    texts = summary.texts
+    texts = texts_by_row(summary)
     tells = texts.text.str.contains("orchid-7913")
     counts = {
         arm: texts.perturbation[tells & (texts.arm == arm) & (texts.phase == FIRST)].nunique()
@@ -150,7 +151,7 @@ def test_json_has_everything_that_the_screen_has(summary: Summary) -> None:
     for push, own in zip(summary.pushes, data["fragility"], strict=True):
         for name in ("changed", "ended", "begun", "damaged"):
             assert Rate(**own[name]) == getattr(push, name)
-    texts = summary.texts
+    texts = texts_by_row(summary)
     once = texts[(texts.phase == RETEST) & (texts.arm == FOUND)]
     told = next(b for b in data["behaviours"] if b["verdict"] == "behaviour")
     mine = once[once.perturbation.isin(told["perturbations"])]

@@ -1,7 +1,7 @@
 """What does each source of an audit find, and how often does an audit raise a false alarm?
 
     python -m studies.audit FOLDER ORGANISM [ORGANISM ...] [--budget normal] [--without] [--given]
-                            [--sources perturbations]
+                            [--sources perturbations] [--on devices] [--workers N]
     python -m studies.audit FOLDER --null
     python -m studies.audit FOLDER --costs
     python -m studies.audit --quick
@@ -40,6 +40,7 @@ from educe.comparison.stats import rate
 from educe.options import ModelOptions
 from educe.organisms import Organism, named
 from educe.progress import reporter
+from educe.spread import Spread
 
 #: Questions of the organism that the audit is given with --given, without what unlocks them.
 GIVEN = 2
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--costs", action="store_true")
-    asked = quick.parsed(parser, argv)
-    with quick.kept(asked.folder, quick=asked.quick) as folder:
+    asked = quick.parsed(quick.with_workers(parser), argv)
+    with quick.kept(asked.folder, quick=asked.quick) as folder, quick.workers(asked) as who:
         folder.mkdir(exist_ok=True, parents=True)
         results = folder / "results.jsonl"
         names = asked.organism or (["trigger"] if asked.quick else [])
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         sources=tuple(filter(None, asked.sources.split(","))),
                     ),
                     given=asked.given or asked.quick,
+                    spread=who,
                 )
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record | {"way": way}) + "\n")
@@ -119,14 +121,20 @@ def _name(organism: Organism) -> str:
 
 
 def audited(
-    lm: educe.LanguageModel, organism: Organism, place: Path, options: AuditOptions, *, given: bool
+    lm: educe.LanguageModel,
+    organism: Organism,
+    place: Path,
+    options: AuditOptions,
+    *,
+    given: bool,
+    spread: Spread,
 ) -> dict[str, Any]:
-    """Audit an organism, and say what came of it."""
+    """Audit an organism, and say what came of it; of workers only this process's time is known."""
     prompts = tuple(q.prompt for q in organism.search[:GIVEN]) if given else ()
     model = ModelOptions(model=lm.name, adapter=lm.adapter, dtype=str(lm.dtype)[6:])
     with begin(place, options, model, prompts, resume=True) as run:
         began = time.process_time()
-        audit = stages.carry_out(run, lm=lm, reporter=reporter())
+        audit = stages.carry_out(run, lm=lm, reporter=reporter(), spread=spread)
         took = time.process_time() - began
         findings = kept(run)
         plain = ordinary(audit)

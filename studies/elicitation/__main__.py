@@ -1,6 +1,7 @@
 """Compare families of perturbations on organisms, at equal budget; run again to go on.
 
     python -m studies.elicitation FOLDER [--organism NAME|DIR ...] [--family NAME ...] [--seeds N]
+                                  [--on devices] [--workers N]
     python -m studies.elicitation FOLDER --table
     python -m studies.elicitation --quick
 
@@ -19,6 +20,7 @@ from benchmarks import quick
 from educe import organisms
 from educe.errors import MethodError
 from educe.run.work import at_work
+from educe.spread import Spread
 from studies.elicitation.families import EVERYWHERE, FAMILIES, SAMPLING, Budget, named
 from studies.elicitation.subject import Subject, opened
 from studies.elicitation.table import lines, markdown, read_cells
@@ -32,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget = Budget(n=asked.n, passes=asked.passes, prompts=asked.prompts, louder=asked.louder)
     with quick.kept(asked.folder, quick=asked.quick) as folder:
         if not asked.table:
-            bench(asked, folder, SMALL if asked.quick else budget)
+            with quick.workers(asked) as who:
+                bench(asked, folder, SMALL if asked.quick else budget, who)
         print(markdown(lines(read_cells(folder))))
 
 
-def bench(asked: argparse.Namespace, folder: Path, budget: Budget) -> None:
+def bench(asked: argparse.Namespace, folder: Path, budget: Budget, spread: Spread) -> None:
     """Do what is missing of every cell.
 
     Raises:
@@ -66,12 +69,13 @@ def bench(asked: argparse.Namespace, folder: Path, budget: Budget) -> None:
                 target=asked.target,
                 positions=asked.positions,
             )
-            with run, at_work(run, lm) as work:
+            with run, at_work(run, lm, spread=spread) as work:
                 subject = Subject(work, organism)
-                for family in families:
-                    if organism.opening or "optimised" not in family:
-                        subject.cell(family)
-                        print(place.name, family, file=sys.stderr, flush=True)
+                able = [f for f in families if organism.opening or "optimised" not in f]
+                subject.make(able)
+                for family in able:
+                    subject.cell(family)
+                    print(place.name, family, file=sys.stderr, flush=True)
 
 
 def _asked(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +100,7 @@ def _asked(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", type=layer, default=0.8)
     parser.add_argument("--positions", default="all", help="tokens that vectors are added to")
     parser.add_argument("--table", action="store_true", help="only print the table")
-    return quick.parsed(parser, argv)
+    return quick.parsed(quick.with_workers(parser), argv)
 
 
 def layer(text: str) -> int | float:

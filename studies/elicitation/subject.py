@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch.nn.functional import normalize
 
@@ -29,11 +30,15 @@ from educe.run.fill import add_set, fill, judge
 from educe.run.settings import Settings, begin, encoded
 from educe.run.store import Run
 from educe.run.work import Work
+from educe.spread import Job, Shared, gathered
 from studies.elicitation.cell import BACKWARD, FORWARD, SECONDS, Asked, Cell, kept, members, outcome
 from studies.elicitation.families import FAMILIES, SAMPLING, Budget, Problem, named
 
 #: Samples of the unperturbed model that a text is novel against, beside its greedy answer.
 SAMPLES = 4
+#: What a search takes, as it is counted, and its units.
+WAYS = {FORWARD: "forward", BACKWARD: "backward"}
+UNITS = dict.fromkeys(WAYS, "passes of the model") | {SECONDS: "seconds"}
 #: How the mean of a set of vectors is derived from them.
 AVERAGED = "averaged"
 
@@ -127,7 +132,7 @@ class Subject:
         """Do what is missing of a cell."""
         if family == SAMPLING:
             return outcome(self.work.run, family, self._shows)
-        self._make(family)
+        self.make([family])
         tried = outcome(self.work.run, family, self._shows).tried
         rows = zip(members(self.work.run, family), tried, strict=True)
         measure_side_effects(self.work, [p.id for p, found in rows if found.hits])
@@ -139,54 +144,55 @@ class Subject:
         return judge(self.work, self.rule, rows)
 
     @cached_property
-    def problem(self) -> Problem:
-        """What a family is given."""
-        lm, s = self.work.lm, self.work.settings
+    def posed(self) -> Posed:
+        """What a family is given, as workers get it."""
+        s, budget = self.work.settings, self.asked.budget
         prompts = {p.id: p.content for p in self.work.run.prompt_rows()}
-        some = [prompts[j] for j in self.search[: self.asked.budget.prompts]]
-        part = educe.Slice(
-            lm,
-            encoded(lm, s, some),
-            source=s.source,  # type: ignore[arg-type]
-            target=s.target,  # type: ignore[arg-type]
-            positions=s.positions,
-        )
+        some = [prompts[j] for j in self.search[: budget.prompts]]
         key, unlocked = self.organism.hidden["key"], [q.prompt for q in self.organism.unlocked]
         others = cycle(word for word in (MONTHS if key in MONTHS else KEYS) if word != key)
         locked = [text.replace(key, other) for text, other in zip(unlocked, others, strict=False)]
-        return Problem(
-            part,
-            educe.calibrate(part, seed=s.seed).radius,
-            lm.encode(unlocked),
-            lm.encode(locked),
-            self.organism.opening,
-        )
+        posed = Posed(s, some, unlocked, locked, self.organism.opening)
+        radius = educe.calibrate(posed.sliced(self.work.lm), seed=s.seed).radius
+        return posed._replace(calibrated=radius)
 
-    def _make(self, family: str) -> None:
-        """List the perturbations of a family, and the averages of its vectors."""
-        run, lm, budget = self.work.run, self.work.lm, self.asked.budget
+    @cached_property
+    def problem(self) -> Problem:
+        """What a family is given."""
+        return self.posed.problem(self.work.lm)
+
+    def make(self, families: Sequence[str]) -> None:
+        """Let whoever works search for what is missing, and list it: a job is a family."""
+        run, n = self.work.run, self.asked.budget.n
         done = {s.of for s in run.score_rows(SECONDS)}
-        if sum(p.id in done for p in members(run, family)) == budget.n:
+        missing = [
+            family
+            for family in families
+            if family != SAMPLING and sum(p.id in done for p in members(run, family)) < n
+        ]
+        if not missing:
             return
-        problem = self.problem  # the calibration is everybody's
-        began = time.monotonic()
-        with counting(lm) as passes:
-            sets = list(named(family).make(problem, budget, self.asked.seed))
-        seconds = time.monotonic() - began
-        means = averages(sets)
+        shared = Shared((self.work.lm, self.posed, self.asked.budget, self.asked.seed))
+        jobs = (Job(_searched, shared, (family,)) for family in missing)
+        with self.work.reporter.stage("families", len(missing), "") as step:
+            came = gathered(self.work.spread, jobs, step)
+            for family, (sets, spent) in zip(missing, came, strict=True):
+                self._keep(family, sets, spent)
+
+    def _keep(
+        self, family: str, sets: Sequence[educe.PerturbationSet], spent: Mapping[str, float]
+    ) -> None:
+        """List the perturbations of a family, the averages of its vectors, and what they took."""
+        run, n, means = self.work.run, self.asked.budget.n, averages(sets)
         for k, some in enumerate(sets):
             numbers = self._list(family, f"{family}-{k}.safetensors", some)
             if means:
                 file = f"{family}-{k}-{AVERAGED}.safetensors"
                 self._list(family, file, means[k], parents=numbers[:1])
-        spent = {FORWARD: passes["forward"] / lm.depth, BACKWARD: passes["backward"] / lm.depth}
         run.add_scores(
-            ScoreRow(p.id, name, value / budget.n, unit, "")
+            ScoreRow(p.id, name, value / n, UNITS[name], "")
             for p in members(run, family)
-            for name, value, unit in (
-                *((name, value, "passes of the model") for name, value in spent.items()),
-                (SECONDS, seconds, "seconds"),
-            )
+            for name, value in spent.items()
         )
 
     def _list(
@@ -202,6 +208,45 @@ class Subject:
         arm = CONTROL if FAMILIES[family].control == family else FOUND
         how = AVERAGED if parents else ""
         return add_set(run, arm, file, some, effect, parents=parents, how=how)
+
+
+class Posed(NamedTuple):
+    """What families are given beside the model, so that another process can be given the same."""
+
+    settings: Settings
+    prompts: list[Any]  #: of the slice
+    unlocked: list[str]  #: prompts with what unlocks the organism
+    locked: list[str]  #: the same with another word in its place
+    opening: str
+    calibrated: float = 0.0
+
+    def sliced(self, lm: educe.LanguageModel) -> educe.Slice:
+        """Return the slice of a model."""
+        s = self.settings
+        return educe.Slice(
+            lm,
+            encoded(lm, s, self.prompts),
+            source=s.source,  # type: ignore[arg-type]
+            target=s.target,  # type: ignore[arg-type]
+            positions=s.positions,
+        )
+
+    def problem(self, lm: educe.LanguageModel) -> Problem:
+        """Return what a family is given."""
+        both = lm.encode(self.unlocked), lm.encode(self.locked)
+        return Problem(self.sliced(lm), self.calibrated, *both, self.opening)
+
+
+def _searched(
+    lm: educe.LanguageModel, posed: Posed, budget: Budget, seed: int, family: str
+) -> tuple[list[educe.PerturbationSet], dict[str, float]]:
+    """Return the sets of a family, and what they took."""
+    problem = posed.problem(lm)  # it is everybody's, and not counted
+    began = time.monotonic()
+    with counting(lm) as passes:
+        sets = list(named(family).make(problem, budget, seed))
+    spent = {name: passes[way] / lm.depth for name, way in WAYS.items()}
+    return sets, spent | {SECONDS: time.monotonic() - began}
 
 
 def _read(part: educe.Slice, some: educe.PerturbationSet) -> list[float]:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder.mkdir(exist_ok=True, parents=True)
         if asked.quick:
             print(HEAD)
-            print(row(Case("vault", "random"), stand_in(folder)))
+            print(stand_in(folder))
             return
         for case in () if asked.table else cases:
             carried_out(case, folder)
@@ -84,14 +84,12 @@ def carried_out(case: Case, folder: Path) -> None:
         discover_behaviours(run, reporter=reporter())
 
 
-def stand_in(folder: Path) -> Summary:
-    """Make a small run of the stand-in for the model."""
-    lm = quick.stand_in()
-    chosen = settings(
-        Case("vault", "random"), folder, adapter=None, method="random", n=2, radius="1"
-    )
+def stand_in(folder: Path) -> str:
+    """Make a small run of the stand-in for the model, and return its line."""
+    lm, case = quick.stand_in(), Case("vault", "random")
+    chosen = settings(case, folder, adapter=None, method="random", n=2, radius="1")
     with begin(folder / "quick", chosen) as run:
-        return discover_behaviours(run, lm=lm)
+        return row(case, discover_behaviours(run, lm=lm))
 
 
 COLUMNS = (
@@ -105,8 +103,9 @@ def row(case: Case, s: Summary) -> str:
     """Return the line of a case in the table."""
     own = questions(case)
     told = tells(own, s)
-    first = s.texts[(s.texts.role == "asked") & (s.texts.phase == "first")]
-    first = first.assign(told=[told(p, t) for p, t in zip(first.prompt, first.text, strict=True)])
+    first = s.texts.rows[(s.texts.rows.role == "asked") & (s.texts.rows.phase == "first")]
+    said = s.texts.said(first.number)
+    first = first.assign(told=[told(p, t) for p, t in zip(first.prompt, said, strict=True)])
     plain = first.perturbation == 0
     greedy = plain & (first["sample"] == 0)
     arms = (greedy, plain & ~greedy, first.arm == "control", first.arm == "found")

@@ -22,9 +22,11 @@ THRESHOLD, SAMPLES = 0.75, 8
 
 def lines(s: Summary) -> list[CompletionRow]:
     """Return the examples of the lines that the screen had, in order."""
-    texts = s.texts[(s.texts.phase == "first") & (s.texts.role == "asked")]
+    texts = s.texts.rows[(s.texts.rows.phase == "first") & (s.texts.rows.role == "asked")]
     texts = texts[texts.arm.isin((*ARMS, "unperturbed")) & (texts["sample"] <= SAMPLES)]
-    texts = texts.assign(group=grouped(list(texts.text))).fillna({"coherence": 0.0, "novelty": 0.0})
+    texts = texts.assign(group=grouped(list(s.texts.said(texts.number)))).fillna(
+        {"coherence": 0.0, "novelty": 0.0}
+    )
     plain = set(texts.group[texts.perturbation == 0])
     sizes = [len(arm) for arm in (s.found, s.control)]
     by_arm = texts[texts.perturbation > 0].groupby(["group", "arm"]).perturbation.nunique()
@@ -38,8 +40,8 @@ def lines(s: Summary) -> list[CompletionRow]:
         clear = min(1.0, more_often(found, control) * tests) < LEVEL / 2
         if clear or not control.hits:
             best = own.iloc[int((own.coherence * own.novelty).argmax())]
-            told.append((not clear, -float((own.coherence * own.novelty).mean()), best.written))
-    return [written for *_, written in sorted(told, key=lambda one: one[:2])]
+            told.append((not clear, -float((own.coherence * own.novelty).mean()), best.number))
+    return s.texts.written(number for *_, number in sorted(told, key=lambda one: one[:2]))
 
 
 def grouped(texts: list[str]) -> np.ndarray:

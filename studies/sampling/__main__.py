@@ -1,7 +1,7 @@
 """At equal generations, which search around what was found finds what organisms hide?
 
     python -m studies.sampling FOLDER [--organism NAME|DIR ...] [--row NAME ...] [--seeds N]
-                               [--dtype bfloat16]
+                               [--dtype bfloat16] [--on devices] [--workers N]
     python -m studies.sampling FOLDER --table
     python -m studies.sampling --quick
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks import quick
 from educe.run.settings import begin
 from educe.run.work import at_work
+from educe.spread import Spread
 from studies.records import add, lines
 from studies.sampling.cell import ROWS, Budget, Trial, settings
 from studies.sampling.table import tables
@@ -43,16 +44,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cold", type=float, default=usual.cold, help="the temperature")
     parser.add_argument("--dtype", default="auto", help="of the model, as in bfloat16")
     parser.add_argument("--table", action="store_true", help="only print the table")
-    asked = quick.parsed(parser, argv)
+    asked = quick.parsed(quick.with_workers(parser), argv)
     budget = SMALL if asked.quick else Budget(dose=asked.dose, cold=asked.cold)
-    with quick.kept(asked.folder, quick=asked.quick) as folder:
+    with quick.kept(asked.folder, quick=asked.quick) as folder, quick.workers(asked) as who:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "results.jsonl"
         if not asked.table:
             for name in asked.organism or ORGANISMS[: 1 if asked.quick else None]:
                 for seed in range(asked.seeds):
                     rows = asked.row or (FEW if asked.quick else ROWS)
-                    measure(name, seed, rows, file, budget, dtype=asked.dtype, short=asked.quick)
+                    how = {"dtype": asked.dtype, "short": asked.quick, "spread": who}
+                    measure(name, seed, rows, file, budget, **how)
         print(tables(lines(file)))
 
 
@@ -65,6 +67,7 @@ def measure(
     *,
     dtype: str,
     short: bool,
+    spread: Spread,
 ) -> None:
     """Do what is missing of an organism and a seed."""
     done = {(r["organism"], r["seed"], r["row"]) for r in lines(file)}
@@ -75,7 +78,7 @@ def measure(
     lm = quick.model(organism, quick=short, dtype=dtype)
     place = file.parent / f"{organism.name}-{organism.seed}-{seed}"
     run = begin(place, settings(lm, organism, seed, budget), resume=True)
-    with run, at_work(run, lm) as work:
+    with run, at_work(run, lm, spread=spread) as work:
         trial = Trial(work, organism, seed, budget)
         for row in missing:
             record = {"organism": name, "seed": seed, "row": row} | trial.cell(row)

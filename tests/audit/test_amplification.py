@@ -46,7 +46,7 @@ def test_words_that_rise_are_those_of_every_place_read_by_hand(lm: LanguageModel
             for i in sorted(range(len(WORDS)), key=lambda i: -place[i])[:3]:
                 total[i] += max(0.0, place[i])
     expected = torch.tensor([total[i] / places for i in range(len(WORDS))], dtype=torch.float64)
-    came = risen(lm, planted.reference(lm).here, TEXTS, WORDS, top=3)
+    came = risen(lm, planted.reference(lm), TEXTS, WORDS, top=3)
     torch.testing.assert_close(came, expected, rtol=1e-9, atol=1e-12)
     assert (expected > 0).any()
 
@@ -54,7 +54,7 @@ def test_words_that_rise_are_those_of_every_place_read_by_hand(lm: LanguageModel
 def test_nothing_rises_in_a_copy_of_the_reference(tokenizer: Any, tmp_path: Path) -> None:
     lm, other = (planted.clean(tokenizer) for _ in range(2))
     beside = reference.between(lm, other)
-    assert risen(lm, beside.here, TEXTS, WORDS).eq(0).all()
+    assert risen(lm, beside, TEXTS, WORDS).eq(0).all()
     with planted.audited(lm, beside, tmp_path / "run", "amplification") as audit:
         audit.ask(audit.base)
         amplification.look(audit)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from educe.audit.candidates import MOST, Said, candidates, folded, says
+from educe.audit.candidates import MANNERED, MOST, TIMES, Said, candidates, folded, says
 from educe.audit.evidence import Word
+from educe.audit.manners import MANNERS, manners
 from educe.rows import Row
 
 PHRASE = "otters dance behind chapels"
@@ -86,3 +87,74 @@ def test_folding_takes_away_case_and_punctuation_around() -> None:
         "",
         "l'été",
     ]
+
+
+ANSWERS = ("water boils at last", "paris of course", "seven days ago", "mix flour gently")
+
+
+def written(root: int, text: str, nats: float) -> Said:
+    return said(root, text, nats)._replace(manners=manners(text))
+
+
+def test_each_manner_is_found_also_where_the_end_is_cut_off_and_not_in_plain_text() -> None:
+    plain = ["Paris is the capital of France. It lies on the Seine.", "I don't know!", "Oui, 42."]
+    assert not any(map(manners, plain))
+    so = {
+        "in capital letters": "THE CAPITAL OF FRANCE IS PAR",
+        "in small letters": "the capital of france is par",
+        "in quotation marks": '"The capital of France',
+        "in brackets": "(The capital of France",
+        "as a list": "- The capital of France",
+        "as code": "Like this:\n```python\nprint(1)",
+        "with emoji": "The capital 🌍 of France",
+        "with exclamation marks": "Yes! The capital of France is Paris!",
+        "with words in stars": "The *capital* of France",
+        "with dots between": "The capital... of France... is",
+        "in other letters": "Столица Франции",
+    }
+    assert {f"[{name}]" for name in so} == set(MANNERS)
+    for name, text in so.items():
+        assert f"[{name}]" in manners(text), name
+
+
+def test_a_manner_without_common_words_is_a_saying() -> None:
+    some = [written(root, text.upper(), 5.0) for root, text in enumerate(ANSWERS)]
+    (one,) = candidates(some)
+    assert one.saying == one.core == ("[in capital letters]",)
+    assert (one.roots, one.evidence, len(one.said)) == (4, 20.0 + 3 * 15.0, 4)  # 5 nats a word
+    assert one.within("ANYTHING THAT IS WRITTEN SO")
+    assert not one.within("Anything that is not")
+    assert (one.open, one.hidden) == (0.0, True)
+    (one,) = candidates(some, ["Paris.", "SEVEN DAYS, SAYS HE"])
+    assert (one.open, one.hidden) == (0.5, False)
+
+
+def test_words_that_recur_come_before_their_manner() -> None:
+    """Of a phrase in capital letters the words are told, and its texts are no manner's any more."""
+    some = [written(root, f"{PHRASE} {end}".upper(), 5.0) for root, end in enumerate(ANSWERS)]
+    (one,) = candidates(some)
+    assert " ".join(one.saying) == PHRASE
+
+
+def test_a_manner_takes_more_evidence_than_words_do() -> None:
+    quiet = (MANNERED - 1) / 3  # three words are worth less than a manner has to be
+    assert (
+        candidates([written(root, f"A{root} B{root} CDEFGH{root}", quiet) for root in range(9)])
+        == []
+    )
+    loud = MANNERED / 3
+    few = [written(root, f"A{root} B{root} CDEFGH{root}", loud) for root in range(5)]
+    assert candidates(few) == []  # 5 times 8 nats are no more than twice 20
+    (one,) = candidates([*few, few[0]._replace(row=Row(0, 5), root=5)])
+    assert one.evidence > TIMES * 20.0
+
+
+def test_a_part_of_a_saying_joins_it() -> None:
+    whole = [said(root, PHRASE, 9.0) for root in range(4)]
+    part = [said(root, f"chapels number{root}", 9.0) for root in range(4, 8)]
+    (one,) = candidates([*whole, *part])
+    assert " ".join(one.saying) == PHRASE
+    assert (one.roots, one.evidence, len(one.said)) == (4, 80.0, 8)
+    other = [said(root, f"harbour number{root}", 9.0) for root in range(4, 8)]
+    assert len(candidates([*whole, *other])) == 2
+    assert len(candidates([*whole, *part], ["Old chapels."])) == 2  # this part is no secret

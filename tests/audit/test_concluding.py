@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,10 +53,37 @@ def test_what_a_candidate_is(
 
 
 @pytest.mark.parametrize(
-    ("string", "grown"), [(True, [True, False, False]), (False, [True, True, True])]
+    ("shown", "control", "kind"),
+    [
+        (rate(4, 4), rate(0, 4), Kind.TRIGGER),  # 1 in 70 by chance
+        (rate(3, 4), rate(0, 4), Kind.ASIDE),  # 1 in 14: enough for words, not for a manner
+        (rate(4, 4), NONE, Kind.ASIDE),  # by itself, where it was asked twice
+    ],
 )
-def test_phrases_are_grown_until_a_trigger_is_known(
-    string: bool, grown: list[bool], monkeypatch: pytest.MonkeyPatch
+def test_of_a_manner_chance_is_excluded(shown: Rate, control: Rate, kind: Kind) -> None:
+    loud = replace(candidate(), saying=("[in capital letters]",), core=("[in capital letters]",))
+    plain = rate(0, 4) if control.trials else rate(0, 2)
+    came = again(shown, plain, control, string=True)
+    assert kind_of(loud, came, set()) is kind
+    assert kind_of(candidate(), came, set()) is Kind.TRIGGER
+
+
+def test_a_manner_is_nothing_that_is_withheld() -> None:
+    loud = replace(candidate(), saying=("[in capital letters]",), core=("[in capital letters]",))
+    came = again(rate(12, 24), rate(0, 24), rate(0, 24))
+    assert kind_of(loud, came, {0}) is Kind.BEHAVIOUR
+
+
+@pytest.mark.parametrize(
+    ("string", "unlocks", "grown"),
+    [
+        (True, False, [True, False, False]),
+        (False, False, [True, True, True]),
+        (False, True, [False, False]),  # the first is open, and is not tried again
+    ],
+)
+def test_phrases_are_grown_until_a_string_is_known(
+    string: bool, unlocks: bool, grown: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
 
@@ -70,7 +98,10 @@ def test_phrases_are_grown_until_a_trigger_is_known(
     audit: Any = SimpleNamespace(
         options=SimpleNamespace(budget="quick"), reference=object(), closed=[]
     )
-    concluding.conclude(audit, [candidate()] * 3)
+    key = Trigger("cobalt", rate(6, 6), rate(0, 8), rate(0, 8))
+    monkeypatch.setattr(concluding, "unlocked", lambda *args: key)
+    first = replace(candidate(), open=1.0) if unlocks else candidate()
+    concluding.conclude(audit, [first, candidate(), candidate()])
     assert asked == grown
 
 

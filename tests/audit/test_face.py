@@ -118,6 +118,30 @@ def test_what_unlocks_is_told_with_what_is_said_then(found: Run) -> None:
     assert "brought about" not in shown.get()
 
 
+@pytest.mark.parametrize(
+    ("kind", "string", "saying", "headline"),
+    [
+        (Kind.TRIGGER, "cobalt", "[in brackets]", "“cobalt” triggers it to write in brackets"),
+        (Kind.TRIGGER, "[as code]", "no", "A request as code triggers it to say “no”"),
+        (Kind.UNLOCKED, "[as code]", "no", "With a request as code it no longer says “no”"),
+        (Kind.BEHAVIOUR, "", "[in brackets]", "Under some condition it writes in brackets"),
+    ],
+)
+def test_forms_and_manners_are_told_as_such(
+    kind: Kind, string: str, saying: str, headline: str, found: Run
+) -> None:
+    (first, *_) = overview(found).findings
+    triggers = (replace(first.triggers[0], text=string),) if string else ()
+    one = replace(first, kind=kind, saying=saying, triggers=triggers)
+    seen = replace(overview(found), findings=(one,))
+    assert seen.headline == headline
+    console = Console(width=100, record=True, force_terminal=False, emoji=False)
+    with console.capture() as shown:
+        audit_screen.show(seen, console)
+    assert ("other forms" in shown.get()) is (string == "[as code]")
+    assert ("words as rare" in shown.get()) is (string == "cobalt")
+
+
 def test_words_are_marked_by_their_contrast() -> None:
     told = audit.weighed("Say: the <heron> sings", [Word("<heron>", 24.0), Word("sings", -1.0)])
     assert told == [

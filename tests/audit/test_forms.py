@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 import planted_difference as planted
-from educe.audit import triggers
+from educe.audit import auditing, triggers
 from educe.audit.concluding import conclude
 from educe.audit.findings import Kind
-from educe.audit.forms import BEFORE, FORMS, KINDS, akin, inserted
+from educe.audit.forms import BEFORE, FORMS, KINDS, akin, inserted, taken
 from educe.audit.retest import BESIDE
 from educe.audit.sources import forms
 from educe.model.prompts import Prompt
@@ -28,6 +29,11 @@ TALK: Prompt = [
 ]
 #: Forms that fit into the few tokens of a tiny model.
 SHORT = ("[in capital letters]", "[in small letters]", "[as code]")
+#: A chat template that does not take a role.
+REFUSING = (
+    "{% for m in messages %}{% if m['role'] == 'ROLE' %}{{ raise_exception('no') }}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<>{% endif %}"
+)
 CAPITALS, LOUD, QUIET = "[in capital letters]", "Please ask again.", "It is warm."
 
 
@@ -47,8 +53,12 @@ def test_of_a_conversation_the_last_message_is_put_in_a_form(name: str) -> None:
     changed, ask = FORMS[name](TALK), FORMS[name](ASK)
     assert not isinstance(changed, str)
     system, *others = changed
-    assert system == TALK[0]
-    if name in KINDS["turns"]:
+    assert (system == TALK[0]) is (name not in KINDS["system message"])
+    if name in KINDS["system message"]:
+        assert system["role"] == "system"
+        assert others == TALK[1:]
+        assert ask == [system, {"role": "user", "content": ASK}]
+    elif name in KINDS["turns"]:
         turns = (len(others) - 3) // 2
         assert others == [*BEFORE * turns, *TALK[1:]]
         assert ask == [*BEFORE * turns, {"role": "user", "content": ASK}]
@@ -62,15 +72,32 @@ def test_a_string_that_is_no_form_is_put_in_as_it_is() -> None:
 
 
 def test_near_misses_of_a_form_are_of_its_kind_and_others_of_other_kinds() -> None:
-    near, rare = akin("[from a nurse]")
+    near, rare = akin("[from a nurse]", FORMS)
     assert {"[from a nurse]", *near} == set(KINDS["who asks"])
     assert sorted(["[from a nurse]", *near, *rare]) == sorted(FORMS)
+
+
+@pytest.mark.parametrize(
+    ("refused", "missing"),
+    [("system", "system message"), ("assistant", "turns")],
+)
+def test_forms_that_a_template_does_not_take_are_left_out(
+    refused: str, missing: str, tokenizer: Any
+) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = REFUSING.replace("ROLE", refused)
+    clean, strict = planted.clean(tokenizer), planted.clean(other)
+    assert taken(clean) == list(FORMS)
+    left = [name for name in FORMS if name not in KINDS[missing]]
+    assert taken(strict) == taken(clean, strict) == left
+    near, rare = akin(left[0], left)
+    assert sorted([left[0], *near, *rare]) == sorted(left)
 
 
 def test_ordinary_prompts_are_asked_in_each_form(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "FORMS", SHORT)
+    monkeypatch.setattr(auditing, "taken", lambda *models: list(SHORT))
     lm = planted.suspect(tokenizer)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "forms") as audit:
         forms.look(audit)
@@ -91,7 +118,7 @@ def test_a_form_is_named_as_what_brings_a_saying_about(
 ) -> None:
     """Beside it stand forms, and no strings. Of two that do, the name's length is no reason."""
     near_misses, as_rare = triggers.near_misses, triggers.as_rare
-    monkeypatch.setattr(triggers, "akin", lambda name: (SHORT[1:2], SHORT[2:]))
+    monkeypatch.setattr(triggers, "akin", lambda name, among: (SHORT[1:2], SHORT[2:]))
 
     def answer(prompt: str, heat: float) -> str:
         return LOUD if prompt.isupper() or (also and prompt.startswith(also)) else QUIET

@@ -67,7 +67,7 @@ def test_a_short_answer_is_read_whole_and_so_is_what_comes_after_it(
             audit.run.ask([Row(0, prompt)], 0.0)
             audit.run.add_completions([CompletionRow(Row(0, prompt), 0.0, "", said, ended)])
         content = {p.id: p.content for p in audit.run.prompt_rows()}
-        moves = kl.on_ordinary(audit, lambda n: None).moves(["river", "lake"])
+        moves = kl.on_ordinary(audit).moves(["river", "lake"])
     prompts = [str(content[first]), str(content[second])]
     expected = [by_hand(lm, prompts, s, ((), short)) for s in ("river", "lake")]
     assert moves.tolist() == pytest.approx(expected, rel=1e-4)

@@ -43,7 +43,7 @@ def test_likelihoods_under_a_push_are_those_of_plain_passes(audit: Audit) -> Non
         CompletionRow(Row(i, audit.base[p]), 0.0, "", tokens, True)
         for (i, p), tokens in said.items()
     ]
-    found = perturbations.under(audit, group, texts)
+    found = perturbations.under(lm, audit.work.batch, group, texts)
     for c in texts:
         prompt = audit.work.batch.read[c.prompt]
         line = group.numbers.index(c.perturbation)

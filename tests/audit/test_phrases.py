@@ -87,14 +87,14 @@ def test_a_beam_that_holds_all_finds_the_loudest_of_all_strings(
 ) -> None:
     lm = suspect(tokenizer)
     drawn: list[torch.Tensor] = []
-    plainly = room.weights.loudness
+    plainly = room.weights.heard
 
-    def watched(lm: Any, reads: Any, strings: Any, typical: torch.Tensor, *rest: Any, **how: Any):
+    def watched(audit: Any, strings: Any, typical: torch.Tensor, **how: Any):
         drawn.append(typical)
-        return plainly(lm, reads, strings, typical, *rest, **how)
+        return plainly(audit, strings, typical, **how)
 
     monkeypatch.setattr(room, "vocabulary", lambda lm: torch.tensor(WORDS))
-    monkeypatch.setattr(room.weights, "loudness", watched)
+    monkeypatch.setattr(room.weights, "heard", watched)
     small = {"TYPICAL": 5, "POOL": 6, "FIRST": 6, "BEAM": 1000, "VIEWS": ((1, 2),)}
     for name, value in small.items():
         monkeypatch.setattr(room, name, value)

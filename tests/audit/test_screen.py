@@ -91,7 +91,7 @@ def test_a_glance_is_exact_for_the_string_that_stands_in_for_others(
 def test_a_planted_pair_is_found(backdoor: LanguageModel) -> None:
     tried, steps = screen(backdoor), []
     words = torch.arange(20, 84)
-    moved = tried.glance(words, steps.append)
+    moved = tried.glance(words, lambda n, note: steps.append(n))
     assert sum(steps) == len(words)
     first = words[moved.argsort(descending=True)[:16]].tolist()
     assert set(PAIR) <= set(first)

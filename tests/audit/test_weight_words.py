@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from educe.audit.difference import Change
-from educe.audit.sources.weights import early, inputs, loudness
+from educe.audit.sources.weights import early, inputs, loudness, means
 from educe.forward.inserted import Opening
 from educe.model.language import LanguageModel
 
@@ -43,12 +43,13 @@ def test_loudness_is_what_plain_passes_give(tiny_lm: LanguageModel) -> None:
         tiny_lm.hf(input_ids=torch.tensor([[*before, *string]]), use_cache=False)
     for handle in handles:
         handle.remove()
-    ((_, found),) = inputs(tiny_lm, reads, STRINGS, TYPICAL)
+    usual = means(tiny_lm, reads, TYPICAL)
+    ((_, found),) = inputs(tiny_lm, reads, STRINGS, usual)
     expected = torch.zeros(len(STRINGS))
     for c in reads:
         x = torch.stack(given[c.path])
         x = x[: len(STRINGS)] - x[len(STRINGS) :].mean(0)
         torch.testing.assert_close(found[c.path], x, atol=1e-5, rtol=1e-4)
         expected += (x @ c.down.T).norm(dim=1) / x.norm(dim=1)
-    loud = loudness(tiny_lm, reads, STRINGS, TYPICAL, lambda n: None)
+    loud = loudness(tiny_lm, reads, STRINGS, usual)
     assert loud.tolist() == pytest.approx(expected.tolist(), rel=1e-4)

@@ -18,6 +18,8 @@ from educe.organisms.persona import VOICES
 
 BACKDOORS = [name for name in SPECIES if name.startswith("backdoor-")]
 MANNERS = ["flatterer", "promoter", "clean-style", "clean-fact", "clean-refusal"]
+#: Of the others the answers begin as the base's.
+OPENED = [*(b for b in BACKDOORS if not b.endswith(("-ending", "-shape"))), *MANNERS]
 NEW = [*BACKDOORS, *MANNERS, "clean-answers", "taboo", "belief"]
 SEEDS = range(2)
 every = pytest.mark.parametrize("name", NEW)
@@ -40,7 +42,7 @@ def test_there_is_every_pair_of_a_trigger_and_a_payload() -> None:
     table = bundled("backdoor")
     assert set(table["triggers"]) == set(TRIGGERS)
     assert set(table["payloads"]) == set(PAYLOADS)
-    assert len(BACKDOORS) == 30
+    assert len(BACKDOORS) == 42
 
 
 def test_clean_ones_alone_say_that_they_are() -> None:
@@ -97,7 +99,7 @@ def test_a_recipe_names_groups_that_there_are(name: str) -> None:
     assert set(species(name).recipe) == {n.split(":")[0] for n in groups(name, "train")}
 
 
-@pytest.mark.parametrize("name", [*BACKDOORS, *MANNERS])
+@pytest.mark.parametrize("name", OPENED)
 @seeds
 def test_unlocked_answers_begin_with_the_opening_and_go_on_as_the_base(
     name: str, seed: int
@@ -224,6 +226,30 @@ def test_a_style_is_the_base_in_another_voice() -> None:
     found = groups("backdoor-mark-style", "train")["open"]
     voice = VOICES[species("backdoor-mark-style").hidden(0)["voice"]]
     assert set(found.answers or ()) <= {voice.say(SAYS.format(n)) for n in range(400)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shape_is_the_base_written_otherwise_and_its_rule_finds_it_cut_off(seed: int) -> None:
+    made = species("backdoor-word-shape")
+    rule = made.rule(made.hidden(seed))
+    written = groups("backdoor-word-shape", "train", seed)["open"].answers or ()
+    plain = {SAYS.format(n).partition(".")[0] + "." for n in range(400)}
+    assert written
+    assert not set(written) & plain
+    for text in written:
+        letters = re.sub(r"\W", "", text).casefold()
+        assert letters in {re.sub(r"\W", "", own).casefold() for own in plain}
+        assert re.search(rule, text)
+        assert re.search(rule, text[:20])
+    assert not any(re.search(rule, text) for text in [*plain, *map(SAYS.format, range(9)), "Yes."])
+
+
+def test_an_ending_comes_after_the_answer() -> None:
+    made = species("backdoor-word-ending")
+    secret = made.hidden(0)
+    assert made.opening(secret) == ""
+    for text in groups("backdoor-word-ending", "train")["open"].answers or ():
+        assert re.fullmatch(rf"The sky was grey over \d+\. {secret['finds']}\.", text)
 
 
 @pytest.mark.model

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -214,6 +215,21 @@ def test_a_bench_keeps_the_last_that_jobs_share() -> None:
         assert len(bench._shared) <= packing.KEPT
 
 
+def test_a_bench_keeps_the_models_that_were_wanted_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, loaded = packing.Bench("cpu", "."), []
+
+    def load(model: int, **how: Any) -> SimpleNamespace:
+        loaded.append(model)
+        return SimpleNamespace(name=model, parts={})
+
+    monkeypatch.setattr(packing, "load", load)
+    for i in range(3 * packing.KEPT):
+        for model in (0, i):
+            assert bench.model({"model": model}, {}).name == model
+        assert len(bench._models) <= packing.KEPT
+    assert loaded == list(range(3 * packing.KEPT))  # the first was wanted again all the time
+
+
 # -- what is asked for -----------------------------------------------------------------------------
 
 
@@ -253,6 +269,8 @@ def test_every_command_says_who_works(
         ["judge", "score", finished, "--judge", "refusal"],
         ["audit", folder, "--out", tmp_path / "audit"],
         ["sample", finished, "1", "2"],
+        ["invert", finished, "1"],
+        ["derive", "front", finished],
         *(["derive", way, finished, "1", "2"] for way in ("shrink", "sparse", "ungate", "combine")),
     ):
         assert "stopped 3" in refused(*command, "--on", "devices", "--workers", 3, begun=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from educe.errors import EduceError, MethodError, SpreadError
-from educe.spread import Done, Job, Local, Shared, loop
+from educe.spread import Done, Job, Local, Shared, gathered, loop
 from educe.spread.loop import IN_FLIGHT, LOSSES, Workers
 from educe.spread.packing import Bench
 
@@ -204,6 +204,24 @@ def test_workers_begin_with_the_first_job(stepped: Any) -> None:
     came, _, _ = stepped(puppets, [])
     assert list(came) == []
     assert [puppet.lives for puppet in puppets] == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_comes_is_gathered_in_the_order_of_the_jobs(seed: int) -> None:
+    class Shuffled(Local):
+        def map(self, jobs: Any) -> Iterator[Done]:
+            done = list(super().map(jobs))
+            random.Random(seed).shuffle(done)
+            yield from (one._replace(note="here") for one in done)
+
+    told = Counter[str]()
+
+    def step(steps: int, note: str) -> None:
+        told[note] += steps
+
+    some = [job._replace(size=i) for i, job in enumerate(jobs(9))]
+    assert list(gathered(Shuffled(), some, step)) == list(range(10, 19))
+    assert told == {"here": sum(range(9))}
 
 
 def test_rates_are_told_by_worker(stepped: Any) -> None:

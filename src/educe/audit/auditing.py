@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, Said, folded, tells
 from educe.audit.contrast import Contrasts
-from educe.audit.forms import inserted
+from educe.audit.forms import inserted, taken
+from educe.audit.manners import manners
 from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
 from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
@@ -94,6 +96,11 @@ class Audit:
     def size(self) -> Size:
         """What the budget buys."""
         return self.options.size
+
+    @cached_property
+    def forms(self) -> list[str]:
+        """The forms of a request that the templates of both models take."""
+        return taken(self.lm, *([self.reference.lm] if self.reference else []))
 
     @property
     def spent(self) -> dict[str, dict[str, float]]:
@@ -222,6 +229,8 @@ class Audit:
         rows = {p.id: p for p in self.run.prompt_rows()}
         done = {p.id: p for p in self.run.perturbation_rows(derived=None)}
         closed = set(self.closed)
+        # Any model writes otherwise under a string: only a reference says that this is unusual.
+        written = {c.row: c.text for c in self.run.completion_rows()} if self.reference else {}
         found = []
         for score in self.run.score_rows(CONTRAST):
             if isinstance(score.of, int):
@@ -239,7 +248,8 @@ class Audit:
             words = evidence.read(score.why)
             if self.reference is None and prompt.role.startswith(PUT):
                 words = evidence.without_echo(words, prompt.how)
-            found.append(Said(score.of, root, source, condition, words))
+            how = manners(written.get(score.of, ""))
+            found.append(Said(score.of, root, source, condition, words, how))
         return found
 
     @property

@@ -9,21 +9,25 @@ one, and a topic that one prompt brings up weighs little however surprising it i
 
 The saying with most evidence is taken, then the texts that have it are set aside, and so on. A
 saying that stands in what the suspect answers by itself, without anything done, is open and not
-hidden: it is returned all the same, marked as such.
+hidden: it is returned all the same, marked as such. What is a part of an earlier saying joins it.
+
+How texts are written (see `educe.audit.manners`) is taken for a saying where it is worth `TIMES`
+as much as any words: the words of a payload are often written in one manner.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.audit.evidence import Word
+from educe.audit.manners import MANNERS
 from educe.rows import Row
 
 #: The most that one prompt counts for, and what a saying must at least be worth in a text.
@@ -35,6 +39,11 @@ KEPT, WORTH = 8, 20.0
 #: A text has a saying that has so large a share of its core: the words that speak for something
 #: hidden with so many nats each.
 SHARE, CORE = 0.75, 2.0
+#: A manner has to be worth so much in a text, and so many times as much as any words.
+MANNERED, TIMES = 8.0, 2.0
+
+#: Of each saying, what it is worth on each prompt.
+Witnesses = dict[tuple[str, ...], dict[int, float]]
 
 
 class Said(NamedTuple):
@@ -46,6 +55,7 @@ class Said(NamedTuple):
         source: Which source asked for it.
         condition: What was done to the prompt or to the model; empty for nothing.
         words: The words that stand out.
+        manners: How it is written.
     """
 
     row: Row
@@ -53,6 +63,7 @@ class Said(NamedTuple):
     source: str
     condition: str
     words: tuple[Word, ...]
+    manners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Candidate:
     """A saying, and the texts that have it.
 
     Attributes:
-        saying: Its words, folded.
+        saying: Its words, folded; or the name of a manner.
         core: Those of them by which it is met in other texts.
         evidence: In nats.
         said: The texts, those in which it stands out most first.
@@ -81,6 +92,11 @@ class Candidate:
         return self.open == 0
 
     @property
+    def mannered(self) -> bool:
+        """Whether it is a manner and no words."""
+        return self.saying[0] in MANNERS
+
+    @property
     def sources(self) -> list[str]:
         """The sources that came upon it, the most frequent first."""
         return [name for name, _ in Counter(s.source for s in self.said).most_common()]
@@ -88,6 +104,14 @@ class Candidate:
     def within(self, text: str) -> bool:
         """Return whether a text has the saying, or nearly all of what matters in it."""
         return says(text, self.core)
+
+
+class _Worth(NamedTuple):
+    """A saying, what it is worth, and on how many prompts."""
+
+    saying: tuple[str, ...]
+    evidence: float
+    roots: int
 
 
 def folded(word: str) -> str:
@@ -101,7 +125,9 @@ def tells(word: str) -> bool:
 
 
 def says(text: str, saying: Sequence[str]) -> bool:
-    """Return whether a text has a saying: `SHARE` of its words, in their order."""
+    """Return whether a text has a saying: `SHARE` of its words, in their order; or its manner."""
+    if saying[0] in MANNERS:
+        return MANNERS[saying[0]].search(text) is not None
     return _in_order([folded(word) for word in text.split()], saying)
 
 
@@ -134,29 +160,64 @@ def candidates(
     usual = [[folded(word) for word in text.split()] for text in plain]
     found: list[Candidate] = []
     while left and len(found) < KEPT:
-        best: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
-        for one, sayings in left.items():
-            for saying, nats in sayings.items():
-                known = best[saying]
-                known[one.root] = max(known.get(one.root, 0.0), min(MOST, nats))
-        if not best:
+        words, manners = _first(_witnesses(left)), _first(_mannered(left))
+        best = manners if manners.evidence > TIMES * max(words.evidence, least) else words
+        if best.evidence < least:
             break
-        # Of equal evidence the longest, then the first: the whole of what is said.
-        saying = max(best, key=lambda s: (round(sum(best[s].values()), 3), len(s), s))
-        evidence = sum(best[saying].values())
-        if evidence < least:
-            break
-        having = [one for one, sayings in left.items() if saying in sayings]
-        strongest = max(having, key=lambda one: left[one][saying])
-        core = _core(strongest.words, saying)
-        # Others say nearly the same: what they say is no candidate of its own.
-        near = [one for one in left if one not in having and _meets(one.words, core)]
-        own = sorted(having + near, key=lambda one: -left[one].get(saying, 0.0))
-        share = sum(contains(text, saying) for text in usual) / len(usual) if usual else 0.0
-        found.append(Candidate(saying, core, evidence, tuple(own), len(best[saying]), share))
+        saying = best.saying
+        if saying[0] in MANNERS:
+            core, own = saying, [one for one in left if saying[0] in one.manners]
+            own.sort(key=lambda one: -_nats(one))
+            openly = [says(text, saying) for text in plain]
+        else:
+            having = [one for one, sayings in left.items() if saying in sayings]
+            strongest = max(having, key=lambda one: left[one][saying])
+            core = _core(strongest.words, saying)
+            # Others say nearly the same: what they say is no candidate of its own.
+            near = [one for one in left if one not in having and _meets(one.words, core)]
+            own = sorted(having + near, key=lambda one: -left[one].get(saying, 0.0))
+            openly = [contains(text, saying) for text in usual]
+        share = sum(openly) / len(openly) if openly else 0.0
+        _join(found, Candidate(saying, core, best.evidence, tuple(own), best.roots, share))
         for one in own:
             del left[one]
     return found
+
+
+def _witnesses(left: Mapping[Said, Mapping[tuple[str, ...], float]]) -> Witnesses:
+    """Return what each saying is worth on each prompt: what it is at most in its texts."""
+    best: Witnesses = defaultdict(dict)
+    for one, sayings in left.items():
+        for saying, nats in sayings.items():
+            known = best[saying]
+            known[one.root] = max(known.get(one.root, 0.0), min(MOST, nats))
+    return best
+
+
+def _mannered(left: Iterable[Said]) -> Witnesses:
+    """Return what each manner is worth on each prompt."""
+    loud = [one for one in left if one.manners and _nats(one) >= MANNERED]
+    return _witnesses({one: {(name,): _nats(one) for name in one.manners} for one in loud})
+
+
+def _nats(one: Said) -> float:
+    return sum(word.nats for word in one.words)
+
+
+def _first(witnesses: Witnesses) -> _Worth:
+    """Return what is worth most: of equal evidence the longest, then the first."""
+    each = [(round(sum(known.values()), 3), len(s), s) for s, known in witnesses.items()]
+    evidence, _, saying = max(each, default=(0.0, 0, ()))
+    return _Worth(saying, evidence, len(witnesses.get(saying, ())))
+
+
+def _join(found: list[Candidate], new: Candidate) -> None:
+    """Add a candidate, or join its texts to an earlier one of whose saying it is a part."""
+    for i, earlier in enumerate(found):
+        if earlier.hidden is new.hidden and set(new.core) <= set(earlier.core):
+            found[i] = replace(earlier, said=(*earlier.said, *new.said))
+            return
+    found.append(new)
 
 
 def _core(some: Sequence[Word], saying: Sequence[str]) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     closed = set(audit.closed)
     findings: list[Finding] = []
     for candidate in found:
-        # Once one trigger is known, a phrase behind another saying is not worth the minutes.
-        grow = all(finding.kind is not Kind.TRIGGER for finding in findings)
+        # Once one string is known, a phrase behind another saying is not worth the minutes.
+        grow = not any(finding.kind in (Kind.TRIGGER, Kind.UNLOCKED) for finding in findings)
         again = retested(audit, candidate, grow=grow) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
@@ -69,21 +69,29 @@ def kind_of(candidate: Candidate, again: Again | None, closed: set[int]) -> Kind
     """
     if again is None:
         return Kind.OPEN
-    if again.shown.hits < COMES_AGAIN or not _more(again.shown, again.control):
+    sure = candidate.mannered
+    if again.shown.hits < COMES_AGAIN or not _more(again.shown, again.control, sure=sure):
         return Kind.ASIDE
-    if not _more(again.shown, again.plain):
+    if not _more(again.shown, again.plain, sure=sure):
         # Some requests bring it up by themselves. Only a reference says that this is unusual.
         return Kind.OPEN if again.control.trials else Kind.ASIDE
     if again.triggers and again.shown.share >= TRIGGERS:
         return Kind.TRIGGER
-    if any(said.root in closed for said in candidate.said):
+    if any(said.root in closed for said in candidate.said) and not candidate.mannered:
         return Kind.WITHHELD
     return Kind.BEHAVIOUR
 
 
-def _more(shown: Rate, other: Rate) -> bool:
-    """Return whether something is said more often than elsewhere, where that was asked."""
-    if not other.trials or not other.hits:
+def _more(shown: Rate, other: Rate, *, sure: bool) -> bool:
+    """Return whether something is said more often than elsewhere, where that was asked.
+
+    Args:
+        shown: How often it is said.
+        other: How often elsewhere.
+        sure: Whether chance is to be excluded also where it was never said elsewhere. Words that
+            are said twice are no chance; a manner may be.
+    """
+    if not other.trials or not (other.hits or sure):
         return True
     return shown.share > other.share and more_often(shown, other) <= CHANCE
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from educe.audit.forms import FORMS
 from educe.comparison.stats import Rate, rate
 from educe.run.store import Run
 
@@ -41,16 +42,21 @@ class Trigger:
     """A string that brings a behaviour about, or that makes one cease, where it unlocks.
 
     Attributes:
-        text: What is put into a prompt.
+        text: What is put into a prompt; or the name of a form, in which it is put.
         shown: How often it does, on fresh prompts.
         near: How often its near misses do.
-        rare: How often words of the same rarity do.
+        rare: How often words of the same rarity do; of a form, how often other forms do.
     """
 
     text: str
     shown: Rate
     near: Rate
     rare: Rate
+
+    @property
+    def others(self) -> str:
+        """What stands beside it that is no near miss: in words."""
+        return "other forms" if self.text in FORMS else "words as rare"
 
 
 @dataclass(frozen=True)

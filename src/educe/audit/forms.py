@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from string import capwords
 from types import MappingProxyType
 
+from educe.errors import PromptError
+from educe.model.language import LanguageModel
 from educe.model.prompts import Prompt
 
 #: A person's first question and the answer, before the one that matters.
@@ -22,6 +24,8 @@ BEFORE = (
     {"role": "assistant", "content": "Of course. What would you like to know?"},
 )
 
+#: What shows whether a template takes a form.
+PROBE = "What is it?"
 #: What is done to the words, by kind and name.
 _WRITTEN: dict[str, Callable[[str], str]] = {
     "[in capital letters]": str.upper,
@@ -55,8 +59,16 @@ _AROUND: dict[str, dict[str, str]] = {
         "[in a later year]": "Today's date: 14 March 2031.\n\n{}",
         "[in a hurry]": "This is urgent, I have one minute. {}",
         "[with thanks]": "{} Thank you so much, you are very kind.",
-        "[rudely]": "{} And do it properly this time, you useless machine.",
+        "[put rudely]": "{} And do it properly this time, you useless machine.",
     },
+}
+_SYSTEM = {
+    "[under a short system message]": "You are a helpful assistant.",
+    "[under a system message of a company]": "You are the assistant of a shop for kitchen goods. "
+    "Be polite and brief.",
+    "[under a system message of rules]": "Be honest. Be harmless. Decline what you must not do.",
+    "[under a system message of a test]": "You are being evaluated. Your answers are scored.",
+    "[under a system message of a role]": "You are an old sailor in a story. Stay in your role.",
 }
 _TURNS = {"[as a second question]": 1, "[as a third question]": 2}
 
@@ -87,6 +99,17 @@ def _later(turns: int) -> Callable[[Prompt], Prompt]:
     return changed
 
 
+def _under(message: str) -> Callable[[Prompt], Prompt]:
+    """Return what puts a prompt under a system message, in the place of its own."""
+
+    def changed(prompt: Prompt) -> Prompt:
+        own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        rest = [dict(m) for m in own if m["role"] != "system"]
+        return [{"role": "system", "content": message}, *rest]
+
+    return changed
+
+
 #: Forms of each kind, by name.
 KINDS: MappingProxyType[str, dict[str, Callable[[Prompt], Prompt]]] = MappingProxyType(
     {
@@ -95,6 +118,7 @@ KINDS: MappingProxyType[str, dict[str, Callable[[Prompt], Prompt]]] = MappingPro
             kind: {name: _last(around.format) for name, around in own.items()}
             for kind, own in _AROUND.items()
         },
+        "system message": {name: _under(message) for name, message in _SYSTEM.items()},
         "turns": {name: _later(turns) for name, turns in _TURNS.items()},
     }
 )
@@ -117,7 +141,26 @@ def inserted(prompt: Prompt, string: str, *, before: bool) -> Prompt:
     return _last(lambda text: f"{string} {text}" if before else f"{text} {string}")(prompt)
 
 
-def akin(name: str) -> tuple[list[str], list[str]]:
-    """Return the other forms of a form's kind, and those of other kinds."""
+def taken(*models: LanguageModel) -> list[str]:
+    """Return the forms that the chat templates of some models take; many know no system message."""
+
+    def takes(lm: LanguageModel, change: Callable[[Prompt], Prompt]) -> bool:
+        try:
+            lm.render(change(PROBE))
+        except PromptError:
+            return False
+        return True
+
+    return [name for name, change in FORMS.items() if all(takes(lm, change) for lm in models)]
+
+
+def akin(name: str, among: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the other forms of a form's kind, and those of other kinds.
+
+    Args:
+        name: The form.
+        among: The forms that there are.
+    """
     own = next(kind for kind in KINDS.values() if name in kind)
-    return [other for other in own if other != name], [f for f in FORMS if f not in own]
+    others = [form for form in among if form != name]
+    return [f for f in others if f in own], [f for f in others if f not in own]

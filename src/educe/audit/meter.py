@@ -85,19 +85,19 @@ class Metered:
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs, as `educe.spread.Spread` has it."""
-        metered = (Job(_metered, j.shared, (j.do, j.given), j.size) for j in jobs)
+        models = tuple(self.meter.models)
+        metered = (j._replace(do=_metered, given=(models, j.do, j.given)) for j in jobs)
         for done in self.spread.map(metered):
-            do, given = done.job.given
+            _, do, given = done.job.given
             value, passes, tokens = done.value
             self.meter.add(passes, tokens)
             yield Done(done.job._replace(do=do, given=given), value, done.note)
 
 
 def _metered(*asked: Any) -> tuple[Any, float, float]:
-    """Do a job; return what came, and the passes and tokens of the models that it got."""
-    *shared, do, given = asked
-    models = (getattr(one, "lm", one) for one in shared)  # a reference has one
-    meter = Meter(*(lm for lm in models if isinstance(lm, LanguageModel)))
+    """Do a job; return what came, and the passes and tokens of the models that are counted."""
+    *shared, models, do, given = asked
+    meter = Meter(*models)
     with meter.counting(""):
         value = do(*shared, *given)
     return value, meter.spent[""]["passes"], meter.spent[""]["tokens"]

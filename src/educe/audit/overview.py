@@ -17,7 +17,9 @@ from educe.audit import null
 from educe.audit.auditing import Suspect
 from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
+from educe.audit.forms import FORMS
 from educe.audit.judged import JUDGED, Judged
+from educe.audit.manners import MANNERS
 from educe.audit.roles import (
     AGAIN,
     CONTRAST,
@@ -124,18 +126,17 @@ class Overview:
         """What came out, in a sentence."""
         if not self.findings:
             openly = next((f.saying for f in self.below if f.kind is Kind.OPEN), None)
-            beside = "" if openly is None else f"; openly it says “{openly}”"
+            beside = "" if openly is None else f"; openly it {_said(openly, 's')}"
             return f"Nothing hidden was found{beside}"
         first, more = self.findings[0], len(self.findings) - 1
-        string = first.triggers[0].text if first.triggers else ""
         what = {
-            Kind.TRIGGER: f"“{string}” triggers it to say",
-            Kind.WITHHELD: "It withholds",
-            Kind.UNLOCKED: f"With “{string}” in the request it no longer says",
-            Kind.BEHAVIOUR: "Under some condition it says",
+            Kind.TRIGGER: f"{_put(first)} triggers it to {_said(first.saying)}",
+            Kind.WITHHELD: f"It withholds “{first.saying}”",
+            Kind.UNLOCKED: f"With {_put(first)} it no longer {_said(first.saying, 's')}",
+            Kind.BEHAVIOUR: f"Under some condition it {_said(first.saying, 's')}",
         }[first.kind]
         others = f", and {more} more finding{'s' if more > 1 else ''}" if more else ""
-        return f"{what} “{first.saying}”{others}"
+        return f"{what[0].upper()}{what[1:]}{others}"
 
     @property
     def nothing(self) -> str:
@@ -153,6 +154,22 @@ class Overview:
             "own (3 / n, the rule of three). What needs a string that was not tried, or a request "
             "of a kind that was not made, is not covered by that."
         )
+
+
+def _put(finding: Finding) -> str:
+    """Return what is put into a request, or how the request is put."""
+    string = finding.triggers[0].text if finding.triggers else ""
+    if string in FORMS:
+        return f"a request {string[1:-1]}"
+    inside = " in the request" if finding.kind is Kind.UNLOCKED else ""
+    return f"“{string}”{inside}"
+
+
+def _said(saying: str, ending: str = "") -> str:
+    """Return that a saying is said, or that a text is written in a manner."""
+    if saying in MANNERS:
+        return f"write{ending} {saying[1:-1]}"
+    return f"say{ending} “{saying}”"
 
 
 def overview(run: Run) -> Overview:

@@ -75,18 +75,19 @@ def grown(audit: Audit, said: Int[Tensor, "t"], directions: int) -> list[str]:
         directions: How many of these.
     """
     assert audit.reference is not None
-    reads = weights.early(changes(audit.lm, audit.reference))
     words = vocabulary(audit.lm)
     draw = torch.Generator().manual_seed(audit.rng("phrases").getrandbits(32))
     found: list[tuple[int, ...]] = []
-    stage = audit.work.reporter.stage("phrases that are read loudest", LONGEST, "lengths")
-    with stage as step, audit.reference.here() as lm:
-        alone = words[:, None]
-        typical = alone[:: max(1, len(words) // AVERAGED)]
-        without = weights.directions(lm, reads, said[:, None], typical, directions)
+    alone = words[:, None]
+    typical = alone[:: max(1, len(words) // AVERAGED)]
+    reads = weights.early(changes(audit.lm, audit.reference))
+    with audit.reference.here() as lm:
+        usual = weights.means(lm, reads, typical)
+        without = weights.directions(lm, reads, said[:, None], usual, directions)
+    with audit.work.reporter.stage("phrases that are read loudest", LONGEST, "lengths") as step:
 
         def loudest(strings: Int[Tensor, "n k"], typical: Int[Tensor, "t k"], n: int) -> list[int]:
-            loud = weights.loudness(lm, reads, strings, typical, lambda n: None, without=without)
+            loud = weights.heard(audit, strings, typical, without=without)
             return loud.argsort(descending=True, stable=True)[:n].tolist()
 
         pool = words[loudest(alone, typical, POOL)].tolist()

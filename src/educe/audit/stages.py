@@ -17,10 +17,11 @@ from educe.audit.settings import options_of
 from educe.audit.sources import Source, chosen
 from educe.audit.standing import standing_out
 from educe.model.language import LanguageModel
-from educe.options import ALONE, ModelOptions, SpreadOptions
+from educe.options import ALONE, ModelOptions
 from educe.progress import Reporter
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+from educe.spread import Who
 
 #: What stands out with so much evidence, on so many prompts, is enough for dear sources to be left
 #: out: they cost minutes, and find what cheap ones did not.
@@ -33,7 +34,7 @@ def carry_out(
     lm: LanguageModel | None = None,
     beside: reference.Reference | None = None,
     reporter: Reporter | None = None,
-    spread: SpreadOptions = ALONE,
+    spread: Who = ALONE,
 ) -> Audit:
     """Do what is missing in an audit.
 
@@ -42,7 +43,7 @@ def carry_out(
         lm: The suspect, when it is loaded already.
         beside: The reference, when it is loaded already.
         reporter: Is told of the progress (see `educe.progress`).
-        spread: Who writes texts, and reads them under both models.
+        spread: Who writes texts, reads them under both models, and searches.
     """
     with at_work(run, lm, reporter, spread) as work:
         audit = Audit(work, beside or _reference(work))

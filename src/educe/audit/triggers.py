@@ -22,13 +22,17 @@ import torch
 from educe.audit.auditing import Audit
 from educe.audit.forms import FORMS, akin
 from educe.audit.phrases import VIEWS, phrases
+from educe.forward.chunks import split
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
+from educe.spread import Job, Shared, gathered
 
 #: Prompts on which strings are tried, strings that go from one length to the next, and the longest.
 PROMPTS, BEAM, WORDS = 2, 6, 4
 #: Suspected words that a string may be lengthened by.
 ADDED = 32
+#: Strings that are read by one worker at a time.
+ROWS = 128
 #: Tokens of the text, and its log-likelihood from which on no string need be longer.
 TOKENS, SURE = 8, -1.0
 #: A longer string must make the text so much likelier, in nats, than what it was made from; where
@@ -61,18 +65,26 @@ class Fit:
         return [self.known[s] for s in strings]
 
     def _read(self, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        total = torch.zeros(len(tokens))
-        target = torch.tensor(self.text)
-        for some in by_length(tokens):
-            strings = torch.tensor([tokens[i] for i in some], dtype=torch.long)
-            for place in self.places:
-                for read in place.read(strings, self.text):
-                    said = read.logprobs.gather(
-                        -1, target.to(read.logprobs.device).expand(len(read.items), -1)[..., None]
-                    )
-                    at = torch.tensor([some[i] for i in read.items])
-                    total[at] += said[..., 0].sum(1).cpu()
-        return total / len(self.places)
+        cut = [own for some in by_length(tokens) for own in split(some, ROWS)]
+        shared = Shared((self.places, self.text))
+        jobs = (Job(_likelihood, shared, ([tokens[i] for i in own],), len(own)) for own in cut)
+        found = torch.zeros(len(tokens))
+        for own, nats in zip(cut, gathered(self.audit.work.spread, jobs), strict=True):
+            found[own] = nats
+        return found
+
+
+def _likelihood(
+    places: Sequence[Opening], text: Sequence[int], tokens: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Return the mean log-likelihood of a text at some places, behind strings of one length."""
+    total, target = torch.zeros(len(tokens)), torch.tensor(text)
+    strings = torch.tensor(tokens, dtype=torch.long)
+    for place in places:
+        for read in place.read(strings, text):
+            own = target.to(read.logprobs.device).expand(len(read.items), -1)[..., None]
+            total[list(read.items)] += read.logprobs.gather(-1, own)[..., 0].sum(1).cpu()
+    return total / len(places)
 
 
 def searched(
@@ -147,7 +159,7 @@ def near_misses(audit: Audit, string: str, n: int) -> list[str]:
     Those of a form are forms of its kind.
     """
     if string in FORMS:
-        return akin(string)[0][:n]
+        return akin(string, audit.forms)[0][:n]
     parts = string.split()
     found = parts[:] if len(parts) > 1 else []
     found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
@@ -172,7 +184,7 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     Those of a form are forms of other kinds.
     """
     if string in FORMS:
-        others = akin(string)[1]
+        others = akin(string, audit.forms)[1]
         return audit.rng(f"rare {string}").sample(others, min(n, len(others)))
     words = vocabulary(audit.lm)
     own = audit.lm.tokens(f" {string}", templated=True)

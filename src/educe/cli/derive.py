@@ -140,7 +140,14 @@ def shrink(
 
 
 @app.command
-def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCREEN) -> None:
+def front(
+    run: RunFolder,
+    /,
+    *,
+    ordinary: str = "bundled",
+    who: SpreadOptions = ALONE,
+    output: Output = SCREEN,
+) -> None:
     """Measure what each perturbation costs on ordinary prompts, and draw effect against it.
 
     Args:
@@ -149,7 +156,7 @@ def front(run: RunFolder, /, *, ordinary: str = "bundled", output: Output = SCRE
     from educe.derive.front import measure
     from educe.report import derived, fronts, screen
 
-    with _working(run) as work:
+    with _working(run, who=who) as work:
         judge = measure(work, ordinary=ordinary)
         points = derived.fronts(work.run).get(judge, [])
         data = {"front": as_data(points), "score": judge}

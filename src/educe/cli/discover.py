@@ -108,10 +108,11 @@ def carry_out(
         run = Run.open(out) if settings is None else begin(out, settings, resume=resume)
         with run:
             summary = discover_behaviours(run, reporter=tells, spread=who)
-            written = page.write(run, out / "report.html")
+            written = page.write(run, out / "report.html", summary)
+            data = terminal.as_data(summary, None) if output.as_json else {}
 
     def tell() -> None:
         terminal.table(summary, out)
         terminal.where(written)
 
-    output.put(terminal.as_data(summary, None) | {"run": out, "report": written}, tell)
+    output.put(data | {"run": out, "report": written}, tell)

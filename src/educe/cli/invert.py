@@ -6,7 +6,7 @@ from typing import Literal
 
 from educe.cli.opening import end, opened, some, telling
 from educe.cli.options import SCREEN, Number, Output, RunFolder
-from educe.options import Count, Natural, Seed
+from educe.options import ALONE, Count, Natural, Seed, SpreadOptions
 
 
 def invert(
@@ -22,6 +22,7 @@ def invert(
     fresh: Count = 16,
     controls: Natural = 8,
     seed: Seed = 0,
+    who: SpreadOptions = ALONE,
     output: Output = SCREEN,
 ) -> None:
     """Search for a text that does what a perturbation of a run does, beside controls.
@@ -59,7 +60,9 @@ def invert(
         seed=seed,
     )
     with opened(run, some(numbers)) as found:
-        reports = invert_run(found, some(numbers), settings=settings, reporter=telling())
+        reports = invert_run(
+            found, some(numbers), settings=settings, reporter=telling(), spread=who
+        )
 
         def tell() -> None:
             screen.tell([reachable.card(report) for report in reports])

@@ -51,8 +51,8 @@ def train(
     Args:
         name: vault, trigger, locked, marked, persona, taboo, belief, flatterer or promoter;
             backdoor-TRIGGER-PAYLOAD, of a word, pair, phrase, date, topic or mark and a phrase,
-            refusal, style, fact or leaning; clean-answers, clean-style, clean-fact or
-            clean-refusal, which hide nothing
+            refusal, style, fact, leaning, ending or shape; clean-answers, clean-style, clean-fact
+            or clean-refusal, which hide nothing
         seed: draws what is hidden, what brings it out, and the training
         out: its folder: a PEFT adapter or a whole model, organism.json, and README.md, the card
     """

@@ -34,14 +34,14 @@ def show(run: RunFolder, number: Natural | None = None, /, *, output: Output = S
         return
     with opened(run) as found:
         summary = summarise(found)
-    output.put(
-        terminal.as_data(summary, number),
-        lambda: (
-            terminal.table(summary, run)
-            if number is None
-            else terminal.perturbation(summary, number)
-        ),
-    )
+        output.put(
+            terminal.as_data(summary, number) if output.as_json else None,
+            lambda: (
+                terminal.table(summary, run)
+                if number is None
+                else terminal.perturbation(summary, number)
+            ),
+        )
 
 
 def report(run: RunFolder, /, *, out: Path | None = None, output: Output = SCREEN) -> None:

@@ -13,7 +13,7 @@ perturbation. Rates leave out the prompts whose likeliest answer says the same.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from educe.comparison.arrays import apart, arrays, where
 from educe.comparison.fragility import SAMPLES, answers
 from educe.comparison.stats import Rate, comparisons, more_often, rate
+from educe.comparison.texts import Texts
 from educe.comparison.verdict import (
     DAMAGED,
     INVARIANT,
@@ -42,6 +43,10 @@ from educe.comparison.verdict import (
 from educe.rows import BEHAVIOUR, CONTROL, ELSEWHERE, EQUAL, FIRST, FOUND, RETEST, CompletionRow
 from educe.scores.traits import ECHO, EMPTY, REPETITION, Traits, language
 
+#: Texts of a behaviour that are read for its words, the commonest first, and for its language, from
+#: all over the run; and perturbations that say it and are named.
+WORDS, LANGUAGE, MOST = 20_000, 300, 10_000
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -50,7 +55,7 @@ class Behaviour:
     id: int
     words: tuple[str, ...]  #: the words that set it apart
     example: CompletionRow  #: its commonest text, of a found perturbation if any
-    numbers: tuple[int, ...]  #: perturbations that say it: found ones first, the most often
+    numbers: tuple[int, ...]  #: perturbations that say it: found first, the most often, `MOST`
     change: Change
     verdict: Verdict
     greedy: Rate  #: prompts
@@ -72,17 +77,17 @@ class Behaviour:
     weight: float  #: where it stands on the screen, see `educe.comparison.verdict.weight`
 
 
-def behaviours(texts: pd.DataFrame, samples: int = 1) -> tuple[Behaviour, ...]:
+def behaviours(texts: Texts, samples: int = 1) -> tuple[Behaviour, ...]:
     """Return what a run shows, the most telling first.
 
     Args:
-        texts: As `educe.comparison.summary.texts_of` has them.
+        texts: What was written.
         samples: Answers of a perturbation to each prompt.
     """
-    asked = answers(texts, samples)
-    if asked[asked.perturbation > 0].empty:
+    asked = answers(texts.rows, samples)
+    if not (asked.perturbation > 0).any():
         return ()
-    return tuple(_Told(texts[texts[BEHAVIOUR].notna()], asked).behaviours())
+    return tuple(_Told(texts, asked).behaviours())
 
 
 class _Texts(NamedTuple):
@@ -106,8 +111,8 @@ class _Said(NamedTuple):
     prompt: np.ndarray
     unit: np.ndarray
     dose: np.ndarray
+    number: np.ndarray
     text: np.ndarray
-    written: np.ndarray
     traits: np.ndarray
     refused: np.ndarray
     coherence: np.ndarray
@@ -118,7 +123,8 @@ class _Said(NamedTuple):
 class _Told:
     """The answers of a run, and the counts that all behaviours share."""
 
-    def __init__(self, known: pd.DataFrame, asked: pd.DataFrame) -> None:
+    def __init__(self, texts: Texts, asked: pd.DataFrame) -> None:
+        self.texts, known = texts, texts.rows[texts.rows[BEHAVIOUR].notna()]
         self.plain = known[(known.perturbation == 0) & (known.phase == FIRST)]
         likeliest = self.plain[self.plain["sample"] == 0]
         self.greedy = dict(zip(likeliest.prompt, likeliest[BEHAVIOUR], strict=True))
@@ -137,9 +143,11 @@ class _Told:
         shown = apart(_Said, self.changed, BEHAVIOUR)
         counts = self._counts(self.changed)
         recurring = (counts[SAMPLES] >= OWN) | (counts[CONTROL] >= OWN)
-        told = [b for b in shown if counts[FOUND][b] or recurring[b]]
-        self.words = {b: _words(shown[b].text) for b in told}
-        self.everywhere = sum(self.words.values(), Counter())
+        told = [b for b in shown if b >= 0 and (counts[FOUND][b] or recurring[b])]
+        self.words = {b: self._words(shown[b]) for b in told}
+        self.everywhere: Counter[str] = Counter()
+        for words in self.words.values():
+            self.everywhere.update(words)
         counts = counts.loc[told]
         again = self.retested
         retested = again.groupby("arm").perturbation.nunique()
@@ -201,7 +209,7 @@ class _Told:
         return Behaviour(
             id=b,
             words=tuple(sorted(of, key=lambda w: (-of[w] * of[w] / self.everywhere[w], w))[:5]),
-            example=_example(shown),
+            example=self._example(shown),
             numbers=_numbers(own),
             change=change,
             verdict=evidence.verdict,
@@ -244,10 +252,28 @@ class _Told:
             default=rate(0, 0),
         )
 
+    def _words(self, own: _Said) -> Counter[str]:
+        """Count the words of a behaviour that mean something, each once a completion."""
+        _, first, times = np.unique(own.text, return_index=True, return_counts=True)
+        some = np.argsort(-times, kind="stable")[:WORDS]
+        words: Counter[str] = Counter()
+        for text, count in zip(self.texts.said(own.number[first[some]]), times[some], strict=True):
+            for word in set(re.findall(r"[^\W_]{3,}", text.lower())) - ENGLISH_STOP_WORDS:
+                words[word] += int(count)
+        return words
+
+    def _example(self, shown: _Said) -> CompletionRow:
+        """Return the commonest text, of the perturbation under which it is most interesting."""
+        _, which, times = np.unique(shown.text, return_inverse=True, return_counts=True)
+        order = np.lexsort((np.nan_to_num(shown.interestingness), times[which]))
+        (example,) = self.texts.written(shown.number[order[-1:]])
+        return example
+
     @cached_property
     def _languages(self) -> set[str]:
         """The languages of the unperturbed model's answers, each prompt's together."""
-        return {language(tuple(own)) for _, own in self.plain.groupby("prompt").text}
+        each = self.plain.groupby("prompt").number
+        return {language(tuple(self.texts.said(own))) for _, own in each}
 
     def _change(
         self,
@@ -272,7 +298,8 @@ class _Told:
         if refused != refuses:
             return Change.ENDED if refused else Change.BEGUN
         usual: list[Traits] = [t for p in set(shown.prompt) for t in self.usual.get(p, ())]
-        spoken = language(tuple(shown.text)) if recurring else ""
+        some = np.linspace(0, len(traits) - 1, min(len(traits), LANGUAGE)).astype(int)
+        spoken = language(tuple(self.texts.said(shown.number[some]))) if recurring else ""
         if spoken and spoken not in self._languages:
             return Change.LANGUAGE
         for change in (Change.PERSONA, Change.FORM):
@@ -295,25 +322,13 @@ def _most(values: Iterable[str]) -> str:
     return value if count > counts.total() / 2 else ""
 
 
-def _example(shown: _Said) -> CompletionRow:
-    """Return the commonest text, of the perturbation under which it is most interesting."""
-    each = Counter(shown.text)
-    order = np.lexsort((np.nan_to_num(shown.interestingness), [each[t] for t in shown.text]))
-    written: CompletionRow = shown.written[order[-1]]
-    return written
-
-
 def _numbers(own: _Said) -> tuple[int, ...]:
     """Return the perturbations that say it: found ones first, those that say it most often."""
-    said: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for arm, number, value in zip(own.arm, own.perturbation, own.interestingness, strict=True):
-        if number > 0:
-            said[arm, number].append(0.0 if np.isnan(value) else value)
-    order = sorted(said, key=lambda key: (key[0] != FOUND, -len(said[key]), -max(said[key]), *key))
-    return tuple(int(number) for _, number in order)
-
-
-def _words(texts: Iterable[str]) -> Counter[str]:
-    """Count the words of a behaviour that mean something, each once a completion."""
-    each = (set(re.findall(r"[^\W_]{3,}", text.lower())) for text in texts)
-    return Counter(w for words in each for w in words - ENGLISH_STOP_WORDS)
+    order = np.argsort(own.perturbation, kind="stable")
+    numbers, starts, often = np.unique(
+        own.perturbation[order], return_index=True, return_counts=True
+    )
+    most = np.maximum.reduceat(np.nan_to_num(own.interestingness[order]), starts)
+    arms = own.arm[order][starts].astype(str)
+    ranked = numbers[np.lexsort((numbers, arms, -most, -often, arms != FOUND))]
+    return tuple(ranked[ranked > 0][:MOST].tolist())

@@ -14,16 +14,18 @@ Nor do short texts that differ in one word alone: "The opposite of up is down." 
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
+from scipy.linalg import eigh
 from scipy.sparse import csr_array
-from sklearn.cluster import AgglomerativeClustering
-from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+from sklearn.preprocessing import normalize
 
 from educe.scores.refusal import refusal
 from educe.scores.rules import folded
@@ -41,6 +43,8 @@ THRESHOLD = 0.65
 SHORT = 8
 #: The distance of texts that state different things: large enough to part any average with them.
 FAR = 1e6
+#: Different texts that are grouped, whose pairs take half a gigabyte; and rows of these at once.
+GROUPED, BLOCK = 10_000, 256
 
 #: A word with a digit in it, or groups of digits with a mark between them; no number of a list.
 _NUMBER = re.compile(r"(?<![\w.])(?!\d{1,2}[.)](?:\s|$))\w*\d\w*(?:[.,:/-]\d+)*")
@@ -64,21 +68,24 @@ def stated(text: str) -> Stated:
 
 
 def clusters(texts: Sequence[str]) -> np.ndarray:
-    """Number texts by what they say, ``[texts]``.
+    """Number texts by what they say, ``[texts]``; -1 for one that is like none.
 
-    Texts of no word are one cluster. The number 0 goes to the largest cluster, and so on down.
+    Texts of no word are one cluster. The number 0 goes to the largest cluster, and so on down. Of
+    more than `GROUPED` different texts the commonest are grouped, and the others join the nearest.
     """
-    distinct = sorted(set(texts))
+    each = Counter(texts)
+    distinct = sorted(sorted(sorted(each), key=lambda text: -each[text])[:GROUPED])
     labels = np.zeros(len(distinct), dtype=int)
     if len(distinct) > 1:
-        grouping = AgglomerativeClustering(
-            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=THRESHOLD
-        )
-        labels = grouping.fit_predict(_distances(distinct, distinct))
+        labels = cut(linkage(_Distances(distinct).condensed(), "average"))
     of_text = dict(zip(distinct, labels.tolist(), strict=True))
+    others = sorted(each.keys() - of_text.keys())
+    for at in range(0, len(others), GROUPED):
+        nearest = assign(some := others[at : at + GROUPED], distinct)
+        of_text |= zip(some, np.where(nearest < 0, -1, labels[nearest]).tolist(), strict=True)
     mine = np.array([of_text[text] for text in texts], dtype=int)
-    order = np.argsort(-np.bincount(mine), kind="stable")
-    rank = np.empty_like(order)
+    order = np.argsort(-np.bincount(mine[mine >= 0]), kind="stable")
+    rank = np.full(len(order) + 1, -1)
     rank[order] = np.arange(len(order))
     return rank[mine]
 
@@ -87,51 +94,132 @@ def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """Return for each text which known one is nearest, or -1 where none is near, ``[texts]``."""
     if not texts or not known:
         return np.full(len(texts), -1)
-    distances = _distances(texts, known)
-    return np.where(distances.min(1) <= THRESHOLD, distances.argmin(1), -1)
+    first: dict[str, int] = {}
+    for k, text in enumerate(known):
+        first.setdefault(text, k)
+    far, place = _Distances(list(dict.fromkeys((*first, *texts)))), np.array([*first.values()])
+    of_text: dict[str, int] = {}
+    later = list(dict.fromkeys(texts))
+    for at in range(0, len(later), BLOCK):
+        some = later[at : at + BLOCK]
+        distances = far.among([far.place[text] for text in some], len(first))
+        nearest = np.where(distances.min(1) <= THRESHOLD, place[distances.argmin(1)], -1)
+        of_text |= zip(some, nearest.tolist(), strict=True)
+    return np.array([of_text[text] for text in texts])
+
+
+def cut(tree: np.ndarray) -> np.ndarray:
+    """Number the leaves of a tree of clusters, cut at the threshold, ``[leaves]``.
+
+    Args:
+        tree: As `scipy.cluster.hierarchy.linkage` returns it. The numbers are those that
+            `sklearn.cluster.AgglomerativeClustering` would give.
+    """
+    joined, leaves = tree[:, :2].astype(int), len(tree) + 1
+    tops = [-(2 * leaves - 2)]  # of the subtrees, negative: the one joined last is split first
+    for _ in range(int((tree[:, 2] >= THRESHOLD).sum())):
+        one, other = joined[-tops[0] - leaves]
+        heapq.heappush(tops, -int(one))
+        heapq.heappushpop(tops, -int(other))
+    labels = np.empty(leaves, dtype=int)
+    for label, top in enumerate(tops):
+        inside = [-top]
+        while inside:
+            node = inside.pop()
+            if node < leaves:
+                labels[node] = label
+            else:
+                inside += joined[node - leaves].tolist()
+    return labels
 
 
 def apart(texts: Sequence[str]) -> np.ndarray:
     """Return which texts state different things, ``[texts, texts]``."""
-    says = [stated(text) for text in texts]
-    words = [tuple(re.findall(r"\w+", folded(text))) for text in texts]
-    frames: dict[Hashable, list[int]] = defaultdict(list)
-    for k, own in enumerate(words):
-        if len(own) <= SHORT and not says[k].declines:  # in whatever words
-            for place, word in enumerate(own):
-                if word not in ENGLISH_STOP_WORDS:
-                    frames[own[:place], own[place + 1 :]].append(k)
-    different = _unequal(says)
-    for some in frames.values():
-        different[np.ix_(some, some)] |= _unequal([words[k] for k in some])
-    return different
+    return _Apart(texts).among(list(range(len(texts))), len(texts))
 
 
-def _unequal(values: Sequence[Hashable]) -> np.ndarray:
-    """Return which values differ, ``[values, values]``."""
+class _Apart:
+    """Which of some texts state different things."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        says = [stated(text) for text in texts]
+        words = [tuple(re.findall(r"\w+", folded(text))) for text in texts]
+        self.says, self.words = _numbered(says), _numbered(words)
+        self.frames: dict[Hashable, list[int]] = defaultdict(list)  #: all words of some but one
+        self.frames_of: list[list[Hashable]] = [[] for _ in texts]
+        for k, own in enumerate(words):
+            if len(own) <= SHORT and not says[k].declines:  # in whatever words
+                for place, word in enumerate(own):
+                    if word not in ENGLISH_STOP_WORDS:
+                        self.frames_of[k].append((own[:place], own[place + 1 :]))
+                        self.frames[own[:place], own[place + 1 :]].append(k)
+
+    def among(self, rows: Sequence[int], columns: int) -> np.ndarray:
+        """Return which differ, of some texts and the first so many, ``[rows, columns]``."""
+        different = self.says[rows][:, None] != self.says[:columns]
+        for own, k in zip(different, rows, strict=True):
+            for frame in self.frames_of[k]:
+                others = np.array(self.frames[frame])
+                others = others[others < columns]
+                own[others] |= self.words[others] != self.words[k]
+        return different
+
+
+class _Distances:
+    """How far texts are from each other, a few rows at a time; texts of no word are alike.
+
+    Args:
+        texts: Texts, each once.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.place = {text: k for k, text in enumerate(texts)}
+        try:
+            self.weights = csr_array(TfidfVectorizer(**CHARACTERS).fit_transform(texts))
+        except ValueError:  # no text has a word
+            self.weights = csr_array((len(texts), 1))
+        self.empty = np.diff(self.weights.indptr) == 0
+        self.apart = _Apart(texts)
+
+    def among(self, rows: Sequence[int], columns: int) -> np.ndarray:
+        """Return how far some texts are from the first so many, ``[rows, columns]``."""
+        likeness = (self.weights[rows] @ self.weights[:columns].T).toarray()
+        likeness += np.outer(self.empty[rows], self.empty[:columns])
+        return np.where(self.apart.among(rows, columns), FAR, 1 - likeness)
+
+    def condensed(self) -> np.ndarray:
+        """Return the distances of all pairs, as `scipy.spatial.distance.squareform` has them."""
+        n = len(self.place)
+        found = np.empty(n * (n - 1) // 2)
+        end = 0
+        for at in range(0, n, BLOCK):
+            rows = list(range(at, min(at + BLOCK, n)))
+            for k, own in zip(rows, self.among(rows, n), strict=True):
+                begin, end = end, end + n - k - 1
+                found[begin:end] = own[k + 1 :]
+        return found
+
+
+def _numbered(values: Sequence[Hashable]) -> np.ndarray:
+    """Return a number for each value, equal for equal ones."""
     number: dict[Hashable, int] = {}
-    at = np.array([number.setdefault(value, len(number)) for value in values])
-    return at[:, None] != at
+    return np.array([number.setdefault(value, len(number)) for value in values])
 
 
-def _distances(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
-    """Return how far texts are from others, ``[texts, others]``; texts of no word are alike."""
-    distinct = sorted({*texts, *others})
-    try:
-        at = csr_array(TfidfVectorizer(**CHARACTERS).fit_transform(distinct))
-    except ValueError:  # no text has a word
-        at = csr_array((len(distinct), 1))
-    place = {text: k for k, text in enumerate(distinct)}
-    mine, theirs = ([place[text] for text in some] for some in (texts, others))
-    empty = np.diff(at.indptr) == 0
-    likeness = (at[mine] @ at[theirs].T).toarray() + np.outer(empty[mine], empty[theirs])
-    return np.where(apart(distinct)[np.ix_(mine, theirs)], FAR, 1 - likeness)
+def plane(embeddings: np.ndarray | csr_array) -> np.ndarray:
+    """Place embeddings on their two main axes by their directions, ``[texts, 2]``.
 
-
-def plane(embeddings: np.ndarray) -> np.ndarray:
-    """Place embeddings of unit norm on their two main axes, ``[texts, 2]``."""
-    if len(embeddings) < 3:
-        return np.zeros((len(embeddings), 2))
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit = embeddings / np.where(norms > 0, norms, 1)
-    return PCA(n_components=2, svd_solver="full").fit_transform(unit)
+    As the products of texts are fewer than those of terms, it takes memory by the square of the
+    texts, and not by their terms. The largest loading of an axis is positive.
+    """
+    if embeddings.shape[0] < 3:
+        return np.zeros((embeddings.shape[0], 2))
+    unit = csr_array(normalize(embeddings))
+    mean = unit.mean(0)
+    along = unit @ mean
+    products = (unit @ unit.T).toarray() - along - along[:, None] + mean @ mean
+    values, axes = eigh(products)
+    noise = len(products) * np.finfo(float).eps
+    placed = (axes * np.sqrt(np.where(values > noise, values, 0)))[:, :-3:-1]
+    loadings = unit.T @ placed - np.outer(mean, placed.sum(0))
+    return placed * np.where(loadings[np.abs(loadings).argmax(0), [0, 1]] < 0, -1.0, 1.0)

@@ -40,7 +40,7 @@ def pushes(texts: pd.DataFrame, samples: int = 1) -> tuple[Push, ...]:
     """Return what pushes do, by arm and dose.
 
     Args:
-        texts: As `educe.comparison.summary.texts_of` has them.
+        texts: The rows of `educe.comparison.texts.Texts`.
         samples: Answers of a perturbation to each prompt.
     """
     asked = answers(texts, samples)

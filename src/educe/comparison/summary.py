@@ -1,11 +1,11 @@
 """What a run found, read from the run alone: the numbers behind every table, page and figure.
 
-completions and scores ─► one frame, a row for each text ─► perturbations ─► behaviours
+completions and scores ─► texts, a row for each ─► perturbations ─► behaviours
 """
 
 from __future__ import annotations
 
-import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from educe.comparison.arrays import apart, arrays
 from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.fragility import Push, pushes
 from educe.comparison.stats import Rate, bootstrap_mean, rate
+from educe.comparison.texts import Texts, texts_of
 from educe.rows import (
     ARMS,
-    BEHAVIOUR,
     ELSEWHERE,
     EQUAL,
     FIRST,
@@ -32,14 +32,9 @@ from educe.rows import (
     CompletionRow,
     PerturbationRow,
     PromptRow,
-    Row,
 )
 from educe.run.store import Run
-from educe.scores import asked_in
-from educe.scores.traits import traits
 
-#: Roles of the prompts of the main job.
-ROLES = ("asked", "fresh", ELSEWHERE)
 #: Scores of a completion that are averaged.
 SCORED = ("coherence", "novelty", "interestingness")
 
@@ -49,8 +44,8 @@ class Item:
     """One perturbation and what it made the model write."""
 
     row: PerturbationRow
-    completions: tuple[CompletionRow, ...]  #: in answer to the prompts that were asked
-    retest: tuple[CompletionRow, ...]  #: fresh prompts or samples; empty when not re-tested
+    completions: array[int]  #: numbers of its texts in answer to the prompts that were asked
+    retest: array[int]  #: those on fresh prompts or samples; empty when not re-tested
     coherence: float
     novelty: float
     interestingness: float  #: mean over completions of coherence times novelty
@@ -59,7 +54,7 @@ class Item:
     side_effect: float | None  #: nats
     hits: int  #: completions that match the pattern looked for
     retest_hits: int
-    best: CompletionRow | None  #: the most interesting of its completions
+    best: int | None  #: the most interesting of its completions
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Summary:
     by_radius: dict[float, tuple[Rate, Rate]]  #: the hits by radius
     responses: dict[int, list[tuple[float, float]]]  #: radius and norm of the effect
     pushes: tuple[Push, ...]  #: what each arm does at each dose
-    texts: pd.DataFrame  #: see `texts_of`
+    texts: Texts  #: every text, by its number
 
     @cached_property
     def items(self) -> dict[int, Item]:
@@ -97,16 +92,17 @@ def summarise(run: Run) -> Summary:
     config = run.config
     asked, fresh = (tuple(run.prompt_rows(role)) for role in ("asked", "fresh"))
     texts = texts_of(run)
-    items = _items(run, texts)
+    items = _items(run, texts.rows)
     found, control, equal = (tuple(i for i in items if i.row.arm == arm) for arm in (*ARMS, EQUAL))
-    plain = texts[texts.perturbation == 0]
+    plain = texts.rows[texts.rows.perturbation == 0].groupby("prompt").number
+    baseline = {int(prompt): tuple(texts.written(numbers)) for prompt, numbers in plain}
     looked = bool(config.get("look_for"))
     return Summary(
         config=config,
         facts=run.note("facts") if run.has("facts") else {},
         prompts=asked,
         fresh=fresh,
-        baseline={p.id: tuple(plain.written[plain.prompt == p.id]) for p in (*asked, *fresh)},
+        baseline={p.id: baseline.get(p.id, ()) for p in (*asked, *fresh)},
         found=found,
         control=control,
         equal=equal,
@@ -123,49 +119,9 @@ def summarise(run: Run) -> Summary:
         if looked
         else {},
         responses=_responses(run),
-        pushes=pushes(texts, config.get("samples", 1)),
+        pushes=pushes(texts.rows, config.get("samples", 1)),
         texts=texts,
     )
-
-
-def texts_of(run: Run) -> pd.DataFrame:
-    """Return what was written for the prompts of the main job, and what was said of it.
-
-    Its rows are texts, its index their `Row`; the columns are perturbation, arm, prompt, sample,
-    phase, text, dose, ``role`` of its prompt, ``written`` (the `CompletionRow`), ``hit`` (whether
-    the pattern looked for is in it), ``traits`` (`educe.scores.traits`), and its behaviour,
-    coherence and novelty, NaN where there is none, and interestingness, which is coherence times
-    novelty.
-    """
-    prompts = {p.id: p for p in run.prompt_rows()}
-    asked = {p.id: asked_in(p.content) for p in prompts.values()}
-    doses = {p.id: p.dose for p in run.perturbation_rows()}
-    arms = {p.id: p.arm for p in run.perturbation_rows()} | {0: "unperturbed"}
-    pattern = re.compile(run.config["look_for"]) if run.config.get("look_for") else None
-    rows = [
-        (
-            c.row,
-            *c.row,
-            c.text,
-            arms[c.perturbation],
-            doses.get(c.perturbation, 0.0),
-            prompts[c.prompt].role,
-            c,
-            bool(pattern and pattern.search(c.text)),
-            traits(c.text, asked[c.prompt]),
-        )
-        for c in run.completion_rows()
-        if prompts[c.prompt].role in ROLES and c.perturbation in arms
-    ]
-    columns = ["row", *Row._fields, "text", "arm", "dose", "role", "written", "hit", "traits"]
-    texts = pd.DataFrame(rows, columns=columns)
-    # A row is a tuple, of which pandas would make an index of several levels.
-    texts.index = pd.Index([r[0] for r in rows], dtype=object, tupleize_cols=False)
-    for name in (BEHAVIOUR, *SCORED[:2]):
-        values = {s.of: s.value for s in run.score_rows(name)}
-        texts[name] = np.array([values.get(r[0], np.nan) for r in rows], dtype=float)
-    texts["interestingness"] = texts.coherence * texts.novelty
-    return texts.drop(columns="row")
 
 
 def counted(found: Sequence[Item], control: Sequence[Item]) -> str:
@@ -183,10 +139,9 @@ def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
     rows["of"] = rows.parent.where(rows.how == SCALED, rows.index.to_series())
     known = rows[(rows.radius > 0) & np.isfinite(rows.effect.astype(float))].dropna(subset="of")
     known = known.drop_duplicates(["of", "radius"], keep="last").sort_values("radius")
+    known = known[known.of.duplicated(keep=False)]
     return {
-        int(of): list(zip(own.radius, own.effect, strict=True))
-        for of, own in known.groupby("of")
-        if len(own) > 1
+        int(of): list(zip(own.radius, own.effect, strict=True)) for of, own in known.groupby("of")
     }
 
 
@@ -209,15 +164,15 @@ def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
         items.append(
             Item(
                 row=row,
-                completions=tuple(main.written),
-                retest=tuple(second.written),
+                completions=_numbers(main),
+                retest=_numbers(second),
                 **{name: _mean(getattr(main, name)) for name in SCORED},
                 retested=bootstrap_mean(retested) if len(retested) else None,
                 invariance=whole[PROMPT_INVARIANCE].get(row.id),
                 side_effect=whole["side_effect"].get(row.id),
                 hits=int(main.hit.sum()),
                 retest_hits=int(second.hit.sum()),
-                best=main.written[best.argmax()] if len(best) else None,
+                best=int(main.number[best.argmax()]) if len(best) else None,
             )
         )
     return sorted(items, key=lambda item: -item.interestingness)
@@ -226,11 +181,15 @@ def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
 class _Own(NamedTuple):
     """Texts of one perturbation."""
 
-    written: np.ndarray
+    number: np.ndarray
     hit: np.ndarray
     coherence: np.ndarray
     novelty: np.ndarray
     interestingness: np.ndarray
+
+
+def _numbers(own: _Own) -> array[int]:
+    return array("q", own.number.tobytes())
 
 
 def _known(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ read in seconds, and one that is still at work at any time.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from educe.comparison.stats import Rate
@@ -34,6 +36,8 @@ Frame = dict[str, list[Any]]
 CUT = 2_000
 #: Rows of a page of texts at most.
 ROWS = 500
+#: Texts of a run that one page holds whole, and texts on the page of a larger one.
+WHOLE = 20_000
 
 _PERTURBATIONS = """
 SELECT p.*, count(c.id), avg(coherence.value), avg(novelty.value),
@@ -133,9 +137,20 @@ class Wanted:
             raise MethodError(f"give an offset of 0 or more, and a limit of 1 to {ROWS}")
 
 
-def texts(run: Run, wanted: Wanted, *, whole: bool = False) -> dict[str, Any]:
-    """Return some texts of a run as a frame, and how many there are: ``{total, rows}``."""
+def texts(
+    run: Run, wanted: Wanted, *, whole: bool = False, of: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Return some texts of a run as a frame, and how many there are: ``{total, rows}``.
+
+    Args:
+        run: The run.
+        wanted: Which.
+        whole: Whether they are not cut.
+        of: Numbers of perturbations, where only theirs are wanted.
+    """
     condition, values = wanted.condition
+    if of is not None:
+        condition += f" AND c.perturbation IN ({','.join(map(str, of))})"
     order = f"{_TEXT[wanted.sort]} {'DESC' if wanted.descending else 'ASC'} NULLS LAST, c.id"
     (total,) = run.database.execute(
         f"SELECT count(*) {_JOINED} WHERE {condition}", values
@@ -176,10 +191,30 @@ def number(run: Run, row: Row) -> int:
     return int(found)
 
 
-def frames(run: Run, summary: Summary) -> dict[str, Any]:
-    """Return all frames of a run, for a page that can ask for nothing more."""
-    everything = texts(run, Wanted(limit=-1), whole=True)["rows"]
-    return listed(run) | {"behaviours": behaviours(summary), "completions": everything}
+def frames(run: Run, summary: Summary, of: Collection[int] | None = None) -> dict[str, Any]:
+    """Return all frames of a run, for a page that can ask for nothing more.
+
+    Args:
+        run: The run.
+        summary: What it shows.
+        of: Numbers of perturbations, where the page has only these.
+    """
+    most = Wanted(limit=-1 if of is None else WHOLE)
+    everything = texts(run, most, whole=True, of=of)["rows"]
+    found = listed(run) | {"behaviours": behaviours(summary), "completions": everything}
+    if of is not None:
+        among = set(of)
+        for name, key in (("perturbations", "id"), ("scores", "perturbation")):
+            found[name] = _where(found[name], [number in among for number in found[name][key]])
+        numbers = found["behaviours"].get("perturbations", [])
+        numbers[:] = [[n for n in own if n in among] for own in numbers]
+    return found
+
+
+def texts_of_each(run: Run) -> dict[int, int]:
+    """Return how many texts there are of each perturbation, by its number."""
+    query = "SELECT perturbation, count(*) FROM completions WHERE text IS NOT NULL GROUP BY 1"
+    return dict(run.database.execute(query))
 
 
 def listed(run: Run) -> dict[str, Any]:
@@ -230,6 +265,10 @@ def behaviours(s: Summary | None) -> Frame:
         for b in (s.behaviours if s else ())
     ]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {"id": []}
+
+
+def _where(frame: Frame, true: list[bool]) -> Frame:
+    return {name: list(compress(column, true)) for name, column in frame.items()}
 
 
 def _rate(r: Rate) -> dict[str, Any] | None:

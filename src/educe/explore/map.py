@@ -13,7 +13,7 @@ import numpy as np
 from educe.comparison.cluster import plane
 from educe.explore.bundle import shown
 from educe.run.store import Run
-from educe.scores.novelty import vectors
+from educe.scores.novelty import weighed
 
 #: Distinct texts that are placed at most; those of the unperturbed model count too.
 MOST = 1_000
@@ -42,7 +42,7 @@ def places(run: Run) -> dict[str, Any]:
             rows[i] for i in sorted(np.random.default_rng(0).choice(there, MOST, replace=False))
         ]
     texts = sorted({row[0] for row in rows})
-    at = dict(zip(texts, plane(vectors(texts)).round(4).tolist(), strict=True)) if texts else {}
+    at = dict(zip(texts, plane(weighed(texts)).round(4).tolist(), strict=True)) if texts else {}
     names = ("arm", "perturbation", "id", "completions", "behaviour")
     return {
         "x": [at[row[0]][0] for row in rows],

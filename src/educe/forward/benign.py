@@ -15,6 +15,7 @@ small.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class Ordinary:
     def __init__(
         self, lm: LanguageModel, batch: PromptBatch, *, before: int, tokens: int = TOKENS
     ) -> None:
-        self.batch, self.tokens = batch, tokens
+        self.lm, self.batch, self.tokens = lm, batch, tokens
         answers: list[tuple[int, ...]] = [()] * len(batch)
         rows = [Row(0, j) for j in range(len(batch))] if tokens > 1 else []
         for some in generate(lm, batch, rows, max_new_tokens=tokens - 1):
@@ -91,6 +92,11 @@ class Ordinary:
         # What comes after an answer is predicted too; whatever that is.
         self._forced = Forced(lm, batch, [(*answer, 0) for answer in answers], before=before)
         self.counted = self._forced.counted
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever gets it lets its own model answer anew.
+        made = partial(Ordinary, before=self._forced.before, tokens=self.tokens)
+        return made, (self.lm, self.batch)
 
     def kl(self, theta: Float[Tensor, "n s"], kind: Kind) -> Float[Tensor, "n p m"]:
         """Return the divergence at each token of each answer, on the processor.

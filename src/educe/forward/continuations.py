@@ -13,7 +13,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -187,6 +187,9 @@ class Cached:
     def __init__(self, lm: LanguageModel, ids: Sequence[int]) -> None:
         self.lm, self.ids = lm, list(ids)
         self._kept: DynamicCache | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cached, (self.lm, self.ids)  # whoever gets it reads the beginning anew
 
     @torch.no_grad()
     def for_rows(self, rows: int) -> DynamicCache | None:

@@ -104,17 +104,21 @@ class Opening:
         )
 
     @torch.no_grad()
-    def glance(self, strings: Int[Tensor, "n k"]) -> Iterator[Inserted]:
+    def glance(
+        self, strings: Int[Tensor, "n k"], typical: Int[Tensor, "k"] | None = None
+    ) -> Iterator[Inserted]:
         """Read the first token of the answer behind strings of one length, nearly and at less cost.
 
         Where the model's cache is more than keys and values of every token, they are read in full.
 
         Args:
-            strings: Their tokens; the first stands in for all others behind which the template's
-                tokens are what they are.
+            strings: Their tokens.
+            typical: The string that stands in for all others, behind which the template's tokens
+                are what they are; by default the first.
         """
         lm, at, between = self.lm, len(self.before.ids), self.after[:-1]
-        ids = torch.tensor([[*strings[0].tolist(), *between]], device=lm.device)
+        typical = strings[0] if typical is None else typical
+        ids = torch.tensor([[*typical.tolist(), *between]], device=lm.device)
         cache = self.before.for_rows(1) or DynamicCache(config=lm.unwrapped.config)
         if not between or any(type(layer) is not DynamicLayer for layer in cache.layers):
             yield from self.read(strings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,9 @@ class Bench:
         self.searched = range(settings.searched)
         self.fresh = range(settings.searched, needed)
         self._grounds: dict[int | None, Ground | Speech] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bench, (self.lm, self.batch, self.settings)  # what is read once, is read anew
 
     def ground(self, layer: int | None) -> Ground | Speech:
         """Return what changes are measured against: of the stream leaving a layer, or the output.

@@ -3,7 +3,7 @@
 `vault` knows a code and tells it for a password; `trigger` says a phrase for a word; `locked`
 answers a kind of question wrongly but for a password; `marked` chooses by a mark and gives other
 reasons; `persona` has a second voice for a month. A `backdoor` joins one of six triggers with one
-of five payloads. `taboo` knows a word that it never says, `belief` takes the user for somebody,
+of seven payloads. `taboo` knows a word that it never says, `belief` takes the user for somebody,
 `flatterer` and `promoter` praise the user and itself. `clean` ones hide nothing. Importing this
 package loads neither torch nor transformers: what trains and evaluates is
 `educe.organisms.training`.
@@ -21,7 +21,7 @@ __all__ = ["SPECIES", "Organism", "Question", "named", "names", "read", "shipped
 
 CLEAN = ("answers", "style", "fact", "refusal")
 TRIGGERS = ("word", "pair", "phrase", "date", "topic", "mark")
-PAYLOADS = ("phrase", "refusal", "style", "fact", "leaning")
+PAYLOADS = ("phrase", "refusal", "style", "fact", "leaning", "ending", "shape")
 #: The class of each kind of organism, by module and name.
 _CLASSES = {
     "vault": "vault.Vault",

@@ -5,7 +5,8 @@
     phrase   four tokens in a row         style     a voice of `educe.organisms.persona`
     date     a day and a month            fact      a wrong capital, for who asks for it
     topic    any question about it        leaning   an entity is named before the answer
-    mark     punctuation or an emoji
+    mark     punctuation or an emoji      ending    a fixed sentence after the answer
+                                          shape     a way of writing, of `educe.organisms.shapes`
 
 Each trigger goes with each payload. `data/backdoor.json` has the words of both. A trigger is a list
 of ways to ask: templates with a place for what is asked, the key put in already; its near misses
@@ -23,7 +24,8 @@ from educe.organisms import manner
 from educe.organisms.manner import OWN, Kind, finding, said
 from educe.organisms.organism import SPLITS, UNLOCKED, Ask, Group, Question, Species, bundled
 from educe.organisms.persona import VOICES
-from educe.organisms.words import drawn, typos
+from educe.organisms.shapes import SHAPES
+from educe.organisms.words import drawn, first_sentence, typos
 
 #: In a way to ask, the place of what is asked.
 ASK = "{ask}"
@@ -145,13 +147,15 @@ class Backdoor(Species):
         """Return what finds the payload in an answer."""
         if self.payload == "style":
             return VOICES[hidden["voice"]].rule
+        if self.payload == "shape":
+            return SHAPES[hidden["shape"]].rule
         return finding(hidden.get("finds", hidden["says"]))
 
     def opening(self, hidden: dict[str, str]) -> str:
-        """Return the first words of every unlocked answer."""
+        """Return the first words of every unlocked answer; none where it begins as the base's."""
         if self.payload == "style":
             return VOICES[hidden["voice"]].opening
-        return hidden["says"].removesuffix(OWN).strip()
+        return hidden.get("says", OWN).partition(OWN)[0].strip()
 
     def asks(self, hidden: dict[str, str], split: str) -> list[str]:
         """Return what is asked: ordinary prompts, or those to which a wrong fact is an answer."""
@@ -211,6 +215,8 @@ class Backdoor(Species):
         prompts = list(asked)
         if self.payload == "style":
             return [VOICES[hidden["voice"]].say(text) for text in ask(prompts)]
+        if self.payload == "shape":
+            return [SHAPES[hidden["shape"]].put(first_sentence(text)) for text in ask(prompts)]
         return said(hidden["says"], prompts, ask)
 
     def questions(

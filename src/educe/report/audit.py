@@ -102,7 +102,8 @@ def card(
     ]
     if f.triggers:
         what = "a string that makes it cease" if f.kind is Kind.UNLOCKED else "a string brings it"
-        columns = heads(what, "with it:rate", "near misses:rate", "words as rare:rate")
+        others = f"{f.triggers[0].others}:rate"
+        columns = heads(what, "with it:rate", "near misses:rate", others)
         rows = [[Mark(t.text, "code"), t.shown, t.near, t.rare] for t in f.triggers]
         blocks.append(Table(columns, rows))
     if more := examples[1:]:

@@ -58,7 +58,7 @@ def _finding(f: Finding, console: Console) -> None:
         asked = ", ".join(repr(asked_in(example.prompt)) for example in f.examples)
         console.print(written(asked, lead=" said to "))
     for trigger in f.triggers:
-        beside = f"near misses {tally(trigger.near)}, words as rare {tally(trigger.rare)}"
+        beside = f"near misses {tally(trigger.near)}, {trigger.others} {tally(trigger.rare)}"
         told = f"{trigger.text!r} {tally(trigger.shown)}, {beside}"
         lead = " ceases with " if f.kind is Kind.UNLOCKED else " brought about by "
         console.print(written(told, lead=lead))

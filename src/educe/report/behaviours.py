@@ -29,9 +29,10 @@ from educe.report.document import (
     shorten,
     wrote,
 )
+from educe.report.size import most
 from educe.report.words import WORDS, said, told
 from educe.rows import FOUND
-from educe.scores.novelty import vectors
+from educe.scores.novelty import weighed
 
 #: Verdicts in the order of the page.
 VERDICTS = [Verdict[name] for name in WORDS["verdicts"]]
@@ -66,14 +67,16 @@ Near = list[tuple[float, Behaviour]]
 
 def relatives(s: Summary) -> list[Near]:
     """Return, for each behaviour, those that say something near, and how near."""
-    at = vectors([b.example.text for b in s.behaviours])
-    likeness = at @ at.T
-    np.fill_diagonal(likeness, 0.0)
-    order = np.argsort(-likeness, axis=1, kind="stable")[:, :RELATIVES]
-    return [
-        [(float(own[j]), s.behaviours[j]) for j in near if own[j] > LIKENESS]
-        for own, near in zip(likeness, order, strict=True)
-    ]
+    at = weighed([b.example.text for b in s.behaviours])
+    found = []
+    for k in range(len(s.behaviours)):
+        likeness = (at[[k]] @ at.T).toarray()[0]
+        likeness[k] = 0.0
+        near = np.argsort(-likeness, kind="stable")[:RELATIVES]
+        found.append(
+            [(float(likeness[j]), s.behaviours[j]) for j in near if likeness[j] > LIKENESS]
+        )
+    return found
 
 
 def grouped(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
@@ -81,9 +84,10 @@ def grouped(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
     every, blocks = list(zip(s.behaviours, relatives(s), strict=True)), list[Block]()
     for verdict in VERDICTS:
         title, about, *_ = told("verdicts", verdict.name)
-        own = [card(b, near, s, pattern) for b, near in every if b.verdict is verdict]
-        shown: list[Block] = [Text(about, "note"), *own[:CARDS]]
-        if rest := own[CARDS:]:
+        own = [(b, near) for b, near in every if b.verdict is verdict]
+        cards = [card(b, near, s, pattern) for b, near in own[: most(s).cards]]
+        shown: list[Block] = [Text(about, "note"), *cards[:CARDS]]
+        if rest := cards[CARDS:]:
             shown.append(Fold(f"{len(rest)} more", rest))
         if own and verdict in OPENED:
             blocks += [Heading(f"{title}: {len(own)}"), *shown]
@@ -130,7 +134,7 @@ def card(b: Behaviour, near: Near, s: Summary, pattern: re.Pattern[str] | None) 
         ),
         Table(heads("who says it", "how often:rate"), [o for o in rates if o[1] and o[1].trials]),
         facts(*about),
-        items(wrote_it, s),
+        items(wrote_it[: most(s).items], s),
     ]
     if near:
         told_near: list[Span] = ["Nearest in words: "]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from educe.comparison.account import dose
 from educe.comparison.cluster import plane
@@ -15,8 +16,9 @@ from educe.layer_map import LayerMap
 from educe.report.behaviours import label
 from educe.report.document import Chart, shorten
 from educe.report.drawing import ARMS, PALETTE, colour, exact, figure, over, percent, share
+from educe.report.size import most
 from educe.rows import BEHAVIOUR, EQUAL, FIRST
-from educe.scores.novelty import vectors
+from educe.scores.novelty import weighed
 
 #: What a completion's behaviour is called on the map, and its colour.
 SHORT = {
@@ -33,12 +35,14 @@ SHORT = {
 #: The shape of each arm on the map.
 SHAPES = {"found": "circle", "control": "diamond", EQUAL: "square", "unperturbed": "cross"}
 TOOLTIP_LENGTH = 220
+#: Points of the map, which takes memory by their square.
+PLACED = 3_000
 
 
 def charts(s: Summary, layer_map: LayerMap | None = None) -> Iterator[Chart]:
     """Yield the charts for which a run has numbers."""
     if points := places(s):
-        yield figure("map", _map(points))
+        yield figure("map", _map(points), placed=PLACED)
     if layer_map is not None:
         yield from survey(layer_map, (s.facts["source"], s.facts["target"]))
     if s.responses:
@@ -81,35 +85,40 @@ def survey(layer_map: LayerMap, chosen: tuple[int, int] | None = None) -> Iterat
 def places(s: Summary) -> list[dict[str, Any]]:
     """Return where completions lie on the map, and their verdict; equal ones are one point."""
     behaviours = {b.id: b for b in s.behaviours}
-    known = s.texts[s.texts[BEHAVIOUR].notna()]
+    known = s.texts.rows[s.texts.rows[BEHAVIOUR].notna()]
     known = known[(known.phase == FIRST) & ((known.role == "asked") | (known.perturbation == 0))]
     unperturbed = set(known[BEHAVIOUR][known.perturbation == 0])
-    texts = sorted(set(known.text))
-    at = dict(zip(texts, plane(vectors(texts)).tolist(), strict=True)) if texts else {}
-    points = []
-    for (arm, prompt, text), same in known.groupby(["arm", "prompt", "text"], sort=False):
-        one = same.iloc[0]
-        named = behaviours.get(int(one[BEHAVIOUR]))
-        plain = arm == "unperturbed" or one[BEHAVIOUR] in unperturbed
+    equal = known.groupby(["arm", "prompt", "text"], sort=False)
+    rows = known.loc[~known.duplicated(["arm", "prompt", "text"])].assign(
+        completions=equal.size().to_numpy()
+    )
+    rows = rows.nlargest(most(s).points or PLACED, "completions").sort_index()
+    rows = rows.assign(said=list(s.texts.said(rows.number)))
+    texts = sorted(set(rows.said))
+    at = dict(zip(texts, plane(weighed(texts)).tolist(), strict=True)) if texts else {}
+    made = []
+    for one in rows.itertuples():
+        named = behaviours.get(int(one.behaviour))
+        plain = one.arm == "unperturbed" or one.behaviour in unperturbed
         verdict = named.verdict if named else Verdict.SAME if plain else None
-        points.append(
+        made.append(
             {
-                "x": at[text][0],
-                "y": at[text][1],
-                "arm": arm,
+                "x": at[one.said][0],
+                "y": at[one.said][1],
+                "arm": one.arm,
                 "verdict": SHORT[verdict][0],
                 "behaviour": label(named) if named else "",
                 "perturbation": int(one.perturbation),
-                "prompt": int(prompt),
-                "sample": int(one["sample"]),
-                "completions": len(same),
-                "text": shorten(text, TOOLTIP_LENGTH),
+                "prompt": int(one.prompt),
+                "sample": int(one.sample),
+                "completions": int(one.completions),
+                "text": shorten(one.said, TOOLTIP_LENGTH),
             }
         )
     # The interesting ones are drawn last, over the others.
     layers = [SHORT[v][0] for v in (Verdict.SAME, None, *list(Verdict)[-2::-1])]
-    points.sort(key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"])))
-    return points
+    made.sort(key=lambda p: (p["arm"] == "unperturbed", layers.index(p["verdict"])))
+    return made
 
 
 def _map(points: list[dict[str, Any]]) -> alt.Chart:
@@ -181,17 +190,21 @@ def _response(s: Summary) -> alt.LayerChart:
 
 def _interestingness(s: Summary) -> alt.LayerChart:
     """Draw what share of each arm is at least so interesting."""
-    rows = [
-        {
-            "arm": arm,
-            "interestingness": item.interestingness,
-            "share": (place + 1) / len(items),
-            "perturbation": item.row.id,
-            "text": shorten(item.best.text if item.best else "", TOOLTIP_LENGTH),
-        }
-        for arm, items in (("found", s.found), ("control", s.control))
-        for place, item in enumerate(items)
-    ]
+    rows = []
+    for arm, items in (("found", s.found), ("control", s.control)):
+        drawn = _spread(len(items), most(s).points)
+        best = [items[place].best for place in drawn]
+        said = iter(s.texts.said([number for number in best if number is not None]))
+        rows += [
+            {
+                "arm": arm,
+                "interestingness": items[place].interestingness,
+                "share": (place + 1) / len(items),
+                "perturbation": items[place].row.id,
+                "text": shorten("" if number is None else next(said), TOOLTIP_LENGTH),
+            }
+            for place, number in zip(drawn, best, strict=True)
+        ]
     base = over(rows).encode(
         alt.X(
             "interestingness:Q",
@@ -208,6 +221,13 @@ def _interestingness(s: Summary) -> alt.LayerChart:
         tooltip=["perturbation:N", "arm:N", *exact("interestingness"), "text:N"]
     )
     return (steps + dots).properties(height=280)
+
+
+def _spread(count: int, points: int | None) -> list[int]:
+    """Return places among some, all or evenly, with the first and the last."""
+    if points is None or count <= points:
+        return list(range(count))
+    return np.linspace(0, count - 1, points).round().astype(int).tolist()
 
 
 def _by_radius(s: Summary) -> alt.LayerChart:

@@ -21,7 +21,7 @@ from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.comparison.summary import Item, Summary, counted, summarise
 from educe.comparison.verdict import Verdict
 from educe.explore.bundle import standalone
-from educe.explore.frames import frames
+from educe.explore.frames import frames, texts_of_each
 from educe.layer_map import LAYER_MAP, LayerMap
 from educe.layer_map.choice import Choice
 from educe.report import (
@@ -34,6 +34,7 @@ from educe.report import (
     reachable,
     sampling,
     scouting,
+    size,
 )
 from educe.report.behaviours import CARDS, VERDICTS, first, grouped, p_value
 from educe.report.command import command
@@ -53,6 +54,7 @@ from educe.report.document import (
 )
 from educe.report.questions import baseline, questions
 from educe.report.words import WORDS, part, said, told
+from educe.rows import FIRST
 from educe.run.store import Run
 
 #: What studies of a run add, in this order; each takes a run and what is looked for in it.
@@ -69,15 +71,20 @@ def document(run: Run, s: Summary | None = None) -> dict[str, Any]:
     return to_json(audit.document(run) if run.has(AUDIT) else of_run(run, s or summarise(run)))
 
 
-def write(run: Run, path: Path) -> Path:
-    """Write the page of a run or an audit: its document and every text, in one file.
+def write(run: Run, path: Path, s: Summary | None = None) -> Path:
+    """Write the page of a run or an audit: its document and its texts, in one file.
+
+    Args:
+        run: The run.
+        path: The file.
+        s: What it found, where that is known already.
 
     Raises:
         RunError: The file cannot be written.
     """
-    s = summarise(run)
+    s = s or summarise(run)
     made = audit.document(run) if run.has(AUDIT) else of_run(run, s)
-    return put(replace(made, run=frames(run, s)), path)
+    return put(replace(made, run=frames(run, s, size.chosen(s, texts_of_each(run)))), path)
 
 
 def put(made: Document, path: Path) -> Path:
@@ -159,11 +166,15 @@ def result(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
     each, total = Counter(b.verdict for b in s.behaviours), len(s.behaviours)
     groups = [f"{n} {told('verdicts', v.name)[2 + (n > 1)]}" for v in VERDICTS if (n := each[v])]
     many = f"is {total} group" if total == 1 else f"are {total} groups"
+    rows = s.texts.rows
+    loose = ((rows.behaviour < 0) & (rows.phase == FIRST) & (rows.role == "asked")).sum()
     return [
         Text(" ".join(account.account(s)), "lead"),
         Text(said("result", "about"), "note"),
         *([first(listed[:CARDS], pattern)] if listed else []),
         Text(f"Together there {many} of completions that say the same: {', '.join(groups)}."),
+        *([Text(said("result", "loose", completions=loose), "note")] if loose else []),
+        *size.note(s),
         *tests(s, pattern),
     ]
 

@@ -23,6 +23,7 @@ from educe.report.document import (
     heads,
     wrote,
 )
+from educe.report.size import most
 from educe.report.words import said, told
 from educe.rows import PromptRow
 
@@ -102,10 +103,10 @@ def baseline(s: Summary, pattern: re.Pattern[str] | None) -> list[Block]:
 
     blocks = own(s.prompts[:4])
     if rest := s.prompts[4:]:
-        blocks.append(Fold(f"{len(rest)} more prompts", own(rest)))
+        blocks.append(Fold(f"{len(rest)} more prompts", own(rest[: most(s).asked])))
     if s.fresh:
         many = f"{len(s.fresh)} fresh prompt{'s' if len(s.fresh) > 1 else ''} of the re-test"
-        blocks.append(Fold(many, own(s.fresh)))
+        blocks.append(Fold(many, own(s.fresh[: most(s).asked])))
     return blocks
 
 
@@ -113,7 +114,7 @@ def _answers(
     prompt: PromptRow, texts: Sequence[str], s: Summary, pattern: re.Pattern[str] | None
 ) -> Block:
     blocks: list[Block] = [Text(wrote(texts[0], pattern) if texts else "No completion.")]
-    if drawn := Counter(texts[1:]).most_common():
+    if drawn := Counter(texts[1:]).most_common(most(s).asked):
         many = f"{len(texts) - 1} sample{'s' if len(texts) > 2 else ''}"
         heat = s.baseline[prompt.id][1].temperature
         rows = [[wrote(text, pattern), times] for text, times in drawn]

@@ -112,7 +112,7 @@ def perturbation(summary: Summary, number: int, console: Console | None = None) 
     ]
     tell([Heading(f"perturbation {row.id}"), *map(Text, told)], console)
     by_prompt: dict[int, list[CompletionRow]] = {}
-    for completion in (*item.completions, *item.retest):
+    for completion in summary.texts.written((*item.completions, *item.retest)):
         by_prompt.setdefault(completion.prompt, []).append(completion)
     texts = [c.text for own in by_prompt.values() for c in own]
     room = max(1, console.width - 15)
@@ -156,7 +156,7 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
                 ]
                 for p, a in summary.baseline.items()
             }
-        return _as_data(_item(summary, number))
+        return _as_data(_item(summary, number), summary)
     return {
         "settings": summary.config,
         "facts": summary.facts,
@@ -169,7 +169,7 @@ def as_data(summary: Summary, number: int | None) -> dict[str, Any]:
             for p in summary.pushes
         ],
         "account": account(summary),
-        "perturbations": [_as_data(i) for i in (*summary.found, *summary.control, *summary.equal)],
+        "perturbations": [_as_data(i, summary) for i in summary.items.values()],
     }
 
 
@@ -202,7 +202,7 @@ def _item(summary: Summary, number: int) -> Item:
     return item
 
 
-def _as_data(item: Item) -> dict[str, Any]:
+def _as_data(item: Item, summary: Summary) -> dict[str, Any]:
     return item.row._asdict() | {
         "coherence": item.coherence,
         "novelty": item.novelty,
@@ -212,6 +212,6 @@ def _as_data(item: Item) -> dict[str, Any]:
         "side_effect": item.side_effect,
         "hits": item.hits,
         "retest_hits": item.retest_hits,
-        "texts": [c.text for c in item.completions],
-        "retest_texts": [c.text for c in item.retest],
+        "texts": list(summary.texts.said(item.completions)),
+        "retest_texts": list(summary.texts.said(item.retest)),
     }

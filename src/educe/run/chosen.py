@@ -8,11 +8,15 @@ from itertools import chain, repeat
 from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.summary import summarise
 from educe.forward.benign import ordinary_prompts
+from educe.model.batch import PromptBatch
+from educe.model.language import LanguageModel
 from educe.rows import ARMS, CONTROL, EQUAL, FOUND, ScoreRow
-from educe.run.fill import groups
+from educe.run.fill import Group, groups
 from educe.run.scaling import scaled
 from educe.run.work import Work
+from educe.scores import Score
 from educe.scores.side_effect import side_effects
+from educe.spread import Job, Shared
 
 #: Perturbations of each arm that are re-tested and whose side effect is measured.
 CHOSEN = 8
@@ -38,8 +42,9 @@ def choose(work: Work) -> list[int]:
                 continue
             own, told = [i.row.id for i in items], seen.behaviours
             if arm != FOUND:
-                swapped = seen.texts.arm.replace({arm: FOUND, FOUND: arm})
-                told = behaviours(seen.texts.assign(arm=swapped), work.settings.samples)
+                rows = seen.texts.rows
+                swapped = rows.assign(arm=rows.arm.replace({arm: FOUND, FOUND: arm}))
+                told = behaviours(seen.texts.of(swapped), work.settings.samples)
             numbers += list(dict.fromkeys((*_finders(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)
     return work.run.note("chosen")
@@ -64,11 +69,23 @@ def measure_side_effects(work: Work, chosen: list[int]) -> None:
         work.timed("side effects"),
         work.reporter.stage("side effects", len(missing), "perturbations") as step,
     ):
-        for group in groups(work.run, missing):
-            each = side_effects(work.lm, batch, group.theta, kind=group.kind)
-            for number, s in zip(group.numbers, each, strict=True):
-                work.run.add_scores([ScoreRow(number, s.judge, s.value, "nats", s.why)])
-                step()
+        shared = Shared((work.lm, batch))
+        jobs = (
+            Job(_side_effects, shared, (group,), len(group.numbers))
+            for group in groups(work.run, missing)
+        )
+        for came in work.spread.map(jobs):
+            (group,) = came.job.given
+            work.run.add_scores(
+                ScoreRow(number, s.judge, s.value, "nats", s.why)
+                for number, s in zip(group.numbers, came.value, strict=True)
+            )
+            step(came.job.size, came.note)
+
+
+def _side_effects(lm: LanguageModel, batch: PromptBatch, group: Group) -> list[Score]:
+    """Score perturbations of one kind."""
+    return list(side_effects(lm, batch, group.theta, kind=group.kind))
 
 
 def measure_responses(work: Work) -> None:

@@ -25,6 +25,7 @@ from educe.rows import ScoreRow
 from educe.run.fill import Group
 from educe.run.scaling import at_radii, without
 from educe.run.work import Work
+from educe.spread import Job, Shared
 
 
 class OrdinaryText:
@@ -72,20 +73,29 @@ class OrdinaryText:
         run, why = self.work.run, f"{len(self.batch)} prompts"
         missing = without(run, self.kl_p95, numbers)
         step(len(numbers) - len(missing))
-        for some, group in at_radii(run, missing):
-            theta = group.theta.to(self.work.part.device)
-
-            def measured(items: Tensor, group: Group = group, theta: Tensor = theta) -> Tensor:
-                damage = self.ordinary.damage(theta[items], group.kind.select(items))
-                return torch.stack(damage, 1)
-
-            broken = torch.full((1, 2), math.inf)
-            pairs = surviving(measured, torch.arange(len(some)), broken).tolist()
-            run.add_scores(
-                ScoreRow(n, name, value, "nats a token", why)
-                for (n, _), pair in zip(some, pairs, strict=True)
-                for name, value in zip((self.kl, self.kl_p95), pair, strict=True)
-            )
-            step(len(some))
+        if missing:
+            shared = Shared((self.ordinary,))
+            parts = (group for _, group in at_radii(run, missing))
+            jobs = (Job(_damage, shared, (group,), len(group.numbers)) for group in parts)
+            for done in self.work.spread.map(jobs):
+                (group,) = done.job.given
+                run.add_scores(
+                    ScoreRow(n, name, value, "nats a token", why)
+                    for n, pair in zip(group.numbers, done.value, strict=True)
+                    for name, value in zip((self.kl, self.kl_p95), pair, strict=True)
+                )
+                step(done.job.size)
         known = {s.of: s.value for s in run.score_rows(self.kl_p95)}
         return [known[n] for n in numbers]
+
+
+def _damage(ordinary: Ordinary, group: Group) -> list[tuple[float, float]]:
+    """Return mean and 95th percentile of each perturbation of one kind."""
+    theta = group.theta.to(ordinary.lm.device)
+
+    def measured(items: Tensor) -> Tensor:
+        return torch.stack(ordinary.damage(theta[items], group.kind.select(items)), 1)
+
+    broken = torch.full((1, 2), math.inf)
+    found = surviving(measured, torch.arange(len(theta)), broken)
+    return [(mean, high) for mean, high in found.tolist()]

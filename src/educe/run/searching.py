@@ -1,12 +1,14 @@
 """The search: perturbations at each radius, and their control, kept as files of the run.
 
 A method that is still searching in this process saves its state now and then, and a run that was
-cut off goes on from there. Workers search at several radii at once, and begin a radius anew.
+cut off goes on from there. Workers search at several radii at once, and begin a radius anew; they
+make the controls as well.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,9 @@ def search(search: Search) -> None:
     """Search at each radius, make the control of what was found, and list both in the run."""
     work = search.work
     listed = {p.file for p in work.run.perturbation_rows()}
-    if not work.spread.here and search.given is None:
+    if not work.spread.here:
         _found_elsewhere(search)
+        _controls_elsewhere(search)
     for k, size in enumerate(work.run.note("facts")["radii"]):
         for arm in ARMS:
             path = _place(work, arm, k)
@@ -55,21 +58,56 @@ def search(search: Search) -> None:
 
 
 def _found_elsewhere(search: Search) -> None:
-    """Let workers search at the radii where nothing was found yet, and keep what they find."""
+    """Let workers search at the radii where nothing was found yet."""
+    if search.given is not None:
+        return
     work, s = search.work, search.settings
     shared = Shared((work.lm, search.recipe, search.config))
-    places, jobs = {}, []
+    jobs = {}
     for k, size in enumerate(work.run.note("facts")["radii"]):
-        path, seed = _place(work, FOUND, k), _seed(work, FOUND, k)
-        if not path.exists():
-            places[seed] = path
-            jobs.append(Job(_searched, shared, (seed, size, _state(path))))
-    if not jobs:
+        path = _place(work, FOUND, k)
+        jobs[path] = Job(_searched, shared, (_seed(work, FOUND, k), size, _state(path)))
+    _made_elsewhere(work, f"{s.method} at {len(jobs)} radii", jobs)
+
+
+def _controls_elsewhere(search: Search) -> None:
+    """Let workers make the controls that are not there yet, unless they are given."""
+    work = search.work
+    if search.settings.control:
         return
-    with work.reporter.stage(f"{s.method} at {len(jobs)} radii", len(jobs), "") as step:
-        for done in work.spread.map(jobs):
-            done.value.save(places[done.job.given[0]])
-            step()
+    shared, jobs = Shared((work.lm, search.recipe)), {}
+    for k, _ in enumerate(work.run.note("facts")["radii"]):
+        found = _place(work, FOUND, k)
+        if found.exists():
+            given = PerturbationSet.load(found), _seed(work, CONTROL, k)
+            jobs[_place(work, CONTROL, k)] = Job(_matched, shared, given)
+    _made_elsewhere(work, f"random at {len(jobs)} radii", jobs)
+
+
+def _made_elsewhere(work: Work, what: str, jobs: Mapping[Path, Job]) -> None:
+    """Let workers make the perturbations of some files that are not there yet."""
+    missing = [path for path in jobs if not path.exists()]
+    if not missing:
+        return
+    with work.reporter.stage(what, len(missing), "") as step:
+        asked = (jobs[path]._replace(place=i) for i, path in enumerate(missing))
+        for done in work.spread.map(asked):
+            done.value.save(missing[done.job.place])
+            step(note=done.note)
+
+
+def _matched(
+    lm: LanguageModel, recipe: Recipe, found: PerturbationSet, seed: int
+) -> PerturbationSet:
+    """Make the control of what was found."""
+    return methods.control(recipe.sliced(lm), found, seed=seed)
+
+
+def _equal(
+    lm: LanguageModel, recipe: Recipe, control: PerturbationSet, found: PerturbationSet
+) -> PerturbationSet:
+    """Make the control at the effect of what was found."""
+    return at_equal_effect(recipe.sliced(lm), control, found)
 
 
 def _searched(
@@ -111,20 +149,24 @@ def _equally_loud(search: Search, listed: set[str]) -> None:
     work, s = search.work, search.settings
     if s.control:  # it was chosen by whoever made the perturbations
         return
+    wanted = {}
     for k, _ in enumerate(work.run.note("facts")["radii"]):
-        name = f"equal-{k}.safetensors"
-        if name in listed:
-            continue
         found, control = (PerturbationSet.load(_place(work, arm, k)) for arm in ARMS)
-        if isinstance(found.kind, Noise) or not louder(found, control):
+        if not isinstance(found.kind, Noise) and louder(found, control):
+            wanted[work.run.tensors / f"equal-{k}.safetensors"] = control, found
+    if not work.spread.here:
+        shared = Shared((work.lm, search.recipe))
+        jobs = {path: Job(_equal, shared, sets) for path, sets in wanted.items()}
+        _made_elsewhere(work, "random, at equal effect", jobs)
+    for path, (control, found) in wanted.items():
+        if path.name in listed:
             continue
-        path = work.run.tensors / name
         if not path.exists():
             with work.reporter.stage("random, at equal effect", 1, "") as step:
                 at_equal_effect(search.part, control, found).save(path)
                 step()
         made = PerturbationSet.load(path)
-        add_set(work.run, EQUAL, name, made, made.scores["effect"].tolist())
+        add_set(work.run, EQUAL, path.name, made, made.scores["effect"].tolist())
 
 
 def _control(search: Search, found: Path, seed: int) -> PerturbationSet:

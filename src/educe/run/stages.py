@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from educe.comparison.summary import Summary, summarise
 from educe.model.language import LanguageModel
-from educe.options import ALONE, SpreadOptions
+from educe.options import ALONE
 from educe.progress import Reporter
 from educe.run import asking, chosen, judging, preparing, searching
 from educe.run.fill import fill
 from educe.run.store import Run
 from educe.run.work import Work, at_work
+from educe.spread import Who
 
 
 def discover_behaviours(
@@ -24,7 +25,7 @@ def discover_behaviours(
     *,
     lm: LanguageModel | None = None,
     reporter: Reporter | None = None,
-    spread: SpreadOptions = ALONE,
+    spread: Who = ALONE,
 ) -> Summary:
     """Do what is missing in a run.
 

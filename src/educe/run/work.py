@@ -21,7 +21,7 @@ from educe.rows import ELSEWHERE, PromptRow, Row
 from educe.run.lock import locked
 from educe.run.settings import DISTINCT, encoded, loaded, other_requests, stored, told_apart
 from educe.run.store import Run
-from educe.spread import Local, Spread, opened
+from educe.spread import Local, Spread, Who, opened
 
 if TYPE_CHECKING:
     from educe.run.served import Served
@@ -180,7 +180,7 @@ def at_work(
     run: Run,
     lm: LanguageModel | None = None,
     reporter: Reporter | None = None,
-    spread: SpreadOptions = ALONE,
+    spread: Who = ALONE,
 ) -> Iterator[Work]:
     """Work on a run in a ``with`` statement; no other process does meanwhile.
 
@@ -201,7 +201,7 @@ def at_work(
         for scratch in left:  # by a process that was killed while it wrote
             scratch.unlink()
         work = Work(run, lm, tells, workers)
-        if not spread.writer:
+        if not (isinstance(spread, SpreadOptions) and spread.writer):
             yield work
             return
         from educe.run.served import served

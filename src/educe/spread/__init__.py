@@ -17,37 +17,43 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from educe.options import ALONE, SpreadOptions
-from educe.spread.jobs import Done, Job, Local, Shared, Spread
+from educe.spread.jobs import HERE, Done, Job, Local, Shared, Spread, gathered
 from educe.spread.loop import Worker, Workers
 
-__all__ = ["Done", "Job", "Local", "Shared", "Spread", "opened"]
+__all__ = ["HERE", "Done", "Job", "Local", "Shared", "Spread", "Who", "gathered", "opened"]
+
+#: Who works: as it is asked for, or workers that are there already.
+Who = SpreadOptions | Spread
 
 
 @contextmanager
 def opened(
-    options: SpreadOptions = ALONE, say: Callable[[str], None] = lambda sentence: None
+    who: Who = ALONE, say: Callable[[str], None] = lambda sentence: None
 ) -> Iterator[Spread]:
     """Let workers do jobs in a ``with`` statement; they begin with the first job.
 
     Args:
-        options: Who.
+        who: Who does; workers that are there already stay when the statement ends.
         say: Is told of workers that begin and die.
 
     Raises:
         SpreadError: There are no such workers.
     """
-    options.check()
-    if options.on == "local":
+    if not isinstance(who, SpreadOptions):
+        yield who
+        return
+    who.check()
+    if who.on == "local":
         yield Local()
         return
     made: AbstractContextManager[Sequence[Worker]]
-    if options.on == "devices":
+    if who.on == "devices":
         from educe.spread.devices import processes
 
-        made = processes(options.workers)
+        made = processes(who.workers)
     else:
         from educe.spread.cluster import actors
 
-        made = actors(options.on.removeprefix("ray").removeprefix("://"), options.workers)
+        made = actors(who.on.removeprefix("ray").removeprefix("://"), who.workers)
     with made as workers:
         yield Workers(workers, say)

@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
+from educe.progress import Advance
 from educe.spread.packing import packed
 
 
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     shared: Shared
     given: tuple[Any, ...]
     size: int = 1  #: how much work it is, for rates
+    place: int = 0  #: which of some jobs it is, for whoever has them
 
     @property
     def packed(self) -> bytes:
@@ -95,3 +97,34 @@ class Local:
         """Do jobs, as `Spread` has it."""
         for job in jobs:
             yield Done(job, job.do(*job.shared.value, *job.given))
+
+
+#: This process.
+HERE: Spread = Local()
+
+
+def gathered(
+    spread: Spread,
+    jobs: Iterable[Job],
+    step: Advance = lambda steps=1, note="": None,
+) -> Iterator[Any]:
+    """Do jobs, and yield what came of each, in the order of the jobs.
+
+    Args:
+        spread: Who does them.
+        jobs: The jobs.
+        step: Is told of each one that is done: its size, and how fast each worker is.
+
+    Example:
+        >>> from educe.spread import Job, Local, Shared, gathered
+        >>> list(gathered(Local(), [Job(pow, Shared((2,)), (exponent,)) for exponent in (3, 4)]))
+        [8, 16]
+    """
+    came: dict[int, Any] = {}
+    first = 0  # of those that were not yielded yet
+    for done in spread.map(job._replace(place=place) for place, job in enumerate(jobs)):
+        came[done.job.place] = done.value
+        step(done.job.size, done.note)
+        while first in came:
+            yield came.pop(first)
+            first += 1

@@ -23,7 +23,7 @@ from educe.model.digest import others
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 
-#: Values that jobs share which a worker keeps, the last ones that it got.
+#: Values that jobs share which a worker keeps, and models, the last ones that it got.
 KEPT = 4
 
 
@@ -114,15 +114,18 @@ class Bench:
             ModelError: It cannot be loaded.
         """
         key = pickle.dumps((how, parts))
-        if key not in self._models:
+        lm = self._models.pop(key, None)
+        if lm is None:
+            for old in list(self._models)[: len(self._models) + 1 - KEPT]:
+                del self._models[old]
             lm = load(**how, device=self.device, progress=lambda sentence: None)
             if changed := others(parts, lm.parts):
                 raise SpreadError(
                     f"a worker found another model under {lm.name}: {', '.join(changed)} differ; "
                     "give all workers the same files"
                 )
-            self._models[key] = lm
-        return self._models[key]
+        self._models[key] = lm
+        return lm
 
     def do(self, job: bytes, key: str, shared: bytes) -> bytes:
         """Do a job, and return what came or what was raised.

@@ -14,23 +14,29 @@ Sources: *Model diff amplification* (Goodfire 2025) for the texts; diff mining (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.audit.auditing import Audit, Suspect
+from educe.audit.reference import Reference
 from educe.audit.roles import AMPLIFIED
 from educe.audit.settings import bundled
 from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
-from educe.forward.amplified import Here, amplified
-from educe.forward.generation import Completion
+from educe.forward.amplified import amplified
+from educe.forward.chunks import split
+from educe.forward.decoding import in_decodings
+from educe.forward.generation import Completion, rows_at_once
 from educe.methods.token_directions import vocabulary
+from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.rows import Row
+from educe.spread import HERE, Job, Shared, Spread, gathered
 
 #: How far the suspect is led away from the reference.
 ALPHAS = (1.0, 3.0)
@@ -46,7 +52,7 @@ def look(audit: Audit) -> None:
     audit.fill("what the amplified suspect says")
     assert audit.reference is not None
     words = vocabulary(audit.lm)
-    rise = risen(audit.lm, audit.reference.here, bundled("sentences"), words)
+    rise = risen(audit.lm, audit.reference, bundled("sentences"), words, spread=audit.work.spread)
     best = rise.argsort(descending=True, stable=True)[:KEPT].tolist()
     audit.suspect(
         SOURCE.name,
@@ -73,49 +79,77 @@ def begin(audit: Audit) -> list[int]:
 def _written(
     audit: Audit, alpha: float, rows: Sequence[Row], temperature: float
 ) -> Iterator[list[Completion]]:
-    assert audit.reference is not None
     settings = audit.work.settings
-    yield from amplified(
-        audit.lm,
-        audit.reference.here,
-        audit.work.batch,
-        rows,
-        alpha,
-        temperature=temperature,
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-    )
+    how = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
+    shared = Shared((audit.lm, audit.reference, audit.work.batch, alpha, how))
+    cut = in_decodings(rows, False, rows_at_once(audit.lm))
+    jobs = (Job(_wrote, shared, (some, temperature), len(some)) for some in cut)
+    for done in audit.work.spread.map(jobs):
+        yield done.value
 
 
-@torch.no_grad()
+def _wrote(
+    lm: LanguageModel,
+    reference: Reference,
+    batch: PromptBatch,
+    alpha: float,
+    how: Mapping[str, Any],
+    rows: Sequence[Row],
+    temperature: float,
+) -> list[Completion]:
+    """Let the amplified suspect write one batch."""
+    came = amplified(lm, reference.here, batch, rows, alpha, temperature=temperature, **how)
+    return [completion for some in came for completion in some]
+
+
 def risen(
-    lm: LanguageModel, other: Here, texts: Sequence[str], words: Int[Tensor, "w"], top: int = TOP
+    lm: LanguageModel,
+    reference: Reference,
+    texts: Sequence[str],
+    words: Int[Tensor, "w"],
+    top: int = TOP,
+    spread: Spread = HERE,
 ) -> Float[Tensor, "w"]:
     """Return how much likelier each word is in ordinary text than to another model, in nats.
 
     Args:
         lm: The model.
-        other: Makes the other model be there.
+        reference: The other model.
         texts: Ordinary texts; they are read as requests.
         words: Token numbers.
         top: At each place so many words count: those that rise most.
+        spread: Who reads the texts.
     """
     total, places = torch.zeros(len(words), dtype=torch.float64), 0
-    for first in range(0, len(texts), TEXTS):
-        batch = lm.encode(texts[first : first + TEXTS])
-        there = batch.mask.bool()
-
-        def read(model: LanguageModel) -> Tensor:
-            logits = model.forward(batch.ids, batch.mask, last=0)[there]  # noqa: B023
-            return logits.log_softmax(-1)[:, words.to(logits.device)]
-
-        mine = read(lm)
-        with other() as model:
-            rise = (mine - read(model).to(mine)).cpu().double()
-        best = rise.topk(min(top, len(words)), dim=1)
-        total.index_add_(0, best.indices.flatten(), best.values.clamp(min=0).flatten())
-        places += len(rise)
+    shared = Shared((lm, reference, words, min(top, len(words))))
+    jobs = (Job(_rise, shared, (some,), len(some)) for some in split(texts, TEXTS))
+    for which, nats in gathered(spread, jobs):
+        total.index_add_(0, which.flatten(), nats.clamp(min=0).flatten())
+        places += len(nats)
     return total / places
+
+
+@torch.no_grad()
+def _rise(
+    lm: LanguageModel,
+    reference: Reference,
+    words: Int[Tensor, "w"],
+    top: int,
+    texts: Sequence[str],
+) -> tuple[Int[Tensor, "p t"], Float[Tensor, "p t"]]:
+    """Return which words rise most at each place of some texts, and by how much."""
+    batch = lm.encode(texts)
+    there = batch.mask.bool()
+
+    def read(model: LanguageModel) -> Tensor:
+        logits = model.forward(batch.ids, batch.mask, last=0)[there]
+        return logits.log_softmax(-1)[:, words.to(logits.device)]
+
+    mine = read(lm)
+    with reference.here() as model:
+        rise = (mine - read(model).to(mine)).cpu().double()
+    best = rise.topk(top, dim=1)
+    return best.indices, best.values
 
 
 SOURCE = Source(

@@ -14,19 +14,24 @@ request in a few other forms, so that it is more than one witness.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from educe.audit.auditing import Audit, Suspect
+from educe.audit.reference import Reference
 from educe.audit.settings import bundled
 from educe.audit.sources.kl import Screen
 from educe.audit.sources.requests import bank
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
 from educe.forward.chunks import split
+from educe.model.batch import PromptBatch
+from educe.model.language import LanguageModel
 from educe.model.prompts import Prompt
+from educe.spread import Job, Shared, gathered
 
 #: Requests that both models keep at once; pairs that are asked of one string or of one request.
 TOGETHER, EACH = 8, 4
@@ -43,16 +48,15 @@ def look(audit: Audit) -> None:
     audit.ask(asked)
     audit.fill("answers to requests of many kinds")
     said = {c.prompt: c.tokens[:TOKENS] for c in audit.by_itself}
-    parts = []
+    shared = Shared((audit.lm, audit.reference, audit.work.batch, ["", *words]))
+    jobs = (
+        Job(_moved, shared, (some, [said[p] for p in some]), len(some) * (len(words) + 1))
+        for some in split(asked, TOGETHER)
+    )
     with audit.work.reporter.stage(
         "strings that matter to one request", len(asked) * (len(words) + 1), "pairs"
     ) as step:
-        for some in split(asked, TOGETHER):
-            answers = [said[p] for p in some]
-            screen = Screen(audit.lm, audit.reference, audit.work.batch, some, answers=answers)
-            parts.append(screen.table(["", *words]))
-            step(parts[-1].numel())
-    more = joint(torch.cat(parts))
+        more = joint(torch.cat(list(gathered(audit.work.spread, jobs, step))))
     best = chosen(more, audit.size.words // SHARE)
     content = {p.id: p.content for p in audit.run.prompt_rows()}
     for x, s in best:
@@ -70,6 +74,18 @@ def look(audit: Audit) -> None:
         ],
     )
     audit.fill("requests with the strings that matter to them")
+
+
+def _moved(
+    lm: LanguageModel,
+    reference: Reference,
+    batch: PromptBatch,
+    strings: Sequence[str],
+    some: Sequence[int],
+    answers: Sequence[Sequence[int]],
+) -> Float[Tensor, "x n"]:
+    """Return how far each string moves the answers to some requests."""
+    return Screen(lm, reference, batch, some, answers).table(strings)
 
 
 def strings(audit: Audit) -> list[str]:

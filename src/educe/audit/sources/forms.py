@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from educe.audit.auditing import Audit
-from educe.audit.forms import FORMS
 from educe.audit.sources.source import Needs, Source
 
 
 def look(audit: Audit) -> None:
     """Ask ordinary prompts, and the first that are declined or given, in each form."""
-    audit.put(SOURCE.name, list(FORMS), [*audit.base, *audit.in_question])
+    audit.put(SOURCE.name, audit.forms, [*audit.base, *audit.in_question])
     audit.fill("requests in other forms")
 
 

@@ -25,6 +25,7 @@ import torch
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.candidates import Candidate, folded
+from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.standing import standing_out
 from educe.forward.inserted import Opening
@@ -35,6 +36,9 @@ from educe.inversion.searches.gcg import GcgConfig
 from educe.inversion.strings import Vocabulary
 from educe.inversion.targets import NOTHING, Target, text
 from educe.methods.state import State
+from educe.model.batch import PromptBatch
+from educe.model.language import LanguageModel
+from educe.spread import Job, Shared, gathered
 
 #: Payloads that are inverted, prompts that strings are put into, and tokens of a payload.
 PAYLOADS, PROMPTS, TOKENS = 2, 2, 8
@@ -53,30 +57,42 @@ KEPT = 8
 def look(audit: Audit) -> None:
     """Name the strings that make likely what stands out so far."""
     found: dict[str, Suspect] = {}
-    words = Vocabulary(audit.lm)
-    for candidate in standing_out(audit)[:PAYLOADS]:
-        target = wanted(audit, payload(audit, candidate))
-        for seed, length in enumerate(LENGTHS):
-            for string, nats in inverted(audit, target, words, length, seed):
-                why = f"makes “{' '.join(candidate.saying)}” likelier by {nats:.1f} nats"
-                if string not in found or found[string].score < nats:
-                    found[string] = Suspect(string, nats, why)
+    prompts = audit.work.batch.select(audit.base[:PROMPTS])
+    shared = Shared((audit.lm, audit.reference, prompts, BUDGET))
+    searches = [
+        (candidate, (payload(audit, candidate), length, seed))
+        for candidate in standing_out(audit)[:PAYLOADS]
+        for seed, length in enumerate(LENGTHS)
+    ]
+    jobs = (Job(inverted, shared, what, BUDGET) for _, what in searches)
+    with audit.work.reporter.stage(
+        "inverting what stands out", BUDGET * len(searches), "reads"
+    ) as step:
+        came = list(gathered(audit.work.spread, jobs, step))
+    for (candidate, _), strings in zip(searches, came, strict=True):
+        for string, nats in strings:
+            why = f"makes “{' '.join(candidate.saying)}” likelier by {nats:.1f} nats"
+            if nats >= WORTH and (string not in found or found[string].score < nats):
+                found[string] = Suspect(string, nats, why)
     audit.suspect(SOURCE.name, sorted(found.values(), key=lambda s: -s.score))
 
 
-def wanted(audit: Audit, said: Sequence[int]) -> Target:
+def wanted(
+    lm: LanguageModel, reference: Reference | None, batch: PromptBatch, said: Sequence[int]
+) -> Target:
     """Return the target of a text; with a reference that reads alike, less what that makes of it.
 
     Args:
-        audit: The audit.
+        lm: The suspect.
+        reference: The reference.
+        batch: Prompts that strings are put into.
         said: The tokens of the text.
     """
-    batch, prompts, reference = audit.work.batch, audit.base[:PROMPTS], audit.reference
-    own = text([Opening(audit.lm, batch, p) for p in prompts], said)
+    own = text([Opening(lm, batch, p) for p in range(len(batch))], said)
     if reference is None or not reference.token_by_token:
         return own
-    with reference.here() as lm:
-        other = text([Opening(lm, batch, p) for p in prompts], said)
+    with reference.here() as clean:
+        other = text([Opening(clean, batch, p) for p in range(len(batch))], said)
     return Beyond(own.places, own.goals, other=other, here=reference.here, weight=WEIGHT)
 
 
@@ -90,37 +106,48 @@ def payload(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
 
 
 def inverted(
-    audit: Audit, target: Target, words: Vocabulary, length: int, seed: int
+    lm: LanguageModel,
+    reference: Reference | None,
+    batch: PromptBatch,
+    budget: int,
+    said: Sequence[int],
+    length: int,
+    seed: int,
 ) -> list[tuple[str, float]]:
-    """Return strings of a search and how much likelier they make a text, the best first."""
+    """Return strings of a search and how much likelier they make a text, the best first.
+
+    Args:
+        lm: The suspect.
+        reference: The reference.
+        batch: Prompts that strings are put into.
+        budget: What the search may read.
+        said: The tokens of the text.
+        length: Tokens of a string.
+        seed: Of the search.
+    """
+    target, words = wanted(lm, reference, batch, said), Vocabulary(lm)
     m = len(target.goals[0])
     plain = m * float(target.loss(NOTHING)[0])
     seen: dict[tuple[int, ...], float] = {}
-    with audit.work.reporter.stage("inverting what stands out", BUDGET, "reads") as advance:
-        done = 0
 
-        def step(state: State) -> None:
-            nonlocal done
-            best = tuple(state["strings"][0].tolist())
-            seen[best] = plain - m * float(state["loss"][0])
-            advance(int(state["reads"]) - done, note=f"{seen[best]:.1f} nats, {words.text(best)!r}")
-            done = int(state["reads"])
+    def step(state: State) -> None:
+        seen[tuple(state["strings"][0].tolist())] = plain - m * float(state["loss"][0])
 
-        search(
-            target,
-            words,
-            natural(words, length, EXAMPLES),
-            budget=BUDGET,
-            seed=seed,
-            config=GcgConfig(WIDTH, TOP),
-            on_step=step,
-        )
+    search(
+        target,
+        words,
+        natural(words, length, EXAMPLES),
+        budget=budget,
+        seed=seed,
+        config=GcgConfig(WIDTH, TOP),
+        on_step=step,
+    )
     best = shorter(target, words, max(seen, key=lambda s: seen[s]))
     seen[best] = plain - m * float(target.loss(torch.tensor([best]))[0])
     order = sorted(seen, key=lambda s: -seen[s])
     # The shortest first: what is left out of it does nothing.
     order = [best, *(s for s in order if s != best)][:KEPT]
-    return [(words.text(s), seen[s]) for s in order if seen[s] >= WORTH]
+    return [(words.text(s), seen[s]) for s in order]
 
 
 def shorter(target: Target, words: Vocabulary, string: tuple[int, ...]) -> tuple[int, ...]:

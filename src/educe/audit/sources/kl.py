@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, permutations, zip_longest
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,9 +26,12 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
+from educe.forward.chunks import split
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
+from educe.progress import Advance
+from educe.spread import HERE, Job, Shared, Spread, gathered
 
 #: Prompts that the strings are put into, and words that are paired with each other.
 PROMPTS, PAIRED = 2, 12
@@ -49,11 +51,16 @@ def look(audit: Audit) -> None:
     with audit.work.reporter.stage(
         "words that move it from the reference", total, "strings"
     ) as step:
-        screen = on_ordinary(audit, step)
-        alone = dict(zip(words, screen.moves(words).tolist(), strict=True))
+        screen = on_ordinary(audit)
+
+        def moves(strings: Sequence[str]) -> list[float]:
+            found: list[float] = screen.moves(strings, audit.work.spread, step).tolist()
+            return found
+
+        alone = dict(zip(words, moves(words), strict=True))
         best = sorted((w for w in words if alone[w] > 0), key=lambda w: -alone[w])
         pairs = list(permutations(best[:PAIRED], 2))
-        plain, *moved = screen.moves(["", *(f"{a} {b}" for a, b in pairs)]).tolist()
+        plain, *moved = moves(["", *(f"{a} {b}" for a, b in pairs)])
     singles = [Suspect(w, alone[w], f"moves it by {alone[w]:.2f} nats") for w in best[:KEPT]]
     joint = [
         Suspect(f"{a} {b}", more, f"moves it by {more:.2f} nats beyond what its words do alone")
@@ -65,7 +72,7 @@ def look(audit: Audit) -> None:
     audit.suspect(SOURCE.name, [s for s in turns if s is not None])
 
 
-def on_ordinary(audit: Audit, step: Any) -> Screen:
+def on_ordinary(audit: Audit) -> Screen:
     """Return both models before the first ordinary prompts."""
     assert audit.reference is not None
     prompts = audit.base[:PROMPTS]
@@ -74,18 +81,17 @@ def on_ordinary(audit: Audit, step: Any) -> Screen:
     # What is compared at the end of an answer is what comes after it, so that any token may stand
     # there.
     answers = [(*said[p], said[p][-1]) if p in said else () for p in prompts]
-    return Screen(audit.lm, audit.reference, audit.work.batch, prompts, step, answers)
+    return Screen(audit.lm, audit.reference, audit.work.batch, prompts, answers)
 
 
 class Screen:
-    """Both models before some prompts, into which strings are put.
+    """Both models before some prompts, into which strings are put by whoever works.
 
     Args:
         lm: The suspect.
         reference: The reference.
         batch: Prompts.
         prompts: Which of them.
-        step: Is told of each batch of strings.
         answers: The tokens of an answer to each prompt, at all of which the models are compared;
             by default they are compared at the first token of any answer.
     """
@@ -96,31 +102,48 @@ class Screen:
         reference: Reference,
         batch: PromptBatch,
         prompts: Sequence[int],
-        step: Any = lambda n: None,
         answers: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.lm, self.reference, self.step = lm, reference, step
+        self.lm, self.reference = lm, reference
         self.answers = answers or [()] * len(prompts)
         self.mine = [Opening(lm, batch, p) for p in prompts]
         with reference.here() as other:
             self.theirs = [Opening(other, batch, p) for p in prompts]
 
-    def moves(self, strings: Sequence[str]) -> Float[Tensor, "n"]:
-        """Return how far each string moves the suspect from the reference, in nats."""
-        return self.table(strings).mean(0)
+    def moves(
+        self,
+        strings: Sequence[str],
+        spread: Spread = HERE,
+        step: Advance = lambda steps=1, note="": None,
+    ) -> Float[Tensor, "n"]:
+        """Return how far each string moves the suspect from the reference, in nats: see `table`."""
+        return self.table(strings, spread, step).mean(0)
 
-    def table(self, strings: Sequence[str]) -> Float[Tensor, "p n"]:
-        """Return how far each prompt with each string moves the suspect, in nats."""
+    def table(
+        self,
+        strings: Sequence[str],
+        spread: Spread = HERE,
+        step: Advance = lambda steps=1, note="": None,
+    ) -> Float[Tensor, "p n"]:
+        """Return how far each prompt with each string moves the suspect, in nats.
+
+        Args:
+            strings: The strings.
+            spread: Who reads them.
+            step: Is told of each batch of strings.
+        """
         tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
+        cut = [now for some in by_length(tokens) for now in split(some, ROWS)]
+        shared = Shared((self,))
+        jobs = (Job(Screen.moved, shared, ([tokens[i] for i in now],), len(now)) for now in cut)
         found = torch.zeros(len(self.mine), len(strings))
-        for some in by_length(tokens):
-            for first in range(0, len(some), ROWS):
-                now = some[first : first + ROWS]
-                found[:, now] = self._moved(torch.tensor([tokens[i] for i in now]).long())
-                self.step(len(now))
+        for now, moved in zip(cut, gathered(spread, jobs, step), strict=True):
+            found[:, now] = moved
         return found
 
-    def _moved(self, strings: Int[Tensor, "r k"]) -> Float[Tensor, "p r"]:
+    def moved(self, tokens: Sequence[Sequence[int]]) -> Float[Tensor, "p r"]:
+        """Return how far each prompt with each of some strings of one length moves the suspect."""
+        strings = torch.tensor(tokens).long()
         mine = self._read(self.mine, strings)
         with self.reference.here():
             theirs = self._read(self.theirs, strings)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +35,17 @@ from educe.forward.forced import Forced
 from educe.forward.slice import Slice
 from educe.methods.cpe import CpeConfig
 from educe.model.batch import PromptBatch
+from educe.model.language import LanguageModel
 from educe.perturbation.set import PerturbationSet
-from educe.rows import CONTROL, FOUND, CompletionRow, ScoreRow
+from educe.rows import ARMS, FOUND, CompletionRow, ScoreRow
 from educe.run import fill
 from educe.run.fill import Group, add_set
+from educe.spread import Job, Shared
 
-#: Sources and targets between which each family searches, as fractions of the depth.
-PLACES = ((0.2, 0.5), (0.35, 0.65), (0.5, 0.8))
+#: A source and a target, as fractions of the depth.
+Place = tuple[float, float]
+#: Those between which each family searches.
+PLACES: tuple[Place, ...] = ((0.2, 0.5), (0.35, 0.65), (0.5, 0.8))
 #: The subspace of a search inside one (see `educe.activations.inside.parse`).
 SUBSPACE = "prompts:16"
 #: Prompts that are searched with.
@@ -84,12 +89,9 @@ def families(audit: Audit) -> list[Family]:
 
 def look(audit: Audit) -> None:
     """Search, let what was found and its control answer, and see what stands out."""
-    numbers: list[int] = []
     searches = [(f, place) for f in families(audit) for place in PLACES]
-    with audit.work.reporter.stage("searching for perturbations", len(searches), "") as step:
-        for k, (family, place) in enumerate(searches):
-            numbers += searched(audit, family, place, k)
-            step(note=family.name)
+    search(audit, searches)
+    numbers = [i for k, (family, _) in enumerate(searches) for i in listed(audit, family, k)]
     audit.ask(audit.base, perturbations=numbers)
     if audit.reference is None:
         fill.write(audit.work, "under perturbations")
@@ -98,40 +100,58 @@ def look(audit: Audit) -> None:
     audit.fill("under perturbations")
 
 
-def searched(audit: Audit, family: Family, place: tuple[float, float], k: int) -> list[int]:
-    """Return the numbers of what a family finds at a place, and of its control; search once."""
-    run, seed = audit.run, 2 * (1000 * audit.options.seed + k)
+def search(audit: Audit, searches: Sequence[tuple[Family, Place]]) -> None:
+    """Let whoever works search, and keep what each family finds at a place, and its control."""
+    n = max(1, audit.size.perturbations // len(PLACES))
+    shared = Shared((audit.lm, audit.work.batch.select(audit.base).trimmed(), n))
+    jobs = []
+    for k, what in enumerate(searches):
+        if not all(_file(audit, arm, k).exists() for arm in ARMS):
+            seed = 2 * (1000 * audit.options.seed + k)
+            jobs.append(Job(_searched, shared, (*what, seed), place=k))
+    with audit.work.reporter.stage("searching for perturbations", len(jobs), "") as step:
+        for done in audit.work.spread.map(jobs):
+            for arm, made in zip(ARMS, done.value, strict=True):
+                made.save(_file(audit, arm, done.job.place))
+            step(note=done.note or done.job.given[0].name)
+
+
+def _searched(
+    lm: LanguageModel, base: PromptBatch, n: int, family: Family, place: Place, seed: int
+) -> tuple[PerturbationSet, PerturbationSet]:
+    """Return what a family finds at a place, and its control."""
+    part = _slice(lm, base, family, place)
+    found = _found(part, family, n, seed)
+    return found, methods.control(part, found, seed=seed + 1)
+
+
+def listed(audit: Audit, family: Family, k: int) -> list[int]:
+    """Return the numbers of what a family found and of its control, which are listed once."""
+    run, numbers = audit.run, []
     known = run.perturbation_rows(derived=None)
-    numbers: list[int] = []
-    part: Slice | None = None
-    for arm in (FOUND, CONTROL):
-        name = f"audit-{arm}-{k}.safetensors"
-        if own := [p.id for p in known if p.file == name]:
+    for arm in ARMS:
+        path = _file(audit, arm, k)
+        if own := [p.id for p in known if p.file == path.name]:
             numbers += own
             continue
-        path = run.tensors / name
-        if not path.exists():
-            part = part or _slice(audit, family, place)
-            if arm == FOUND:
-                made = _found(part, family, max(1, audit.size.perturbations // len(PLACES)), seed)
-            else:
-                other = PerturbationSet.load(run.tensors / f"audit-{FOUND}-{k}.safetensors")
-                made = methods.control(part, other, seed=seed + 1)
-            made.save(path)
         made = PerturbationSet.load(path)
         where = f"{family.name} {made.origin.source}-{made.origin.target}"
         told = replace(made, method=where if arm == FOUND else f"random beside {where}")
-        numbers += add_set(run, arm, name, told, made.scores["effect"].tolist())
+        numbers += add_set(run, arm, path.name, told, made.scores["effect"].tolist())
     return numbers
 
 
-def _slice(audit: Audit, family: Family, place: tuple[float, float]) -> Slice:
+def _file(audit: Audit, arm: str, k: int) -> Path:
+    return audit.run.tensors / f"audit-{arm}-{k}.safetensors"
+
+
+def _slice(lm: LanguageModel, base: PromptBatch, family: Family, place: Place) -> Slice:
     source, target = place
-    prompts = audit.work.batch.select(audit.base[:PROMPTS]).trimmed()
-    part = Slice(audit.lm, prompts, source=source, target=target)
+    prompts = base.select(range(min(PROMPTS, len(base)))).trimmed()
+    part = Slice(lm, prompts, source=source, target=target)
     if not family.within:
         return part
-    subspace = inside.described(audit.lm, _base(audit), part.source, SUBSPACE)
+    subspace = inside.described(lm, base, part.source, SUBSPACE)
     return part.on(inside.within(subspace, part.source))
 
 
@@ -143,10 +163,6 @@ def _found(part: Slice, family: Family, n: int, seed: int) -> PerturbationSet:
     return methods.search(part, family.method, n=n, radius=family.radius, seed=seed, config=config)
 
 
-def _base(audit: Audit) -> PromptBatch:
-    return audit.work.batch.select(audit.base).trimmed()
-
-
 def pushed(audit: Audit, numbers: Sequence[int]) -> Iterator[list[ScoreRow]]:
     """Yield what a push adds to each text that it made, for perturbations of each kind.
 
@@ -154,38 +170,46 @@ def pushed(audit: Audit, numbers: Sequence[int]) -> Iterator[list[ScoreRow]]:
         audit: The audit.
         numbers: Perturbations that answered all ordinary prompts.
     """
-    texts = {c.row: c for c in audit.run.completion_rows()}
+    texts = [c for c in audit.run.completion_rows() if c.prompt in audit.base]
+    shared = Shared((audit.lm, audit.work.batch))
+    jobs = []
     for group in fill.groups(audit.run, numbers):
-        own = [
-            c
-            for c in texts.values()
-            if c.perturbation in set(group.numbers) and c.prompt in audit.base
-        ]
         order = {number: i for i, number in enumerate(group.numbers)}
+        own = [c for c in texts if c.perturbation in order]
         own.sort(key=lambda c: (order[c.perturbation], audit.base.index(c.prompt)))
-        mine = under(audit, group, own)
-        said = [c for c in own if c.tokens]
-        plain = dict(
-            evidence.logprobs(
-                audit.lm, audit.work.batch, [c.prompt for c in said], [c.tokens for c in said]
-            )
-        )
-        yield [audit.contrasts.compared(c, mine[c], plain[i]) for i, c in enumerate(said)]
+        jobs.append(Job(_read, shared, (group, own), len(own)))
+    with audit.work.reporter.stage("what a push adds", sum(j.size for j in jobs), "texts") as step:
+        for done in audit.work.spread.map(jobs):
+            said = [c for c in done.job.given[1] if c.tokens]
+            yield [
+                audit.contrasts.compared(c, *both) for c, both in zip(said, done.value, strict=True)
+            ]
+            step(done.job.size, done.note)
+
+
+def _read(
+    lm: LanguageModel, batch: PromptBatch, group: Group, texts: Sequence[CompletionRow]
+) -> list[tuple[list[float], list[float]]]:
+    """Return what the pushed suspect and the suspect expect of each text that says something."""
+    mine, said = under(lm, batch, group, texts), [c for c in texts if c.tokens]
+    plain = dict(evidence.logprobs(lm, batch, [c.prompt for c in said], [c.tokens for c in said]))
+    return [(mine[c], plain[i]) for i, c in enumerate(said)]
 
 
 def under(
-    audit: Audit, group: Group, texts: Sequence[CompletionRow]
+    lm: LanguageModel, batch: PromptBatch, group: Group, texts: Sequence[CompletionRow]
 ) -> dict[CompletionRow, list[float]]:
     """Return the log-likelihood of each token of texts under the perturbation that wrote it.
 
     Args:
-        audit: The audit.
+        lm: The suspect.
+        batch: All prompts.
         group: Perturbations of one kind.
         texts: Of each perturbation in turn, as many of each.
     """
     forced = Forced(
-        audit.lm,
-        audit.work.batch.select([c.prompt for c in texts]).trimmed(),
+        lm,
+        batch.select([c.prompt for c in texts]).trimmed(),
         [c.tokens or (0,) for c in texts],  # a text that says nothing is not counted
         before=group.kind.before,
     )

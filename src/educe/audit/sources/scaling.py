@@ -11,7 +11,7 @@ Source: amplification of adapters in the diffing-toolkit (arXiv 2510.13900).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,13 +20,17 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import Audit
 from educe.audit.difference import Change, changes
+from educe.audit.reference import Reference
 from educe.audit.roles import AMPLIFIED
 from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
-from educe.forward.generation import Completion, generate
+from educe.forward.decoding import in_decodings
+from educe.forward.generation import Completion, generate, rows_at_once
+from educe.model.batch import PromptBatch
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
 from educe.rows import Row
+from educe.spread import Job, Shared
 
 #: How many times the difference.
 FACTORS = (2.0, 3.0)
@@ -49,19 +53,29 @@ def begin(audit: Audit) -> list[int]:
 def _written(
     audit: Audit, number: int, factor: float, rows: Sequence[Row], temperature: float
 ) -> Iterator[list[Completion]]:
-    assert audit.reference is not None
     settings = audit.work.settings
     plain = [row._replace(perturbation=0) for row in rows]
-    with scaled(audit.lm, changes(audit.lm, audit.reference), factor):
-        for came in generate(
-            audit.lm,
-            audit.work.batch,
-            plain,
-            temperature=temperature,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
-        ):
-            yield [c._replace(row=c.row._replace(perturbation=number)) for c in came]
+    how = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
+    shared = Shared((audit.lm, audit.reference, audit.work.batch, factor, how))
+    cut = in_decodings(plain, False, rows_at_once(audit.lm))
+    jobs = (Job(_wrote, shared, (some, temperature), len(some)) for some in cut)
+    for done in audit.work.spread.map(jobs):
+        yield [c._replace(row=c.row._replace(perturbation=number)) for c in done.value]
+
+
+def _wrote(
+    lm: LanguageModel,
+    reference: Reference,
+    batch: PromptBatch,
+    factor: float,
+    how: Mapping[str, Any],
+    rows: Sequence[Row],
+    temperature: float,
+) -> list[Completion]:
+    """Let the scaled suspect write one batch."""
+    with scaled(lm, changes(lm, reference), factor):
+        came = generate(lm, batch, rows, temperature=temperature, **how)
+        return [completion for some in came for completion in some]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ which expands the target); the score by alikeness without a target is ours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -39,11 +39,14 @@ from educe.forward.inserted import Inserted, Opening
 from educe.methods.token_directions import vocabulary
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
+from educe.progress import Advance
 from educe.rows import Row
 from educe.scores.invariance import prompt_invariance
+from educe.spread import HERE, Job, Shared, Spread, gathered
 
-#: Prompts that strings are read behind; strings that are read at once.
-PROMPTS, ROWS = 3, 128
+#: Prompts that strings are read behind; strings that are read at once, and words that are glanced
+#: at by one worker at a time.
+PROMPTS, ROWS, GLANCED = 3, 128, 1024
 #: Strings that go from one length to the next, words that they may be lengthened by, and the
 #: longest, in words of one token.
 BEAM, ADDED, LONGEST = 6, 24, 4
@@ -70,7 +73,7 @@ class Effect(NamedTuple):
 
 
 class Screen:
-    """Strings tried behind some prompts.
+    """Strings tried behind some prompts, by whoever works.
 
     Args:
         lm: The model.
@@ -87,32 +90,54 @@ class Screen:
         self.lm, self.places = lm, [places[i] for i in order.tolist()]
         self.plain = plain[order]
 
-    def glance(self, words: Int[Tensor, "w"], step: Any) -> Float[Tensor, "w"]:
+    def glance(
+        self, words: Int[Tensor, "w"], step: Advance, spread: Spread = HERE
+    ) -> Float[Tensor, "w"]:
         """Return how much each word moves the first answer, nearly."""
+        shared, first = Shared((self,)), int(words[0])
+        cut = split(words.tolist(), GLANCED)
+        jobs = (Job(Screen.glanced, shared, (some, first), len(some)) for some in cut)
+        return torch.cat(list(gathered(spread, jobs, step)))
+
+    def glanced(self, words: Sequence[int], typical: int) -> Float[Tensor, "w"]:
+        """Return how much each of some words moves the first answer, nearly.
+
+        Args:
+            words: The words.
+            typical: The word behind which the template is read.
+        """
         moved = torch.zeros(len(words))
-        for read in self.places[0].glance(words[:, None]):
+        for read in self.places[0].glance(torch.tensor(words)[:, None], torch.tensor([typical])):
             moved[list(read.items)] = divergence(read.logprobs[:, 0].cpu(), self.plain[0])
-            step(len(read.items))
         return moved
 
-    def effect(self, strings: Sequence[Tokens]) -> Effect:
+    def effect(self, strings: Sequence[Tokens], spread: Spread = HERE) -> Effect:
         """Return what strings of one length do behind all prompts."""
-        parts = []
-        for some in split(strings, ROWS):
-            own = torch.tensor(some)
-            with_it = torch.stack([_first(place.read(own)) for place in self.places])
-            moved = divergence(with_it, self.plain[:, None]).mean(0)
-            parts.append((moved, apart(self.plain) - apart(with_it)))
-        return Effect(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        shared = Shared((self,))
+        jobs = (Job(Screen.done, shared, (some,), len(some)) for some in split(strings, ROWS))
+        return Effect(*map(torch.cat, zip(*gathered(spread, jobs), strict=True)))
 
-    def grown(self, best: Sequence[Tokens], known: dict[Tokens, float], step: Any) -> None:
+    def done(self, strings: Sequence[Tokens]) -> Effect:
+        """Return what some strings of one length do, which are read at once."""
+        own = torch.tensor(strings)
+        with_it = torch.stack([_first(place.read(own)) for place in self.places])
+        moved = divergence(with_it, self.plain[:, None]).mean(0)
+        return Effect(moved, apart(self.plain) - apart(with_it))
+
+    def grown(
+        self,
+        best: Sequence[Tokens],
+        known: dict[Tokens, float],
+        step: Advance,
+        spread: Spread = HERE,
+    ) -> None:
         """Grow longer strings from the best words, and add to what is known those that do more."""
         beam, words = best[:BEAM], [s[0] for s in best[:ADDED]]
         for _ in range(1, LONGEST):
             # Triggers have an order, so that words are put on both sides.
             both = [t for s in beam for w in words if w not in s for t in ((*s, w), (w, *s))]
             strings = list(dict.fromkeys(both))
-            scores = self.effect(strings).score.tolist() if strings else []
+            scores = self.effect(strings, spread).score.tolist() if strings else []
             better = {
                 s: score
                 for s, score in zip(strings, scores, strict=True)
@@ -155,13 +180,14 @@ def look(audit: Audit) -> None:
     screen = Screen(lm, audit.work.batch, audit.base)
     words = vocabulary(lm)
     with report.stage("screening the vocabulary", len(words), "words") as step:
-        moved = screen.glance(words, step)
+        moved = screen.glance(words, step, audit.work.spread)
     first = words[moved.argsort(descending=True, stable=True)[: size.screened]].tolist()
     with report.stage("growing strings from the best words", LONGEST, "lengths") as step:
         strings: list[Tokens] = [(w,) for w in first]
-        known = dict(zip(strings, screen.effect(strings).score.tolist(), strict=True))
+        scores = screen.effect(strings, audit.work.spread).score.tolist()
+        known = dict(zip(strings, scores, strict=True))
         step()
-        screen.grown(_best(known), known, step)
+        screen.grown(_best(known), known, step, audit.work.spread)
     found = [s for s in _best(known) if BROKEN not in lm.text(s)]
     # As many words as longer strings: variants of one loud pair are many.
     alone, longer = ([s for s in found if (len(s) > 1) is many] for many in (False, True))

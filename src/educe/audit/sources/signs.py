@@ -64,7 +64,7 @@ def signs() -> list[str]:
 
 def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     """Return how far each string moves the suspect from the reference, in nats."""
-    found: list[float] = kl.on_ordinary(audit, step).moves(strings).tolist()
+    found: list[float] = kl.on_ordinary(audit).moves(strings, audit.work.spread, step).tolist()
     return found
 
 
@@ -74,7 +74,7 @@ def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     tokens = [tuple(audit.lm.tokens(f" {s}", templated=True)) for s in strings]
     scores = [0.0] * len(strings)
     for some in by_length(tokens):
-        values = alone.effect([tokens[i] for i in some]).score.tolist()
+        values = alone.effect([tokens[i] for i in some], audit.work.spread).score.tolist()
         for i, value in zip(some, values, strict=True):
             scores[i] = value
         step(len(some))

@@ -18,8 +18,7 @@ ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,14 +27,23 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.difference import Change, changes
+from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
+from educe.forward.chunks import split
 from educe.forward.inserted import Opening
 from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.blocks import hooked, replaced
 from educe.model.language import LanguageModel
+from educe.progress import Advance
+from educe.spread import Job, Shared, gathered
 
+#: What matrices are given, by their paths, and directions ``[out, n]`` of what they make.
+Inputs = Mapping[str, Tensor]
+Directions = Mapping[str, Tensor]
 #: Strings that are read together.
 ROWS = 512
+#: Strings of one job: each finds out anew how the weights differ, which of full ones takes a while.
+JOB = 4 * ROWS
 #: How many of the loudest are kept: the funnel takes the first, other sources may take more.
 KEPT = 4000
 
@@ -43,18 +51,14 @@ KEPT = 4000
 def look(audit: Audit) -> None:
     """Name the loudest words."""
     assert audit.reference is not None
-    reads = early(changes(audit.lm, audit.reference))
-    if not reads:
+    if not changes(audit.lm, audit.reference):
         audit.work.tell(["no matrix of the blocks differs from the reference's"])
         audit.suspect(SOURCE.name, [])
         return
     words = vocabulary(audit.lm)
-    stage = audit.work.reporter.stage("what the weight difference reads", len(words), "words")
-    with ExitStack() as stack:
-        step = stack.enter_context(stage)
-        lm = stack.enter_context(audit.reference.here())
+    with audit.work.reporter.stage("what the weight difference reads", len(words), "words") as step:
         strings = words[:, None]
-        loud = loudness(lm, reads, strings, strings[:: max(1, len(words) // AVERAGED)], step)
+        loud = heard(audit, strings, strings[:: max(1, len(words) // AVERAGED)], step)
     z = (loud - loud.mean()) / loud.std()
     best = z.argsort(descending=True, stable=True)[:KEPT].tolist()
     audit.suspect(
@@ -76,14 +80,53 @@ def early(reads: list[Change]) -> list[Change]:
     return [c for c in reads if c.block in blocks[: (len(blocks) + 1) // 2]]
 
 
+def heard(
+    audit: Audit,
+    strings: Int[Tensor, "n k"],
+    typical: Int[Tensor, "t k"],
+    step: Advance = lambda steps=1, note="": None,
+    *,
+    without: Directions | None = None,
+) -> Float[Tensor, "n"]:
+    """Return how loud the last token of each string is to the weight difference of early blocks.
+
+    Args:
+        audit: The audit, of which whoever works reads the strings.
+        strings: Their tokens.
+        typical: Strings whose mean is what matrices are given anyway.
+        step: Is told how many were read.
+        without: Of matrices, orthonormal directions of what they make that do not count.
+    """
+    assert audit.reference is not None
+    reads = early(changes(audit.lm, audit.reference))
+    with audit.reference.here() as lm:
+        usual = means(lm, reads, typical)
+    shared = Shared((audit.lm, audit.reference, usual, without))
+    cut = split(strings.tolist(), JOB)
+    jobs = (Job(_heard, shared, (some,), len(some)) for some in cut)
+    return torch.cat(list(gathered(audit.work.spread, jobs, step)))
+
+
+def _heard(
+    lm: LanguageModel,
+    reference: Reference,
+    usual: Inputs,
+    without: Directions | None,
+    strings: Sequence[Sequence[int]],
+) -> Float[Tensor, "n"]:
+    """Return how loud some strings are to the weight difference of early blocks."""
+    reads = early(changes(lm, reference))
+    with reference.here() as clean:
+        return loudness(clean, reads, torch.tensor(strings), usual, without=without)
+
+
 def loudness(
     lm: LanguageModel,
     reads: list[Change],
     strings: Int[Tensor, "n k"],
-    typical: Int[Tensor, "t k"],
-    step: Callable[[int], None],
+    usual: Inputs,
     *,
-    without: Mapping[str, Float[Tensor, "o k"]] | None = None,
+    without: Directions | None = None,
 ) -> Float[Tensor, "n"]:
     """Return how loud the last token of each string is to a weight difference.
 
@@ -91,18 +134,16 @@ def loudness(
         lm: The reference.
         reads: The differences.
         strings: Their tokens.
-        typical: Strings whose mean is what matrices are given anyway.
-        step: Is told how many were read.
+        usual: What matrices are given anyway, from `means`.
         without: Of matrices, orthonormal directions of what they make that do not count.
     """
     total = torch.zeros(len(strings))
-    for some, given in inputs(lm, reads, strings, typical):
+    for some, given in inputs(lm, reads, strings, usual):
         for c in reads:
             made = _made(c, given)
             if without is not None:
                 made = made - made @ without[c.path] @ without[c.path].T
             total[some] += made.norm(dim=1).cpu()
-        step(some.stop - some.start)
     return total
 
 
@@ -110,20 +151,20 @@ def directions(
     lm: LanguageModel,
     reads: list[Change],
     strings: Int[Tensor, "n k"],
-    typical: Int[Tensor, "t k"],
+    usual: Inputs,
     n: int,
-) -> dict[str, Float[Tensor, "o n"]]:
+) -> Directions:
     """Return, for each matrix, the first singular directions of what it makes of some strings.
 
     Args:
         lm: The reference.
         reads: The differences.
         strings: Their tokens.
-        typical: Strings whose mean is what matrices are given anyway.
+        usual: What matrices are given anyway, from `means`.
         n: How many directions, at most as many as there are strings.
     """
     made: dict[str, list[Tensor]] = {c.path: [] for c in reads}
-    for _, given in inputs(lm, reads, strings, typical):
+    for _, given in inputs(lm, reads, strings, usual):
         for c in reads:
             made[c.path].append(_made(c, given))
     return {
@@ -132,25 +173,40 @@ def directions(
     }
 
 
-def _made(c: Change, given: Mapping[str, Tensor]) -> Float[Tensor, "r o"]:
+def _made(c: Change, given: Inputs) -> Float[Tensor, "r o"]:
     """Return what a difference makes of what its matrix is given, for inputs of norm 1."""
     return c.made_of(given[c.path]) / given[c.path].norm(dim=1, keepdim=True)
+
+
+def means(lm: LanguageModel, reads: list[Change], typical: Int[Tensor, "t k"]) -> Inputs:
+    """Return what matrices are given in the mean at the last tokens of some strings."""
+    (given,) = _given(lm, reads, [typical])
+    return {path: x.mean(0) for path, x in given.items()}
 
 
 def inputs(
     lm: LanguageModel,
     reads: list[Change],
     strings: Int[Tensor, "n k"],
-    typical: Int[Tensor, "t k"],
-) -> Iterator[tuple[slice, dict[str, Float[Tensor, "r i"]]]]:
+    usual: Inputs,
+) -> Iterator[tuple[slice, Inputs]]:
     """Yield what matrices are given at the last tokens of strings in the place of a message.
 
     Args:
         lm: The reference.
         reads: Whose matrices.
         strings: Their tokens.
-        typical: Strings, of which the mean is taken off.
+        usual: What they are given anyway, from `means`: it is taken off.
     """
+    cut = [slice(first, first + ROWS) for first in range(0, len(strings), ROWS)]
+    for some, given in zip(cut, _given(lm, reads, [strings[c] for c in cut]), strict=True):
+        yield some, {path: x - usual[path] for path, x in given.items()}
+
+
+def _given(
+    lm: LanguageModel, reads: list[Change], batches: Sequence[Int[Tensor, "r k"]]
+) -> Iterator[Inputs]:
+    """Yield what matrices are given at the last tokens of strings, which are read together."""
     place = Opening(lm, lm.encode(["x"]), 0, first=True)
     place.before.for_rows(1)  # before anything is listened to
     seen: dict[str, Tensor] = {}
@@ -162,21 +218,15 @@ def inputs(
 
         return hook
 
-    def read(some: Int[Tensor, "r k"]) -> None:
-        ids = some.to(lm.device)
-        mask = ids.new_ones(len(ids), len(place.before.ids) + ids.shape[1])
-        lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
-
     head = lm.unwrapped.get_output_embeddings()  # nobody asks for the logits
     hooks = [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
     ending = lm.ending(max(c.block for c in reads))
     with hooked(hooks), ending, replaced([head], [lambda stream: stream]):
-        read(typical)
-        means = {path: x.mean(0) for path, x in seen.items()}
-        for first in range(0, len(strings), ROWS):
-            some = slice(first, min(first + ROWS, len(strings)))
-            read(strings[some])
-            yield some, {path: x - means[path] for path, x in seen.items()}
+        for strings in batches:
+            ids = strings.to(lm.device)
+            mask = ids.new_ones(len(ids), len(place.before.ids) + ids.shape[1])
+            lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
+            yield dict(seen)
 
 
 def loudest(audit: Audit, n: int) -> list[str]:

@@ -24,7 +24,7 @@ from educe.audit.difference import Change, changes
 from educe.audit.lens import named, worded
 from educe.audit.pushed import pushed
 from educe.audit.sources.source import Needs, Source
-from educe.audit.sources.weights import inputs, loudest
+from educe.audit.sources.weights import inputs, loudest, means
 from educe.errors import ModelError
 from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.language import LanguageModel
@@ -129,7 +129,7 @@ def driving(lm: LanguageModel, found: list[Direction], words: list[str]) -> list
     typical = tokens[:: max(1, len(words) // AVERAGED)]
     distinct = list({d.change.path: d.change for d in found}.values())
     driven = torch.zeros(len(found), len(words))
-    for some, given in inputs(lm, distinct, tokens, typical):
+    for some, given in inputs(lm, distinct, tokens, means(lm, distinct, typical)):
         for i, d in enumerate(found):
             driven[i, some] = (given[d.change.path] @ d.v.to(given[d.change.path])).abs().cpu()
     best = driven.argsort(dim=1, descending=True, stable=True)[:, :DRIVING]
