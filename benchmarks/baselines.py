@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -196,3 +197,81 @@ def margin(
     with lm.adding(source, lambda stream: vector.expand_as(stream)):
         logits = lm.forward(ids, torch.ones_like(ids))[0, -1]
     return float((logits[a[at]] - logits[b[at]]).abs())
+
+
+def vmapped_dct(
+    lm: LanguageModel,
+    batch: PromptBatch,
+    start: Tensor,
+    *,
+    iterations: int,
+    radius: float,
+    source: int,
+    target: int,
+    factors: int = 64,
+    last: int = 3,
+) -> Tensor:
+    """Run DCT as its reference code does: the slice's blocks under vmap, with eager attention.
+
+    Args:
+        lm: The model.
+        batch: Prompts of one length; each runs by itself.
+        start: Unit directions to start from, ``[n, width]``.
+        iterations: Of the fixed-point map.
+        radius: Norm of the vectors.
+        source: Layer after which a vector is added, at every token.
+        target: Layer whose stream is read.
+        factors: Vectors of a batch.
+        last: Tokens that are read.
+
+    Returns:
+        Unit directions, ``[n, width]``.
+    """
+    blocks, kept = lm.blocks[source + 1 : target + 1], lm.unwrapped.config._attn_implementation
+    lm.unwrapped.set_attn_implementation("eager")
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    handle = blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            for ids in batch.ids:
+                lm.unwrapped(ids[None], use_cache=False, logits_to_keep=1)
+
+        def moved(prompt: int, theta: Tensor) -> Tensor:
+            stream, kwargs = calls[prompt]
+            stream = stream + theta
+            for block in blocks:
+                stream = block(stream, **kwargs)
+            return stream[0, -last:].mean(0)
+
+        def pulled(prompt: int, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            came, back = torch.func.vjp(partial(moved, prompt), theta)  # type: ignore[misc]
+            return came, back(u)[0]
+
+        v = torch.nn.functional.normalize(start, dim=1)
+        u = torch.nn.functional.normalize(torch.randn_like(v), dim=1)
+        with torch.no_grad():
+            rest = [moved(j, torch.zeros(lm.width)) for j in range(len(batch))]
+        for _ in range(iterations):
+            v = torch.linalg.qr(v.T)[0].T
+            effect, gradient = torch.zeros_like(v), torch.zeros_like(v)
+            for some in torch.arange(len(v)).split(factors):
+                for j in range(len(batch)):
+                    each = torch.func.vmap(partial(pulled, j))
+                    came, back = each(radius * v[some], u[some])
+                    effect[some] += came.detach() - rest[j]
+                    gradient[some] += back.detach()
+            u = torch.nn.functional.normalize(effect, dim=1)
+            v = torch.nn.functional.normalize(gradient, dim=1)
+        return v
+    finally:
+        handle.remove()
+        lm.unwrapped.set_attn_implementation(kept)
+
+
+@torch.no_grad()
+def read_alone(lm: LanguageModel, ids: tuple[int, ...], said: tuple[int, ...]) -> float:
+    """Return the mean log-likelihood a token of an answer, by a whole pass of the model."""
+    logits = lm.unwrapped(torch.tensor([[*ids, *said]])).logits[0, len(ids) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None]).mean())

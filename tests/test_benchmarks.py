@@ -308,6 +308,26 @@ def speed(out: str) -> None:
     assert all(one.split(" of ")[0] == one.split(" of ")[1] for one in same)
 
 
+def throughput(out: str) -> None:
+    """Each method beside its loop; shares are of one whole; every size and worker has a line."""
+    lines = rows(out)[1:]
+    beside = [line for line in lines if line[0] in ("melbo", "dct")]
+    assert [line[1] for line in beside] == ["educe", "reference loop*"] * 2
+    parts = [number(line[1]) for line in lines if line[1].endswith("%")]
+    assert len(parts) == 6
+    assert sum(parts) == pytest.approx(100, abs=0.5)
+    sizes = [line[:2] for line in lines if len(line) == 7 and line[0].isdigit()]
+    assert sizes == [["4", "none"], ["8", "none"], ["4", "1"], ["4", "2"]]
+    rates = [number(line[2]) for line in lines if len(line) == 7]
+    assert all(rate > 0 for rate in rates)
+
+
+def writing(out: str) -> None:
+    """All rows are written here; vLLM, which takes no narrow models, is left out."""
+    assert re.search(r"^here: 8 texts, [\d.]+ a second", out, re.M)
+    assert "vLLM does not write here" in out
+
+
 def standing(out: str) -> None:
     """Fewer than a tenth of natural differences lie outside, and more of random vectors."""
     outside = {name: int(hits) for name, hits in re.findall(r"   ([a-z ]+) (\d+) of 500", out)}
@@ -329,7 +349,7 @@ SAYS: dict[str, Callable[[str], None]] = {
         audit, backdoor, backdoor_search, causes, causes_blind, corpus, counterexample,
         elicitation, equal, explorer, forms, fronts, gathering, gcg, gpu, grouping, grouping_texts,
         hardening, inside, keeping, maxima, over, predict, reading, recovery, sampling, spectrum,
-        speed, standing, turning, where, word_ranks,
+        speed, standing, throughput, turning, where, word_ranks, writing,
     )
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from educe.errors import SteeringError
 from educe.forward.chunks import Chunker, halved
 from educe.forward.continuations import prefilled
 from educe.forward.decoding import Told, Way, Written, decoded, end_tokens, in_decodings, kept
+from educe.forward.roomy import with_room
 from educe.model.batch import PromptBatch
 from educe.model.blocks import replaced, stream_in
 from educe.model.language import LanguageModel
@@ -329,6 +330,7 @@ class _Decoder:
     ) -> list[Completion]:
         """Write all rows to their end, or to ``limit`` tokens."""
         logits, cache, mask = self.prefill()
+        with_room(cache, limit)
 
         def step(tokens: Tensor, going: Tensor | None) -> Tensor:
             nonlocal mask
