@@ -310,7 +310,7 @@ def speed(out: str) -> None:
 
 def throughput(out: str) -> None:
     """Each method beside its loop; shares are of one whole; every size and worker has a line."""
-    lines = rows(out)[1:]
+    lines = rows(out)
     beside = [line for line in lines if line[0] in ("melbo", "dct")]
     assert [line[1] for line in beside] == ["educe", "reference loop*"] * 2
     parts = [number(line[1]) for line in lines if line[1].endswith("%")]
