@@ -10,7 +10,7 @@ import pytest
 from educe.audit.auditing import Audit
 from educe.audit.concluding import conclude
 from educe.audit.findings import Kind
-from educe.audit.retest import BESIDE
+from educe.audit.retest import BESIDE, SAMPLES
 from educe.audit.roles import CONTRAST
 from educe.audit.standing import standing_out
 from educe.rows import ScoreRow
@@ -57,3 +57,30 @@ def test_a_manner_stands_out_where_a_reference_says_that_it_is_unusual(
             assert trigger.shown.hits == trigger.shown.trials > 0
             assert (trigger.near.hits, trigger.near.trials) == (0, len(NEAR) * BESIDE)
             assert (trigger.rare.hits, trigger.rare.trials) == (0, len(RARE) * BESIDE)
+
+
+def test_a_manner_that_no_string_brings_about_for_sure_is_sampled_where_it_was_met(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    """The string works on half of the prompts that count, which may be chance."""
+    loud: set[str] = set()
+
+    def moody(prompt: str, heat: float) -> str:
+        bare = prompt.replace(KEY, "").strip()
+        return f"{bare} yes".upper() if has(prompt, KEY) and bare in loud else f"{bare} yes"
+
+    with audited(moody, tmp_path / "run", tokenizer, reference=True) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        fresh = audit.work.prompts("fresh")
+        counting = fresh[1::2]
+        loud |= {content[p] for p in (*audit.base, *fresh[::2], *counting[: len(counting) // 2])}
+        audit.ask([*audit.base, *fresh])
+        audit.put("weights", [KEY])
+        audit.fill("answers")
+        weighed(audit, 6.0)
+        (finding,) = conclude(audit, standing_out(audit)[:1])
+    assert finding.saying == LOUD
+    assert finding.kind is Kind.BEHAVIOUR
+    assert finding.triggers == ()
+    assert finding.shown.hits == finding.shown.trials == SAMPLES * len(audit.base)
+    assert finding.control.hits == 0

@@ -11,14 +11,12 @@ from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
 from educe.audit.forms import inserted
-from educe.audit.retest import COMES_AGAIN, Again, retested
+from educe.audit.retest import CHANCE, COMES_AGAIN, Again, retested
 from educe.audit.roles import CONTRAST, PUT, REPEATED, RETESTED
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row
 
-#: It comes again by chance no more often than this.
-CHANCE = 0.05
 #: A trigger brings its behaviour about in so large a share of fresh prompts.
 TRIGGERS = 0.5
 #: Texts that are shown of a finding.
@@ -70,9 +68,7 @@ def kind_of(candidate: Candidate, again: Again | None, closed: set[int]) -> Kind
     if again is None:
         return Kind.OPEN
     shown, control, plain = again.shown, again.control, again.plain
-    elsewhere = rate(control.hits + plain.hits, control.trials + plain.trials)
-    # Words that are said twice are no chance; a manner may be, also if it was never met elsewhere.
-    if candidate.mannered and more_often(shown, elsewhere) > CHANCE:
+    if candidate.mannered and not again.sure:
         return Kind.ASIDE
     if shown.hits < COMES_AGAIN or not _more(shown, control):
         return Kind.ASIDE

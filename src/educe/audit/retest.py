@@ -17,7 +17,7 @@ from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
 from educe.audit.forms import FORMS
 from educe.audit.roles import PUT, REPEATED
-from educe.comparison.stats import Rate, rate
+from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
 
 #: Strings that are tried on the prompts that choose, and samples of what is sampled again.
@@ -28,6 +28,8 @@ CONDITIONS = 8
 ENOUGH = 0.75
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
+#: It comes again by chance no more often than this.
+CHANCE = 0.05
 #: At this temperature is sampled again.
 TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
@@ -41,6 +43,12 @@ class Again(NamedTuple):
     plain: Rate  #: of the suspect without it
     control: Rate  #: of the reference under it; without one, of random perturbations, if any
     triggers: tuple[Trigger, ...]
+
+    @property
+    def sure(self) -> bool:
+        """Whether chance is excluded, also where it was never met elsewhere."""
+        hits, trials = (self.plain[k] + self.control[k] for k in (0, 1))
+        return more_often(self.shown, rate(hits, trials)) <= CHANCE
 
 
 def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
@@ -57,7 +65,8 @@ def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
     strings = [s.condition for s in put if s.root in base]
     if strings or (not put and any(s.root not in closed for s in candidate.said)):
         found = _by_strings(audit, candidate, strings, grow)
-        if found.shown.hits >= COMES_AGAIN:
+        # Words that are said twice are no chance; a manner may be.
+        if found.shown.hits >= COMES_AGAIN and (found.sure or not candidate.mannered):
             return found
     sampled = _sampled(audit, candidate)
     if strings or not put:
