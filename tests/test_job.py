@@ -359,13 +359,13 @@ WRITTEN = "SELECT perturbation, prompt, sample, phase FROM completions WHERE tex
 def check_that_it_can_be_shown(place: Path) -> None:
     """Whatever is there of a run is a summary, and a table."""
     with Run.open(place) as run:
-        summary, begun = summarise(run), run.has("facts")
-    if begun:
-        console = Console(file=io.StringIO(), width=80)
-        terminal.table(summary, place, console)
-        terminal.perturbation(summary, 0, console)
-        for item in summary.found[:1]:
-            terminal.perturbation(summary, item.row.id, console)
+        summary = summarise(run)
+        if run.has("facts"):
+            console = Console(file=io.StringIO(), width=80)
+            terminal.table(summary, place, console)
+            terminal.perturbation(summary, 0, console)
+            for item in summary.found[:1]:
+                terminal.perturbation(summary, item.row.id, console)
 
 
 def test_a_finished_run_has_nothing_left_to_do(
