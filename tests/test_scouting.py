@@ -158,7 +158,7 @@ def test_what_was_tried_is_neither_found_nor_control(run: Run) -> None:
     own = {p.id for p in run.perturbation_rows()}
     scouts = {p.id for p in run.perturbation_rows(derived=True)}
     assert {i.row.id for i in (*s.found, *s.control)} == own
-    assert not scouts & set(s.texts.perturbation)
+    assert not scouts & set(s.texts.rows.perturbation)
     assert {p.arm for p in run.perturbation_rows()} >= {"found", "control"}
 
 

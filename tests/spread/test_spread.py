@@ -239,7 +239,7 @@ def test_a_bench_keeps_the_models_that_were_wanted_last(monkeypatch: pytest.Monk
         (["--on", "mars"], "give local, devices, ray, or ray://HOST:PORT"),
         (["--on", "ray://"], "give local, devices, ray, or ray://HOST:PORT"),
         (["--workers", "2"], "this process works alone"),
-        (["--writer", "localhost:8000"], "give an address, http://HOST:PORT/v1"),
+        (["--writer", "localhost:8000"], "give vllm or an address, http://HOST:PORT/v1"),
     ],
 )
 def test_nobody_is_refused_before_anything_begins(
