@@ -19,8 +19,9 @@ from test_behaviours import CODE, GARBLED, REFUSAL, STANDS_OUT, Said, far, quiet
 def summary(said: list[Said]) -> Any:
     """Return as much of a summary as the account reads."""
     texts = table(said)
-    facts = {"source": 7}
-    return SimpleNamespace(behaviours=behaviours(texts), pushes=pushes(texts), facts=facts), texts
+    behind, facts = pushes(texts.rows), {"source": 7}
+    seen = SimpleNamespace(behaviours=behaviours(texts), pushes=behind, facts=facts)
+    return seen, texts.rows
 
 
 def of(texts: pd.DataFrame, arm: str, text: str, *, phase: str = "first") -> str:
