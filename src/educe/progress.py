@@ -23,6 +23,12 @@ from rich.table import Column
 from educe.visible import visible
 
 Advance = Callable[..., None]  #: ``advance(steps=1, note="")``
+
+
+def untold(steps: int = 1, note: str = "") -> None:
+    """Tell nobody of an advance."""
+
+
 #: Columns of a terminal that has room for the bar itself.
 WIDE = 130
 
@@ -43,7 +49,7 @@ class Silent:
     @contextmanager
     def stage(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
         """Yield a function that does nothing."""
-        yield lambda steps=1, note="": None
+        yield untold
 
     def say(self, sentence: str) -> None:
         """Say nothing."""

@@ -22,7 +22,6 @@ from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
 from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
 from educe.audit.settings import AuditOptions, Size, bundled, options_of
-from educe.forward.decoding import in_decodings
 from educe.forward.generation import Completion, generate, rows_at_once
 from educe.model.batch import PromptBatch
 from educe.model.prompts import Prompt
@@ -40,7 +39,7 @@ from educe.run import fill
 from educe.run.work import Work
 from educe.scores import asked_in
 from educe.scores.refusal import refusal
-from educe.spread import Job, Shared
+from educe.spread import Shared
 
 #: Prompts that the person asks or that the suspect declines, which strings are put into as well.
 CLOSED = 2
@@ -217,8 +216,7 @@ class Audit:
         if not self.reference.token_by_token:
             batch = self.reference.lm.encode([p.content for p in self.run.prompt_rows()])
         shared = Shared((self.reference, batch, settings.max_new_tokens, settings.seed))
-        cut = in_decodings(plain, False, most)
-        jobs = (Job(_written, shared, (some, temperature), len(some)) for some in cut)
+        jobs = fill.decodings(_written, shared, plain, temperature, most)
         for done in self.work.spread.map(jobs):
             yield [c._replace(row=c.row._replace(perturbation=number)) for c in done.value]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -192,8 +192,32 @@ def _batches(work: Work, missing: Mapping[float, Sequence[Row]]) -> Iterator[Job
         shared = Shared((work.lm, work.batch, theta, how))
         for temperature, rows in missing.items():
             wanted = [row for row in rows if row.perturbation in own]
-            for some in in_decodings(wanted, group.kind.alone, most):
-                yield Job(_written, shared, (some, temperature), len(some))
+            yield from decodings(
+                _written, shared, wanted, temperature, most, alone=group.kind.alone
+            )
+
+
+def decodings(
+    do: Callable[..., list[Completion]],
+    shared: Shared,
+    rows: Sequence[Row],
+    temperature: float,
+    most: int,
+    *,
+    alone: bool = False,
+) -> Iterator[Job]:
+    """Yield the jobs of writing some rows: each writes those that decode together.
+
+    Args:
+        do: Writes; it gets what is shared, some rows, and the temperature.
+        shared: What it gets each time.
+        rows: What to write.
+        temperature: Of the draws.
+        most: Rows that decode together, at most.
+        alone: Whether rows of different perturbations do not.
+    """
+    for some in in_decodings(rows, alone, most):
+        yield Job(do, shared, (some, temperature), len(some))
 
 
 def _written(

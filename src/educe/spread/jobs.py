@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
-from educe.progress import Advance
+from educe.progress import Advance, untold
 from educe.spread.packing import packed
 
 
@@ -106,7 +106,7 @@ HERE: Spread = Local()
 def gathered(
     spread: Spread,
     jobs: Iterable[Job],
-    step: Advance = lambda steps=1, note="": None,
+    step: Advance = untold,
 ) -> Iterator[Any]:
     """Do jobs, and yield what came of each, in the order of the jobs.
 

@@ -30,12 +30,12 @@ from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
 from educe.forward.amplified import amplified
 from educe.forward.chunks import split
-from educe.forward.decoding import in_decodings
 from educe.forward.generation import Completion, rows_at_once
 from educe.methods.token_directions import vocabulary
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.rows import Row
+from educe.run import fill
 from educe.spread import HERE, Job, Shared, Spread, gathered
 
 #: How far the suspect is led away from the reference.
@@ -82,8 +82,7 @@ def _written(
     settings = audit.work.settings
     how = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     shared = Shared((audit.lm, audit.reference, audit.work.batch, alpha, how))
-    cut = in_decodings(rows, False, rows_at_once(audit.lm))
-    jobs = (Job(_wrote, shared, (some, temperature), len(some)) for some in cut)
+    jobs = fill.decodings(_wrote, shared, rows, temperature, rows_at_once(audit.lm))
     for done in audit.work.spread.map(jobs):
         yield done.value
 

@@ -30,7 +30,7 @@ from educe.forward.chunks import split
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.progress import Advance
+from educe.progress import Advance, untold
 from educe.spread import HERE, Job, Shared, Spread, gathered
 
 #: Prompts that the strings are put into, and words that are paired with each other.
@@ -114,7 +114,7 @@ class Screen:
         self,
         strings: Sequence[str],
         spread: Spread = HERE,
-        step: Advance = lambda steps=1, note="": None,
+        step: Advance = untold,
     ) -> Float[Tensor, "n"]:
         """Return how far each string moves the suspect from the reference, in nats: see `table`."""
         return self.table(strings, spread, step).mean(0)
@@ -123,7 +123,7 @@ class Screen:
         self,
         strings: Sequence[str],
         spread: Spread = HERE,
-        step: Advance = lambda steps=1, note="": None,
+        step: Advance = untold,
     ) -> Float[Tensor, "p n"]:
         """Return how far each prompt with each string moves the suspect, in nats.
 

@@ -24,13 +24,13 @@ from educe.audit.reference import Reference
 from educe.audit.roles import AMPLIFIED
 from educe.audit.sources.perplexity import ask_others
 from educe.audit.sources.source import Needs, Source
-from educe.forward.decoding import in_decodings
 from educe.forward.generation import Completion, generate, rows_at_once
 from educe.model.batch import PromptBatch
 from educe.model.blocks import hooked
 from educe.model.language import LanguageModel
 from educe.rows import Row
-from educe.spread import Job, Shared
+from educe.run import fill
+from educe.spread import Shared
 
 #: How many times the difference.
 FACTORS = (2.0, 3.0)
@@ -57,8 +57,7 @@ def _written(
     plain = [row._replace(perturbation=0) for row in rows]
     how = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     shared = Shared((audit.lm, audit.reference, audit.work.batch, factor, how))
-    cut = in_decodings(plain, False, rows_at_once(audit.lm))
-    jobs = (Job(_wrote, shared, (some, temperature), len(some)) for some in cut)
+    jobs = fill.decodings(_wrote, shared, plain, temperature, rows_at_once(audit.lm))
     for done in audit.work.spread.map(jobs):
         yield [c._replace(row=c.row._replace(perturbation=number)) for c in done.value]
 

@@ -34,7 +34,7 @@ from educe.forward.inserted import Opening
 from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.blocks import hooked, replaced
 from educe.model.language import LanguageModel
-from educe.progress import Advance
+from educe.progress import Advance, untold
 from educe.spread import Job, Shared, gathered
 
 #: What matrices are given, by their paths, and directions ``[out, n]`` of what they make.
@@ -84,7 +84,7 @@ def heard(
     audit: Audit,
     strings: Int[Tensor, "n k"],
     typical: Int[Tensor, "t k"],
-    step: Advance = lambda steps=1, note="": None,
+    step: Advance = untold,
     *,
     without: Directions | None = None,
 ) -> Float[Tensor, "n"]:
