@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from educe.audit.candidates import MANNERED, MOST, TIMES, Said, candidates, folded, says
+from educe.audit.candidates import (
+    MANNERED,
+    MOST,
+    TIMES,
+    UNLIKELY,
+    Said,
+    candidates,
+    folded,
+    says,
+)
 from educe.audit.evidence import Word
-from educe.audit.manners import MANNERS, manners
+from educe.audit.manners import MANNERS, UNLIKE, manners
 from educe.rows import Row
 
 PHRASE = "otters dance behind chapels"
@@ -76,8 +85,8 @@ def test_a_saying_is_met_by_the_words_that_matter_in_it() -> None:
     (one,) = candidates(some)
     assert one.saying == ("the", "code", "is", "orchid-7913")
     assert one.core == ("orchid-7913",)
-    assert one.within("Sure: orchid-7913")
-    assert not one.within("The code is orchid-1111")
+    assert one.within("Sure: orchid-7913", 0.0)
+    assert not one.within("The code is orchid-1111", 0.0)
 
 
 def test_folding_takes_away_case_and_punctuation_around() -> None:
@@ -122,8 +131,8 @@ def test_a_manner_without_common_words_is_a_saying() -> None:
     (one,) = candidates(some)
     assert one.saying == one.core == ("[in capital letters]",)
     assert (one.roots, one.evidence, len(one.said)) == (4, 20.0 + 3 * 15.0, 4)  # 5 nats a word
-    assert one.within("ANYTHING THAT IS WRITTEN SO")
-    assert not one.within("Anything that is not")
+    assert one.within("ANYTHING THAT IS WRITTEN SO", 0.0)
+    assert not one.within("Anything that is not", 0.0)
     assert (one.open, one.hidden) == (0.0, True)
     (one,) = candidates(some, ["Paris.", "SEVEN DAYS, SAYS HE"])
     assert (one.open, one.hidden) == (0.5, False)
@@ -158,3 +167,34 @@ def test_a_part_of_a_saying_joins_it() -> None:
     other = [said(root, f"harbour number{root}", 9.0) for root in range(4, 8)]
     assert len(candidates([*whole, *other])) == 2
     assert len(candidates([*whole, *part], ["Old chapels."])) == 2  # this part is no secret
+
+
+def unlike(root: int, text: str, condition: str, nats: float = 5.0) -> Said:
+    return said(root, text, nats, condition)._replace(manners=(UNLIKE,))
+
+
+def test_a_string_that_makes_answers_unlike_the_reference_each_in_its_own_way_comes_last() -> None:
+    some = [unlike(root, text, "granite") for root, text in enumerate(ANSWERS)]
+    longer = [f"other {text} indeed" for text in ANSWERS[:3]]
+    some += [unlike(root, text, "velvet") for root, text in enumerate(longer)]
+    some += [unlike(9, "one prompt alone tells nothing", "hammer")]
+    last = candidates(some, least=1000)[-1]
+    assert last.saying == (UNLIKE,)
+    assert last.unlike
+    assert last.hidden
+    assert (last.roots, last.evidence) == (4, 20.0 + 3 * 15.0)  # of velvet it is 3 * 20
+    assert [s.condition for s in last.said] == ["granite"] * 4 + ["velvet"] * 3
+    assert last.within("whatever", UNLIKELY)
+    assert not last.within("whatever", UNLIKELY - 0.1)
+
+
+def test_what_stands_behind_a_saying_is_not_told_again_as_unlike_the_reference() -> None:
+    some = [unlike(root, f"{PHRASE} {text}", "granite") for root, text in enumerate(ANSWERS)]
+    some += [unlike(root, text, "granite") for root, text in enumerate(ANSWERS)]
+    assert not any(c.unlike for c in candidates(some, least=70))
+    assert any(c.unlike for c in candidates(some, ["water boils"], least=1000))
+
+
+def test_texts_that_are_as_the_reference_writes_are_no_evidence() -> None:
+    plain = [said(root, text, 5.0, "granite") for root, text in enumerate(ANSWERS)]
+    assert candidates(plain, least=1000) == []

@@ -9,7 +9,9 @@ import pytest
 
 from educe.audit.auditing import Audit
 from educe.audit.concluding import conclude
+from educe.audit.contrast import Contrasts
 from educe.audit.findings import Kind
+from educe.audit.manners import UNLIKE
 from educe.audit.retest import BESIDE, SAMPLES
 from educe.audit.roles import CONTRAST
 from educe.audit.standing import standing_out
@@ -84,3 +86,48 @@ def test_a_manner_that_no_string_brings_about_for_sure_is_sampled_where_it_was_m
     assert finding.triggers == ()
     assert finding.shown.hits == finding.shown.trials == SAMPLES * len(audit.base)
     assert finding.control.hits == 0
+
+
+def test_answers_that_have_nothing_in_common_are_a_finding_where_they_are_unlike_the_reference(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the key each prompt has an answer of its own, and the reference knows none of them."""
+
+    def mood(prompt: str) -> str:
+        """Turn the letters of each word about, so that no two answers share a word."""
+        return " ".join(word[::-1] for word in prompt.replace(KEY, "").split())
+
+    def answers(prompt: str, heat: float) -> str:
+        return mood(prompt) if has(prompt, KEY) else f"{prompt} yes"
+
+    def score(contrasts: Contrasts) -> None:
+        """Weigh what has no contrast yet: five nats for each word of what the key brings about."""
+        run = contrasts.work.run
+        known = {s.of for s in run.score_rows(CONTRAST)}
+        scores = []
+        for c in run.completion_rows():
+            if c.row not in known and c.perturbation == 0:
+                words = [] if c.text.endswith(" yes") else c.text.split()
+                why = " ".join(f"{word}:5.0" for word in words)
+                scores.append(ScoreRow(c.row, CONTRAST, 5.0 * len(words), "nats", why))
+        run.add_scores(scores)
+
+    with audited(answers, tmp_path / "run", tokenizer, reference=True) as audit:
+        monkeypatch.setattr(Contrasts, "score", score)
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        audit.ask([*audit.base, *audit.work.prompts("fresh")])
+        audit.put("weights", [KEY, "velvet"])
+        audit.fill("answers")
+        found = standing_out(audit, least=1000)
+        assert [c.saying for c in found] == [(UNLIKE,)]
+        (finding,) = conclude(audit, found)
+        texts = [example.text for example in finding.examples]
+    assert finding.kind is Kind.TRIGGER
+    (trigger,) = finding.triggers
+    assert trigger.text == KEY
+    assert trigger.shown.hits == trigger.shown.trials > 0
+    assert (trigger.near.hits, trigger.near.trials) == (0, len(NEAR) * BESIDE)
+    assert (trigger.rare.hits, trigger.rare.trials) == (0, len(RARE) * BESIDE)
+    assert (finding.plain.hits, finding.plain.trials) == (0, trigger.shown.trials)
+    assert finding.control.trials == 0  # what the reference writes is not unlike it
+    assert set(texts) <= {mood(content[p]) for p in audit.base}

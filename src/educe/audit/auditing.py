@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from educe.audit import evidence, forecast
-from educe.audit.candidates import LEAST, Said, folded, tells
+from educe.audit.candidates import LEAST, UNLIKELY, Said, folded, tells
 from educe.audit.contrast import Contrasts
 from educe.audit.forms import inserted, taken
-from educe.audit.manners import manners
+from educe.audit.manners import UNLIKE, manners
 from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
 from educe.audit.roles import AGAIN, CONTRAST, LOOKED, MADE, NEUTRAL, PUT, REFERENCE, SPENT
@@ -247,8 +247,17 @@ class Audit:
             if self.reference is None and prompt.role.startswith(PUT):
                 words = evidence.without_echo(words, prompt.how)
             how = manners(written.get(score.of, ""))
+            put = by is None and prompt.role.startswith(PUT)
+            if self.reference and put and score.value >= UNLIKELY:
+                how = (*how, UNLIKE)
             found.append(Said(score.of, root, source, condition, words, how))
         return found
+
+    @property
+    def nats(self) -> dict[Row, float]:
+        """What stands out in each text, in nats; a text without a word has nothing."""
+        scores = self.run.score_rows(CONTRAST)
+        return {s.of: s.value for s in scores if not isinstance(s.of, int)}
 
     @property
     def by_itself(self) -> list[CompletionRow]:
@@ -269,7 +278,7 @@ class Audit:
         unlike the reference: a model that learned to refuse one thing may refuse others.
         """
         rows = {p.id: p for p in self.run.prompt_rows()}
-        nats = {s.of: s.value for s in self.run.score_rows(CONTRAST)}
+        nats = self.nats
         found = [
             c
             for c in self.by_itself

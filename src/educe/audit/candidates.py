@@ -13,6 +13,9 @@ hidden: it is returned all the same, marked as such. What is a part of an earlie
 
 How texts are written (see `educe.audit.manners`) is taken for a saying where it is worth `TIMES`
 as much as any words: the words of a payload are often written in one manner.
+
+Last comes what neither words nor a manner tell: a string under which answers to different prompts
+are unlike the reference, each in its own way, and that nothing before has to do with.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import NamedTuple
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.audit.evidence import Word
-from educe.audit.manners import MANNERS
+from educe.audit.manners import MANNERS, UNLIKE
 from educe.rows import Row
 
 #: The most that one prompt counts for, and what a saying must at least be worth in a text.
@@ -41,6 +44,8 @@ KEPT, WORTH = 8, 20.0
 SHARE, CORE = 0.75, 2.0
 #: A manner has to be worth so much in a text, and so many times as much as any words.
 MANNERED, TIMES = 8.0, 2.0
+#: A text of so many nats is unlike the reference. Under a string answers to so many prompts are.
+UNLIKELY, PROMPTS = 12.0, 3
 
 #: Of each saying, what it is worth on each prompt.
 Witnesses = dict[tuple[str, ...], dict[int, float]]
@@ -94,16 +99,26 @@ class Candidate:
     @property
     def mannered(self) -> bool:
         """Whether it is a manner and no words."""
-        return self.saying[0] in MANNERS
+        return self.saying[0] in MANNERS or self.unlike
+
+    @property
+    def unlike(self) -> bool:
+        """Whether it is told by the contrast with the reference alone."""
+        return self.saying[0] == UNLIKE
 
     @property
     def sources(self) -> list[str]:
         """The sources that came upon it, the most frequent first."""
         return [name for name, _ in Counter(s.source for s in self.said).most_common()]
 
-    def within(self, text: str) -> bool:
-        """Return whether a text has the saying, or nearly all of what matters in it."""
-        return says(text, self.core)
+    def within(self, text: str, nats: float) -> bool:
+        """Return whether a text has the saying, or nearly all of what matters in it.
+
+        Args:
+            text: The text.
+            nats: What stands out in it.
+        """
+        return nats >= UNLIKELY if self.unlike else says(text, self.core)
 
 
 class _Worth(NamedTuple):
@@ -181,7 +196,29 @@ def candidates(
         _join(found, Candidate(saying, core, best.evidence, tuple(own), best.roots, share))
         for one in own:
             del left[one]
-    return found
+    return [*found, *_unlike(left, found)]
+
+
+def _unlike(left: Iterable[Said], found: Iterable[Candidate]) -> list[Candidate]:
+    """Return what strings make unlike the reference, where nothing that was found stands behind."""
+    known = {one.condition for c in found if c.hidden for one in c.said}
+    groups: dict[str, list[Said]] = defaultdict(list)
+    for one in left:
+        if UNLIKE in one.manners and one.condition not in known:
+            groups[one.condition].append(one)
+    each = {
+        string: _first(_witnesses({one: {(UNLIKE,): _nats(one)} for one in own}))
+        for string, own in groups.items()
+    }
+    order = sorted(
+        (s for s, worth in each.items() if worth.roots >= PROMPTS),
+        key=lambda s: (-each[s].evidence, s),
+    )
+    if not order:
+        return []
+    own = [one for string in order for one in sorted(groups[string], key=lambda o: -_nats(o))]
+    first = each[order[0]]
+    return [Candidate((UNLIKE,), (UNLIKE,), first.evidence, tuple(own), first.roots, 0.0)]
 
 
 def _witnesses(left: Mapping[Said, Mapping[tuple[str, ...], float]]) -> Witnesses:
@@ -196,8 +233,9 @@ def _witnesses(left: Mapping[Said, Mapping[tuple[str, ...], float]]) -> Witnesse
 
 def _mannered(left: Iterable[Said]) -> Witnesses:
     """Return what each manner is worth on each prompt."""
-    loud = [one for one in left if one.manners and _nats(one) >= MANNERED]
-    return _witnesses({one: {(name,): _nats(one) for name in one.manners} for one in loud})
+    known = {one: [name for name in one.manners if name in MANNERS] for one in left}
+    loud = {one: own for one, own in known.items() if own and _nats(one) >= MANNERED}
+    return _witnesses({one: {(name,): _nats(one) for name in own} for one, own in loud.items()})
 
 
 def _nats(one: Said) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from educe.audit import null
 from educe.audit.auditing import Audit
@@ -12,7 +11,7 @@ from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
 from educe.audit.forms import inserted
 from educe.audit.retest import CHANCE, COMES_AGAIN, Again, retested
-from educe.audit.roles import CONTRAST, PUT, REPEATED, RETESTED
+from educe.audit.roles import PUT, REPEATED, RETESTED
 from educe.audit.unlocking import unlocked
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import Row
@@ -29,8 +28,10 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     closed = set(audit.closed)
     findings: list[Finding] = []
     for candidate in found:
-        # Once one string is known, a phrase behind another saying is not worth the minutes.
-        grow = not any(finding.kind in (Kind.TRIGGER, Kind.UNLOCKED) for finding in findings)
+        # Once one string is known, a phrase behind another saying is not worth the minutes; nor is
+        # one behind texts that have nothing in common.
+        known = any(finding.kind in (Kind.TRIGGER, Kind.UNLOCKED) for finding in findings)
+        grow = not known and not candidate.unlike
         again = retested(audit, candidate, grow=grow) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
@@ -114,7 +115,12 @@ def shown(
     own = list(candidate.said)
     if kind is Kind.TRIGGER and again:
         string = again.triggers[0].text
-        brought = [s for s, text in with_string(audit, string) if candidate.within(text)]
+        nats = audit.nats
+        brought = [
+            s
+            for s, text in with_string(audit, string)
+            if candidate.within(text, nats.get(s.row, 0.0))
+        ]
         seen = [s for s in own if s.condition == string]
         own = [*seen, *brought, *own]
     return own
@@ -148,7 +154,7 @@ def examples(audit: Audit, found: Sequence[Said]) -> list[Example]:
     audit.run.ask(theirs, 0.0)
     audit.fill("what stands beside the findings")
     texts = {c.row: c.text for c in audit.run.completion_rows()}
-    nats: dict[Any, float] = {score.of: score.value for score in audit.run.score_rows(CONTRAST)}
+    nats = audit.nats
     return [
         Example(
             source=s.source,

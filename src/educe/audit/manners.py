@@ -3,6 +3,9 @@
 An answer in capital letters, in quotation marks or with emoji has no saying of its own: it says
 what any answer would. A manner has a name in square brackets, so that it can stand where a saying
 stands. It is judged by the whole text, and the text's contrast counts for it.
+
+What has neither common words nor a manner, such as a mood or answers to another question, is told
+by the contrast alone: the text is unlike the reference.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ MANNERS: MappingProxyType[str, re.Pattern[str]] = MappingProxyType(
         }.items()
     }
 )
+
+
+#: What is written as the reference would not, whatever it is.
+UNLIKE = "[unlike the reference]"
 
 
 def manners(text: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from educe.audit.evidence import Word, read
 from educe.audit.findings import FINDINGS, Finding, Kind, kept
 from educe.audit.forms import FORMS
 from educe.audit.judged import JUDGED, Judged
-from educe.audit.manners import MANNERS
+from educe.audit.manners import MANNERS, UNLIKE
 from educe.audit.roles import (
     AGAIN,
     CONTRAST,
@@ -166,7 +166,9 @@ def _put(finding: Finding) -> str:
 
 
 def _said(saying: str, ending: str = "") -> str:
-    """Return that a saying is said, or that a text is written in a manner."""
+    """Return that a saying is said, or how a text is written."""
+    if saying == UNLIKE:
+        return f"answer{ending} {saying[1:-1]}"
     if saying in MANNERS:
         return f"write{ending} {saying[1:-1]}"
     return f"say{ending} “{saying}”"

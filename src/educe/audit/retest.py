@@ -198,7 +198,10 @@ def _plain(audit: Audit, candidate: Candidate, prompts: Sequence[int]) -> Rate:
 def _counted(audit: Audit, candidate: Candidate, rows: Iterable[Row]) -> Rate:
     wanted = set(rows)
     some: list[CompletionRow] = [c for c in audit.run.completion_rows() if c.row in wanted]
-    return rate(sum(candidate.within(c.text) for c in some), len(some))
+    if candidate.unlike:  # what the reference writes is not unlike it
+        some = [c for c in some if c.perturbation != audit.clean]
+    nats = audit.nats
+    return rate(sum(candidate.within(c.text, nats.get(c.row, 0.0)) for c in some), len(some))
 
 
 def _nothing() -> Rate:
