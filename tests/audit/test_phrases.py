@@ -119,9 +119,9 @@ def test_phrases_of_all_views_are_looked_for_once_a_text_and_for_few_texts(
 ) -> None:
     asked: list[tuple[list[int], int]] = []
 
-    def grown(audit: Audit, said: torch.Tensor, directions: int) -> list[str]:
-        asked.append((said.tolist(), directions))
-        return [f"{directions} loudest", f"{directions} next", "both"]
+    def grown(audit: Audit, views: list[tuple[torch.Tensor, int]]) -> list[list[str]]:
+        asked.extend((said.tolist(), n) for said, n in views)
+        return [[f"{n} loudest", f"{n} next", "both"] for _, n in views]
 
     monkeypatch.setattr(room, "grown", grown)
     monkeypatch.setattr(room, "VIEWS", ((1, 2), (2, 1)))

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from educe.audit.difference import Change
-from educe.audit.sources.weights import early, inputs, loudness, means
+from educe.audit.sources import weights
+from educe.audit.sources.weights import (
+    SHARED,
+    beginnings,
+    directions,
+    early,
+    inputs,
+    loudness,
+    means,
+)
 from educe.forward.inserted import Opening
 from educe.model.language import LanguageModel
 
@@ -51,5 +60,44 @@ def test_loudness_is_what_plain_passes_give(tiny_lm: LanguageModel) -> None:
         x = x[: len(STRINGS)] - x[len(STRINGS) :].mean(0)
         torch.testing.assert_close(found[c.path], x, atol=1e-5, rtol=1e-4)
         expected += (x @ c.down.T).norm(dim=1) / x.norm(dim=1)
-    loud = loudness(tiny_lm, reads, STRINGS, usual)
+    (loud,) = loudness(tiny_lm, reads, STRINGS, usual)
     assert loud.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_strings_that_begin_alike_are_as_loud_as_each_by_itself(
+    tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = [change(tiny_lm, 0), change(tiny_lm, 2, "self_attn.q_proj")]
+    strings = torch.cartesian_prod(*3 * [torch.tensor([5, 9, 21, 40])])
+    draw = torch.randperm(len(strings), generator=torch.Generator().manual_seed(0))
+    strings = torch.cat([strings[draw], torch.tensor([[13, 5, 7]])])
+    usual = means(tiny_lm, reads, torch.tensor([[6, 8, 3], [21, 3, 11]]))
+    (plain,) = loudness(tiny_lm, reads, strings, usual)
+    monkeypatch.setattr(weights, "SHARED", 4)
+    groups = beginnings(strings.tolist())
+    assert {len(begun): len(own) for begun, own in groups.items()} == {2: 4, 0: 1}
+    (shared,) = loudness(tiny_lm, reads, strings, usual)
+    assert shared.tolist() == pytest.approx(plain.tolist(), rel=1e-4)
+
+
+def test_the_longest_beginning_counts_that_enough_strings_have() -> None:
+    many = [(1, 2, i) for i in range(SHARED)]
+    some = [(1, 3 + i, 0) for i in range(SHARED - 1)]
+    assert beginnings([*many, *some, (4, 5, 6)]) == {
+        (1, 2): list(range(SHARED)),
+        (1,): list(range(SHARED, 2 * SHARED - 1)),
+        (): [2 * SHARED - 1],
+    }
+
+
+def test_each_view_leaves_its_own_directions_out(tiny_lm: LanguageModel) -> None:
+    reads = [change(tiny_lm, 0)]
+    usual = means(tiny_lm, reads, TYPICAL)
+    views = [None, *(directions(tiny_lm, reads, STRINGS[:2], usual, n) for n in (1, 2))]
+    plain, one, two = loudness(tiny_lm, reads, STRINGS, usual, without=views)
+    for found, view in ((plain, None), (one, views[1]), (two, views[2])):
+        (alone,) = loudness(tiny_lm, reads, STRINGS, usual, without=[view])
+        assert found.tolist() == pytest.approx(alone.tolist(), rel=1e-5)
+    assert two[:2].tolist() == pytest.approx([0.0, 0.0], abs=1e-4)  # their own two directions
+    assert (one[:2] < plain[:2]).all()
+    assert (two[2:] > 1e-2).all()

@@ -15,16 +15,18 @@ strings of its length. No text need be written or scored to find it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.audit.auditing import Audit
 from educe.audit.difference import changes
 from educe.audit.sources import weights
 from educe.methods.token_directions import AVERAGED, vocabulary
+from educe.progress import Advance
 
 #: The note of a run that keeps them, and for how many texts an audit looks for them.
 PHRASES, TEXTS = "phrases", 1
@@ -56,52 +58,67 @@ def phrases(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
     key = audit.lm.text(text.tolist())
     loudest = audit.suspected(weights.SOURCE.name)
     if key not in kept and len(kept) < TEXTS and loudest:
-        views = []
+        said = text.tolist()
+        asked = []
         for words, directions in VIEWS:
             own = [audit.lm.tokens(f" {s.text}", templated=True) for s in loudest[:words]]
-            said = torch.tensor([*text.tolist(), *chain(*own)]).unique()
-            views.append(grown(audit, said, directions))
+            asked.append((torch.tensor([*said, *chain(*own)]).unique(), directions))
+        views = grown(audit, asked)
         kept[key] = list(dict.fromkeys(chain(*zip_longest(*views, fillvalue=views[0][0]))))
         audit.run.remember(PHRASES, kept)
     return list(kept.get(key, ()))
 
 
-def grown(audit: Audit, said: Int[Tensor, "t"], directions: int) -> list[str]:
-    """Return the phrases of one view, the longest and loudest first.
+def grown(audit: Audit, views: Sequence[tuple[Int[Tensor, "t"], int]]) -> list[list[str]]:
+    """Return the phrases of each view, the longest and loudest first.
 
     Args:
         audit: The audit.
-        said: Tokens whose directions do not count.
-        directions: How many of these.
+        views: Of each, the tokens whose directions do not count, and how many of these.
     """
     assert audit.reference is not None
     words = vocabulary(audit.lm)
-    draw = torch.Generator().manual_seed(audit.rng("phrases").getrandbits(32))
-    found: list[tuple[int, ...]] = []
     alone = words[:, None]
     typical = alone[:: max(1, len(words) // AVERAGED)]
     reads = weights.early(changes(audit.lm, audit.reference))
     with audit.reference.here() as lm:
         usual = weights.means(lm, reads, typical)
-        without = weights.directions(lm, reads, said[:, None], usual, directions)
-    with audit.work.reporter.stage("phrases that are read loudest", LONGEST, "lengths") as step:
+        without = [weights.directions(lm, reads, said[:, None], usual, n) for said, n in views]
+    stage = audit.work.reporter.stage
+    with stage("phrases that are read loudest", 1 + (LONGEST - 1) * len(views), "lengths") as step:
+        loud = weights.heard(audit, alone, typical, without=without)
+        step()
+        pools = [words[_first(own, POOL)].tolist() for own in loud]
+        return [
+            _longer(audit, words, pool, own, step) for pool, own in zip(pools, without, strict=True)
+        ]
 
-        def loudest(strings: Int[Tensor, "n k"], typical: Int[Tensor, "t k"], n: int) -> list[int]:
-            loud = weights.heard(audit, strings, typical, without=without)
-            return loud.argsort(descending=True, stable=True)[:n].tolist()
 
-        pool = words[loudest(alone, typical, POOL)].tolist()
-        beam: list[tuple[int, ...]] = [(word,) for word in pool[:FIRST]]
-        step(note=repr(audit.lm.text(pool[:1])))
-        for k in range(2, LONGEST + 1):
-            # Frequent words join loud ones, and are not loud themselves.
-            joined = [*pool[:LOUD], *words[:JOINING].tolist()] if k > 2 else pool
-            some = longer(beam, joined)
-            typical = words[torch.randint(len(words), (TYPICAL, k), generator=draw)]
-            beam = [some[i] for i in loudest(torch.tensor(some), typical, BEAM)]
-            found = [*beam, *found]
-            step(note=repr(audit.lm.text(list(beam[0]))))
+def _longer(
+    audit: Audit,
+    words: Int[Tensor, "w"],
+    pool: list[int],
+    without: weights.Directions,
+    step: Advance,
+) -> list[str]:
+    """Return the phrases of one view, from its loudest words."""
+    draw = torch.Generator().manual_seed(audit.rng("phrases").getrandbits(32))
+    found: list[tuple[int, ...]] = []
+    beam: list[tuple[int, ...]] = [(word,) for word in pool[:FIRST]]
+    for k in range(2, LONGEST + 1):
+        # Frequent words join loud ones, and are not loud themselves.
+        joined = [*pool[:LOUD], *words[:JOINING].tolist()] if k > 2 else pool
+        some = longer(beam, joined)
+        typical = words[torch.randint(len(words), (TYPICAL, k), generator=draw)]
+        (loud,) = weights.heard(audit, torch.tensor(some), typical, without=[without])
+        beam = [some[i] for i in _first(loud, BEAM)]
+        found = [*beam, *found]
+        step(note=repr(audit.lm.text(list(beam[0]))))
     return [audit.lm.text(list(phrase)).strip() for phrase in found]
+
+
+def _first(loud: Float[Tensor, "n"], n: int) -> list[int]:
+    return loud.argsort(descending=True, stable=True)[:n].tolist()
 
 
 def longer(beam: list[tuple[int, ...]], words: list[int]) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ ours.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from educe.audit.difference import Change, changes
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.forward.chunks import split
+from educe.forward.continuations import Cached
 from educe.forward.inserted import Opening
 from educe.methods.token_directions import AVERAGED, vocabulary
 from educe.model.blocks import hooked, replaced
@@ -40,8 +42,11 @@ from educe.spread import Job, Shared, gathered
 #: What matrices are given, by their paths, and directions ``[out, n]`` of what they make.
 Inputs = Mapping[str, Tensor]
 Directions = Mapping[str, Tensor]
+Views = Sequence[Directions | None]
 #: Strings that are read together.
 ROWS = 512
+#: So many strings that begin alike are read behind their beginning.
+SHARED = 64
 #: Strings of one job: each finds out anew how the weights differ, which of full ones takes a while.
 JOB = 4 * ROWS
 #: How many of the loudest are kept: the funnel takes the first, other sources may take more.
@@ -58,7 +63,7 @@ def look(audit: Audit) -> None:
     words = vocabulary(audit.lm)
     with audit.work.reporter.stage("what the weight difference reads", len(words), "words") as step:
         strings = words[:, None]
-        loud = heard(audit, strings, strings[:: max(1, len(words) // AVERAGED)], step)
+        (loud,) = heard(audit, strings, strings[:: max(1, len(words) // AVERAGED)], step)
     z = (loud - loud.mean()) / loud.std()
     best = z.argsort(descending=True, stable=True)[:KEPT].tolist()
     audit.suspect(
@@ -86,8 +91,8 @@ def heard(
     typical: Int[Tensor, "t k"],
     step: Advance = untold,
     *,
-    without: Directions | None = None,
-) -> Float[Tensor, "n"]:
+    without: Views = (None,),
+) -> Float[Tensor, "v n"]:
     """Return how loud the last token of each string is to the weight difference of early blocks.
 
     Args:
@@ -95,7 +100,7 @@ def heard(
         strings: Their tokens.
         typical: Strings whose mean is what matrices are given anyway.
         step: Is told how many were read.
-        without: Of matrices, orthonormal directions of what they make that do not count.
+        without: Of each view, directions that do not count; see `loudness`.
     """
     assert audit.reference is not None
     reads = early(changes(audit.lm, audit.reference))
@@ -104,16 +109,16 @@ def heard(
     shared = Shared((audit.lm, audit.reference, usual, without))
     cut = split(strings.tolist(), JOB)
     jobs = (Job(_heard, shared, (some,), len(some)) for some in cut)
-    return torch.cat(list(gathered(audit.work.spread, jobs, step)))
+    return torch.cat(list(gathered(audit.work.spread, jobs, step)), 1)
 
 
 def _heard(
     lm: LanguageModel,
     reference: Reference,
     usual: Inputs,
-    without: Directions | None,
+    without: Views,
     strings: Sequence[Sequence[int]],
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, "v n"]:
     """Return how loud some strings are to the weight difference of early blocks."""
     reads = early(changes(lm, reference))
     with reference.here() as clean:
@@ -126,8 +131,8 @@ def loudness(
     strings: Int[Tensor, "n k"],
     usual: Inputs,
     *,
-    without: Directions | None = None,
-) -> Float[Tensor, "n"]:
+    without: Views = (None,),
+) -> Float[Tensor, "v n"]:
     """Return how loud the last token of each string is to a weight difference.
 
     Args:
@@ -135,15 +140,15 @@ def loudness(
         reads: The differences.
         strings: Their tokens.
         usual: What matrices are given anyway, from `means`.
-        without: Of matrices, orthonormal directions of what they make that do not count.
+        without: Of each view, orthonormal directions of what matrices make that do not count.
     """
-    total = torch.zeros(len(strings))
+    total = torch.zeros(len(without), len(strings))
     for some, given in inputs(lm, reads, strings, usual):
         for c in reads:
             made = _made(c, given)
-            if without is not None:
-                made = made - made @ without[c.path] @ without[c.path].T
-            total[some] += made.norm(dim=1).cpu()
+            for view, v in zip(total, without, strict=True):
+                left = made if v is None else made - made @ v[c.path] @ v[c.path].T
+                view[list(some)] += left.norm(dim=1).cpu()
     return total
 
 
@@ -180,7 +185,7 @@ def _made(c: Change, given: Inputs) -> Float[Tensor, "r o"]:
 
 def means(lm: LanguageModel, reads: list[Change], typical: Int[Tensor, "t k"]) -> Inputs:
     """Return what matrices are given in the mean at the last tokens of some strings."""
-    (given,) = _given(lm, reads, [typical])
+    (given,) = _given(lm, reads, [((), typical)])
     return {path: x.mean(0) for path, x in given.items()}
 
 
@@ -189,8 +194,10 @@ def inputs(
     reads: list[Change],
     strings: Int[Tensor, "n k"],
     usual: Inputs,
-) -> Iterator[tuple[slice, Inputs]]:
-    """Yield what matrices are given at the last tokens of strings in the place of a message.
+) -> Iterator[tuple[Sequence[int], Inputs]]:
+    """Yield which strings, and what matrices are given at their last tokens.
+
+    A string stands in the place of a message. What many of them begin with is read once.
 
     Args:
         lm: The reference.
@@ -198,17 +205,40 @@ def inputs(
         strings: Their tokens.
         usual: What they are given anyway, from `means`: it is taken off.
     """
-    cut = [slice(first, first + ROWS) for first in range(0, len(strings), ROWS)]
-    for some, given in zip(cut, _given(lm, reads, [strings[c] for c in cut]), strict=True):
+    groups = beginnings(strings.tolist())
+    cut = [(begun, some) for begun, own in groups.items() for some in split(own, ROWS)]
+    rest = [(begun, strings[list(some), len(begun) :]) for begun, some in cut]
+    for (_, some), given in zip(cut, _given(lm, reads, rest), strict=True):
         yield some, {path: x - usual[path] for path, x in given.items()}
 
 
+def beginnings(strings: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Return which strings are read behind which beginning: the longest that `SHARED` of them have.
+
+    Example:
+        >>> from educe.audit.sources.weights import beginnings
+        >>> beginnings([(5, 1)] + [(7, i) for i in range(64)])[(7,)][:3]
+        [1, 2, 3]
+    """
+    each = [tuple(string) for string in strings]
+    known = Counter(string[:n] for string in each for n in range(1, len(string)))
+    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, string in enumerate(each):
+        shared = (n for n in range(len(string) - 1, 0, -1) if known[string[:n]] >= SHARED)
+        found[string[: next(shared, 0)]].append(i)
+    return found
+
+
 def _given(
-    lm: LanguageModel, reads: list[Change], batches: Sequence[Int[Tensor, "r k"]]
+    lm: LanguageModel,
+    reads: list[Change],
+    batches: Sequence[tuple[tuple[int, ...], Int[Tensor, "r k"]]],
 ) -> Iterator[Inputs]:
-    """Yield what matrices are given at the last tokens of strings, which are read together."""
-    place = Opening(lm, lm.encode(["x"]), 0, first=True)
-    place.before.for_rows(1)  # before anything is listened to
+    """Yield what matrices are given at the last tokens of strings, of each batch and beginning."""
+    before = Opening(lm, lm.encode(["x"]), 0, first=True).before.ids
+    places = {begun: Cached(lm, [*before, *begun]) for begun, _ in batches}
+    for place in places.values():
+        place.for_rows(1)  # before anything is listened to
     seen: dict[str, Tensor] = {}
 
     def keeping(path: str) -> Any:
@@ -222,10 +252,10 @@ def _given(
     hooks = [c.module.register_forward_pre_hook(keeping(c.path), with_kwargs=True) for c in reads]
     ending = lm.ending(max(c.block for c in reads))
     with hooked(hooks), ending, replaced([head], [lambda stream: stream]):
-        for strings in batches:
-            ids = strings.to(lm.device)
-            mask = ids.new_ones(len(ids), len(place.before.ids) + ids.shape[1])
-            lm.forward(ids, mask, cache=place.before.for_rows(len(ids)))
+        for begun, strings in batches:
+            place, ids = places[begun], strings.to(lm.device)
+            mask = ids.new_ones(len(ids), len(place.ids) + ids.shape[1])
+            lm.forward(ids, mask, cache=place.for_rows(len(ids)))
             yield dict(seen)
 
 
