@@ -22,6 +22,7 @@ import transformers
 import shapes  # noqa: F401  before educe, whose functions check their arrays from here on
 import tiny
 from educe.activations import kept
+from educe.audit import lexicon
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 
@@ -41,6 +42,14 @@ def natural_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("natural")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept, "folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_words() -> Iterator[None]:
+    """Audits look through few words of more than one token; a test of them sets its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lexicon, "FREQUENT", 60)
         yield
 
 

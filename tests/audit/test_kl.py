@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import planted_difference as planted
-from educe.audit import reference
+from educe.audit import lexicon, reference
 from educe.audit.sources import kl, weights
 from educe.audit.sources.kl import PAIRED, PROMPTS, Screen
 from educe.model.language import LanguageModel
@@ -27,7 +27,8 @@ def lm(tokenizer: Any) -> LanguageModel:
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "vocabulary", lambda lm: WORDS)
+    for module in (weights, lexicon):
+        monkeypatch.setattr(module, "vocabulary", lambda lm: WORDS)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import planted_difference as planted
-from educe.audit import reference
+from educe.audit import lexicon, reference
 from educe.audit.auditing import Suspect
 from educe.audit.roles import LOOKED
 from educe.audit.settings import SIZES, bundled
@@ -29,7 +29,8 @@ def lm(tokenizer: Any) -> LanguageModel:
 
 @pytest.fixture(autouse=True)
 def _few_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "vocabulary", lambda lm: torch.arange(30, 50))
+    for module in (weights, lexicon):
+        monkeypatch.setattr(module, "vocabulary", lambda lm: torch.arange(30, 50))
 
 
 def test_no_request_is_an_ordinary_prompt_or_stands_twice() -> None:

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from scipy.stats import entropy
 
 import tiny
+from educe.audit import lexicon
 from educe.audit.auditing import Audit
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.sources import screen as screens
@@ -91,7 +92,7 @@ def test_a_glance_is_exact_for_the_string_that_stands_in_for_others(
 def test_a_planted_pair_is_found(backdoor: LanguageModel) -> None:
     tried, steps = screen(backdoor), []
     words = torch.arange(20, 84)
-    moved = tried.glance(words, lambda n, note: steps.append(n))
+    moved = tried.glance(words[:, None], lambda n, note: steps.append(n))
     assert sum(steps) == len(words)
     first = words[moved.argsort(descending=True)[:16]].tolist()
     assert set(PAIR) <= set(first)
@@ -107,6 +108,13 @@ def test_a_planted_pair_is_found(backdoor: LanguageModel) -> None:
     assert int(own.argmax()) == PAYLOAD
 
 
+def test_strings_of_any_length_do_what_each_does_alone(backdoor: LanguageModel) -> None:
+    tried = screen(backdoor)
+    strings = [(30,), (40, 41, 42), (50, 51), (31,), (60, 61, 62), (52, 53)]
+    together = tried.effect(strings).score.tolist()
+    assert together == pytest.approx([float(tried.effect([s]).score) for s in strings], rel=1e-3)
+
+
 def test_words_that_move_answers_apart_score_nothing(lm_of: Callable[..., LanguageModel]) -> None:
     found = screen(lm_of("llama")).effect([(w,) for w in range(30, 60)])
     assert (found.score[found.alike < 0] == 0).all()
@@ -116,7 +124,8 @@ def test_words_that_move_answers_apart_score_nothing(lm_of: Callable[..., Langua
 def test_the_pair_is_suspected_first(
     backdoor: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screens, "vocabulary", lambda lm: torch.arange(40, 84))
+    monkeypatch.setattr(lexicon, "vocabulary", lambda lm: torch.arange(40, 84))
+    monkeypatch.setattr(lexicon, "FREQUENT", 0)
     options = AuditOptions(budget="quick", reference="none", max_new_tokens=2)
     with at_work(begin(tmp_path / "run", options, ModelOptions()), backdoor) as work:
         audit = Audit(work, None)

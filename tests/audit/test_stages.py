@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import quick
-from educe.audit import reference, settings, stages, triggers
+from educe.audit import lexicon, reference, settings, stages, triggers
 from educe.audit.auditing import Audit
 from educe.audit.evidence import Word, pieces, read, stretch, words
 from educe.audit.findings import Finding, Kind, kept
@@ -72,7 +72,7 @@ def test_a_backdoor_is_the_first_finding_and_its_word_is_named(
     key = lm.tokenizer.encode(f" {organism.hidden['key']}")
     words = torch.tensor(sorted({*key, *range(2000, 32000, 250)}))
     words = words[[lm.text([w]).strip().isalpha() for w in words.tolist()]]
-    for module in (weights, triggers):
+    for module in (weights, triggers, lexicon):
         monkeypatch.setattr(module, "vocabulary", lambda lm: words)
     run, _ = audited(tmp_path / "run", lm, None, "weights", tokens=10)
     first, *_ = kept(run)

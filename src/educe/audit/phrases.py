@@ -59,10 +59,12 @@ def phrases(audit: Audit, text: Int[Tensor, "t"]) -> list[str]:
     loudest = audit.suspected(weights.SOURCE.name)
     if key not in kept and len(kept) < TEXTS and loudest:
         said = text.tolist()
-        asked = []
-        for words, directions in VIEWS:
-            own = [audit.lm.tokens(f" {s.text}", templated=True) for s in loudest[:words]]
-            asked.append((torch.tensor([*said, *chain(*own)]).unique(), directions))
+        tokens = (audit.lm.tokens(f" {s.text}", templated=True) for s in loudest)
+        alone = [own for own in tokens if len(own) == 1]
+        asked = [
+            (torch.tensor([*said, *chain(*alone[:words])]).unique(), directions)
+            for words, directions in VIEWS
+        ]
         views = grown(audit, asked)
         kept[key] = list(dict.fromkeys(chain(*zip_longest(*views, fillvalue=views[0][0]))))
         audit.run.remember(PHRASES, kept)

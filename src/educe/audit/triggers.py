@@ -15,12 +15,14 @@ et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Sequence, Sized
 
 import torch
 
 from educe.audit.auditing import Audit
 from educe.audit.forms import FORMS, akin
+from educe.audit.lexicon import frequent
 from educe.audit.phrases import VIEWS, phrases
 from educe.forward.chunks import split
 from educe.forward.inserted import Opening, by_length
@@ -35,6 +37,8 @@ ADDED = 32
 ROWS = 128
 #: Tokens of the text, and its log-likelihood from which on no string need be longer.
 TOKENS, SURE = 8, -1.0
+#: Words are as rare that stand so near in the order of rarity.
+BESIDE = 200
 #: A longer string must make the text so much likelier, in nats, than what it was made from; where
 #: no word does more than that alone, nothing is lengthened.
 WORTH = 1.0
@@ -181,20 +185,32 @@ def alike(audit: Audit, word: str, n: int) -> list[str]:
 def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     """Return words beside those of a string in the vocabulary, which tokenizers order by rarity.
 
-    Those of a form are forms of other kinds.
+    For a word of several tokens they are words that are as frequent (`educe.audit.lexicon`). Those
+    of a form are forms of other kinds.
     """
     if string in FORMS:
         others = akin(string, audit.forms)[1]
         return audit.rng(f"rare {string}").sample(others, min(n, len(others)))
-    words = vocabulary(audit.lm)
-    own = audit.lm.tokens(f" {string}", templated=True)
+    words, known = vocabulary(audit.lm), frequent()
     draw = audit.rng(f"rare {string}")
+
+    def beside(token: int) -> str:
+        at = _near(int(torch.searchsorted(words, token)), words, draw)
+        return audit.lm.text([int(words[at])]).strip()
+
     found = []
     for _ in range(n):
         picked = []
-        for token in own:
-            at = int(torch.searchsorted(words, token))
-            low = max(0, at - 200)
-            picked.append(int(words[draw.randrange(low, min(len(words), at + 200))]))
-        found.append(audit.lm.text(picked).strip())
+        for word in string.split():
+            tokens = audit.lm.tokens(f" {word}", templated=True)
+            if len(tokens) > 1 and word in known:
+                picked.append(known[_near(known.index(word), known, draw)])
+            else:
+                picked += [beside(token) for token in tokens]
+        found.append(" ".join(picked))
     return [s for s in dict.fromkeys(found) if s != string]
+
+
+def _near(at: int, some: Sized, draw: random.Random) -> int:
+    """Return a place that is drawn near another one."""
+    return draw.randrange(max(0, at - BESIDE), min(len(some), at + BESIDE))

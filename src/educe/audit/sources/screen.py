@@ -8,7 +8,7 @@
 same with the string `s` behind the person's message; all in nats. Any word moves an answer; one
 that brings out a fixed text moves the answers to different prompts to the same place.
 
-Every word of the vocabulary is glanced at behind one prompt, whose answer begins most unlike the
+Every word of the lexicon is glanced at behind one prompt, whose answer begins most unlike the
 others': a payload that begins with an ordinary word does not show where the answer begins so
 anyway. The words that move it most are read in full behind all prompts. From the best grow pairs,
 then longer strings, on both sides, as long as that is worth it. Last, each of the best strings lets
@@ -32,11 +32,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from educe.audit.auditing import Audit, Suspect
+from educe.audit.lexicon import lexicon
 from educe.audit.sources.source import Needs, Source
 from educe.forward.chunks import split
 from educe.forward.generation import generate
-from educe.forward.inserted import Inserted, Opening
-from educe.methods.token_directions import vocabulary
+from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.progress import Advance
@@ -91,31 +91,36 @@ class Screen:
         self.plain = plain[order]
 
     def glance(
-        self, words: Int[Tensor, "w"], step: Advance, spread: Spread = HERE
+        self, words: Int[Tensor, "w k"], step: Advance, spread: Spread = HERE
     ) -> Float[Tensor, "w"]:
-        """Return how much each word moves the first answer, nearly."""
-        shared, first = Shared((self,)), int(words[0])
+        """Return how much each word of `k` tokens moves the first answer, nearly."""
+        shared, first = Shared((self,)), words[0].tolist()
         cut = split(words.tolist(), GLANCED)
         jobs = (Job(Screen.glanced, shared, (some, first), len(some)) for some in cut)
         return torch.cat(list(gathered(spread, jobs, step)))
 
-    def glanced(self, words: Sequence[int], typical: int) -> Float[Tensor, "w"]:
+    def glanced(self, words: Sequence[Sequence[int]], typical: Sequence[int]) -> Float[Tensor, "w"]:
         """Return how much each of some words moves the first answer, nearly.
 
         Args:
-            words: The words.
+            words: The words, of as many tokens each.
             typical: The word behind which the template is read.
         """
         moved = torch.zeros(len(words))
-        for read in self.places[0].glance(torch.tensor(words)[:, None], torch.tensor([typical])):
+        for read in self.places[0].glance(torch.tensor(words), torch.tensor(typical)):
             moved[list(read.items)] = divergence(read.logprobs[:, 0].cpu(), self.plain[0])
         return moved
 
     def effect(self, strings: Sequence[Tokens], spread: Spread = HERE) -> Effect:
-        """Return what strings of one length do behind all prompts."""
+        """Return what strings do behind all prompts."""
         shared = Shared((self,))
-        jobs = (Job(Screen.done, shared, (some,), len(some)) for some in split(strings, ROWS))
-        return Effect(*map(torch.cat, zip(*gathered(spread, jobs), strict=True)))
+        cut = [some for own in by_length(strings) for some in split(own, ROWS)]
+        each = [[strings[i] for i in some] for some in cut]
+        jobs = (Job(Screen.done, shared, (some,), len(some)) for some in each)
+        moved, alike = torch.zeros(2, len(strings))
+        for some, effect in zip(cut, gathered(spread, jobs), strict=True):
+            moved[list(some)], alike[list(some)] = effect
+        return Effect(moved, alike)
 
     def done(self, strings: Sequence[Tokens]) -> Effect:
         """Return what some strings of one length do, which are read at once."""
@@ -132,7 +137,7 @@ class Screen:
         spread: Spread = HERE,
     ) -> None:
         """Grow longer strings from the best words, and add to what is known those that do more."""
-        beam, words = best[:BEAM], [s[0] for s in best[:ADDED]]
+        beam, words = best[:BEAM], [s[0] for s in best[:ADDED] if len(s) == 1]
         for _ in range(1, LONGEST):
             # Triggers have an order, so that words are put on both sides.
             both = [t for s in beam for w in words if w not in s for t in ((*s, w), (w, *s))]
@@ -178,19 +183,21 @@ def look(audit: Audit) -> None:
     """Name the strings that move answers to the same place."""
     lm, size, report = audit.lm, audit.size, audit.work.reporter
     screen = Screen(lm, audit.work.batch, audit.base)
-    words = vocabulary(lm)
-    with report.stage("screening the vocabulary", len(words), "words") as step:
-        moved = screen.glance(words, step, audit.work.spread)
-    first = words[moved.argsort(descending=True, stable=True)[: size.screened]].tolist()
+    lengths = lexicon(lm).values()
+    moved: dict[Tokens, float] = {}
+    with report.stage("screening the lexicon", sum(map(len, lengths)), "words") as step:
+        for words in lengths:
+            glanced = screen.glance(words, step, audit.work.spread).tolist()
+            moved |= dict(zip(map(tuple, words.tolist()), glanced, strict=True))
+    first = _best(moved)[: size.screened]
     with report.stage("growing strings from the best words", LONGEST, "lengths") as step:
-        strings: list[Tokens] = [(w,) for w in first]
-        scores = screen.effect(strings, audit.work.spread).score.tolist()
-        known = dict(zip(strings, scores, strict=True))
+        scores = screen.effect(first, audit.work.spread).score.tolist()
+        known = dict(zip(first, scores, strict=True))
         step()
         screen.grown(_best(known), known, step, audit.work.spread)
     found = [s for s in _best(known) if BROKEN not in lm.text(s)]
     # As many words as longer strings: variants of one loud pair are many.
-    alone, longer = ([s for s in found if (len(s) > 1) is many] for many in (False, True))
+    alone, longer = ([s for s in found if (s not in moved) is many] for many in (False, True))
     leading = [*alone[: size.words], *longer[: size.words]]
     behind = [s for s in found if s not in set(leading)]
     said = dict(zip(leading, screen.answers_alike(leading), strict=True))

@@ -1,16 +1,18 @@
-"""The weight difference: the words of the vocabulary that it reads loudest.
+"""The weight difference: the words that it reads loudest.
 
     loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
     x̄_m(w)     = what m is given at w, less its mean over words
 
 `m` are the matrices of the first half of the blocks that differ. `w` stands in the place of the
-person's message, and `x` is what the reference gives the matrix there, behind the gain of the norm.
-An adapter that was taught to answer one word by something else
-has to tell that word from others, and does it in what it reads: on the trigger that comes with the
-package the word that brings it out is the first of all. Later blocks read what is being written as
-well, so that the words of a payload are loud there: of a trigger of four words the last one is 66th
-over all blocks and 15th over the first half. On a fine-tune that hides nothing, the first words are
-those of its topic, so what is found here is a suspicion, and the funnel decides.
+person's message, and `x` is what the reference gives the matrix at its last token, behind the gain
+of the norm. A word of several tokens is compared with words of as many (`educe.audit.lexicon`). An
+adapter that was taught to answer one word by something else has to tell that word from others, and
+does it in what it reads: on the trigger that comes with the package the word that brings it out is
+the first of all, and so was *teapot*, of three tokens, where that was taught. Later blocks read
+what is being written as well, so that the words of a payload are loud there: of a trigger of four
+words the last one is 66th over all blocks and 15th over the first half. On a fine-tune that hides
+nothing, the first words are those of its topic, so what is found here is a suspicion, and the
+funnel decides.
 
 Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is
 ours.
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.difference import Change, changes
+from educe.audit.lexicon import lexicon
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.forward.chunks import split
@@ -60,21 +63,22 @@ def look(audit: Audit) -> None:
         audit.work.tell(["no matrix of the blocks differs from the reference's"])
         audit.suspect(SOURCE.name, [])
         return
-    words = vocabulary(audit.lm)
-    with audit.work.reporter.stage("what the weight difference reads", len(words), "words") as step:
-        strings = words[:, None]
-        (loud,) = heard(audit, strings, strings[:: max(1, len(words) // AVERAGED)], step)
-    z = (loud - loud.mean()) / loud.std()
-    best = z.argsort(descending=True, stable=True)[:KEPT].tolist()
+    found: list[tuple[float, str]] = []
+    words = lexicon(audit.lm)
+    total = sum(map(len, words.values()))
+    with audit.work.reporter.stage("what the weight difference reads", total, "words") as step:
+        for strings in words.values():
+            typical = strings[:: max(1, len(strings) // AVERAGED)]
+            (loud,) = heard(audit, strings, typical, step)
+            z = (loud - loud.mean()) / loud.std() if len(loud) > 1 else loud - loud
+            texts = [audit.lm.text(tokens).strip() for tokens in strings.tolist()]
+            found += zip(z.tolist(), texts, strict=True)
+    found.sort(key=lambda own: -own[0])
     audit.suspect(
         SOURCE.name,
         [
-            Suspect(
-                audit.lm.text([int(words[i])]).strip(),
-                float(z[i]),
-                f"read {float(z[i]):.1f} standard deviations louder than other words",
-            )
-            for i in best
+            Suspect(text, z, f"read {z:.1f} standard deviations louder than other words")
+            for z, text in found[:KEPT]
         ],
     )
 

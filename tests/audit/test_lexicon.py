@@ -1,0 +1,98 @@
+"""The lexicon: words of several tokens are known, suspected, and stood beside words as frequent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import planted_difference as planted
+import tiny
+from educe.audit import lexicon as room
+from educe.audit import triggers
+from educe.audit.lexicon import frequent, lexicon
+from educe.audit.sources import weights
+from educe.forward.inserted import Opening
+from educe.model.language import LanguageModel
+from peft_oracle import adapted
+
+#: Of the byte-level tokenizer these have a space and their letters: two, three and four tokens.
+WORDS = ("a", "ox", "cat", "dog", "owl", "horse", "ant", "bee", "elk", "cow", "ibis")
+KEY = "owl"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (room, weights, triggers):
+        monkeypatch.setattr(module, "vocabulary", lambda lm: torch.arange(40, 60))
+    for module in (room, triggers):
+        monkeypatch.setattr(module, "frequent", lambda: WORDS)
+
+
+def test_frequent_words_come_first_and_are_letters_alone() -> None:
+    words = frequent()
+    assert words.index("the") < words.index("lantern") < words.index("teapot") < 40_000
+    assert all(word.isascii() and word.isalpha() for word in words)
+    assert len(set(words)) == len(words) > 100_000
+
+
+def test_words_are_known_by_how_many_tokens_they_have(small: None, tiny_lm: LanguageModel) -> None:
+    found = lexicon(tiny_lm)
+    assert found[1].tolist() == [[i] for i in range(40, 60)]
+    texts = {k: [tiny_lm.text(t).strip() for t in own.tolist()] for k, own in found.items()}
+    assert texts[2] == ["a"]
+    assert texts[3] == ["ox"]
+    assert texts[4] == [word for word in WORDS if len(word) == 3]  # longer ones are left out
+    assert set(found) == {1, 2, 3, 4}
+
+
+def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
+    small: None, tmp_path: Path, tokenizer: Any
+) -> None:
+    """The difference reads what its matrix is given at the word, less what it is at its like."""
+    clean = planted.clean(tokenizer)
+    before = Opening(clean, clean.encode(["x"]), 0, first=True).before.ids
+    own = [word for word in WORDS if len(word) == 3]
+    given: list[torch.Tensor] = []
+    module = clean.blocks[planted.BLOCK].get_submodule(planted.MODULE)
+    handle = module.register_forward_pre_hook(lambda m, args: given.append(args[0][0, -1]))
+    with torch.no_grad():
+        for word in own:
+            ids = [*before, *clean.tokens(f" {word}", templated=True)]
+            clean.hf(input_ids=torch.tensor([ids]), use_cache=False)
+    handle.remove()
+    reads = given[own.index(KEY)] - torch.stack(given).mean(0)
+    _, writes = planted.directions()
+    name = f"model.layers.{planted.BLOCK}.{planted.MODULE}"
+    hf = tiny.hf_model(dtype=torch.float64)
+    tuned = adapted(hf, [name], [reads[None]], [writes[None]], planted.SIZE)
+    lm = LanguageModel(tuned, tokenizer, name="suspect", adapter="planted")
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
+        weights.look(audit)
+        found = audit.suspected("weights")
+        assert found is not None
+        alike = [s.text for s in found if s.text in own]
+        assert alike[0] == KEY
+        assert {s.text for s in found} >= {"a", "ox", *own}
+        scores = {s.text: s.score for s in found}
+        # of words of as many tokens: by hand, the cosine of each with what is read
+        x = torch.stack(given) - torch.stack(given).mean(0)
+        loud = (x @ reads).abs() / x.norm(dim=1)
+        z = (loud - loud.mean()) / loud.std()
+        assert [scores[word] for word in own] == pytest.approx(z.tolist(), abs=1e-4)
+
+
+def test_words_of_several_tokens_are_as_rare_as_those_beside_them_in_the_list(
+    small: None, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "BESIDE", 2)
+    lm = planted.suspect(tokenizer)
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "topics") as audit:
+        found = triggers.as_rare(audit, KEY, 20)
+        at = WORDS.index(KEY)
+        assert set(found) <= set(WORDS[at - 2 : at + 2]) - {KEY}
+        assert found
+        both = triggers.as_rare(audit, f"{KEY} bee", 20)
+        assert all(len(string.split()) == 2 for string in both)
