@@ -169,6 +169,7 @@ RANKS = {
     "run.lock": 1,
     "run.migrations": 0,
     "run.schema": 1,
+    "run.database": 1,
     "run.frames": 1,
     "run.store": 1,
     "run.same_model": 3,
@@ -218,7 +219,7 @@ ONLY = {
     },
     "cyclopts": {"cli", "options"},
     "bitsandbytes": {"model.quantized"},
-    "sqlite3": {"run.migrations", "run.schema", "run.store", "scores.cache"},
+    "sqlite3": {"run.database", "run.migrations", "run.schema", "run.store", "scores.cache"},
     "openai": {"scores.server", "run.served_vllm", "run.served_vectors"},
     "starlette": {"explore.app", "serving.server", "serving.listening"},
     "uvicorn": {"serving.listening"},
@@ -325,9 +326,13 @@ def test_libraries_are_known_only_where_they_belong(known: dict[str, set[str]]) 
 
 
 def test_a_run_knows_pandas_and_nothing_above_its_rows(known: dict[str, set[str]]) -> None:
-    both = known["run.store"] | known["run.schema"] | known["run.frames"]
+    both = set().union(
+        *(known[f"run.{name}"] for name in ("store", "schema", "frames", "database"))
+    )
     ours = {other for other in both if other.startswith("educe")}
-    beside = {f"educe.run.{name}" for name in ("frames", "lock", "migrations", "schema")}
+    beside = {
+        f"educe.run.{name}" for name in ("database", "frames", "lock", "migrations", "schema")
+    }
     assert ours == {"educe.errors", "educe.rows", *beside}
     rest = {other.split(".")[0] for other in both - ours}
     assert rest - set(sys.stdlib_module_names) == {"pandas"}

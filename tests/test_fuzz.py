@@ -37,6 +37,7 @@ from educe.model.prompts import read_prompts
 from educe.organisms import organism, shipped
 from educe.perturbation import foreign, positions
 from educe.perturbation.set import PerturbationSet
+from educe.run import database
 from educe.run.settings import stored
 from educe.run.store import Run
 from educe.scores import Answer
@@ -215,6 +216,12 @@ def read_run(folder: Path) -> None:
         texts_of(run)
 
 
+def read_large_run(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "WHOLE", 0)
+        read_run(folder)
+
+
 def read_scores(file: Path) -> None:
     Cached(Contains("a"), file).score([Answer("Hi.", "a"), Answer("Hi.", "c")])
 
@@ -251,6 +258,7 @@ LOADERS: dict[str, tuple[str, Change, Callable[[Path, Path], Path], Any]] = {
     "an autoencoder": ("sae_weights.safetensors", as_header, SAE, None),
     "an autoencoder's settings": ("cfg.json", as_json, SAE, None),
     "a run": ("run.sqlite", as_bytes, lambda _, file: file.parent, read_run),
+    "a large run": ("run.sqlite", as_bytes, lambda _, file: file.parent, read_large_run),
     "kept scores": ("scores.sqlite", as_bytes, alone, read_scores),
     "an organism": ("organism.json", as_json, lambda _, file: file.parent, organism.read),
     "prompts in json": ("prompts.json", as_json, alone, read_prompts),

@@ -196,13 +196,13 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
 def test_a_full_disk_keeps_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, own = kept(tmp_path / "run", 1), sqlite3.connect
 
-    def small(*given: Any) -> sqlite3.Connection:
-        database = own(*given)
+    def small(*given: Any, **how: Any) -> sqlite3.Connection:
+        database = own(*given, **how)
         database.execute("PRAGMA max_page_count = 1")  # as many as there are
         return database
 
     with monkeypatch.context() as patch:
-        patch.setattr("educe.run.store.sqlite3.connect", small)
+        patch.setattr("educe.run.database.sqlite3.connect", small)
         with pytest.raises(BlockedError, match="full"):
             Run.open(place)
     with Run.open(place) as run:

@@ -19,10 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from educe.comparison.texts import texts_of
 from educe.errors import BlockedError, EduceError, FileFormatError, RunError
+from educe.explore import frames
+from educe.explore.map import places
 from educe.rows import FIRST, RETEST, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
-from educe.run import store
+from educe.run import database, store
 from educe.run.lock import locked
+from educe.run.migrations import SCHEMA_VERSION
 from educe.run.store import Run
 
 CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
@@ -304,12 +308,20 @@ def read_all(folder: Path) -> None:
         )
 
 
+@pytest.fixture(params=["small", "large"])
+def _of_a_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are small, and checked whole, or large."""
+    if request.param == "large":
+        monkeypatch.setattr(database, "WHOLE", 0)
+
+
 def placed(folder: Path, raw: bytes) -> Path:
     folder.mkdir()
     (folder / "run.sqlite").write_bytes(raw)
     return folder
 
 
+@pytest.mark.usefixtures("_of_a_size")
 @pytest.mark.parametrize("kept", [0, 1, 16, 99, 4095, 4096, 5000, 0.5, -4096, -100])
 def test_a_truncated_file_is_reported(tmp_path: Path, raw: bytes, kept: float) -> None:
     size = (
@@ -320,6 +332,7 @@ def test_a_truncated_file_is_reported(tmp_path: Path, raw: bytes, kept: float) -
     assert str(folder) in message
 
 
+@pytest.mark.usefixtures("_of_a_size")
 def test_a_damaged_file_is_read_or_reported(tmp_path: Path, raw: bytes) -> None:
     rng = np.random.default_rng(0)
     outcomes, told = set(), []
@@ -340,6 +353,58 @@ def test_a_damaged_file_is_read_or_reported(tmp_path: Path, raw: bytes) -> None:
     assert not [message for message in told if "\n" in message or len(message) > 400]
 
 
+def last_leaf(raw: bytes, table: str) -> int:
+    """Return where the last rows of a table lie, as SQLite's file format has it."""
+    database = sqlite3.connect(":memory:")
+    database.deserialize(raw[:18] + b"\1\1" + raw[20:])  # without a log, which memory has not
+    ((page,),) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
+    size = int.from_bytes(raw[16:18], "big")
+    while raw[at := (page - 1) * size] == 5:  # an inner page of a table
+        page = int.from_bytes(raw[at + 8 : at + 12], "big")
+    return at
+
+
+READERS: dict[str, Callable[[Run], Any]] = {
+    "rows": lambda run: run.completion_rows(),
+    "what is missing": lambda run: run.missing(),
+    "columns": lambda run: run.completions,
+    "texts": texts_of,
+    "a page of texts": lambda run: frames.texts(run, frames.Wanted()),
+    "the last text": lambda run: frames.text(run, 503),
+    "how many": frames.texts_of_each,
+    "a map": places,
+    "a text written again": lambda run: run.add_completions(COMPLETIONS[-1:]),
+    "an iterator": lambda run: list(run.database.execute("SELECT text FROM completions")),
+    "many at once": lambda run: run.database.execute("SELECT text FROM completions").fetchall(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_damage_that_opening_a_large_file_leaves_is_met_in_one_sentence(
+    tmp_path: Path, raw: bytes, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    at = last_leaf(raw, "completions")
+    folder = placed(tmp_path / "run", raw[:at] + bytes(4096) + raw[at + 4096 :])
+    assert "corrupt" in fails(FileFormatError, lambda: Run.open(folder))
+    monkeypatch.setattr(database, "WHOLE", 0)
+    with Run.open(folder) as run:
+        assert run.prompt_rows() == PROMPTS
+        assert run.database.execute("SELECT text FROM completions").fetchone()
+        message = fails(FileFormatError, lambda: READERS[reader](run))
+    assert message.startswith(f"{folder / 'run.sqlite'} is corrupt or truncated: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("table", ["meta", "prompts", "perturbations"])
+def test_what_a_run_is_is_checked_however_large_its_file_is(
+    tmp_path: Path, raw: bytes, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    at = last_leaf(raw, table)
+    folder = placed(tmp_path / "run", raw[:at] + bytes(4096) + raw[at + 4096 :])
+    monkeypatch.setattr(database, "WHOLE", 0)
+    assert "corrupt" in fails(FileFormatError, lambda: Run.open(folder))
+
+
 def other_database(folder: Path, *statements: str) -> Path:
     folder.mkdir()
     database = sqlite3.connect(folder / "run.sqlite")
@@ -357,7 +422,7 @@ def test_another_kind_or_version_of_file_is_reported(tmp_path: Path, run: Run) -
     fails(FileFormatError, lambda: Run.open(empty))
     tables = other_database(
         tmp_path / "tables",
-        f"PRAGMA user_version = {store.SCHEMA_VERSION}",
+        f"PRAGMA user_version = {SCHEMA_VERSION}",
         "CREATE TABLE meta (x)",
     )
     fails(FileFormatError, lambda: Run.open(tables))
@@ -368,11 +433,11 @@ def test_another_kind_or_version_of_file_is_reported(tmp_path: Path, run: Run) -
     fails(FileFormatError, lambda: Run.open(bare))
     other.execute("DELETE FROM meta")
     fails(FileFormatError, lambda: Run.open(bare))
-    other.execute(f"PRAGMA user_version = {store.SCHEMA_VERSION + 1}")
+    other.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     other.close()
     message = fails(FileFormatError, lambda: Run.open(bare))
-    assert f"version {store.SCHEMA_VERSION + 1}" in message
-    assert f"reads {store.SCHEMA_VERSION}" in message
+    assert f"version {SCHEMA_VERSION + 1}" in message
+    assert f"reads {SCHEMA_VERSION}" in message
 
 
 def test_opening_where_there_is_no_run(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from educe.errors import ModelError, SpreadError
 from educe.model.language import LanguageModel
 from educe.model.loading import load
 from educe.options import SpreadOptions
+from educe.run import fill
+from educe.run.store import Run
 from educe.scores import Answer, Score, in_order
 from educe.scores.asking import Local as Asked
 from educe.scores.batches import in_batches
@@ -53,6 +55,20 @@ def test_a_run_by_any_number_of_workers_is_that_of_this_process(
 ) -> None:
     spread_run.carried_out(tmp_path / "run", folder, SpreadOptions(on="devices", workers=n))
     assert spread_run.content(tmp_path / "run") == whole
+
+
+def test_texts_are_scored_alike_however_many_are_held_together(
+    tmp_path: Path, folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = fill.in_readings
+    monkeypatch.setattr(fill, "TOGETHER", 5)
+    monkeypatch.setattr(fill, "in_readings", lambda some: sizes.append(len(some)) or read(some))
+    spread_run.carried_out(tmp_path / "run", folder)
+    assert len(sizes) > 5
+    with Run.open(tmp_path / "run") as few, Run.open(finished) as whole:
+        got, known = ({(s.of, s.judge): s.value for s in r.score_rows()} for r in (few, whole))
+    assert got == pytest.approx(known, rel=1e-4)
 
 
 def test_a_run_whose_workers_are_killed_is_that_of_this_process(

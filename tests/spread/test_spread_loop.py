@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from educe.audit.meter import Meter, Metered
 from educe.errors import EduceError, MethodError, SpreadError
 from educe.spread import Done, Job, Local, Shared, gathered, loop
 from educe.spread.loop import IN_FLIGHT, LOSSES, Workers
@@ -147,6 +148,19 @@ def test_a_job_that_ends_its_workers_is_the_end_when_all_others_are_done(stepped
         got.extend(done.value for done in came)
     assert sorted(got) == [10, 11, 12, 13, 15, 16, 17]
     assert LOSSES <= tried[4] < 2 * LOSSES
+
+
+def test_a_job_of_an_audit_that_ends_its_workers_is_named_by_its_part(stepped: Any) -> None:
+    class Stepped(Local):
+        def map(self, jobs: Any) -> Iterator[Done]:
+            return stepped([Puppet("a", lambda *_: True)], jobs)[0]
+
+    meter = Meter()
+    with (
+        meter.counting("weights"),
+        pytest.raises(SpreadError, match=r"of one job \(\w{12}, weights: plus of size 1\)"),
+    ):
+        list(Metered(Stepped(), meter).map(jobs(1)))
 
 
 def test_what_ended_workers_before_others_were_done_does_not_count(stepped: Any) -> None:

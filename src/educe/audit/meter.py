@@ -24,12 +24,13 @@ class Meter:
 
     Attributes:
         spent: By part: ``passes`` (calls of a whole model), ``tokens`` and ``seconds``.
+        part: The part that is counted now; None where none is.
     """
 
     def __init__(self, *models: LanguageModel) -> None:
         self.models = {id(lm): lm for lm in models}.values()
         self.spent: dict[str, dict[str, float]] = {}
-        self._own: dict[str, float] | None = None  # what the part costs that is counted now
+        self.part: str | None = None
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -55,23 +56,25 @@ class Meter:
                 handles.append(
                     inner.register_forward_pre_hook(tokens(1 / lm.depth), with_kwargs=True)
                 )
-        began, before, self._own = time.monotonic(), self._own, own
+        began, before, self.part = time.monotonic(), self.part, part
         try:
             with hooked(handles):
                 yield
         finally:
-            self._own = before
+            self.part = before
             own["seconds"] += time.monotonic() - began
 
     def add(self, passes: float, tokens: float) -> None:
         """Count what another process computed for the part that is counted now."""
-        if self._own is not None:
-            self._own["passes"] += passes
-            self._own["tokens"] += tokens
+        if self.part is not None:
+            self.spent[self.part]["passes"] += passes
+            self.spent[self.part]["tokens"] += tokens
 
 
 class Metered:
     """Workers who say what each job cost, as `educe.spread.Spread` has it.
+
+    Each job is named by the part that is counted, and by its function.
 
     Args:
         spread: The workers.
@@ -86,8 +89,12 @@ class Metered:
     def map(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs, as `educe.spread.Spread` has it."""
         models = tuple(self.meter.models)
-        metered = (j._replace(do=_metered, given=(models, j.do, j.given)) for j in jobs)
-        for done in self.spread.map(metered):
+
+        def metered(job: Job) -> Job:
+            named = f"{self.meter.part or 'the audit'}: {job.name}"
+            return job._replace(do=_metered, given=(models, job.do, job.given), named=named)
+
+        for done in self.spread.map(map(metered, jobs)):
             _, do, given = done.job.given
             value, passes, tokens = done.value
             self.meter.add(passes, tokens)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage
@@ -50,6 +50,9 @@ GROUPED, BLOCK = 10_000, 256
 _NUMBER = re.compile(r"(?<![\w.])(?!\d{1,2}[.)](?:\s|$))\w*\d\w*(?:[.,:/-]\d+)*")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|neither|nor|cannot|without)\b|n't\b")
 
+#: A text, how often it comes, and what else is known of it.
+Counted = TypeVar("Counted", bound=tuple[Any, ...])
+
 
 class Stated(NamedTuple):
     """What texts of one group have in common to the letter."""
@@ -74,20 +77,59 @@ def clusters(texts: Sequence[str]) -> np.ndarray:
     more than `GROUPED` different texts the commonest are grouped, and the others join the nearest.
     """
     each = Counter(texts)
-    distinct = sorted(sorted(sorted(each), key=lambda text: -each[text])[:GROUPED])
-    labels = np.zeros(len(distinct), dtype=int)
-    if len(distinct) > 1:
-        labels = cut(linkage(_Distances(distinct).condensed(), "average"))
-    of_text = dict(zip(distinct, labels.tolist(), strict=True))
-    others = sorted(each.keys() - of_text.keys())
-    for at in range(0, len(others), GROUPED):
-        nearest = assign(some := others[at : at + GROUPED], distinct)
-        of_text |= zip(some, np.where(nearest < 0, -1, labels[nearest]).tolist(), strict=True)
-    mine = np.array([of_text[text] for text in texts], dtype=int)
-    order = np.argsort(-np.bincount(mine[mine >= 0]), kind="stable")
+    known = grouped([text for text, _ in commonest(each.items())])
+    of_text = dict(joined(sorted(each), known))
+    return by_size(np.array([of_text[text] for text in texts], dtype=int))
+
+
+def commonest(counted: Iterable[Counted]) -> list[Counted]:
+    """Return the texts that come most often, at most `GROUPED`, in their own order.
+
+    Args:
+        counted: Different texts, each with how often it comes, and what else is known of it.
+    """
+    return sorted(heapq.nsmallest(GROUPED, counted, key=lambda one: (-one[1], one[0])))
+
+
+def grouped(texts: Sequence[str]) -> dict[str, int]:
+    """Return the group of each of some different texts, all of whose pairs are looked at."""
+    if len(texts) < 2:
+        return dict.fromkeys(texts, 0)
+    labels = cut(linkage(_Distances(texts).condensed(), "average"))
+    return dict(zip(texts, labels.tolist(), strict=True))
+
+
+def joined(texts: Iterable[str], known: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield texts with their groups: that of the nearest known text, or -1 where none is near.
+
+    Args:
+        texts: Different texts. Those that are not known come later, up to `GROUPED` at once.
+        known: Texts that have a group.
+    """
+    new: list[str] = []
+    for text in texts:
+        if text in known:
+            yield text, known[text]
+        else:
+            new.append(text)
+        if len(new) == GROUPED:
+            yield from _near(new, known)
+            new = []
+    yield from _near(new, known)
+
+
+def _near(texts: Sequence[str], known: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    labels = [*known.values(), -1]
+    for text, nearest in zip(texts, assign(texts, list(known)).tolist(), strict=True):
+        yield text, labels[nearest]
+
+
+def by_size(labels: np.ndarray) -> np.ndarray:
+    """Number groups anew, the largest 0 and so on down; -1 stays, ``[texts]``."""
+    order = np.argsort(-np.bincount(labels[labels >= 0]), kind="stable")
     rank = np.full(len(order) + 1, -1)
     rank[order] = np.arange(len(order))
-    return rank[mine]
+    return rank[labels]
 
 
 def assign(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:

@@ -28,6 +28,7 @@ from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import FIRST, KEPT, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
+from educe.run.schema import reading
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.scores import Answer, Judge, asked_in
@@ -39,6 +40,8 @@ from educe.spread import Job, Local, Shared, Spread
 
 #: Samples of the unperturbed model that a text is to be unlike, beside its likeliest answer.
 BASELINE = 8
+#: Texts that are held together to be read.
+TOGETHER = 2**16
 
 
 class Group(NamedTuple):
@@ -236,19 +239,25 @@ def _written(
 def score(work: Work) -> None:
     """Score texts that have no log-likelihood, coherence and novelty, but for the baseline."""
     run = work.run
-    missing = [c for c in run.completion_rows(unscored="novelty") if not _is_baseline(c)]
-    if not missing:
+    each = _unscored(run)
+    if not each:
         return
     plain = unperturbed(run)
     if not run.has("ordinary_logprob"):
         value = ordinary_logprob(work.lm, max_new_tokens=work.settings.max_new_tokens)
         run.remember("ordinary_logprob", value)
     ordinary = run.note("ordinary_logprob")
-    written = [Completion(c.row, c.text, c.tokens, c.finished) for c in missing]
     shared = Shared((work.lm, work.batch))
-    jobs = (Job(_read, shared, (some,), len(some)) for some in in_readings(written))
-    with work.reporter.stage("reading what was written", len(missing), "texts") as step:
-        for done in work.spread.map(jobs):
+
+    def jobs() -> Iterator[Job]:
+        for some in _together(each):
+            texts = run.completion_rows(of=some, unscored="novelty")
+            written = [Completion(c.row, c.text, c.tokens, c.finished) for c in texts]
+            new = [c for c in written if not _is_baseline(c.row)]
+            yield from (Job(_read, shared, (own,), len(own)) for own in in_readings(new))
+
+    with work.reporter.stage("reading what was written", sum(each.values()), "texts") as step:
+        for done in work.spread.map(jobs()):
             rows = []
             for r in done.value:
                 row, text = r.completion.row, r.completion.text
@@ -260,6 +269,32 @@ def score(work: Work) -> None:
                     rows.append(ScoreRow(row, s.judge, s.value, s.higher_is, s.why))
             run.add_scores(rows)
             step(len(done.value), done.note)
+
+
+@reading
+def _unscored(run: Run) -> dict[int, int]:
+    """Return how many texts are to be read, by perturbation."""
+    return dict(
+        run.database.execute(
+            "SELECT perturbation, count(*) FROM completions c WHERE text IS NOT NULL "
+            f"AND phase != '{KEPT}' AND NOT (perturbation = 0 AND phase = '{FIRST}') "
+            "AND NOT EXISTS (SELECT 1 FROM scores s WHERE s.completion = c.id "
+            "AND s.judge = 'novelty') GROUP BY perturbation"
+        )
+    )
+
+
+def _together(each: Mapping[int, int]) -> Iterator[list[int]]:
+    """Yield perturbations whose texts are held together, by how many there are of each."""
+    some, texts = list[int](), 0
+    for number, own in each.items():
+        some.append(number)
+        texts += own
+        if texts >= TOGETHER:
+            yield some
+            some, texts = [], 0
+    if some:
+        yield some
 
 
 def _read(
@@ -342,8 +377,8 @@ def unperturbed(run: Run) -> dict[int, list[str]]:
     return plain
 
 
-def _is_baseline(c: CompletionRow) -> bool:
-    return c.perturbation == 0 and c.phase == FIRST
+def _is_baseline(row: Row) -> bool:
+    return row.perturbation == 0 and row.phase == FIRST
 
 
 def interestingness(run: Run, rows: Sequence[Row]) -> list[float]:

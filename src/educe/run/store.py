@@ -23,11 +23,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Self
 
-from educe.errors import BlockedError, FileFormatError, RunError
+from educe.errors import BlockedError, RunError
 from educe.rows import KEPT, OWN, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.run.database import opened
 from educe.run.frames import Frames
 from educe.run.lock import locked
-from educe.run.migrations import MIGRATIONS, SCHEMA_VERSION, migrate
 from educe.run.schema import (
     COMPLETION,
     as_json,
@@ -117,22 +117,11 @@ class Run(Frames):
         file = folder / "run.sqlite"
         if not file.is_file():
             raise RunError(f"there is no run in {folder}")
-        database = sqlite3.connect(file)
+        database = opened(file)
         try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            (health,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if version != SCHEMA_VERSION and version not in MIGRATIONS:
-                raise FileFormatError(
-                    f"{file} has version {version}, this educe reads {SCHEMA_VERSION}"
-                )
-            if health != "ok":
-                raise unreadable(file, health)
-            migrate(database, version)
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
             run = cls(folder, database)
             run.config  # noqa: B018 - a run without settings is none
-        except (sqlite3.DatabaseError, ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError) as error:
             database.close()
             raise unreadable(file, error) from error
         except BaseException:

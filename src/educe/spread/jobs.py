@@ -49,6 +49,12 @@ class Job(NamedTuple):
     given: tuple[Any, ...]
     size: int = 1  #: how much work it is, for rates
     place: int = 0  #: which of some jobs it is, for whoever has them
+    named: str = ""  #: for a person, where the function's name says too little
+
+    @property
+    def name(self) -> str:
+        """What it is called where a person reads of it."""
+        return self.named or self.do.__name__
 
     @property
     def packed(self) -> bytes:

@@ -155,7 +155,7 @@ class Workers:
         losses[first] += 1
         if losses[first] >= LOSSES:
             raise SpreadError(
-                f"{LOSSES} workers died of one job ({first[:12]}, {jobs[0].do.__name__} of size "
+                f"{LOSSES} workers died of one job ({first[:12]}, {jobs[0].name} of size "
                 f"{jobs[0].size}), the last one {seat.worker.name} ({where}): is memory too small? "
                 "What is done is kept, and can be gone on with"
             )
