@@ -104,37 +104,53 @@ class StoppedError(Exception):
     """The process is killed."""
 
 
+class Counting:
+    """Counts the batches that runs add, and stops at one of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: int = 0) -> None:
+        self.writes, add = 0, Run.add_completions
+
+        def counted(run: Run, rows: Any) -> None:
+            self.writes += 1
+            if self.writes == last:
+                raise StoppedError
+            add(run, rows)
+
+        patch.setattr(Run, "add_completions", counted)
+
+
+def told(run: Run) -> tuple[list[Finding], Any]:
+    return kept(run), [(c.row, c.text) for c in run.completion_rows()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, pair: tuple[LanguageModel, LanguageModel]
+) -> tuple[Any, float, int]:
+    """What an audit comes to that nobody cut off, its tokens and its writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(settings.SIZES, "quick", SMALL)
+        counting, place = Counting(patch), tmp_path_factory.mktemp("whole") / "run"
+        run, _ = audited(place, pair[0], reference.between(*pair), "weights", "topics")
+    came, tokens = told(run), sum(cost["tokens"] for cost in run.note("spent").values())
+    run.close()
+    return came, tokens, counting.writes
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_an_audit_that_was_cut_off_comes_to_the_same(
     tmp_path: Path,
     pair: tuple[LanguageModel, LanguageModel],
+    undisturbed: tuple[Any, float, int],
     monkeypatch: pytest.MonkeyPatch,
     share: float,
 ) -> None:
-    suspect, clean = pair
-    beside = reference.between(suspect, clean)
-
-    def told(run: Run) -> tuple[list[Finding], Any]:
-        return kept(run), [(c.row, c.text) for c in run.completion_rows()]
-
-    writes, last, add = 0, 0, Run.add_completions
-
-    def counted(run: Run, rows: Any) -> None:
-        nonlocal writes
-        writes += 1
-        if writes == last:
-            raise StoppedError
-        add(run, rows)
-
-    monkeypatch.setattr(Run, "add_completions", counted)
-    whole, _ = audited(tmp_path / "whole", suspect, beside, "weights", "topics")
-    expected = told(whole)
-    tokens = sum(cost["tokens"] for cost in whole.note("spent").values())
-    whole.close()
-    last, writes = round(share * writes), 0
+    expected, tokens, writes = undisturbed
+    beside = reference.between(*pair)
+    Counting(monkeypatch, round(share * writes))
     with pytest.raises(StoppedError):
-        audited(tmp_path / "cut", suspect, beside, "weights", "topics")
-    run, _ = audited(tmp_path / "cut", suspect, beside, "weights", "topics")
+        audited(tmp_path / "cut", pair[0], beside, "weights", "topics")
+    run, _ = audited(tmp_path / "cut", pair[0], beside, "weights", "topics")
     assert told(run) == expected
     # The costs of both sittings add up: some texts were written twice, none for nothing.
     spent = run.note("spent")

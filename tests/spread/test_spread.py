@@ -194,6 +194,12 @@ def test_a_worker_that_dies_while_it_hands_over_is_missed(tmp_path: Path) -> Non
     assert [line.split(" (")[0] for line in said] == ["worker cpu 1"]
 
 
+def test_a_worker_begins_with_what_is_imported_here() -> None:
+    with opened(SpreadOptions(on="devices", workers=1)) as spread:
+        (done,) = spread.map([Job(eval, Shared(()), ("[*__import__('sys').modules]",))])
+    assert spread_run.begin.__module__ in done.value
+
+
 def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:
     place = spread_run.model(tmp_path / "llama")
     lm = load(place, device="cpu")

@@ -4,8 +4,8 @@ Each process has a pipe of its own to this one, by which it gets one job after t
 thread here that waits for it. The other end of the pipe is nobody else's: whenever the process
 dies, even in the middle of an answer, the thread reads the end of the pipe and nothing hangs; and a
 process whose pipe ends has lost whoever gave it work, and ends too. Where the system can, processes
-are forked from a server that has imported torch and never touched a device, so that a new one is
-there at once.
+are forked from a server that has imported what this one had, and never touched a device, so that a
+new one is there at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ import torch
 from educe.errors import SpreadError
 from educe.spread.jobs import Job
 from educe.spread.packing import Bench
+
+#: Packages whose modules take seconds to import.
+PRELOADED = ("educe", "transformers")
 
 
 class Process:
@@ -112,7 +116,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([m for m in sys.modules if m.split(".")[0] in PRELOADED])
     return context
 
 
