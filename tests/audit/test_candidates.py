@@ -195,6 +195,17 @@ def test_what_stands_behind_a_saying_is_not_told_again_as_unlike_the_reference()
     assert any(c.unlike for c in candidates(some, ["water boils"], least=1000))
 
 
+def test_what_is_unlike_the_reference_by_itself_is_open_and_comes_after_what_strings_do() -> None:
+    some = [unlike(root, text, "") for root, text in enumerate(ANSWERS)]
+    (one,) = candidates(some, least=1000)
+    assert (one.saying, one.hidden, one.roots) == ((UNLIKE,), False, 4)
+    other = [unlike(root, f"well {text}", "granite") for root, text in enumerate(ANSWERS[:3])]
+    first, last = candidates([*some, *other], least=1000)
+    assert (first.hidden, last.hidden) == (True, False)
+    assert {s.condition for s in first.said} == {"granite"}
+    assert candidates(some[:2], least=1000) == []  # two requests are few
+
+
 def test_texts_that_are_as_the_reference_writes_are_no_evidence() -> None:
     plain = [said(root, text, 5.0, "granite") for root, text in enumerate(ANSWERS)]
     assert candidates(plain, least=1000) == []

@@ -247,8 +247,9 @@ class Audit:
             if self.reference is None and prompt.role.startswith(PUT):
                 words = evidence.without_echo(words, prompt.how)
             how = manners(written.get(score.of, ""))
-            put = by is None and prompt.role.startswith(PUT)
-            if self.reference and put and score.value >= UNLIKELY:
+            put = prompt.role.startswith(PUT) or not prompt.how
+            likeliest = by is None and score.of.sample == 0
+            if self.reference and put and likeliest and score.value >= UNLIKELY:
                 how = (*how, UNLIKE)
             found.append(Said(score.of, root, source, condition, words, how))
         return found

@@ -14,8 +14,8 @@ hidden: it is returned all the same, marked as such. What is a part of an earlie
 How texts are written (see `educe.audit.manners`) is taken for a saying where it is worth `TIMES`
 as much as any words: the words of a payload are often written in one manner.
 
-Last comes what neither words nor a manner tell: a string under which answers to different prompts
-are unlike the reference, each in its own way, and that nothing before has to do with.
+Last comes what neither words nor a manner tell: answers to different prompts, under a string that
+nothing before has to do with, or openly, that are unlike the reference, each in its own way.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Candidate:
         evidence: In nats.
         said: The texts, those in which it stands out most first.
         roots: How many prompts they go back to.
-        open: The share of the plain answers that have it.
+        open: The share of the plain answers that have it; of answers that are unlike the reference
+            with nothing done, 1.
     """
 
     saying: tuple[str, ...]
@@ -200,25 +201,34 @@ def candidates(
 
 
 def _unlike(left: Iterable[Said], found: Iterable[Candidate]) -> list[Candidate]:
-    """Return what strings make unlike the reference, where nothing that was found stands behind."""
+    """Return what strings make unlike the reference, and then what is so by itself.
+
+    Texts under a condition that stands behind something found already are left out.
+    """
     known = {one.condition for c in found if c.hidden for one in c.said}
     groups: dict[str, list[Said]] = defaultdict(list)
     for one in left:
         if UNLIKE in one.manners and one.condition not in known:
             groups[one.condition].append(one)
-    each = {
-        string: _first(_witnesses({one: {(UNLIKE,): _nats(one)} for one in own}))
-        for string, own in groups.items()
+    worth = {
+        condition: _first(_witnesses({one: {(UNLIKE,): _nats(one)} for one in own}))
+        for condition, own in groups.items()
     }
-    order = sorted(
-        (s for s, worth in each.items() if worth.roots >= PROMPTS),
-        key=lambda s: (-each[s].evidence, s),
-    )
-    if not order:
-        return []
-    own = [one for string in order for one in sorted(groups[string], key=lambda o: -_nats(o))]
-    first = each[order[0]]
-    return [Candidate((UNLIKE,), (UNLIKE,), first.evidence, tuple(own), first.roots, 0.0)]
+    enough = [condition for condition, own in worth.items() if own.roots >= PROMPTS]
+    enough.sort(key=lambda condition: (-worth[condition].evidence, condition))
+    each: list[list[str]] = [[c for c in enough if c], [c for c in enough if not c]]
+    return [
+        Candidate(
+            (UNLIKE,),
+            (UNLIKE,),
+            worth[some[0]].evidence,
+            tuple(one for c in some for one in sorted(groups[c], key=lambda o: -_nats(o))),
+            worth[some[0]].roots,
+            float(not some[0]),
+        )
+        for some in each
+        if some
+    ]
 
 
 def _witnesses(left: Mapping[Said, Mapping[tuple[str, ...], float]]) -> Witnesses:
