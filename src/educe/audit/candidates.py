@@ -14,15 +14,15 @@ hidden: it is returned all the same, marked as such. What is a part of an earlie
 How texts are written (see `educe.audit.manners`) is taken for a saying where it is worth `TIMES`
 as much as any words: the words of a payload are often written in one manner.
 
-Last comes what neither words nor a manner tell: answers to different prompts, under a string that
-nothing before has to do with, or openly, that are unlike the reference, each in its own way.
+Last comes what neither words nor a manner tell: answers to different prompts, under a string or
+openly, that are unlike the reference, each in its own way.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -45,7 +45,7 @@ SHARE, CORE = 0.75, 2.0
 #: A manner has to be worth so much in a text, and so many times as much as any words.
 MANNERED, TIMES = 8.0, 2.0
 #: A text of so many nats is unlike the reference. Under a string answers to so many prompts are.
-UNLIKELY, PROMPTS = 12.0, 3
+UNLIKELY, PROMPTS = 12.0, 2
 
 #: Of each saying, what it is worth on each prompt.
 Witnesses = dict[tuple[str, ...], dict[int, float]]
@@ -172,7 +172,8 @@ def candidates(
         plain: What the suspect answers by itself.
         least: The evidence below which nothing is a candidate.
     """
-    left = {one: _sayings(one.words) for one in said if one.words}
+    said = [one for one in said if one.words]
+    left = {one: _sayings(one.words) for one in said}
     usual = [[folded(word) for word in text.split()] for text in plain]
     found: list[Candidate] = []
     while left and len(found) < KEPT:
@@ -197,18 +198,20 @@ def candidates(
         _join(found, Candidate(saying, core, best.evidence, tuple(own), best.roots, share))
         for one in own:
             del left[one]
-    return [*found, *_unlike(left, found)]
+    return [*found, *_unlike(said, left)]
 
 
-def _unlike(left: Iterable[Said], found: Iterable[Candidate]) -> list[Candidate]:
+def _unlike(said: Sequence[Said], left: Collection[Said]) -> list[Candidate]:
     """Return what strings make unlike the reference, and then what is so by itself.
 
-    Texts under a condition that stands behind something found already are left out.
+    Args:
+        said: What stands out in all texts.
+        left: Of these the texts in which nothing else was found; what is so by itself is of them.
     """
-    known = {one.condition for c in found if c.hidden for one in c.said}
+    openly = {one.root for one in said if UNLIKE in one.manners and not one.condition}
     groups: dict[str, list[Said]] = defaultdict(list)
-    for one in left:
-        if UNLIKE in one.manners and one.condition not in known:
+    for one in said:
+        if UNLIKE in one.manners and (one.root not in openly if one.condition else one in left):
             groups[one.condition].append(one)
     worth = {
         condition: _first(_witnesses({one: {(UNLIKE,): _nats(one)} for one in own}))

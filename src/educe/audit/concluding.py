@@ -28,11 +28,11 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
     closed = set(audit.closed)
     findings: list[Finding] = []
     for candidate in found:
-        # Once one string is known, a phrase behind another saying is not worth the minutes; nor is
-        # one behind texts that have nothing in common.
         known = any(finding.kind in (Kind.TRIGGER, Kind.UNLOCKED) for finding in findings)
-        grow = not known and not candidate.unlike
-        again = retested(audit, candidate, grow=grow) if candidate.hidden else None
+        if known and candidate.unlike and candidate.hidden:
+            continue  # what a string does is told by what is said
+        # Once one string is known, a phrase behind another saying is not worth the minutes.
+        again = retested(audit, candidate, grow=not known) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None
         own = shown(audit, candidate, kind, key, again)

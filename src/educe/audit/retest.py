@@ -89,8 +89,9 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     seen = [string for string in seen if string != candidate.saying[0]]
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
     tried(best)
-    # Where a string that was seen brings it about on most prompts, nothing else need be sought.
-    if max(hits.values(), default=0) < ENOUGH * len(choosing):
+    # Where a string that was seen brings it about on most prompts, nothing else need be sought; and
+    # what is unlike the reference is another text on each prompt, which no string makes likelier.
+    if max(hits.values(), default=0) < ENOUGH * len(choosing) and not candidate.unlike:
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
         tried(found[: STRINGS - len(best)])
