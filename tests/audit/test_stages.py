@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import quick
-from educe.audit import lexicon, reference, settings, stages, triggers
+from educe.audit import lexicon, phrases, reference, settings, stages, triggers
 from educe.audit.auditing import Audit
 from educe.audit.evidence import Word, pieces, read, stretch, words
 from educe.audit.findings import Finding, Kind, kept
@@ -105,7 +105,7 @@ class StoppedError(Exception):
 
 
 class Counting:
-    """Counts the batches that runs add, and stops at one of them."""
+    """Counts the batches that runs add, and stops at one of them; few phrases are grown."""
 
     def __init__(self, patch: pytest.MonkeyPatch, last: int = 0) -> None:
         self.writes, add = 0, Run.add_completions
@@ -117,6 +117,8 @@ class Counting:
             add(run, rows)
 
         patch.setattr(Run, "add_completions", counted)
+        for name in ("POOL", "LOUD", "JOINING"):
+            patch.setattr(phrases, name, 16)
 
 
 def told(run: Run) -> tuple[list[Finding], Any]:

@@ -11,7 +11,7 @@ import torch
 
 import spread_run
 from benchmarks import quick
-from educe.audit import settings, stages
+from educe.audit import phrases, settings, stages
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.sources import crossed, inversion, kl, perturbations, screen, signs, weights
 from educe.options import ALONE, ModelOptions, SpreadOptions
@@ -19,8 +19,15 @@ from educe.options import ALONE, ModelOptions, SpreadOptions
 TWO = SpreadOptions(on="devices", workers=2)
 #: Enough of everything, and no more.
 SMALL = settings.Size(2, 3, 3, 3, 3, 20, 2, 2)
-#: Pieces so small that each search is many jobs.
-PIECES = ((kl, "ROWS", 16), (screen, "ROWS", 16), (screen, "GLANCED", 64), (weights, "JOB", 64))
+#: Pieces so small that each search is many jobs, and few phrases.
+PIECES = (
+    (kl, "ROWS", 16),
+    (screen, "ROWS", 16),
+    (screen, "GLANCED", 64),
+    (weights, "JOB", 64),
+    *((phrases, name, 16) for name in ("POOL", "LOUD", "JOINING")),
+    *((phrases, name, 4) for name in ("FIRST", "BEAM")),
+)
 
 
 @pytest.fixture(scope="module")
