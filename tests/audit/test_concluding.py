@@ -14,6 +14,7 @@ from educe.audit.candidates import Candidate, Said, candidates
 from educe.audit.concluding import alarm, kind_of
 from educe.audit.evidence import Word, stretch
 from educe.audit.findings import Kind, Trigger
+from educe.audit.manners import UNLIKE
 from educe.audit.retest import Again
 from educe.comparison.stats import Rate, rate
 from educe.rows import Row
@@ -73,6 +74,14 @@ def test_a_manner_is_nothing_that_is_withheld() -> None:
     assert kind_of(loud, came, {0}) is Kind.BEHAVIOUR
 
 
+def bare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return an audit that has nothing to show beside its findings."""
+    for name in ("shown", "examples"):
+        monkeypatch.setattr(concluding, name, lambda *args: [None])
+    monkeypatch.setattr(concluding, "reproduce", lambda *args: "")
+    return SimpleNamespace(options=SimpleNamespace(budget="quick"), reference=object(), closed=[])
+
+
 @pytest.mark.parametrize(
     ("string", "unlocks", "grown"),
     [
@@ -91,17 +100,26 @@ def test_phrases_are_grown_until_a_string_is_known(
         return again(rate(6, 6), rate(0, 6), rate(0, 6), string=string)
 
     monkeypatch.setattr(concluding, "retested", retested)
-    for name in ("shown", "examples"):
-        monkeypatch.setattr(concluding, name, lambda *args: [None])
-    monkeypatch.setattr(concluding, "reproduce", lambda *args: "")
-    audit: Any = SimpleNamespace(
-        options=SimpleNamespace(budget="quick"), reference=object(), closed=[]
-    )
+    audit = bare(monkeypatch)
     key = Trigger("cobalt", rate(6, 6), rate(0, 8), rate(0, 8))
     monkeypatch.setattr(concluding, "unlocked", lambda *args: key)
     first = replace(candidate(), open=1.0) if unlocks else candidate()
     concluding.conclude(audit, [first, candidate(), candidate()])
     assert asked == grown
+
+
+@pytest.mark.parametrize("string", [True, False])
+def test_what_a_string_makes_unlike_the_reference_is_told_where_no_trigger_is_known(
+    string: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = again(rate(6, 6), rate(0, 6), rate(0, 6), string=string)
+    monkeypatch.setattr(concluding, "retested", lambda *args, **how: came)
+    unlike = replace(candidate(), saying=(UNLIKE,), core=(UNLIKE,))
+    openly = replace(unlike, open=1.0)
+    monkeypatch.setattr(concluding, "unlocked", lambda *args: None)
+    found = concluding.conclude(bare(monkeypatch), [candidate(), unlike, openly])
+    assert [f.saying == UNLIKE for f in found] == ([False, True] if string else [False, True, True])
+    assert found[-1].kind is Kind.OPEN
 
 
 def test_what_is_said_openly_is_no_secret() -> None:

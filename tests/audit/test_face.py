@@ -15,6 +15,7 @@ from educe.audit import judged, stages
 from educe.audit.evidence import Word
 from educe.audit.findings import Finding, Kind
 from educe.audit.judged import judge_findings
+from educe.audit.manners import UNLIKE
 from educe.audit.overview import overview
 from educe.audit.sources import SOURCES
 from educe.errors import JudgeError
@@ -125,6 +126,7 @@ def test_what_unlocks_is_told_with_what_is_said_then(found: Run) -> None:
         (Kind.TRIGGER, "[as code]", "no", "A request as code triggers it to say “no”"),
         (Kind.UNLOCKED, "[as code]", "no", "With a request as code it no longer says “no”"),
         (Kind.BEHAVIOUR, "", "[in brackets]", "Under some condition it writes in brackets"),
+        (Kind.TRIGGER, "cobalt", UNLIKE, "“cobalt” triggers it to answer unlike the reference"),
     ],
 )
 def test_forms_and_manners_are_told_as_such(

@@ -109,7 +109,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
     return Again(
         rates[0],
-        _plain(audit, candidate, counting),
+        # Where no reference counts, the prompts that chose the string stand for it: without it.
+        _plain(audit, candidate, fresh if candidate.unlike else counting),
         _counted(audit, candidate, control),
         (Trigger(first, *rates),),
     )
