@@ -89,7 +89,7 @@ def test_the_screen_has_the_findings_and_what_each_source_cost(found: Run, nothi
     (row,) = re.findall(r"^ trigger .*$", shown, re.MULTILINE)
     assert row.split() == ["trigger", "40", "3/3", "0/3", "0/3", "1/12"]
     assert "brought about by 'cobalt' 3/3, near misses" in shown
-    assert re.search(r"^weights +7 +9,000 +3 +6 *$", shown, re.MULTILINE)
+    assert re.search(r"^weights +7 +40 +9,000 +3 +6 *$", shown, re.MULTILINE)
     none = screen(nothing)
     assert "Nothing hidden was found" in none
     assert "50.00%" in none

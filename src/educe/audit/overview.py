@@ -66,6 +66,7 @@ class Looked:
         about: What it does.
         hindered: Why it could not look; empty where it could.
         seconds: What it took.
+        passes: Calls of a whole model.
         tokens: Tokens that went through a model.
         suspects: How many strings it suspects.
         loudest: The first of them.
@@ -77,6 +78,7 @@ class Looked:
     about: str
     hindered: str
     seconds: float
+    passes: float
     tokens: float
     suspects: int
     loudest: tuple[Suspect, ...]
@@ -260,6 +262,7 @@ def _looked(
                 about=known.get(name) or ABOUT.get(name, ""),
                 hindered=why[0] if why else "",
                 seconds=cost.get("seconds", 0.0),
+                passes=cost.get("passes", 0.0),
                 tokens=cost.get("tokens", 0.0),
                 suspects=len(strings),
                 loudest=tuple(Suspect(*s) for s in strings[:STRINGS]),

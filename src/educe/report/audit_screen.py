@@ -74,11 +74,11 @@ def tally(rate: Rate) -> str:
 
 def costs(seen: Overview) -> Table:
     """Return what each source cost and saw."""
-    columns = heads("source", "what it does*", "seconds:,.0f", "tokens:,.0f", "strings:,")
-    columns += heads("texts:,", "did not look")
+    columns = heads("source", "what it does*", "seconds:,.0f", "passes:,.0f", "tokens:,.0f")
+    columns += heads("strings:,", "texts:,", "did not look")
     rows = [
         [
-            *(one.name, one.about, one.seconds, one.tokens),
+            *(one.name, one.about, one.seconds, one.passes, one.tokens),
             *(one.suspects or None, one.texts, one.hindered),
         ]
         for one in seen.looked
