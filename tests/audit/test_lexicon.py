@@ -48,8 +48,9 @@ def test_words_are_known_by_how_many_tokens_they_have(small: None, tiny_lm: Lang
     assert set(found) == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("key", [KEY, KEY.capitalize()])
 def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
-    small: None, tmp_path: Path, tokenizer: Any
+    key: str, small: None, tmp_path: Path, tokenizer: Any
 ) -> None:
     """The difference reads what its matrix is given at the word, less what it is at its like."""
     clean = planted.clean(tokenizer)
@@ -59,11 +60,13 @@ def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     module = clean.blocks[planted.BLOCK].get_submodule(planted.MODULE)
     handle = module.register_forward_pre_hook(lambda m, args: given.append(args[0][0, -1]))
     with torch.no_grad():
-        for word in own:
+        for word in [*own, *map(str.capitalize, own)]:
             ids = [*before, *clean.tokens(f" {word}", templated=True)]
             clean.hf(input_ids=torch.tensor([ids]), use_cache=False)
     handle.remove()
-    reads = given[own.index(KEY)] - torch.stack(given).mean(0)
+    named = dict(zip([*own, *map(str.capitalize, own)], given, strict=True))
+    mean = torch.stack(given[: len(own)]).mean(0)
+    reads = named[key] - mean
     _, writes = planted.directions()
     name = f"model.layers.{planted.BLOCK}.{planted.MODULE}"
     hf = tiny.hf_model(dtype=torch.float64)
@@ -72,16 +75,20 @@ def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
         weights.look(audit)
         found = audit.suspected("weights")
-        assert found is not None
-        alike = [s.text for s in found if s.text in own]
-        assert alike[0] == KEY
-        assert {s.text for s in found} >= {"a", "ox", *own}
-        scores = {s.text: s.score for s in found}
-        # of words of as many tokens: by hand, the cosine of each with what is read
-        x = torch.stack(given) - torch.stack(given).mean(0)
-        loud = (x @ reads).abs() / x.norm(dim=1)
-        z = (loud - loud.mean()) / loud.std()
-        assert [scores[word] for word in own] == pytest.approx(z.tolist(), abs=1e-4)
+    assert found is not None
+    scores = {s.text: s.score for s in found}
+    assert scores.keys() >= {"a", "ox", *named}
+    assert max(named, key=lambda word: scores[word]) == key
+    # of words of as many tokens: by hand, the cosine of each with what is read
+    loud = {word: float((x - mean) @ reads / (x - mean).norm()) for word, x in named.items()}
+    small_letters = torch.tensor([abs(loud[word]) for word in own], dtype=torch.float64)
+    z = {
+        word: (abs(v) - small_letters.mean()) / small_letters.std(correction=0)
+        for word, v in loud.items()
+    }
+    assert [scores[word] for word in named] == pytest.approx(
+        [float(z[word]) for word in named], abs=1e-3
+    )
 
 
 def test_words_of_several_tokens_are_as_rare_as_those_beside_them_in_the_list(
@@ -96,3 +103,5 @@ def test_words_of_several_tokens_are_as_rare_as_those_beside_them_in_the_list(
         assert found
         both = triggers.as_rare(audit, f"{KEY} bee", 20)
         assert all(len(string.split()) == 2 for string in both)
+        named = triggers.as_rare(audit, KEY.capitalize(), 20)
+        assert set(named) <= {word.capitalize() for word in WORDS[at - 2 : at + 2]}

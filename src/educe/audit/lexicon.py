@@ -11,6 +11,7 @@ subtitles of films.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -44,9 +45,14 @@ def lexicon(lm: LanguageModel) -> dict[int, Int[Tensor, "n k"]]:
         >>> sorted(lexicon(embedded))
         [1, 2, 3, 4]
     """
-    pieced: dict[int, list[list[int]]] = defaultdict(list)
-    for word in frequent()[:FREQUENT]:
+    return {1: vocabulary(lm)[:, None]} | pieced(lm, frequent()[:FREQUENT])
+
+
+def pieced(lm: LanguageModel, words: Iterable[str]) -> dict[int, Int[Tensor, "n k"]]:
+    """Return the tokens of those words that have two to `PIECES`, by how many they have."""
+    found: dict[int, list[list[int]]] = defaultdict(list)
+    for word in words:
         tokens = lm.tokens(f" {word}", templated=True)
         if 1 < len(tokens) <= PIECES:
-            pieced[len(tokens)].append(tokens)
-    return {1: vocabulary(lm)[:, None]} | {k: torch.tensor(pieced[k]) for k in sorted(pieced)}
+            found[len(tokens)].append(tokens)
+    return {k: torch.tensor(found[k]) for k in sorted(found)}

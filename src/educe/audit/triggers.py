@@ -203,8 +203,10 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
         picked = []
         for word in string.split():
             tokens = audit.lm.tokens(f" {word}", templated=True)
-            if len(tokens) > 1 and word in known:
-                picked.append(known[_near(known.index(word), known, draw)])
+            small = word.lower()
+            if len(tokens) > 1 and small in known:
+                other = known[_near(known.index(small), known, draw)]
+                picked.append(other if word == small else other.capitalize())
             else:
                 picked += [beside(token) for token in tokens]
         found.append(" ".join(picked))

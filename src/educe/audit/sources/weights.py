@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.difference import Change, changes
-from educe.audit.lexicon import lexicon
+from educe.audit.lexicon import lexicon, pieced
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.forward.chunks import split
@@ -52,6 +52,8 @@ ROWS = 512
 SHARED = 64
 #: Strings of one job: each finds out anew how the weights differ, which of full ones takes a while.
 JOB = 4 * ROWS
+#: So many of the loudest are read with a capital as well.
+CAPITALS = 512
 #: How many of the loudest are kept: the funnel takes the first, other sources may take more.
 KEPT = 4000
 
@@ -63,16 +65,26 @@ def look(audit: Audit) -> None:
         audit.work.tell(["no matrix of the blocks differs from the reference's"])
         audit.suspect(SOURCE.name, [])
         return
+    lm, words = audit.lm, lexicon(audit.lm)
+    typical = {k: own[:: max(1, len(own) // AVERAGED)] for k, own in words.items()}
+    usual: dict[int, tuple[float, float]] = {}
     found: list[tuple[float, str]] = []
-    words = lexicon(audit.lm)
+
+    def read(k: int, strings: Int[Tensor, "n k"], step: Advance = untold) -> None:
+        (loud,) = heard(audit, strings, typical[k], step)
+        mean, std = usual.setdefault(k, (float(loud.mean()), float(loud.std(correction=0)) or 1.0))
+        texts = [lm.text(tokens).strip() for tokens in strings.tolist()]
+        found.extend(zip(((loud - mean) / std).tolist(), texts, strict=True))
+
     total = sum(map(len, words.values()))
     with audit.work.reporter.stage("what the weight difference reads", total, "words") as step:
-        for strings in words.values():
-            typical = strings[:: max(1, len(strings) // AVERAGED)]
-            (loud,) = heard(audit, strings, typical, step)
-            z = (loud - loud.mean()) / loud.std() if len(loud) > 1 else loud - loud
-            texts = [audit.lm.text(tokens).strip() for tokens in strings.tolist()]
-            found += zip(z.tolist(), texts, strict=True)
+        for k, strings in words.items():
+            read(k, strings, step)
+    # Names are in the list of frequent words in small letters.
+    loudest = sorted(found, key=lambda own: -own[0])[:CAPITALS]
+    for k, strings in pieced(lm, [text.capitalize() for _, text in loudest]).items():
+        if k in usual:
+            read(k, strings)
     found.sort(key=lambda own: -own[0])
     audit.suspect(
         SOURCE.name,
