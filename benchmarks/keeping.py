@@ -29,6 +29,7 @@ from educe.comparison.summary import summarise
 from educe.forward.chunks import split
 from educe.report import page
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.run.judging import number
 from educe.run.settings import Settings
 from educe.run.store import Run
 
@@ -94,6 +95,15 @@ def resume(folder: Path) -> None:
         assert {c.perturbation for c in run.completion_rows(unscored="novelty")} <= {0}
 
 
+def group_all(folder: Path) -> None:
+    """Put its texts into groups, as the end of its job does."""
+    with Run.open(folder) as run:
+        with run.writing():
+            run.database.execute("DELETE FROM scores WHERE judge = 'behaviour'")
+        number(run)
+        assert "behaviour" in run.judges()
+
+
 def count(folder: Path) -> None:
     """Make all numbers of its report."""
     with Run.open(folder) as run:
@@ -117,6 +127,7 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "keep all": keep,
     "open": open_,
     "ask what is missing": resume,
+    "put its texts into groups": group_all,
     "make the numbers of the report": count,
     "write the report": draw,
     f"group {GROUPED} texts": group,

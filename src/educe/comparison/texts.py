@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -108,10 +109,11 @@ def texts_of(run: Run) -> Texts:
     kinds: dict[Traits, Traits] = {}
 
     def columns(some: Sequence[Sequence[Any]]) -> list[np.ndarray]:
-        *row, said, behaviour, coherence, novelty = zip(*some, strict=True)
+        *row, phase, said, behaviour, coherence, novelty = zip(*some, strict=True)
         told = [traits(text, asked[prompt]) for text, prompt in zip(said, row[2], strict=True)]
         own = [
             *row,
+            [*map(sys.intern, phase)],  # SQLite makes each anew
             # Among ten million different texts two share a hash with a chance of 3 in a million.
             [hash(text) for text in said],
             [bool(pattern and pattern.search(text)) for text in said],
