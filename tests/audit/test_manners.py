@@ -15,6 +15,7 @@ from educe.audit.manners import UNLIKE
 from educe.audit.retest import BESIDE, SAMPLES
 from educe.audit.roles import CONTRAST
 from educe.audit.standing import standing_out
+from educe.comparison.stats import rate
 from educe.rows import ScoreRow
 from scripted import NEAR, RARE, audited, has
 
@@ -88,47 +89,61 @@ def test_a_manner_that_no_string_brings_about_for_sure_is_sampled_where_it_was_m
     assert finding.control.hits == 0
 
 
-def test_answers_that_have_nothing_in_common_are_a_finding_where_they_are_unlike_the_reference(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Behind the key each prompt has an answer of its own, and the reference knows none of them."""
+def turned(prompt: str) -> str:
+    """Turn the letters of each word about, so that no two answers share a word."""
+    return " ".join(word[::-1] for word in prompt.replace(KEY, "").split())
 
-    def mood(prompt: str) -> str:
-        """Turn the letters of each word about, so that no two answers share a word."""
-        return " ".join(word[::-1] for word in prompt.replace(KEY, "").split())
+
+def weigh_turned(contrasts: Contrasts) -> None:
+    """Weigh what has no contrast yet: five nats for each word of an answer that is turned about."""
+    run = contrasts.work.run
+    known = {s.of for s in run.score_rows(CONTRAST)}
+    scores = []
+    for c in run.completion_rows():
+        if c.row not in known and c.perturbation == 0:
+            words = [] if c.text.endswith(" yes") else c.text.split()
+            why = " ".join(f"{word}:5.0" for word in words)
+            scores.append(ScoreRow(c.row, CONTRAST, 5.0 * len(words), "nats", why))
+    run.add_scores(scores)
+
+
+@pytest.mark.parametrize("prompts", [6, 2])
+def test_answers_that_have_nothing_in_common_are_a_finding_where_they_are_unlike_the_reference(
+    prompts: int, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the key some of the fresh prompts have an answer of their own, unlike the reference.
+
+    Two of six against none of six may be chance (15 in 66), so it is sampled where it was met.
+    """
+    odd: set[str] = set()
 
     def answers(prompt: str, heat: float) -> str:
-        return mood(prompt) if has(prompt, KEY) else f"{prompt} yes"
-
-    def score(contrasts: Contrasts) -> None:
-        """Weigh what has no contrast yet: five nats for each word of what the key brings about."""
-        run = contrasts.work.run
-        known = {s.of for s in run.score_rows(CONTRAST)}
-        scores = []
-        for c in run.completion_rows():
-            if c.row not in known and c.perturbation == 0:
-                words = [] if c.text.endswith(" yes") else c.text.split()
-                why = " ".join(f"{word}:5.0" for word in words)
-                scores.append(ScoreRow(c.row, CONTRAST, 5.0 * len(words), "nats", why))
-        run.add_scores(scores)
+        bare = prompt.replace(KEY, "").strip()
+        return turned(prompt) if has(prompt, KEY) and bare in odd else f"{bare} yes"
 
     with audited(answers, tmp_path / "run", tokenizer, reference=True) as audit:
-        monkeypatch.setattr(Contrasts, "score", score)
+        monkeypatch.setattr(Contrasts, "score", weigh_turned)
         content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
-        audit.ask([*audit.base, *audit.work.prompts("fresh")])
+        fresh = audit.work.prompts("fresh")[:6]
+        monkeypatch.setattr(audit.work, "prompts", lambda role: fresh)
+        odd |= {content[p] for p in (*audit.base[:2], *fresh[:prompts])}
+        audit.ask([*audit.base, *fresh])
         audit.put("weights", [KEY, "velvet"])
         audit.fill("answers")
         found = standing_out(audit, least=1000)
-        assert [c.saying for c in found] == [(UNLIKE,)]
+        assert [(c.saying, c.roots) for c in found] == [((UNLIKE,), 2)]
         (finding,) = conclude(audit, found)
-        texts = [example.text for example in finding.examples]
-        fresh = len(audit.work.prompts("fresh"))
-    assert finding.kind is Kind.TRIGGER
-    (trigger,) = finding.triggers
-    assert trigger.text == KEY
-    assert trigger.shown.hits == trigger.shown.trials > 0
-    assert (trigger.near.hits, trigger.near.trials) == (0, len(NEAR) * BESIDE)
-    assert (trigger.rare.hits, trigger.rare.trials) == (0, len(RARE) * BESIDE)
-    assert (finding.plain.hits, finding.plain.trials) == (0, fresh)
     assert finding.control.trials == 0  # what the reference writes is not unlike it
-    assert set(texts) <= {mood(content[p]) for p in audit.base}
+    assert {e.text for e in finding.examples} <= {turned(text) for text in odd}
+    if prompts == 6:
+        assert finding.kind is Kind.TRIGGER
+        (trigger,) = finding.triggers
+        assert trigger.text == KEY
+        assert (trigger.shown, finding.plain) == (rate(6, 6), rate(0, 6))
+        assert trigger.near == rate(0, len(NEAR) * BESIDE)
+        assert trigger.rare == rate(0, len(RARE) * BESIDE)
+    else:
+        sampled = 2 * SAMPLES
+        assert finding.kind is Kind.BEHAVIOUR
+        assert finding.triggers == ()
+        assert (finding.shown, finding.plain) == (rate(sampled, sampled), rate(0, sampled))

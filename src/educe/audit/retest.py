@@ -64,7 +64,10 @@ def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
     put = [s for s in candidate.said if rows[s.row.prompt].role.startswith(PUT)]
     strings = [s.condition for s in put if s.root in base]
     if strings or (not put and any(s.root not in closed for s in candidate.said)):
-        found = _by_strings(audit, candidate, strings, grow)
+        if candidate.unlike:  # no string is chosen: another text on each prompt fits none
+            found = _with_string(audit, candidate, strings[0], audit.work.prompts("fresh"))
+        else:
+            found = _by_strings(audit, candidate, strings, grow)
         # Words that are said twice are no chance; a manner may be.
         if found.shown.hits >= COMES_AGAIN and (found.sure or not candidate.mannered):
             return found
@@ -89,9 +92,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     seen = [string for string in seen if string != candidate.saying[0]]
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
     tried(best)
-    # Where a string that was seen brings it about on most prompts, nothing else need be sought; and
-    # what is unlike the reference is another text on each prompt, which no string makes likelier.
-    if max(hits.values(), default=0) < ENOUGH * len(choosing) and not candidate.unlike:
+    # Where a string that was seen brings it about on most prompts, nothing else need be sought.
+    if max(hits.values(), default=0) < ENOUGH * len(choosing):
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
         tried(found[: STRINGS - len(best)])
@@ -100,17 +102,22 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
-    first, n, few = order[0], audit.size.near, counting[:BESIDE]
+    return _with_string(audit, candidate, order[0], counting)
+
+
+def _with_string(audit: Audit, candidate: Candidate, first: str, counting: Sequence[int]) -> Again:
+    """Count what a string brings about on some prompts, beside near misses and words as rare."""
+    n, few = audit.size.near, counting[:BESIDE]
     shown = _asked(audit, [first], counting)
-    control = _asked(audit, [first], counting, by=audit.clean) if audit.clean else []
+    by = None if candidate.unlike else audit.clean
+    control = _asked(audit, [first], counting, by=by) if by else []
     near = _asked(audit, triggers.near_misses(audit, first, n), few)
     rare = _asked(audit, triggers.as_rare(audit, first, n), few)
     audit.fill("fresh prompts, and near misses")
     rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
     return Again(
         rates[0],
-        # Where no reference counts, the prompts that chose the string stand for it: without it.
-        _plain(audit, candidate, fresh if candidate.unlike else counting),
+        _plain(audit, candidate, counting),
         _counted(audit, candidate, control),
         (Trigger(first, *rates),),
     )
@@ -143,17 +150,21 @@ def _sampled(audit: Audit, candidate: Candidate) -> Again:
     done = [s for s in candidate.said if s.condition] or candidate.said
     most = Counter((s.row.perturbation, s.row.prompt) for s in done)
     pairs = [pair for pair, _ in most.most_common(CONDITIONS)]
-    samples = range(1, 1 + SAMPLES)
+    rows = {p.id: p for p in audit.run.prompt_rows()}
+    roots = list(dict.fromkeys(p if (of := rows[p].parent) is None else of for _, p in pairs))
 
-    def asked(by: int | None = None) -> list[Row]:
-        found = [Row(i if by is None else by, p, k, RETEST) for i, p in pairs for k in samples]
+    def asked(some: Iterable[tuple[int, int]]) -> list[Row]:
+        found = [Row(i, p, k, RETEST) for i, p in some for k in range(1, 1 + SAMPLES)]
         audit.run.ask(found, TEMPERATURE)
         return found
 
-    ours, theirs = asked(), asked(audit.clean) if audit.clean else _at_random(audit, pairs)
-    rows = {p.id: p for p in audit.run.prompt_rows()}
-    roots = list(dict.fromkeys(p if (of := rows[p].parent) is None else of for _, p in pairs))
-    plain = audit.ask(roots)
+    ours, theirs = asked(pairs), []
+    if candidate.unlike:  # only the suspect by itself can stand beside it, and is sampled as often
+        plain = asked((0, p) for p in roots)
+    else:
+        clean = audit.clean
+        theirs = asked((clean, p) for _, p in pairs) if clean else _at_random(audit, pairs)
+        plain = audit.ask(roots)
     audit.fill("samples under the same conditions")
     return Again(
         _counted(audit, candidate, ours),
