@@ -133,6 +133,15 @@ def asked(place: Path, query: str) -> Any:
         database.close()
 
 
+def kept(place: Path) -> int:
+    """How much a run keeps, in rows."""
+    if not (place / "run.sqlite").exists():
+        return 0
+    tables = ("prompts", "perturbations", "scores", "completions WHERE text IS NOT NULL", "meta")
+    each = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+    return int(asked(place, f"SELECT {each}"))
+
+
 def content(place: Path) -> dict[str, Any]:
     """Everything that a run keeps, but for times and the order in which rows were kept."""
     database = sqlite3.connect(place / "run.sqlite")

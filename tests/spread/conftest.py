@@ -1,4 +1,4 @@
-"""What tests of spread work share: a tiny model, and the run that this process makes of it."""
+"""What tests of spread work share: tiny models, and the run that this process makes of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import spread_audit
 import spread_run
 
 
@@ -28,3 +29,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
 def whole(finished: Path) -> dict[str, Any]:
     """What it keeps."""
     return spread_run.content(finished)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a model, and of one whose weights differ a little."""
+    return spread_audit.pair(tmp_path_factory.mktemp("pair"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
+import spread_audit
 import spread_run
+<<<<<<< HEAD
 from benchmarks import quick
 from educe.audit import phrases, settings, stages
 from educe.audit.settings import AuditOptions, begin
@@ -42,40 +41,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         hf.save_pretrained(place / name)
         clean.tokenizer.save_pretrained(place / name)
     return place / "tuned", place / "clean"
+=======
+from educe.options import ALONE, SpreadOptions
+
+TWO = SpreadOptions(on="devices", workers=2)
+>>>>>>> h1
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(settings.SIZES, "quick", SMALL)
-    monkeypatch.setattr("educe.audit.contrast.AT_ONCE", 8)
-    monkeypatch.setattr(signs, "signs", lambda: ["river", "12 May", "~~", "c d", *"0123456789"])
-    for name in ("TOGETHER", "TRIED", "SHARE"):
-        monkeypatch.setattr(crossed, name, 1)
-    monkeypatch.setattr(inversion, "BUDGET", 100)
-    monkeypatch.setattr(inversion, "WORTH", -99.0)
-    monkeypatch.setattr(perturbations, "PLACES", perturbations.PLACES[:1])
-    first = stages.standing_out
-    monkeypatch.setattr(stages, "standing_out", lambda audit, **how: first(audit, **how)[:1])
-    for module, name, size in PIECES:
-        monkeypatch.setattr(module, name, size)
-
-
-def audited(
-    place: Path, pair: tuple[Path, Path], sources: tuple[str, ...], *, clean: bool, **how: Any
-) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Make an audit; return all that it keeps but its costs, and those."""
-    options = AuditOptions(
-        reference=str(pair[1]) if clean else "none",
-        budget="quick",
-        sources=sources,
-        max_new_tokens=3,
-    )
-    with begin(place, options, ModelOptions(model=str(pair[0]), device="cpu")) as run:
-        stages.carry_out(run, **how)
-        named = ("findings", "phrases", *(f"suspects:{source}" for source in sources))
-        notes = {name: run.note(name) for name in named if run.has(name)}
-        cost = run.note("spent")
-    return notes | spread_run.content(place), cost
+    spread_audit.small(monkeypatch)
 
 
 WITH = ("weights", "prefill", "kl", "crossed", "amplification", "scaling", "inversion")
@@ -88,7 +63,7 @@ def test_an_audit_by_workers_is_that_of_this_process(
     tmp_path: Path, pair: tuple[Path, Path], sources: tuple[str, ...], clean: bool, before: int
 ) -> None:
     (here, cost), (there, spent) = (
-        audited(tmp_path / name, pair, sources, clean=clean, spread=who)
+        spread_audit.audited(tmp_path / name, pair, sources, clean=clean, spread=who)
         for name, who in (("here", ALONE), ("there", TWO))
     )
     assert here == there
@@ -107,8 +82,10 @@ def test_an_audit_whose_workers_are_killed_is_that_of_this_process(
     killer = spread_run.Killer(1, every=6, within=0.05, most=3)
     told = spread_run.Told(killer.step)
     sources = ("weights", "kl", "perturbations")
-    here, _ = audited(tmp_path / "here", pair, sources, clean=True)
-    there, _ = audited(tmp_path / "there", pair, sources, clean=True, reporter=told, spread=TWO)
+    here, _ = spread_audit.audited(tmp_path / "here", pair, sources, clean=True)
+    there, _ = spread_audit.audited(
+        tmp_path / "there", pair, sources, clean=True, reporter=told, spread=TWO
+    )
     killer.end()
     assert killer.dead
     assert any(" died: " in line for line in told.said)

@@ -27,15 +27,6 @@ KILLS = int(os.environ.get("KILLS", 200))
 WORKERS, DRIVERS = KILLS - KILLS // 4, KILLS // 4
 
 
-def kept(place: Path) -> int:
-    """How much a run keeps, in rows."""
-    if not (place / "run.sqlite").exists():
-        return 0
-    tables = ("prompts", "perturbations", "scores", "completions WHERE text IS NOT NULL", "meta")
-    each = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
-    return int(spread_run.asked(place, f"SELECT {each}"))
-
-
 def test_workers_killed_at_random(tmp_path: Path, folder: Path, whole: dict[str, Any]) -> None:
     killed = runs = stopped = 0
     while killed < WORKERS:
@@ -66,8 +57,10 @@ def test_drivers_killed_at_random(tmp_path: Path, folder: Path, whole: dict[str,
                 [sys.executable, spread_run.__file__, place, folder, "devices", "2"],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
-            until = kept(place) + draw.randint(1, 60)  # so each gets further, however slow it is
-            while driver.poll() is None and kept(place) < until:
+            until = spread_run.kept(place) + draw.randint(
+                1, 60
+            )  # so each gets further, however slow it is
+            while driver.poll() is None and spread_run.kept(place) < until:
                 time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.3))
             driver.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
