@@ -194,6 +194,7 @@ def test_a_worker_that_dies_while_it_hands_over_is_missed(tmp_path: Path) -> Non
     assert [line.split(" (")[0] for line in said] == ["worker cpu 1"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a GPU's workers import may touch it")
 def test_a_worker_begins_with_what_is_imported_here() -> None:
     with opened(SpreadOptions(on="devices", workers=1)) as spread:
         (done,) = spread.map([Job(eval, Shared(()), ("[*__import__('sys').modules]",))])

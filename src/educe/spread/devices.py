@@ -4,8 +4,8 @@ Each process has a pipe of its own to this one, by which it gets one job after t
 thread here that waits for it. The other end of the pipe is nobody else's: whenever the process
 dies, even in the middle of an answer, the thread reads the end of the pipe and nothing hangs; and a
 process whose pipe ends has lost whoever gave it work, and ends too. Where the system can, processes
-are forked from a server that has imported what this one had, and never touched a device, so that a
-new one is there at once.
+are forked from a server that has imported torch and never touched a device, so that a new one is
+there at once. Without a GPU the server has imported all that this process had.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from educe.errors import SpreadError
 from educe.spread.jobs import Job
 from educe.spread.packing import Bench
 
-#: Packages whose modules take seconds to import.
+#: Packages whose modules take seconds to import; some modules touch a GPU where there is one.
 PRELOADED = ("educe", "transformers")
 
 
@@ -53,7 +53,7 @@ class Process:
         self.end()
         self._pipe, theirs = multiprocessing.Pipe()
         self._waiting = ThreadPoolExecutor(1)
-        self._process = _context().Process(
+        self._process = _context(self.device).Process(
             target=_work, args=(theirs, self.device, os.getcwd()), daemon=True
         )
         try:
@@ -112,11 +112,12 @@ def _cores() -> int:
     return len(there(0)) if there else os.cpu_count() or 1
 
 
-def _context() -> Any:
+def _context(device: str) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([m for m in sys.modules if m.split(".")[0] in PRELOADED])
+    known = [m for m in sys.modules if m.split(".")[0] in PRELOADED]
+    context.set_forkserver_preload(known if device == "cpu" else [__name__])
     return context
 
 
