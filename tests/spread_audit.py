@@ -13,7 +13,7 @@ import torch
 
 import spread_run
 from benchmarks import quick
-from educe.audit import settings, stages
+from educe.audit import lexicon, phrases, settings, stages
 from educe.audit.settings import AuditOptions, begin
 from educe.audit.sources import crossed, inversion, kl, perturbations, screen, signs, weights
 from educe.options import ModelOptions, SpreadOptions
@@ -21,8 +21,16 @@ from educe.run.store import Run
 
 #: Enough of everything, and no more.
 SMALL = settings.Size(2, 3, 3, 3, 3, 20, 2, 2)
-#: Pieces so small that each search is many jobs.
-PIECES = ((kl, "ROWS", 16), (screen, "ROWS", 16), (screen, "GLANCED", 64), (weights, "JOB", 64))
+#: Pieces so small that each search is many jobs, and few words and phrases.
+PIECES = (
+    (kl, "ROWS", 16),
+    (screen, "ROWS", 16),
+    (screen, "GLANCED", 64),
+    (weights, "JOB", 64),
+    (lexicon, "FREQUENT", 60),
+    *((phrases, name, 16) for name in ("POOL", "LOUD", "JOINING")),
+    *((phrases, name, 4) for name in ("FIRST", "BEAM")),
+)
 
 
 def pair(place: Path) -> tuple[Path, Path]:

@@ -8,44 +8,9 @@ import pytest
 
 import spread_audit
 import spread_run
-<<<<<<< HEAD
-from benchmarks import quick
-from educe.audit import phrases, settings, stages
-from educe.audit.settings import AuditOptions, begin
-from educe.audit.sources import crossed, inversion, kl, perturbations, screen, signs, weights
-from educe.options import ALONE, ModelOptions, SpreadOptions
-
-TWO = SpreadOptions(on="devices", workers=2)
-#: Enough of everything, and no more.
-SMALL = settings.Size(2, 3, 3, 3, 3, 20, 2, 2)
-#: Pieces so small that each search is many jobs, and few phrases.
-PIECES = (
-    (kl, "ROWS", 16),
-    (screen, "ROWS", 16),
-    (screen, "GLANCED", 64),
-    (weights, "JOB", 64),
-    *((phrases, name, 16) for name in ("POOL", "LOUD", "JOINING")),
-    *((phrases, name, 4) for name in ("FIRST", "BEAM")),
-)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of a model, and of one whose weights differ a little."""
-    place, clean = tmp_path_factory.mktemp("pair"), quick.stand_in()
-    tuned, draw = copy.deepcopy(clean.hf), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in tuned.model.layers.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=draw)
-    for name, hf in (("tuned", tuned), ("clean", clean.hf)):
-        hf.save_pretrained(place / name)
-        clean.tokenizer.save_pretrained(place / name)
-    return place / "tuned", place / "clean"
-=======
 from educe.options import ALONE, SpreadOptions
 
 TWO = SpreadOptions(on="devices", workers=2)
->>>>>>> h1
 
 
 @pytest.fixture(autouse=True)
