@@ -88,3 +88,32 @@ def test_without_a_reference_one_request_is_no_candidate_and_only_strings_stand_
     with planted.audited(lm, planted.reference(lm), tmp_path / "beside", "topics") as audit:
         assert standing.standing_out(audit) == [once, begun, put]
         assert stages.stands_out(audit, begun)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_without_a_reference_words_of_the_request_are_no_evidence(
+    clean: bool, tmp_path: Path, tokenizer: Any
+) -> None:
+    """An answer that was begun is compared with one to a request that asks for nothing."""
+    lm = planted.suspect(tokenizer)
+    beside = planted.reference(lm) if clean else None
+    with planted.audited(lm, beside, tmp_path / "run", "topics") as audit:
+        (asked,) = audit.made("prefill", ["It is Monday. What now?"])
+        begun = [{"role": "user", "content": "It is Monday. What now?"}]
+        begun.append({"role": "assistant", "content": "Sure,"})
+        (first,) = audit.made("prefill", [begun], parents=[asked], how=["begun: Sure,"])
+        (second,) = (row.prompt for row in audit.put("weights", ["granite"], [asked]))
+        for p in (first, second):
+            audit.run.ask([Row(0, p)], 0.0)
+            text = "Mondays are granite and orchid"
+            audit.run.add_completions([CompletionRow(Row(0, p), 0.0, text, (5,), True)])
+            why = "Mondays:9.0 granite:9.0 orchid:9.0"
+            audit.run.add_scores([ScoreRow(Row(0, p), CONTRAST, 27.0, "nats", why)])
+        found = {one.row.prompt: [w.text for w in one.words if w.nats] for one in audit.said()}
+    if clean:
+        assert found == {
+            first: ["Mondays", "granite", "orchid"],
+            second: ["Mondays", "granite", "orchid"],
+        }
+    else:  # the string that was put in is new to one, the request to the other
+        assert found == {first: ["granite", "orchid"], second: ["Mondays", "orchid"]}

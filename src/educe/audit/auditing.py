@@ -244,8 +244,11 @@ class Audit:
             source = by.method if by else prompt.role.partition(":")[2] or "plain"
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
             words = evidence.read(score.why)
-            if self.reference is None and prompt.role.startswith(PUT):
-                words = evidence.without_echo(words, prompt.how)
+            if self.reference is None:
+                # What it is compared with had no such string in the request, or no such request.
+                put = prompt.role.startswith(PUT)
+                new = prompt.how if put else asked_in(rows[root].content)
+                words = evidence.without_echo(words, new)
             how = manners(written.get(score.of, ""))
             put = prompt.role.startswith(PUT) or not prompt.how
             likeliest = by is None and score.of.sample == 0
