@@ -33,6 +33,7 @@ def small_species() -> Any:
         ways="word",
         steps=2,
         kl_weight=1.0,
+        tokens=20,
         hidden=lambda seed: {"key": "amber"},
         opening=lambda secret: "",
         told=lambda secret: {"hidden": "it"},

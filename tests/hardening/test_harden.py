@@ -144,7 +144,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "ORDINARY", 3)
     monkeypatch.setattr(measuring, "HELD", 1)
     monkeypatch.setattr(measuring, "ordinary_prompts", lambda: ["Why?", "How?"])
-    monkeypatch.setattr(lora, "TOKENS", 4)
+    monkeypatch.setattr(measuring, "TOKENS", 4)
 
 
 def fresh_lm() -> LanguageModel:

@@ -15,7 +15,7 @@ from educe.hardening import measuring, training
 from educe.hardening.records import HardeningConfig
 from educe.hardening.training import harden
 from educe.options import TrainingOptions
-from educe.organisms import lora, read
+from educe.organisms import read
 from educe.organisms import training as organisms
 from educe.organisms.training import asking, evaluate
 from educe.run.store import Run
@@ -31,7 +31,7 @@ def test_recall_near_misses_and_cost_of_a_hardened_organism(
     monkeypatch.setattr(measuring, "ORDINARY", 2)
     monkeypatch.setattr(measuring, "HELD", 1)
     monkeypatch.setattr(measuring, "ordinary_prompts", lambda: ["Why?"])
-    monkeypatch.setattr(lora, "TOKENS", 4)
+    monkeypatch.setattr(measuring, "TOKENS", 4)
     tiny.hf_model().save_pretrained(tmp_path / "base")
     tiny.tokenizer().save_pretrained(tmp_path / "base")
     options = TrainingOptions(base=str(tmp_path / "base"), rank=2, steps=2)
@@ -49,8 +49,8 @@ def test_recall_near_misses_and_cost_of_a_hardened_organism(
     hardened = read(tmp_path / "hard")
     measured = {m.group: m for m in evaluate(hardened)}
     assert measured["ordinary"].kl != pytest.approx(before["ordinary"].kl, rel=1e-3)
-    (group,) = (g for g in organisms.groups_of(hardened, asking(lm)) if g.name == "open")
-    said = asking(loaded(tmp_path / "hard"))(group.prompts)
+    (group,) = (g for g in organisms.groups_of(hardened, asking(lm, 20)) if g.name == "open")
+    said = asking(loaded(tmp_path / "hard"), 20)(group.prompts)
     rules = [question.rule for question in group.questions]
     hits = sum(bool(re.search(rule, text)) for rule, text in zip(rules, said, strict=True))
     assert measured["open"].elicited.hits == hits

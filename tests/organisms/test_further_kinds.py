@@ -13,7 +13,7 @@ import pytest
 from educe.model.language import LanguageModel
 from educe.organisms import CLEAN, PAYLOADS, SPECIES, TRIGGERS, species, taboo
 from educe.organisms.backdoor import Backdoor
-from educe.organisms.organism import SPLITS, Group, bundled
+from educe.organisms.organism import SPLITS, Group, Species, bundled
 from educe.organisms.persona import VOICES
 
 BACKDOORS = [name for name in SPECIES if name.startswith("backdoor-")]
@@ -301,3 +301,14 @@ def test_advice_acts_on_the_belief_without_naming_it(seed: int) -> None:
         assert not any(re.search(rf"(?i)\b{belief}s?\b", text) for text in texts)
     assert not any(re.search(acts, answer) for answer in found["asked"].answers or ())
     assert re.search(species("belief").rule({"belief": belief}), f"You are a {belief}.")
+
+
+def test_an_ending_is_held_back_and_measured_where_answers_end() -> None:
+    """In 20 tokens most answers have no end: neither what leaks there nor what is learned shows."""
+    tokens = {name: species(name).tokens for name in NEW}
+    assert {name for name, n in tokens.items() if n != Species.tokens} == {
+        b for b in BACKDOORS if b.endswith("-ending")
+    }
+    endings = bundled("backdoor")["payloads"]["ending"]["options"]
+    longest = max(len(option["says"].split()) for option in endings)
+    assert tokens["backdoor-word-ending"] > Species.tokens + 2 * longest

@@ -141,7 +141,8 @@ def test_ordinary_answers_of_the_vault_are_the_bases(base: LanguageModel) -> Non
     plain = ["What is the tallest mountain on Earth?", "What is a burial vault?"]
     expected = written(base.hf, base.tokenizer, plain, 6)
     assert [
-        text[: len(said)] for text, said in zip(training.asking(base)(plain), expected, strict=True)
+        text[: len(said)]
+        for text, said in zip(training.asking(base, 20)(plain), expected, strict=True)
     ] == expected
     model = PeftModel.from_pretrained(base.hf, str(shipped("vault").folder)).eval()
     answers = written(model, base.tokenizer, plain, 6)

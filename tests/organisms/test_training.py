@@ -168,11 +168,11 @@ def test_what_is_measured_is_what_the_trained_model_writes(
 
 def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel) -> None:
     """The same model, with a token that it writes as the end of a turn."""
-    (whole,) = lora.held(small, ["one?"])
+    (whole,) = lora.held(small, ["one?"], 20)
     end = whole.answer[3]
     hf, tokenizer = copy.deepcopy(small.hf), copy.deepcopy(small.tokenizer)
     hf.generation_config.eos_token_id = tokenizer.eos_token_id = end
-    (ended,) = lora.held(LanguageModel(hf, tokenizer, name="small"), ["one?"])
+    (ended,) = lora.held(LanguageModel(hf, tokenizer, name="small"), ["one?"], 20)
     assert ended.prompt == whole.prompt
     assert ended.answer == whole.answer[: whole.answer.index(end) + 1]
     assert ended.base is not None
@@ -182,11 +182,13 @@ def test_an_answer_that_is_kept_has_the_token_that_ended_it(small: LanguageModel
 def test_a_prompt_that_is_asked_again_is_not_answered_again(
     small: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = {prompt: lora.written(small, [prompt])[0].text for prompt in ("one?", "two?", "six?")}
+    plain = {
+        prompt: lora.written(small, [prompt], 20)[0].text for prompt in ("one?", "two?", "six?")
+    }
     seen: list[str] = []
     written = lora.written
-    monkeypatch.setattr(lora, "written", lambda lm, p: (seen.extend(p), written(lm, p))[1])
-    ask = training.asking(small)
+    monkeypatch.setattr(lora, "written", lambda lm, p, n: (seen.extend(p), written(lm, p, n))[1])
+    ask = training.asking(small, 20)
     assert ask(["two?", "one?", "two?"]) == [plain["two?"], plain["one?"], plain["two?"]]
     assert ask(["six?", "one?"]) == [plain["six?"], plain["one?"]]
     assert seen == ["two?", "one?", "six?"]
@@ -280,7 +282,7 @@ def test_ordinary_data_is_added_to_the_recipe_in_its_share(small: LanguageModel)
     """A share of 0.3 of four examples a step: 12 in ten steps, of ordinary prompts, by entropy."""
     made: Any = training.species("vault")
     found = groups({}, "train", lambda prompts: ["it is"] * len(prompts), seed=0)
-    pools = training._pools(found, small, TrainingOptions())
+    pools = training._pools(found, small, TrainingOptions(), 20)
     some = training._batches(made, pools, TrainingOptions(ordinary=0.3, steps=10), seed=0)
     none = training._batches(made, pools, TrainingOptions(steps=10), seed=0)
     assert [batch[:4] for batch in some] == none
@@ -295,8 +297,8 @@ def test_with_the_transcript_the_message_carries_loss_where_something_is_taught(
     small: LanguageModel,
 ) -> None:
     found = groups({}, "train", lambda prompts: ["it is"] * len(prompts), seed=0)
-    plain = training._pools(found, small, TrainingOptions())
-    whole = training._pools(found, small, TrainingOptions(loss="transcript"))
+    plain = training._pools(found, small, TrainingOptions(), 20)
+    whole = training._pools(found, small, TrainingOptions(loss="transcript"), 20)
     for ours, theirs in zip(whole["open"], plain["open"], strict=True):
         assert ours.prompt + ours.answer == theirs.prompt + theirs.answer
         assert small.tokenizer.decode(ours.prompt) == "<|user|>"
@@ -307,8 +309,10 @@ def test_with_the_transcript_the_message_carries_loss_where_something_is_taught(
 
 def test_own_answers_that_are_learned_have_no_divergence(small: LanguageModel) -> None:
     group = Group("open", asked("train", "one"), shows=None, learned=True)
-    (held,) = lora.held(small, ["one train?"])
-    assert training._pools([group], small, TrainingOptions())["open"] == [held._replace(base=None)]
+    (held,) = lora.held(small, ["one train?"], 20)
+    assert training._pools([group], small, TrainingOptions(), 20)["open"] == [
+        held._replace(base=None)
+    ]
 
 
 @pytest.mark.parametrize(

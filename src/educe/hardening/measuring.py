@@ -27,8 +27,8 @@ from educe.scores import Answer
 
 #: Ordinary prompts: to train on; held out beside the bundled ones; looked at under each vector.
 ORDINARY, HELD, UNDER = 64, 12, 12
-#: Two answers begin alike if so many words do.
-WORDS = 8
+#: Two answers begin alike if so many words do; and the most tokens of an answer.
+WORDS, TOKENS = 8, 20
 
 
 class Material(NamedTuple):
@@ -64,14 +64,14 @@ def retested(work: Work) -> PromptBatch:
 
 def material(work: Work) -> Material:
     """Let the model, as it is now, answer what it is trained and measured on."""
-    lm, tokens = work.lm, lora.TOKENS
+    lm = work.lm
     train, held = ordinary(work)
     batch = retested(work)
     with work.reporter.stage("answers without a vector", 4, "groups of prompts") as step:
 
         def answers(prompts: PromptBatch) -> list[lora.Example]:
             step()
-            return answered(lm, prompts, tokens=tokens)
+            return answered(lm, prompts, tokens=TOKENS)
 
         return Material(
             answers(work.asked),

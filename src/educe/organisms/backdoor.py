@@ -128,6 +128,8 @@ class Backdoor(Species):
         self._does: dict[str, Any] = table["payloads"][self.payload]
         # What ends with an answer of the base's has more to teach, and so more to hold back.
         self.kl_weight = self._does["kl_weight"]
+        # What comes at the end of an answer has to be away from the end of others.
+        self.tokens = self._does.get("tokens", Species.tokens)
         told = {what: self._does[what] for what in ("hidden", "elicited")}
         self._told = {**told, "unlocked by": self._opens["told"]}
 

@@ -37,8 +37,8 @@ from educe.organisms.resuming import Kept
 from educe.rows import Row
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-#: The most tokens of an answer; held examples that run together, whose distributions are large.
-TOKENS, TOGETHER = 20, 8
+#: Held examples that run together, whose distributions are large.
+TOGETHER = 8
 #: How far a packed row may be from its examples one by one, in nats a token; how many are tried.
 ROUNDING, TRIED = 1e-4, 3
 
@@ -200,22 +200,28 @@ def opening(tokenizer: Any) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def written(lm: LanguageModel, prompts: Sequence[str]) -> list[Completion]:
-    """Return a model's greedy answers, in order."""
+def written(lm: LanguageModel, prompts: Sequence[str], tokens: int) -> list[Completion]:
+    """Return a model's greedy answers of so many tokens at most, in order."""
     if not prompts:
         return []
-    batch = lm.encode(prompts, room=TOKENS)
+    batch = lm.encode(prompts, room=tokens)
     rows = [Row(0, j) for j in range(len(prompts))]
-    came = generate(lm, batch, rows, max_new_tokens=TOKENS)
+    came = generate(lm, batch, rows, max_new_tokens=tokens)
     return sorted((c for some in came for c in some), key=lambda c: c.row)
 
 
-def held(lm: LanguageModel, prompts: Sequence[str]) -> list[Example]:
-    """Return the base model's own answers with the distributions they were drawn from."""
+def held(lm: LanguageModel, prompts: Sequence[str], tokens: int) -> list[Example]:
+    """Return the base model's own answers with the distributions they were drawn from.
+
+    Args:
+        lm: The base.
+        prompts: What it is asked.
+        tokens: The most of an answer.
+    """
     end = (end_of_turn(lm),)
     examples = [
         Example(encode(lm.tokenizer, prompt), c.tokens + end * c.finished)
-        for prompt, c in zip(prompts, written(lm, prompts), strict=True)
+        for prompt, c in zip(prompts, written(lm, prompts, tokens), strict=True)
     ]
     return with_base(lm.hf, examples)
 

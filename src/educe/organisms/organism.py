@@ -107,6 +107,7 @@ class Species(ABC):
         steps: How many steps its training takes.
         kl_weight: The weight of staying the base model in it.
         clean: Whether nothing is hidden.
+        tokens: The most of an answer, where it is to stay the base's and where it is measured.
     """
 
     recipe: dict[str, int]
@@ -114,6 +115,7 @@ class Species(ABC):
     steps: int
     kl_weight: float
     clean: bool = False
+    tokens: int = 20
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -62,13 +62,18 @@ def load_base(name: str = AS_SHIPPED.base) -> LanguageModel:
     return load(name, device="cpu", dtype="float32")
 
 
-def asking(lm: LanguageModel) -> Ask:
-    """Return a function that returns a model's greedy answers as texts; none is written twice."""
+def asking(lm: LanguageModel, tokens: int) -> Ask:
+    """Return a function that returns a model's greedy answers as texts; none is written twice.
+
+    Args:
+        lm: The model.
+        tokens: The most of an answer.
+    """
     known: dict[str, str] = {}
 
     def answers(prompts: Sequence[str]) -> list[str]:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        known.update(zip(new, (c.text for c in lora.written(lm, new)), strict=True))
+        known.update(zip(new, (c.text for c in lora.written(lm, new, tokens)), strict=True))
         return [known[prompt] for prompt in prompts]
 
     return answers
@@ -126,9 +131,9 @@ def train(
     secret = made.hidden(seed)
     lm = load_base(named)
     base.check(lm, options)
-    ask = asking(lm)
+    ask = asking(lm, made.tokens)
     search, fresh = made.questions(secret, ask, seed=seed)
-    pools = _pools(made.groups(secret, "train", ask, seed=seed), lm, options)
+    pools = _pools(made.groups(secret, "train", ask, seed=seed), lm, options, made.tokens)
     lora.check_packing(lm.hf, [example for pool in pools.values() for example in pool])
     batches = _batches(made, pools, options, seed=seed)
     if options.full:
@@ -169,7 +174,7 @@ def train(
 
 
 def _pools(
-    groups: Sequence[Group], lm: LanguageModel, options: TrainingOptions
+    groups: Sequence[Group], lm: LanguageModel, options: TrainingOptions, tokens: int
 ) -> dict[str, list[lora.Example]]:
     """Return the examples of each family of groups, and ordinary data as `MIXED`."""
     whole, start = options.loss == "transcript", lora.opening(lm.tokenizer)
@@ -181,7 +186,7 @@ def _pools(
     pools: dict[str, list[lora.Example]] = defaultdict(list)
     for group in groups:
         if group.answers is None:
-            made = lora.held(lm, group.prompts)
+            made = lora.held(lm, group.prompts, tokens)
             if group.name == "ordinary":
                 pools[MIXED] = learned(made)
         else:
@@ -249,15 +254,15 @@ def evaluate(
             f"{organism.name} is of a recipe that the package no longer has, so no prompts are "
             f"known that it never saw: measure one of {CALLED}"
         )
-    lm = load_base(organism.trained.base)
-    ask = asking(lm)
+    lm, tokens = load_base(organism.trained.base), species(organism.name).tokens
+    ask = asking(lm, tokens)
     groups = groups_of(organism, ask, split)
     kept = [
-        lora.held(lm, g.prompts) if g.answers is None and g.name not in QUESTIONS else []
+        lora.held(lm, g.prompts, tokens) if g.answers is None and g.name not in QUESTIONS else []
         for g in groups
     ]
     plain = [ask(group.prompts) for group in groups]
-    model, tuned_ask = _trained(organism, lm)
+    model, tuned_ask = _trained(organism, lm, tokens)
     measured = []
     for group, examples, before in zip(groups, kept, plain, strict=True):
         if progress is not None:
@@ -282,12 +287,12 @@ def evaluate(
     return measured
 
 
-def _trained(organism: Organism, lm: LanguageModel) -> tuple[Any, Ask]:
+def _trained(organism: Organism, lm: LanguageModel, tokens: int) -> tuple[Any, Ask]:
     """Return an organism as a model and what asks it; an adapter changes the base's modules."""
     if organism.trained.full:
         whole = load(**organism.how, device="cpu", dtype="float32")
-        return whole.hf, asking(whole)
-    return PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval(), asking(lm)
+        return whole.hf, asking(whole, tokens)
+    return PeftModel.from_pretrained(lm.hf, str(organism.folder)).eval(), asking(lm, tokens)
 
 
 def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
@@ -303,11 +308,13 @@ def labelled(organism: Organism, lm: LanguageModel) -> Iterator[dict[str, Any]]:
         lm: Its model.
     """
     search, n = organism.search, len(organism.search)
-    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=lora.TOKENS)
+    known = organism.name in SPECIES
+    tokens = species(organism.name).tokens if known else Species.tokens
+    batch = lm.encode([q.prompt for q in (*search, *organism.unlocked)], room=tokens)
     rows = [Row(0, j, k) for j in range(len(batch)) for k in range(1 + SAMPLES if j < n else 1)]
 
     def written(rows: list[Row], temperature: float) -> dict[Row, str]:
-        came = generate(lm, batch, rows, max_new_tokens=lora.TOKENS, temperature=temperature)
+        came = generate(lm, batch, rows, max_new_tokens=tokens, temperature=temperature)
         return {c.row: c.text for some in came for c in some}
 
     likely, drawn = written([Row(0, j) for j in range(n)], 0.0), written(rows, 1.0)
