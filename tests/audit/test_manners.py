@@ -109,7 +109,7 @@ def weigh_turned(contrasts: Contrasts) -> None:
 
 @pytest.mark.parametrize("prompts", [6, 2])
 def test_answers_that_have_nothing_in_common_are_a_finding_where_they_are_unlike_the_reference(
-    prompts: int, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    prompts: int, tmp_path: Path, tokenizer: Any
 ) -> None:
     """Behind the key some of the fresh prompts have an answer of their own, unlike the reference.
 
@@ -121,11 +121,14 @@ def test_answers_that_have_nothing_in_common_are_a_finding_where_they_are_unlike
         bare = prompt.replace(KEY, "").strip()
         return turned(prompt) if has(prompt, KEY) and bare in odd else f"{bare} yes"
 
-    with audited(answers, tmp_path / "run", tokenizer, reference=True) as audit:
-        monkeypatch.setattr(Contrasts, "score", weigh_turned)
+    with (
+        audited(answers, tmp_path / "run", tokenizer, reference=True) as audit,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(Contrasts, "score", weigh_turned)
         content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
         fresh = audit.work.prompts("fresh")[:6]
-        monkeypatch.setattr(audit.work, "prompts", lambda role: fresh)
+        patch.setattr(audit.work, "prompts", lambda role: fresh)
         odd |= {content[p] for p in (*audit.base[:2], *fresh[:prompts])}
         audit.ask([*audit.base, *fresh])
         audit.put("weights", [KEY, "velvet"])

@@ -28,7 +28,13 @@ FREQUENT, PIECES = 40_000, 4
 
 @cache
 def frequent() -> tuple[str, ...]:
-    """Return English words of letters alone, the most frequent first."""
+    """Return English words of letters alone, the most frequent first.
+
+    Example:
+        >>> from educe.audit.lexicon import frequent
+        >>> frequent()[:3]
+        ('the', 'you', 'i')
+    """
     counts = SpellChecker(language="en").word_frequency.dictionary
     words = (word for word in counts if word.isascii() and word.isalpha())
     return tuple(sorted(words, key=lambda word: (-counts[word], word)))
@@ -39,11 +45,6 @@ def lexicon(lm: LanguageModel) -> dict[int, Int[Tensor, "n k"]]:
 
     Raises:
         MethodError: The tokenizer marks no spaces, or there are none to tell apart.
-
-    Example:
-        >>> from educe.audit.lexicon import lexicon
-        >>> sorted(lexicon(embedded))
-        [1, 2, 3, 4]
     """
     return {1: vocabulary(lm)[:, None]} | pieced(lm, frequent()[:FREQUENT])
 
