@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import planted_difference as planted
 from educe.audit import stages, standing
 from educe.audit.auditing import Audit
 from educe.audit.candidates import LEAST, Candidate, Said
+from educe.audit.manners import UNLIKE
 from educe.audit.roles import CONTRAST
 from educe.audit.sources import topics
 from educe.rows import CompletionRow, Row, ScoreRow
@@ -88,6 +90,7 @@ def test_without_a_reference_one_request_is_no_candidate_and_only_strings_stand_
     with planted.audited(lm, planted.reference(lm), tmp_path / "beside", "topics") as audit:
         assert standing.standing_out(audit) == [once, begun, put]
         assert stages.stands_out(audit, begun)
+        assert not stages.stands_out(audit, replace(begun, saying=(UNLIKE,), core=(UNLIKE,)))
 
 
 @pytest.mark.parametrize("clean", [True, False])

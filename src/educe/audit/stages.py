@@ -113,11 +113,11 @@ def stands_out(audit: Audit, candidate: Candidate) -> bool:
     """Return whether a candidate is worth so much that dear sources need not look.
 
     Without a reference only what strings bring about is: whatever begun answers say alike may be
-    what any model says.
+    what any model says. What is unlike the reference does not say what is hidden: others may.
     """
     put = {s.root for s in candidate.said if s.condition} & set(audit.base)
     witnesses = candidate.roots if audit.reference else len(put)
-    return candidate.hidden and witnesses >= PROMPTS
+    return candidate.hidden and not candidate.unlike and witnesses >= PROMPTS
 
 
 def funnel(audit: Audit, source: str) -> None:
