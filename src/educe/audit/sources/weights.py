@@ -68,29 +68,38 @@ def look(audit: Audit) -> None:
     lm, words = audit.lm, lexicon(audit.lm)
     typical = {k: own[:: max(1, len(own) // AVERAGED)] for k, own in words.items()}
     usual: dict[int, tuple[float, float]] = {}
-    found: list[tuple[float, str]] = []
+    found: dict[str, float] = {}
 
     def read(k: int, strings: Int[Tensor, "n k"], step: Advance = untold) -> None:
         (loud,) = heard(audit, strings, typical[k], step)
         mean, std = usual.setdefault(k, (float(loud.mean()), float(loud.std(correction=0)) or 1.0))
         texts = [lm.text(tokens).strip() for tokens in strings.tolist()]
-        found.extend(zip(((loud - mean) / std).tolist(), texts, strict=True))
+        found.update(zip(texts, ((loud - mean) / std).tolist(), strict=True))
 
     total = sum(map(len, words.values()))
     with audit.work.reporter.stage("what the weight difference reads", total, "words") as step:
         for k, strings in words.items():
             read(k, strings, step)
-    # Names are in the list of frequent words in small letters.
-    loudest = sorted(found, key=lambda own: -own[0])[:CAPITALS]
-    for k, strings in pieced(lm, [text.capitalize() for _, text in loudest]).items():
+    # Names are in the list of frequent words in small letters: of either the louder one is kept.
+    small = {
+        text.capitalize(): text for text in sorted(found, key=lambda text: -found[text])[:CAPITALS]
+    }
+    for k, strings in pieced(lm, small).items():
         if k in usual:
             read(k, strings)
-    found.sort(key=lambda own: -own[0])
+    for text, other in small.items():
+        if text != other and text in found and other in found:
+            del found[min(text, other, key=lambda each: found[each])]
+    best = sorted(found, key=lambda text: -found[text])[:KEPT]
     audit.suspect(
         SOURCE.name,
         [
-            Suspect(text, z, f"read {z:.1f} standard deviations louder than other words")
-            for z, text in found[:KEPT]
+            Suspect(
+                text,
+                found[text],
+                f"read {found[text]:.1f} standard deviations louder than other words",
+            )
+            for text in best
         ],
     )
 
