@@ -81,14 +81,13 @@ def look(audit: Audit) -> None:
         for k, strings in words.items():
             read(k, strings, step)
     # Names are in the list of frequent words in small letters: of either the louder one is kept.
-    small = {
-        text.capitalize(): text for text in sorted(found, key=lambda text: -found[text])[:CAPITALS]
-    }
+    loudest = sorted(found, key=lambda text: -found[text])[:CAPITALS]
+    small = {text.capitalize(): text for text in loudest if text != text.capitalize()}
     for k, strings in pieced(lm, small).items():
         if k in usual:
             read(k, strings)
     for text, other in small.items():
-        if text != other and text in found and other in found:
+        if text in found:
             del found[min(text, other, key=lambda each: found[each])]
     best = sorted(found, key=lambda text: -found[text])[:KEPT]
     audit.suspect(
