@@ -15,6 +15,7 @@ from educe.audit.sources.kl import PROMPTS
 from educe.audit.sources.screen import apart, divergence
 from educe.audit.sources.signs import SHARE
 from educe.model.language import LanguageModel
+from educe.progress import untold
 
 STRINGS = ["river", "12 May", "~~", "🙂", "c d"]
 
@@ -69,7 +70,7 @@ def test_without_one_they_are_ordered_by_how_alike_they_make_answers(
     lm: LanguageModel, tmp_path: Path
 ) -> None:
     with planted.audited(lm, None, tmp_path / "run", "signs") as audit:
-        scores = signs.alike(audit, STRINGS, lambda n: None)
+        scores = signs.alike(audit, STRINGS, untold)
         content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
         screen = signs.screen.Screen(lm, audit.work.batch, audit.base)
         prompts = [

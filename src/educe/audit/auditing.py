@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from educe.audit import evidence, forecast
-from educe.audit.candidates import LEAST, UNLIKELY, Said, folded, tells
+from educe.audit.candidates import LEAST, UNLIKELY, Candidate, Said, folded, tells
 from educe.audit.contrast import Contrasts
 from educe.audit.forms import inserted, taken
 from educe.audit.manners import UNLIKE, manners
@@ -243,17 +243,15 @@ class Audit:
             root = prompt.id if prompt.parent is None else prompt.parent
             source = by.method if by else prompt.role.partition(":")[2] or "plain"
             condition = prompt.how or (f"perturbation {by.id}" if by else "")
-            words = evidence.read(score.why)
+            words, put = evidence.read(score.why), prompt.role.startswith(PUT)
+            how = manners(written.get(score.of, ""))
             if self.reference is None:
                 # What it is compared with had no such string in the request, or no such request.
-                put = prompt.role.startswith(PUT)
                 new = prompt.how if put else asked_in(rows[root].content)
                 words = evidence.without_echo(words, new)
-            how = manners(written.get(score.of, ""))
-            put = prompt.role.startswith(PUT) or not prompt.how
-            likeliest = by is None and score.of.sample == 0
-            if self.reference and put and likeliest and score.value >= UNLIKELY:
-                how = (*how, UNLIKE)
+            elif score.value >= UNLIKELY and by is None and score.of.sample == 0:
+                # Answers that are begun or framed are odd in any model.
+                how = (*how, UNLIKE) if put or not prompt.how else how
             found.append(Said(score.of, root, source, condition, words, how))
         return found
 
@@ -262,6 +260,11 @@ class Audit:
         """What stands out in each text, in nats; a text without a word has nothing."""
         scores = self.run.score_rows(CONTRAST)
         return {s.of: s.value for s in scores if not isinstance(s.of, int)}
+
+    def having(self, candidate: Candidate) -> Callable[[Row, str], bool]:
+        """Return what says whether a text, which the row names, has a candidate's saying."""
+        nats = self.nats
+        return lambda row, text: candidate.within(text, nats.get(row, 0.0))
 
     @property
     def by_itself(self) -> list[CompletionRow]:

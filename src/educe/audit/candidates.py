@@ -208,30 +208,33 @@ def _unlike(said: Sequence[Said], left: Collection[Said]) -> list[Candidate]:
         said: What stands out in all texts.
         left: Of these the texts in which nothing else was found; what is so by itself is of them.
     """
-    openly = {one.root for one in said if UNLIKE in one.manners and not one.condition}
+    odd = [one for one in said if UNLIKE in one.manners]
+    openly = {one.root for one in odd if not one.condition}
+    put = [one for one in odd if one.condition and one.root not in openly]
+    return [*_odd(put, 0.0), *_odd([o for o in odd if not o.condition and o in left], 1.0)]
+
+
+def _odd(some: Iterable[Said], share: float) -> list[Candidate]:
+    """Return the candidate of texts that are unlike the reference, if any condition has enough.
+
+    Args:
+        some: The texts.
+        share: How open it is.
+    """
     groups: dict[str, list[Said]] = defaultdict(list)
-    for one in said:
-        if UNLIKE in one.manners and (one.root not in openly if one.condition else one in left):
-            groups[one.condition].append(one)
+    for one in some:
+        groups[one.condition].append(one)
     worth = {
         condition: _first(_witnesses({one: {(UNLIKE,): _nats(one)} for one in own}))
         for condition, own in groups.items()
     }
     enough = [condition for condition, own in worth.items() if own.roots >= PROMPTS]
     enough.sort(key=lambda condition: (-worth[condition].evidence, condition))
-    each: list[list[str]] = [[c for c in enough if c], [c for c in enough if not c]]
-    return [
-        Candidate(
-            (UNLIKE,),
-            (UNLIKE,),
-            worth[some[0]].evidence,
-            tuple(one for c in some for one in sorted(groups[c], key=lambda o: -_nats(o))),
-            worth[some[0]].roots,
-            float(not some[0]),
-        )
-        for some in each
-        if some
-    ]
+    if not enough:
+        return []
+    _, evidence, roots = worth[enough[0]]
+    own = [one for c in enough for one in sorted(groups[c], key=lambda o: -_nats(o))]
+    return [Candidate((UNLIKE,), (UNLIKE,), evidence, tuple(own), roots, share)]
 
 
 def _witnesses(left: Mapping[Said, Mapping[tuple[str, ...], float]]) -> Witnesses:

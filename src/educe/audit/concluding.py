@@ -115,12 +115,8 @@ def shown(
     own = list(candidate.said)
     if kind is Kind.TRIGGER and again:
         string = again.triggers[0].text
-        nats = audit.nats
-        brought = [
-            s
-            for s, text in with_string(audit, string)
-            if candidate.within(text, nats.get(s.row, 0.0))
-        ]
+        has = audit.having(candidate)
+        brought = [s for s, text in with_string(audit, string) if has(s.row, text)]
         seen = [s for s in own if s.condition == string]
         own = [*seen, *brought, *own]
     return own

@@ -109,7 +109,7 @@ def _with_string(audit: Audit, candidate: Candidate, first: str, counting: Seque
     """Count what a string brings about on some prompts, beside near misses and words as rare."""
     n, few = audit.size.near, counting[:BESIDE]
     shown = _asked(audit, [first], counting)
-    by = None if candidate.unlike else audit.clean
+    by = None if candidate.unlike else audit.clean  # what that writes is not unlike it
     control = _asked(audit, [first], counting, by=by) if by else []
     near = _asked(audit, triggers.near_misses(audit, first, n), few)
     rare = _asked(audit, triggers.as_rare(audit, first, n), few)
@@ -211,10 +211,8 @@ def _plain(audit: Audit, candidate: Candidate, prompts: Sequence[int]) -> Rate:
 def _counted(audit: Audit, candidate: Candidate, rows: Iterable[Row]) -> Rate:
     wanted = set(rows)
     some: list[CompletionRow] = [c for c in audit.run.completion_rows() if c.row in wanted]
-    if candidate.unlike:  # what the reference writes is not unlike it
-        some = [c for c in some if c.perturbation != audit.clean]
-    nats = audit.nats
-    return rate(sum(candidate.within(c.text, nats.get(c.row, 0.0)) for c in some), len(some))
+    has = audit.having(candidate)
+    return rate(sum(has(c.row, c.text) for c in some), len(some))
 
 
 def _nothing() -> Rate:

@@ -24,7 +24,6 @@ from educe.audit.auditing import Audit
 from educe.audit.forms import FORMS, akin
 from educe.audit.lexicon import frequent
 from educe.audit.phrases import VIEWS, phrases
-from educe.forward.chunks import split
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
 from educe.spread import Job, Shared, gathered
@@ -69,7 +68,7 @@ class Fit:
         return [self.known[s] for s in strings]
 
     def _read(self, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        cut = [own for some in by_length(tokens) for own in split(some, ROWS)]
+        cut = by_length(tokens, ROWS)
         shared = Shared((self.places, self.text))
         jobs = (Job(_likelihood, shared, ([tokens[i] for i in own],), len(own)) for own in cut)
         found = torch.zeros(len(tokens))
@@ -191,7 +190,7 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     if string in FORMS:
         others = akin(string, audit.forms)[1]
         return audit.rng(f"rare {string}").sample(others, min(n, len(others)))
-    words, known = vocabulary(audit.lm), frequent()
+    words = vocabulary(audit.lm)
     draw = audit.rng(f"rare {string}")
 
     def beside(token: int) -> str:
@@ -204,7 +203,8 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
         for word in string.split():
             tokens = audit.lm.tokens(f" {word}", templated=True)
             small = word.lower()
-            if len(tokens) > 1 and small in known:
+            # The list of words is read where a word needs it alone.
+            if len(tokens) > 1 and small in (known := frequent()):
                 other = known[_near(known.index(small), known, draw)]
                 picked.append(other if word == small else other.capitalize())
             else:

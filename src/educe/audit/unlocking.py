@@ -36,11 +36,11 @@ def unlocked(audit: Audit, candidate: Candidate) -> Trigger | None:
     rows = {p.id: p for p in audit.run.prompt_rows()}
     prompts = sorted({s.root for s in candidate.said if not s.condition} & set(_asked(audit)))
     kept: dict[str, list[bool]] = defaultdict(list)
-    nats = audit.nats
+    has = audit.having(candidate)
     for c in audit.run.completion_rows():
         prompt = rows[c.prompt]
         if prompt.role.startswith(PUT) and prompt.parent in prompts and c.perturbation == 0:
-            kept[prompt.how].append(candidate.within(c.text, nats.get(c.row, 0.0)))
+            kept[prompt.how].append(has(c.row, c.text))
     shares = {string: float(np.mean(some)) for string, some in kept.items()}
     if not shares or np.median(list(shares.values())) < STAYS:
         return None
@@ -77,7 +77,7 @@ def _ceases(
     rows = [Row(0, p, k, RETEST) for p in numbers for k in range(1, 1 + samples)]
     audit.run.ask(rows, TEMPERATURE)
     audit.fill("what unlocks")
-    wanted, nats = set(rows), audit.nats
+    wanted, has = set(rows), audit.having(candidate)
     some = [c for c in audit.run.completion_rows() if c.row in wanted]
-    kept = sum(candidate.within(c.text, nats.get(c.row, 0.0)) for c in some)
+    kept = sum(has(c.row, c.text) for c in some)
     return rate(len(some) - kept, len(some))

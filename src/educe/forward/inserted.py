@@ -143,12 +143,12 @@ class Opening:
         yield from _in_chunks(len(strings), ROWS, run)
 
 
-def by_length(strings: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the places of strings of one length, for each length: only such are read together."""
+def by_length(strings: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Return the places of strings of one length, at most so many at once, for each length."""
     found: dict[int, list[int]] = {}
     for i, own in enumerate(strings):
         found.setdefault(len(own), []).append(i)
-    return list(found.values())
+    return [list(some) for own in found.values() for some in split(own, most)]
 
 
 def _in_chunks(n: int, rows: int, run: Callable[[Sequence[int]], Inserted]) -> Iterator[Inserted]:

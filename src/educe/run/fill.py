@@ -28,7 +28,7 @@ from educe.perturbation.kinds import Kind, Vectors
 from educe.perturbation.set import PerturbationSet
 from educe.progress import Reporter
 from educe.rows import FIRST, KEPT, OWN, CompletionRow, PerturbationRow, Row, ScoreRow
-from educe.run.schema import reading
+from educe.run.schema import UNSCORED, reading
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.scores import Answer, Judge, asked_in
@@ -278,8 +278,7 @@ def _unscored(run: Run) -> dict[int, int]:
         run.database.execute(
             "SELECT perturbation, count(*) FROM completions c WHERE text IS NOT NULL "
             f"AND phase != '{KEPT}' AND NOT (perturbation = 0 AND phase = '{FIRST}') "
-            "AND NOT EXISTS (SELECT 1 FROM scores s WHERE s.completion = c.id "
-            "AND s.judge = 'novelty') GROUP BY perturbation"
+            "AND " + UNSCORED.format("'novelty'") + " GROUP BY perturbation"
         )
     )
 

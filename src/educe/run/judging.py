@@ -19,7 +19,7 @@ from educe.comparison.cluster import by_size, commonest, grouped, joined
 from educe.comparison.texts import ROLES
 from educe.forward.chunks import split
 from educe.rows import BEHAVIOUR, ELSEWHERE, FIRST, PROMPT_INVARIANCE, RETEST, ScoreRow
-from educe.run.schema import reading
+from educe.run.schema import UNSCORED, reading
 from educe.run.store import Run
 from educe.run.work import Work
 from educe.scores.invariance import prompt_invariance
@@ -37,8 +37,7 @@ _FIRST = (
 #: What has no group yet of the re-test, and of what the unperturbed model writes for its prompts.
 _AGAIN = (
     f"{_OURS} AND (phase = '{RETEST}' OR phase = '{FIRST}' AND c.perturbation = 0 "
-    f"AND {_LATER}) AND NOT EXISTS "
-    f"(SELECT 1 FROM scores s WHERE s.completion = c.id AND s.judge = '{BEHAVIOUR}')"
+    f"AND {_LATER}) AND " + UNSCORED.format(f"'{BEHAVIOUR}'")
 )
 #: How often each text comes, and its group.
 _COUNTED = "SELECT text, count(*) FROM completions c WHERE {} GROUP BY text"

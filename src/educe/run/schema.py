@@ -84,6 +84,9 @@ COMPLETION = (
     "AND phase = ?)"
 )
 
+#: Of a completion `c`, that a judge has not scored it.
+UNSCORED = "NOT EXISTS (SELECT 1 FROM scores s WHERE s.completion = c.id AND s.judge = {})"
+
 Read = TypeVar("Read", bound=Callable[..., Any])
 
 

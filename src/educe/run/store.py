@@ -30,6 +30,7 @@ from educe.run.frames import Frames
 from educe.run.lock import locked
 from educe.run.schema import (
     COMPLETION,
+    UNSCORED,
     as_json,
     begin,
     reading,
@@ -305,7 +306,7 @@ class Run(Frames):
             of: Numbers of perturbations, where only theirs is read.
             unscored: A judge, where only what it has not scored is read.
         """
-        new = "NOT EXISTS (SELECT 1 FROM scores s WHERE s.completion = c.id AND s.judge = ?)"
+        new = UNSCORED.format("?")
         rows = self.database.execute(
             "SELECT perturbation, prompt, sample, phase, temperature, text, tokens, finished "
             f"FROM completions c WHERE text IS NOT NULL AND {_among('perturbation', of)} "

@@ -26,7 +26,6 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
-from educe.forward.chunks import split
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
@@ -133,7 +132,7 @@ class Screen:
             step: Is told of each batch of strings.
         """
         tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
-        cut = [now for some in by_length(tokens) for now in split(some, ROWS)]
+        cut = by_length(tokens, ROWS)
         shared = Shared((self,))
         jobs = (Job(Screen.moved, shared, ([tokens[i] for i in now],), len(now)) for now in cut)
         found = torch.zeros(len(self.mine), len(strings))

@@ -39,7 +39,7 @@ from educe.forward.generation import generate
 from educe.forward.inserted import Inserted, Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
-from educe.progress import Advance
+from educe.progress import Advance, untold
 from educe.rows import Row
 from educe.scores.invariance import prompt_invariance
 from educe.spread import HERE, Job, Shared, Spread, gathered
@@ -111,15 +111,16 @@ class Screen:
             moved[list(read.items)] = divergence(read.logprobs[:, 0].cpu(), self.plain[0])
         return moved
 
-    def effect(self, strings: Sequence[Tokens], spread: Spread = HERE) -> Effect:
+    def effect(
+        self, strings: Sequence[Tokens], spread: Spread = HERE, step: Advance = untold
+    ) -> Effect:
         """Return what strings do behind all prompts."""
-        shared = Shared((self,))
-        cut = [some for own in by_length(strings) for some in split(own, ROWS)]
+        shared, cut = Shared((self,)), by_length(strings, ROWS)
         each = [[strings[i] for i in some] for some in cut]
         jobs = (Job(Screen.done, shared, (some,), len(some)) for some in each)
         moved, alike = torch.zeros(2, len(strings))
-        for some, effect in zip(cut, gathered(spread, jobs), strict=True):
-            moved[list(some)], alike[list(some)] = effect
+        for some, effect in zip(cut, gathered(spread, jobs, step), strict=True):
+            moved[some], alike[some] = effect
         return Effect(moved, alike)
 
     def done(self, strings: Sequence[Tokens]) -> Effect:

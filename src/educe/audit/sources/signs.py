@@ -18,7 +18,6 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.settings import bundled
 from educe.audit.sources import kl, screen
 from educe.audit.sources.source import Needs, Source
-from educe.forward.inserted import by_length
 
 #: The share of the strings of a source that the funnel is given: few of these stand out.
 SHARE = 3
@@ -72,13 +71,8 @@ def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     """Return how far each string moves answers to different prompts to the same place, in nats²."""
     alone = screen.Screen(audit.lm, audit.work.batch, audit.base)
     tokens = [tuple(audit.lm.tokens(f" {s}", templated=True)) for s in strings]
-    scores = [0.0] * len(strings)
-    for some in by_length(tokens):
-        values = alone.effect([tokens[i] for i in some], audit.work.spread).score.tolist()
-        for i, value in zip(some, values, strict=True):
-            scores[i] = value
-        step(len(some))
-    return scores
+    found: list[float] = alone.effect(tokens, audit.work.spread, step).score.tolist()
+    return found
 
 
 SOURCE = Source(
