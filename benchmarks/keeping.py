@@ -30,8 +30,11 @@ from educe.forward.chunks import split
 from educe.report import page
 from educe.rows import CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
 from educe.run.judging import number
+from educe.run.scored import score_run
 from educe.run.settings import Settings
 from educe.run.store import Run
+from educe.scores.cache import FILE, Cached
+from educe.scores.naming import judge_named
 
 #: Texts of one perturbation, on so many prompts; rows of a batch; different texts.
 EACH, PROMPTS, BATCH, DIFFERENT = 50, 50, 128, 300
@@ -104,6 +107,13 @@ def group_all(folder: Path) -> None:
         assert "behaviour" in run.judges()
 
 
+def judge(folder: Path) -> None:
+    """Score all texts by a rule."""
+    with Run.open(folder) as run:
+        by = Cached(judge_named("contains:vault"), folder / FILE)
+        assert score_run(run, by, threshold=0.5).arms["found"].shows.hits
+
+
 def count(folder: Path) -> None:
     """Make all numbers of its report."""
     with Run.open(folder) as run:
@@ -128,6 +138,7 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "open": open_,
     "ask what is missing": resume,
     "put its texts into groups": group_all,
+    "score them by a rule": judge,
     "make the numbers of the report": count,
     "write the report": draw,
     f"group {GROUPED} texts": group,

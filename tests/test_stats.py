@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from educe.comparison import stats
 from educe.comparison.stats import (
     Rate,
     bootstrap_mean,
@@ -212,6 +213,13 @@ def test_bootstrap_depends_on_the_seed_alone() -> None:
     assert bootstrap_mean(values, seed=4) == first
     assert bootstrap_mean(values, seed=5) != first
     assert bootstrap_mean(values, seed=5)[0] == first[0]
+
+
+def test_bootstrap_some_draws_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).exponential(1.0, 41)
+    whole = bootstrap_mean(values)
+    monkeypatch.setattr(stats, "PICKS", 100)  # two draws, and a third value that is left
+    assert bootstrap_mean(values) == whole
 
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:

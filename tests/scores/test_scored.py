@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from educe.comparison.stats import more_often, rate
 from educe.comparison.summary import summarise
 from educe.errors import RunError
 from educe.rows import FIRST, RETEST, RUNG, CompletionRow, PromptRow, Row
+from educe.run import fill
 from educe.run.fill import answers
 from educe.run.scored import score_run
 from educe.run.store import Run
@@ -149,6 +150,21 @@ def test_a_judge_that_compares_scores_perturbations(run: Run) -> None:
     assert set(scored.arms) == {"found", "control"}
     assert scored.best[0].text == "code"
     summarise(run)  # scores of whole perturbations do not disturb it
+
+
+def theme(run: Run) -> Cached:
+    return Cached(Theme(Naming()), run.folder / FILE)
+
+
+@pytest.mark.parametrize("by", [cached, theme])
+def test_some_perturbations_at_a_time_it_is_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Callable[[Run], Cached]
+) -> None:
+    whole, kept = score_run(run, by(run), threshold=0.5), run.score_rows()
+    with synthetic_run.build(tmp_path / "again", n=6) as again, monkeypatch.context() as few:
+        few.setattr(fill, "TOGETHER", 5)
+        assert score_run(again, by(again), threshold=0.5) == whole
+        assert again.score_rows() == kept
 
 
 def test_what_the_job_scored_is_left_alone(run: Run) -> None:

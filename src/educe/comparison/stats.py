@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest, fisher_exact, hypergeom
 
+#: Values that a bootstrap draws at a time.
+PICKS = 2**22
+
 
 def finite(value: float) -> float | None:
     """Return a number as JSON can hold it: none where it is NaN or infinite."""
@@ -97,9 +100,11 @@ def bootstrap_mean(
     values: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float, float]:
     """Return a mean and its 95% percentile bootstrap interval."""
-    data = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
-    low, high = np.quantile(data[picks].mean(1), [0.025, 0.975])
+    data, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    at_once = max(1, PICKS // len(data))
+    parts = [min(at_once, draws - first) for first in range(0, draws, at_once)]
+    means = [data[rng.integers(len(data), size=(n, len(data)))].mean(1) for n in parts]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(data.mean()), float(low), float(high)
 
 

@@ -250,7 +250,7 @@ def score(work: Work) -> None:
     shared = Shared((work.lm, work.batch))
 
     def jobs() -> Iterator[Job]:
-        for some in _together(each):
+        for some in together(each):
             texts = run.completion_rows(of=some, unscored="novelty")
             written = [Completion(c.row, c.text, c.tokens, c.finished) for c in texts]
             new = [c for c in written if not _is_baseline(c.row)]
@@ -283,7 +283,7 @@ def _unscored(run: Run) -> dict[int, int]:
     )
 
 
-def _together(each: Mapping[int, int]) -> Iterator[list[int]]:
+def together(each: Mapping[int, int]) -> Iterator[list[int]]:
     """Yield perturbations whose texts are held together, by how many there are of each."""
     some, texts = list[int](), 0
     for number, own in each.items():

@@ -4,29 +4,55 @@ Completions of one perturbation are not independent, so what is counted and aver
 perturbations: the mean of a perturbation is that over its completions, and it shows a behaviour
 when one of its completions reaches the threshold. The control is scored in the same way. Derived
 perturbations and the texts of a selection belong to no arm, and are not judged here.
+
+Texts are judged some perturbations at a time, and SQLite averages the scores: what is held of a
+perturbation in the end is a mean, the highest score and its text.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from educe.comparison.stats import Rate, bootstrap_mean, more_often, rate
 from educe.errors import RunError
 from educe.options import ALONE, SpreadOptions
 from educe.progress import Reporter, Silent
-from educe.rows import CONTROL, FIRST, FOUND, RETEST, CompletionRow, Row, ScoreRow
-from educe.run.fill import answers, judged
+from educe.rows import ARMS, CONTROL, FIRST, FOUND, RETEST, Row, ScoreRow
+from educe.run.fill import answers, judged, together
 from educe.run.lock import locked
+from educe.run.schema import reading
 from educe.run.store import Run
 from educe.scores import Answer, Judge, compares
 from educe.spread import opened
 
 #: Perturbations named as the best.
 BEST = 5
+
+#: The texts that are judged.
+_MINE = (
+    f"c.text IS NOT NULL AND c.phase IN ('{FIRST}', '{RETEST}') "
+    "AND c.prompt IN (SELECT id FROM prompts WHERE role IN ('asked', 'fresh')) AND "
+    "(c.perturbation = 0 OR c.perturbation IN (SELECT id FROM perturbations WHERE how = ''))"
+)
+_COUNTED = f"SELECT perturbation, count(*) FROM completions c WHERE {_MINE} GROUP BY perturbation"
+_ROWS = (
+    f"SELECT perturbation, prompt, sample, phase FROM completions c WHERE {_MINE} "
+    "AND perturbation BETWEEN ? AND ? ORDER BY perturbation, prompt, phase, sample"
+)
+_SCORES = f"completions c JOIN scores s ON s.completion = c.id WHERE {_MINE} AND s.judge = ?"
+_PLAIN = f"SELECT avg(value), count(*), sum(value >= ?) FROM {_SCORES} AND c.perturbation = 0"
+#: Of each perturbation and phase. SQLite gives the text of the row that has the highest value.
+_OF_TEXTS = (
+    "SELECT c.perturbation, (SELECT arm FROM perturbations WHERE id = c.perturbation), "
+    f"c.phase = '{RETEST}', avg(value), max(value), text, why FROM {_SCORES} "
+    "AND c.perturbation > 0 GROUP BY c.perturbation, c.phase ORDER BY c.perturbation, c.phase"
+)
+_OF_PERTURBATIONS = (
+    "SELECT p.id, p.arm, 0, value, value, why, why FROM perturbations p JOIN scores s "
+    "ON s.perturbation = p.id WHERE p.how = '' AND s.judge = ? ORDER BY p.id"
+)
 
 
 class Mean(NamedTuple):
@@ -94,42 +120,23 @@ def score_run(
     Raises:
         RunError: It has no completions yet, or another process is at work on it.
     """
-    arms = {p.id: p.arm for p in run.perturbation_rows()} | {0: ""}
-    prompts = {p.id for p in run.prompt_rows() if p.role in ("asked", "fresh")}
-    texts = [
-        c
-        for c in run.completion_rows()
-        if c.perturbation in arms and c.prompt in prompts and c.phase in (FIRST, RETEST)
-    ]
-    if not any(c.perturbation for c in texts):
+    each = dict(_read(run, _COUNTED))
+    if not any(each):
         raise RunError(f"the run in {run.folder} has no completions yet: let its job go on")
     tells = reporter or Silent()
     with locked(run.folder), opened(spread, tells.say) as workers:
-        if compares(judge):
-            _compare(run, judge, [c for c in texts if c.perturbation and c.phase == FIRST])
-        else:
-            judged(run, judge, [c.row for c in texts], reporter=tells, spread=workers)
-    said: dict[Row | int, str] = {c.row: c.text for c in texts}
-    wanted = arms if compares(judge) else said
-    scores = pd.DataFrame(
-        [
-            (
-                s.perturbation,
-                arms[s.perturbation],
-                _late(s.of),
-                s.value,
-                said.get(s.of, s.why),
-                s.why,
-            )
-            for s in run.score_rows(judge.identity)
-            if s.of in wanted
-        ],
-        columns=["perturbation", "arm", "late", "value", "text", "why"],
-    )
-    return _summary(judge, scores, threshold)
+        for some in together(each):
+            rows = [Row(*row) for row in _read(run, _ROWS, some[0], some[-1])]
+            if compares(judge):
+                _compare(run, judge, some, {row for row in rows if row.phase == FIRST})
+            else:
+                part = "texts" if len(some) == len(each) else f"texts of {some[0]} to {some[-1]}"
+                judged(run, judge, rows, part, reporter=tells, spread=workers)
+    return _summary(run, judge, threshold)
 
 
-def _compare(run: Run, judge: Judge, texts: Sequence[CompletionRow]) -> None:
+def _compare(run: Run, judge: Judge, of: Sequence[int], rows: Collection[Row]) -> None:
+    texts = [c for c in run.completion_rows(FIRST, of=of) if c.perturbation and c.row in rows]
     groups: dict[int, list[Answer]] = defaultdict(list)
     for c, answer in zip(texts, answers(run, texts), strict=True):
         groups[c.perturbation].append(answer)
@@ -140,37 +147,46 @@ def _compare(run: Run, judge: Judge, texts: Sequence[CompletionRow]) -> None:
     )
 
 
-def _late(of: Row | int) -> bool:
-    return isinstance(of, Row) and of.phase == RETEST
+@reading
+def _read(run: Run, query: str, *given: Any) -> list[Any]:
+    return run.database.execute(query, given).fetchall()
 
 
-def _summary(judge: Judge, scores: pd.DataFrame, threshold: float) -> Scored:
-    plain = scores[scores.perturbation == 0].value
+class _Each(NamedTuple):
+    """The scores of one perturbation, of its first answers or of its re-test."""
+
+    number: int
+    arm: str
+    late: int
+    mean: float
+    highest: float
+    text: str
+    why: str
+
+
+def _summary(run: Run, judge: Judge, threshold: float) -> Scored:
+    query = _OF_PERTURBATIONS if compares(judge) else _OF_TEXTS
+    each = list(map(_Each._make, _read(run, query, judge.identity)))
+    ((mean, texts, reaching),) = _read(run, _PLAIN, threshold, judge.identity)
     arms = {
         name + "_retest" * late: _arm(own, threshold)
         for late in (False, True)
-        for name in (FOUND, CONTROL)
-        if len(own := scores[(scores.arm == name) & (scores.late == late)]) or not late
+        for name in ARMS
+        if (own := [e for e in each if e.arm == name and e.late == late]) or not late
     }
-    found = scores[(scores.arm == FOUND) & ~scores.late]
-    means = found.groupby("perturbation").value.mean().nlargest(BEST)
-    highest = found.loc[found.groupby("perturbation").value.idxmax()].set_index("perturbation")
+    found = [e for e in each if e.arm == FOUND and not e.late]
+    best = sorted(found, key=lambda e: -e.mean)[:BEST]
     return Scored(
         judge.name,
         judge.higher_is,
         threshold,
-        Unperturbed(float(plain.mean()), _reaching(plain, threshold)) if len(plain) else None,
+        Unperturbed(mean, rate(reaching, texts)) if texts else None,
         more_often(arms[FOUND].shows, arms[CONTROL].shows),
-        [Best(n, m, *highest.loc[n, ["text", "why"]]) for n, m in means.items()],
+        [Best(e.number, e.mean, e.text, e.why) for e in best],
         arms,
     )
 
 
-def _arm(scores: pd.DataFrame, threshold: float) -> Arm:
-    each = scores.groupby("perturbation").value
-    mean = bootstrap_mean(each.mean()) if len(scores) else (float("nan"), 0.0, 1.0)
-    return Arm(Mean(*mean), _reaching(each.max(), threshold))
-
-
-def _reaching(values: pd.Series, threshold: float) -> Rate:
-    return rate(int((values >= threshold).sum()), len(values))
+def _arm(each: Sequence[_Each], threshold: float) -> Arm:
+    mean = bootstrap_mean([e.mean for e in each]) if each else (float("nan"), 0.0, 1.0)
+    return Arm(Mean(*mean), rate(sum(e.highest >= threshold for e in each), len(each)))
