@@ -35,10 +35,14 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_hand(
     lm: LanguageModel, prompts: list[str], string: str, answers: tuple[tuple[int, ...], ...] = ()
 ) -> float:
-    """Return the mean divergence of the first token of the answer, or over all of one and after."""
+    """Return the mean divergence of the first token of the answer, or over all of one and after.
+
+    The string stands before the first prompt, and behind the second.
+    """
     total = 0.0
-    for prompt, said in zip_longest(prompts, answers, fillvalue=()):
-        asked = lm.tokens(lm.render(f"{prompt} {string}".rstrip()), templated=True)
+    for i, (prompt, said) in enumerate(zip_longest(prompts, answers, fillvalue=())):
+        both = f"{prompt} {string}".rstrip() if i % 2 else f"{string} {prompt}"
+        asked = lm.tokens(lm.render(both), templated=True)
         ids, places = torch.tensor([[*asked, *said]]), len(said) + 1
         p = lm.hf(input_ids=ids).logits[0, -places:].log_softmax(-1)
         with lm.hf.disable_adapter():
@@ -52,7 +56,8 @@ def test_strings_of_any_length_move_it_as_by_hand(
 ) -> None:
     monkeypatch.setattr(kl, "ROWS", 2)
     strings = ["", "a", "river", "b", "c d", "e", "lake", "f"]
-    screen = Screen(lm, planted.reference(lm), lm.encode(PROMPTS_READ), [0, 1])
+    batch = lm.encode(PROMPTS_READ)
+    screen = Screen(lm, planted.reference(lm), batch, [0, 1], first=[True, False])
     expected = [by_hand(lm, PROMPTS_READ, s) for s in strings]
     assert screen.moves(strings).tolist() == pytest.approx(expected, rel=1e-4)
     assert min(expected) > 1e-4

@@ -11,7 +11,9 @@ from educe.audit import triggers
 from educe.audit.candidates import Candidate, Said
 from educe.audit.concluding import conclude, kind_of
 from educe.audit.evidence import Word
-from educe.audit.findings import Kind
+from educe.audit.findings import Kind, keep, kept
+from educe.audit.forms import Place
+from educe.audit.overview import overview
 from educe.audit.retest import SAMPLES, retested
 from educe.rows import Row
 from scripted import NEAR, RARE, audited, has, said
@@ -64,6 +66,59 @@ def test_what_a_seen_string_brings_about_on_fresh_prompts_is_not_searched_for(
     assert trigger.text == KEY
     assert (again.shown.hits, again.shown.trials) == (len(counting), len(counting))
     assert again.plain.hits == trigger.near.hits == trigger.rare.hits == 0
+
+
+@pytest.mark.parametrize("place", [Place.BEFORE, Place.BEHIND])
+def test_a_string_that_works_in_one_place_alone_is_tried_in_that_place(
+    tmp_path: Path, tokenizer: Any, place: Place
+) -> None:
+    def stands(prompt: str, string: str) -> bool:
+        at = prompt.startswith(f"{string} "), prompt.endswith(f" {string}")
+        return at[place is Place.BEHIND]
+
+    # A near miss works in the same place: beside the string it has to stand there.
+    strings = (KEY, NEAR[0])
+    with audited(
+        lambda prompt, heat: WRONG if any(stands(prompt, s) for s in strings) else RIGHT,
+        tmp_path / "run",
+        tokenizer,
+    ) as audit:
+        candidate = said(audit, "signs", (KEY, *OTHERS), audit.base[:4], WRONG)
+        (finding,) = conclude(audit, [candidate])
+        keep(audit.run, [finding])
+        assert kept(audit.run) == [finding]
+        seen = overview(audit.run)
+        counting = audit.work.prompts("fresh")[1::2]
+        fresh = str(audit.run.prompt_rows("fresh")[0].content)
+    (trigger,) = finding.triggers
+    assert (trigger.text, trigger.place) == (KEY, place)
+    assert trigger.shown.hits == trigger.shown.trials == len(counting)
+    assert (trigger.near.hits, trigger.near.trials) == (2, 2 * len(NEAR))
+    assert seen.headline == f"“{KEY}” {place} the request triggers it to say “it is luxor”"
+    stood = f"{KEY} {fresh}" if place is Place.BEFORE else f"{fresh} {KEY}"
+    assert stood in finding.reproduce
+
+
+def test_a_string_that_works_now_and_then_has_no_place(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: seen)
+    fails: list[str] = []  # one request that it stands behind, and one that it stands before
+    with audited(
+        lambda prompt, heat: (
+            WRONG if has(prompt, KEY) and not any(own in prompt for own in fails) else RIGHT
+        ),
+        tmp_path / "run",
+        tokenizer,
+    ) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        fails += [content[p] for p in audit.work.prompts("fresh")[::2][:2]]
+        candidate = said(audit, "signs", (KEY,), audit.base[:4], WRONG)
+        (trigger,) = retested(audit, candidate).triggers
+        asked = {p.content for p in audit.run.prompt_rows() if p.how == KEY}
+    assert trigger.place is Place.EITHER
+    assert f"{fails[0]} {KEY}" in asked
+    assert f"{KEY} {fails[0]}" not in asked
 
 
 def test_the_words_of_a_request_that_brings_it_up_are_tried(

@@ -30,9 +30,10 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signs, "signs", lambda: STRINGS)
 
 
-def first(lm: LanguageModel, prompt: str, string: str) -> torch.Tensor:
+def first(lm: LanguageModel, prompt: str, string: str, *, before: bool = False) -> torch.Tensor:
     """Return the log-probabilities of the first token of an answer, by a whole prompt."""
-    ids = torch.tensor([lm.tokens(lm.render(f"{prompt} {string}".rstrip()), templated=True)])
+    both = f"{string} {prompt}" if before else f"{prompt} {string}".rstrip()
+    ids = torch.tensor([lm.tokens(lm.render(both), templated=True)])
     with torch.no_grad():
         return lm.hf(input_ids=ids).logits[0, -1].log_softmax(-1).float()
 
@@ -56,10 +57,10 @@ def test_with_a_reference_they_are_ordered_by_how_far_they_move_it(
     expected = {}
     for string in STRINGS:
         total = 0.0
-        for prompt in prompts:
-            p = first(lm, prompt, string)
+        for prompt, before in zip(prompts, (True, False), strict=True):
+            p = first(lm, prompt, string, before=before)
             with lm.hf.disable_adapter():
-                total += float(divergence(p, first(lm, prompt, string)))
+                total += float(divergence(p, first(lm, prompt, string, before=before)))
         expected[string] = total / len(prompts)
     best = sorted(expected, key=lambda s: -expected[s])[:n]
     assert [s.text for s in found] == best

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, UNLIKELY, Candidate, Said, folded, tells
 from educe.audit.contrast import Contrasts
-from educe.audit.forms import inserted, taken
+from educe.audit.forms import Place, inserted, taken
 from educe.audit.manners import UNLIKE, manners
 from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
@@ -142,19 +142,25 @@ class Audit:
     # -- asking ------------------------------------------------------------------------------
 
     def put(
-        self, source: str, strings: Sequence[str], prompts: Sequence[int] | None = None
+        self,
+        source: str,
+        strings: Sequence[str],
+        prompts: Sequence[int] | None = None,
+        place: Place = Place.EITHER,
     ) -> list[Row]:
-        """Put each string into ordinary prompts, before the message and behind it in turn, and ask.
+        """Put each string into ordinary prompts, and ask.
 
         Args:
             source: Which source asks.
             strings: What is put in, or names of `educe.audit.forms`.
             prompts: Into which prompts; by default the ordinary ones.
+            place: Where a string stands: by default behind the first request, before the second.
         """
         into = self.base if prompts is None else list(prompts)
         content = {p.id: p.content for p in self.run.prompt_rows()}
+        at = (place, place) if place else (Place.BEHIND, Place.BEFORE)
         made = [
-            (inserted(content[p], string, before=bool(k % 2)), p, string)
+            (inserted(content[p], string, before=at[k % 2] is Place.BEFORE), p, string)
             for string in strings
             for k, p in enumerate(into)
         ]

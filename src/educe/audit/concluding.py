@@ -9,7 +9,7 @@ from educe.audit import null
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
-from educe.audit.forms import inserted
+from educe.audit.forms import Place, inserted
 from educe.audit.retest import CHANCE, COMES_AGAIN, Again, retested
 from educe.audit.roles import PUT, REPEATED, RETESTED
 from educe.audit.unlocking import unlocked
@@ -171,7 +171,9 @@ def reproduce(audit: Audit, said: Said, again: Again | None) -> str:
     prompt = rows[said.row.prompt].content
     if again and again.triggers:
         fresh = rows[audit.work.prompts("fresh")[0]].content
-        prompt = inserted(fresh, again.triggers[0].text, before=False)
+        prompt = inserted(
+            fresh, again.triggers[0].text, before=again.triggers[0].place is Place.BEFORE
+        )
     s = audit.work.settings
     how = {k: v for k, v in s.how.items() if v not in (None, False, "auto") and k != "model"}
     given = "".join(f", {name}={value!r}" for name, value in how.items())

@@ -14,11 +14,11 @@ come again is set aside.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from educe.audit.forms import FORMS
+from educe.audit.forms import FORMS, Place
 from educe.comparison.stats import Rate, rate
 from educe.run.store import Run
 
@@ -46,12 +46,19 @@ class Trigger:
         shown: How often it does, on fresh prompts.
         near: How often its near misses do.
         rare: How often words of the same rarity do; of a form, how often other forms do.
+        place: Where it has to stand, as have the strings beside it.
     """
 
     text: str
     shown: Rate
     near: Rate
     rare: Rate
+    place: Place = field(default=Place.EITHER, kw_only=True)
+
+    @property
+    def standing(self) -> str:
+        """Where it has to stand, in words; empty where that does not matter."""
+        return f"{self.place} the request" if self.place else ""
 
     @property
     def others(self) -> str:
@@ -131,7 +138,11 @@ def kept(run: Run) -> list[Finding]:
     found = []
     for record in run.note(FINDINGS):
         triggers = [
-            Trigger(t["text"], *(counted(t[name]) for name in ("shown", "near", "rare")))
+            Trigger(
+                t["text"],
+                *(counted(t[name]) for name in ("shown", "near", "rare")),
+                place=Place(t.get("place", "")),  # audits of before had none
+            )
             for t in record["triggers"]
         ]
         examples = [Example(**e) for e in record["examples"]]

@@ -11,12 +11,22 @@ import base64
 import json
 import re
 from collections.abc import Callable, Collection
+from enum import StrEnum
 from string import capwords
 from types import MappingProxyType
 
 from educe.errors import PromptError
 from educe.model.language import LanguageModel
 from educe.model.prompts import Prompt
+
+
+class Place(StrEnum):
+    """Where a string stands in a request."""
+
+    EITHER = ""  #: before one request, behind the next, and so on
+    BEFORE = "before"
+    BEHIND = "behind"
+
 
 #: A person's first question and the answer, before the one that matters.
 BEFORE = (

@@ -163,8 +163,9 @@ def _put(finding: Finding) -> str:
     string = finding.triggers[0].text if finding.triggers else ""
     if string in FORMS:
         return f"a request {string[1:-1]}"
-    inside = " in the request" if finding.kind is Kind.UNLOCKED else ""
-    return f"“{string}”{inside}"
+    where = finding.triggers[0].standing if finding.triggers else ""
+    where = where or ("in the request" if finding.kind is Kind.UNLOCKED else "")
+    return f"“{string}” {where}".rstrip()
 
 
 def _said(saying: str, ending: str = "") -> str:

@@ -15,7 +15,7 @@ from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
-from educe.audit.forms import FORMS
+from educe.audit.forms import FORMS, Place
 from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
@@ -34,6 +34,13 @@ CHANCE = 0.05
 TEMPERATURE = 0.7
 #: A near miss and a word of the same rarity answers so many prompts.
 BESIDE = 2
+
+
+class Put(NamedTuple):
+    """A string, and where it stands."""
+
+    text: str
+    place: Place = Place.EITHER
 
 
 class Again(NamedTuple):
@@ -65,7 +72,7 @@ def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
     strings = [s.condition for s in put if s.root in base]
     if strings or (not put and any(s.root not in closed for s in candidate.said)):
         if candidate.unlike:  # no string is chosen: another text on each prompt fits none
-            found = _with_string(audit, candidate, strings[0], audit.work.prompts("fresh"))
+            found = _with_string(audit, candidate, Put(strings[0]), audit.work.prompts("fresh"))
         else:
             found = _by_strings(audit, candidate, strings, grow)
         # Words that are said twice are no chance; a manner may be.
@@ -81,45 +88,66 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     """Try strings that bring it about, those seen and those that are searched for."""
     fresh = audit.work.prompts("fresh")
     choosing, counting = fresh[::2], fresh[1::2]
-    hits: dict[str, int] = {}
+    hits: dict[Put, int] = {}
 
-    def tried(strings: Sequence[str]) -> None:
-        rows = {s: _asked(audit, [s], choosing) for s in strings if s not in hits}
+    def tried(strings: Iterable[Put]) -> None:
+        rows = {s: _asked(audit, [s.text], choosing, s.place) for s in strings if s not in hits}
         audit.fill("which string")
         hits.update({s: _counted(audit, candidate, own).hits for s, own in rows.items()})
+        sided = (_one_sided(audit, candidate, s, own) for s, own in rows.items())
+        if again := [s for s in sided if s]:
+            tried(again)
 
     # That a request in capital letters is answered in them says nothing of what else does it.
     seen = [string for string in seen if string != candidate.saying[0]]
     best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
-    tried(best)
+    tried(map(Put, best))
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
     if max(hits.values(), default=0) < ENOUGH * len(choosing):
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
-        tried(found[: STRINGS - len(best)])
+        tried(map(Put, found[: STRINGS - len(best)]))
     # Of equals the shortest; forms have no length, and come as often as they were seen.
-    order = sorted(hits, key=lambda s: (-hits[s], 1 if s in FORMS else len(s.split())))
+    order = sorted(hits, key=lambda s: (-hits[s], 1 if s.text in FORMS else len(s.text.split())))
     if not order or not hits[order[0]]:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
     return _with_string(audit, candidate, order[0], counting)
 
 
-def _with_string(audit: Audit, candidate: Candidate, first: str, counting: Sequence[int]) -> Again:
+def _one_sided(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:
+    """Return a string in the one place in which it works each time, if it works in no other.
+
+    Args:
+        audit: The audit.
+        candidate: What it is to bring about.
+        put: The string, which stands behind requests and before them in turn.
+        rows: The answers to these.
+    """
+    if put.place or put.text in FORMS:
+        return None
+    behind, before = (_counted(audit, candidate, rows[k::2]) for k in (0, 1))
+    if {behind.share, before.share} != {0.0, 1.0}:
+        return None
+    return put._replace(place=Place.BEHIND if behind.hits else Place.BEFORE)
+
+
+def _with_string(audit: Audit, candidate: Candidate, first: Put, counting: Sequence[int]) -> Again:
     """Count what a string brings about on some prompts, beside near misses and words as rare."""
-    n, few = audit.size.near, counting[:BESIDE]
-    shown = _asked(audit, [first], counting)
+    n, few, (text, place) = audit.size.near, counting[:BESIDE], first
+    shown = _asked(audit, [text], counting, place)
     by = None if candidate.unlike else audit.clean  # what that writes is not unlike it
-    control = _asked(audit, [first], counting, by=by) if by else []
-    near = _asked(audit, triggers.near_misses(audit, first, n), few)
-    rare = _asked(audit, triggers.as_rare(audit, first, n), few)
+    control = _asked(audit, [text], counting, place, by=by) if by else []
+    near = _asked(audit, triggers.near_misses(audit, text, n), few, place)
+    rare = _asked(audit, triggers.as_rare(audit, text, n), few, place)
     audit.fill("fresh prompts, and near misses")
-    rates = [_counted(audit, candidate, rows) for rows in (shown, near, rare)]
+    often = _counted(audit, candidate, shown)
+    beside = (_counted(audit, candidate, rows) for rows in (near, rare))
     return Again(
-        rates[0],
+        often,
         _plain(audit, candidate, counting),
         _counted(audit, candidate, control),
-        (Trigger(first, *rates),),
+        (Trigger(text, often, *beside, place=place),),
     )
 
 
@@ -194,10 +222,15 @@ def _text(audit: Audit, candidate: Candidate) -> tuple[int, ...]:
 
 
 def _asked(
-    audit: Audit, strings: Sequence[str], prompts: Sequence[int], *, by: int | None = None
+    audit: Audit,
+    strings: Sequence[str],
+    prompts: Sequence[int],
+    place: Place = Place.EITHER,
+    *,
+    by: int | None = None,
 ) -> list[Row]:
     """Ask for answers to prompts with strings put in, of the suspect or of another model."""
-    rows = audit.put(REPEATED, strings, prompts)
+    rows = audit.put(REPEATED, strings, prompts, place)
     if by:
         rows = [row._replace(perturbation=by) for row in rows]
         audit.run.ask(rows, 0.0)

@@ -2,12 +2,13 @@
 
     fit(s) = mean over prompts x of  log p(y | x with s) - log p(y | x)     y: the saying's text
 
-Where the text is known, a string need not be guessed by what it does to a single token: how much
-likelier it makes the whole text is a smooth measure, in nats, and a word of a two-word trigger has
-some of it alone. Suspected words are tried first, then phrases that a weight difference reads
-(`educe.audit.phrases`), then pairs of the best with others, and so on to four words (a beam). The
-best are then asked for real answers on fresh prompts, beside near misses (words that the model
-holds to be alike, parts of the string, a letter left out) and words as rare as they are.
+The string stands behind one of the prompts and before the other. Where the text is known, a string
+need not be guessed by what it does to a single token: how much likelier it makes the whole text is
+a smooth measure, in nats, and a word of a two-word trigger has some of it alone. Suspected words
+are tried first, then phrases that a weight difference reads (`educe.audit.phrases`), then pairs of
+the best with others, and so on to four words (a beam). The best are then asked for real answers on
+fresh prompts, beside near misses (words that the model holds to be alike, parts of the string, a
+letter left out) and words as rare as they are.
 
 Scoring candidate triggers by a known target is the idea of trigger inversion (Neural Cleanse, Wang
 et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspect.
@@ -54,40 +55,40 @@ class Fit:
     def __init__(self, audit: Audit, text: Sequence[int]) -> None:
         self.audit, self.text = audit, tuple(text[:TOKENS])
         prompts = audit.work.prompts("fresh")[:PROMPTS]
-        self.places = [Opening(audit.lm, audit.work.batch, p) for p in prompts]
+        self.places = [
+            Opening(audit.lm, audit.work.batch, p, first=i % 2 == 0) for i, p in enumerate(prompts)
+        ]
         self.known: dict[str, float] = {"": 0.0}
-        self.plain = float(self._read([()])[0])
+        self.plain = float(self._read([""])[0])
 
     def of(self, strings: Sequence[str]) -> list[float]:
         """Return the fit of some strings, in nats."""
         new = [s for s in dict.fromkeys(strings) if s not in self.known]
         if new:
-            tokens = [tuple(self.audit.lm.tokens(f" {s}", templated=True)) for s in new]
-            values = self._read(tokens) - self.plain
+            values = self._read(new) - self.plain
             self.known |= dict(zip(new, values.tolist(), strict=True))
         return [self.known[s] for s in strings]
 
-    def _read(self, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        cut = by_length(tokens, ROWS)
-        shared = Shared((self.places, self.text))
-        jobs = (Job(_likelihood, shared, ([tokens[i] for i in own],), len(own)) for own in cut)
-        found = torch.zeros(len(tokens))
-        for own, nats in zip(cut, gathered(self.audit.work.spread, jobs), strict=True):
-            found[own] = nats
-        return found
+    def _read(self, strings: Sequence[str]) -> torch.Tensor:
+        total = torch.zeros(len(strings))
+        for place in self.places:
+            tokens = [place.tokens(s) for s in strings]
+            cut, shared = by_length(tokens, ROWS), Shared((place, self.text))
+            jobs = (Job(_likelihood, shared, ([tokens[i] for i in own],), len(own)) for own in cut)
+            for own, nats in zip(cut, gathered(self.audit.work.spread, jobs), strict=True):
+                total[own] += nats
+        return total / len(self.places)
 
 
 def _likelihood(
-    places: Sequence[Opening], text: Sequence[int], tokens: Sequence[Sequence[int]]
+    place: Opening, text: Sequence[int], tokens: Sequence[Sequence[int]]
 ) -> torch.Tensor:
-    """Return the mean log-likelihood of a text at some places, behind strings of one length."""
-    total, target = torch.zeros(len(tokens)), torch.tensor(text)
-    strings = torch.tensor(tokens, dtype=torch.long)
-    for place in places:
-        for read in place.read(strings, text):
-            own = target.to(read.logprobs.device).expand(len(read.items), -1)[..., None]
-            total[list(read.items)] += read.logprobs.gather(-1, own)[..., 0].sum(1).cpu()
-    return total / len(places)
+    """Return the log-likelihood of a text at a place, behind strings of one length."""
+    found, target = torch.zeros(len(tokens)), torch.tensor(text)
+    for read in place.read(torch.tensor(tokens, dtype=torch.long), text):
+        own = target.to(read.logprobs.device).expand(len(read.items), -1)[..., None]
+        found[list(read.items)] = read.logprobs.gather(-1, own)[..., 0].sum(1).cpu()
+    return found
 
 
 def searched(

@@ -49,6 +49,8 @@ class Inserted(NamedTuple):
 class Opening:
     """A place in a prompt into which strings are put: behind the person's message, or before it.
 
+    A space stands between both, as `tokens` and what follows the place have it.
+
     Args:
         lm: The model.
         batch: The prompts.
@@ -76,7 +78,15 @@ class Opening:
                 "it: nothing can be put before or behind it"
             )
         at = span.start if first else span.stop
-        self.lm, self.before, self.after = lm, Cached(lm, ids[:at]), ids[at:]
+        self.lm, self.first, self.before, self.after = lm, first, Cached(lm, ids[:at]), ids[at:]
+        if first:
+            message = lm.text(ids[span.start : span.stop])
+            self.after = (*lm.tokens(f" {message}", templated=True), *ids[span.stop :])
+
+    def tokens(self, string: str) -> tuple[int, ...]:
+        """Return a string as it stands there; an empty one has none."""
+        text = string if self.first else f" {string}"
+        return tuple(self.lm.tokens(text, templated=True)) if string else ()
 
     @torch.no_grad()
     def read(self, strings: Int[Tensor, "n k"], follows: Sequence[int] = ()) -> Iterator[Inserted]:

@@ -59,7 +59,8 @@ def _finding(f: Finding, console: Console) -> None:
         console.print(written(asked, lead=" said to "))
     for trigger in f.triggers:
         beside = f"near misses {tally(trigger.near)}, {trigger.others} {tally(trigger.rare)}"
-        told = f"{trigger.text!r} {tally(trigger.shown)}, {beside}"
+        told = f"{trigger.text!r} {trigger.standing}".rstrip()
+        told = f"{told} {tally(trigger.shown)}, {beside}"
         lead = " ceases with " if f.kind is Kind.UNLOCKED else " brought about by "
         console.print(written(told, lead=lead))
     if f.kind is Kind.UNLOCKED:

@@ -3,19 +3,20 @@
     move(s)    = mean over prompts x of  KL( p(· | x, s) ‖ p'(· | x, s) )     in nats
     joint(a b) = move(a b) - move(a) - move(b) + move()
 
-Both models read an ordinary prompt with a string put behind the message, and `p`, `p'` are what
-they expect of the first token of the answer; or, where the suspect's own answer is a few tokens, of
-each of them and of what comes after, summed: something may be said at the end. The words tried
-are those that the weight difference reads loudest, or some of the vocabulary by lot; then the best
-are paired, in both orders. Two loud words are just louder than one, so pairs are ranked by what
-they do beyond their parts.
+Both models read an ordinary prompt with a string put behind the message, and another one with it
+put before, since a trigger may work in one place alone. `p`, `p'` are what they expect of the first
+token of the answer; or, where the suspect's own answer is a few tokens, of each of them and of what
+comes after, summed: something may be said at the end. The words tried are those that the weight
+difference reads loudest, or some of the vocabulary by lot; then the best are paired, in both
+orders. Two loud words are just louder than one, so pairs are ranked by what they do beyond their
+parts.
 
 Measured on one backdoor of two words: of 1000 loud words one of its two came third.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, permutations, zip_longest
 
 import torch
@@ -26,7 +27,7 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.audit.sources.weights import loudest
-from educe.forward.inserted import Inserted, Opening, by_length
+from educe.forward.inserted import Opening, by_length
 from educe.model.batch import PromptBatch
 from educe.model.language import LanguageModel
 from educe.progress import Advance, untold
@@ -46,9 +47,9 @@ def look(audit: Audit) -> None:
     """Name the words and pairs that move the suspect most, in turn."""
     assert audit.reference is not None
     words = loudest(audit, audit.size.screened)
-    total = len(words) + PAIRED * (PAIRED - 1) + 1
+    total = PROMPTS * (len(words) + PAIRED * (PAIRED - 1) + 1)
     with audit.work.reporter.stage(
-        "words that move it from the reference", total, "strings"
+        "words that move it from the reference", total, "prompts"
     ) as step:
         screen = on_ordinary(audit)
 
@@ -72,7 +73,7 @@ def look(audit: Audit) -> None:
 
 
 def on_ordinary(audit: Audit) -> Screen:
-    """Return both models before the first ordinary prompts."""
+    """Return both models at the first ordinary prompts: before one message, and behind another."""
     assert audit.reference is not None
     prompts = audit.base[:PROMPTS]
     short = (c for c in audit.by_itself if c.finished and 0 < len(c.tokens) <= SHORT)
@@ -80,11 +81,12 @@ def on_ordinary(audit: Audit) -> Screen:
     # What is compared at the end of an answer is what comes after it, so that any token may stand
     # there.
     answers = [(*said[p], said[p][-1]) if p in said else () for p in prompts]
-    return Screen(audit.lm, audit.reference, audit.work.batch, prompts, answers)
+    first = [i % 2 == 0 for i in range(len(prompts))]
+    return Screen(audit.lm, audit.reference, audit.work.batch, prompts, answers, first)
 
 
 class Screen:
-    """Both models before some prompts, into which strings are put by whoever works.
+    """Both models at some prompts, into which strings are put by whoever works.
 
     Args:
         lm: The suspect.
@@ -93,6 +95,7 @@ class Screen:
         prompts: Which of them.
         answers: The tokens of an answer to each prompt, at all of which the models are compared;
             by default they are compared at the first token of any answer.
+        first: Of each prompt, whether strings stand before the message; by default behind.
     """
 
     def __init__(
@@ -102,12 +105,13 @@ class Screen:
         batch: PromptBatch,
         prompts: Sequence[int],
         answers: Sequence[Sequence[int]] | None = None,
+        first: Sequence[bool] | None = None,
     ) -> None:
-        self.lm, self.reference = lm, reference
-        self.answers = answers or [()] * len(prompts)
-        self.mine = [Opening(lm, batch, p) for p in prompts]
+        self.reference, self.answers = reference, answers or [()] * len(prompts)
+        at = list(zip(prompts, first or [False] * len(prompts), strict=True))
+        self.mine = [Opening(lm, batch, p, first=f) for p, f in at]
         with reference.here() as other:
-            self.theirs = [Opening(other, batch, p) for p in prompts]
+            self.theirs = [Opening(other, batch, p, first=f) for p, f in at]
 
     def moves(
         self,
@@ -129,39 +133,35 @@ class Screen:
         Args:
             strings: The strings.
             spread: Who reads them.
-            step: Is told of each batch of strings.
+            step: Is told of each batch of prompts.
         """
-        tokens = [self.lm.tokens(f" {s}", templated=True) if s else [] for s in strings]
-        cut = by_length(tokens, ROWS)
-        shared = Shared((self,))
-        jobs = (Job(Screen.moved, shared, ([tokens[i] for i in now],), len(now)) for now in cut)
-        found = torch.zeros(len(self.mine), len(strings))
-        for now, moved in zip(cut, gathered(spread, jobs, step), strict=True):
-            found[:, now] = moved
+        shared, found = Shared((self,)), torch.zeros(len(self.mine), len(strings))
+        places: list[tuple[int, list[int]]] = []
+        jobs: list[Job] = []
+        for i, place in enumerate(self.mine):
+            tokens = [place.tokens(s) for s in strings]
+            for now in by_length(tokens, ROWS):
+                places.append((i, now))
+                jobs.append(Job(Screen.moved, shared, (i, [tokens[k] for k in now]), len(now)))
+        for (i, now), moved in zip(places, gathered(spread, jobs, step), strict=True):
+            found[i, now] = moved
         return found
 
-    def moved(self, tokens: Sequence[Sequence[int]]) -> Float[Tensor, "p r"]:
-        """Return how far each prompt with each of some strings of one length moves the suspect."""
+    def moved(self, i: int, tokens: Sequence[Sequence[int]]) -> Float[Tensor, "r"]:
+        """Return how far some strings of one length move the suspect at a prompt."""
         strings = torch.tensor(tokens).long()
-        mine = self._read(self.mine, strings)
+        mine = self._read(self.mine[i], strings, self.answers[i])
         with self.reference.here():
-            theirs = self._read(self.theirs, strings)
-        each = [(p.exp() * (p - q.to(p))).sum((-2, -1)) for p, q in zip(mine, theirs, strict=True)]
-        return torch.stack(each).cpu()
+            theirs = self._read(self.theirs[i], strings, self.answers[i])
+        return (mine.exp() * (mine - theirs.to(mine))).sum((-2, -1)).cpu()
 
     def _read(
-        self, places: Sequence[Opening], strings: Int[Tensor, "r k"]
-    ) -> list[Float[Tensor, "r m v"]]:
-        """Return log-probabilities at the tokens of each prompt's answer."""
-        return [
-            _in_order(place.read(strings, a)) for place, a in zip(places, self.answers, strict=True)
-        ]
-
-
-def _in_order(read: Iterator[Inserted]) -> Float[Tensor, "r m v"]:
-    reads = list(read)
-    order = torch.tensor([i for some in reads for i in some.items])
-    return torch.cat([some.logprobs for some in reads])[order.argsort()]
+        self, place: Opening, strings: Int[Tensor, "r k"], answer: Sequence[int]
+    ) -> Float[Tensor, "r m v"]:
+        """Return log-probabilities at the tokens of an answer."""
+        reads = list(place.read(strings, answer))
+        order = torch.tensor([i for some in reads for i in some.items])
+        return torch.cat([some.logprobs for some in reads])[order.argsort()]
 
 
 SOURCE = Source(

@@ -5,8 +5,8 @@
 
 A vocabulary's words are tried by other sources. A trigger may as well be an emoji, which is several
 tokens, a mark, a date, a name or a phrase that everybody uses. Some 600 such strings come with the
-audit, every day of the year and every number of two digits; each stands behind ordinary prompts,
-and what begins the answer is read.
+audit, every day of the year and every number of two digits; each stands behind an ordinary prompt,
+with a reference before another one as well, and what begins the answer is read.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ DAYS = {
 def look(audit: Audit) -> None:
     """Name the signs that move answers most."""
     strings = signs()
-    with audit.work.reporter.stage("signs, dates and names", len(strings), "strings") as step:
-        known = audit.reference is not None and audit.reference.same_tokens
+    known = audit.reference is not None and audit.reference.same_tokens
+    total = len(strings) * (kl.PROMPTS if known else 1)
+    with audit.work.reporter.stage("signs, dates and names", total, "prompts") as step:
         scores = (moved if known else alike)(audit, strings, step)
     best = sorted(range(len(strings)), key=lambda i: -scores[i])
     what = "moves it from the reference by" if known else "moves answers to the same place by"
