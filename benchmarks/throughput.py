@@ -69,7 +69,7 @@ class Amounts:
         short: Whether it is the quick form.
     """
 
-    n: int = 16
+    n: int = 64
     rounds: int = 4
     tokens: int = 24
     baseline: int = 8
