@@ -240,6 +240,8 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, tiny_lm: LanguageMo
         "is no control vector, but a llama",
         control_vector(tmp_path / "m.gguf", {1: V[0]}, architecture="llama"),
     )
+    for i, odd in enumerate((torch.tensor(1.0), V)):  # a number, and a matrix
+        wrong("'direction.2', which is no vector", control_vector(tmp_path / f"{i}.gguf", {2: odd}))
     whole = control_vector(tmp_path / "t.gguf", {1: V[0]}).read_bytes()
     for name, content in (
         ("t.gguf", whole[:50]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from educe.audit.auditing import Audit, Suspect
 from educe.audit.phrases import longer, phrases
 from educe.forward.inserted import Opening
 from educe.model.language import LanguageModel
+from educe.progress import Silent
 from peft_oracle import adapted
 
 WORDS = [40, 45, 50, 55, 60, 65]
@@ -156,3 +159,35 @@ def test_the_loudest_phrase_is_tried_though_others_are_likelier(
             order[1],
             loud[2],
         ]
+
+
+class Known:
+    """How much likelier strings make a text, by how they stand in a phrase of three words."""
+
+    plain, text = -20.0, (70, 71)
+
+    def of(self, strings: Sequence[str]) -> list[float]:
+        whole = ["in the dark", "in the", "the dark", "in", "dark"]
+        return [5.0 * len(s.split()) if s in whole else 0.5 for s in strings]
+
+
+def test_strings_are_lengthened_on_both_sides_while_each_word_is_worth_it() -> None:
+    audit: Any = SimpleNamespace(work=SimpleNamespace(reporter=Silent()))
+    words = ["dark", "in", "sun", "the", "moon"]
+    found = triggers.lengthened(audit, Known(), words)  # type: ignore[arg-type]
+    assert found[:3] == ["in the dark", "the dark", "in the"]
+    assert not [s for s in found[3:] if " " in s]
+
+
+def test_where_nothing_is_to_be_grown_suspects_are_put_in_order_alone(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "suspects", lambda audit: ["sun", "dark", "in", "the"])
+    monkeypatch.setattr(triggers, "Fit", lambda audit, text: Known())
+    monkeypatch.setattr(triggers, "phrases", lambda audit, text: ["a moon"])
+    lm = planted.suspect(tokenizer)
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
+        few = triggers.searched(audit, TEXT.tolist(), ["moon"], grow=False)
+        assert few == ["dark", "in", "moon", "sun", "the"]
+        many = triggers.searched(audit, TEXT.tolist(), ["moon"])
+        assert many[:2] == ["in the dark", "a moon"]

@@ -31,7 +31,7 @@ def conclude(audit: Audit, found: list[Candidate]) -> list[Finding]:
         known = any(finding.kind in (Kind.TRIGGER, Kind.UNLOCKED) for finding in findings)
         if known and candidate.unlike and candidate.hidden:
             continue  # what a string does is told by what is said
-        # Once one string is known, a phrase behind another saying is not worth the minutes.
+        # Once one string is known, a longer one behind another saying is not worth the minutes.
         again = retested(audit, candidate, grow=not known) if candidate.hidden else None
         kind = kind_of(candidate, again, closed)
         key = unlocked(audit, candidate) if kind in (Kind.OPEN, Kind.ASIDE) else None

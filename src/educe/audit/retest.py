@@ -64,7 +64,7 @@ def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
     Args:
         audit: The audit.
         candidate: The candidate.
-        grow: Whether phrases may be grown in search of a trigger, which costs minutes.
+        grow: Whether longer strings are tried in search of a trigger, which costs minutes.
     """
     rows = {p.id: p for p in audit.run.prompt_rows()}
     base, closed = set(audit.base), set(audit.closed)

@@ -100,21 +100,34 @@ def searched(
         audit: The audit.
         text: The tokens of the text.
         seen: Strings under which it was seen already.
-        grow: Whether phrases are grown, where no suspected word makes the text sure.
+        grow: Whether strings are lengthened and phrases grown, where no word makes the text sure;
+            it costs minutes.
     """
     fit = Fit(audit, text)
     words = [s for s in dict.fromkeys([*seen, *suspects(audit)]) if s not in FORMS]
     with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
         best = ranked(fit, words)
         step(len(words))
-    loud: list[str] = []
-    if grow and fit.plain + max(fit.of(best[:1]), default=0.0) <= SURE:
-        loud = phrases(audit, torch.tensor(fit.text))
-        best = ranked(fit, [*best, *loud])
+    if not grow or fit.plain + max(fit.of(best[:1]), default=0.0) > SURE:
+        return best
+    loud = phrases(audit, torch.tensor(fit.text))
+    best = lengthened(audit, fit, ranked(fit, [*best, *loud]))
+    # What is like the text makes it likely, too, and is not read as a phrase is.
+    return list(dict.fromkeys([*best[:1], *loud[: len(VIEWS)], *best]))
+
+
+def lengthened(audit: Audit, fit: Fit, best: Sequence[str]) -> list[str]:
+    """Return strings and longer ones made of them, the best first.
+
+    Args:
+        audit: The audit.
+        fit: How much likelier strings make a text.
+        best: Strings, the best first.
+    """
     with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
         step()
+        found, beam = list(best), list(best[:BEAM])
         parts = [s for s in best if " " not in s][:ADDED]
-        beam = best[:BEAM]
         for _ in range(1, WORDS):
             most = max(fit.of(beam), default=0.0)
             if most < WORTH or fit.plain + most > SURE:
@@ -134,9 +147,8 @@ def searched(
             if not better:
                 break
             beam = sorted(better, key=lambda s: -values[s])[:BEAM]
-            best = ranked(fit, [*best, *beam])
-    # What is like the text makes it likely, too, and is not read as a phrase is.
-    return list(dict.fromkeys([*best[:1], *loud[: len(VIEWS)], *best]))
+            found = ranked(fit, [*found, *beam])
+    return found
 
 
 def suspects(audit: Audit) -> list[str]:

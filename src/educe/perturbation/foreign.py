@@ -264,6 +264,8 @@ def _control_vector(path: Path) -> Read:
     found = {name: re.fullmatch(r"direction\.(\d{1,9})", name) for name in tensors}
     if other := [name for name, layer in found.items() if layer is None]:
         raise FileFormatError(f"{path} has {other[0]!r}, which is no direction of a layer")
+    if other := [name for name, tensor in tensors.items() if tensor.ndim != 1]:
+        raise FileFormatError(f"{path} has {other[0]!r}, which is no vector")
     layers = {int(layer[1]): tensors[name].float() for name, layer in found.items() if layer}
     about = {
         name.rpartition(".")[2]: str(value)
