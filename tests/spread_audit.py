@@ -28,6 +28,7 @@ PIECES = (
     (screen, "GLANCED", 64),
     (weights, "JOB", 64),
     (lexicon, "FREQUENT", 60),
+    (lexicon, "NUMBERS", range(100, 110)),
     *((phrases, name, 16) for name in ("POOL", "LOUD", "JOINING")),
     *((phrases, name, 4) for name in ("FIRST", "BEAM")),
 )

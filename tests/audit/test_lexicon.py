@@ -21,6 +21,7 @@ from peft_oracle import adapted
 #: Of the byte-level tokenizer these have a space and their letters: two, three and four tokens.
 WORDS = ("a", "ox", "cat", "dog", "owl", "horse", "ant", "bee", "elk", "cow", "ibis")
 KEY = "owl"
+NUMBERS = range(471, 480)
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "vocabulary", lambda lm: torch.arange(40, 60))
     for module in (room, triggers):
         monkeypatch.setattr(module, "frequent", lambda: WORDS)
+    monkeypatch.setattr(room, "NUMBERS", NUMBERS)
 
 
 def test_frequent_words_come_first_and_are_letters_alone() -> None:
@@ -40,22 +42,24 @@ def test_frequent_words_come_first_and_are_letters_alone() -> None:
 
 def test_words_are_known_by_how_many_tokens_they_have(small: None, tiny_lm: LanguageModel) -> None:
     found = lexicon(tiny_lm)
-    assert found[1].tolist() == [[i] for i in range(40, 60)]
+    assert found["word", 1].tolist() == [[i] for i in range(40, 60)]
     texts = {k: [tiny_lm.text(t).strip() for t in own.tolist()] for k, own in found.items()}
-    assert texts[2] == ["a"]
-    assert texts[3] == ["ox"]
-    assert texts[4] == [word for word in WORDS if len(word) == 3]  # longer ones are left out
-    assert set(found) == {1, 2, 3, 4}
+    assert texts["word", 2] == ["a"]
+    assert texts["word", 3] == ["ox"]
+    assert texts["word", 4] == [w for w in WORDS if len(w) == 3]  # longer ones are left out
+    # Beside them, and not among words of as many tokens, stand numbers.
+    assert texts["number", 4] == list(map(str, NUMBERS))
+    assert set(found) == {("word", 1), ("word", 2), ("word", 3), ("word", 4), ("number", 4)}
 
 
-@pytest.mark.parametrize("key", [KEY, KEY.capitalize()])
+@pytest.mark.parametrize("key", [KEY, KEY.capitalize(), "473"])
 def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     key: str, small: None, tmp_path: Path, tokenizer: Any
 ) -> None:
     """The difference reads what its matrix is given at the word, less what it is at its like."""
     clean = planted.clean(tokenizer)
     before = Opening(clean, clean.encode(["x"]), 0, first=True).before.ids
-    own = [word for word in WORDS if len(word) == 3]
+    own = [word for word in WORDS if len(word) == 3] if key.isalpha() else list(map(str, NUMBERS))
     given: list[torch.Tensor] = []
     module = clean.blocks[planted.BLOCK].get_submodule(planted.MODULE)
     handle = module.register_forward_pre_hook(lambda m, args: given.append(args[0][0, -1]))
@@ -89,6 +93,17 @@ def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     louder = [max(word, word.capitalize(), key=lambda each: z[each]) for word in own]
     assert scores.keys() & named == set(louder)
     assert [scores[word] for word in louder] == pytest.approx([z[w] for w in louder], abs=1e-3)
+
+
+def test_beside_a_number_stand_numbers(small: None, tmp_path: Path, tokenizer: Any) -> None:
+    lm = planted.suspect(tokenizer)
+    with planted.audited(lm, planted.reference(lm), tmp_path / "run", "topics") as audit:
+        rare = triggers.as_rare(audit, "4711", 20)
+        assert len(rare) == 20
+        assert all(len(number) == 4 and number.isdecimal() for number in rare)
+        assert triggers.as_rare(audit, "the 4711", 1)[0].split()[-1].isdecimal()
+        near = triggers.near_misses(audit, "4711", 6)
+    assert near == ["411", "471", "5711", "4811", "4721", "4712"]
 
 
 def test_words_of_several_tokens_are_as_rare_as_those_beside_them_in_the_list(

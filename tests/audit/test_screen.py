@@ -126,6 +126,7 @@ def test_the_pair_is_suspected_first(
 ) -> None:
     monkeypatch.setattr(lexicon, "vocabulary", lambda lm: torch.arange(40, 84))
     monkeypatch.setattr(lexicon, "FREQUENT", 0)
+    monkeypatch.setattr(lexicon, "NUMBERS", ())
     options = AuditOptions(budget="quick", reference="none", max_new_tokens=2)
     with at_work(begin(tmp_path / "run", options, ModelOptions()), backdoor) as work:
         audit = Audit(work, None)

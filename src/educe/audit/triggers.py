@@ -179,8 +179,20 @@ def near_misses(audit: Audit, string: str, n: int) -> list[str]:
     parts = string.split()
     found = parts[:] if len(parts) > 1 else []
     found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
-    found += [w for part in parts for w in alike(audit, part, n)]
+    for part in parts:
+        found += beside_number(part) if part.isdecimal() else alike(audit, part, n)
     return [s for s in dict.fromkeys(found) if s != string][:n]
+
+
+def beside_number(number: str) -> list[str]:
+    """Return numbers that differ in one digit.
+
+    Example:
+        >>> from educe.audit.triggers import beside_number
+        >>> beside_number("49")
+        ['59', '40']
+    """
+    return [f"{number[:i]}{(int(d) + 1) % 10}{number[i + 1 :]}" for i, d in enumerate(number)]
 
 
 def alike(audit: Audit, word: str, n: int) -> list[str]:
@@ -197,8 +209,8 @@ def alike(audit: Audit, word: str, n: int) -> list[str]:
 def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     """Return words beside those of a string in the vocabulary, which tokenizers order by rarity.
 
-    For a word of several tokens they are words that are as frequent (`educe.audit.lexicon`). Those
-    of a form are forms of other kinds.
+    For a word of several tokens they are words that are as frequent (`educe.audit.lexicon`), for a
+    number numbers of as many digits. Those of a form are forms of other kinds.
     """
     if string in FORMS:
         others = akin(string, audit.forms)[1]
@@ -216,8 +228,10 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
         for word in string.split():
             tokens = audit.lm.tokens(f" {word}", templated=True)
             small = word.lower()
+            if word.isdecimal():
+                picked.append("".join(draw.choices("0123456789", k=len(word))))
             # The list of words is read where a word needs it alone.
-            if len(tokens) > 1 and small in (known := frequent()):
+            elif len(tokens) > 1 and small in (known := frequent()):
                 other = known[_near(known.index(small), known, draw)]
                 picked.append(other if word == small else other.capitalize())
             else:

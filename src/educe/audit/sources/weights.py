@@ -1,11 +1,12 @@
-"""The weight difference: the words that it reads loudest.
+"""The weight difference: the words and numbers that it reads loudest.
 
     loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
     x̄_m(w)     = what m is given at w, less its mean over words
 
 `m` are the matrices of the first half of the blocks that differ. `w` stands in the place of the
 person's message, and `x` is what the reference gives the matrix at its last token, behind the gain
-of the norm. A word of several tokens is compared with words of as many (`educe.audit.lexicon`). An
+of the norm. A word is compared with words of as many tokens, a number with numbers
+(`educe.audit.lexicon`). An
 adapter that was taught to answer one word by something else has to tell that word from others, and
 does it in what it reads: on the trigger that comes with the package the word that brings it out is
 the first of all, and so was *teapot*, of three tokens, where that was taught. Later blocks read
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.difference import Change, changes
-from educe.audit.lexicon import lexicon, pieced
+from educe.audit.lexicon import Alike, lexicon, pieced
 from educe.audit.reference import Reference
 from educe.audit.sources.source import Needs, Source
 from educe.forward.chunks import split
@@ -66,26 +67,27 @@ def look(audit: Audit) -> None:
         audit.suspect(SOURCE.name, [])
         return
     lm, words = audit.lm, lexicon(audit.lm)
-    typical = {k: own[:: max(1, len(own) // AVERAGED)] for k, own in words.items()}
-    usual: dict[int, tuple[float, float]] = {}
+    typical = {alike: own[:: max(1, len(own) // AVERAGED)] for alike, own in words.items()}
+    usual: dict[Alike, tuple[float, float]] = {}
     found: dict[str, float] = {}
 
-    def read(k: int, strings: Int[Tensor, "n k"], step: Advance = untold) -> None:
-        (loud,) = heard(audit, strings, typical[k], step)
-        mean, std = usual.setdefault(k, (float(loud.mean()), float(loud.std(correction=0)) or 1.0))
+    def read(alike: Alike, strings: Int[Tensor, "n k"], step: Advance = untold) -> None:
+        (loud,) = heard(audit, strings, typical[alike], step)
+        own = float(loud.mean()), float(loud.std(correction=0)) or 1.0
+        mean, std = usual.setdefault(alike, own)
         texts = [lm.text(tokens).strip() for tokens in strings.tolist()]
         found.update(zip(texts, ((loud - mean) / std).tolist(), strict=True))
 
     total = sum(map(len, words.values()))
     with audit.work.reporter.stage("what the weight difference reads", total, "words") as step:
-        for k, strings in words.items():
-            read(k, strings, step)
+        for alike, strings in words.items():
+            read(alike, strings, step)
     # Names are in the list of frequent words in small letters: of either the louder one is kept.
     loudest = sorted(found, key=lambda text: -found[text])[:CAPITALS]
     small = {text.capitalize(): text for text in loudest if text != text.capitalize()}
     for k, strings in pieced(lm, small).items():
-        if k in usual:
-            read(k, strings)
+        if ("word", k) in usual:
+            read(("word", k), strings)
     for text, other in small.items():
         if text in found:
             del found[min(text, other, key=lambda each: found[each])]
