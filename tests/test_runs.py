@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from educe.rows import FIRST, RETEST, CompletionRow, PerturbationRow, PromptRow,
 from educe.run import database, store
 from educe.run.lock import locked
 from educe.run.migrations import SCHEMA_VERSION
+from educe.run.settings import Settings, stored
 from educe.run.store import Run
 
 CONFIG = {"prompts": ["Größe?", [{"role": "user", "content": "a\nb"}]], "n": 3, "adapter": None}
@@ -258,6 +260,7 @@ def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> Non
 DIE = """
 import os, signal, sys
 from educe.rows import CompletionRow, Row
+from educe.run.settings import Settings, stored
 from educe.run.store import Run
 run = Run.create(sys.argv[1], {})
 for batch in range(1, 4):
@@ -403,6 +406,25 @@ def test_what_a_run_is_is_checked_however_large_its_file_is(
     folder = placed(tmp_path / "run", raw[:at] + bytes(4096) + raw[at + 4096 :])
     monkeypatch.setattr(database, "WHOLE", 0)
     assert "corrupt" in fails(FileFormatError, lambda: Run.open(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", {"prompts": ["Hi."], "fresh": [], "dmvice": "cpu"}),
+        ("config", {"prompts": 5, "fresh": []}),
+        ("config", {"fresh": []}),
+        ("distinct", {"asked": [9], "fresh": []}),
+        ("distinct", [0]),
+    ],
+)
+def test_settings_that_are_none_are_said_to_be_damaged(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    with Run.create(tmp_path / "run", asdict(Settings(prompts=("Hi.",)))) as run:
+        assert stored(run) == Settings(prompts=("Hi.",))
+        run.remember(key, value)
+        assert "corrupt" in fails(FileFormatError, lambda: stored(run))
 
 
 def other_database(folder: Path, *statements: str) -> Path:
@@ -604,6 +626,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 READ = """
 import sys
+from educe.run.settings import Settings, stored
 from educe.run.store import Run
 print(len(Run.open(sys.argv[1]).completion_rows()))
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,18 @@ def test_progress_counts_what_is_judged(path: Path) -> None:
 
 def test_a_file_of_something_else_is_an_error(path: Path) -> None:
     path.write_bytes(b"something else" * 100)
+    with pytest.raises(FileFormatError, match="no file of scores"):
+        Cached(Counting(), path).score(ANSWERS)
+
+
+def test_a_file_with_names_that_cannot_be_decoded_is_an_error(path: Path) -> None:
+    Cached(Counting(), path).score(ANSWERS)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE other (x)")
+        database.execute("PRAGMA writable_schema = ON")
+        broken = "UPDATE sqlite_master SET name = CAST(X'B2' AS TEXT), sql = 'CREATE TABLE'"
+        database.execute(f"{broken} WHERE name = 'other'")
+        database.commit()
     with pytest.raises(FileFormatError, match="no file of scores"):
         Cached(Counting(), path).score(ANSWERS)
 

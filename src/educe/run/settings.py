@@ -6,7 +6,8 @@ What can be asked for is known without torch, so that the command line starts at
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from educe.errors import MethodError, PromptError, RunError
 from educe.model.prompts import Prompt, checked, well_formed
 from educe.options import Count, LayerOrAuto, ModelOptions, N, Natural, NonNegative, Seed
+from educe.run.schema import unreadable
 from educe.run.store import Run
 from educe.whole import check_fields
 
@@ -225,18 +227,29 @@ def stored(run: Run) -> Settings:
     if not run.has(DISTINCT):
         return settings
     kept = run.note(DISTINCT)
-    return replace(
-        settings,
-        prompts=tuple(settings.prompts[i] for i in kept["asked"]),
-        fresh=tuple(settings.fresh[i] for i in kept["fresh"]),
-    )
+    with _damage_told(run):
+        return replace(
+            settings,
+            prompts=tuple(settings.prompts[i] for i in kept["asked"]),
+            fresh=tuple(settings.fresh[i] for i in kept["fresh"]),
+        )
 
 
 def _as_given(run: Run) -> Settings:
     config = run.config
-    for name in ("prompts", "fresh"):
-        config[name] = tuple(config[name])
-    return Settings(**config)
+    with _damage_told(run):
+        for name in ("prompts", "fresh"):
+            config[name] = tuple(config[name])
+        return Settings(**config)
+
+
+@contextmanager
+def _damage_told(run: Run) -> Iterator[None]:
+    """Say in one sentence that settings are not what a run keeps."""
+    try:
+        yield
+    except (LookupError, TypeError) as error:
+        raise unreadable(run.folder / "run.sqlite", error) from error
 
 
 def loaded(

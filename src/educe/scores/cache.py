@@ -131,9 +131,20 @@ def _key(identity: str, answer: Answer | Sequence[Answer]) -> str:
 def _read(database: sqlite3.Connection, keys: Sequence[str]) -> Iterable[tuple[str, Score]]:
     for at in range(0, len(keys), ASKED):
         some = keys[at : at + ASKED]
-        marks = ",".join("?" * len(some))
-        for key, *score in database.execute(f"SELECT * FROM scores WHERE key IN ({marks})", some):
+        query = f"SELECT * FROM scores WHERE key IN ({','.join('?' * len(some))})"
+        with _damage_told():
+            found = database.execute(query, some).fetchall()
+        for key, *score in found:
             yield key, Score(*score)
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Let a text that cannot be decoded, which SQLite may put into what it says, be its error."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(str(error)) from error
 
 
 @contextmanager
@@ -142,7 +153,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     empty = not path.exists()
     try:
         with closing(sqlite3.connect(path)) as database:
-            database.executescript(SCHEMA)
+            with _damage_told():
+                database.executescript(SCHEMA)
             try:
                 yield database
             finally:
