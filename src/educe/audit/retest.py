@@ -100,7 +100,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
 
     # That a request in capital letters is answered in them says nothing of what else does it.
     seen = [string for string in seen if string != candidate.saying[0]]
-    best = [string for string, _ in Counter(seen).most_common(STRINGS // 2)]
+    best = _likeliest(audit, candidate, Counter(seen))[: STRINGS // 2]
     tried(map(Put, best))
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
     if max(hits.values(), default=0) < ENOUGH * len(choosing):
@@ -113,6 +113,17 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
     return _with_string(audit, candidate, order[0], counting)
+
+
+def _likeliest(audit: Audit, candidate: Candidate, seen: Counter[str]) -> list[str]:
+    """Return strings by how often it was seen with them, and then by how likely they make it.
+
+    A trigger may be seen with as often as strings that are like it. A form is no string to be read.
+    """
+    fit = triggers.Fit(audit, _text(audit, candidate))
+    strings = [string for string in seen if string not in FORMS]
+    nats = dict(zip(strings, fit.of(strings), strict=True))
+    return sorted(seen, key=lambda s: (-seen[s], -nats.get(s, 0.0)))
 
 
 def _one_sided(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:

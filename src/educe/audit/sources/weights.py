@@ -55,8 +55,9 @@ SHARED = 64
 JOB = 4 * ROWS
 #: So many of the loudest are read with a capital as well.
 CAPITALS = 512
-#: How many of the loudest are kept: the funnel takes the first, other sources may take more.
-KEPT = 4000
+#: How many of the loudest are kept: the funnel takes the first, other sources may take more. Of
+#: the first one in so many is a number, as the words of a payload may be louder than any.
+KEPT, SHARE = 4000, 8
 
 
 def look(audit: Audit) -> None:
@@ -92,6 +93,9 @@ def look(audit: Audit) -> None:
         if text in found:
             del found[min(text, other, key=lambda each: found[each])]
     best = sorted(found, key=lambda text: -found[text])[:KEPT]
+    numbers = [text for text in best if text.isdecimal()][: audit.size.words // SHARE]
+    rest = [text for text in best if text not in numbers]
+    first = audit.size.words - len(numbers)
     audit.suspect(
         SOURCE.name,
         [
@@ -100,7 +104,7 @@ def look(audit: Audit) -> None:
                 found[text],
                 f"read {found[text]:.1f} standard deviations louder than other words",
             )
-            for text in best
+            for text in (*rest[:first], *numbers, *rest[first:])
         ],
     )
 
