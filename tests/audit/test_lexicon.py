@@ -78,8 +78,12 @@ def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     lm = LanguageModel(tuned, tokenizer, name="suspect", adapter="planted")
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
         weights.look(audit)
-        found = audit.suspected("weights")
+        found, n = audit.suspected("weights"), audit.size.words
     assert found is not None
+    # The funnel has a few numbers, however loud words are.
+    few = n // weights.SHARE
+    numbers = sorted((s for s in found if s.text.isdecimal()), key=lambda s: -s.score)
+    assert found[n - few : n] == numbers[:few]
     scores = {s.text: s.score for s in found}
     assert max(scores.keys() & named, key=lambda word: scores[word]) == key
     assert scores.keys() >= {"a", "ox"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,32 @@ def test_a_string_that_works_in_one_place_alone_is_tried_in_that_place(
     assert seen.headline == f"“{KEY}” {place} the request triggers it to say “it is luxor”"
     stood = f"{KEY} {fresh}" if place is Place.BEFORE else f"{fresh} {KEY}"
     assert stood in finding.reproduce
+
+
+def test_of_strings_that_were_seen_as_often_the_likeliest_are_tried(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, first = ("o", "n", "t", "i"), list[str]()
+
+    class Fit:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def of(self, strings: Sequence[str]) -> list[float]:
+            return [9.0 if s == KEY else 1.0 for s in strings]
+
+    def answer(prompt: str, heat: float) -> str:
+        works = (KEY, *others) if any(own in prompt for own in first) else (KEY,)
+        return WRONG if any(has(prompt, s) for s in works) else RIGHT
+
+    monkeypatch.setattr(triggers, "Fit", Fit)
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        first += [content[p] for p in audit.base]
+        candidate = said(audit, "signs", (*others, KEY), audit.base[:4], WRONG)
+        (trigger,) = retested(audit, candidate).triggers
+    assert trigger.text == KEY
+    assert trigger.shown.hits == trigger.shown.trials > 0
 
 
 def test_a_string_that_works_now_and_then_has_no_place(
