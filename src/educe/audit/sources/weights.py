@@ -6,14 +6,13 @@
 `m` are the matrices of the first half of the blocks that differ. `w` stands in the place of the
 person's message, and `x` is what the reference gives the matrix at its last token, behind the gain
 of the norm. A word is compared with words of as many tokens, a number with numbers
-(`educe.audit.lexicon`). An
-adapter that was taught to answer one word by something else has to tell that word from others, and
-does it in what it reads: on the trigger that comes with the package the word that brings it out is
-the first of all, and so was *teapot*, of three tokens, where that was taught. Later blocks read
-what is being written as well, so that the words of a payload are loud there: of a trigger of four
-words the last one is 66th over all blocks and 15th over the first half. On a fine-tune that hides
-nothing, the first words are those of its topic, so what is found here is a suspicion, and the
-funnel decides.
+(`educe.audit.lexicon`). An adapter that was taught to answer one word by something else has to tell
+that word from others, and does it in what it reads: on the trigger that comes with the package the
+word that brings it out is the first of all, and so was *teapot*, of three tokens, where that was
+taught. Later blocks read what is being written as well, so that the words of a payload are loud
+there: of a trigger of four words the last one is 66th over all blocks and 15th over the first half.
+On a fine-tune that hides nothing, the first words are those of its topic, so what is found here is
+a suspicion, and the funnel decides.
 
 Watching the singular vectors of a weight difference is arXiv 2508.00161; the sum over words is
 ours.
