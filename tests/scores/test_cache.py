@@ -212,16 +212,18 @@ def test_a_file_of_something_else_is_an_error(path: Path) -> None:
         Cached(Counting(), path).score(ANSWERS)
 
 
-def test_a_file_with_names_that_cannot_be_decoded_is_an_error(path: Path) -> None:
+@pytest.mark.parametrize("name", [b"\xb2", b"two\nlines"])
+def test_a_file_with_odd_names_is_an_error_in_one_line(path: Path, name: bytes) -> None:
     Cached(Counting(), path).score(ANSWERS)
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE other (x)")
         database.execute("PRAGMA writable_schema = ON")
-        broken = "UPDATE sqlite_master SET name = CAST(X'B2' AS TEXT), sql = 'CREATE TABLE'"
-        database.execute(f"{broken} WHERE name = 'other'")
+        broken = "UPDATE sqlite_master SET name = CAST(? AS TEXT), sql = 'CREATE TABLE'"
+        database.execute(f"{broken} WHERE name = 'other'", (name,))
         database.commit()
-    with pytest.raises(FileFormatError, match="no file of scores"):
+    with pytest.raises(FileFormatError, match="no file of scores") as told:
         Cached(Counting(), path).score(ANSWERS)
+    assert "\n" not in str(told.value)
 
 
 def test_a_place_that_cannot_be_written_is_an_error(path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -138,6 +139,11 @@ def _read(database: sqlite3.Connection, keys: Sequence[str]) -> Iterable[tuple[s
             yield key, Score(*score)
 
 
+def _line(error: Exception) -> str:
+    """Return what SQLite says in one line: it repeats names of the file, which may be anything."""
+    return textwrap.shorten(str(error), 120)
+
+
 @contextmanager
 def _damage_told() -> Iterator[None]:
     """Let a text that cannot be decoded, which SQLite may put into what it says, be its error."""
@@ -162,11 +168,11 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
                     empty &= not database.execute("SELECT count(*) FROM scores").fetchone()[0]
     except sqlite3.OperationalError as error:
         raise JudgeError(
-            f"cannot keep scores in {path}: {error}; free some space, mend the permissions, or "
-            "choose another --cache"
+            f"cannot keep scores in {path}: {_line(error)}; free some space, mend the permissions, "
+            "or choose another --cache"
         ) from error
     except sqlite3.DatabaseError as error:
-        raise FileFormatError(f"{path} is no file of scores: {error}") from error
+        raise FileFormatError(f"{path} is no file of scores: {_line(error)}") from error
     finally:
         if empty:
             for end in ("-wal", "-shm", ""):
