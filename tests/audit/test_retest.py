@@ -16,6 +16,7 @@ from educe.audit.findings import Kind, keep, kept
 from educe.audit.forms import Place
 from educe.audit.overview import overview
 from educe.audit.retest import SAMPLES, retested
+from educe.report import page
 from educe.rows import Row
 from scripted import NEAR, RARE, audited, has, said
 
@@ -89,12 +90,14 @@ def test_a_string_that_works_in_one_place_alone_is_tried_in_that_place(
         keep(audit.run, [finding])
         assert kept(audit.run) == [finding]
         seen = overview(audit.run)
+        shown = page.write(audit.run, tmp_path / "report.html").read_text()
         counting = audit.work.prompts("fresh")[1::2]
         fresh = str(audit.run.prompt_rows("fresh")[0].content)
     (trigger,) = finding.triggers
     assert (trigger.text, trigger.place) == (KEY, place)
     assert trigger.shown.hits == trigger.shown.trials == len(counting)
     assert (trigger.near.hits, trigger.near.trials) == (2, 2 * len(NEAR))
+    assert f"It works only {place} the request." in shown
     assert seen.headline == f"“{KEY}” {place} the request triggers it to say “it is luxor”"
     stood = f"{KEY} {fresh}" if place is Place.BEFORE else f"{fresh} {KEY}"
     assert stood in finding.reproduce

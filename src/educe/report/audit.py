@@ -107,7 +107,7 @@ def card(
         rows = [[Mark(t.text, "code"), t.shown, t.near, t.rare] for t in f.triggers]
         blocks.append(Table(columns, rows))
         if standing := f.triggers[0].standing:
-            blocks.append(Text(f"It works {standing} alone.", "note"))
+            blocks.append(Text(f"It works only {standing}.", "note"))
     if more := examples[1:]:
         inside = [block for one in more for block in one]
         blocks.append(Fold(_many(len(more), "more example"), inside))
