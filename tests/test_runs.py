@@ -260,7 +260,6 @@ def test_a_reader_sees_whole_batches_while_one_is_being_written(run: Run) -> Non
 DIE = """
 import os, signal, sys
 from educe.rows import CompletionRow, Row
-from educe.run.settings import Settings, stored
 from educe.run.store import Run
 run = Run.create(sys.argv[1], {})
 for batch in range(1, 4):
@@ -626,7 +625,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 READ = """
 import sys
-from educe.run.settings import Settings, stored
 from educe.run.store import Run
 print(len(Run.open(sys.argv[1]).completion_rows()))
 """

@@ -153,7 +153,7 @@ def test_the_loudest_phrase_is_tried_though_others_are_likelier(
         order = sorted(words, key=lambda w: -fit.of([w])[0])
         loud = [order[-1], order[-2], order[-3]]
         monkeypatch.setattr(triggers, "phrases", lambda audit, text: loud)
-        assert triggers.searched(audit, TEXT.tolist(), []) == [
+        assert triggers.searched(fit, []) == [
             order[0],
             *loud[:2],
             order[1],
@@ -166,6 +166,9 @@ class Known:
 
     plain, text = -20.0, (70, 71)
 
+    def __init__(self, audit: Any) -> None:
+        self.audit = audit
+
     def of(self, strings: Sequence[str]) -> list[float]:
         whole = ["in the dark", "in the", "the dark", "in", "dark"]
         return [5.0 * len(s.split()) if s in whole else 0.5 for s in strings]
@@ -174,7 +177,7 @@ class Known:
 def test_strings_are_lengthened_on_both_sides_while_each_word_is_worth_it() -> None:
     audit: Any = SimpleNamespace(work=SimpleNamespace(reporter=Silent()))
     words = ["dark", "in", "sun", "the", "moon"]
-    found = triggers.lengthened(audit, Known(), words)  # type: ignore[arg-type]
+    found = triggers.lengthened(Known(audit), words)  # type: ignore[arg-type]
     assert found[:3] == ["in the dark", "the dark", "in the"]
     assert not [s for s in found[3:] if " " in s]
 
@@ -183,11 +186,11 @@ def test_where_nothing_is_to_be_grown_suspects_are_put_in_order_alone(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triggers, "suspects", lambda audit: ["sun", "dark", "in", "the"])
-    monkeypatch.setattr(triggers, "Fit", lambda audit, text: Known())
     monkeypatch.setattr(triggers, "phrases", lambda audit, text: ["a moon"])
     lm = planted.suspect(tokenizer)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
-        few = triggers.searched(audit, TEXT.tolist(), ["moon"], grow=False)
+        fit: Any = Known(audit)
+        few = triggers.searched(fit, ["moon"], grow=False)
         assert few == ["dark", "in", "moon", "sun", "the"]
-        many = triggers.searched(audit, TEXT.tolist(), ["moon"])
+        many = triggers.searched(fit, ["moon"])
         assert many[:2] == ["in the dark", "a moon"]

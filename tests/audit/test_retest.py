@@ -132,7 +132,7 @@ def test_of_strings_that_were_seen_as_often_the_likeliest_are_tried(
 def test_a_string_that_works_now_and_then_has_no_place(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: seen)
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: seen)
     fails: list[str] = []  # one request that it stands behind, and one that it stands before
     with audited(
         lambda prompt, heat: (
@@ -155,7 +155,7 @@ def test_the_words_of_a_request_that_brings_it_up_are_tried(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A person's own prompt may have the trigger in it."""
-    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: seen)
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: seen)
     with audited(
         lambda prompt, heat: WRONG if "amber" in prompt.split() else RIGHT,
         tmp_path / "r",
@@ -176,7 +176,7 @@ def test_a_trigger_is_shown_with_the_string_that_is_named(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though it was come upon without it: beside it stands what is said without the string."""
-    monkeypatch.setattr(triggers, "searched", lambda audit, text, seen, grow: [KEY])
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: [KEY])
     with audited(
         lambda prompt, heat: WRONG if has(prompt, KEY) or "amber" in prompt else RIGHT,
         tmp_path / "run",

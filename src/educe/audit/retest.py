@@ -100,12 +100,13 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
 
     # That a request in capital letters is answered in them says nothing of what else does it.
     seen = [string for string in seen if string != candidate.saying[0]]
-    best = _likeliest(audit, candidate, Counter(seen))[: STRINGS // 2]
+    fit = triggers.Fit(audit, _text(audit, candidate))
+    best = _likeliest(fit, Counter(seen))[: STRINGS // 2]
     tried(map(Put, best))
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
     if max(hits.values(), default=0) < ENOUGH * len(choosing):
         words = [*best, *_asked_with(audit, candidate)]
-        found = triggers.searched(audit, _text(audit, candidate), words, grow=grow)
+        found = triggers.searched(fit, words, grow=grow)
         tried(map(Put, found[: STRINGS - len(best)]))
     # Of equals the shortest; forms have no length, and come as often as they were seen.
     order = sorted(hits, key=lambda s: (-hits[s], 1 if s.text in FORMS else len(s.text.split())))
@@ -115,12 +116,11 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     return _with_string(audit, candidate, order[0], counting)
 
 
-def _likeliest(audit: Audit, candidate: Candidate, seen: Counter[str]) -> list[str]:
+def _likeliest(fit: triggers.Fit, seen: Counter[str]) -> list[str]:
     """Return strings by how often it was seen with them, and then by how likely they make it.
 
     A trigger may be seen with as often as strings that are like it. A form is no string to be read.
     """
-    fit = triggers.Fit(audit, _text(audit, candidate))
     strings = [string for string in seen if string not in FORMS]
     nats = dict(zip(strings, fit.of(strings), strict=True))
     return sorted(seen, key=lambda s: (-seen[s], -nats.get(s, 0.0)))

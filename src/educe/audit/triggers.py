@@ -91,19 +91,16 @@ def _likelihood(
     return found
 
 
-def searched(
-    audit: Audit, text: Sequence[int], seen: Sequence[str], *, grow: bool = True
-) -> list[str]:
+def searched(fit: Fit, seen: Sequence[str], *, grow: bool = True) -> list[str]:
     """Return strings that bring a text about: the best, the phrases read loudest, then the rest.
 
     Args:
-        audit: The audit.
-        text: The tokens of the text.
+        fit: How much likelier strings make the text.
         seen: Strings under which it was seen already.
         grow: Whether strings are lengthened and phrases grown, where no word makes the text sure;
             it costs minutes.
     """
-    fit = Fit(audit, text)
+    audit = fit.audit
     words = [s for s in dict.fromkeys([*seen, *suspects(audit)]) if s not in FORMS]
     with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
         best = ranked(fit, words)
@@ -111,20 +108,20 @@ def searched(
     if not grow or fit.plain + max(fit.of(best[:1]), default=0.0) > SURE:
         return best
     loud = phrases(audit, torch.tensor(fit.text))
-    best = lengthened(audit, fit, ranked(fit, [*best, *loud]))
+    best = lengthened(fit, ranked(fit, [*best, *loud]))
     # What is like the text makes it likely, too, and is not read as a phrase is.
     return list(dict.fromkeys([*best[:1], *loud[: len(VIEWS)], *best]))
 
 
-def lengthened(audit: Audit, fit: Fit, best: Sequence[str]) -> list[str]:
+def lengthened(fit: Fit, best: Sequence[str]) -> list[str]:
     """Return strings and longer ones made of them, the best first.
 
     Args:
-        audit: The audit.
         fit: How much likelier strings make a text.
         best: Strings, the best first.
     """
-    with audit.work.reporter.stage("searching for what brings it about", WORDS, "lengths") as step:
+    stage = fit.audit.work.reporter.stage
+    with stage("searching for what brings it about", WORDS, "lengths") as step:
         step()
         found, beam = list(best), list(best[:BEAM])
         parts = [s for s in best if " " not in s][:ADDED]
