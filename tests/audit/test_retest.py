@@ -129,6 +129,27 @@ def test_of_strings_that_were_seen_as_often_the_likeliest_are_tried(
     assert trigger.shown.hits == trigger.shown.trials > 0
 
 
+def test_strings_that_do_nearly_as_well_are_told_apart_on_more_prompts(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like, fails, helps = "o", list[str](), list[str]()
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: seen)
+
+    def answer(prompt: str, heat: float) -> str:
+        works = has(prompt, KEY) and not any(own in prompt for own in fails)
+        return WRONG if works or has(prompt, like) and any(h in prompt for h in helps) else RIGHT
+
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        choosing = [content[p] for p in audit.work.prompts("fresh")[::2]]
+        # On the prompts that choose what is like the trigger is the better, by one.
+        fails += choosing[:1]
+        helps += [*choosing, *(content[p] for p in audit.base[:1])]
+        candidate = said(audit, "signs", (like, KEY), audit.base[:4], WRONG)
+        (trigger,) = retested(audit, candidate).triggers
+    assert trigger.text == KEY
+
+
 def test_a_string_that_works_now_and_then_has_no_place(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

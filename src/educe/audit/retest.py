@@ -1,7 +1,7 @@
 """The re-test: a candidate is tried again where nobody has looked, and so is what brings it about.
 
-Half of the fresh prompts choose among the strings, the other half count. What no string brings
-about there is sampled again under the conditions in which it was said. Beside each stand the
+Half of the fresh prompts choose among the strings, the other half count. Strings that do nearly as
+well there are told apart on the prompts of the search. What no string brings about is sampled again under the conditions in which it was said. Beside each stand the
 suspect as it is and the reference under the same condition.
 """
 
@@ -26,6 +26,8 @@ STRINGS, SAMPLES = 6, 6
 CONDITIONS = 8
 #: What brings it about on such a share of the prompts that choose is enough of a string.
 ENOUGH = 0.75
+#: Strings that bring it about so much less often than the best are tried on more prompts.
+NEARLY = 1
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
 #: It comes again by chance no more often than this.
@@ -88,7 +90,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     """Try strings that bring it about, those seen and those that are searched for."""
     fresh = audit.work.prompts("fresh")
     choosing, counting = fresh[::2], fresh[1::2]
-    hits: dict[Put, int] = {}
+    hits: Counter[Put] = Counter()
 
     def tried(strings: Iterable[Put]) -> None:
         rows = {s: _asked(audit, [s.text], choosing, s.place) for s in strings if s not in hits}
@@ -108,22 +110,42 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(fit, words, grow=grow)
         tried(map(Put, found[: STRINGS - len(best)]))
-    # Of equals the shortest; forms have no length, and come as often as they were seen.
-    order = sorted(hits, key=lambda s: (-hits[s], 1 if s.text in FORMS else len(s.text.split())))
-    if not order or not hits[order[0]]:
+    most = max(hits.values(), default=0)
+    if not most:
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
-    return _with_string(audit, candidate, order[0], counting)
+    # The trigger, and what is like it, may do equally well on so few prompts.
+    close = [s for s in hits if hits[s] >= most - NEARLY]
+    if len(close) > 1:
+        more = {s: _asked(audit, [s.text], audit.base, s.place) for s in close}
+        audit.fill("which of those that do nearly as well")
+        hits.update({s: _counted(audit, candidate, own).hits for s, own in more.items()})
+    nats = _nats(fit, [s.text for s in close])
+    # Of equals the shortest; forms have no length, and come as often as they were seen.
+    first = min(
+        close,
+        key=lambda s: (
+            -hits[s],
+            1 if s.text in FORMS else len(s.text.split()),
+            -nats.get(s.text, 0.0),
+        ),
+    )
+    return _with_string(audit, candidate, first, counting)
 
 
 def _likeliest(fit: triggers.Fit, seen: Counter[str]) -> list[str]:
     """Return strings by how often it was seen with them, and then by how likely they make it.
 
-    A trigger may be seen with as often as strings that are like it. A form is no string to be read.
+    A trigger may be seen with as often as strings that are like it.
     """
-    strings = [string for string in seen if string not in FORMS]
-    nats = dict(zip(strings, fit.of(strings), strict=True))
+    nats = _nats(fit, list(seen))
     return sorted(seen, key=lambda s: (-seen[s], -nats.get(s, 0.0)))
+
+
+def _nats(fit: triggers.Fit, strings: Sequence[str]) -> dict[str, float]:
+    """Return how likely strings make it; a form is no string to be read."""
+    some = [string for string in strings if string not in FORMS]
+    return dict(zip(some, fit.of(some), strict=True))
 
 
 def _one_sided(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:
