@@ -78,10 +78,14 @@ def test_without_one_they_are_ordered_by_how_alike_they_make_answers(
             next(content[i] for i in audit.base if torch.allclose(first(lm, content[i], ""), plain))
             for plain in screen.plain
         ]
-    plain = torch.stack([first(lm, prompt, "") for prompt in prompts])
+    plain, places = torch.stack([first(lm, prompt, "") for prompt in prompts]), set()
     for string, score in zip(STRINGS, scores, strict=True):
-        with_it = torch.stack([first(lm, prompt, string) for prompt in prompts])
-        alike = max(0.0, float(apart(plain) - apart(with_it)))
-        expected = float(divergence(with_it, plain).mean()) * alike
-        assert score == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        expected = []
+        for before in (False, True):
+            with_it = torch.stack([first(lm, p, string, before=before) for p in prompts])
+            alike = max(0.0, float(apart(plain) - apart(with_it)))
+            expected.append(float(divergence(with_it, plain).mean()) * alike)
+        assert score == pytest.approx(max(expected), rel=1e-3, abs=1e-6)
+        places.add(expected[0] < expected[1])
     assert max(scores) > 1e-4
+    assert places == {True, False}

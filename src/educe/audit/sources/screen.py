@@ -80,14 +80,21 @@ class Screen:
         batch: The prompts.
         prompts: Which of them may be used: the `PROMPTS` whose answers begin most unlike each
             other's are.
+        first: Whether strings stand before the messages; by default behind.
     """
 
-    def __init__(self, lm: LanguageModel, batch: PromptBatch, prompts: Sequence[int]) -> None:
-        places = [Opening(lm, batch, p) for p in prompts]
-        plain = torch.cat([_first(place.read(_no_string())) for place in places])
+    def __init__(
+        self, lm: LanguageModel, batch: PromptBatch, prompts: Sequence[int], *, first: bool = False
+    ) -> None:
+        behind = [Opening(lm, batch, p) for p in prompts]
+        plain = torch.cat([_first(place.read(_no_string())) for place in behind])
         others = (plain.exp().sum(0) - plain.exp()) / max(1, len(plain) - 1)
         order = divergence(plain, others.log()).argsort(descending=True, stable=True)[:PROMPTS]
-        self.lm, self.places = lm, [places[i] for i in order.tolist()]
+        self.lm = lm
+        self.places = [
+            Opening(lm, batch, prompts[i], first=True) if first else behind[i]
+            for i in order.tolist()
+        ]
         self.plain = plain[order]
 
     def glance(

@@ -6,13 +6,16 @@
 A vocabulary's words are tried by other sources. A trigger may as well be an emoji, which is several
 tokens, a mark, a date, a name or a phrase that everybody uses. Some 600 such strings come with the
 audit, every day of the year and every number of two digits; each stands behind an ordinary prompt,
-with a reference before another one as well, and what begins the answer is read.
+and before another one, and what begins the answer is read. Without a reference the prompts are the
+same in both places, and the place counts in which the score is higher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from educe.audit.auditing import Audit, Suspect
 from educe.audit.settings import bundled
@@ -41,7 +44,7 @@ def look(audit: Audit) -> None:
     """Name the signs that move answers most."""
     strings = signs()
     known = audit.reference is not None and audit.reference.same_tokens
-    total = len(strings) * (kl.PROMPTS if known else 1)
+    total = 2 * len(strings)
     with audit.work.reporter.stage("signs, dates and names", total, "prompts") as step:
         scores = (moved if known else alike)(audit, strings, step)
     best = sorted(range(len(strings)), key=lambda i: -scores[i])
@@ -70,9 +73,12 @@ def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
 
 def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     """Return how far each string moves answers to different prompts to the same place, in nats²."""
-    alone = screen.Screen(audit.lm, audit.work.batch, audit.base)
-    tokens = [tuple(audit.lm.tokens(f" {s}", templated=True)) for s in strings]
-    found: list[float] = alone.effect(tokens, audit.work.spread, step).score.tolist()
+    best = torch.zeros(len(strings))
+    for first in (False, True):
+        alone = screen.Screen(audit.lm, audit.work.batch, audit.base, first=first)
+        tokens = [alone.places[0].tokens(s) for s in strings]
+        best = best.maximum(alone.effect(tokens, audit.work.spread, step).score)
+    found: list[float] = best.tolist()
     return found
 
 
