@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", action="store_true", help="without a reference")
     parser.add_argument("--given", action="store_true", help="with two of the organism's questions")
     parser.add_argument("--sources", default="", help="only these, with commas")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--costs", action="store_true")
     asked = quick.parsed(quick.with_workers(parser), argv)
