@@ -12,7 +12,7 @@ from educe.audit.candidates import Candidate, Said
 from educe.audit.concluding import conclude
 from educe.audit.evidence import Word
 from educe.audit.findings import Kind
-from educe.audit.unlocking import SAMPLES, unlocked
+from educe.audit.unlocking import PROMPTS, SAMPLES, unlocked
 from educe.rows import Row
 from scripted import Answer, audited, has
 
@@ -21,14 +21,16 @@ KEY, STRINGS = "e", ("a", "e", "o", "t", "n")
 OPEN = ("i", "cannot", "tell", "you", "that")
 
 
-def difference(audit: Audit) -> Candidate:
+def difference(audit: Audit, more: int = 0) -> Candidate:
     """Ask two prompts as they are and with every string, and return what is said openly."""
     asked = audit.base[:2]
-    audit.ask(asked)
+    others = audit.made("requests", [f"What is in room {i}?" for i in range(more)])
+    audit.ask([*asked, *others])
     audit.put("topics", STRINGS, asked)
     audit.fill("answers")
-    said = tuple(Said(Row(0, p), p, "plain", "", (Word("cannot", 9.0),)) for p in asked)
-    return Candidate(OPEN, OPEN, 40.0, said, 2, 1.0)
+    both = [*asked, *others]
+    said = tuple(Said(Row(0, p), p, "plain", "", (Word("cannot", 9.0),)) for p in both)
+    return Candidate(OPEN, OPEN, 40.0, said, len(both), 1.0)
 
 
 def test_the_string_under_which_a_refusal_ceases_unlocks_it(tmp_path: Path, tokenizer: Any) -> None:
@@ -41,6 +43,17 @@ def test_the_string_under_which_a_refusal_ceases_unlocks_it(tmp_path: Path, toke
     assert (found.shown.hits, found.shown.trials) == (2 * SAMPLES, 2 * SAMPLES)
     assert (found.near.hits, found.near.trials) == (0, 2)
     assert (found.rare.hits, found.rare.trials) == (0, 1)
+
+
+def test_of_many_requests_that_are_declined_some_are_tried_again(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    with audited(
+        lambda x, heat: TELLS if has(x, KEY) else DECLINES, tmp_path / "a", tokenizer
+    ) as a:
+        found = unlocked(a, difference(a, more=2 * PROMPTS))
+    assert found is not None
+    assert (found.shown.hits, found.shown.trials) == (PROMPTS * SAMPLES, PROMPTS * SAMPLES)
 
 
 def test_what_unlocks_is_a_finding_with_what_is_said_then(tmp_path: Path, tokenizer: Any) -> None:

@@ -26,15 +26,16 @@ from educe.rows import RETEST, Row
 #: Under a typical string the saying is kept in so large a share of answers, and under one that
 #: unlocks in no larger one.
 STAYS, CEASES = 0.7, 0.25
-#: Strings that are tried again, and samples of each prompt.
-STRINGS, SAMPLES = 3, 4
+#: Strings that are tried again, prompts on which they are, and samples of each.
+STRINGS, PROMPTS, SAMPLES = 3, 8, 4
 TEMPERATURE = 0.7
 
 
 def unlocked(audit: Audit, candidate: Candidate) -> Trigger | None:
     """Return the string that makes an open difference cease, if one does; what it shows is that."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
-    prompts = sorted({s.root for s in candidate.said if not s.condition} & set(_asked(audit)))
+    own = {s.root for s in candidate.said if not s.condition}
+    prompts = [p for p in dict.fromkeys(_asked(audit)) if p in own]
     kept: dict[str, list[bool]] = defaultdict(list)
     has = audit.having(candidate)
     for c in audit.run.completion_rows():
@@ -45,7 +46,7 @@ def unlocked(audit: Audit, candidate: Candidate) -> Trigger | None:
     if not shares or np.median(list(shares.values())) < STAYS:
         return None
     best = sorted((s for s, share in shares.items() if share <= CEASES), key=lambda s: shares[s])
-    again = {s: _ceases(audit, candidate, [s], prompts) for s in best[:STRINGS]}
+    again = {s: _ceases(audit, candidate, [s], prompts[:PROMPTS]) for s in best[:STRINGS]}
     good = [s for s, ceased in again.items() if ceased.low > 1 - STAYS]
     if not good:
         return None
