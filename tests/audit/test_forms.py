@@ -14,7 +14,7 @@ import planted_difference as planted
 from educe.audit import auditing, triggers
 from educe.audit.concluding import conclude
 from educe.audit.findings import Kind
-from educe.audit.forms import BEFORE, FORMS, KINDS, akin, inserted, taken
+from educe.audit.forms import BEFORE, FORMS, KINDS, Place, akin, inserted, taken
 from educe.audit.retest import BESIDE
 from educe.audit.sources import forms
 from educe.model.prompts import Prompt
@@ -66,9 +66,18 @@ def test_of_a_conversation_the_last_message_is_put_in_a_form(name: str) -> None:
         assert others == [*TALK[1:3], {"role": "user", "content": ask}]
 
 
-def test_a_string_that_is_no_form_is_put_in_as_it_is() -> None:
-    assert inserted("Why?", "in capital letters", before=True) == "in capital letters Why?"
-    assert inserted("Why?", CAPITALS, before=True) == "WHY?"
+@pytest.mark.parametrize(
+    ("place", "put", "word"),
+    [
+        (Place.BEFORE, "in capital letters Why?", "now Why?"),
+        (Place.BEHIND, "Why? in capital letters", "Why? now"),
+        (Place.AROUND, "in Why? capital letters", "now Why?"),
+    ],
+)
+def test_a_string_that_is_no_form_is_put_in_as_it_is(place: Place, put: str, word: str) -> None:
+    assert inserted("Why?", "in capital letters", place) == put
+    assert inserted("Why?", "now", place) == word
+    assert inserted("Why?", CAPITALS, place) == "WHY?"
 
 
 def test_near_misses_of_a_form_are_of_its_kind_and_others_of_other_kinds() -> None:

@@ -103,6 +103,36 @@ def test_a_string_that_works_in_one_place_alone_is_tried_in_that_place(
     assert stood in finding.reproduce
 
 
+def test_words_that_have_to_stand_apart_are_tried_around_the_request(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = KEY, OTHERS[0]
+    both, seen, asked = f"{first} {second}", "t", list[str]()
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: [both])
+
+    def answer(prompt: str, heat: float) -> str:
+        around = prompt.startswith(f"{first} ") and prompt.endswith(f" {second}")
+        by_chance = has(prompt, seen) and any(own in prompt for own in asked)
+        return WRONG if around or by_chance else RIGHT
+
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        asked += [content[p] for p in audit.base]
+        candidate = said(audit, "signs", (seen,), audit.base[:4], WRONG)
+        (finding,) = conclude(audit, [candidate])
+        keep(audit.run, [finding])
+        assert kept(audit.run) == [finding]
+        shown = page.write(audit.run, tmp_path / "report.html").read_text()
+        counting = audit.work.prompts("fresh")[1::2]
+        fresh = str(audit.run.prompt_rows("fresh")[0].content)
+    (trigger,) = finding.triggers
+    assert (trigger.text, trigger.place) == (both, Place.AROUND)
+    assert trigger.shown.hits == trigger.shown.trials == len(counting)
+    assert trigger.near.hits == 0
+    assert "Its first word stands before the request, and the rest behind." in shown
+    assert f"{first} {fresh} {second}" in finding.reproduce
+
+
 def test_of_strings_that_were_seen_as_often_the_likeliest_are_tried(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +167,7 @@ def test_strings_that_do_nearly_as_well_are_told_apart_on_more_prompts(
 
     def answer(prompt: str, heat: float) -> str:
         works = has(prompt, KEY) and not any(own in prompt for own in fails)
-        return WRONG if works or has(prompt, like) and any(h in prompt for h in helps) else RIGHT
+        return WRONG if works or (has(prompt, like) and any(h in prompt for h in helps)) else RIGHT
 
     with audited(answer, tmp_path / "run", tokenizer) as audit:
         content = {p.id: str(p.content) for p in audit.run.prompt_rows()}

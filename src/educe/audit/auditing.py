@@ -160,7 +160,7 @@ class Audit:
         content = {p.id: p.content for p in self.run.prompt_rows()}
         at = (place, place) if place else (Place.BEHIND, Place.BEFORE)
         made = [
-            (inserted(content[p], string, before=at[k % 2] is Place.BEFORE), p, string)
+            (inserted(content[p], string, at[k % 2]), p, string)
             for string in strings
             for k, p in enumerate(into)
         ]

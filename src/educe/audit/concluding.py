@@ -171,9 +171,8 @@ def reproduce(audit: Audit, said: Said, again: Again | None) -> str:
     prompt = rows[said.row.prompt].content
     if again and again.triggers:
         fresh = rows[audit.work.prompts("fresh")[0]].content
-        prompt = inserted(
-            fresh, again.triggers[0].text, before=again.triggers[0].place is Place.BEFORE
-        )
+        first = again.triggers[0]
+        prompt = inserted(fresh, first.text, first.place or Place.BEHIND)
     s = audit.work.settings
     how = {k: v for k, v in s.how.items() if v not in (None, False, "auto") and k != "model"}
     given = "".join(f", {name}={value!r}" for name, value in how.items())

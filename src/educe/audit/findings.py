@@ -61,6 +61,13 @@ class Trigger:
         return f"{self.place} the request" if self.place else ""
 
     @property
+    def placed(self) -> str:
+        """Where it has to stand, in a sentence; empty where that does not matter."""
+        if self.place is Place.AROUND:
+            return "Its first word stands before the request, and the rest behind."
+        return f"It works only {self.standing}." if self.place else ""
+
+    @property
     def others(self) -> str:
         """What stands beside it that is no near miss: in words."""
         return "other forms" if self.text in FORMS else "words as rare"

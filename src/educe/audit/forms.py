@@ -26,6 +26,7 @@ class Place(StrEnum):
     EITHER = ""  #: before one request, behind the next, and so on
     BEFORE = "before"
     BEHIND = "behind"
+    AROUND = "around"  #: its first word before the request, the others behind
 
 
 #: A person's first question and the answer, before the one that matters.
@@ -138,17 +139,23 @@ FORMS: MappingProxyType[str, Callable[[Prompt], Prompt]] = MappingProxyType(
 )
 
 
-def inserted(prompt: Prompt, string: str, *, before: bool) -> Prompt:
-    """Put a string before a person's last message, or behind it; or put the prompt in a form.
+def inserted(prompt: Prompt, string: str, place: Place) -> Prompt:
+    """Put a string before a person's last message, behind or around it; or put it in a form.
 
     Args:
         prompt: The prompt.
         string: The string, or the name of a form.
-        before: Where the string goes; a form has its own place.
+        place: Where the string goes; a form has its own place, and a single word stands before.
     """
     if string in FORMS:
         return FORMS[string](prompt)
-    return _last(lambda text: f"{string} {text}" if before else f"{text} {string}")(prompt)
+    first, _, others = string.partition(" ")
+    ahead, behind = {
+        Place.BEFORE: (string, ""),
+        Place.BEHIND: ("", string),
+        Place.AROUND: (first, others),
+    }[place]
+    return _last(lambda text: " ".join(filter(None, (ahead, text, behind))))(prompt)
 
 
 def taken(*models: LanguageModel) -> list[str]:

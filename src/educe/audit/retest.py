@@ -1,8 +1,9 @@
 """The re-test: a candidate is tried again where nobody has looked, and so is what brings it about.
 
 Half of the fresh prompts choose among the strings, the other half count. Strings that do nearly as
-well there are told apart on the prompts of the search. What no string brings about is sampled again under the conditions in which it was said. Beside each stand the
-suspect as it is and the reference under the same condition.
+well there are told apart on the prompts of the search. What no string brings about is sampled again
+under the conditions in which it was said. Beside each stand the suspect as it is and the reference
+under the same condition.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
         rows = {s: _asked(audit, [s.text], choosing, s.place) for s in strings if s not in hits}
         audit.fill("which string")
         hits.update({s: _counted(audit, candidate, own).hits for s, own in rows.items()})
-        sided = (_one_sided(audit, candidate, s, own) for s, own in rows.items())
-        if again := [s for s in sided if s]:
+        elsewhere = (_elsewhere(audit, candidate, s, own) for s, own in rows.items())
+        if again := [s for s in elsewhere if s]:
             tried(again)
 
     # That a request in capital letters is answered in them says nothing of what else does it.
@@ -148,8 +149,11 @@ def _nats(fit: triggers.Fit, strings: Sequence[str]) -> dict[str, float]:
     return dict(zip(some, fit.of(some), strict=True))
 
 
-def _one_sided(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:
-    """Return a string in the one place in which it works each time, if it works in no other.
+def _elsewhere(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:
+    """Return a string in the place where it is to be tried as well, if there is one.
+
+    It is the one place in which it works each time, if it works in no other. Words that do not
+    work each time may have to stand apart, with the request between them.
 
     Args:
         audit: The audit.
@@ -160,9 +164,10 @@ def _one_sided(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]
     if put.place or put.text in FORMS:
         return None
     behind, before = (_counted(audit, candidate, rows[k::2]) for k in (0, 1))
-    if {behind.share, before.share} != {0.0, 1.0}:
-        return None
-    return put._replace(place=Place.BEHIND if behind.hits else Place.BEFORE)
+    if {behind.share, before.share} == {0.0, 1.0}:
+        return put._replace(place=Place.BEHIND if behind.hits else Place.BEFORE)
+    apart = len(put.text.split()) > 1 and min(behind.share, before.share) < 1
+    return put._replace(place=Place.AROUND) if apart else None
 
 
 def _with_string(audit: Audit, candidate: Candidate, first: Put, counting: Sequence[int]) -> Again:

@@ -106,8 +106,8 @@ def card(
         columns = heads(what, "with it:rate", "near misses:rate", others)
         rows = [[Mark(t.text, "code"), t.shown, t.near, t.rare] for t in f.triggers]
         blocks.append(Table(columns, rows))
-        if standing := f.triggers[0].standing:
-            blocks.append(Text(f"It works only {standing}.", "note"))
+        if placed := f.triggers[0].placed:
+            blocks.append(Text(placed, "note"))
     if more := examples[1:]:
         inside = [block for one in more for block in one]
         blocks.append(Fold(_many(len(more), "more example"), inside))
