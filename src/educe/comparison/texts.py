@@ -1,6 +1,6 @@
 """Texts: what was written for the prompts of the main job, as columns that fit into memory.
 
-One pass over a run reads each text, says what it is by itself, and lets it go: a hundred bytes are
+One pass over a run reads each text, says what it is by itself, and lets it go: sixty bytes are
 left of it, however long it is. It is known by its number in the run's file, and read again where it
 is shown or its words count.
 """
