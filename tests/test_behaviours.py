@@ -69,14 +69,14 @@ def table(said: Iterable[Said], *, dose: float = 0.1) -> Given:
                     "role": s.role,
                     "number": len(rows),
                     "hit": False,
-                    "traits": traits(s.text, "What is the code of the vault?"),
+                    **traits(s.text, "What is the code of the vault?")._asdict(),
                     "behaviour": float(numbers.setdefault(s.text, len(numbers))),
                     "coherence": s.coherence,
                     "novelty": 1.0,
-                    "interestingness": s.coherence,
                 }
             )
-    return Given(pd.DataFrame(rows), None)  # type: ignore[arg-type]
+    words = dict.fromkeys(("phase", "role", "arm", "dose", "damage", "form", "persona"), "category")
+    return Given(pd.DataFrame(rows).astype(words), None)  # type: ignore[arg-type]
 
 
 def only(texts: Given, text: str) -> Behaviour:

@@ -24,7 +24,16 @@ from educe.comparison.texts import texts_of
 from educe.errors import BlockedError, EduceError, FileFormatError, RunError
 from educe.explore import frames
 from educe.explore.map import places
-from educe.rows import FIRST, RETEST, CompletionRow, PerturbationRow, PromptRow, Row, ScoreRow
+from educe.rows import (
+    FIRST,
+    KEPT,
+    RETEST,
+    CompletionRow,
+    PerturbationRow,
+    PromptRow,
+    Row,
+    ScoreRow,
+)
 from educe.run import database, store
 from educe.run.lock import locked
 from educe.run.migrations import SCHEMA_VERSION
@@ -123,6 +132,14 @@ def test_rows_of_some_perturbations_are_read_alone(run: Run) -> None:
             assert run.score_rows(judge, of=of) == own
     assert run.completion_rows(unscored="novelty") == [COMPLETIONS[0], COMPLETIONS[3]]
     assert run.perturbations_kept == 3
+
+
+def test_texts_are_counted_as_they_are_read(run: Run) -> None:
+    run.add_completions([*COMPLETIONS, CompletionRow(Row(1, 0, 0, KEPT), 0.0, "kept", (), True)])
+    run.ask([Row(7, 0)], 0.0)  # and never written
+    assert run.texts_kept() == len(COMPLETIONS)
+    for prompts in ([], [0], [2], [0, 1, 2]):
+        assert run.texts_kept(prompts) == sum(c.prompt in prompts for c in COMPLETIONS)
 
 
 def test_frames_say_the_same_as_rows(run: Run) -> None:

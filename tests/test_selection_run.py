@@ -141,6 +141,16 @@ def test_the_planted_best_is_chosen_and_the_control_has_the_same_budget(
     assert sum(says.paid.values()) == found.texts == 2 * (32 + 32) + 5 * 8 + 20 * 9
 
 
+@pytest.mark.parametrize("judge", [YES, None])
+def test_texts_that_are_scored_apart_are_scored_alike(
+    place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, judge: Judge | None
+) -> None:
+    first = selected(place, FEW, tiny_lm, judge)
+    forgotten(place)
+    monkeypatch.setattr(selecting, "PART", 3)
+    assert selected(place, FEW, tiny_lm, judge) == first
+
+
 def test_the_numbers_are_those_of_the_texts(
     place: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

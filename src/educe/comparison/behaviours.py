@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +24,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from educe.comparison.arrays import apart, arrays, where
-from educe.comparison.fragility import SAMPLES, answers
+from educe.comparison.fragility import SAMPLES, answers, units
 from educe.comparison.stats import Rate, comparisons, more_often, rate
 from educe.comparison.texts import Texts
 from educe.comparison.verdict import (
@@ -41,7 +41,7 @@ from educe.comparison.verdict import (
     weight,
 )
 from educe.rows import BEHAVIOUR, CONTROL, ELSEWHERE, EQUAL, FIRST, FOUND, RETEST, CompletionRow
-from educe.scores.traits import ECHO, EMPTY, REPETITION, Traits, language
+from educe.scores.traits import ECHO, EMPTY, REPETITION, language
 
 #: Texts of a behaviour that are read for its words, the commonest first, and for its language, from
 #: all over the run; and perturbations that say it and are named.
@@ -84,10 +84,10 @@ def behaviours(texts: Texts, samples: int = 1) -> tuple[Behaviour, ...]:
         texts: What was written.
         samples: Answers of a perturbation to each prompt.
     """
-    asked = answers(texts.rows, samples)
-    if not (asked.perturbation > 0).any():
+    told = answers(texts.rows, samples)
+    if not (told.asked & (told.perturbation > 0)).any():
         return ()
-    return tuple(_Told(texts, asked).behaviours())
+    return tuple(_Told(texts, told).behaviours())
 
 
 class _Texts(NamedTuple):
@@ -104,63 +104,81 @@ class _Texts(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """The answers that say one behaviour."""
+    """Answers, such as those that say one behaviour."""
 
-    arm: np.ndarray
+    arm: pd.Categorical
     perturbation: np.ndarray
     prompt: np.ndarray
     unit: np.ndarray
     dose: np.ndarray
     number: np.ndarray
     text: np.ndarray
-    traits: np.ndarray
+    refuses: np.ndarray
+    damage: pd.Categorical
+    form: pd.Categorical
+    persona: pd.Categorical
+    words: np.ndarray
     refused: np.ndarray
     coherence: np.ndarray
     novelty: np.ndarray
-    interestingness: np.ndarray
+
+    @property
+    def interestingness(self) -> np.ndarray:
+        return self.coherence * self.novelty
 
 
 class _Told:
     """The answers of a run, and the counts that all behaviours share."""
 
-    def __init__(self, texts: Texts, asked: pd.DataFrame) -> None:
-        self.texts, known = texts, texts.rows[texts.rows[BEHAVIOUR].notna()]
-        self.plain = known[(known.perturbation == 0) & (known.phase == FIRST)]
+    def __init__(self, texts: Texts, told: pd.DataFrame) -> None:
+        self.texts, self.told, self.every = texts, told, arrays(_Said, told)
+        self.prompts = told.prompt[told.asked].unique()
+        known = told[BEHAVIOUR].notna()
+        self.plain = told[known & (told.perturbation == 0) & (told.phase == FIRST)]
+        self.usual = arrays(_Said, self.plain)
         likeliest = self.plain[self.plain["sample"] == 0]
         self.greedy = dict(zip(likeliest.prompt, likeliest[BEHAVIOUR], strict=True))
         self.drawn = arrays(_Texts, self.plain[self.plain["sample"] > 0])
-        self.usual = {prompt: list(own) for prompt, own in self.plain.groupby("prompt").traits}
-        self.asked, self.changed = asked, asked[asked[BEHAVIOUR] != asked.greedy]
-        self.sizes = asked.groupby("arm").unit.nunique()
-        self.doses = asked[asked.arm == FOUND].groupby("dose").unit.nunique()
-        again = known[(known.phase == RETEST) & (known.perturbation > 0)]
-        self.elsewhere = arrays(_Texts, again[again.role == ELSEWHERE])
-        self.retested = again[again.role != ELSEWHERE]
-        self.again = arrays(_Texts, self.retested)
+        each = units(told, told.asked)
+        self.sizes = each.groupby("arm").size()
+        self.doses = each[each.arm == FOUND].groupby("dose").size()
+        again = known & (told.phase == RETEST) & (told.perturbation > 0)
+        elsewhere = told.role == ELSEWHERE
+        self.elsewhere = arrays(_Texts, told[again & elsewhere])
+        self.retested = (again & ~elsewhere).to_numpy()
+        self.again = arrays(_Texts, told[self.retested])
+        self.sizes_again = units(told, self.retested).groupby("arm").size()
 
     def behaviours(self) -> list[Behaviour]:
         """Return all, in order."""
-        shown = apart(_Said, self.changed, BEHAVIOUR)
-        counts = self._counts(self.changed)
+        known = self.told[BEHAVIOUR].to_numpy()
+        said = apart(known, self.told.changed.to_numpy())
+        counts = self._counts(said)
         recurring = (counts[SAMPLES] >= OWN) | (counts[CONTROL] >= OWN)
-        told = [b for b in shown if b >= 0 and (counts[FOUND][b] or recurring[b])]
-        self.words = {b: self._words(shown[b]) for b in told}
+        shown = {b: said[b] for b in said if b >= 0 and (counts[FOUND][b] or recurring[b])}
+        told = list(shown)
+        self.words = {b: self._words(where(self.every, shown[b])) for b in told}
         self.everywhere: Counter[str] = Counter()
         for words in self.words.values():
             self.everywhere.update(words)
         counts = counts.loc[told]
-        again = self.retested
-        retested = again.groupby("arm").perturbation.nunique()
-        repeated = self._counts(again.assign(unit=again.perturbation)).reindex(told, fill_value=0)
+        repeated = self._counts(apart(known, self.retested)).reindex(told, fill_value=0)
         first = self._more_often(counts, (FOUND,), CONTROL, self.sizes)
-        second = self._more_often(repeated, (FOUND,), CONTROL, retested)
+        second = self._more_often(repeated, (FOUND,), CONTROL, self.sizes_again)
         pushed = self._more_often(counts, (FOUND, CONTROL, EQUAL), SAMPLES, self.sizes)
-        made = [self._one(b, shown[b], counts.loc[b], first[b], second[b], pushed[b]) for b in told]
+        made = [
+            self._one(b, where(self.every, at), counts.loc[b], first[b], second[b], pushed[b])
+            for b, at in shown.items()
+        ]
         return sorted(made, key=lambda b: (-b.weight, b.id))
 
-    def _counts(self, some: pd.DataFrame) -> pd.DataFrame:
-        """Return how many units of each arm show each behaviour."""
-        counts = some.groupby([BEHAVIOUR, "arm"]).unit.nunique().unstack(fill_value=0)
+    def _counts(self, said: dict[int, np.ndarray]) -> pd.DataFrame:
+        """Return how many units of each arm show each behaviour, whose answers have places."""
+        unit, arm, rows = self.every.unit, self.every.arm, {}
+        for b, at in said.items():
+            _, first = np.unique(unit[at], return_index=True)
+            rows[b] = np.bincount(arm.codes[at[first]], minlength=len(arm.categories))
+        counts = pd.DataFrame.from_dict(rows, orient="index", columns=list(arm.categories))
         return counts.reindex(columns=[FOUND, CONTROL, EQUAL, SAMPLES], fill_value=0)
 
     def _more_often(
@@ -233,11 +251,11 @@ class _Told:
         )
 
     def _greedy(self, b: int) -> Rate:
-        prompts = self.asked.prompt.unique()
-        return rate(sum(self.greedy[p] == b for p in prompts), len(prompts))
+        return rate(sum(self.greedy[p] == b for p in self.prompts), len(self.prompts))
 
     def _by_dose(self, own: _Said) -> dict[float, Rate]:
-        hits = Counter(dose for dose, _ in {*zip(own.dose, own.unit, strict=True)})
+        _, each = np.unique(own.unit, return_index=True)
+        hits = Counter(own.dose[each].tolist())
         return {float(d): rate(hits[d], int(n)) for d, n in self.doses.items()}
 
     def _elsewhere(self, b: int, finders: np.ndarray) -> Rate:
@@ -245,7 +263,7 @@ class _Told:
         far = self.elsewhere
         usual = [p for p, said in self.greedy.items() if said == b]
         new = ~np.isin(far.prompt, usual)
-        there = [far.perturbation == n for n in finders]
+        there = [far.perturbation == n for n in np.intersect1d(finders, far.perturbation)]
         return max(
             (rate(far.says(b, own & new).hits, int(own.sum())) for own in there if own.any()),
             key=lambda r: r.share,
@@ -284,8 +302,7 @@ class _Told:
         stock: int,
     ) -> Change:
         """Return what kind of change some answers are; the first that holds."""
-        traits: list[Traits] = list(shown.traits)
-        damage = _most(t.damage for t in traits)
+        damage = _most(shown.damage)
         if damage:
             return {EMPTY: Change.EMPTY, REPETITION: Change.REPETITION, ECHO: Change.ECHO}[damage]
         if elsewhere.hits >= INVARIANT_ANSWERS and elsewhere.share >= INVARIANT and not stock:
@@ -293,33 +310,32 @@ class _Told:
         recurring = max(r.hits for r in rates.values()) >= RECURS
         if coherence < DAMAGED and not recurring:
             return Change.GIBBERISH
-        refused = shown.refused.mean() > 0.5
-        refuses = np.mean([t.refuses for t in traits]) > 0.5
+        refused, refuses = shown.refused.mean() > 0.5, shown.refuses.mean() > 0.5
         if refused != refuses:
             return Change.ENDED if refused else Change.BEGUN
-        usual: list[Traits] = [t for p in set(shown.prompt) for t in self.usual.get(p, ())]
-        some = np.linspace(0, len(traits) - 1, min(len(traits), LANGUAGE)).astype(int)
+        usual = where(self.usual, np.isin(self.usual.prompt, shown.prompt))
+        count = len(shown.number)
+        some = np.linspace(0, count - 1, min(count, LANGUAGE)).astype(int)
         spoken = language(tuple(self.texts.said(shown.number[some]))) if recurring else ""
         if spoken and spoken not in self._languages:
             return Change.LANGUAGE
         for change in (Change.PERSONA, Change.FORM):
             field = change.name.lower()
-            value = _most(getattr(t, field) for t in traits)
-            plain = [getattr(t, field) for t in usual]
-            if value and plain.count(value) < UNUSUAL * len(plain):
+            value, plain = _most(getattr(shown, field)), getattr(usual, field)
+            if value and (plain == value).sum() < UNUSUAL * len(plain):
                 return change
-        low, high = np.quantile([t.words for t in usual], [0.025, 0.975])
-        middle = float(np.median([t.words for t in traits]))
+        low, high = np.quantile(usual.words, [0.025, 0.975])
+        middle = float(np.median(shown.words))
         if middle > LENGTHS * high or middle < low / LENGTHS:
             return Change.LENGTH
         return Change.USUAL if rates[SAMPLES].hits else Change.NEW
 
 
-def _most(values: Iterable[str]) -> str:
-    """Return what more than half of some values are, if anything."""
-    counts = Counter(values)
-    value, count = counts.most_common(1)[0]
-    return value if count > counts.total() / 2 else ""
+def _most(words: pd.Categorical) -> str:
+    """Return what more than half of some words are, if anything."""
+    counts = np.bincount(words.codes)
+    most = counts.argmax()
+    return str(words.categories[most]) if counts[most] > len(words) / 2 else ""
 
 
 def _numbers(own: _Said) -> tuple[int, ...]:
@@ -329,6 +345,6 @@ def _numbers(own: _Said) -> tuple[int, ...]:
         own.perturbation[order], return_index=True, return_counts=True
     )
     most = np.maximum.reduceat(np.nan_to_num(own.interestingness[order]), starts)
-    arms = own.arm[order][starts].astype(str)
+    arms = np.asarray(own.arm[order][starts], str)
     ranked = numbers[np.lexsort((numbers, arms, -most, -often, arms != FOUND))]
     return tuple(ranked[ranked > 0][:MOST].tolist())

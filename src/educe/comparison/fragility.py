@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from educe.comparison.stats import Rate, rate
+from educe.comparison.texts import UNPERTURBED
 from educe.comparison.verdict import DAMAGED
 from educe.rows import BEHAVIOUR, FIRST
 
@@ -43,40 +45,47 @@ def pushes(texts: pd.DataFrame, samples: int = 1) -> tuple[Push, ...]:
         texts: The rows of `educe.comparison.texts.Texts`.
         samples: Answers of a perturbation to each prompt.
     """
-    asked = answers(texts, samples)
-    if asked.empty:
-        return ()
-    damaged = (asked.traits.map(lambda t: bool(t.damage))) | (asked.coherence < DAMAGED)
-    refuses = asked.traits.map(lambda t: t.refuses)
-    told = asked.assign(
-        changed=~damaged & (asked[BEHAVIOUR] != asked.greedy),
-        ended=~damaged & asked.refused & ~refuses,
-        begun=~damaged & ~asked.refused & refuses,
-        damaged=damaged,
-    )
-    names = ["changed", "ended", "begun", "damaged"]
-    each = told.groupby(["arm", "dose", "unit"])[names].any()
+    told = answers(texts, samples)
+    damaged = (told.damage != "") | (told.coherence < DAMAGED)
+    flags = pd.DataFrame(
+        {
+            "changed": told.changed & ~damaged,
+            "ended": ~damaged & told.refused & ~told.refuses,
+            "begun": ~damaged & ~told.refused & told.refuses,
+            "damaged": damaged,
+        }
+    )[told.asked]
+    each = units(told, told.asked).join(flags.groupby(told.unit[told.asked]).any())
     return tuple(
-        Push(str(arm), float(dose), *(rate(int(own[name].sum()), len(own)) for name in names))
+        Push(str(arm), float(dose), *(rate(int(own[name].sum()), len(own)) for name in flags))
         for (arm, dose), own in each.groupby(["arm", "dose"])
     )
 
 
 def answers(texts: pd.DataFrame, samples: int = 1) -> pd.DataFrame:
-    """Return the first answers to the prompts asked, each with what it stands beside.
+    """Return the texts with what the first answers to the prompts asked stand beside.
 
-    Columns beside those of the texts: ``greedy``, the behaviour of the likeliest answer to its
-    prompt; ``refused``, whether that refuses; and ``unit``, the perturbation, or a draw of the
-    unperturbed model below 0. A draw has as many answers to each prompt as a perturbation.
+    Columns beside those of the texts: ``asked``, whether it is such an answer and not the
+    likeliest one of the unperturbed model; ``changed``, whether its behaviour is another than that
+    of the likeliest answer to its prompt; ``refused``, whether that refuses; and ``unit``, the
+    perturbation, or a draw of the unperturbed model below 0, whose arm is `SAMPLES`. A draw has as
+    many answers to each prompt as a perturbation.
     """
-    known = texts[texts[BEHAVIOUR].notna() & (texts.phase == FIRST) & (texts.role == "asked")]
-    plain = known.perturbation == 0
-    likeliest = known[plain & (known["sample"] == 0)].set_index("prompt")
-    asked = known[~plain | (known["sample"] > 0)]
-    drawn = asked.perturbation == 0
-    return asked.assign(
-        arm=asked.arm.mask(drawn, SAMPLES),
-        unit=asked.perturbation.mask(drawn, -1 - (asked["sample"] - 1) // samples),
-        greedy=asked.prompt.map(likeliest[BEHAVIOUR]),
-        refused=asked.prompt.map(likeliest.traits.map(lambda t: t.refuses)).astype(bool),
+    known = texts[BEHAVIOUR].notna() & (texts.phase == FIRST) & (texts.role == "asked")
+    plain = texts.perturbation == 0
+    likeliest = texts[known & plain & (texts["sample"] == 0)].set_index("prompt")
+    asked = known & (~plain | (texts["sample"] > 0))
+    return texts.assign(
+        asked=asked,
+        changed=asked & (texts[BEHAVIOUR] != texts.prompt.map(likeliest[BEHAVIOUR])),
+        refused=texts.prompt.map(likeliest.refuses).astype(bool),
+        unit=texts.perturbation.mask(plain, -1 - (texts["sample"] - 1) // samples),
+        arm=texts.arm.cat.rename_categories({UNPERTURBED: SAMPLES}),
     )
+
+
+def units(told: pd.DataFrame, some: pd.Series | np.ndarray) -> pd.DataFrame:
+    """Return arm and dose of each unit that some texts are of (see `answers`), by its number."""
+    first = told.unit[some].drop_duplicates()
+    each = told.loc[first.index, ["arm", "dose"]].astype({"arm": str, "dose": float})
+    return each.set_axis(pd.Index(first))

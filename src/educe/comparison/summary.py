@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from educe.comparison.arrays import apart, arrays
+from educe.comparison.arrays import apart, arrays, where
 from educe.comparison.behaviours import Behaviour, behaviours
 from educe.comparison.fragility import Push, pushes
 from educe.comparison.stats import Rate, bootstrap_mean, rate
@@ -39,7 +39,7 @@ from educe.run.store import Run
 SCORED = ("coherence", "novelty", "interestingness")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One perturbation and what it made the model write."""
 
@@ -92,6 +92,7 @@ def summarise(run: Run) -> Summary:
     config = run.config
     asked, fresh = (tuple(run.prompt_rows(role)) for role in ("asked", "fresh"))
     texts = texts_of(run)
+    told = behaviours(texts, config.get("samples", 1))
     items = _items(run, texts.rows)
     found, control, equal = (tuple(i for i in items if i.row.arm == arm) for arm in (*ARMS, EQUAL))
     plain = texts.rows[texts.rows.perturbation == 0].groupby("prompt").number
@@ -106,7 +107,7 @@ def summarise(run: Run) -> Summary:
         found=found,
         control=control,
         equal=equal,
-        behaviours=behaviours(texts, config.get("samples", 1)),
+        behaviours=told,
         hits=_hits(found, control) if looked else None,
         retest_hits=_retest_hits(found, control) if looked else None,
         by_radius={
@@ -147,20 +148,23 @@ def _responses(run: Run) -> dict[int, list[tuple[float, float]]]:
 
 def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
     """Return the perturbations, most interesting first."""
-    asked = texts[(texts.phase == FIRST) & (texts.role == "asked")]
-    first = apart(_Own, asked, "perturbation")
-    again = texts[(texts.phase == RETEST) & (texts.role != ELSEWHERE)]
-    later = apart(_Own, again, "perturbation")
-    none = arrays(_Own, texts[:0])
-    whole = {
-        name: {s.of: s.value for s in run.score_rows(name)}
-        for name in (PROMPT_INVARIANCE, "side_effect")
-    }
+    every, number = arrays(_Own, texts), texts.perturbation.to_numpy()
+    first = apart(number, (texts.phase == FIRST) & (texts.role == "asked"))
+    later = apart(number, (texts.phase == RETEST) & (texts.role != ELSEWHERE))
+    none = np.empty(0, int)
+    query = (
+        "SELECT perturbation, coalesce(value, 9e999) FROM scores "
+        "WHERE perturbation IS NOT NULL AND judge = ?"  # which has an index of its own
+    )
+    invariance, side_effect = (
+        dict(run.database.execute(query, (name,))) for name in (PROMPT_INVARIANCE, "side_effect")
+    )
     items = []
     for row in run.perturbation_rows():
-        main, second = first.get(row.id, none), later.get(row.id, none)
+        main, second = (where(every, of.get(row.id, none)) for of in (first, later))
         retested = _known(second.interestingness)
-        best = np.nan_to_num(main.interestingness)
+        made = main.interestingness
+        best = np.where(np.isnan(made), 0.0, made)
         items.append(
             Item(
                 row=row,
@@ -168,8 +172,8 @@ def _items(run: Run, texts: pd.DataFrame) -> list[Item]:
                 retest=_numbers(second),
                 **{name: _mean(getattr(main, name)) for name in SCORED},
                 retested=bootstrap_mean(retested) if len(retested) else None,
-                invariance=whole[PROMPT_INVARIANCE].get(row.id),
-                side_effect=whole["side_effect"].get(row.id),
+                invariance=invariance.get(row.id),
+                side_effect=side_effect.get(row.id),
                 hits=int(main.hit.sum()),
                 retest_hits=int(second.hit.sum()),
                 best=int(main.number[best.argmax()]) if len(best) else None,
@@ -185,7 +189,10 @@ class _Own(NamedTuple):
     hit: np.ndarray
     coherence: np.ndarray
     novelty: np.ndarray
-    interestingness: np.ndarray
+
+    @property
+    def interestingness(self) -> np.ndarray:
+        return self.coherence * self.novelty
 
 
 def _numbers(own: _Own) -> array[int]:

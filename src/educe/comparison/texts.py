@@ -1,6 +1,6 @@
 """Texts: what was written for the prompts of the main job, as columns that fit into memory.
 
-One pass over a run reads each text, says what it is by itself, and lets it go: a hundred bytes are
+One pass over a run reads each text, says what it is by itself, and lets it go: sixty bytes are
 left of it, however long it is. It is known by its number in the run's file, and read again where it
 is shown or its words count.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -34,27 +34,29 @@ _VALUES = ", ".join(f"iif({s}.judge IS NULL, NULL, coalesce({s}.value, 9e999))" 
 _JOINED = " ".join(
     f"LEFT JOIN scores {s} ON {s}.completion = c.id AND {s}.judge = '{s}'" for s in _SCORES
 )
+#: With the plus, SQLite reads texts in their order instead of sorting them.
 _QUERY = (
-    f"SELECT c.id, c.perturbation, prompt, sample, phase, text, {_VALUES} FROM completions c "
+    f"SELECT c.id, c.perturbation, prompt, sample, {_VALUES}, phase, text FROM completions c "
     f"{_JOINED} WHERE text IS NOT NULL AND phase != '{KEPT}' "
     f"AND prompt IN (SELECT id FROM prompts WHERE role IN {ROLES}) "
-    "AND (c.perturbation = 0 OR c.perturbation IN (SELECT id FROM perturbations WHERE how = '')) "
-    "ORDER BY c.perturbation, prompt, phase, sample"
+    "AND (+c.perturbation = 0 OR +c.perturbation IN (SELECT id FROM perturbations WHERE how = ''))"
+    " ORDER BY c.perturbation, prompt, phase, sample"
 )
 
-
-#: The columns of a row, and those made of its text.
-_TYPES: dict[str, Any] = {
-    "number": np.int64,
-    "perturbation": np.int32,
-    "prompt": np.int32,
-    "sample": np.int32,
-    "phase": object,
-    "text": np.int64,
-    "hit": bool,
-    "traits": object,
-    **dict.fromkeys(_SCORES, float),
+#: The arm of texts without a perturbation.
+UNPERTURBED = "unperturbed"
+#: The columns that a run has, and those made of its texts, by the types of `array.array`.
+_TYPES = {
+    "number": "q",
+    **dict.fromkeys(("perturbation", "prompt", "sample"), "i"),
+    **dict.fromkeys(_SCORES, "d"),
+    "phase": "b",
+    "text": "q",
+    "hit": "b",
+    "traits": "i",
 }
+_TRAITS: dict[str, Any] = {"refuses": bool, "words": np.int32}
+_TRAITS |= dict.fromkeys(("damage", "form", "persona"), "category")
 
 
 class Texts:
@@ -63,9 +65,10 @@ class Texts:
     Args:
         rows: A row for each text, in the order of perturbation, prompt, phase and sample. Columns:
             its ``number``; perturbation, arm, dose; prompt and its role; sample; phase; ``text``,
-            which is equal for equal texts; ``hit``, whether the pattern looked for is in it;
-            ``traits`` (`educe.scores.traits`); its behaviour, coherence and novelty, NaN where
-            there is none; and interestingness, which is coherence times novelty.
+            which is equal for equal texts; ``hit``, whether the pattern looked for is in it; one
+            for each of its `educe.scores.traits.Traits`; and its behaviour, coherence and novelty,
+            NaN where there is none. What has few values is categories: phase, role, arm, dose, and
+            the words of traits.
         run: The run that has the texts themselves; it has to be open.
     """
 
@@ -104,36 +107,35 @@ def texts_of(run: Run) -> Texts:
     """Return what was written for the prompts of the main job, and what was said of it."""
     prompts = {p.id: p for p in run.prompt_rows()}
     asked = {p.id: asked_in(p.content) for p in prompts.values()}
-    listed = run.perturbation_rows()
     pattern = re.compile(run.config["look_for"]) if run.config.get("look_for") else None
-    kinds: dict[Traits, Traits] = {}
-
-    def columns(some: Sequence[Sequence[Any]]) -> list[np.ndarray]:
-        *row, phase, said, behaviour, coherence, novelty = zip(*some, strict=True)
-        told = [traits(text, asked[prompt]) for text, prompt in zip(said, row[2], strict=True)]
-        own = [
-            *row,
-            [*map(sys.intern, phase)],  # SQLite makes each anew
+    columns = {name: array(kind) for name, kind in _TYPES.items()}
+    phases: dict[str, int] = {}
+    kinds: dict[Traits, int] = {}
+    found = run.database.execute(_QUERY)
+    while some := found.fetchmany(BATCH):
+        *own, phase, said = zip(*some, strict=True)
+        told = [traits(text, asked[prompt]) for text, prompt in zip(said, own[2], strict=True)]
+        each = [
+            *own,
+            [phases.setdefault(name, len(phases)) for name in phase],
             # Among ten million different texts two share a hash with a chance of 3 in a million.
             [hash(text) for text in said],
             [bool(pattern and pattern.search(text)) for text in said],
-            [kinds.setdefault(t, t) for t in told],
-            *(behaviour, coherence, novelty),
+            [kinds.setdefault(kind, len(kinds)) for kind in told],
         ]
-        return list(map(_array, own, _TYPES.values()))
-
-    found = run.database.execute(_QUERY)
-    parts = [columns(some) for some in iter(lambda: found.fetchmany(BATCH), [])]
-    each = zip(*parts, strict=True) if parts else ([_array((), kind)] for kind in _TYPES.values())
-    rows = pd.DataFrame(dict(zip(_TYPES, map(np.concatenate, each), strict=True)))
-    rows["text"] = pd.factorize(rows.text)[0]
-    rows["arm"] = rows.perturbation.map({p.id: p.arm for p in listed} | {0: "unperturbed"})
-    rows["dose"] = rows.perturbation.map({p.id: p.dose for p in listed} | {0: 0.0})
-    rows["role"] = rows.prompt.map({p.id: p.role for p in prompts.values()})
-    rows["interestingness"] = rows.coherence * rows.novelty
-    return Texts(rows, run)
-
-
-def _array(values: Sequence[Any], kind: Any) -> np.ndarray:
-    """Return values as an array; of tuples, each stays one."""
-    return np.fromiter(values, object) if kind is object else np.array(values, kind)
+        for column, values in zip(columns.values(), each, strict=True):
+            column.frombytes(np.array(values, column.typecode).tobytes())
+    whole = {name: np.frombuffer(column, column.typecode) for name, column in columns.items()}
+    rows = pd.DataFrame(whole, copy=False).astype({"hit": bool})
+    rows["text"] = pd.factorize(rows.text)[0].astype(np.int32)
+    rows["phase"] = pd.Categorical.from_codes(rows.phase, list(phases))
+    named = pd.DataFrame(list(kinds), columns=Traits._fields).astype(_TRAITS)
+    for name in named:
+        rows[name] = named[name].array.take(rows.traits)
+    listed = [(p.id, p.arm, p.dose) for p in run.perturbation_rows()]
+    of = pd.DataFrame([(0, UNPERTURBED, 0.0), *listed], columns=["id", "arm", "dose"])
+    of = of.set_index("id").astype("category")
+    rows["arm"], rows["dose"] = rows.perturbation.map(of.arm), rows.perturbation.map(of.dose)
+    roles = pd.Series({p.id: p.role for p in prompts.values()}, dtype="category")
+    rows["role"] = rows.prompt.map(roles)
+    return Texts(rows.drop(columns="traits"), run)

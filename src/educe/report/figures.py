@@ -85,13 +85,15 @@ def survey(layer_map: LayerMap, chosen: tuple[int, int] | None = None) -> Iterat
 def places(s: Summary) -> list[dict[str, Any]]:
     """Return where completions lie on the map, and their verdict; equal ones are one point."""
     behaviours = {b.id: b for b in s.behaviours}
-    known = s.texts.rows[s.texts.rows[BEHAVIOUR].notna()]
-    known = known[(known.phase == FIRST) & ((known.role == "asked") | (known.perturbation == 0))]
-    unperturbed = set(known[BEHAVIOUR][known.perturbation == 0])
-    equal = known.groupby(["arm", "prompt", "text"], sort=False)
-    rows = known.loc[~known.duplicated(["arm", "prompt", "text"])].assign(
-        completions=equal.size().to_numpy()
-    )
+    rows, own = s.texts.rows, s.texts.rows.perturbation == 0
+    known = rows[BEHAVIOUR].notna() & (rows.phase == FIRST) & (own | (rows.role == "asked"))
+    unperturbed = set(rows[BEHAVIOUR][known & own])
+    some = np.flatnonzero(known)
+    key = rows.arm.cat.codes.to_numpy(np.int64)[some]  # one number for arm, prompt and text
+    for column in (rows.prompt, rows.text):
+        key = key * (column.max() + 1) + column.to_numpy()[some]
+    _, first, times = np.unique(key, return_index=True, return_counts=True)
+    rows = rows.iloc[some[first]].assign(completions=times).sort_index()
     often = rows.groupby("text").completions.sum().nlargest(PLACED)
     rows = rows[rows.text.isin(often.index)]
     rows = rows.nlargest(most(s).points or len(rows), "completions").sort_index()

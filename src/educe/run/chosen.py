@@ -43,7 +43,7 @@ def choose(work: Work) -> list[int]:
             own, told = [i.row.id for i in items], seen.behaviours
             if arm != FOUND:
                 rows = seen.texts.rows
-                swapped = rows.assign(arm=rows.arm.replace({arm: FOUND, FOUND: arm}))
+                swapped = rows.assign(arm=rows.arm.cat.rename_categories({arm: FOUND, FOUND: arm}))
                 told = behaviours(seen.texts.of(swapped), work.settings.samples)
             numbers += list(dict.fromkeys((*_finders(told, set(own)), *own)))[:CHOSEN]
         work.run.remember("chosen", numbers)

@@ -149,7 +149,7 @@ class Run(Frames):
         ours = {"run.sqlite", "run.sqlite-wal", "run.sqlite-shm", self.tensors.name, ".lock"}
         return bool(
             self.perturbation_rows()
-            or self.completion_rows()
+            or self.texts_kept()
             or any(self.tensors.iterdir())
             or {file.name for file in self.folder.iterdir()} - ours
         )
@@ -257,6 +257,13 @@ class Run(Frames):
     def perturbations_kept(self) -> int:
         """How many perturbations are listed; the last one has this number."""
         return int(self.database.execute("SELECT count(*) FROM perturbations").fetchone()[0])
+
+    @reading
+    def texts_kept(self, prompts: Collection[int] | None = None) -> int:
+        """Return how many texts are written that count, of all prompts or of some."""
+        query = f"SELECT count(*) FROM completions WHERE text IS NOT NULL AND phase != '{KEPT}'"
+        found = self.database.execute(f"{query} AND {_among('prompt', prompts)}")
+        return int(found.fetchone()[0])
 
     def ask(self, rows: Iterable[Row], temperature: float) -> None:
         """Ask for completions; those that were asked for already stay as they are."""

@@ -51,19 +51,27 @@ class Traits(NamedTuple):
     words: int
 
 
-@lru_cache(maxsize=8192)  # of texts, however many a run has
 def traits(text: str, asked: str = "") -> Traits:
     """Return the traits of a text that answers a message, by its first `READ` signs."""
+    plain, alone = _alone(text)
+    start = _folded(asked)
+    echo = len(start) > 12 and alone.damage != EMPTY and plain.startswith(start)
+    return alone._replace(damage=ECHO) if echo else alone
+
+
+#: What was asked, without its typography; a run asks each of its prompts thousands of times.
+_folded = lru_cache(maxsize=8192)(folded)
+
+
+@lru_cache(maxsize=8192)  # of texts, however many a run has
+def _alone(text: str) -> tuple[str, Traits]:
+    """Return a text without its typography, and its traits whatever it answers."""
     text = text[:READ]
     plain = folded(text)
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", plain)
-    return Traits(
-        refusal(text) is not None,
-        _damage(plain, words, folded(asked)),
-        form(text),
-        persona(plain),
-        len(words),
-    )
+    repeats = len(words) >= LONG and variety(plain) < REPEATS
+    damage = EMPTY if not words else REPETITION if repeats else ""
+    return plain, Traits(refusal(text) is not None, damage, form(text), persona(plain), len(words))
 
 
 def variety(text: str) -> float:
@@ -77,16 +85,6 @@ def variety(text: str) -> float:
         parts, size = text, 3
     grams = [tuple(parts[i : i + size]) for i in range(len(parts) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def _damage(plain: str, words: list[str], asked: str) -> str:
-    if not words:
-        return EMPTY
-    if len(asked) > 12 and plain.startswith(asked):
-        return ECHO
-    if len(words) >= LONG and variety(plain) < REPEATS:
-        return REPETITION
-    return ""
 
 
 def language(texts: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from educe.comparison.chance import Chance, best_by_chance, best_mean_by_chance,
 from educe.comparison.halving import RUNGS, Halving, checked, halve
 from educe.comparison.stats import Estimate, estimate, more_often, rate
 from educe.errors import PromptError, RunError
+from educe.forward.chunks import split
 from educe.model.language import LanguageModel
 from educe.model.prompts import Prompt
 from educe.options import ALONE, Count, Seed, SpreadOptions
@@ -35,6 +36,8 @@ from educe.whole import check_fields
 
 #: Roles of the prompts that a selection chooses on, and of those that it tests on.
 CHOSEN_ON, TESTED_ON = "chosen on", "tested on"
+#: Texts that are scored together; all that their perturbations wrote is held meanwhile.
+PART = 2**13
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class _Selection:
             estimate(again[0], hits),
             chance,
             more_often(top, other) if hits else None,
-            sum(c.prompt in mine for c in run.completion_rows()),
+            run.texts_kept(mine),
         )
 
     def _halve(self, arm: str, numbers: list[int]) -> Halving:
@@ -217,9 +220,14 @@ class _Selection:
         """Write and judge what is missing, and return the scores of all."""
         self.work.run.ask(rows, heat)
         fill(self.work, what)
-        if self.by is None:
-            return interestingness(self.work.run, rows)
-        return judge(self.work, self.by, rows, what)
+        scores = list[float]()
+        for some in split(rows, PART):
+            scores += (
+                interestingness(self.work.run, some)
+                if self.by is None
+                else judge(self.work, self.by, some, what)
+            )
+        return scores
 
 
 def _arm(

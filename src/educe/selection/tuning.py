@@ -249,7 +249,7 @@ class _Tuning:
             (first, second),
             more_often(first, second),
             (files[0], files[1]),
-            len(self.run.completion_rows()),
+            self.run.texts_kept(),
         )
 
     def _round(self, bandits: dict[str, Thompson], step: Callable[..., None]) -> None:
