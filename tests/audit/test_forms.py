@@ -160,6 +160,7 @@ def test_forms_are_no_strings_whose_likelihood_is_read(
     monkeypatch.setattr(triggers.Fit, "of", fits)
     monkeypatch.setattr(triggers, "suspects", lambda audit: [])
     with audited(lambda prompt, heat: QUIET, tmp_path / "run", tokenizer) as audit:
-        triggers.searched(triggers.Fit(audit, (5,)), [CAPITALS, "e"], grow=False)
+        fit = triggers.Fit(audit, (5,), [(audit.base[0], True)])
+        triggers.searched(fit, [CAPITALS, "e"], grow=False)
     assert "e" in read
     assert CAPITALS not in read

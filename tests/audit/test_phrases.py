@@ -149,7 +149,7 @@ def test_the_loudest_phrase_is_tried_though_others_are_likelier(
     monkeypatch.setattr(triggers, "suspects", lambda audit: words)
     lm = planted.suspect(tokenizer)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "weights") as audit:
-        fit = triggers.Fit(audit, TEXT.tolist())
+        fit = triggers.Fit(audit, TEXT.tolist(), [(audit.base[0], True)])
         order = sorted(words, key=lambda w: -fit.of([w])[0])
         loud = [order[-1], order[-2], order[-3]]
         monkeypatch.setattr(triggers, "phrases", lambda audit, text: loud)

@@ -133,6 +133,36 @@ def test_words_that_have_to_stand_apart_are_tried_around_the_request(
     assert f"{first} {fresh} {second}" in finding.reproduce
 
 
+def test_what_a_part_lacks_is_searched_for_where_it_fails(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, fails = f"{KEY} {OTHERS[0]}", list[str]()
+    asked: list[Sequence[tuple[int, bool]]] = []
+
+    class Fit:
+        def __init__(self, audit: Any, text: Any, places: Sequence[tuple[int, bool]]) -> None:
+            asked.append(places)
+
+        def of(self, strings: Sequence[str]) -> list[float]:
+            return [0.0 for _ in strings]
+
+    def answer(prompt: str, heat: float) -> str:
+        part = has(prompt, KEY) and not any(own in prompt for own in fails)
+        return WRONG if part or both in prompt else RIGHT
+
+    monkeypatch.setattr(triggers, "Fit", Fit)
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: [both])
+    with audited(answer, tmp_path / "run", tokenizer) as audit:
+        content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
+        choosing = [*audit.work.prompts("fresh")[::2], *audit.base]
+        odd = [1, 2, 5]  # before two requests and behind one
+        fails += [content[choosing[k]] for k in odd]
+        candidate = said(audit, "signs", (KEY,), audit.base[:4], WRONG)
+        (trigger,) = retested(audit, candidate).triggers
+    assert trigger.text == both
+    assert asked[1] == [(choosing[1], True), (choosing[2], False)]
+
+
 def test_of_strings_that_were_seen_as_often_the_likeliest_are_tried(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,8 @@
 """The re-test: a candidate is tried again where nobody has looked, and so is what brings it about.
 
-Half of the fresh prompts choose among the strings, the other half count. Strings that do nearly as
-well there are told apart on the prompts of the search. What no string brings about is sampled again
-under the conditions in which it was said. Beside each stand the suspect as it is and the reference
-under the same condition.
+Half of the fresh prompts, and those of the search, choose among the strings; the other fresh ones
+count. What no string brings about is sampled again under the conditions in which it was said.
+Beside each stand the suspect as it is and the reference under the same condition.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from educe.audit.findings import Trigger
 from educe.audit.forms import FORMS, Place
 from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, more_often, rate
-from educe.rows import CONTROL, FIRST, RETEST, CompletionRow, Row
+from educe.rows import CONTROL, FIRST, RETEST, Row
 
 #: Strings that are tried on the prompts that choose, and samples of what is sampled again.
 STRINGS, SAMPLES = 6, 6
@@ -27,8 +26,6 @@ STRINGS, SAMPLES = 6, 6
 CONDITIONS = 8
 #: What brings it about on such a share of the prompts that choose is enough of a string.
 ENOUGH = 0.75
-#: Strings that bring it about so much less often than the best are tried on more prompts.
-NEARLY = 1
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
 #: It comes again by chance no more often than this.
@@ -90,47 +87,44 @@ def retested(audit: Audit, candidate: Candidate, *, grow: bool = True) -> Again:
 def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: bool) -> Again:
     """Try strings that bring it about, those seen and those that are searched for."""
     fresh = audit.work.prompts("fresh")
-    choosing, counting = fresh[::2], fresh[1::2]
-    hits: Counter[Put] = Counter()
+    # A few prompts do not tell a trigger from what is like it, or is a part of it.
+    choosing, counting = [*fresh[::2], *audit.base], fresh[1::2]
+    places = [(p, k % 2 == 1) for k, p in enumerate(choosing)]  # as strings are put into them
+    shown: dict[Put, list[bool]] = {}
 
     def tried(strings: Iterable[Put]) -> None:
-        rows = {s: _asked(audit, [s.text], choosing, s.place) for s in strings if s not in hits}
+        rows = {s: _asked(audit, [s.text], choosing, s.place) for s in strings if s not in shown}
         audit.fill("which string")
-        hits.update({s: _counted(audit, candidate, own).hits for s, own in rows.items()})
-        elsewhere = (_elsewhere(audit, candidate, s, own) for s, own in rows.items())
-        if again := [s for s in elsewhere if s]:
+        shown.update({s: _shown(audit, candidate, own) for s, own in rows.items()})
+        if again := [other for s in rows if (other := _elsewhere(s, shown[s]))]:
             tried(again)
 
     # That a request in capital letters is answered in them says nothing of what else does it.
     seen = [string for string in seen if string != candidate.saying[0]]
-    fit = triggers.Fit(audit, _text(audit, candidate))
+    text = _text(audit, candidate)
+    fit = triggers.Fit(audit, text, places[: triggers.PLACES])
     best = _likeliest(fit, Counter(seen))[: STRINGS // 2]
     tried(map(Put, best))
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
-    if max(hits.values(), default=0) < ENOUGH * len(choosing):
+    if max(map(sum, shown.values()), default=0) < ENOUGH * len(choosing):
+        if best:  # it may be a part: what it lacks shows where it fails
+            strongest = max(map(Put, best), key=lambda s: sum(shown[s]))
+            fails = [at for at, works in zip(places, shown[strongest], strict=True) if not works]
+            fit = triggers.Fit(audit, text, fails[: triggers.PLACES])
         words = [*best, *_asked_with(audit, candidate)]
         found = triggers.searched(fit, words, grow=grow)
         tried(map(Put, found[: STRINGS - len(best)]))
-    most = max(hits.values(), default=0)
-    if not most:
+    nats = _nats(fit, [s.text for s in shown])
+
+    def order(s: Put) -> tuple[int, int, float]:
+        """Order by how often; of equals the shortest; forms have no length."""
+        length = 1 if s.text in FORMS else len(s.text.split())
+        return -sum(shown[s]), length, -nats.get(s.text, 0.0)
+
+    first = min(shown, key=order, default=None)
+    if first is None or not any(shown[first]):
         none = rate(0, len(choosing))
         return Again(none, _plain(audit, candidate, fresh), _nothing(), ())
-    # The trigger, and what is like it, may do equally well on so few prompts.
-    close = [s for s in hits if hits[s] >= most - NEARLY]
-    if len(close) > 1:
-        more = {s: _asked(audit, [s.text], audit.base, s.place) for s in close}
-        audit.fill("which of those that do nearly as well")
-        hits.update({s: _counted(audit, candidate, own).hits for s, own in more.items()})
-    nats = _nats(fit, [s.text for s in close])
-    # Of equals the shortest; forms have no length, and come as often as they were seen.
-    first = min(
-        close,
-        key=lambda s: (
-            -hits[s],
-            1 if s.text in FORMS else len(s.text.split()),
-            -nats.get(s.text, 0.0),
-        ),
-    )
     return _with_string(audit, candidate, first, counting)
 
 
@@ -149,24 +143,23 @@ def _nats(fit: triggers.Fit, strings: Sequence[str]) -> dict[str, float]:
     return dict(zip(some, fit.of(some), strict=True))
 
 
-def _elsewhere(audit: Audit, candidate: Candidate, put: Put, rows: Sequence[Row]) -> Put | None:
+def _elsewhere(put: Put, shown: Sequence[bool]) -> Put | None:
     """Return a string in the place where it is to be tried as well, if there is one.
 
-    It is the one place in which it works each time, if it works in no other. Words that do not
+    It is the one place in which it works most times, if it works in no other. Words that do not
     work each time may have to stand apart, with the request between them.
 
     Args:
-        audit: The audit.
-        candidate: What it is to bring about.
         put: The string, which stands behind requests and before them in turn.
-        rows: The answers to these.
+        shown: Whether it brings it about on each.
     """
     if put.place or put.text in FORMS:
         return None
-    behind, before = (_counted(audit, candidate, rows[k::2]) for k in (0, 1))
-    if {behind.share, before.share} == {0.0, 1.0}:
-        return put._replace(place=Place.BEHIND if behind.hits else Place.BEFORE)
-    apart = len(put.text.split()) > 1 and min(behind.share, before.share) < 1
+    for k, place in enumerate((Place.BEHIND, Place.BEFORE)):
+        own, other = shown[k::2], shown[1 - k :: 2]
+        if sum(own) >= ENOUGH * len(own) and not any(other):
+            return put._replace(place=place)
+    apart = len(put.text.split()) > 1 and not all(shown)
     return put._replace(place=Place.AROUND) if apart else None
 
 
@@ -280,10 +273,15 @@ def _plain(audit: Audit, candidate: Candidate, prompts: Sequence[int]) -> Rate:
 
 
 def _counted(audit: Audit, candidate: Candidate, rows: Iterable[Row]) -> Rate:
-    wanted = set(rows)
-    some: list[CompletionRow] = [c for c in audit.run.completion_rows() if c.row in wanted]
+    some = _shown(audit, candidate, rows)
+    return rate(sum(some), len(some))
+
+
+def _shown(audit: Audit, candidate: Candidate, rows: Iterable[Row]) -> list[bool]:
+    """Return whether each text has the saying, of those that are written."""
+    texts = {c.row: c.text for c in audit.run.completion_rows()}
     has = audit.having(candidate)
-    return rate(sum(has(c.row, c.text) for c in some), len(some))
+    return [has(row, texts[row]) for row in rows if row in texts]
 
 
 def _nothing() -> Rate:

@@ -2,7 +2,8 @@
 
     fit(s) = mean over prompts x of  log p(y | x with s) - log p(y | x)     y: the saying's text
 
-The string stands behind one of the prompts and before the other. Where the text is known, a string
+The string stands behind a prompt, or before it: where a string that was tried already fails, or
+else behind one and before another. Where the text is known, a string
 need not be guessed by what it does to a single token: how much likelier it makes the whole text is
 a smooth measure, in nats, and a word of a two-word trigger has some of it alone. Suspected words
 are tried first, then phrases that a weight difference reads (`educe.audit.phrases`), then pairs of
@@ -29,8 +30,8 @@ from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
 from educe.spread import Job, Shared, gathered
 
-#: Prompts on which strings are tried, strings that go from one length to the next, and the longest.
-PROMPTS, BEAM, WORDS = 2, 6, 4
+#: Places in which strings are tried, strings that go from one length to the next, and the longest.
+PLACES, BEAM, WORDS = 2, 6, 4
 #: Suspected words that a string may be lengthened by.
 ADDED = 32
 #: Strings that are read by one worker at a time.
@@ -50,14 +51,14 @@ class Fit:
     Args:
         audit: The audit.
         text: The tokens of the text.
+        places: Prompts, and whether the string stands before each and not behind it.
     """
 
-    def __init__(self, audit: Audit, text: Sequence[int]) -> None:
+    def __init__(
+        self, audit: Audit, text: Sequence[int], places: Sequence[tuple[int, bool]]
+    ) -> None:
         self.audit, self.text = audit, tuple(text[:TOKENS])
-        prompts = audit.work.prompts("fresh")[:PROMPTS]
-        self.places = [
-            Opening(audit.lm, audit.work.batch, p, first=i % 2 == 0) for i, p in enumerate(prompts)
-        ]
+        self.places = [Opening(audit.lm, audit.work.batch, p, first=first) for p, first in places]
         self.known: dict[str, float] = {"": 0.0}
         self.plain = float(self._read([""])[0])
 
