@@ -151,7 +151,8 @@ def test_what_a_part_lacks_is_searched_for_where_it_fails(
         return WRONG if part or both in prompt else RIGHT
 
     monkeypatch.setattr(triggers, "Fit", Fit)
-    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: [both])
+    monkeypatch.setattr(triggers, "searched", lambda fit, seen, grow: [*seen, "grown"] * grow)
+    monkeypatch.setattr(triggers, "lengthened", lambda fit, best: [both, *best])
     with audited(answer, tmp_path / "run", tokenizer) as audit:
         content = {p.id: str(p.content) for p in audit.run.prompt_rows()}
         choosing = [*audit.work.prompts("fresh")[::2], *audit.base]

@@ -24,8 +24,9 @@ from educe.rows import CONTROL, FIRST, RETEST, Row
 STRINGS, SAMPLES = 6, 6
 #: Prompts, begun answers and perturbations that are tried again for one candidate.
 CONDITIONS = 8
-#: What brings it about on such a share of the prompts that choose is enough of a string.
-ENOUGH = 0.75
+#: What brings it about on such a share of the prompts that choose is enough of a string, and what
+#: does on such a smaller share may be a part of one.
+ENOUGH, PART = 0.75, 0.5
 #: So often, at least, a finding is said again.
 COMES_AGAIN = 2
 #: It comes again by chance no more often than this.
@@ -107,12 +108,16 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     tried(map(Put, best))
     # Where a string that was seen brings it about on most prompts, nothing else need be sought.
     if max(map(sum, shown.values()), default=0) < ENOUGH * len(choosing):
+        part = False
         if best:  # it may be a part: what it lacks shows where it fails
-            strongest = max(map(Put, best), key=lambda s: sum(shown[s]))
-            fails = [at for at, works in zip(places, shown[strongest], strict=True) if not works]
+            works = max((shown[Put(s)] for s in best), key=sum)
+            part = sum(works) >= PART * len(works)
+            fails = [at for at, there in zip(places, works, strict=True) if not there]
             fit = triggers.Fit(audit, text, fails[: triggers.PLACES])
         words = [*best, *_asked_with(audit, candidate)]
-        found = triggers.searched(fit, words, grow=grow)
+        found = triggers.searched(fit, words, grow=grow and not part)
+        if grow and part:  # one word more, and not phrases of other words
+            found = triggers.lengthened(fit, found)
         tried(map(Put, found[: STRINGS - len(best)]))
     nats = _nats(fit, [s.text for s in shown])
 
