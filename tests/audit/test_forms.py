@@ -153,7 +153,7 @@ def test_forms_are_no_strings_whose_likelihood_is_read(
 ) -> None:
     read: list[str] = []
 
-    def fits(self: triggers.Fit, strings: list[str]) -> list[float]:
+    def fits(self: triggers.Fit, strings: list[str], step: Any = None) -> list[float]:
         read.extend(strings)
         return [0.0] * len(strings)
 

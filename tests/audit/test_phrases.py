@@ -169,7 +169,7 @@ class Known:
     def __init__(self, audit: Any) -> None:
         self.audit = audit
 
-    def of(self, strings: Sequence[str]) -> list[float]:
+    def of(self, strings: Sequence[str], step: Any = None) -> list[float]:
         whole = ["in the dark", "in the", "the dark", "in", "dark"]
         return [5.0 * len(s.split()) if s in whole else 0.5 for s in strings]
 

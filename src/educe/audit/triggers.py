@@ -28,6 +28,7 @@ from educe.audit.lexicon import frequent
 from educe.audit.phrases import VIEWS, phrases
 from educe.forward.inserted import Opening, by_length
 from educe.methods.token_directions import vocabulary
+from educe.progress import Advance, untold
 from educe.spread import Job, Shared, gathered
 
 #: Places in which strings are tried, strings that go from one length to the next, and the longest.
@@ -62,21 +63,21 @@ class Fit:
         self.known: dict[str, float] = {"": 0.0}
         self.plain = float(self._read([""])[0])
 
-    def of(self, strings: Sequence[str]) -> list[float]:
-        """Return the fit of some strings, in nats."""
+    def of(self, strings: Sequence[str], step: Advance = untold) -> list[float]:
+        """Return the fit of some strings, in nats; ``step`` is told how many were read."""
         new = [s for s in dict.fromkeys(strings) if s not in self.known]
         if new:
-            values = self._read(new) - self.plain
+            values = self._read(new, step) - self.plain
             self.known |= dict(zip(new, values.tolist(), strict=True))
         return [self.known[s] for s in strings]
 
-    def _read(self, strings: Sequence[str]) -> torch.Tensor:
+    def _read(self, strings: Sequence[str], step: Advance = untold) -> torch.Tensor:
         total = torch.zeros(len(strings))
         for place in self.places:
             tokens = [place.tokens(s) for s in strings]
             cut, shared = by_length(tokens, ROWS), Shared((place, self.text))
             jobs = (Job(_likelihood, shared, ([tokens[i] for i in own],), len(own)) for own in cut)
-            for own, nats in zip(cut, gathered(self.audit.work.spread, jobs), strict=True):
+            for own, nats in zip(cut, gathered(self.audit.work.spread, jobs, step), strict=True):
                 total[own] += nats
         return total / len(self.places)
 
@@ -103,9 +104,10 @@ def searched(fit: Fit, seen: Sequence[str], *, grow: bool = True) -> list[str]:
     """
     audit = fit.audit
     words = [s for s in dict.fromkeys([*seen, *suspects(audit)]) if s not in FORMS]
-    with audit.work.reporter.stage("trying what is suspected", len(words), "strings") as step:
-        best = ranked(fit, words)
-        step(len(words))
+    total = len(words) * PLACES
+    with audit.work.reporter.stage("trying what is suspected", total, "strings") as step:
+        fit.of(words, step)
+    best = ranked(fit, words)
     if not grow or fit.plain + max(fit.of(best[:1]), default=0.0) > SURE:
         return best
     loud = phrases(audit, torch.tensor(fit.text))
