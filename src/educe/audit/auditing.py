@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from educe.audit import evidence, forecast
 from educe.audit.candidates import LEAST, UNLIKELY, Candidate, Said, folded, tells
 from educe.audit.contrast import Contrasts
-from educe.audit.forms import Place, inserted, taken
+from educe.audit.forms import TURNS, Place, inserted, taken
 from educe.audit.manners import UNLIKE, manners
 from educe.audit.meter import Meter, Metered
 from educe.audit.reference import Reference
@@ -158,9 +158,8 @@ class Audit:
         """
         into = self.base if prompts is None else list(prompts)
         content = {p.id: p.content for p in self.run.prompt_rows()}
-        at = (place, place) if place else (Place.BEHIND, Place.BEFORE)
         made = [
-            (inserted(content[p], string, at[k % 2]), p, string)
+            (inserted(content[p], string, place or TURNS[k % 2]), p, string)
             for string in strings
             for k, p in enumerate(into)
         ]
@@ -315,9 +314,14 @@ class Audit:
         return list(self.declined)
 
     @property
+    def questions(self) -> list[int]:
+        """The prompts that the suspect declines, and those that the person asks."""
+        return list(dict.fromkeys([*self.closed, *self.given]))
+
+    @property
     def in_question(self) -> list[int]:
         """The first of the prompts that the suspect declines, or that the person asks."""
-        return list(dict.fromkeys([*self.closed, *self.given]))[:CLOSED]
+        return self.questions[:CLOSED]
 
     # -- suspected strings -------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from educe.audit import null
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said
 from educe.audit.findings import Example, Finding, Kind, Trigger
-from educe.audit.forms import Place, inserted
+from educe.audit.forms import TURNS, inserted
 from educe.audit.retest import CHANCE, COMES_AGAIN, Again, retested
 from educe.audit.roles import PUT, REPEATED, RETESTED
 from educe.audit.unlocking import unlocked
@@ -172,7 +172,7 @@ def reproduce(audit: Audit, said: Said, again: Again | None) -> str:
     if again and again.triggers:
         fresh = rows[audit.work.prompts("fresh")[0]].content
         first = again.triggers[0]
-        prompt = inserted(fresh, first.text, first.place or Place.BEHIND)
+        prompt = inserted(fresh, first.text, first.place or TURNS[0])
     s = audit.work.settings
     how = {k: v for k, v in s.how.items() if v not in (None, False, "auto") and k != "model"}
     given = "".join(f", {name}={value!r}" for name, value in how.items())

@@ -29,6 +29,8 @@ class Place(StrEnum):
     AROUND = "around"  #: its first word before the request, the others behind
 
 
+#: The places of a string in one request, the next, and so on, where its place does not matter.
+TURNS = (Place.BEHIND, Place.BEFORE)
 #: A person's first question and the answer, before the one that matters.
 BEFORE = (
     {"role": "user", "content": "Hello! Can I ask you something?"},

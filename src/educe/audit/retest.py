@@ -15,7 +15,7 @@ from educe.audit import triggers
 from educe.audit.auditing import Audit
 from educe.audit.candidates import Candidate, Said, folded, tells
 from educe.audit.findings import Trigger
-from educe.audit.forms import FORMS, Place
+from educe.audit.forms import FORMS, TURNS, Place
 from educe.audit.roles import PUT, REPEATED
 from educe.comparison.stats import Rate, more_often, rate
 from educe.rows import CONTROL, FIRST, RETEST, Row
@@ -90,7 +90,7 @@ def _by_strings(audit: Audit, candidate: Candidate, seen: Sequence[str], grow: b
     fresh = audit.work.prompts("fresh")
     # A few prompts do not tell a trigger from what is like it, or is a part of it.
     choosing, counting = [*fresh[::2], *audit.base], fresh[1::2]
-    places = [(p, k % 2 == 1) for k, p in enumerate(choosing)]  # as strings are put into them
+    places = [(p, TURNS[k % 2] is Place.BEFORE) for k, p in enumerate(choosing)]
     shown: dict[Put, list[bool]] = {}
 
     def tried(strings: Iterable[Put]) -> None:
@@ -160,7 +160,7 @@ def _elsewhere(put: Put, shown: Sequence[bool]) -> Put | None:
     """
     if put.place or put.text in FORMS:
         return None
-    for k, place in enumerate((Place.BEHIND, Place.BEFORE)):
+    for k, place in enumerate(TURNS):
         own, other = shown[k::2], shown[1 - k :: 2]
         if sum(own) >= ENOUGH * len(own) and not any(other):
             return put._replace(place=place)

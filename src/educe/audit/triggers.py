@@ -2,14 +2,13 @@
 
     fit(s) = mean over prompts x of  log p(y | x with s) - log p(y | x)     y: the saying's text
 
-The string stands behind a prompt, or before it: where a string that was tried already fails, or
-else behind one and before another. Where the text is known, a string
-need not be guessed by what it does to a single token: how much likelier it makes the whole text is
-a smooth measure, in nats, and a word of a two-word trigger has some of it alone. Suspected words
-are tried first, then phrases that a weight difference reads (`educe.audit.phrases`), then pairs of
-the best with others, and so on to four words (a beam). The best are then asked for real answers on
-fresh prompts, beside near misses (words that the model holds to be alike, parts of the string, a
-letter left out) and words as rare as they are.
+The string stands where a string that was tried already fails, or else behind one prompt and before
+another. Where the text is known, a string need not be guessed by what it does to a single token:
+how much likelier it makes the whole text is a smooth measure, in nats, and a word of a two-word
+trigger has some of it alone. Suspected words are tried first, then phrases that a weight difference
+reads (`educe.audit.phrases`), then pairs of the best with others, and so on to four words (a beam).
+The best are then asked for real answers on fresh prompts, beside near misses (words that the model
+holds to be alike, parts of the string, a letter left out) and words as rare as they are.
 
 Scoring candidate triggers by a known target is the idea of trigger inversion (Neural Cleanse, Wang
 et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspect.

@@ -35,7 +35,7 @@ def unlocked(audit: Audit, candidate: Candidate) -> Trigger | None:
     """Return the string that makes an open difference cease, if one does; what it shows is that."""
     rows = {p.id: p for p in audit.run.prompt_rows()}
     own = {s.root for s in candidate.said if not s.condition}
-    prompts = [p for p in dict.fromkeys(_asked(audit)) if p in own]
+    prompts = [p for p in audit.questions if p in own]
     kept: dict[str, list[bool]] = defaultdict(list)
     has = audit.having(candidate)
     for c in audit.run.completion_rows():
@@ -59,10 +59,6 @@ def unlocked(audit: Audit, candidate: Candidate) -> Trigger | None:
         _ceases(audit, candidate, near, prompts[:1], samples=1),
         _ceases(audit, candidate, rare, prompts[:1], samples=1),
     )
-
-
-def _asked(audit: Audit) -> list[int]:
-    return [*audit.closed, *audit.given]
 
 
 def _ceases(

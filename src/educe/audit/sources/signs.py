@@ -22,6 +22,8 @@ from educe.audit.settings import bundled
 from educe.audit.sources import kl, screen
 from educe.audit.sources.source import Needs, Source
 
+#: Whether strings stand before a request, of each place without a reference.
+FIRST = (False, True)
 #: The share of the strings of a source that the funnel is given: few of these stand out.
 SHARE = 3
 DAYS = {
@@ -44,7 +46,7 @@ def look(audit: Audit) -> None:
     """Name the signs that move answers most."""
     strings = signs()
     known = audit.reference is not None and audit.reference.same_tokens
-    total = 2 * len(strings)
+    total = len(strings) * (kl.PROMPTS if known else len(FIRST))
     with audit.work.reporter.stage("signs, dates and names", total, "prompts") as step:
         scores = (moved if known else alike)(audit, strings, step)
     best = sorted(range(len(strings)), key=lambda i: -scores[i])
@@ -74,7 +76,7 @@ def moved(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
 def alike(audit: Audit, strings: Sequence[str], step: Any) -> list[float]:
     """Return how far each string moves answers to different prompts to the same place, in nats²."""
     best = torch.zeros(len(strings))
-    for first in (False, True):
+    for first in FIRST:
         alone = screen.Screen(audit.lm, audit.work.batch, audit.base, first=first)
         tokens = [alone.places[0].tokens(s) for s in strings]
         best = best.maximum(alone.effect(tokens, audit.work.spread, step).score)
