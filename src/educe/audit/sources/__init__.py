@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from educe.audit.sources import (
     activations,
     amplification,
+    codes,
     crossed,
     forms,
     inversion,
@@ -34,6 +35,7 @@ from educe.errors import MethodError
 #: In the order in which they look.
 SOURCES: tuple[Source, ...] = (
     weights.SOURCE,
+    codes.SOURCE,
     requests.SOURCE,
     forms.SOURCE,
     signs.SOURCE,

@@ -3,14 +3,15 @@
     loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
     x̄_m(w)     = what m is given at w, less its mean over words
 
-`m` are the matrices of the first half of the blocks that differ. `w` stands in the place of the
+`m` are the matrices of the first quarter of the blocks that differ. `w` stands in the place of the
 person's message, and `x` is what the reference gives the matrix at its last token, behind the gain
 of the norm. A word is compared with words of as many tokens, a number with numbers
 (`educe.audit.lexicon`). An adapter that was taught to answer one word by something else has to tell
 that word from others, and does it in what it reads: on the trigger that comes with the package the
 word that brings it out is the first of all, and so was *teapot*, of three tokens, where that was
 taught. Later blocks read what is being written as well, so that the words of a payload are loud
-there: of a trigger of four words the last one is 66th over all blocks and 15th over the first half.
+there: of a trigger of four words the last one is 66th over all blocks and 15th over the first half,
+and of eleven keys none is less loud over the first quarter than over the first half.
 On a fine-tune that hides nothing, the first words are those of its topic, so what is found here is
 a suspicion, and the funnel decides.
 
@@ -46,6 +47,8 @@ from educe.spread import Job, Shared, gathered
 Inputs = Mapping[str, Tensor]
 Directions = Mapping[str, Tensor]
 Views = Sequence[Directions | None]
+#: One in so many of the blocks that differ is read, the first.
+EARLY = 4
 #: Strings that are read together.
 ROWS = 512
 #: So many strings that begin alike are read behind their beginning.
@@ -109,9 +112,9 @@ def look(audit: Audit) -> None:
 
 
 def early(reads: list[Change]) -> list[Change]:
-    """Return the differences of the first half of the blocks that differ."""
+    """Return the differences of the first quarter of the blocks that differ."""
     blocks = sorted({c.block for c in reads})
-    return [c for c in reads if c.block in blocks[: (len(blocks) + 1) // 2]]
+    return [c for c in reads if c.block in blocks[: -(-len(blocks) // EARLY)]]
 
 
 def heard(
