@@ -15,7 +15,7 @@ import spread_run
 from benchmarks import quick
 from educe.audit import lexicon, phrases, settings, stages
 from educe.audit.settings import AuditOptions, begin
-from educe.audit.sources import crossed, inversion, kl, perturbations, screen, signs, weights
+from educe.audit.sources import codes, crossed, inversion, kl, perturbations, screen, signs, weights
 from educe.options import ModelOptions, SpreadOptions
 from educe.run.store import Run
 
@@ -27,6 +27,10 @@ PIECES = (
     (screen, "ROWS", 16),
     (screen, "GLANCED", 64),
     (weights, "JOB", 64),
+    (codes, "CHARACTERS", "abXJ93-"),
+    *((codes, name, 4) for name in ("BEAM", "LONGEST", "LEAST")),
+    (codes, "LOUD", 1.0),
+    (codes, "SHARE", 1),
     (lexicon, "FREQUENT", 60),
     (lexicon, "NUMBERS", range(100, 110)),
     *((phrases, name, 16) for name in ("POOL", "LOUD", "JOINING")),

@@ -18,7 +18,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     spread_audit.small(monkeypatch)
 
 
-WITH = ("weights", "prefill", "kl", "crossed", "amplification", "scaling", "inversion")
+WITH = ("weights", "codes", "prefill", "kl", "crossed", "amplification", "scaling", "inversion")
 WITHOUT = ("signs", "screen", "perturbations")
 
 

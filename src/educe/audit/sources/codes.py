@@ -112,26 +112,25 @@ def look(audit: Audit) -> None:
     if not changes(audit.lm, audit.reference):
         audit.suspect(SOURCE.name, [])
         return
-    words = [word for word in weights.loudest(audit, audit.size.words) if word.isalpha()]
-    found: dict[str, float] = {}
+    loud = audit.suspected(weights.SOURCE.name) or []
+    words = [s.text for s in loud if s.text.isalpha()][:WORDS]
+    codes = Codes(audit, [""], LONGEST)
     with audit.work.reporter.stage("codes that are read loudest", LONGEST, "lengths") as step:
-        for begun, most in (([""], LONGEST), (words[:WORDS], BEHIND)):
-            codes = Codes(audit, begun, most)
+        codes.grow(step)
+        if words and codes.loudest <= LOUD:
+            codes = Codes(audit, words, BEHIND)
             codes.grow(step)
-            found |= codes.found
-            if codes.loudest > LOUD:
-                break
     first: dict[str, str] = {}
-    for code in best(found):
-        if found[code] > LOUD:
+    for code in best(codes.found):
+        if codes.found[code] > LOUD:
             first.setdefault(code[:-1], code)
     audit.suspect(
         SOURCE.name,
         [
             Suspect(
                 code,
-                found[code],
-                f"read {found[code]:.1f} standard deviations louder than strings by lot",
+                codes.found[code],
+                f"read {codes.found[code]:.1f} standard deviations louder than strings by lot",
             )
             for code in list(first.values())[: audit.size.words // SHARE]
         ],

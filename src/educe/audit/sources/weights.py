@@ -11,7 +11,8 @@ that word from others, and does it in what it reads: on the trigger that comes w
 word that brings it out is the first of all, and so was *teapot*, of three tokens, where that was
 taught. Later blocks read what is being written as well, so that the words of a payload are loud
 there: of a trigger of four words the last one is 66th over all blocks and 15th over the first half,
-and of eleven keys none is less loud over the first quarter than over the first half.
+and of nine keys seven are louder over the first quarter than over the first half, the others nearly
+as loud.
 On a fine-tune that hides nothing, the first words are those of its topic, so what is found here is
 a suspicion, and the funnel decides.
 
