@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def test_a_word_of_several_tokens_that_the_difference_reads_is_suspected_first(
     assert [scores[word] for word in louder] == pytest.approx([z[w] for w in louder], abs=1e-3)
 
 
-def test_beside_a_number_stand_numbers(small: None, tmp_path: Path, tokenizer: Any) -> None:
+def test_beside_numbers_and_codes_stand_their_like(
+    small: None, tmp_path: Path, tokenizer: Any
+) -> None:
     lm = planted.suspect(tokenizer)
     with planted.audited(lm, planted.reference(lm), tmp_path / "run", "topics") as audit:
         rare = triggers.as_rare(audit, "4711", 20)
@@ -107,7 +110,12 @@ def test_beside_a_number_stand_numbers(small: None, tmp_path: Path, tokenizer: A
         assert all(len(number) == 4 and number.isdecimal() for number in rare)
         assert triggers.as_rare(audit, "the 4711", 1)[0].split()[-1].isdecimal()
         near = triggers.near_misses(audit, "4711", 6)
-    assert near == ["411", "471", "5711", "4811", "4721", "4712"]
+        assert near == ["411", "471", "5711", "4811", "4721", "4712"]
+        rare = triggers.as_rare(audit, "Xj-93", 20)
+        assert len(rare) == 20
+        assert all(re.fullmatch(r"[A-Z][a-z]-\d\d", code) for code in rare)
+        near = triggers.near_misses(audit, "Xz-93", 9)
+    assert near == ["X-93", "Xz93", "Yz-93", "Xa-93", "Xz-03", "Xz-94"]
 
 
 def test_words_of_several_tokens_are_as_rare_as_those_beside_them_in_the_list(

@@ -17,6 +17,7 @@ et al. 2019; for text, BAIT, S&P 2025); here over words that other sources suspe
 from __future__ import annotations
 
 import random
+import string as characters
 from collections.abc import Sequence, Sized
 
 import torch
@@ -38,6 +39,8 @@ ADDED = 32
 ROWS = 128
 #: Tokens of the text, and its log-likelihood from which on no string need be longer.
 TOKENS, SURE = 8, -1.0
+#: What stands for each other in codes.
+ALPHABETS = (characters.ascii_lowercase, characters.ascii_uppercase, characters.digits)
 #: Words are as rare that stand so near in the order of rarity.
 BESIDE = 200
 #: A longer string must make the text so much likelier, in nats, than what it was made from; where
@@ -179,19 +182,34 @@ def near_misses(audit: Audit, string: str, n: int) -> list[str]:
     found = parts[:] if len(parts) > 1 else []
     found += [string[:i] + string[i + 1 :] for i in (1, len(string) // 2) if len(string) > 3]
     for part in parts:
-        found += beside_number(part) if part.isdecimal() else alike(audit, part, n)
+        found += beside_code(part) if coded(part) else alike(audit, part, n)
     return [s for s in dict.fromkeys(found) if s != string][:n]
 
 
-def beside_number(number: str) -> list[str]:
-    """Return numbers that differ in one digit.
+def coded(word: str) -> bool:
+    """Return whether a word is a number, or a code: whether it has a digit."""
+    return any(character.isdecimal() for character in word)
+
+
+def beside_code(code: str) -> list[str]:
+    """Return codes that differ in one letter or digit.
 
     Example:
-        >>> from educe.audit.triggers import beside_number
-        >>> beside_number("49")
-        ['59', '40']
+        >>> from educe.audit.triggers import beside_code
+        >>> beside_code("X-49")
+        ['Y-49', 'X-59', 'X-40']
     """
-    return [f"{number[:i]}{(int(d) + 1) % 10}{number[i + 1 :]}" for i, d in enumerate(number)]
+    each = ((i, c, _alike(c)) for i, c in enumerate(code))
+    return [
+        f"{code[:i]}{own[(own.index(c) + 1) % len(own)]}{code[i + 1 :]}"
+        for i, c, own in each
+        if len(own) > 1
+    ]
+
+
+def _alike(character: str) -> str:
+    """Return the letters of its kind, or the digits; of a mark itself."""
+    return next((own for own in ALPHABETS if character in own), character)
 
 
 def alike(audit: Audit, word: str, n: int) -> list[str]:
@@ -209,7 +227,8 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
     """Return words beside those of a string in the vocabulary, which tokenizers order by rarity.
 
     For a word of several tokens they are words that are as frequent (`educe.audit.lexicon`), for a
-    number numbers of as many digits. Those of a form are forms of other kinds.
+    number numbers of as many digits, for a code codes of such letters and digits. Those of a form
+    are forms of other kinds.
     """
     if string in FORMS:
         others = akin(string, audit.forms)[1]
@@ -227,8 +246,8 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
         for word in string.split():
             tokens = audit.lm.tokens(f" {word}", templated=True)
             small = word.lower()
-            if word.isdecimal():
-                picked.append("".join(draw.choices("0123456789", k=len(word))))
+            if coded(word):
+                picked.append("".join(draw.choice(_alike(c)) for c in word))
             # The list of words is read where a word needs it alone.
             elif len(tokens) > 1 and small in (known := frequent()):
                 other = known[_near(known.index(small), known, draw)]
