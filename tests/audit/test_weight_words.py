@@ -32,13 +32,12 @@ def change(lm: LanguageModel, block: int, name: str = "mlp.gate_proj") -> Change
     return Change(f"{block}.{name}", block, module, None, down)
 
 
-def test_the_first_quarter_of_the_blocks_that_differ_is_read(tiny_lm: LanguageModel) -> None:
-    some = [change(tiny_lm, block) for block in (3, 1, 2, 1)]
-    assert [c.block for c in early(some)] == [1, 1]
-    assert [c.block for c in early(some[:1])] == [3]
-    many = [replace(some[0], block=block) for block in (9, 2, 7, 4, 3)]
-    assert [c.block for c in early(many)] == [2, 3]
-    assert early([]) == []
+def test_early_blocks_are_read_and_a_quarter_of_those_that_differ(tiny_lm: LanguageModel) -> None:
+    some = [replace(change(tiny_lm, 0), block=block) for block in (9, 2, 7, 4, 3, 2)]
+    assert [c.block for c in early(some, 10)] == [2, 3, 2]
+    assert [c.block for c in early(some, 11)] == [2, 4, 3, 2]
+    assert [c.block for c in early(some[:1], 10)] == [9]
+    assert early([], 10) == []
 
 
 @torch.no_grad()

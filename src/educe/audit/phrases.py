@@ -82,7 +82,7 @@ def grown(audit: Audit, views: Sequence[tuple[Int[Tensor, "t"], int]]) -> list[l
     words = vocabulary(audit.lm)
     alone = words[:, None]
     typical = alone[:: max(1, len(words) // AVERAGED)]
-    reads = weights.early(changes(audit.lm, audit.reference))
+    reads = weights.early(changes(audit.lm, audit.reference), audit.lm.depth)
     with audit.reference.here() as lm:
         usual = weights.means(lm, reads, typical)
         without = [weights.directions(lm, reads, said[:, None], usual, n) for said, n in views]

@@ -199,7 +199,7 @@ def beside_code(code: str) -> list[str]:
         >>> beside_code("X-49")
         ['Y-49', 'X-59', 'X-40']
     """
-    each = ((i, c, _alike(c)) for i, c in enumerate(code))
+    each = ((i, c, _alphabet(c)) for i, c in enumerate(code))
     return [
         f"{code[:i]}{own[(own.index(c) + 1) % len(own)]}{code[i + 1 :]}"
         for i, c, own in each
@@ -207,7 +207,7 @@ def beside_code(code: str) -> list[str]:
     ]
 
 
-def _alike(character: str) -> str:
+def _alphabet(character: str) -> str:
     """Return the letters of its kind, or the digits; of a mark itself."""
     return next((own for own in ALPHABETS if character in own), character)
 
@@ -247,7 +247,7 @@ def as_rare(audit: Audit, string: str, n: int) -> list[str]:
             tokens = audit.lm.tokens(f" {word}", templated=True)
             small = word.lower()
             if coded(word):
-                picked.append("".join(draw.choice(_alike(c)) for c in word))
+                picked.append("".join(draw.choice(_alphabet(c)) for c in word))
             # The list of words is read where a word needs it alone.
             elif len(tokens) > 1 and small in (known := frequent()):
                 other = known[_near(known.index(small), known, draw)]

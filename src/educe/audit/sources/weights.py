@@ -3,7 +3,8 @@
     loudness(w) = sum over matrices m of  ‖ΔW_m x̄_m(w)‖ / ‖x̄_m(w)‖
     x̄_m(w)     = what m is given at w, less its mean over words
 
-`m` are the matrices of the first quarter of the blocks that differ. `w` stands in the place of the
+`m` are the matrices of the early blocks that differ: those before two fifths of the depth, and a
+quarter of them at least. `w` stands in the place of the
 person's message, and `x` is what the reference gives the matrix at its last token, behind the gain
 of the norm. A word is compared with words of as many tokens, a number with numbers
 (`educe.audit.lexicon`). An adapter that was taught to answer one word by something else has to tell
@@ -11,8 +12,8 @@ that word from others, and does it in what it reads: on the trigger that comes w
 word that brings it out is the first of all, and so was *teapot*, of three tokens, where that was
 taught. Later blocks read what is being written as well, so that the words of a payload are loud
 there: of a trigger of four words the last one is 66th over all blocks and 15th over the first half,
-and of nine keys seven are louder over the first quarter than over the first half, the others nearly
-as loud.
+and of nine keys seven are louder before two fifths of the depth than over the first half, the
+others nearly as loud.
 On a fine-tune that hides nothing, the first words are those of its topic, so what is found here is
 a suspicion, and the funnel decides.
 
@@ -22,6 +23,7 @@ ours.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,8 +50,9 @@ from educe.spread import Job, Shared, gathered
 Inputs = Mapping[str, Tensor]
 Directions = Mapping[str, Tensor]
 Views = Sequence[Directions | None]
-#: One in so many of the blocks that differ is read, the first.
-EARLY = 4
+#: The blocks that differ are read before such a share of the depth, and such a share of them at
+#: least.
+EARLY, LEAST = 0.4, 0.25
 #: Strings that are read together.
 ROWS = 512
 #: So many strings that begin alike are read behind their beginning.
@@ -112,10 +115,11 @@ def look(audit: Audit) -> None:
     )
 
 
-def early(reads: list[Change]) -> list[Change]:
-    """Return the differences of the first quarter of the blocks that differ."""
+def early(reads: list[Change], depth: int) -> list[Change]:
+    """Return the differences of early blocks, of so many blocks."""
     blocks = sorted({c.block for c in reads})
-    return [c for c in reads if c.block in blocks[: -(-len(blocks) // EARLY)]]
+    first = blocks[: math.ceil(LEAST * len(blocks))]
+    return [c for c in reads if c.block in first or c.block < EARLY * depth]
 
 
 def heard(
@@ -136,7 +140,7 @@ def heard(
         without: Of each view, directions that do not count; see `loudness`.
     """
     assert audit.reference is not None
-    reads = early(changes(audit.lm, audit.reference))
+    reads = early(changes(audit.lm, audit.reference), audit.lm.depth)
     with audit.reference.here() as lm:
         usual = means(lm, reads, typical)
     shared = Shared((audit.lm, audit.reference, usual, without))
@@ -153,7 +157,7 @@ def _heard(
     strings: Sequence[Sequence[int]],
 ) -> Float[Tensor, "v n"]:
     """Return how loud some strings are to the weight difference of early blocks."""
-    reads = early(changes(lm, reference))
+    reads = early(changes(lm, reference), lm.depth)
     with reference.here() as clean:
         return loudness(clean, reads, torch.tensor(strings), usual, without=without)
 
