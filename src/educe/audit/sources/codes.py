@@ -96,13 +96,11 @@ class Codes:
                 continue
             if k not in self.usual:
                 (loud,) = weights.heard(self.audit, typical, typical)
-                self.usual[k] = float(loud.mean()), float(loud.std(correction=0)) or 1.0
-            mean, std = self.usual[k]
+                self.usual[k] = weights.spread(loud)
             (loud,) = weights.heard(self.audit, own, typical)
-            texts = [self.audit.lm.text(tokens).strip() for tokens in own.tolist()]
-            heard |= dict(zip(texts, ((loud - mean) / std).tolist(), strict=True))
+            heard |= weights.deviations(self.audit.lm, own, loud, self.usual[k])
         self.found |= heard
-        step(note=repr("".join(best(heard)[:1])))
+        step(note=repr(max(heard, key=lambda code: heard[code], default="")))
         return heard
 
 

@@ -80,10 +80,7 @@ def look(audit: Audit) -> None:
 
     def read(alike: Alike, strings: Int[Tensor, "n k"], step: Advance = untold) -> None:
         (loud,) = heard(audit, strings, typical[alike], step)
-        own = float(loud.mean()), float(loud.std(correction=0)) or 1.0
-        mean, std = usual.setdefault(alike, own)
-        texts = [lm.text(tokens).strip() for tokens in strings.tolist()]
-        found.update(zip(texts, ((loud - mean) / std).tolist(), strict=True))
+        found.update(deviations(lm, strings, loud, usual.setdefault(alike, spread(loud))))
 
     total = sum(map(len, words.values()))
     with audit.work.reporter.stage("what the weight difference reads", total, "words") as step:
@@ -113,6 +110,30 @@ def look(audit: Audit) -> None:
             for text in (*rest[:first], *numbers, *rest[first:])
         ],
     )
+
+
+def spread(loud: Float[Tensor, "n"]) -> tuple[float, float]:
+    """Return mean and standard deviation of how loud strings are; of equal ones the latter is 1."""
+    return float(loud.mean()), float(loud.std(correction=0)) or 1.0
+
+
+def deviations(
+    lm: LanguageModel,
+    strings: Int[Tensor, "n k"],
+    loud: Float[Tensor, "n"],
+    usual: tuple[float, float],
+) -> dict[str, float]:
+    """Return strings and how much louder they are than others, in standard deviations of these.
+
+    Args:
+        lm: Whose tokens they are.
+        strings: Their tokens.
+        loud: How loud they are.
+        usual: The `spread` of the others.
+    """
+    mean, std = usual
+    texts = [lm.text(tokens).strip() for tokens in strings.tolist()]
+    return dict(zip(texts, ((loud - mean) / std).tolist(), strict=True))
 
 
 def early(reads: list[Change], depth: int) -> list[Change]:
